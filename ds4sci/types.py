@@ -1,0 +1,167 @@
+"""One named type per arrow of the data flow, and the names of the axes.
+
+file → ``Record`` (parsed, Å) → ``Features`` (one example) → ``Batch`` (padded, masked) → ``Output`` → loss.
+
+Axis glossary, used in every docstring:
+b batch · s MSA rows · e extra MSA rows · n residues (tokens) · q, k query and key positions · a atoms ·
+h heads · d channels per head · c channels · p points · l structure-module iterations · 37/14 atom layouts of AlphaFold.
+
+This module imports neither torch nor anything else of ds4sci, so that the numpy half of ``ds4sci.data`` can use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+RESIDUES = "ARNDCQEGHILKMFPSTWYV"
+"""The twenty amino acids in AlphaFold's order; index 20 is X (unknown)."""
+
+MSA_ALPHABET = RESIDUES + "X-"
+"""Letters of an MSA row: 0–19 residues, 20 X, 21 gap. Index 22, used only as a feature, is the BERT mask token."""
+
+
+@dataclass(frozen=True)
+class Msa:
+    """An alignment to a query of n residues; row 0 is the query.
+
+    sequences  uint8 [s, n], indices into ``MSA_ALPHABET``
+    deletions  int32 [s, n], residues deleted (lower case in A3M) just before each column
+    names      s names, as in the file
+    """
+
+    sequences: np.ndarray
+    deletions: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One chain as parsed: what the file says, in Å, with nothing left out silently.
+
+    id             e.g. ``1UBQ_A``
+    sequence       n letters of the whole entity (``RESIDUES`` + X), modified residues as their parent
+    atom_positions float32 [n, 37, 3] Å, 0 where absent (atom order: ``ds4sci.residues.ATOM37``)
+    atom_mask      bool [n, 37], True = coordinates present
+    residue_index  int32 [n], position in the entity, rising (0-based); a jump is a chain break
+    b_factors      float32 [n, 37] Å², or None
+    dssp           n letters of DSSP's 8 states with C for loop and ``?`` unknown, or None
+    profile        float32 [n, 20] amino-acid frequencies in ``RESIDUES`` order, or None
+    msa            alignment to ``sequence``, or None
+    resolution     Å, or None
+    """
+
+    id: str
+    sequence: str
+    atom_positions: np.ndarray
+    atom_mask: np.ndarray
+    residue_index: np.ndarray
+    b_factors: np.ndarray | None = None
+    dssp: str | None = None
+    profile: np.ndarray | None = None
+    msa: Msa | None = None
+    resolution: float | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """One example, cropped and sampled, numpy; the feature names and sizes of AlphaFold 2's Table 1.
+
+    aatype          int64 [n], 0–20
+    residue_index   int64 [n]
+    msa_feat        float32 [s, n, 49]: one-hot 23 · has_deletion · deletion_value · cluster profile 23 · cluster deletion mean
+    msa_mask        bool [s, n], True = real
+    extra_msa_feat  float32 [e, n, 25]: one-hot 23 · has_deletion · deletion_value; e may be 0
+    extra_msa_mask  bool [e, n]
+    true_msa        int64 [s, n], letters before BERT masking
+    masked_msa      bool [s, n], True = to be predicted by the masked-MSA head
+    atom_positions  float32 [n, 37, 3] Å
+    atom_mask       bool [n, 37]
+    secondary       int64 [n]: 0 helix (HGI), 1 strand (EB), 2 loop, -1 unknown
+    resolution      float32 [], Å, 0 = unknown
+    """
+
+    id: str
+    aatype: np.ndarray
+    residue_index: np.ndarray
+    msa_feat: np.ndarray
+    msa_mask: np.ndarray
+    extra_msa_feat: np.ndarray
+    extra_msa_mask: np.ndarray
+    true_msa: np.ndarray
+    masked_msa: np.ndarray
+    atom_positions: np.ndarray
+    atom_mask: np.ndarray
+    secondary: np.ndarray
+    resolution: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``Features`` of b examples, padded to one length and stacked; every array gains a leading b.
+
+    token_mask  bool [b, n], True = real residue (padding is False)
+    ids         b record ids
+    recycling   passes without gradient before the last one; equal on all ranks
+    step        optimizer step that this batch belongs to
+    progress    step / steps of the run, in [0, 1]
+    """
+
+    ids: tuple[str, ...]
+    aatype: Tensor
+    residue_index: Tensor
+    token_mask: Tensor
+    msa_feat: Tensor
+    msa_mask: Tensor
+    extra_msa_feat: Tensor
+    extra_msa_mask: Tensor
+    true_msa: Tensor
+    masked_msa: Tensor
+    atom_positions: Tensor
+    atom_mask: Tensor
+    secondary: Tensor
+    resolution: Tensor
+    recycling: int = 0
+    step: int = 0
+    progress: float = 0.0
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``: the only host-to-device crossing of the data."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "to"):
+                moved[field.name] = value.to(device, non_blocking=True)
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the structure model says of a batch; logits of an absent head are None.
+
+    rotations, translations  [l, b, n, 3, 3] and [l, b, n, 3] Å: backbone frames after each structure-module iteration
+    angles, raw_angles       [l, b, n, 7, 2]: sin, cos of ω φ ψ χ1–4, of unit length and before normalisation
+    atom37                   [b, n, 37, 3] Å, 0 for atoms the residue has not
+    frames8                  ([b, n, 8, 3, 3], [b, n, 8, 3]) rigid groups of the last iteration
+    single, pair, msa0       [b, n, c_s], [b, n, n, c_z], [b, n, c_m]: what recycling feeds back
+    """
+
+    rotations: Tensor
+    translations: Tensor
+    angles: Tensor
+    raw_angles: Tensor
+    atom37: Tensor
+    frames8: tuple[Tensor, Tensor]
+    single: Tensor
+    pair: Tensor
+    msa0: Tensor
+    plddt_logits: Tensor
+    distogram_logits: Tensor
+    masked_msa_logits: Tensor | None = None
+    resolved_logits: Tensor | None = None
+    secondary_logits: Tensor | None = None
