@@ -1,0 +1,119 @@
+"""Atom names, ideal geometry and symmetries of the twenty amino acids, as arrays indexed by ``aatype`` (20 = X).
+
+The numbers are in ``residues.json`` (AlphaFold 2's, Apache-2.0). Å. Layouts: *atom37* gives every heavy-atom name one
+column; *atom14* packs a residue's own atoms. Rigid groups (supplement 1.8, Table 2): 0 backbone, 1 ω, 2 φ, 3 ψ,
+4–7 χ1–4. X has a glycine-like backbone only: N, CA, C, O of alanine's geometry without CB.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ds4sci.types import RESIDUES
+
+ATOM37: tuple[str, ...] = tuple(
+    "N CA C CB O CG CG1 CG2 OG OG1 SG CD CD1 CD2 ND1 ND2 OD1 OD2 SD CE CE1 CE2 CE3 NE NE1 NE2 OE1 OE2 CH2 NH1 NH2 OH "
+    "CZ CZ2 CZ3 NZ OXT".split()
+)
+ATOM37_INDEX: dict[str, int] = {name: i for i, name in enumerate(ATOM37)}
+
+_TABLE: dict[str, dict] = json.loads(Path(__file__).with_suffix(".json").read_text())["residues"]
+
+RESTYPE_3TO1: dict[str, str] = {name: entry["letter"] for name, entry in _TABLE.items()}
+RESTYPE_1TO3: dict[str, str] = {letter: name for name, letter in RESTYPE_3TO1.items()} | {"X": "UNK"}
+ATOM14: dict[str, tuple[str, ...]] = {
+    name: tuple(entry["atom14"]) + ("",) * (14 - len(entry["atom14"])) for name, entry in _TABLE.items()
+} | {"UNK": ("N", "CA", "C", "O") + ("",) * 10}
+
+VAN_DER_WAALS_RADIUS: dict[str, float] = {"C": 1.7, "N": 1.55, "O": 1.52, "S": 1.8}
+"""Å, by element (Bondi)."""
+
+BOND_C_N = ((1.329, 0.014), (1.341, 0.016))
+"""Peptide bond C(i)–N(i+1): mean and standard deviation in Å, for a residue i+1 other than proline, and for proline."""
+COS_CA_C_N = (-0.4473, 0.0311)
+COS_C_N_CA = (-0.5203, 0.0353)
+"""Mean and standard deviation of the cosines of the two angles at the peptide bond (Engh & Huber)."""
+
+
+def encode(sequence: str) -> np.ndarray:
+    """``aatype`` int64 [n] of one-letter codes; every letter outside the twenty becomes 20 (X)."""
+    return np.array([_LETTER.get(letter, 20) for letter in sequence], dtype=np.int64)
+
+
+_LETTER = {letter: i for i, letter in enumerate(RESIDUES)}
+
+
+def _frame(ex: np.ndarray, ey: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """4×4 transform with x along ``ex`` and ``ey`` in the upper xy half-plane (Gram–Schmidt)."""
+    x = ex / np.linalg.norm(ex)
+    y = ey - ey.dot(x) * x
+    y = y / np.linalg.norm(y)
+    frame = np.eye(4)
+    frame[:3, :3] = np.stack([x, y, np.cross(x, y)], axis=1)
+    frame[:3, 3] = origin
+    return frame
+
+
+def _group_frames(entry: dict) -> np.ndarray:
+    """[8, 4, 4] group → parent group transforms at zero torsion; parents: backbone, for χ2–4 the χ before."""
+    ideal = {atom: np.array(value[1:]) for atom, value in entry["ideal"].items()}
+    frames = np.tile(np.eye(4), (8, 1, 1))
+    frames[2] = _frame(ideal["N"] - ideal["CA"], np.array([1.0, 0.0, 0.0]), ideal["N"])
+    frames[3] = _frame(ideal["C"] - ideal["CA"], ideal["CA"] - ideal["N"], ideal["C"])
+    for k, atoms in enumerate(entry["chi"]):
+        a, b, c = (ideal[atom] for atom in atoms[:3])
+        if k == 0:
+            frames[4] = _frame(c - b, a - b, c)
+        else:  # the bond before runs along the parent's x axis, so the third atom alone fixes the frame
+            frames[4 + k] = _frame(c, np.array([-1.0, 0.0, 0.0]), c)
+    return frames
+
+
+ATOM14_MASK = np.zeros((21, 14), dtype=bool)
+ATOM37_MASK = np.zeros((21, 37), dtype=bool)
+ATOM14_TO_37 = np.zeros((21, 14), dtype=np.int64)
+ATOM37_TO_14 = np.zeros((21, 37), dtype=np.int64)
+ATOM14_GROUP = np.zeros((21, 14), dtype=np.int64)
+ATOM14_IDEAL = np.zeros((21, 14, 3))
+ATOM14_RADIUS = np.zeros((21, 14))
+ATOM14_SWAP = np.tile(np.arange(14), (21, 1))
+"""The other naming of a symmetric side chain (ASP OD1/OD2, …): atom14 column → column."""
+GROUP_FRAME = np.tile(np.eye(4), (21, 8, 1, 1))
+CHI_ATOM37 = np.zeros((21, 4, 4), dtype=np.int64)
+CHI_MASK = np.zeros((21, 4), dtype=bool)
+CHI_PI_PERIODIC = np.zeros((21, 4), dtype=bool)
+"""χ angles that are the same after half a turn."""
+
+
+def _fill() -> None:
+    for name, columns in ATOM14.items():
+        i = 20 if name == "UNK" else RESIDUES.index(RESTYPE_3TO1[name])
+        entry = _TABLE["ALA" if name == "UNK" else name]
+        for j, atom in enumerate(columns):
+            if not atom:
+                continue
+            k = ATOM37_INDEX[atom]
+            ATOM14_MASK[i, j] = ATOM37_MASK[i, k] = True
+            ATOM14_TO_37[i, j], ATOM37_TO_14[i, k] = k, j
+            ATOM14_GROUP[i, j] = entry["ideal"][atom][0]
+            ATOM14_IDEAL[i, j] = entry["ideal"][atom][1:]
+            ATOM14_RADIUS[i, j] = VAN_DER_WAALS_RADIUS[atom[0]]
+        GROUP_FRAME[i] = _group_frames(entry)
+        if name == "UNK":
+            continue
+        for a, b in entry["swaps"].items():
+            ia, ib = columns.index(a), columns.index(b)
+            ATOM14_SWAP[i, ia], ATOM14_SWAP[i, ib] = ib, ia
+        for k, atoms in enumerate(entry["chi"]):
+            CHI_ATOM37[i, k] = [ATOM37_INDEX[atom] for atom in atoms]
+            CHI_MASK[i, k] = True
+            CHI_PI_PERIODIC[i, k] = bool(entry["chi_pi_periodic"][k])
+
+
+_fill()
+for _constant in (ATOM14_MASK, ATOM37_MASK, ATOM14_TO_37, ATOM37_TO_14, ATOM14_GROUP, ATOM14_IDEAL, ATOM14_RADIUS,
+                  ATOM14_SWAP, GROUP_FRAME, CHI_ATOM37, CHI_MASK, CHI_PI_PERIODIC):  # fmt: skip
+    _constant.setflags(write=False)
