@@ -1,0 +1,75 @@
+"""Packaging: names, ranges and what the wheel carries besides Python.
+
+The native sources in ``kernels/`` and the run files in ``configs/`` lie at the top of the repository, where people
+look for them, and travel in the wheel as ``ds4sci._csrc`` and ``ds4sci._configs``. Code finds both by path: the
+packaged folder first, then the repository's (an editable install has only the latter).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# A lower bound is the oldest release that has what we call; an upper bound guards an interface known to move.
+REQUIRES = [
+    "deepspeed>=0.19.8,<0.20",  # the engine; 0.x minors remove modules (elasticity went in 0.19)
+    "torch>=2.6,<2.14",  # torch.library custom ops with autograd and weights_only=True by default; 2.13 is tested
+    "transformers>=5,<6",  # ESMFold as the independent check of the fold modules; language models
+    "numpy>=1.26",  # data up to the batch; arrays of both the 1.x and the 2.x line work
+    "scipy>=1.11",  # scores and splits: k-d trees, sparse graphs
+    "safetensors>=0.4.3",  # model weights on disk, never a pickle
+    "gemmi>=0.7",  # mmCIF and PDB in and out: the faster reader (see benchmarks/)
+    "biopython>=1.83",  # Stockholm, and the second reader that tests compare with
+    "einops>=0.8",  # reshapes that name every axis
+    "pydantic>=2.7,<3",  # configs: extra="forbid", validation errors with a location
+    "typer>=0.12",  # the command line
+    "rich>=13.7",  # progress and tables in the terminal
+    "matplotlib>=3.8",  # plots of the report page
+    "ninja>=1.11",  # DeepSpeed's JIT builds; a wheel, so no system package is needed
+    # torch.utils.cpp_extension, which DeepSpeed's JIT builds go through, imports setuptools; Python 3.12 has none.
+    "setuptools>=69",
+]
+
+EXTRAS = {
+    "gpu": ["flash-attn>=2.7"],  # built on the user's machine against its CUDA toolkit
+    "wandb": ["wandb>=0.17"],  # "wandb" section of the DeepSpeed JSON; offline works
+    "tensorboard": ["tensorboard>=2.16"],  # "tensorboard" section of the DeepSpeed JSON
+    "dev": [
+        "pytest>=8.2",
+        "hypothesis>=6.100",  # property-based tests of the parsers
+        "tmtools>=0.2",  # TM-score of the original program: the check on ours
+        "biotite>=1.0",  # lDDT and superposition: the check on ours
+        "ruff>=0.6",
+        "mypy>=1.11",
+        "pre-commit>=3.7",
+        "wheel>=0.43",
+    ],
+}
+
+setup(
+    name="ds4sci",
+    version=next(
+        line.split('"')[1]
+        for line in (ROOT / "ds4sci" / "__init__.py").read_text(encoding="utf-8").splitlines()
+        if line.startswith("__version__")
+    ),
+    description="Train protein-structure models and science language models on DeepSpeed, on any machine",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["ds4sci", "ds4sci.*"]), "ds4sci._csrc", "ds4sci._configs"],
+    package_dir={"ds4sci._csrc": "kernels", "ds4sci._configs": "configs"},
+    package_data={
+        "ds4sci": ["*.json", "**/*.json", "**/*.md", "py.typed"],
+        "ds4sci._csrc": ["**/*.cpp", "**/*.h", "**/*.hpp", "**/*.cu", "**/*.cuh", "**/*.md"],
+        "ds4sci._configs": ["**/*.toml", "**/*.json"],
+    },
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["ds4sci = ds4sci.cli:main"]},
+)
