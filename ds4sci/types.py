@@ -165,3 +165,26 @@ class Output:
     masked_msa_logits: Tensor | None = None
     resolved_logits: Tensor | None = None
     secondary_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One predicted chain, numpy, without padding.
+
+    atom37    float32 [n, 37, 3] Å
+    atom_mask bool [n, 37], True = atom exists in the residue and was placed
+    plddt     float32 [n], 0–100
+    distances float32 [n, n] Å, expected Cβ–Cβ distance under the distogram
+    contacts  float32 [n, n], probability that the Cβ–Cβ distance is below 8 Å
+    secondary float32 [n, 3], probability of helix, strand, loop, or None without that head
+    """
+
+    id: str
+    sequence: str
+    residue_index: np.ndarray
+    atom37: np.ndarray
+    atom_mask: np.ndarray
+    plddt: np.ndarray
+    distances: np.ndarray
+    contacts: np.ndarray
+    secondary: np.ndarray | None = None
