@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The whole CPU test suite, slow tests included; arguments go to pytest: bash launch/test.sh tests/test_layers.py -x
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$ds4sci_root"
+python -m ds4sci.train.jit
+exec python -m pytest -m "not gpu" --durations=15 "$@"
