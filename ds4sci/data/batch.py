@@ -1,0 +1,58 @@
+"""Examples → one padded ``Batch``: the place where numpy becomes torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+
+from ds4sci.types import Batch, Features
+
+_PADDING = {"aatype": 20, "secondary": -1}
+"""X and unknown; everything else is padded with 0 or False."""
+
+
+def collate(
+    features: Sequence[Features], *, recycling: int = 0, step: int = 0, progress: float = 0.0, multiple: int = 1
+) -> Batch:
+    """Stack b examples, padded to the longest n (rounded up to ``multiple``) and to the most rows s and e.
+
+    Padding is X in ``aatype``, -1 in ``secondary``, 0 or False elsewhere; ``token_mask``, ``msa_mask`` and ``extra_msa_mask``
+    are False there. ``ValueError`` for no examples.
+    """
+    if not features:
+        raise ValueError("a batch needs at least one example; got none")
+    n = -(-max(len(one.aatype) for one in features) // multiple) * multiple
+    stacked: dict[str, torch.Tensor] = {}
+    for field in fields(Features):
+        if field.name == "id":
+            continue
+        arrays = [getattr(one, field.name) for one in features]
+        stacked[field.name] = torch.from_numpy(_stack(arrays, n, field.name, _PADDING.get(field.name, 0)))
+    token_mask = np.zeros((len(features), n), bool)
+    for row, one in enumerate(features):
+        token_mask[row, : len(one.aatype)] = True
+    return Batch(
+        ids=tuple(one.id for one in features),
+        token_mask=torch.from_numpy(token_mask),
+        recycling=recycling,
+        step=step,
+        progress=progress,
+        **stacked,
+    )
+
+
+def _stack(arrays: Sequence[np.ndarray], n: int, name: str, padding: int) -> np.ndarray:
+    if arrays[0].ndim == 0:
+        return np.stack(arrays)
+    with_rows = "msa" in name  # [rows, n, …] rather than [n, …]
+    lead = (max(array.shape[0] for array in arrays), n) if with_rows else (n,)
+    out = np.full((len(arrays), *lead, *arrays[0].shape[len(lead) :]), padding, arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        if with_rows:
+            out[row, : array.shape[0], : array.shape[1]] = array
+        else:
+            out[row, : array.shape[0]] = array
+    return out
