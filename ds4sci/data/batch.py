@@ -19,8 +19,8 @@ def collate(
 ) -> Batch:
     """Stack b examples, padded to the longest n (rounded up to ``multiple``) and to the most rows s and e.
 
-    Padding is X in ``aatype``, -1 in ``secondary``, 0 or False elsewhere; ``token_mask``, ``msa_mask`` and ``extra_msa_mask``
-    are False there. ``ValueError`` for no examples.
+    Padding is X in ``aatype``, -1 in ``secondary``, 0 or False elsewhere; ``token_mask``, ``msa_mask`` and
+    ``extra_msa_mask`` are False there. ``ValueError`` for no examples.
     """
     if not features:
         raise ValueError("a batch needs at least one example; got none")

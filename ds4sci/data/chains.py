@@ -8,7 +8,7 @@ Arrays, all chains end to end (n residues, ``offsets[i]:offsets[i + 1]`` are tho
 ``sequence``               S1 [n]              required; ``RESIDUES`` and X
 ``backbone_centi_angstrom``  int16 [n, 4, 3]   required; N, CA, C, O in 0.01 Å about the centroid of the CAs
 ``dssp``                   S1 [n]              8 states, C loop, ``?`` unknown
-``profile_e4``             uint16 [n, 20]      frequency × 10⁴, columns ``ACDEFGHIKLMNPQRSTVWY``; a chain of zeros has none
+``profile_e4``             uint16 [n, 20]      frequency × 10⁴, columns in order ``PROFILE_ORDER``; zeros: has none
 ``atom37_mask``            bool [n, 37]        which atoms are there; without it the backbone is complete
 ``atom37_centi_angstrom``  int32 [atoms, 3]    0.01 Å in the file's own frame, in the order of ``atom37_mask``'s True
                                                entries; the dense form [n, 37, 3] is read too
@@ -77,7 +77,9 @@ class ChainSet(Sequence[Record]):
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files if key not in MSA_KEYS}
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such chain set; build one with `ds4sci data build SRC_DIR OUT.npz`") from None
+            raise FileNotFoundError(
+                f"{path}: no such chain set; build one with `ds4sci data build SRC_DIR OUT.npz`"
+            ) from None
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not a chain set in .npz form, or truncated ({error})") from error
         return cls(arrays, str(path))
@@ -109,7 +111,7 @@ class ChainSet(Sequence[Record]):
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -147,7 +149,7 @@ class ChainSet(Sequence[Record]):
             resolution=resolution or None,
         )
 
-    def index(self, value, start: int = 0, stop: int | None = None) -> int:  # type: ignore[no-untyped-def, override]
+    def index(self, value, start: int = 0, stop: int | None = None) -> int:
         """Position of the chain with this id; ``ValueError`` if the set has none."""
         name = value.id if isinstance(value, Record) else value
         return self.ids.index(name, start, len(self) if stop is None else stop)
@@ -162,7 +164,8 @@ class ChainSet(Sequence[Record]):
         if "msa_letters" not in self._arrays:
             with np.load(self._source, allow_pickle=False) as file:
                 late = {key: file[key] for key in MSA_KEYS}
-            self._arrays.update({key: late[key] for key in reversed(MSA_KEYS)})  # msa_letters last: it says all are there
+            # msa_letters goes in last, because other threads take it as the sign that all are there
+            self._arrays.update({key: late[key] for key in reversed(MSA_KEYS)})
         begin, end = self._msa_offsets[index], self._msa_offsets[index + 1]
         depth = int(self._arrays["msa_depth"][index])
         first, last = np.searchsorted(self._arrays["msa_deletion_at"], [begin, end])
@@ -184,8 +187,8 @@ class ChainSet(Sequence[Record]):
         chains, n = len(arrays["ids"]), len(arrays["sequence"])
         if offsets.shape != (chains + 1,) or offsets[0] != 0 or offsets[-1] != n or (np.diff(offsets) <= 0).any():
             raise ValueError(
-                f"{where}: offsets must rise from 0 to {n} (the residues) in {chains} steps (the ids), with no empty chain;"
-                f" got {offsets.size} entries" + (f" from {offsets[0]} to {offsets[-1]}" if offsets.size else "")
+                f"{where}: offsets must rise from 0 to {n} (the residues) in {chains} steps (the ids), with no empty"
+                f" chain; got {offsets.size} entries" + (f" from {offsets[0]} to {offsets[-1]}" if offsets.size else "")
             )
         shapes: dict[str, tuple[int | None, ...]] = {
             "backbone_centi_angstrom": (n, 4, 3), "dssp": (n,), "profile_e4": (n, 20), "atom37_mask": (n, 37),
@@ -261,7 +264,9 @@ def _backbone(record: Record) -> np.ndarray:
     centre = record.atom_positions[has_ca, BACKBONE[1]].mean(0) if has_ca.any() else np.zeros(3, np.float32)
     centred = (record.atom_positions[:, BACKBONE] - centre) * record.atom_mask[:, BACKBONE, None]
     if np.abs(centred).max(initial=0.0) > 327.0:
-        raise ValueError(f"{record.id}: an atom lies more than 327 Å from the chain's centre; a chain set cannot hold it")
+        raise ValueError(
+            f"{record.id}: an atom lies more than 327 Å from the chain's centre; a chain set cannot hold it"
+        )
     return np.rint(centred * 100.0).astype(np.int16)
 
 

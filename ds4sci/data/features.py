@@ -16,8 +16,8 @@ class FeatureConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     msa_input: MsaInput = "profile"
-    """``msa``: the alignment, sampled. ``profile``: one row, with the record's profile as cluster profile (made from the
-    alignment where a record has only that). ``sequence``: one row, with the sequence itself as cluster profile."""
+    """``msa``: the alignment, sampled. ``profile``: one row, with the record's profile as cluster profile (made from
+    the alignment where a record has only that). ``sequence``: one row, with the sequence itself as cluster profile."""
     max_clusters: int = Field(default=128, ge=1)
     """Rows of ``msa_feat`` at most (AF2: N_clust), with the query always the first."""
     max_extra: int = Field(default=1024, ge=0)
@@ -35,7 +35,9 @@ class FeatureConfig(BaseModel):
     def _shares(self) -> FeatureConfig:
         shares = self.masked_msa_uniform + self.masked_msa_profile + self.masked_msa_same
         if shares > 1.0 + 1e-9:
-            raise ValueError(f"masked_msa_uniform + masked_msa_profile + masked_msa_same must be at most 1; got {shares}")
+            raise ValueError(
+                f"masked_msa_uniform + masked_msa_profile + masked_msa_same must be at most 1; got {shares}"
+            )
         return self
 
 
@@ -97,8 +99,8 @@ def _profile(record: Record, aatype: np.ndarray, settings: FeatureConfig) -> np.
     if profile is None:
         raise ValueError(
             f"{record.id}: msa_input='profile' needs a profile or an alignment and this record has neither; use"
-            " msa_input='sequence', build the set with `ds4sci data build … --msa DIR`, or, to predict from the sequence"
-            " alone, give it a stand-in with ds4sci.data.profile.with_input(record, 'profile')"
+            " msa_input='sequence', build the set with `ds4sci data build … --msa DIR`, or, to predict from the"
+            " sequence alone, give it a stand-in with ds4sci.data.profile.with_input(record, 'profile')"
         )
     return np.concatenate([profile, np.zeros((len(profile), 3), np.float32)], axis=1)
 
@@ -112,7 +114,9 @@ def _one_row(
     n = window.stop - window.start
     zeros = np.zeros((1, n, 1), np.float32)
     return {
-        "msa_feat": np.concatenate([_one_hot(shown[:, window], 23), zeros, zeros, profile[None, window], zeros], axis=2),
+        "msa_feat": np.concatenate(
+            [_one_hot(shown[:, window], 23), zeros, zeros, profile[None, window], zeros], axis=2
+        ),
         "msa_mask": np.ones((1, n), bool),
         "extra_msa_feat": np.zeros((0, n, 25), np.float32),
         "extra_msa_mask": np.zeros((0, n), bool),
@@ -165,7 +169,7 @@ def _clustered(msa: Msa, settings: FeatureConfig, rng: np.random.Generator, wind
 def nearest_centre(centres: np.ndarray, others: np.ndarray) -> np.ndarray:
     """int64 [rows]: for each row of ``others`` [rows, n] the centre [s, n] with most letters in common.
 
-    Positions where either is a gap or masked never agree (AF2: gap weight 0, mask weight 0); the first centre wins ties.
+    Positions where either is a gap or masked never agree (AF2: gap and mask weigh 0); the first centre wins ties.
     Memory: 4 · 21 · n · (s + 256) bytes, as one-hot rows, 256 of ``others`` at a time, in one matrix product.
     """
     hot = _one_hot(centres, 23)[..., :GAP].reshape(len(centres), -1)

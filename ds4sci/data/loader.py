@@ -9,10 +9,10 @@ stay the same, number for number, for any split of B over ranks, micro-batches a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -65,7 +65,7 @@ class Plan(BaseModel):
     @model_validator(mode="after")
     def _rises(self) -> Plan:
         starts = [phase.from_progress for phase in self.phases]
-        if starts[0] != 0.0 or any(later <= earlier for earlier, later in zip(starts, starts[1:], strict=False)):
+        if starts[0] != 0.0 or any(later <= earlier for earlier, later in pairwise(starts)):
             raise ValueError(f"from_progress must be 0 in the first phase and rise from phase to phase; got {starts}")
         return self
 
@@ -110,17 +110,22 @@ def batches(
 
     Sample j of step k goes to micro-batch j // (micro · world), there to rank j // micro mod world.
     ``steps`` is the length of the run: ``progress`` = step / steps, at most 1, chooses the phase of ``plan``.
-    ``workers`` threads make batches ahead (numpy lets go of the interpreter lock in its larger calls); 0 makes each batch
-    when it is asked for. The batches are the same for every number.
+    ``workers`` threads make batches ahead (numpy lets go of the interpreter lock in its larger calls); 0 makes each
+    batch when it is asked for. The batches are the same for every number.
 
     ``ValueError`` at the call for impossible arguments, at the batch for a record that lacks its input.
     """
     if not len(chains):
         raise ValueError("there is no chain to train on: the set is empty")
     for name, value, least in (
-        ("seed", seed, 0), ("start_step", start_step, 0), ("steps", steps, 1), ("world_size", world_size, 1),
-        ("micro_batch_size", micro_batch_size, 1), ("accumulation_steps", accumulation_steps, 1), ("workers", workers, 0),
-    ):  # fmt: skip
+        ("seed", seed, 0),
+        ("start_step", start_step, 0),
+        ("steps", steps, 1),
+        ("world_size", world_size, 1),
+        ("micro_batch_size", micro_batch_size, 1),
+        ("accumulation_steps", accumulation_steps, 1),
+        ("workers", workers, 0),
+    ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}; got {value}")
     if not 0 <= rank < world_size:
@@ -131,12 +136,10 @@ def batches(
         crop, recycling = plan.draw(seed, step, progress)
         first = (accumulation * world_size + rank) * micro_batch_size
         base = step * micro_batch_size * accumulation_steps * world_size
-        samples = [
-            featurize(
-                chains[chain_of(seed, base + j, len(chains))], feature_config, generator(seed, _SAMPLE, step, j), crop=crop
-            )
-            for j in range(first, first + micro_batch_size)
-        ]
+        samples = []
+        for j in range(first, first + micro_batch_size):
+            record = chains[chain_of(seed, base + j, len(chains))]
+            samples.append(featurize(record, feature_config, generator(seed, _SAMPLE, step, j), crop=crop))
         return collate(samples, recycling=recycling, step=step, progress=progress, multiple=plan.pad_multiple)
 
     places = ((step, accumulation) for step in count(start_step) for accumulation in range(accumulation_steps))
@@ -145,7 +148,7 @@ def batches(
     return _ahead(make, places, workers)
 
 
-def _ahead(make, places: Iterator[tuple[int, int]], workers: int) -> Iterator[Batch]:  # type: ignore[no-untyped-def]
+def _ahead(make: Callable[[int, int], Batch], places: Iterator[tuple[int, int]], workers: int) -> Iterator[Batch]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ds4sci-loader")
     waiting: deque[Future[Batch]] = deque(pool.submit(make, *next(places)) for _ in range(2 * workers))
     try:
