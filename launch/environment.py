@@ -158,8 +158,6 @@ def make_venv(stamp: dict[str, str]) -> None:
 
 def main() -> None:
     """Bring ``.venv`` up to date."""
-    if sys.version_info < (3, 11):
-        sys.exit(f"[environment] Python >= 3.11 is needed; {sys.executable} is {platform.python_version()}.")
     stamp = wanted(kind_of_machine())
     with locked():
         if read_stamp() == stamp:
