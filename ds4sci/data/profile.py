@@ -57,8 +57,8 @@ def with_input(record: Record, msa_input: MsaInput) -> Record:
     """``record`` with the input that a model of ``msa_input`` needs, made from what the record has where it lacks it.
 
     ``"profile"``: the record's own, else ``msa_profile``, else ``sequence_profile``. ``"msa"``: the record's own, else
-    the sequence as the only row. For prediction; training refuses such records instead (``features.featurize``), because
-    a set that mixes real and made-up profiles teaches the model to trust neither.
+    the sequence as the only row. For prediction; training refuses such records instead (``features.featurize``): a set
+    that mixes real and made-up profiles teaches the model to trust neither.
     """
     if msa_input == "profile" and record.profile is None:
         made = sequence_profile(record.sequence) if record.msa is None else msa_profile(record.msa)
