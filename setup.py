@@ -28,6 +28,7 @@ REQUIRES = [
     "typer>=0.12",  # the command line
     "rich>=13.7",  # progress and tables in the terminal
     "matplotlib>=3.8",  # plots of the report page
+    "psutil>=5.9",  # memory of a step; whether the launcher still lives
     "ninja>=1.11",  # DeepSpeed's JIT builds; a wheel, so no system package is needed
     # torch.utils.cpp_extension, which DeepSpeed's JIT builds go through, imports setuptools; Python 3.12 has none.
     "setuptools>=69",
@@ -45,7 +46,6 @@ EXTRAS = {
         "ruff>=0.6",
         "mypy>=1.11",
         "pre-commit>=3.7",
-        "wheel>=0.43",
     ],
 }
 
@@ -59,7 +59,7 @@ setup(
     description="Train protein-structure models and science language models on DeepSpeed, on any machine",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=[*find_packages(include=["ds4sci", "ds4sci.*"]), "ds4sci._csrc", "ds4sci._configs"],

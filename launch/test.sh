@@ -3,5 +3,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ds4sci_root"
-python -m ds4sci.train.jit
 exec python -m pytest -m "not gpu" --durations=15 "$@"
