@@ -1,0 +1,88 @@
+"""Protein FASTA, plain or gzipped."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ds4sci.data.sources.text import read_text
+from ds4sci.types import RESIDUES, Record
+
+_AMBIGUOUS = "BZJUO"
+
+
+def read_fasta(path: str | Path) -> list[tuple[str, str]]:
+    """(name, sequence) of each entry; the name is the first word after ``>``, the sequence ``RESIDUES`` and X.
+
+    Small letters (soft-masked) count as capitals; one ``*`` at the end (the stop) is dropped; B, Z, J (ambiguous), U
+    and O (selenocysteine, pyrrolysine) become X, with a warning that counts them. ``ValueError`` names file and line:
+    any other character, no entry, text before the first ``>``, an entry with no name or no sequence, a name used twice.
+    """
+    entries: list[tuple[str, str]] = []
+    first_line: dict[str, int] = {}
+    for number, name, lines in _entries(path):
+        if name in first_line:
+            raise ValueError(
+                f"{path}: line {number}: the name {name!r} was used on line {first_line[name]}; names must differ"
+            )
+        first_line[name] = number
+        letters = []
+        for line_number, line in lines:
+            last = line_number == lines[-1][0]
+            text = "".join(line.split()).upper()
+            letters.append(text.removesuffix("*") if last else text)
+            for column, letter in enumerate(letters[-1], start=1):
+                if letter not in RESIDUES and letter not in _AMBIGUOUS + "X":
+                    gap = " (an alignment? give it as A3M or Stockholm)" if letter in "-." else ""
+                    raise ValueError(
+                        f"{path}: line {line_number}: {letter!r} at letter {column} of {name!r} is no amino acid{gap};"
+                        f" expected one of {RESIDUES} or X"
+                    )
+        sequence = "".join(letters)
+        if not sequence:
+            raise ValueError(f"{path}: line {number}: {name!r} has no sequence")
+        replaced = sum(sequence.count(letter) for letter in _AMBIGUOUS)
+        if replaced:
+            warnings.warn(
+                f"{path}: line {number}: {name!r}: {replaced} of {len(sequence)} letters are B, Z, J, U or O, read as X",
+                stacklevel=2,
+            )
+        entries.append((name, sequence.translate(str.maketrans(_AMBIGUOUS, "X" * len(_AMBIGUOUS)))))
+    if not entries:
+        raise ValueError(f"{path}: no FASTA entry; expected a line that begins with '>' and the sequence under it")
+    return entries
+
+
+def record(name: str, sequence: str) -> Record:
+    """A record of a sequence alone: every coordinate is masked."""
+    n = len(sequence)
+    return Record(
+        id=name,
+        sequence=sequence,
+        atom_positions=np.zeros((n, 37, 3), np.float32),
+        atom_mask=np.zeros((n, 37), bool),
+        residue_index=np.arange(n, dtype=np.int32),
+    )
+
+
+def _entries(path: str | Path) -> Iterator[tuple[int, str, list[tuple[int, str]]]]:
+    """Line number and name of each entry, and its non-empty lines with their numbers."""
+    header: tuple[int, str] | None = None
+    lines: list[tuple[int, str]] = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if line.startswith(">"):
+            if header:
+                yield (*header, lines)
+            words = line[1:].split()
+            if not words:
+                raise ValueError(f"{path}: line {number}: '>' without a name")
+            header, lines = (number, words[0]), []
+        elif line.strip() and not line.startswith(";"):
+            if header is None:
+                raise ValueError(f"{path}: line {number}: text before the first '>'; expected FASTA, got {line[:40]!r}")
+            lines.append((number, line))
+    if header:
+        yield (*header, lines)
