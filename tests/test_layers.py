@@ -24,9 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
     "residues": {"types"},
+    "machine": set(),
     "config_errors": set(),
     "deepspeed_json": {"config_errors"},
-    "config": {"types"} | CONFIG,
+    "config": {"types", "machine"} | CONFIG,
     "geometry": FOUNDATION,
     "kernels": {"types"},
     "scores": FOUNDATION,
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "physics": NN | {"nn"},
     "baselines": FOUNDATION | {"data", "scores"},
     "tasks": TASKS | {"baselines"},
-    "train": TASKS | CONFIG | {"baselines", "tasks"},
+    "train": TASKS | CONFIG | {"baselines", "machine", "tasks"},
 }
 """The parts of the package, lowest first, and the other parts that each may use."""
 

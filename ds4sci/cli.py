@@ -1,0 +1,164 @@
+"""The command ``ds4sci``: parse, call, print. A command imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Train protein-structure models on DeepSpeed, on any machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure speed; every result is JSON with machine and commit.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+
+Run = Annotated[Path, typer.Option("--run", help="Run folder, such as runs/quickstart.", metavar="RUN")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
+    """Options of every command. ``main`` reads ``--debug`` itself: it must also know when parsing fails."""
+
+
+@app.command()
+def train(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="Run file (TOML).", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Such as train.steps=10.", show_default=False)
+    ] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+    deepspeed_config: Annotated[
+        Path | None, typer.Option("--deepspeed_config", metavar="JSON", help="Replaces the JSON the run file names.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, help="Processes; default: one per GPU, two on a CPU.")
+    ] = None,
+) -> None:
+    """Train what a run file says, or go on with a run: --resume needs nothing else."""
+    if config is not None and "=" in config and resume is not None:
+        config, overrides = None, [config, *(overrides or [])]
+    if config is None and resume is None:
+        raise ValueError("say what to train: `ds4sci train CONFIG`, or `ds4sci train --resume RUN`")
+    from ds4sci.train import launch
+
+    raise typer.Exit(
+        launch.train(config, overrides or [], resume=resume, deepspeed_config=deepspeed_config, ranks=ranks)
+    )
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    chains: Annotated[Path, typer.Option("--chains", metavar="FILE.npz", help="Chain set with the true structures.")],
+    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where means and per-chain scores go.")],
+    which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
+) -> None:
+    """Score a run's structures of every chain in a set: lDDT-Cα, TM-score, GDT-TS, RMSD, …"""
+    from ds4sci.train.evaluate import evaluate_run
+
+    show_means(evaluate_run(run, chains, json, which=which))
+    typer.echo(f"wrote {json}")
+
+
+@app.command()
+def predict(
+    run: Run,
+    fasta: Annotated[Path, typer.Option("--fasta", metavar="FILE", help="Sequences to fold.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for mmCIF and PDB files.")],
+    msa: Annotated[
+        Path | None, typer.Option("--msa", metavar="DIR", help="Alignments named NAME.a3m or NAME.sto.")
+    ] = None,
+    which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
+) -> None:
+    """Predict structures, with pLDDT in the B-factor column."""
+    from ds4sci.train.predict import predict_fasta
+
+    for path in predict_fasta(run, fasta, out, msa_dir=msa, which=which):
+        typer.echo(path)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+    """Write RUN/report.html: one self-contained page of curves, scores and pictures."""
+    from ds4sci.train.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@data_app.command("build")
+def data_build(
+    source: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Folder of mmCIF or PDB files, plain or gzipped.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.npz")],
+    msa: Annotated[Path | None, typer.Option("--msa", metavar="DIR", help="Alignments named ID.a3m or ID.sto.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; default: the cores.")] = None,
+) -> None:
+    """Make a chain set from structure files; restartable, with a report of what was refused and why."""
+    from ds4sci.data.build import build
+
+    typer.echo(build(source, out, msa_dir=msa, jobs=jobs))
+
+
+@app.command()
+def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Say what this machine has, what would run on it, and how to get what is missing."""
+    from ds4sci.doctor import examine
+
+    findings = examine()
+    if json:
+        from dataclasses import asdict
+        from json import dumps
+
+        typer.echo(dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        show_findings(findings)
+    raise typer.Exit(1 if any(finding.level == "problem" for finding in findings) else 0)
+
+
+def show_findings(findings: list[Any]) -> None:
+    """The doctor's report on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    marks = {"ok": Text("ok", "green"), "optional": Text("–", "yellow"), "problem": Text("!!", "bold red")}
+    for section in dict.fromkeys(finding.section for finding in findings):
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        table.add_column(no_wrap=True, min_width=2)
+        table.add_column(no_wrap=True, min_width=26)
+        table.add_column(overflow="fold")
+        for finding in (f for f in findings if f.section == section):
+            table.add_row(marks[finding.level], finding.name, Text(finding.detail))
+            if finding.level != "ok" and finding.remedy:
+                table.add_row("", "", Text(f"→ {finding.remedy}", "cyan"))
+        console.print(Text(section, "bold"))
+        console.print(table)
+
+
+def show_means(summary: dict[str, Any]) -> None:
+    """Mean scores on the terminal."""
+    for key, value in summary.items():
+        typer.echo(f"{key:24s} {value:.4f}" if isinstance(value, float) else f"{key:24s} {value}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. What a user can mend is one clear message and exit code 2; ``--debug`` shows the traceback."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        app(args=[a for a in given if a != "--debug"], prog_name="ds4sci")
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if debug:
+            raise
+        typer.secho(f"ds4sci: {error}", fg="red", err=True)
+        raise SystemExit(2) from None
