@@ -47,7 +47,7 @@ def read_fasta(path: str | Path) -> list[tuple[str, str]]:
         replaced = sum(sequence.count(letter) for letter in _AMBIGUOUS)
         if replaced:
             warnings.warn(
-                f"{path}: line {number}: {name!r}: {replaced} of {len(sequence)} letters are B, Z, J, U or O, read as X",
+                f"{path}: line {number}: {name!r}: {replaced} of {len(sequence)} letters (B, Z, J, U, O) read as X",
                 stacklevel=2,
             )
         entries.append((name, sequence.translate(str.maketrans(_AMBIGUOUS, "X" * len(_AMBIGUOUS)))))
@@ -82,7 +82,7 @@ def _entries(path: str | Path) -> Iterator[tuple[int, str, list[tuple[int, str]]
             header, lines = (number, words[0]), []
         elif line.strip() and not line.startswith(";"):
             if header is None:
-                raise ValueError(f"{path}: line {number}: text before the first '>'; expected FASTA, got {line[:40]!r}")
+                raise ValueError(f"{path}: line {number}: no '>' before {line[:40]!r}")
             lines.append((number, line))
     if header:
         yield (*header, lines)

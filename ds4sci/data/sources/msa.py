@@ -32,29 +32,31 @@ def read(path: str | Path) -> Msa:
 def read_a3m(path: str | Path) -> Msa:
     """A3M or A2M: capitals and ``-`` are columns, small letters are residues that the query has not (deletions).
 
-    Row 0 is the query; columns where it has a gap count as deletions too. Rows whose letters repeat an earlier row's are
-    left out. ``ValueError`` names file, line and row: rows of unlike length, other characters, a query in small letters.
+    Row 0 is the query; columns where it has a gap count as deletions too. Rows whose letters repeat an earlier row's
+    are left out. ``ValueError`` names file, line and row: rows of unlike length, other characters, a query in small
+    letters.
     """
     names: list[str] = []
     lines: list[int] = []
     parts: list[list[str]] = []
-    keep = False
+    begun = keep = False
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.startswith(">"):
             name = (line[1:].split() or [f"line{number}"])[0]
-            keep = name not in _ANNOTATION
+            begun, keep = True, name not in _ANNOTATION
             if keep:
                 names.append(name)
                 lines.append(number)
                 parts.append([])
         elif line.strip() and not line.startswith("#"):
-            if not names and not keep and not line.startswith(">") and not parts:
+            if not begun:
                 raise ValueError(f"{path}: line {number}: text before the first '>'; expected A3M, got {line[:40]!r}")
             if keep:
                 parts[-1].append(line)
     if not names:
         raise ValueError(f"{path}: no sequence; expected A3M: '>' and a name, the aligned sequence under it")
-    letters, deletions = [], []
+    letters: list[np.ndarray] = []
+    deletions: list[np.ndarray] = []
     for name, number, part in zip(names, lines, parts, strict=True):
         raw = "".join("".join(part).split()).replace(".", "").encode("ascii", "replace")
         codes = np.frombuffer(raw, np.uint8)
@@ -64,12 +66,11 @@ def read_a3m(path: str | Path) -> Msa:
         _check_letters(row, codes[columns], path, number, name)
         if letters and len(row) != len(letters[0]):
             raise ValueError(
-                f"{path}: line {number}: row {name!r} has {len(row)} columns (capitals and '-'); the query has {len(letters[0])}"
+                f"{path}: line {number}: row {name!r} has {len(row)} columns (capitals and '-'); the query has"
+                f" {len(letters[0])}"
             )
         if not letters and (inserted.any() or not len(row)):
-            raise ValueError(
-                f"{path}: line {number}: the query {name!r} must be capitals; it is empty or has small letters"
-            )
+            raise ValueError(f"{path}: line {number}: the query {name!r} is empty or has small letters")
         letters.append(row)
         deletions.append(np.diff(columns, prepend=-1) - 1)
     return _msa(np.stack(letters), np.stack(deletions), names, path)
@@ -78,9 +79,9 @@ def read_a3m(path: str | Path) -> Msa:
 def read_stockholm(path: str | Path) -> Msa:
     """Stockholm 1.0, in one block or wrapped; the first sequence is the query.
 
-    Residues in columns where the query has a gap count as deletions. Rows whose letters repeat an earlier row's are left
-    out. ``ValueError`` names file, line and row: no header, no ``//`` at the end (truncated), rows of unlike length, other
-    characters.
+    Residues in columns where the query has a gap count as deletions. Rows whose letters repeat an earlier row's are
+    left out. ``ValueError`` names file, line and row: no header, no ``//`` at the end (truncated), rows of unlike
+    length, other characters.
     """
     text = read_text(path).splitlines()
     if not text or not text[0].startswith("# STOCKHOLM"):
@@ -168,8 +169,8 @@ def attach(record: Record, msa: Msa, source: str | Path) -> Record:
         at = int(np.argmax(differs)) if differs.any() else both
         letters = [decode(one[at : at + 1]) or "its end" for one in (query, mine)]
         raise ValueError(
-            f"{source}: the query does not fit {record.id}: at residue {at + 1} the alignment has {letters[0]}, the chain"
-            f" {letters[1]} (lengths {len(query)} and {len(mine)}); align the whole sequence of the entity (SEQRES)"
+            f"{source}: the query does not fit {record.id}: at residue {at + 1} the alignment has {letters[0]}, the"
+            f" chain {letters[1]} (lengths {len(query)} and {len(mine)}); align the whole sequence of the entity (SEQRES)"
         )
     return replace(record, msa=replace(msa, sequences=np.concatenate([mine[None], msa.sequences[1:]])))
 
@@ -188,7 +189,7 @@ def _check_letters(row: np.ndarray, codes: np.ndarray, path: str | Path, line: i
     if strange.any():
         at = int(np.argmax(strange))
         raise ValueError(
-            f"{path}: line {line}: row {name!r} has {chr(codes[at])!r} in column {at + 1}; expected letters or gaps"
+            f"{path}: line {line}: row {name!r} has {chr(codes[at])!r} in column {at + 1}, no residue or gap"
         )
 
 

@@ -29,7 +29,7 @@ _SELENIUM = {"M": ATOM37_INDEX["SD"], "C": ATOM37_INDEX["SG"]}
 class _Residue(NamedTuple):
     name: str
     label_seq: int | None
-    number: int
+    number: int | None
     atoms: slice
 
 
@@ -95,16 +95,16 @@ def records(
     entry = _entry(structure, path)
     shared = [author for author, _ in spans]
     made = []
-    for (author, sub), residues in spans.items():
-        name = sub if label else author if shared.count(author) == 1 else f"{author}-{sub}"
-        letters = _Letters(structure, author, proteins[sub], (canonical or {}).get(proteins[sub].name, ""))
+    for (owner, sub), residues in spans.items():
+        name = sub if label else owner if shared.count(owner) == 1 else f"{owner}-{sub}"
+        letters = _Letters(structure, owner, proteins[sub], (canonical or {}).get(proteins[sub].name, ""))
         made.append(_record(f"{entry}_{name}", residues, proteins[sub], letters, flat, structure.resolution, path))
     return made if chain is None else made[0]
 
 
 def _entry(structure: gemmi.Structure, path: str | Path) -> str:
     """The entry's own id (PDB codes in capitals), else the file's name; safe as part of a file name."""
-    told = structure.info["_entry.id"] if "_entry.id" in structure.info else ""
+    told = dict(structure.info.items()).get("_entry.id", "")
     told = told.upper() if len(told) == 4 else told
     return re.sub(r"[^\w.+-]+", "_", told or stem(path))
 
@@ -185,7 +185,7 @@ def _number(residues: list[_Residue]) -> tuple[list[int], np.ndarray]:
     labels = [one.label_seq for one in residues]
     known = [number for number in labels if number is not None]
     rising = len(known) == len(labels) and all(b > a for a, b in pairwise(known))
-    numbers = known if rising else [one.number for one in residues]
+    numbers = known if rising else [one.number or 0 for one in residues]
     index = [0]
     for before, after in pairwise(numbers):
         index.append(index[-1] + max(after - before, 1))
