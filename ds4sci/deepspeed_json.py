@@ -1,0 +1,125 @@
+"""Read a DeepSpeed JSON the way DeepSpeed does, and say early what would fail late.
+
+The file is never rewritten: DeepSpeed gets its bytes. No deepspeed import here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The DeepSpeed JSON at ``path``, parsed and unchanged.
+
+    Comments and trailing commas are accepted where hjson, which DeepSpeed itself reads with, is installed.
+
+    Raises ValueError naming the file and the key: malformed, a key given twice, a Hugging Face style ``"auto"``,
+    no optimizer, no batch size.
+    """
+    text = path.read_text(encoding="utf-8")
+    config = _parse(path, text)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object with DeepSpeed's keys, got {type(config).__name__}")
+    for key, value in _leaves(config):
+        if value == "auto":
+            raise ValueError(
+                f'{path}: {key} is "auto", which only the Hugging Face Trainer fills in; give it a value or remove it'
+            )
+    optimizer = config.get("optimizer")
+    if not isinstance(optimizer, dict) or not optimizer.get("type"):
+        raise ValueError(
+            f"{path}: it has no optimizer; add one, such as "
+            '"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": true}}'
+        )
+    if "train_batch_size" not in config and "train_micro_batch_size_per_gpu" not in config:
+        raise ValueError(f"{path}: it has no batch size; add train_batch_size or train_micro_batch_size_per_gpu")
+    return config
+
+
+def batch_sizes(config: dict[str, Any], ranks: int, path: Path) -> tuple[int, int, int]:
+    """(train_batch_size, micro batch per rank, accumulation steps), by DeepSpeed's rule that the first is the product
+    of the others and ``ranks``.
+
+    Raises ValueError with the numbers when they do not fit ``ranks``.
+    """
+    total = config.get("train_batch_size")
+    micro = config.get("train_micro_batch_size_per_gpu")
+    steps = config.get("gradient_accumulation_steps")
+    for key, value in (
+        ("train_batch_size", total),
+        ("train_micro_batch_size_per_gpu", micro),
+        ("gradient_accumulation_steps", steps),
+    ):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{path}: {key} must be a whole number above 0, got {value!r}")
+    if total is None:
+        assert micro is not None, "read() asked for one of them"
+        steps = steps or 1
+        return micro * steps * ranks, micro, steps
+    if micro is None:
+        steps = steps or 1
+        micro = total // (ranks * steps)
+    elif steps is None:
+        steps = total // (ranks * micro)
+    if micro * steps * ranks != total:
+        given = ", ".join(
+            f"{key} = {config[key]}"
+            for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+            if key in config
+        )
+        raise ValueError(
+            f"{path}: {given} does not fit {ranks} rank{'s' if ranks > 1 else ''}: train_batch_size must be "
+            f"micro batch × accumulation steps × ranks; change the JSON or the number of ranks"
+        )
+    return total, micro, steps
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    """ZeRO stage that the JSON asks for; 0 without one."""
+    section = config.get("zero_optimization", {})
+    return int(section.get("stage", 0)) if isinstance(section, dict) else int(bool(section))
+
+
+def offloads_optimizer(config: dict[str, Any]) -> bool:
+    """Whether the optimizer states live on the host, where DeepSpeed's own CPU Adam steps them."""
+    section = config.get("zero_optimization", {})
+    if not isinstance(section, dict):
+        return False
+    device = (section.get("offload_optimizer") or {}).get("device", "none")
+    return device != "none" or bool(section.get("cpu_offload"))
+
+
+def _parse(path: Path, text: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"{path}: given more than once: {', '.join(twice)}")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        strict = ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})")
+    try:
+        import hjson
+    except ImportError:
+        raise strict from None
+    try:
+        return hjson.loads(text, object_pairs_hook=unique)
+    except hjson.HjsonDecodeError:
+        raise strict from None
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _leaves(value, f"{prefix}[{index}]")
+    else:
+        yield prefix, tree

@@ -1,0 +1,272 @@
+"""Checkpoints that are complete or absent, and the way back from them.
+
+``RUN/checkpoints/step_NNNNNN/`` holds ``deepspeed/`` (weights, optimizer, schedule, as DeepSpeed writes them),
+``model.safetensors`` (EMA weights, whole: what evaluation and prediction read), ``state.json`` (data position,
+counters, best so far), ``rank_NNNNN.npz`` (random generators and running sums of one rank), the resolved config, and
+``manifest.json`` (size and SHA-256 of every file). It is written as ``.step_NNNNNN.partial``, synced, and renamed by
+rank 0 once every rank has said that its part is on the disk. ``latest`` and ``best`` are text files that name a step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from ds4sci.config import RunConfig, import_task
+from ds4sci.train import randomness
+from ds4sci.train.durable import Writer, fingerprint, free_space, replace_text, sync_folder
+
+if TYPE_CHECKING:
+    from ds4sci.tasks import Task
+    from ds4sci.train.ema import Ema
+    from ds4sci.train.engine import Engine
+
+DEEPSPEED = "deepspeed"
+"""Tag of DeepSpeed's part inside a checkpoint's folder."""
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return run / "checkpoints" / f"step_{step:06d}"
+
+
+def steps_of(run: Path) -> list[int]:
+    """Steps with a checkpoint under its final name, rising."""
+    return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step_*") if p.name[5:].isdigit())
+
+
+def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[str, Any]) -> Path:
+    """Write the checkpoint of ``state["step"]``; every rank calls it.
+
+    state  plain values, the same on all ranks → state.json
+    sums   plain values of this rank → its npz
+
+    Raises OSError on all ranks alike when any rank could not write (a full disk, say), with the path and the free
+    space; then nothing is left of the attempt, and earlier checkpoints are untouched.
+    """
+    from ds4sci.train.storage import DurableCheckpointEngine
+
+    ranks = engine.ranks
+    final = folder_of(run, state["step"])
+    partial = final.with_name(f".{final.name}.partial")
+    writer = Writer(partial)
+    if ranks.is_main:
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / DEEPSPEED).mkdir(parents=True)
+        except OSError as error:
+            writer.error = str(error)
+    _agree(engine, writer, partial)
+
+    storage = engine.deepspeed.checkpoint_engine = DurableCheckpointEngine()
+    storage.writer = writer
+    # Its recovery script would be copied by rank 0 alone, past the writer: a full disk would leave the others waiting.
+    engine.deepspeed._copy_recovery_script = lambda save_path: None
+    engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
+    weights = ema.full(engine.module)
+    own = randomness.capture(ranks.device) | {"sums": np.frombuffer(json.dumps(sums).encode(), dtype=np.uint8)}
+    writer.write(partial / f"rank_{ranks.rank:05d}.npz", lambda handle: np.savez(handle, **own))
+    if ranks.is_main:
+        # safetensors writes by itself and reports a full disk badly; its bytes go through our hands.
+        content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, {"format": "pt"})
+        writer.write(partial / "model.safetensors", lambda handle: handle.write(content))
+        text = json.dumps(state, indent=2).encode()
+        writer.write(partial / "state.json", lambda handle: handle.write(text))
+        for name in ("config.json", "deepspeed.json", "commit.txt"):
+            copy = (run / name).read_bytes()
+            writer.write(partial / name, lambda handle, copy=copy: handle.write(copy))
+    _agree(engine, writer, partial)
+
+    files = {name: entry for part in ranks.gather(writer.files) for name, entry in part.items()}
+    if ranks.is_main:
+        try:
+            replace_text(partial / "manifest.json", json.dumps({"files": files}, indent=1))
+            sync_folder(partial / DEEPSPEED)
+            sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_folder(final.parent)
+            replace_text(final.parent / "latest", final.name + "\n")
+            if state.get("best"):
+                replace_text(final.parent / "best", f"step_{state['best']['step']:06d}\n")
+        except OSError as error:
+            writer.error = str(error)
+    _agree(engine, writer, partial)
+    return final
+
+
+def prune(run: Path, keep_last: int, best: int | None) -> None:
+    """Remove all but the newest ``keep_last`` checkpoints and the best one; rank 0 calls it."""
+    for step in steps_of(run)[:-keep_last]:
+        if step != best:
+            shutil.rmtree(folder_of(run, step), ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder of a run."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _agree(engine: Engine, writer: Any, partial: Path) -> None:
+    """Go on only if no rank has an error; otherwise remove ``partial`` and raise on all."""
+    errors = [(rank, error) for rank, error in enumerate(engine.ranks.gather(writer.error)) if error]
+    if not errors:
+        return
+    if engine.ranks.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+    engine.ranks.barrier()
+    rank, error = errors[0]
+    raise OSError(
+        f"the checkpoint {partial.with_name(partial.name[1:-8])} could not be written: rank {rank}: {error}. "
+        f"{free_space(partial.parent)} now in {partial.parent}. Earlier checkpoints are untouched: "
+        "make room, then go on with --resume"
+    )
+
+
+def problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None if every file is there, whole and unchanged."""
+    manifest = folder / "manifest.json"
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{manifest}: {type(error).__name__}: {error}"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+    for name, expected in files.items():
+        if fingerprint(folder / name) != expected:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def newest(run: Path, say: Any = print) -> Path:
+    """The newest checkpoint that is whole; says which broken ones it passes over.
+
+    Raises ValueError when there is none.
+    """
+    for step in reversed(steps_of(run)):
+        folder = folder_of(run, step)
+        trouble = problem(folder)
+        if trouble is None:
+            return folder
+        say(f"WARNING: {folder} is broken ({trouble}); going back to the checkpoint before it")
+    raise ValueError(f"{run}: no whole checkpoint in {run / 'checkpoints'}; start the run anew")
+
+
+def restore(folder: Path, engine: Engine, ema: Ema) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Bring engine, EMA and random generators to the checkpoint ``folder``; every rank calls it.
+
+    Returns (state, sums) as ``save`` got them. Raises ValueError where the number of ranks, ZeRO stage or batch size
+    forbids an exact continuation.
+    """
+    from ds4sci.train.storage import DurableCheckpointEngine
+
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    universal = bool(engine.deepspeed.load_universal_checkpoint())
+    if not universal:
+        _check_same_shape(folder, state, engine)
+    engine.deepspeed.checkpoint_engine = DurableCheckpointEngine()
+    tag = "universal" if universal else DEEPSPEED
+    loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=tag)
+    if loaded is None:
+        raise ValueError(f"{folder / tag}: DeepSpeed finds nothing to load there")
+    ema.restore(safetensors.torch.load_file(folder / "model.safetensors"), state["ema_updates"])
+    own = folder / f"rank_{engine.ranks.rank:05d}.npz"
+    if not own.is_file():  # more ranks than before, by a universal checkpoint
+        return state, {}
+    with np.load(own, allow_pickle=False) as arrays:
+        randomness.apply(dict(arrays), engine.ranks.device)
+        return state, json.loads(arrays["sums"].tobytes())
+
+
+def _check_same_shape(folder: Path, state: dict[str, Any], engine: Engine) -> None:
+    now = {"zero_stage": engine.zero_stage, "world_size": engine.ranks.world_size}
+    if state["zero_stage"] != now["zero_stage"]:
+        raise ValueError(
+            f"{folder}: written with ZeRO stage {state['zero_stage']}, and the DeepSpeed JSON asks for "
+            f"{now['zero_stage']}; use the JSON of the run"
+        )
+    if state["world_size"] != now["world_size"] and now["zero_stage"] > 0:
+        raise ValueError(
+            f"{folder}: written by {state['world_size']} ranks, and this run has {now['world_size']}. Start "
+            f"{state['world_size']} ranks, or convert it once with\n  python -m deepspeed.checkpoint.ds_to_universal "
+            f"--inject_missing_state --input_folder {folder / DEEPSPEED} --output_folder {folder / 'universal'}\n"
+            'and resume with a DeepSpeed JSON that has "checkpoint": {"load_universal": true}'
+        )
+
+
+def chosen(run: Path, which: str = "best") -> Path:
+    """The folder of a run's checkpoint: ``best``, ``latest`` or ``step_NNNNNN``.
+
+    Raises ValueError naming what is missing. Without a best one yet, the latest is taken with a warning.
+    """
+    if not (run / "checkpoints").is_dir():
+        raise ValueError(f"{run}: no run folder with checkpoints; a run is what `ds4sci train` made, such as runs/NAME")
+    if not steps_of(run):
+        raise ValueError(f"{run}: the run has no checkpoint yet")
+    if which in ("best", "latest"):
+        pointer = run / "checkpoints" / which
+        name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+        if not (run / "checkpoints" / name / "model.safetensors").is_file() or not name:
+            folder = folder_of(run, steps_of(run)[-1])
+            warnings.warn(f"{run}: no {which} checkpoint; taking {folder.name}", stacklevel=2)
+            return folder
+        return run / "checkpoints" / name
+    folder = run / "checkpoints" / which
+    if not folder.is_dir():
+        have = ", ".join(folder_of(run, step).name for step in steps_of(run))
+        raise ValueError(f"{run}: no checkpoint {which!r}; there are best, latest, {have}")
+    return folder
+
+
+def load_run(run: Path | str, *, which: str = "best") -> tuple[RunConfig, Task]:
+    """A trained task, ready to evaluate and predict: EMA weights in fp32, eval mode, on the CPU. No deepspeed.
+
+    which  ``best`` (by the task's target), ``latest`` or ``step_NNNNNN``
+
+    Raises ValueError when there is no such run or checkpoint, or when its weights do not fit the model of its config.
+    """
+    folder = chosen(Path(run), which)
+    config = RunConfig.load(folder / "config.json")
+    task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
+    load_weights(task.model, folder / "model.safetensors")
+    task.model.eval()
+    return config, task
+
+
+def load_weights(model: torch.nn.Module, file: Path) -> None:
+    """Put the tensors of a safetensors ``file`` into ``model``. Raises ValueError naming what does not fit."""
+    try:
+        tensors = safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file}: not readable as safetensors: {error}") from None
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    wrong = [
+        f"{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the model"
+        for k, v in tensors.items()
+        if k in own and own[k].shape != v.shape
+    ]
+    unknown = sorted(tensors.keys() - own.keys())
+    missing = sorted(own.keys() & model.state_dict().keys() - tensors.keys())
+    if wrong or unknown or missing:
+        raise ValueError(
+            f"{file}: the weights do not fit the model: wrong shape: {wrong[:3]}, not in the model: {unknown[:3]}, "
+            f"not in the file: {missing[:3]}"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

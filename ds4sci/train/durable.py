@@ -1,0 +1,76 @@
+"""Files that are on the disk before anyone relies on them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Writer:
+    """Writes one rank's files of a checkpoint: each synced to the disk, with size and checksum, errors kept.
+
+    An error does not interrupt: the ranks must reach the end of the checkpoint together, since DeepSpeed waits for
+    all of them inside ``save_checkpoint``. ``error`` is the first one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, dict[str, Any]] = {}
+        self.error: str | None = None
+
+    def write(self, path: Path, fill: Callable[[Any], Any]) -> None:
+        """Let ``fill(handle)`` write the binary file ``path``, then sync it."""
+        if self.error is not None:
+            return
+        try:
+            with path.open("wb") as handle:
+                fill(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            self.files[str(path.relative_to(self.folder))] = fingerprint(path)
+        except Exception as error:
+            # torch turns a write that failed into RuntimeErrors of several texts; what matters is that it failed.
+            self.error = f"{path}: {error} ({free_space(path.parent)})"
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as handle:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+
+
+def free_space(folder: Path) -> str:
+    """``3.1 MB free`` on the disk of ``folder``."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that it holds either the old text or the new."""
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    aside.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk; some file systems cannot, which is no reason to fail."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        warnings.warn(f"{folder}: cannot be synced: {error}", stacklevel=2)
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        warnings.warn(f"{folder}: cannot be synced: {error}", stacklevel=2)
+    finally:
+        os.close(handle)

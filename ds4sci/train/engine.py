@@ -1,0 +1,160 @@
+"""The one place that calls ``deepspeed.initialize``, and what the loop needs of DeepSpeed's engine.
+
+The engine gets the path of the user's JSON, never a copy that was changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ds4sci import deepspeed_json
+from ds4sci.train import jit
+from ds4sci.train.ranks import Ranks, connect
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+
+def join(config: dict[str, Any], say: Any = print) -> Ranks:
+    """Build what DeepSpeed would build at first use, then connect the ranks."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    jit.prepare(config, say=say)
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        device = torch.device("cpu")
+    else:
+        local_rank = int(os.environ["LOCAL_RANK"])
+        accelerator.set_device(local_rank)
+        device = torch.device(accelerator.device_name(local_rank))
+    with quiet():
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    return connect(device)
+
+
+class Engine:
+    """DeepSpeed's engine around ``model``, with a step that a non-finite number anywhere undoes everywhere.
+
+    batch          (train_batch_size, micro batch per rank, accumulation steps), as DeepSpeed resolved them
+    zero_stage     0–3
+    """
+
+    def __init__(self, model: nn.Module, json_file: Path, ranks: Ranks) -> None:
+        """Raises ValueError where DeepSpeed refuses the JSON, with the reason and the file."""
+        import deepspeed
+
+        config = deepspeed_json.read(json_file)
+        deepspeed_json.batch_sizes(config, ranks.world_size, json_file)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        try:
+            with quiet():
+                engine, _, _, _ = deepspeed.initialize(
+                    model=model, model_parameters=parameters, config=str(json_file), dist_init_required=False
+                )
+        except (AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{json_file}: DeepSpeed refuses this configuration: {reason}") from error
+        self.deepspeed: DeepSpeedEngine = engine
+        self.ranks = ranks
+        self.batch = (
+            engine.train_batch_size(),
+            engine.train_micro_batch_size_per_gpu(),
+            engine.gradient_accumulation_steps(),
+        )
+        self.zero_stage = int(engine.zero_optimization_stage())
+        # Every wrapper of DeepSpeed (ZeRO 1–3, bf16, fp16) refuses a step whose global gradient norm is not finite.
+        # The bare torch optimizer of stage 0 in fp32 does not know how: there we look ourselves.
+        self._bare = isinstance(engine.optimizer, torch.optim.Optimizer)
+        self.grad_norm: float | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, without the engine around it."""
+        return self.deepspeed.module
+
+    @property
+    def searches_loss_scale(self) -> bool:
+        """Whether a skipped step may just be fp16 looking for its loss scale."""
+        return bool(self.deepspeed.fp16_enabled() and self.deepspeed.dynamic_loss_scale())
+
+    def learning_rate(self) -> float:
+        """Rate of the first parameter group at the coming step."""
+        return float(self.deepspeed.get_lr()[0])
+
+    def backward(self, loss: Tensor) -> bool:
+        """Accumulate the gradient of one micro-batch; returns whether its loss was finite.
+
+        A loss that is not finite is multiplied by NaN, so that every gradient says so: the reduction carries it to all
+        ranks, whose optimizers then refuse the step alike, as they do after an overflow in fp16.
+        """
+        finite = bool(torch.isfinite(loss.detach()))
+        self.deepspeed.backward(loss if finite else loss * float("nan"))
+        return finite
+
+    def step(self) -> bool:
+        """End a micro-batch; at the boundary of accumulation move the weights. Returns whether they moved.
+
+        On a boundary with a non-finite gradient nothing changes: weights, optimizer state, schedule.
+        """
+        engine = self.deepspeed
+        boundary = engine.is_gradient_accumulation_boundary()
+        if boundary and self._bare:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self.grad_norm = float(norm)
+            # With the gradients gone the optimizer has nothing to do, and `overflow` tells the engine to leave
+            # the schedule alone.
+            engine.optimizer.overflow = not torch.isfinite(norm)
+            if engine.optimizer.overflow:
+                engine.zero_grad()
+        engine.step()
+        if boundary and not self._bare:
+            norm = engine.get_global_grad_norm()
+            self.grad_norm = None if norm is None else float(norm)
+        return boundary and bool(engine.was_step_applied())
+
+    def log(self, values: dict[str, float], samples: int) -> None:
+        """Write to the monitors that the JSON switches on: wandb, tensorboard, csv, comet."""
+        monitor = self.deepspeed.monitor
+        if monitor.enabled and self.ranks.is_main:
+            monitor.write_events([(name, value, samples) for name, value in values.items()])
+
+
+SAID_BETTER = (
+    "Setting accelerator to CPU",  # a CPU is no mishap
+    "Attempting to get learning rate from scheduler before it has started",  # DeepSpeed's own schedules do that
+    "[Rank 0] [deepspeed] OVERFLOW! Skipping step",  # the loop names the samples
+)
+"""Warnings of DeepSpeed that tell the user nothing."""
+
+
+def silence() -> None:
+    """Keep DeepSpeed's chatter below WARNING, and the warnings about its outdated calls to torch, from the user.
+
+    For programs, once; warnings of other origin pass.
+    """
+    logger = logging.getLogger("DeepSpeed")
+    logger.addFilter(lambda record: not record.getMessage().startswith(SAID_BETTER))
+    import deepspeed  # noqa: F401  (sets up that logger, with the stdout of this moment)
+
+    logger.setLevel(logging.WARNING)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(deepspeed|torch\.distributed)\b.*")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Swallow what DeepSpeed prints bare, past its logger, while it sets itself up."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

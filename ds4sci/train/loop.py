@@ -1,0 +1,285 @@
+"""The training loop: the same for every task.
+
+One step: ``accumulation_steps`` micro-batches forward and backward, one optimizer step, EMA. Between steps: evaluate,
+save, stop. Every decision that the ranks must take together goes through one control message a step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds4sci.config import RunConfig
+from ds4sci.tasks import Task
+from ds4sci.train import checkpoint, durable, randomness
+from ds4sci.train.ema import Ema
+from ds4sci.train.engine import Engine
+from ds4sci.train.metrics import MetricsFile, Sums, memory_mb, plain
+from ds4sci.train.progress import Progress
+from ds4sci.train.signals import StopRequest
+
+
+class TooManyNonfinite(RuntimeError):
+    """The run had more steps with a non-finite loss or gradient than ``train.max_nonfinite`` allows."""
+
+
+class _Stopped(Exception):
+    """Raised on all ranks alike to leave an evaluation that a stop request interrupts."""
+
+
+@dataclass
+class State:
+    """What a checkpoint must know besides weights, optimizer and random generators; the same on all ranks.
+
+    step            optimizer steps done, skipped ones included: the data position
+    evaluated_step  step of the last evaluation
+    nonfinite       skipped steps so far
+    best            {"step", "metric", "value"} of the best evaluation, or None
+    seconds         of training so far, over all processes that worked on the run
+    """
+
+    step: int = 0
+    evaluated_step: int = 0
+    nonfinite: int = 0
+    best: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Loop:
+    """One rank's side of a run. ``run`` is the run folder; ``state`` and ``sums`` are what ``restore`` brings back."""
+
+    config: RunConfig
+    task: Task
+    engine: Engine
+    ema: Ema
+    run: Path
+    stop: StopRequest
+    progress: Progress
+    state: State = field(default_factory=State)
+    sums: Sums = field(default_factory=Sums)
+    saved_step: int = -1
+    summary: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ranks = self.engine.ranks
+        self.metrics = MetricsFile(self.run / "metrics.jsonl")
+        self._began = time.monotonic() - self.state.seconds
+        self._lap = (time.monotonic(), time.process_time(), self.state.step)
+
+    def restore(self, folder: Path) -> None:
+        """Take up the run at the checkpoint ``folder``; what the run wrote after it is dropped."""
+        state, sums = checkpoint.restore(folder, self.engine, self.ema)
+        self.state = State(**{name: state[name] for name in State.__dataclass_fields__})
+        self.sums.restore(sums)
+        self.saved_step = self.state.step
+        self.__post_init__()
+        if self.ranks.is_main:
+            self.metrics.cut_after(self.state.step)
+            for name in ("evaluations/step_*.jsonl", "nonfinite/step_*.json", "checkpoints/step_*"):
+                for path in self.run.glob(name):
+                    if path.stem[5:].isdigit() and int(path.stem[5:]) > self.state.step:
+                        checkpoint.discard(path)
+        self.ranks.barrier()
+
+    def train(self) -> bool:
+        """Run to the last step; returns False if a stop request ended it before, with a checkpoint either way.
+
+        Raises TooManyNonfinite (after a checkpoint) and OSError (a checkpoint could not be written) on all ranks.
+        """
+        train = self.config.train
+        if self._evaluation_due():  # interrupted in the evaluation that belongs to the checkpoint we come from
+            self._evaluate()
+        _, micro, accumulation = self.engine.batch
+        batches = self.task.batches(
+            start_step=self.state.step, rank=self.ranks.rank, world_size=self.ranks.world_size,
+            micro_batch_size=micro, accumulation_steps=accumulation,
+        )  # fmt: skip
+        self.engine.module.train()
+        # A loader that starts may draw a seed from the global generator: at the start of a run and at every resumption
+        # alike, so it must not be seen.
+        with randomness.undisturbed(self.ranks.device):
+            ahead = next(batches)
+        stopped = False
+        while self.state.step < train.steps and not stopped:
+            stopped, ahead = self._step(ahead, batches, accumulation)
+            step = self.state.step
+            last = step == train.steps
+            if step % train.log_every == 0 or last:
+                self._log()
+            improved = False
+            if not stopped and self._evaluation_due():
+                try:
+                    improved = self._evaluate()
+                except _Stopped:
+                    stopped = True
+            due = train.save_every and step % train.save_every == 0
+            if self.state.nonfinite > train.max_nonfinite:
+                self.save()
+                raise TooManyNonfinite(
+                    f"{self.state.nonfinite} steps had a non-finite loss or gradient, and train.max_nonfinite = "
+                    f"{train.max_nonfinite}; the samples are in {self.run / 'nonfinite'}, the state of step {step} "
+                    f"in {checkpoint.folder_of(self.run, step)}"
+                )
+            if due or improved or last or stopped:
+                self.save()
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+        return self.state.step == train.steps and not self._evaluation_due()
+
+    def _step(self, batch: Any, batches: Iterator[Any], accumulation: int) -> tuple[bool, Any]:
+        """One optimizer step from ``batch`` on; returns (somebody wants to stop, the batch after)."""
+        engine, step = self.engine, self.state.step
+        rate = engine.learning_rate()
+        fine, applied, seen = True, False, []
+        for _ in range(accumulation):
+            if batch.step != step:
+                raise RuntimeError(f"the task gave a batch of step {batch.step} at step {step}; see Task.batches")
+            on_device = batch.to(self.ranks.device)
+            loss, terms = self.task.loss(engine.deepspeed(on_device), on_device)
+            values = _values(loss, terms)
+            finite = engine.backward(loss)
+            seen.append({"ids": list(batch.ids), "finite": finite} | values)
+            if finite:
+                self.sums.add(values)
+            fine = fine and finite
+            applied = engine.step()
+            batch = next(batches)
+        stop, any_bad = self.ranks.any(bool(self.stop), not fine)
+        self.state.step = step + 1
+        self._rate = rate
+        if applied and any_bad:
+            raise RuntimeError("a step with a non-finite loss was applied; the run cannot go on from these weights")
+        if applied:
+            self.ema.update()
+        elif any_bad or not engine.searches_loss_scale:
+            self._skipped(seen, "loss" if any_bad else "gradient")
+        self.progress.advance(self.state.step)
+        return stop, batch
+
+    def _skipped(self, seen: list[dict[str, Any]], what: str) -> None:
+        """Count a step that no rank applied, and keep what it was made of."""
+        self.state.nonfinite += 1
+        everything = self.ranks.gather(seen)
+        if not self.ranks.is_main:
+            return
+        step = self.state.step
+        rows = [{"rank": rank} | entry for rank, part in enumerate(everything) for entry in part]
+        guilty = [row for row in rows if not row["finite"]] or rows
+        file = self.run / "nonfinite" / f"step_{step:06d}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(plain({"step": step, "what": what, "samples": guilty}), indent=1), encoding="utf-8")
+        ids = [i for row in guilty for i in row["ids"]]
+        self.metrics.write("event", step, event="nonfinite", what=what, ids=ids, total=self.state.nonfinite)
+        self.progress.say(f"step {step}: the {what} is not finite; skipped on all ranks. Samples: {', '.join(ids)}")
+
+    def _log(self) -> None:
+        """Write one line of metrics: means since the line before, over all ranks."""
+        now, cpu, step = time.monotonic(), time.process_time(), self.state.step
+        began, cpu_began, step_began = self._lap
+        self._lap = (now, cpu, step)
+        parts = self.ranks.gather((self.sums, cpu - cpu_began, memory_mb(self.ranks.device)))
+        self.sums = Sums()
+        means = Sums.mean([part[0] for part in parts])
+        loss = means.pop("loss", float("nan"))
+        speed = self.engine.batch[0] * (step - step_began) / max(now - began, 1e-9)
+        memory = max(part[2] for part in parts)
+        norm = self.engine.grad_norm
+        if self.ranks.is_main:
+            self.metrics.write(
+                "train", step, progress=step / self.config.train.steps, loss=loss, loss_terms=means, lr=self._rate,
+                grad_norm=norm, samples_per_second=speed, seconds=now - self._began,
+                cpu_seconds=sum(part[1] for part in parts), memory_mb=memory,
+            )  # fmt: skip
+        values = {"loss": loss} | means
+        self.progress.losses(values, samples_per_second=speed, memory_mb=memory)
+        scalars = {f"Train/{k}": v for k, v in values.items()} | {
+            "Train/lr": self._rate,
+            "Train/samples_per_second": speed,
+        }
+        if norm is not None:
+            scalars["Train/grad_norm"] = norm
+        self.engine.log(scalars, step * self.engine.batch[0])
+
+    def _evaluation_due(self) -> bool:
+        step, every = self.state.step, self.config.train.evaluate_every
+        wanted = step == self.config.train.steps or bool(every and step and step % every == 0)
+        return wanted and self.state.evaluated_step != step
+
+    def _evaluate(self) -> bool:
+        """Score the EMA weights on held-out data; returns whether they are the best so far."""
+        step, began = self.state.step, time.monotonic()
+        self.progress.activity("evaluating")
+
+        def look_out(module: torch.nn.Module, arguments: Any) -> None:
+            if self.ranks.any(bool(self.stop))[0]:
+                raise _Stopped
+
+        hook = self.engine.module.register_forward_pre_hook(look_out, prepend=True)
+        self.engine.module.eval()
+        try:
+            with torch.no_grad(), self.ema.swapped(), randomness.undisturbed(self.ranks.device):
+                rows = self.task.evaluate(
+                    self.engine.deepspeed, rank=self.ranks.rank, world_size=self.ranks.world_size,
+                    device=self.ranks.device,
+                )  # fmt: skip
+        finally:
+            hook.remove()
+            self.engine.module.train()
+            self.progress.activity("training")
+        rows = [row for part in self.ranks.gather(rows) for row in part]
+        if all("id" in row for row in rows):
+            rows.sort(key=lambda row: str(row["id"]))
+        self.summary = {name: float(value) for name, value in self.task.summarize(rows).items()}
+        seconds = time.monotonic() - began
+        target = self.task.target
+        value = self.summary.get(target)
+        if value is None:
+            raise RuntimeError(f"task.target = {target!r} is not in the summary: {', '.join(self.summary)}")
+        improved = self.state.best is None or value > self.state.best["value"]
+        if improved:
+            self.state.best = {"step": step, "metric": target, "value": value}
+        self.state.evaluated_step = step
+        if self.ranks.is_main:
+            folder = self.run / "evaluations"
+            folder.mkdir(exist_ok=True)
+            lines = "".join(json.dumps(plain(row)) + "\n" for row in rows)
+            durable.replace_text(folder / f"step_{step:06d}.jsonl", lines)
+            self.metrics.write("eval", step, **self.summary, seconds=seconds)
+        self.progress.evaluation(step, self.summary, seconds)
+        self.engine.log({f"Eval/{k}": v for k, v in self.summary.items()}, step * self.engine.batch[0])
+        return improved
+
+    def save(self) -> None:
+        """Checkpoint the current step, unless it already is one."""
+        if self.saved_step == self.state.step:
+            return
+        self.progress.activity("saving")
+        self.state.seconds = time.monotonic() - self._began
+        state = vars(self.state) | {
+            "ema_updates": self.ema.updates,
+            "world_size": self.ranks.world_size,
+            "zero_stage": self.engine.zero_stage,
+            "train_batch_size": self.engine.batch[0],
+        }
+        checkpoint.save(self.run, self.engine, self.ema, state, self.sums.state())
+        self.saved_step = self.state.step
+        if self.ranks.is_main:
+            best = self.state.best["step"] if self.state.best else None
+            checkpoint.prune(self.run, self.config.train.keep_last, best)
+        self.progress.activity("training")
+
+
+def _values(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The numbers of a micro-batch, moved to the host in one go."""
+    stacked = torch.stack(
+        [loss.detach().double().reshape(())] + [t.detach().double().reshape(()) for t in terms.values()]
+    )
+    return dict(zip(["loss", *terms], stacked.tolist(), strict=True))

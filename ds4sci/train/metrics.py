@@ -1,0 +1,91 @@
+"""What a run says about itself in numbers: the lines of ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds4sci.train.durable import replace_text
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line, of kind ``train``, ``eval`` or ``event``; rank 0 writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line. Numbers that JSON has not (NaN, ±∞) become their names as strings."""
+        line = {"kind": kind, "step": step} | values
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(plain(line)) + "\n")
+
+    def cut_after(self, step: int) -> None:
+        """Drop the lines of steps after ``step``, which a resumed run writes again, and a torn last line."""
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        replace_text(self.path, "".join(kept))
+
+
+def plain(value: Any) -> Any:
+    """``value`` with tensors and NumPy scalars as Python's, and non-finite floats as strings."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory of this process so far, in MB: on the GPU where it trains there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+class Sums:
+    """Running sums of a rank's losses since the last line of metrics; kept in the checkpoint, so that the lines of a
+    resumed run are those of an uninterrupted one."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, values: dict[str, float]) -> None:
+        """Take in one micro-batch."""
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+        self.count += 1
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        return {"totals": self.totals, "count": self.count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up where ``state`` left."""
+        self.totals, self.count = dict(state.get("totals", {})), int(state.get("count", 0))
+
+    @staticmethod
+    def mean(parts: list[Sums]) -> dict[str, float]:
+        """Means over the micro-batches of all ranks, keyed in a fixed order."""
+        count = sum(part.count for part in parts)
+        names = list(dict.fromkeys(name for part in parts for name in part.totals))
+        return {n: sum(part.totals.get(n, 0.0) for part in parts) / count for n in names} if count else {}

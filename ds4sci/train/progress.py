@@ -1,0 +1,96 @@
+"""Live progress of a run: a bar with the losses under it on a terminal, plain lines elsewhere. Rank 0 only."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+
+class Progress:
+    """Shows step, loss terms, the last evaluation, samples/s, time left and memory. A context manager.
+
+    shown  False on all ranks but 0: then every call does nothing
+    """
+
+    def __init__(self, steps: int, start: int, *, shown: bool) -> None:
+        self.steps, self.step, self.start = steps, start, start
+        self._began = time.monotonic()
+        self._shown = shown
+        self._console = Console()
+        self._line = self._evaluation = ""
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]} left"), console=self._console,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=steps, completed=start, left="?")
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if self._shown and self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._render)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """Print a message above the bar."""
+        if self._shown:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def resume_at(self, step: int) -> None:
+        """Count from ``step`` on."""
+        self.step = self.start = step
+        self._bar.update(self._task, completed=step)
+
+    def advance(self, step: int) -> None:
+        """``step`` is done."""
+        self.step = step
+        if self._live is not None:
+            self._bar.update(self._task, completed=step, left=_duration(self.seconds_left()))
+
+    def activity(self, text: str) -> None:
+        """What is going on, beside the bar: ``training``, ``evaluating``, …"""
+        if self._live is not None:
+            self._bar.update(self._task, description=text)
+
+    def losses(self, values: dict[str, float], *, samples_per_second: float, memory_mb: float) -> None:
+        """The means of the last interval; ``values["loss"]`` is the total."""
+        terms = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+        self._line = f"{terms} · {samples_per_second:.2f} samples/s · {memory_mb:,.0f} MB"
+        if self._live is None:
+            self.say(f"step {self.step}/{self.steps} · {self._line} · {_duration(self.seconds_left())} left")
+
+    def evaluation(self, step: int, values: dict[str, float], seconds: float) -> None:
+        """The summary of an evaluation."""
+        text = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+        self._evaluation = f"evaluation at step {step}: {text} ({seconds:.0f} s)"
+        if self._live is None:
+            self.say(self._evaluation)
+
+    def seconds_left(self) -> float | None:
+        """By the mean speed since the start of this process, evaluations included."""
+        done = self.step - self.start
+        return (time.monotonic() - self._began) / done * (self.steps - self.step) if done else None
+
+    def _render(self) -> Group:
+        return Group(self._bar, Text(self._line), Text(self._evaluation))
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{whole % 60:02d} min"
