@@ -27,7 +27,6 @@ The alignment's arrays are read on first use, so a set opens fast. B-factors are
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +34,9 @@ from pathlib import Path
 import numpy as np
 
 from ds4sci.data.letters import PROFILE_COLUMNS
-from ds4sci.residues import ATOM37
+from ds4sci.data.packing import BACKBONE, pack, write_arrays
 from ds4sci.types import RESIDUES, Msa, Record
 
-BACKBONE = [ATOM37.index(name) for name in ("N", "CA", "C", "O")]
 LETTERS = np.frombuffer((RESIDUES + "X").encode(), "S1")
 REQUIRED = ("ids", "offsets", "sequence", "backbone_centi_angstrom")
 MSA_KEYS = ("msa_letters", "msa_deletion_at", "msa_deletion_count", "msa_names", "msa_names_offsets")
@@ -92,18 +90,7 @@ class ChainSet(Sequence[Record]):
     @staticmethod
     def write(path: str | Path, records: Sequence[Record]) -> None:
         """Write a set that ``open`` reads. The file appears complete or not at all (written aside, then renamed)."""
-        path = Path(path)
-        arrays = pack(records)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with aside.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_arrays(path, pack(records))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -210,78 +197,3 @@ class ChainSet(Sequence[Record]):
                 f"{where}: chain {arrays['ids'][chain]} has {arrays['sequence'][at].decode()!r} at residue"
                 f" {at - int(offsets[chain]) + 1}; expected one of the twenty amino acids or X"
             )
-
-
-def pack(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """The arrays of a chain set (see the module's table) that hold ``records``; optional ones only where needed.
-
-    ``ValueError`` for no record, two records of one id, an empty chain, or a chain wider than int16 can say (327 Å).
-    """
-    if not records:
-        raise ValueError("a chain set needs at least one record; got none")
-    seen: set[str] = set()
-    for record in records:
-        if record.id in seen:
-            raise ValueError(f"two records are called {record.id!r}; ids must differ")
-        seen.add(record.id)
-        if not record.sequence or not set(record.sequence) <= set(RESIDUES + "X"):
-            raise ValueError(f"{record.id}: the sequence must be one or more of the twenty amino acids and X")
-    mask = np.concatenate([record.atom_mask for record in records])
-    arrays = {
-        "ids": np.array([record.id for record in records]),
-        "offsets": np.concatenate([[0], np.cumsum([len(record.sequence) for record in records])]).astype(np.int64),
-        "sequence": np.frombuffer("".join(record.sequence for record in records).encode(), "S1"),
-        "backbone_centi_angstrom": np.concatenate([_backbone(record) for record in records]),
-        "residue_index": np.concatenate([record.residue_index for record in records]).astype(np.int32),
-        "dssp": np.frombuffer("".join(record.dssp or "?" * len(record.sequence) for record in records).encode(), "S1"),
-    }
-    plain = np.zeros(37, bool)
-    plain[BACKBONE] = True
-    if not (mask == plain).all():
-        arrays["atom37_mask"] = mask
-        arrays["atom37_centi_angstrom"] = np.concatenate(
-            [np.rint(record.atom_positions[record.atom_mask] * 100.0).astype(np.int32) for record in records]
-        )
-    if any(record.profile is not None for record in records):
-        order = np.argsort(PROFILE_COLUMNS)
-        arrays["profile_e4"] = np.concatenate(
-            [
-                np.zeros((len(record.sequence), 20), np.uint16)
-                if record.profile is None
-                else np.rint(record.profile[:, order] * 1e4).astype(np.uint16)
-                for record in records
-            ]
-        )
-    if any(record.resolution is not None for record in records):
-        arrays["resolution_angstrom"] = np.array([record.resolution or 0.0 for record in records], np.float32)
-    if any(record.msa is not None for record in records):
-        arrays.update(_pack_msas([record.msa for record in records]))
-    return arrays
-
-
-def _backbone(record: Record) -> np.ndarray:
-    has_ca = record.atom_mask[:, BACKBONE[1]]
-    centre = record.atom_positions[has_ca, BACKBONE[1]].mean(0) if has_ca.any() else np.zeros(3, np.float32)
-    centred = (record.atom_positions[:, BACKBONE] - centre) * record.atom_mask[:, BACKBONE, None]
-    if np.abs(centred).max(initial=0.0) > 327.0:
-        raise ValueError(
-            f"{record.id}: an atom lies more than 327 Å from the chain's centre; a chain set cannot hold it"
-        )
-    return np.rint(centred * 100.0).astype(np.int16)
-
-
-def _pack_msas(msas: Sequence[Msa | None]) -> dict[str, np.ndarray]:
-    letters = [np.zeros(0, np.uint8) if msa is None else msa.sequences.reshape(-1) for msa in msas]
-    deletions = [np.zeros(0, np.int32) if msa is None else msa.deletions.reshape(-1) for msa in msas]
-    names = ["" if msa is None else "\n".join(msa.names) for msa in msas]
-    flat = np.concatenate(deletions)
-    at = np.flatnonzero(flat)
-    blob = [name.encode() for name in names]
-    return {
-        "msa_depth": np.array([0 if msa is None else len(msa.sequences) for msa in msas], np.int32),
-        "msa_letters": np.concatenate(letters),
-        "msa_deletion_at": at.astype(np.int64),
-        "msa_deletion_count": flat[at].astype(np.int32),
-        "msa_names": np.frombuffer(b"".join(blob), np.uint8),
-        "msa_names_offsets": np.concatenate([[0], np.cumsum([len(name) for name in blob])]).astype(np.int64),
-    }

@@ -19,8 +19,9 @@ _BOND = -0.5
 def assign(chains: Sequence[Record]) -> list[str]:
     """DSSP letters of chains that lie together in space (one entry): strands may pair across chains.
 
-    H α, G 3₁₀ and I π helix, E strand, B lone bridge, T turn, S bend, C none; ``?`` where N, CA, C or O is missing. A chain
-    break (a missing residue, or C–N further than 2.5 Å) ends every element. Memory: about 8 n² bytes for n residues in all.
+    H α, G 3₁₀ and I π helix, E strand, B lone bridge, T turn, S bend, C none; ``?`` where N, CA, C or O is missing. A
+    chain break (a missing residue, or C–N further than 2.5 Å) ends every element. Memory: about 8 n² bytes for n
+    residues in all.
     """
     backbone = np.concatenate([chain.atom_positions[:, _BACKBONE] for chain in chains]).astype(np.float64)
     kept = np.flatnonzero(np.concatenate([chain.atom_mask[:, _BACKBONE].all(1) for chain in chains]))

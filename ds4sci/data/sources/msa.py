@@ -169,7 +169,7 @@ def attach(record: Record, msa: Msa, source: str | Path) -> Record:
         at = int(np.argmax(differs)) if differs.any() else both
         letters = [decode(one[at : at + 1]) or "its end" for one in (query, mine)]
         raise ValueError(
-            f"{source}: the query does not fit {record.id}: at residue {at + 1} the alignment has {letters[0]}, the"
+            f"{source}: the query is not {record.id}: at residue {at + 1} the alignment has {letters[0]}, the"
             f" chain {letters[1]} (lengths {len(query)} and {len(mine)}); align the whole sequence of the entity (SEQRES)"
         )
     return replace(record, msa=replace(msa, sequences=np.concatenate([mine[None], msa.sequences[1:]])))
