@@ -39,6 +39,7 @@ STAMP = VENV / "ds4sci-environment.json"
 CONSTRAINTS = ROOT / "constraints-cpu.txt"
 INDEXES = "https://download.pytorch.org/whl"
 REACH_SECONDS = 6
+MAKE_VENV = ["-m", "venv", "--clear"]
 
 
 def say(text: str) -> None:
@@ -153,7 +154,7 @@ def make_venv(stamp: dict[str, str]) -> None:
     STAMP.unlink(missing_ok=True)
     if not kept:
         base = getattr(sys, "_base_executable", sys.executable)  # not the .venv that is about to be replaced
-        subprocess.run([base, "-m", "venv", "--clear", str(VENV)], check=True)
+        subprocess.run([base, *MAKE_VENV, str(VENV)], check=True)
 
 
 def main() -> None:
