@@ -86,6 +86,10 @@ CHI_ATOM37 = np.zeros((21, 4, 4), dtype=np.int64)
 CHI_MASK = np.zeros((21, 4), dtype=bool)
 CHI_PI_PERIODIC = np.zeros((21, 4), dtype=bool)
 """χ angles that are the same after half a turn."""
+GROUP_ATOM37 = np.zeros((21, 8, 3), dtype=np.int64)
+"""Three atoms that fix a rigid group of a known structure: on the -x axis, origin, in the upper xy plane."""
+GROUP_MASK = np.zeros((21, 8), dtype=bool)
+"""Groups with atoms of their own that the three atoms can fix: backbone, ψ, and the χ of the residue."""
 
 
 def _fill() -> None:
@@ -102,6 +106,9 @@ def _fill() -> None:
             ATOM14_IDEAL[i, j] = entry["ideal"][atom][1:]
             ATOM14_RADIUS[i, j] = VAN_DER_WAALS_RADIUS[atom[0]]
         GROUP_FRAME[i] = _group_frames(entry)
+        GROUP_ATOM37[i, 0] = [ATOM37_INDEX[atom] for atom in ("C", "CA", "N")]
+        GROUP_ATOM37[i, 3] = [ATOM37_INDEX[atom] for atom in ("CA", "C", "O")]
+        GROUP_MASK[i, [0, 3]] = True
         if name == "UNK":
             continue
         for a, b in entry["swaps"].items():
@@ -109,11 +116,11 @@ def _fill() -> None:
             ATOM14_SWAP[i, ia], ATOM14_SWAP[i, ib] = ib, ia
         for k, atoms in enumerate(entry["chi"]):
             CHI_ATOM37[i, k] = [ATOM37_INDEX[atom] for atom in atoms]
-            CHI_MASK[i, k] = True
+            GROUP_ATOM37[i, 4 + k] = CHI_ATOM37[i, k, 1:]
+            CHI_MASK[i, k] = GROUP_MASK[i, 4 + k] = True
             CHI_PI_PERIODIC[i, k] = bool(entry["chi_pi_periodic"][k])
 
 
 _fill()
-for _constant in (ATOM14_MASK, ATOM37_MASK, ATOM14_TO_37, ATOM37_TO_14, ATOM14_GROUP, ATOM14_IDEAL, ATOM14_RADIUS,
-                  ATOM14_SWAP, GROUP_FRAME, CHI_ATOM37, CHI_MASK, CHI_PI_PERIODIC):  # fmt: skip
+for _constant in [value for value in globals().values() if isinstance(value, np.ndarray)]:
     _constant.setflags(write=False)

@@ -148,7 +148,8 @@ class Output:
     angles, raw_angles       [l, b, n, 7, 2]: sin, cos of ω φ ψ χ1–4, of unit length and before normalisation
     atom37                   [b, n, 37, 3] Å, 0 for atoms the residue has not
     frames8                  ([b, n, 8, 3, 3], [b, n, 8, 3]) rigid groups of the last iteration
-    single, pair, msa0       [b, n, c_s], [b, n, n, c_z], [b, n, c_m]: what recycling feeds back
+    start                    ([b, n, 3, 3], [b, n, 3]) the frames that the first iteration began with
+    pair, msa0               [b, n, n, c_z], [b, n, c_m]: with ``atom37`` what recycling feeds back
     """
 
     rotations: Tensor
@@ -157,7 +158,7 @@ class Output:
     raw_angles: Tensor
     atom37: Tensor
     frames8: tuple[Tensor, Tensor]
-    single: Tensor
+    start: tuple[Tensor, Tensor]
     pair: Tensor
     msa0: Tensor
     plddt_logits: Tensor

@@ -1,0 +1,222 @@
+"""Rigid frames, torsion angles and all-atom reconstruction (AlphaFold 2 supplement 1.8 and 1.9.1). Å, radians.
+
+Everything here computes in the dtype it is given; callers under autocast or bf16 weights cast to fp32 first, because
+frames composed in bf16 drift by ångströms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ds4sci import residues
+
+
+@dataclass(frozen=True)
+class Rigid:
+    """Transforms x ↦ R x + t. ``rotation`` [..., 3, 3], ``translation`` [..., 3] Å; leading dimensions broadcast."""
+
+    rotation: Tensor
+    translation: Tensor
+
+    @staticmethod
+    def identity(shape: tuple[int, ...], like: Tensor) -> Rigid:
+        eye = torch.eye(3, dtype=like.dtype, device=like.device)
+        return Rigid(eye.expand(*shape, 3, 3), like.new_zeros(*shape, 3))
+
+    def apply(self, points: Tensor) -> Tensor:
+        """R x + t for ``points`` [..., 3]; broadcasts against the frames."""
+        return (self.rotation * points.unsqueeze(-2)).sum(-1) + self.translation
+
+    def invert_apply(self, points: Tensor) -> Tensor:
+        """Rᵀ (x - t)."""
+        return (self.rotation * (points - self.translation).unsqueeze(-1)).sum(-2)
+
+    def compose(self, other: Rigid) -> Rigid:
+        """The transform that applies ``other`` first: (R R', R t' + t)."""
+        return Rigid(self.rotation @ other.rotation, self.apply(other.translation))
+
+    def unsqueeze(self, dim: int) -> Rigid:
+        """A new leading axis at ``dim`` (negative, counted among the frame axes)."""
+        return Rigid(self.rotation.unsqueeze(dim - 2), self.translation.unsqueeze(dim - 1))
+
+    def detach_rotation(self) -> Rigid:
+        return Rigid(self.rotation.detach(), self.translation)
+
+    def scale(self, factor: float) -> Rigid:
+        return Rigid(self.rotation, self.translation * factor)
+
+
+def frame_from_axes(origin: Tensor, along_x: Tensor, towards_y: Tensor) -> Rigid:
+    """Frame at ``origin`` with x along ``along_x`` and ``towards_y`` in the upper half of its xy plane.
+
+    Gram–Schmidt; all arguments [..., 3], the last two are directions. Degenerate input gives a finite frame.
+    """
+    x = F.normalize(along_x, dim=-1, eps=1e-8)
+    y = F.normalize(towards_y - (towards_y * x).sum(-1, keepdim=True) * x, dim=-1, eps=1e-8)
+    return Rigid(torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1), origin)
+
+
+def backbone_frames(n: Tensor, ca: Tensor, c: Tensor) -> Rigid:
+    """Algorithm 21 (rigidFrom3Points): origin CA, C on +x, N in the upper half of the xy plane. [..., 3] Å."""
+    return frame_from_axes(ca, c - ca, n - ca)
+
+
+def rotation_from_update(bcd: Tensor) -> Tensor:
+    """Algorithm 23 (BackboneUpdate): rotation of the unit quaternion along (1, b, c, d). [..., 3] → [..., 3, 3]."""
+    a, b, c, d = F.normalize(F.pad(bcd, (1, 0), value=1.0), dim=-1).unbind(-1)
+    return torch.stack(
+        [
+            a * a + b * b - c * c - d * d, 2 * b * c - 2 * a * d, 2 * b * d + 2 * a * c,
+            2 * b * c + 2 * a * d, a * a - b * b + c * c - d * d, 2 * c * d - 2 * a * b,
+            2 * b * d - 2 * a * c, 2 * c * d + 2 * a * b, a * a - b * b - c * c + d * d,
+        ],
+        dim=-1,
+    ).unflatten(-1, (3, 3))  # fmt: skip
+
+
+def rotation_from_6d(xy: Tensor) -> Tensor:
+    """Gram–Schmidt of two 3-vectors [..., 6] → rotation [..., 3, 3] (Zhou et al. 2019): continuous, unlike angles."""
+    return frame_from_axes(torch.zeros_like(xy[..., :3]), xy[..., :3], xy[..., 3:]).rotation
+
+
+def compose_along_chain(steps: Rigid) -> Rigid:
+    """Running product T₀, T₀T₁, T₀T₁T₂, … over the last frame axis n, in log₂ n batched products (Hillis–Steele)."""
+    rotation, translation = steps.rotation, steps.translation
+    shift = 1
+    while shift < rotation.shape[-3]:
+        later = Rigid(rotation[..., shift:, :, :], translation[..., shift:, :])
+        earlier = Rigid(rotation[..., :-shift, :, :], translation[..., :-shift, :])
+        product = earlier.compose(later)
+        rotation = torch.cat([rotation[..., :shift, :, :], product.rotation], dim=-3)
+        translation = torch.cat([translation[..., :shift, :], product.translation], dim=-2)
+        shift *= 2
+    return Rigid(rotation, translation)
+
+
+@cache
+def _constant(name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    # inference_mode(False): a constant first touched under inference_mode must still be usable in training
+    with torch.inference_mode(False):
+        return torch.tensor(np.array(getattr(residues, name)), dtype=dtype, device=device)
+
+
+def table(name: str, like: Tensor) -> Tensor:
+    """A table of ``ds4sci.residues`` as a tensor on ``like``'s device; float tables take its dtype."""
+    floating = getattr(residues, name).dtype.kind == "f"
+    return _constant(name, like.dtype if floating else None, like.device)
+
+
+def torsion_to_frames(backbone: Rigid, angles: Tensor, aatype: Tensor) -> Rigid:
+    """Algorithm 24, lines 1–10: backbone frames [b, n] and (sin, cos) [b, n, 7, 2] → rigid groups [b, n, 8], global."""
+    default = table("GROUP_FRAME", angles)[aatype]
+    sin, cos = F.pad(angles, (0, 0, 1, 0), value=0.0).unbind(-1)
+    cos = torch.cat([torch.ones_like(cos[..., :1]), cos[..., 1:]], dim=-1)
+    zero, one = torch.zeros_like(sin), torch.ones_like(sin)
+    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=-1).unflatten(-1, (3, 3))
+    rotation = default[..., :3, :3] @ turn
+    groups = [Rigid(rotation[..., k, :, :], default[..., k, :3, 3]) for k in range(8)]
+    for k in (5, 6, 7):  # χ2–χ4 hang on the χ before; the rest on the backbone
+        groups[k] = groups[k - 1].compose(groups[k])
+    local = Rigid(torch.stack([g.rotation for g in groups], -3), torch.stack([g.translation for g in groups], -2))
+    return backbone.unsqueeze(-1).compose(local)
+
+
+def frames_to_atom14(frames: Rigid, aatype: Tensor) -> Tensor:
+    """Algorithm 24, line 11: ideal atoms placed by their rigid group. Frames [b, n, 8] → [b, n, 14, 3] Å, 0 if absent."""
+    group = table("ATOM14_GROUP", frames.rotation)[aatype]
+    rotation = torch.take_along_dim(frames.rotation, group[..., None, None], dim=-3)
+    translation = torch.take_along_dim(frames.translation, group[..., None], dim=-2)
+    atoms = Rigid(rotation, translation).apply(table("ATOM14_IDEAL", frames.rotation)[aatype])
+    return atoms * table("ATOM14_MASK", atoms)[aatype].unsqueeze(-1)
+
+
+def atom14_to_atom37(atoms: Tensor, aatype: Tensor) -> Tensor:
+    """[b, n, 14, ...] → [b, n, 37, ...], 0 for atoms that the residue has not."""
+    return _regroup(atoms, table("ATOM37_TO_14", atoms)[aatype], table("ATOM37_MASK", atoms)[aatype])
+
+
+def atom37_to_atom14(atoms: Tensor, aatype: Tensor) -> Tensor:
+    """[b, n, 37, ...] → [b, n, 14, ...], 0 for unused columns; also for masks [b, n, 37]."""
+    return _regroup(atoms, table("ATOM14_TO_37", atoms)[aatype], table("ATOM14_MASK", atoms)[aatype])
+
+
+def _regroup(atoms: Tensor, index: Tensor, keep: Tensor) -> Tensor:
+    if atoms.dim() == index.dim():
+        return torch.take_along_dim(atoms, index, dim=-1) & keep
+    return torch.take_along_dim(atoms, index.unsqueeze(-1), dim=-2) * keep.unsqueeze(-1)
+
+
+def dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """(sin, cos) [..., 2] of the torsion angle a–b–c–d about the bond b–c, IUPAC sign."""
+    local = frame_from_axes(c, c - b, a - b).invert_apply(d)
+    return F.normalize(torch.stack([local[..., 2], local[..., 1]], dim=-1), dim=-1)
+
+
+def torsion_angles(atom37: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor) -> tuple[Tensor, Tensor]:
+    """ω, φ, ψ, χ1–4 of a structure as (sin, cos) [b, n, 7, 2] and their mask [b, n, 7] (Table 2).
+
+    ``atom37`` [b, n, 37, 3] Å, ``mask`` bool [b, n, 37]. ω and φ need the residue before: masked at chain breaks.
+    ψ is taken at O, as its rigid group holds O: half a turn from N–CA–C–O, for O is opposite the next N.
+    """
+    n, ca, c, o = (atom37[..., residues.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "O"))
+    has_n, has_ca, has_c, has_o = (mask[..., residues.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "O"))
+    bonded = F.pad(residue_index[..., 1:] - residue_index[..., :-1] == 1, (1, 0))
+    previous_ca, previous_c = (torch.roll(x, 1, dims=-2) for x in (ca, c))
+    previous_has = bonded & torch.roll(has_c, 1, dims=-1)
+    omega = dihedral(previous_ca, previous_c, n, ca)
+    phi = dihedral(previous_c, n, ca, c)
+    psi = -dihedral(n, ca, c, o)
+    index = table("CHI_ATOM37", atom37)[aatype].flatten(-2)  # [b, n, 16]
+    points = torch.take_along_dim(atom37, index.unsqueeze(-1), dim=-2).unflatten(-2, (4, 4))
+    chi = dihedral(*points.unbind(-2))
+    has_chi = torch.take_along_dim(mask, index, dim=-1).unflatten(-1, (4, 4)).all(-1)
+    angles = torch.cat([torch.stack([omega, phi, psi], dim=-2), chi], dim=-2)
+    masks = torch.cat(
+        [
+            torch.stack(
+                [
+                    previous_has & torch.roll(has_ca, 1, dims=-1) & has_n & has_ca,
+                    previous_has & has_n & has_ca & has_c,
+                    has_n & has_ca & has_c & has_o,
+                ],
+                dim=-1,
+            ),
+            has_chi & table("CHI_MASK", atom37)[aatype],
+        ],
+        dim=-1,
+    )
+    return angles * masks.unsqueeze(-1), masks
+
+
+def rigid_groups(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Rigid, Tensor]:
+    """Rigid groups [b, n, 8] of a known structure and their mask [b, n, 8]; the inverse of ``frames_to_atom14``.
+
+    ``atom37`` [b, n, 37, 3] Å, ``mask`` bool [b, n, 37]. ω and φ have no atoms of their own and are masked.
+    """
+    index = table("GROUP_ATOM37", atom37)[aatype]  # [b, n, 8, 3]
+    points = torch.take_along_dim(atom37, index.flatten(-2).unsqueeze(-1), dim=-2).unflatten(-2, (8, 3))
+    back, origin, plane = points.unbind(-2)
+    forward = torch.ones(8, 1, dtype=atom37.dtype, device=atom37.device)
+    forward[0] = -1.0  # in the backbone group the first atom, C, lies on +x
+    frames = frame_from_axes(origin, (origin - back) * forward, plane - origin)
+    present = torch.take_along_dim(mask, index.flatten(-2), dim=-1).unflatten(-1, (8, 3)).all(-1)
+    return frames, present & table("GROUP_MASK", atom37)[aatype]
+
+
+def pseudo_beta(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, Tensor]:
+    """Cβ [b, n, 3] Å and its mask; Cα for glycine; where Cβ is missing (backbone-only sets) its ideal place.
+
+    The ideal Cβ is fixed by N, CA, C up to 0.1 Å, so a backbone alone still trains the distogram.
+    """
+    n, ca, c, cb = (atom37[..., residues.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "CB"))
+    has_n, has_ca, has_c, has_cb = (mask[..., residues.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "CB"))
+    ideal = backbone_frames(n, ca, c).apply(table("ATOM14_IDEAL", atom37)[0, 4])
+    glycine = (aatype == residues.encode("G").item())[..., None]
+    position = torch.where(glycine, ca, torch.where(has_cb[..., None], cb, ideal))
+    return position, torch.where(glycine[..., 0], has_ca, has_cb | (has_n & has_ca & has_c))

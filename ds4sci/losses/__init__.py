@@ -1,0 +1,1 @@
+"""Losses: plain functions of outputs and truths, one file per family, and ``fold.py`` that weighs them."""

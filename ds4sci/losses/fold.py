@@ -1,0 +1,213 @@
+"""The training loss of the structure model: AlphaFold 2's terms (equation 7) and, weight 0 there, those for small models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from ds4sci.geometry import (
+    Rigid,
+    atom14_to_atom37,
+    atom37_to_atom14,
+    backbone_frames,
+    pseudo_beta,
+    rigid_groups,
+    table,
+    torsion_angles,
+)
+from ds4sci.losses import distances, heads
+from ds4sci.losses.fape import aligned_errors, fape, mean_error, rename_symmetric
+from ds4sci.losses.violations import violation
+from ds4sci.types import Batch, Output
+
+
+class LossConfig(BaseModel):
+    """Weights of the terms; the defaults are AlphaFold 2's initial training. A term of weight 0 is not computed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    backbone_fape: float = 0.5
+    """Backbone FAPE, mean over the structure module's iterations."""
+    sidechain_fape: float = 0.5
+    """All-atom FAPE of the last iteration."""
+    unclamped: float = 0.1
+    """Share of samples whose backbone FAPE is not clamped."""
+    clamp_from: float = 10.0
+    """Å. Clamp of the backbone FAPE at the first step; it falls to 10 Å over the first tenth of the run."""
+    torsion: float = 1.0
+    """Torsion angles (Algorithm 27)."""
+    angle_norm: float = 0.02
+    """Length of the raw angle vectors."""
+    distogram: float = 0.3
+    """Cβ distance bins."""
+    masked_msa: float = 2.0
+    """Masked MSA positions."""
+    plddt: float = 0.01
+    """Confidence."""
+    experimentally_resolved: float = 0.0
+    """Atoms with coordinates; .01 in fine-tuning."""
+    violation: float = 0.0
+    """Bonds, angles and clashes; 1 in fine-tuning."""
+    resolution: tuple[float, float] = (0.1, 3.0)
+    """Å. pLDDT and resolved atoms are trained on structures within; an unknown resolution (0) counts as within."""
+    secondary: float = 0.0
+    """Secondary structure (needs the head)."""
+    smooth_lddt: float = 0.0
+    """1 - smooth lDDT-Cα of every iteration."""
+    relative_distance: float = 0.0
+    """Relative error of all Cα distances of every iteration."""
+    local_fape: float = 0.0
+    """Backbone FAPE over residues at most 8 apart, every iteration."""
+    start_fape: float = 0.0
+    """The same of the start frames (needs ``start = "chain"``)."""
+    chirality: float = 0.0
+    """Signed volumes of four Cα in a row, every iteration."""
+    chain_bonds: float = 0.0
+    """Cα–Cα bond lengths, every iteration."""
+    ca_clashes: float = 0.0
+    """Cα closer than 4 Å, last iteration."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Everything the losses want of the true structure, computed once per batch."""
+
+    ca: Tensor
+    ca_mask: Tensor
+    frames: Rigid
+    frame_mask: Tensor
+
+
+def _truth(batch: Batch, like: Tensor) -> Truth:
+    n, ca, c = (batch.atom_positions[..., k, :].to(like.dtype) for k in range(3))
+    has_ca = batch.atom_mask[..., 1] & batch.token_mask
+    return Truth(ca, has_ca, backbone_frames(n, ca, c), batch.atom_mask[..., :3].all(-1) & batch.token_mask)
+
+
+def fold_loss(output: Output, batch: Batch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of the terms and the terms themselves, unweighted and detached. Units: Å-free ratios and nats."""
+    with torch.autocast(output.translations.device.type, enabled=False):
+        terms = _terms(output, batch, config)
+    # lddt_ca is shown, not trained on
+    total = sum(getattr(config, name) * value for name, value in terms.items() if name != "lddt_ca")
+    return total, {name: value.detach() for name, value in terms.items()}
+
+
+def _terms(output: Output, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
+    truth = _truth(batch, output.translations)
+    terms: dict[str, Tensor] = {}
+    terms |= _frame_terms(output, batch, truth, c)
+    terms |= _distance_terms(output, batch, truth, c)
+    terms |= _head_terms(output, batch, truth, c)
+    if c.torsion or c.angle_norm or c.sidechain_fape or c.violation:
+        terms |= _atom_terms(output, batch, truth, c)
+    return terms
+
+
+def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+    terms: dict[str, Tensor] = {}
+    frames, ca = Rigid(output.rotations, output.translations), output.translations
+    mask, ca_mask = truth.frame_mask, truth.ca_mask
+    if c.backbone_fape or c.local_fape:
+        error = aligned_errors(frames, ca, truth.frames, truth.ca)
+    if c.backbone_fape:
+        clamp = 10.0 + (c.clamp_from - 10.0) * max(0.0, 1 - 10 * batch.progress)
+        # which samples go unclamped is a pure function of (step, place), so that ranks and resumes agree
+        free = torch.tensor([hash_unit(batch.step, i) < c.unclamped for i in batch.ids], device=ca.device)
+        limit = torch.where(free, torch.inf, clamp)[:, None, None]
+        terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit).mean()
+    if c.local_fape or c.start_fape:
+        near = (batch.residue_index.unsqueeze(-1) - batch.residue_index.unsqueeze(-2)).abs() <= 8
+        if c.local_fape:
+            terms["local_fape"] = mean_error(error, mask, ca_mask, clamp=None, pair_mask=near).mean()
+        if c.start_fape:
+            start = Rigid(*output.start)
+            terms["start_fape"] = fape(
+                start, start.translation, truth.frames, truth.ca, mask, ca_mask, clamp=None, pair_mask=near
+            ).mean()
+    if c.chirality:
+        terms["chirality"] = distances.chirality(ca, truth.ca, ca_mask, batch.residue_index)
+    if c.chain_bonds:
+        terms["chain_bonds"] = distances.chain_bonds(ca, truth.ca, ca_mask, batch.residue_index)
+    return terms
+
+
+def _distance_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+    if not (c.smooth_lddt or c.relative_distance or c.ca_clashes):
+        return {}
+    terms: dict[str, Tensor] = {}
+    predicted = distances.pair_distances(output.translations)
+    true = torch.cdist(truth.ca, truth.ca)
+    if c.smooth_lddt:
+        terms["smooth_lddt"] = distances.smooth_lddt(predicted, true, truth.ca_mask)
+    if c.relative_distance:
+        terms["relative_distance"] = distances.relative_distance(predicted, true, truth.ca_mask)
+    if c.ca_clashes:
+        terms["ca_clashes"] = distances.ca_clashes(predicted[-1], truth.ca_mask, batch.residue_index)
+    return terms
+
+
+def _head_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+    terms: dict[str, Tensor] = {}
+    atoms, atom_mask = batch.atom_positions.to(output.translations.dtype), batch.atom_mask
+    low, high = c.resolution
+    sharp = ((batch.resolution >= low) & (batch.resolution <= high)) | (batch.resolution == 0)
+    if c.distogram:
+        beta, has_beta = pseudo_beta(atoms, atom_mask, batch.aatype)
+        terms["distogram"] = heads.distogram(output.distogram_logits, beta, has_beta & batch.token_mask)
+    if c.masked_msa and output.masked_msa_logits is not None:
+        terms["masked_msa"] = heads.masked_msa(output.masked_msa_logits, batch.true_msa, batch.masked_msa)
+    if c.plddt:
+        with torch.no_grad():
+            score = heads.lddt_ca(output.translations[-1], truth.ca, truth.ca_mask)
+        terms["plddt"] = heads.plddt(output.plddt_logits, score, truth.ca_mask & sharp[:, None])
+        terms["lddt_ca"] = heads.masked_mean(score, truth.ca_mask)
+    if c.experimentally_resolved and output.resolved_logits is not None:
+        exists = table("ATOM37_MASK", atoms)[batch.aatype] & (batch.token_mask & sharp[:, None]).unsqueeze(-1)
+        terms["experimentally_resolved"] = heads.experimentally_resolved(output.resolved_logits, atom_mask, exists)
+    if c.secondary and output.secondary_logits is not None:
+        terms["secondary"] = heads.secondary(output.secondary_logits, batch.secondary, batch.token_mask)
+    return terms
+
+
+def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+    terms: dict[str, Tensor] = {}
+    aatype = batch.aatype
+    atoms = batch.atom_positions.to(output.translations.dtype)
+    mask = batch.atom_mask & batch.token_mask.unsqueeze(-1)
+    predicted14 = atom37_to_atom14(output.atom37, aatype)
+    true14, mask14 = rename_symmetric(
+        predicted14, atom37_to_atom14(atoms, aatype), atom37_to_atom14(mask, aatype), aatype
+    )
+    renamed = atom14_to_atom37(true14, aatype)
+    renamed_mask = atom14_to_atom37(mask14.unsqueeze(-1), aatype).squeeze(-1).bool()
+    if c.torsion or c.angle_norm:
+        true, keep = torsion_angles(renamed, renamed_mask, aatype, batch.residue_index)
+        terms["torsion"], terms["angle_norm"] = heads.torsion(output.angles, output.raw_angles, true, keep, aatype)
+    if c.sidechain_fape:
+        frames, frame_mask = rigid_groups(renamed, renamed_mask, aatype)
+        groups = frame_mask.flatten(0, 1).any(0)  # columns that any residue has: a backbone-only set has few
+        columns = mask14.flatten(0, 1).any(0)
+        rotation, translation = output.frames8
+        terms["sidechain_fape"] = fape(
+            Rigid(rotation[:, :, groups].flatten(1, 2), translation[:, :, groups].flatten(1, 2)),
+            predicted14[:, :, columns].flatten(1, 2),
+            Rigid(frames.rotation[:, :, groups].flatten(1, 2), frames.translation[:, :, groups].flatten(1, 2)),
+            true14[:, :, columns].flatten(1, 2),
+            frame_mask[:, :, groups].flatten(1, 2),
+            mask14[:, :, columns].flatten(1, 2),
+        ).mean()
+    if c.violation:
+        # what the truth has not resolved cannot be judged; the atoms that exist there can
+        terms["violation"] = violation(predicted14, mask14, aatype, batch.residue_index)
+    return terms
+
+
+def hash_unit(step: int, name: str) -> float:
+    """A number in [0, 1) that depends on (step, name) alone, the same in every process."""
+    import zlib
+
+    return zlib.crc32(f"{step} {name}".encode()) / 2**32

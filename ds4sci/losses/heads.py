@@ -1,0 +1,71 @@
+"""Losses of torsion angles and of the auxiliary heads (supplement 1.9.1, 1.9.3, 1.9.6, 1.9.8–1.9.10)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ds4sci.geometry import table
+
+
+def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``value`` where ``mask`` (bool or weights, same shape), 0 where nothing is kept."""
+    weight = mask.to(value.dtype)
+    return (value * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def torsion(angles: Tensor, raw: Tensor, true: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, Tensor]:
+    """Algorithm 27: squared chord to the nearer of the true angle and its half-turn twin; and ``||raw| - 1|``.
+
+    angles, raw [l, b, n, 7, 2], true [b, n, 7, 2], mask bool [b, n, 7]. Returns the two means (weights .5·2 and .01).
+    """
+    periodic = F.pad(table("CHI_PI_PERIODIC", true)[aatype], (3, 0)).unsqueeze(-1)
+    twin = torch.where(periodic, -true, true)
+    error = torch.minimum((angles - true).square().sum(-1), (angles - twin).square().sum(-1))
+    keep = mask.expand(error.shape)
+    return masked_mean(error, keep), masked_mean((raw.norm(dim=-1) - 1.0).abs(), keep)
+
+
+def distogram(logits: Tensor, beta: Tensor, mask: Tensor, first: float = 2.3125, last: float = 21.6875) -> Tensor:
+    """Cross-entropy (nats) of the Cβ distance bins (1.9.8). logits [b, n, n, bins], beta [b, n, 3] Å, mask bool [b, n]."""
+    edges = torch.linspace(first, last, logits.shape[-1] - 1, device=beta.device, dtype=beta.dtype)
+    target = torch.bucketize(torch.cdist(beta, beta), edges)
+    error = F.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
+    return masked_mean(error, mask.unsqueeze(-1) & mask.unsqueeze(-2))
+
+
+def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor) -> Tensor:
+    """Cross-entropy (nats) at the masked places (1.9.9). logits [b, s, n, 23], true_msa int64, masked bool [b, s, n]."""
+    error = F.cross_entropy(logits.float().flatten(0, 2), true_msa.flatten(), reduction="none").view(true_msa.shape)
+    return masked_mean(error, masked)
+
+
+def lddt_ca(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0) -> Tensor:
+    """lDDT-Cα per residue in [0, 1], as the pLDDT head's target (1.9.6). [b, n, 3] Å, mask bool [b, n] → [b, n]."""
+    want = torch.cdist(true, true)
+    error = (torch.cdist(predicted, predicted) - want).abs()
+    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (want < cutoff)
+    pairs = pairs & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    score = sum((error < t).to(want.dtype) for t in (0.5, 1.0, 2.0, 4.0)) / 4
+    return (score * pairs).sum(-1) / pairs.sum(-1).clamp(min=1)
+
+
+def plddt(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy (nats) of binned lDDT. logits [b, n, bins], target [b, n] in [0, 1], mask bool [b, n]."""
+    bins = logits.shape[-1]
+    index = (target * bins).long().clamp(max=bins - 1)
+    error = F.cross_entropy(logits.float().flatten(0, 1), index.flatten(), reduction="none").view(index.shape)
+    return masked_mean(error, mask)
+
+
+def experimentally_resolved(logits: Tensor, atom_mask: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy (nats) of 'has coordinates' (1.9.10). logits, atom_mask, mask (atom exists) [b, n, 37]."""
+    error = F.binary_cross_entropy_with_logits(logits.float(), atom_mask.float(), reduction="none")
+    return masked_mean(error, mask)
+
+
+def secondary(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy (nats) of helix, strand, loop. logits [b, n, 3], target int64 [b, n] (-1 unknown), mask bool."""
+    error = F.cross_entropy(logits.float().flatten(0, 1), target.clamp(min=0).flatten(), reduction="none")
+    return masked_mean(error.view(target.shape), mask & (target >= 0))

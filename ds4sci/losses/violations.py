@@ -1,0 +1,118 @@
+"""Structural violations (supplement 1.9.11): peptide bonds and angles, clashes between and within residues. Å."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ds4sci import residues
+from ds4sci.geometry import table
+from ds4sci.losses.heads import masked_mean
+
+
+def peptide_bonds(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, tolerance: float = 12.0) -> Tensor:
+    """Equation 44: mean excess of the C–N bond and of its two angles' cosines beyond ``tolerance`` standard deviations.
+
+    atom14 [b, n, 14, 3], mask bool [b, n, 14], residue_index [b, n]; only residues that follow each other count.
+    """
+    n, ca, c = (atom14[..., k, :] for k in range(3))
+    has = mask[..., :3].all(-1)
+    keep = has[:, :-1] & has[:, 1:] & (residue_index[:, 1:] - residue_index[:, :-1] == 1)
+    proline = aatype[:, 1:] == residues.encode("P").item()
+    (length, deviation), (length_p, deviation_p) = residues.BOND_C_N
+    mean = torch.where(proline, length_p, length)
+    sigma = torch.where(proline, deviation_p, deviation)
+
+    def safe_norm(x: Tensor) -> Tensor:
+        return torch.sqrt(x.square().sum(-1) + 1e-6)
+
+    c_n, c_ca, n_ca = n[:, 1:] - c[:, :-1], ca[:, :-1] - c[:, :-1], ca[:, 1:] - n[:, 1:]
+    bond = ((safe_norm(c_n) - mean).abs() - tolerance * sigma).relu()
+    cos_1 = (c_ca * c_n).sum(-1) / (safe_norm(c_ca) * safe_norm(c_n))
+    cos_2 = -(c_n * n_ca).sum(-1) / (safe_norm(c_n) * safe_norm(n_ca))
+    angles = [
+        ((cos - value).abs() - tolerance * spread).relu()
+        for cos, (value, spread) in ((cos_1, residues.COS_CA_C_N), (cos_2, residues.COS_C_N_CA))
+    ]
+    return masked_mean(bond, keep) + masked_mean(angles[0], keep) + masked_mean(angles[1], keep)
+
+
+def clashes(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, tolerance: float = 1.5) -> Tensor:
+    """Equation 46: overlap of non-bonded atoms of different residues beyond ``tolerance`` Å, summed, per atom.
+
+    Left out: the peptide bond C–N, and a disulphide SG–SG.
+    """
+    used = mask.flatten(0, 1).any(0)  # backbone-only sets have four columns of fourteen
+    atoms, keep = atom14[:, :, used], mask[:, :, used]
+    radius = table("ATOM14_RADIUS", atom14)[aatype][:, :, used].flatten(1)
+    b, n, a = keep.shape
+    column = torch.arange(14, device=mask.device)[used].repeat(n)
+    owner = residue_index.repeat_interleave(a, dim=1)
+    distance = torch.sqrt(
+        (atoms.flatten(1, 2).unsqueeze(2) - atoms.flatten(1, 2).unsqueeze(1)).square().sum(-1) + 1e-6
+    )
+    apart = owner.unsqueeze(2) - owner.unsqueeze(1)
+    peptide = (apart == -1) & (column[:, None] == 2) & (column[None, :] == 0)
+    sulphur = ((aatype == residues.encode("C").item()).repeat_interleave(a, dim=1)) & (column == 5)
+    disulphide = sulphur.unsqueeze(2) & sulphur.unsqueeze(1)
+    pairs = keep.flatten(1).unsqueeze(2) & keep.flatten(1).unsqueeze(1) & (apart < 0) & ~peptide & ~disulphide
+    overlap = (radius.unsqueeze(2) + radius.unsqueeze(1) - tolerance - distance).relu()
+    return (overlap * pairs).sum() / keep.sum().clamp(min=1)
+
+
+@cache
+def _bounds(tolerance: float, sigmas: float) -> tuple[np.ndarray, np.ndarray]:
+    """[21, 14, 14] least and greatest distance within a residue.
+
+    Atoms of one rigid group keep their ideal distance, within ``sigmas`` standard deviations of a bond (0.02 Å); others
+    may turn about the χ between them and only must not overlap.
+    """
+    lower = np.zeros((21, 14, 14))
+    upper = np.full((21, 14, 14), 1e10)
+    for i in range(20):
+        exists = residues.ATOM14_MASK[i]
+        ideal = _extended(i)
+        distance = np.linalg.norm(ideal[:, None] - ideal[None], axis=-1)
+        group = residues.ATOM14_GROUP[i]
+        radius = residues.ATOM14_RADIUS[i]
+        bonded = (distance < 2.0) & exists[:, None] & exists[None]
+        near = bonded | (bonded.astype(int) @ bonded.astype(int) > 0)  # one or two bonds apart: fixed by chemistry
+        fixed = exists[:, None] & exists[None] & (near | (group[:, None] == group[None]))
+        overlap = radius[:, None] + radius[None] - tolerance
+        lower[i] = np.where(fixed, distance - sigmas * 0.02, overlap) * (exists[:, None] & exists[None])
+        upper[i] = np.where(fixed, distance + sigmas * 0.02, 1e10)
+    return lower, upper
+
+
+def _extended(aatype: int) -> np.ndarray:
+    """Ideal atoms [14, 3] of a residue with all torsions at half a turn."""
+    from ds4sci.geometry import Rigid, frames_to_atom14, torsion_to_frames
+
+    like = torch.zeros(1, 1, dtype=torch.float64)
+    angles = torch.tensor([0.0, -1.0], dtype=torch.float64).expand(1, 1, 7, 2)
+    kind = torch.full((1, 1), aatype)
+    return frames_to_atom14(torsion_to_frames(Rigid.identity((1, 1), like), angles, kind), kind)[0, 0].numpy()
+
+
+def within_residue(
+    atom14: Tensor, mask: Tensor, aatype: Tensor, tolerance: float = 1.5, sigmas: float = 15.0
+) -> Tensor:
+    """Equation 46 within residues: distances outside the bounds of bonded geometry and overlap, summed, per atom."""
+    lower, upper = (torch.as_tensor(x, dtype=atom14.dtype, device=atom14.device)[aatype] for x in _bounds(tolerance, sigmas))
+    distance = torch.sqrt((atom14.unsqueeze(-2) - atom14.unsqueeze(-3)).square().sum(-1) + 1e-6)
+    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~torch.eye(14, dtype=torch.bool, device=mask.device)
+    excess = F.relu(lower - distance) + F.relu(distance - upper)
+    return (excess * pairs).sum() / mask.sum().clamp(min=1)
+
+
+def violation(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor) -> Tensor:
+    """Equation 47: bonds and angles + clashes between and within residues. atom14 [b, n, 14, 3] Å, mask bool."""
+    return (
+        peptide_bonds(atom14, mask, aatype, residue_index)
+        + clashes(atom14, mask, aatype, residue_index)
+        + within_residue(atom14, mask, aatype)
+    )

@@ -1,0 +1,1 @@
+"""Whole models made of ``ds4sci.nn`` modules, and their configs."""

@@ -1,0 +1,203 @@
+"""The structure model: AlphaFold 2 (Algorithm 2 without templates), at any size, with options for small machines.
+
+The defaults of ``Config`` are the published sizes. Options that AlphaFold does not have (``convolution`` among the MSA
+updates, ``start = "chain"``, the secondary-structure head) are off there and carry the model that trains on a laptop.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ds4sci.geometry import Rigid, atom14_to_atom37, frames_to_atom14, pseudo_beta, table, torsion_to_frames
+from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, RecyclingEmbedder
+from ds4sci.nn.evoformer import BlockConfig, EvoformerStack, MSAUpdate, PairUpdate
+from ds4sci.nn.heads import DistogramHead, PLDDTHead
+from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.nn.structure_module import StructureModule
+from ds4sci.types import Batch, Output
+
+EXTRA_MSA_UPDATES: tuple[MSAUpdate, ...] = ("row_attention", "column_global_attention", "transition")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class EvoformerConfig(_Section):
+    """The main stack."""
+
+    blocks: int = Field(48, ge=1)
+    """Number of blocks."""
+    heads_msa: int = Field(8, ge=1)
+    """Heads of the MSA attentions."""
+    d_msa: int = Field(32, ge=1)
+    """Channels per head of the MSA attentions."""
+    heads_pair: int = Field(4, ge=1)
+    """Heads of the triangle attentions."""
+    d_pair: int = Field(32, ge=1)
+    """Channels per head of the triangle attentions."""
+    c_outer: int = Field(32, ge=1)
+    """Hidden channels of the outer product mean; their square is what the pair update projects from."""
+    c_multiplication: int = Field(128, ge=1)
+    """Hidden channels of the triangle multiplications."""
+    transition_factor: int = Field(4, ge=1)
+    """Widening of the transitions."""
+    convolution_width: int = Field(9, ge=1)
+    """Residues under a ``convolution`` update (odd)."""
+    dropout_msa: float = Field(0.15, ge=0, lt=1)
+    """Row-shared dropout of the MSA row attention."""
+    dropout_pair: float = Field(0.25, ge=0, lt=1)
+    """Row- or column-shared dropout of the pair updates."""
+    msa_updates: tuple[MSAUpdate, ...] = BlockConfig.msa_updates
+    """Updates of the MSA representation in each block, in order."""
+    pair_updates: tuple[PairUpdate, ...] = BlockConfig.pair_updates
+    """Updates of the pair representation in each block, in order."""
+
+
+class ExtraMSAConfig(_Section):
+    """The extra-MSA stack (Algorithm 18); its pair updates and sizes are the main stack's."""
+
+    blocks: int = Field(4, ge=0)
+    """Number of blocks; 0 = no such stack."""
+    c_e: int = Field(64, ge=1)
+    """Channels of the extra MSA representation."""
+    d_msa: int = Field(8, ge=1)
+    """Channels per head of its attentions."""
+
+
+class StructureConfig(_Section):
+    """The structure module (Algorithm 20)."""
+
+    iterations: int = Field(8, ge=1)
+    """Iterations; they share weights."""
+    d_ipa: int = 16
+    """Scalar channels per head of invariant point attention."""
+    heads: int = 12
+    """Heads of invariant point attention."""
+    qk_points: int = 4
+    """Query and key points per head."""
+    v_points: int = 8
+    """Value points per head."""
+    c_angle: int = 128
+    """Channels of the torsion-angle network."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout after attention and transition."""
+    start: Literal["identity", "chain"] = "identity"
+    """Frames of the first iteration: all at the origin (AlphaFold), or composed along a predicted chain."""
+
+
+class Config(_Section):
+    """Sizes of the structure model; the defaults are AlphaFold 2's published ones."""
+
+    c_m: int = Field(256, ge=1)
+    """Channels of the MSA representation."""
+    c_z: int = Field(128, ge=1)
+    """Channels of the pair representation."""
+    c_s: int = Field(384, ge=1)
+    """Channels of the single representation."""
+    evoformer: EvoformerConfig = EvoformerConfig()
+    """The main stack."""
+    extra_msa: ExtraMSAConfig = ExtraMSAConfig()
+    """The stack over extra MSA rows."""
+    structure: StructureConfig = StructureConfig()
+    """The structure module."""
+    heads: tuple[Literal["masked_msa", "experimentally_resolved", "secondary"], ...] = (
+        "masked_msa",
+        "experimentally_resolved",
+    )
+    """Auxiliary heads beside distogram and pLDDT, which are always there."""
+    c_plddt: int = 128
+    """Channels of the pLDDT head."""
+    checkpoint_blocks: bool = False
+    """Recompute each block's activations in backward: memory for about a third more time."""
+
+
+class FoldModel(nn.Module):
+    """AlphaFold 2's inference loop over a ``Batch`` (Algorithm 2): recycling without gradient, then one pass with."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        evoformer = config.evoformer
+        sizes = evoformer.model_dump(exclude={"blocks"})
+        main = BlockConfig(c_m=config.c_m, c_z=config.c_z, **sizes)
+        self.input_embedder = InputEmbedder(config.c_m, config.c_z)
+        self.recycling_embedder = RecyclingEmbedder(config.c_m, config.c_z)
+        if config.extra_msa.blocks:
+            extra = config.extra_msa
+            sizes |= {"msa_updates": EXTRA_MSA_UPDATES, "d_msa": extra.d_msa}
+            self.extra_msa_embedder = ExtraMSAEmbedder(extra.c_e)
+            block = BlockConfig(c_m=extra.c_e, c_z=config.c_z, **sizes)
+            self.extra_msa_stack = EvoformerStack(block, extra.blocks, config.checkpoint_blocks)
+        self.evoformer = EvoformerStack(main, evoformer.blocks, config.checkpoint_blocks)
+        self.linear_single = Linear(config.c_m, config.c_s)
+        self.structure_module = StructureModule(config.c_s, config.c_z, **config.structure.model_dump())
+        self.distogram = DistogramHead(config.c_z)
+        self.plddt = PLDDTHead(config.c_s, config.c_plddt)
+        makers = {
+            "masked_msa": lambda: Linear(config.c_m, 23, init="zero"),
+            "experimentally_resolved": lambda: Linear(config.c_s, 37, init="zero"),
+            "secondary": lambda: nn.Sequential(LayerNorm(config.c_m), Linear(config.c_m, 3, init="zero")),
+        }
+        self.heads = nn.ModuleDict({name: makers[name]() for name in config.heads})
+
+    def forward(self, batch: Batch) -> Output:
+        """``batch.recycling`` passes without gradient, each feeding the next, then the one that is returned."""
+        previous: Output | None = None
+        for _ in range(batch.recycling):
+            with torch.no_grad():
+                previous = self._pass(batch, previous)
+        return self._pass(batch, previous)
+
+    def _pass(self, batch: Batch, previous: Output | None) -> Output:
+        mask = batch.token_mask
+        pair_mask = mask.unsqueeze(-1) & mask.unsqueeze(-2)
+        m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat)
+        m0, dz = self._recycle(batch, previous)
+        m = torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1)
+        z = z + dz
+        if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
+            extra = self.extra_msa_embedder(batch.extra_msa_feat)
+            _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, pair_mask)
+        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask)
+        single = self.linear_single(m[:, 0])
+        structure = self.structure_module(single, z, mask)
+
+        backbone = Rigid(structure.rotations[-1], structure.translations[-1])
+        frames = torsion_to_frames(backbone, structure.angles[-1], batch.aatype)
+        atom14 = frames_to_atom14(frames, batch.aatype)
+        optional = {
+            "masked_msa": lambda head: head(m),
+            "experimentally_resolved": lambda head: head(single),
+            "secondary": lambda head: head(m[:, 0]),
+        }
+        logits = {name: optional[name](head) for name, head in self.heads.items()}
+        return Output(
+            rotations=structure.rotations,
+            translations=structure.translations,
+            angles=structure.angles,
+            raw_angles=structure.raw_angles,
+            atom37=atom14_to_atom37(atom14, batch.aatype),
+            frames8=(frames.rotation, frames.translation),
+            start=(structure.start.rotation, structure.start.translation),
+            pair=z,
+            msa0=m[:, 0],
+            plddt_logits=self.plddt(structure.single),
+            distogram_logits=self.distogram(z),
+            masked_msa_logits=logits.get("masked_msa"),
+            resolved_logits=logits.get("experimentally_resolved"),
+            secondary_logits=logits.get("secondary"),
+        )
+
+    def _recycle(self, batch: Batch, previous: Output | None) -> tuple[Tensor, Tensor]:
+        embedder = self.recycling_embedder
+        if previous is None:
+            # the embedding of zeros (line 3): layer norms leave their bias, distance 0 falls in no bin
+            return embedder.layer_norm_m.bias[None, None], embedder.layer_norm_z.bias + embedder.linear.bias
+        atoms = table("ATOM37_MASK", previous.atom37)[batch.aatype]
+        beta, _ = pseudo_beta(previous.atom37.detach(), atoms, batch.aatype)
+        return embedder(previous.msa0.detach(), previous.pair.detach(), beta)

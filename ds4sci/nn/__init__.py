@@ -1,0 +1,1 @@
+"""Modules made of kernels; parameter names follow AlphaFold's and OpenFold's."""

@@ -1,0 +1,109 @@
+"""The attentions of the evoformer (Algorithms 7, 8, 13, 14, 19): projections around ``kernels.evoformer_attention``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from einops import rearrange
+import torch
+from torch import Tensor, nn
+
+from ds4sci.kernels import evoformer_attention
+from ds4sci.nn.linear import LayerNorm, Linear
+
+
+class Attention(nn.Module):
+    """Gated multi-head self-attention along the last but one axis; ``d`` channels per head."""
+
+    def __init__(self, c: int, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.linear_q = Linear(c, d * heads, bias=False, init="glorot")
+        self.linear_k = Linear(c, d * heads, bias=False, init="glorot")
+        self.linear_v = Linear(c, d * heads, bias=False, init="glorot")
+        self.linear_g = Linear(c, d * heads, init="gating")
+        self.linear_o = Linear(d * heads, c, init="zero")
+
+    def forward(self, x: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
+        """x [b, s, n, c], mask bool [b, s, n], pair_bias [b, h, n, n] → [b, s, n, c]."""
+        q, k, v, g = (
+            rearrange(linear(x), "b s n (h d) -> b s n h d", h=self.heads)
+            for linear in (self.linear_q, self.linear_k, self.linear_v, self.linear_g)
+        )
+        out = evoformer_attention(q, k, v, mask, pair_bias, g)
+        return self.linear_o(rearrange(out, "b s n h d -> b s n (h d)"))
+
+
+class MSARowAttentionWithPairBias(nn.Module):
+    """Algorithm 7: each MSA row attends along the residues, biased by the pair representation."""
+
+    def __init__(self, c_m: int, c_z: int, d: int, heads: int) -> None:
+        super().__init__()
+        self.layer_norm_m = LayerNorm(c_m)
+        self.layer_norm_z = LayerNorm(c_z)
+        self.linear_z = Linear(c_z, heads, bias=False, init="lecun")
+        self.mha = Attention(c_m, d, heads)
+
+    def forward(self, m: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+        """m [b, s, n, c_m], z [b, n, n, c_z], mask bool [b, s, n] → update of m."""
+        bias = rearrange(self.linear_z(self.layer_norm_z(z)), "b q k h -> b h q k")
+        return self.mha(self.layer_norm_m(m), mask, bias)
+
+
+class MSAColumnAttention(nn.Module):
+    """Algorithm 8: each residue's column attends along the sequences (row attention on a transposed view)."""
+
+    def __init__(self, c_m: int, d: int, heads: int) -> None:
+        super().__init__()
+        self.layer_norm = LayerNorm(c_m)
+        self.mha = Attention(c_m, d, heads)
+
+    def forward(self, m: Tensor, mask: Tensor) -> Tensor:
+        """m [b, s, n, c_m], mask bool [b, s, n] → update of m."""
+        return self.mha(self.layer_norm(m).transpose(1, 2), mask.transpose(1, 2)).transpose(1, 2)
+
+
+class MSAColumnGlobalAttention(nn.Module):
+    """Algorithm 19: one mean query per column and head, one shared key and value head; linear in the rows."""
+
+    def __init__(self, c_m: int, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.d = heads, d
+        self.layer_norm = LayerNorm(c_m)
+        self.linear_q = Linear(c_m, d * heads, bias=False, init="glorot")
+        self.linear_k = Linear(c_m, d, bias=False, init="glorot")
+        self.linear_v = Linear(c_m, d, bias=False, init="glorot")
+        self.linear_g = Linear(c_m, d * heads, init="gating")
+        self.linear_o = Linear(d * heads, c_m, init="zero")
+
+    def forward(self, m: Tensor, mask: Tensor) -> Tensor:
+        """m [b, e, n, c_m], mask bool [b, e, n] → update of m."""
+        m = self.layer_norm(m).transpose(1, 2)  # [b, n, e, c]
+        keep = mask.transpose(1, 2)
+        weight = keep.unsqueeze(-1).to(m.dtype)
+        mean = (m * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp(min=1.0)
+        # the heads are the queries of one head: softmax over rows of h queries against the shared keys
+        q = rearrange(self.linear_q(mean), "b n 1 (h d) -> b n h 1 d", h=self.heads)
+        out = evoformer_attention(q, self.linear_k(m).unsqueeze(-2), self.linear_v(m).unsqueeze(-2), keep)
+        gate = torch.sigmoid(rearrange(self.linear_g(m), "b n e (h d) -> b n e h d", h=self.heads))
+        out = gate * rearrange(out, "b n h 1 d -> b n 1 h d")
+        return self.linear_o(out.flatten(-2)).transpose(1, 2)
+
+
+class TriangleAttention(nn.Module):
+    """Algorithms 13 and 14: triangle self-attention around the starting or the ending node."""
+
+    def __init__(self, c_z: int, d: int, heads: int, node: Literal["starting", "ending"]) -> None:
+        super().__init__()
+        self.node = node
+        self.layer_norm = LayerNorm(c_z)
+        self.linear = Linear(c_z, heads, bias=False, init="lecun")
+        self.mha = Attention(c_z, d, heads)
+
+    def forward(self, z: Tensor, mask: Tensor) -> Tensor:
+        """z [b, n, n, c_z], mask bool [b, n, n] → update of z."""
+        if self.node == "ending":
+            z, mask = z.transpose(1, 2), mask.transpose(1, 2)
+        z = self.layer_norm(z)
+        out = self.mha(z, mask, rearrange(self.linear(z), "b q k h -> b h q k"))
+        return out.transpose(1, 2) if self.node == "ending" else out

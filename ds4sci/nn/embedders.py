@@ -1,0 +1,68 @@
+"""Input, relative-position, recycling and extra-MSA embedders (Algorithms 3, 4, 5, 32)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds4sci.nn.linear import LayerNorm, Linear
+
+TARGET_FEATURES, MSA_FEATURES, EXTRA_MSA_FEATURES = 22, 49, 25
+
+
+class InputEmbedder(nn.Module):
+    """Algorithms 3 and 4: MSA features → m, target features and relative positions → z."""
+
+    def __init__(self, c_m: int, c_z: int, max_relative: int = 32) -> None:
+        super().__init__()
+        self.max_relative = max_relative
+        self.linear_tf_z_i = Linear(TARGET_FEATURES, c_z)
+        self.linear_tf_z_j = Linear(TARGET_FEATURES, c_z)
+        self.linear_tf_m = Linear(TARGET_FEATURES, c_m)
+        self.linear_msa_m = Linear(MSA_FEATURES, c_m)
+        self.linear_relpos = Linear(2 * max_relative + 1, c_z)
+
+    def forward(self, aatype: Tensor, residue_index: Tensor, msa_feat: Tensor) -> tuple[Tensor, Tensor]:
+        """aatype, residue_index int64 [b, n], msa_feat [b, s, n, 49] → m [b, s, n, c_m], z [b, n, n, c_z]."""
+        dtype = self.linear_tf_m.weight.dtype
+        # the first of AlphaFold's 22 target features marks domain breaks, which one chain has not
+        target = F.pad(F.one_hot(aatype, TARGET_FEATURES - 1), (1, 0)).to(dtype)
+        offset = residue_index.unsqueeze(-1) - residue_index.unsqueeze(-2)
+        offset = offset.clamp(-self.max_relative, self.max_relative) + self.max_relative
+        # the linear layer of a one-hot is a look-up: the same numbers without [b, n, n, 65]
+        relative = F.embedding(offset, self.linear_relpos.weight.T) + self.linear_relpos.bias
+        z = self.linear_tf_z_i(target).unsqueeze(-2) + self.linear_tf_z_j(target).unsqueeze(-3) + relative
+        m = self.linear_msa_m(msa_feat.to(dtype)) + self.linear_tf_m(target).unsqueeze(-3)
+        return m, z
+
+
+class RecyclingEmbedder(nn.Module):
+    """Algorithm 32: the last pass's first MSA row, pair representation and Cβ distances, embedded as updates."""
+
+    def __init__(self, c_m: int, c_z: int, bins: int = 15, first: float = 3.25, last: float = 20.75) -> None:
+        super().__init__()
+        self.linear = Linear(bins, c_z)
+        self.layer_norm_m = LayerNorm(c_m)
+        self.layer_norm_z = LayerNorm(c_z)
+        self.bins, self.first, self.last = bins, first, last
+
+    def forward(self, m0: Tensor, z: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """m0 [b, n, c_m], z [b, n, n, c_z], beta [b, n, 3] Å → updates of the first MSA row and of z."""
+        edges = torch.linspace(self.first, self.last, self.bins, device=beta.device, dtype=beta.dtype)
+        distance = torch.cdist(beta, beta)
+        index = torch.bucketize(distance, edges) - 1  # -1 below the first edge: no bin, as in AlphaFold
+        table = F.pad(self.linear.weight.T, (0, 0, 1, 0))
+        embedded = F.embedding(index + 1, table) + self.linear.bias
+        return self.layer_norm_m(m0), self.layer_norm_z(z) + embedded
+
+
+class ExtraMSAEmbedder(nn.Module):
+    """Algorithm 2, line 15: extra MSA features [b, e, n, 25] → [b, e, n, c_e]."""
+
+    def __init__(self, c_e: int) -> None:
+        super().__init__()
+        self.linear = Linear(EXTRA_MSA_FEATURES, c_e)
+
+    def forward(self, extra_msa_feat: Tensor) -> Tensor:
+        return self.linear(extra_msa_feat.to(self.linear.weight.dtype))

@@ -1,0 +1,123 @@
+"""The Evoformer and extra-MSA stacks (Algorithms 6 and 18)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ds4sci.nn.attention import (
+    MSAColumnAttention,
+    MSAColumnGlobalAttention,
+    MSARowAttentionWithPairBias,
+    TriangleAttention,
+)
+from ds4sci.nn.pair import Convolution, OuterProductMean, SharedDropout, Transition, TriangleMultiplication
+
+MSAUpdate = Literal["row_attention", "column_attention", "column_global_attention", "convolution", "transition"]
+PairUpdate = Literal[
+    "outer_product_mean",
+    "multiplication_outgoing",
+    "multiplication_incoming",
+    "attention_starting",
+    "attention_ending",
+    "transition",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """Sizes of one evoformer block and the updates it makes, in order; the defaults are AlphaFold 2's."""
+
+    c_m: int = 256
+    c_z: int = 128
+    heads_msa: int = 8
+    d_msa: int = 32
+    heads_pair: int = 4
+    d_pair: int = 32
+    c_outer: int = 32
+    c_multiplication: int = 128
+    transition_factor: int = 4
+    convolution_width: int = 9
+    dropout_msa: float = 0.15
+    dropout_pair: float = 0.25
+    msa_updates: tuple[MSAUpdate, ...] = ("row_attention", "column_attention", "transition")
+    pair_updates: tuple[PairUpdate, ...] = (
+        "outer_product_mean",
+        "multiplication_outgoing",
+        "multiplication_incoming",
+        "attention_starting",
+        "attention_ending",
+        "transition",
+    )
+
+
+class EvoformerBlock(nn.Module):
+    """One block of Algorithm 6: every update is added to its representation, with row- or column-shared dropout.
+
+    With ``column_global_attention`` it is a block of the extra-MSA stack (Algorithm 18).
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        c = config
+        make_msa = {
+            "row_attention": lambda: MSARowAttentionWithPairBias(c.c_m, c.c_z, c.d_msa, c.heads_msa),
+            "column_attention": lambda: MSAColumnAttention(c.c_m, c.d_msa, c.heads_msa),
+            "column_global_attention": lambda: MSAColumnGlobalAttention(c.c_m, c.d_msa, c.heads_msa),
+            "convolution": lambda: Convolution(c.c_m, c.convolution_width),
+            "transition": lambda: Transition(c.c_m, c.transition_factor),
+        }
+        make_pair = {
+            "outer_product_mean": lambda: OuterProductMean(c.c_m, c.c_z, c.c_outer),
+            "multiplication_outgoing": lambda: TriangleMultiplication(c.c_z, c.c_multiplication, "outgoing"),
+            "multiplication_incoming": lambda: TriangleMultiplication(c.c_z, c.c_multiplication, "incoming"),
+            "attention_starting": lambda: TriangleAttention(c.c_z, c.d_pair, c.heads_pair, "starting"),
+            "attention_ending": lambda: TriangleAttention(c.c_z, c.d_pair, c.heads_pair, "ending"),
+            "transition": lambda: Transition(c.c_z, c.transition_factor),
+        }
+        self.msa = nn.ModuleDict({name: make_msa[name]() for name in c.msa_updates})
+        self.pair = nn.ModuleDict({name: make_pair[name]() for name in c.pair_updates})
+        self.dropout_msa_row = SharedDropout(c.dropout_msa, axis=1)
+        self.dropout_pair_row = SharedDropout(c.dropout_pair, axis=1)
+        self.dropout_pair_column = SharedDropout(c.dropout_pair, axis=2)
+
+    def forward(self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """m [b, s, n, c_m], z [b, n, n, c_z], masks bool [b, s, n] and [b, n, n] → m, z."""
+        for name, update in self.msa.items():
+            if name == "row_attention":
+                m = m + self.dropout_msa_row(update(m, z, msa_mask))
+            elif name == "transition":
+                m = m + update(m)
+            else:
+                m = m + update(m, msa_mask)
+        for name, update in self.pair.items():
+            if name == "outer_product_mean":
+                z = z + update(m, msa_mask)
+            elif name == "transition":
+                z = z + update(z)
+            elif name == "attention_ending":
+                z = z + self.dropout_pair_column(update(z, pair_mask))
+            else:
+                z = z + self.dropout_pair_row(update(z, pair_mask))
+        return m, z
+
+
+class EvoformerStack(nn.Module):
+    """``blocks`` of them; with ``checkpoint_blocks`` each block's activations are recomputed in backward."""
+
+    def __init__(self, config: BlockConfig, blocks: int, checkpoint_blocks: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(EvoformerBlock(config) for _ in range(blocks))
+        self.checkpoint_blocks = checkpoint_blocks
+
+    def forward(self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor) -> tuple[Tensor, Tensor]:
+        for block in self.blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                m, z = checkpoint(block, m, z, msa_mask, pair_mask, use_reentrant=False)
+            else:
+                m, z = block(m, z, msa_mask, pair_mask)
+        return m, z

@@ -1,0 +1,108 @@
+"""The other updates of the evoformer block: outer product mean, triangle multiplication, transition, dropout."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds4sci.kernels import outer_product_mean, transition, triangle_multiplication
+from ds4sci.kernels.triangle_multiplication import Direction, Weights
+from ds4sci.nn.linear import LayerNorm, Linear
+
+
+class OuterProductMean(nn.Module):
+    """Algorithm 10: MSA [b, s, n, c_m] → pair update [b, n, n, c_z] through c × c outer products."""
+
+    def __init__(self, c_m: int, c_z: int, c: int) -> None:
+        super().__init__()
+        self.layer_norm = LayerNorm(c_m)
+        self.linear_1 = Linear(c_m, c)
+        self.linear_2 = Linear(c_m, c)
+        self.linear_out = Linear(c * c, c_z, init="zero")
+
+    def forward(self, m: Tensor, mask: Tensor) -> Tensor:
+        m = self.layer_norm(m)
+        return outer_product_mean(
+            self.linear_1(m), self.linear_2(m), mask, self.linear_out.weight, self.linear_out.bias
+        )
+
+
+class TriangleMultiplication(nn.Module):
+    """Algorithms 11 (outgoing edges) and 12 (incoming edges), ``c`` hidden channels."""
+
+    def __init__(self, c_z: int, c: int, direction: Direction) -> None:
+        super().__init__()
+        self.direction = direction
+        self.layer_norm_in = LayerNorm(c_z)
+        self.linear_a_p = Linear(c_z, c)
+        self.linear_a_g = Linear(c_z, c, init="gating")
+        self.linear_b_p = Linear(c_z, c)
+        self.linear_b_g = Linear(c_z, c, init="gating")
+        self.layer_norm_out = LayerNorm(c)
+        self.linear_z = Linear(c, c_z, init="zero")
+        self.linear_g = Linear(c_z, c_z, init="gating")
+
+    def forward(self, z: Tensor, mask: Tensor) -> Tensor:
+        """z [b, n, n, c_z], mask bool [b, n, n] → update of z."""
+        weights = Weights(
+            *(
+                (layer.weight, layer.bias)
+                for layer in (
+                    self.layer_norm_in, self.linear_a_p, self.linear_a_g, self.linear_b_p, self.linear_b_g,
+                    self.layer_norm_out, self.linear_z, self.linear_g,
+                )
+            )
+        )  # fmt: skip
+        return triangle_multiplication(z, mask, weights, self.direction)
+
+
+class Transition(nn.Module):
+    """Algorithms 9 and 15: layer norm and a ReLU MLP, ``factor`` times wider inside."""
+
+    def __init__(self, c: int, factor: int) -> None:
+        super().__init__()
+        self.layer_norm = LayerNorm(c)
+        self.linear_1 = Linear(c, factor * c, init="relu")
+        self.linear_2 = Linear(factor * c, c, init="zero")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return transition(
+            x, self.layer_norm.weight, self.layer_norm.bias,
+            self.linear_1.weight, self.linear_1.bias, self.linear_2.weight, self.linear_2.bias,
+        )  # fmt: skip
+
+
+class Convolution(nn.Module):
+    """Depthwise convolution along the residues of each MSA row: a cheap local mixer for small models (not AlphaFold's).
+
+    ``y = W₂ (relu(W₁ LN(m)) ⋆ k)``, kernel ``width`` (odd).
+    """
+
+    def __init__(self, c_m: int, width: int) -> None:
+        super().__init__()
+        self.layer_norm = LayerNorm(c_m)
+        self.linear_1 = Linear(c_m, c_m, init="relu")
+        self.convolution = nn.Conv1d(c_m, c_m, width, padding=width // 2, groups=c_m)
+        self.linear_2 = Linear(c_m, c_m, init="zero")
+
+    def forward(self, m: Tensor, mask: Tensor) -> Tensor:
+        """m [b, s, n, c_m], mask bool [b, s, n] → update of m; padding counts as zero."""
+        hidden = self.linear_1(self.layer_norm(m)).relu() * mask.unsqueeze(-1)
+        b, s = m.shape[:2]
+        mixed = self.convolution(hidden.flatten(0, 1).transpose(1, 2)).transpose(1, 2)
+        return self.linear_2(mixed.unflatten(0, (b, s)))
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose mask is shared along one axis (supplement 1.11.6): ``axis`` 1 = row-wise, 2 = column-wise."""
+
+    def __init__(self, p: float, axis: int) -> None:
+        super().__init__()
+        self.p, self.axis = p, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        shape = list(x.shape)
+        shape[self.axis] = 1
+        return x * F.dropout(x.new_ones(shape), self.p)

@@ -1,0 +1,178 @@
+"""Predict protein structures: chains in, the structure model, AlphaFold 2's losses, lDDT-Cα out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ds4sci import residues
+from ds4sci.data.batch import collate
+from ds4sci.data.chains import ChainSet
+from ds4sci.data.features import FeatureConfig, featurize
+from ds4sci.data.loader import Plan, batches, generator
+from ds4sci.losses.fold import LossConfig, fold_loss
+from ds4sci.models import fold
+from ds4sci.nn.heads import plddt
+from ds4sci.scores import mean_scores, score_chain
+from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record
+
+letters = RESIDUES + "X"
+
+CONTACT = 8.0
+"""Å between Cβ atoms that touch."""
+
+
+class DataConfig(BaseModel):
+    """Chains to learn from and to be judged on, and what the model sees of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    train: Path
+    """Chain set (``.npz``) to train on; relative to the current folder or to the folder that holds ``ds4sci``."""
+    valid: Path
+    """Chain set to be judged on; no homologues of the training chains."""
+    features: FeatureConfig = FeatureConfig()
+    """Alignment, profile or sequence, and its sampling."""
+    plan: Plan = Plan()
+    """Crop lengths over the run, recycling, padding."""
+    workers: int = Field(0, ge=0)
+    """Threads that prepare batches ahead; 0 = in the training loop. Never changes the batches."""
+    evaluation_chains: int = Field(0, ge=0)
+    """Chains of ``valid`` that evaluations during training score, evenly spread over the set; 0 = all."""
+    evaluation_batch: int = Field(8, ge=1)
+    """Chains predicted at once in evaluations."""
+    evaluation_recycling: int = Field(3, ge=0)
+    """Recycling passes in evaluation and prediction."""
+
+
+class Config(BaseModel):
+    """The run file's sections that this task owns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: fold.Config = fold.Config()
+    """Sizes of the model."""
+    data: DataConfig
+    """Chains and features."""
+    loss: LossConfig = LossConfig()
+    """Weights of the loss."""
+
+
+def build(config: Config, *, seed: int, steps: int) -> FoldTask:
+    """The task with a model freshly initialised from ``seed``, for a run of ``steps`` steps."""
+    return FoldTask(config, seed=seed, steps=steps)
+
+
+class FoldTask:
+    """See ``ds4sci.tasks.Task``."""
+
+    target = "lddt_ca"
+
+    def __init__(self, config: Config, *, seed: int, steps: int) -> None:
+        self.config, self.seed, self.steps = config, seed, steps
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model: nn.Module = fold.FoldModel(config.model)
+        # what is predicted is not masked
+        self.evaluation_features = config.data.features.model_copy(update={"masked_msa_probability": 0.0})
+
+    def batches(
+        self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
+    ) -> Iterator[Batch]:
+        data = self.config.data
+        return batches(
+            ChainSet.open(located(data.train)),
+            seed=self.seed,
+            start_step=start_step,
+            steps=self.steps,
+            rank=rank,
+            world_size=world_size,
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            plan=data.plan,
+            feature_config=data.features,
+            workers=data.workers,
+        )
+
+    def loss(self, output: Output, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return fold_loss(output, batch, self.config.loss)
+
+    def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
+        chains = ChainSet.open(located(self.config.data.valid))
+        wanted = self.config.data.evaluation_chains or len(chains)
+        picked = np.unique(np.linspace(0, len(chains) - 1, min(wanted, len(chains))).round().astype(int))
+        return self.score([chains[int(i)] for i in picked], model, rank=rank, world_size=world_size, device=device)
+
+    def score(
+        self, records: Sequence[Record], model: nn.Module, *, rank: int = 0, world_size: int = 1, device: torch.device
+    ) -> list[dict[str, Any]]:
+        """A row of ``ds4sci.scores.score_chain`` for each of this rank's share of ``records``, predicted at full length."""
+        records = sorted(records, key=lambda record: len(record.sequence))
+        size = self.config.data.evaluation_batch
+        groups = [records[i : i + size] for i in range(0, len(records), size)]
+        # every rank predicts equally often, because ZeRO-3 gathers parameters collectively: the last ones may repeat
+        rounds = -(-len(groups) // world_size)
+        rows: list[dict[str, Any]] = []
+        for turn in range(rounds):
+            index = turn * world_size + rank
+            group = groups[min(index, len(groups) - 1)]
+            predictions = self.predict([self.featurize(record) for record in group], device, model)
+            if index < len(groups):
+                rows += [score_chain(p, record) for p, record in zip(predictions, group, strict=True)]
+        return rows
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        return mean_scores(rows)
+
+    def featurize(self, record: Record) -> Features:
+        """``record`` as the model sees it in evaluation: whole, unmasked, the same at every call."""
+        return featurize(record, self.evaluation_features, generator(self.seed, 0))
+
+    def predict(
+        self, features: Sequence[Features], device: torch.device, model: nn.Module | None = None
+    ) -> list[Prediction]:
+        """Predict chains as one padded batch, in evaluation mode, without gradient."""
+        model = self.model if model is None else model
+        batch = collate(list(features), recycling=self.config.data.evaluation_recycling).to(device)
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                output = model(batch)
+        finally:
+            model.train(training)
+        return [_prediction(one, output, row) for row, one in enumerate(features)]
+
+
+def _prediction(features: Features, output: Output, row: int) -> Prediction:
+    n = len(features.aatype)
+    probability = output.distogram_logits[row, :n, :n].float().softmax(-1).cpu().numpy()
+    edges = np.linspace(2.3125, 21.6875, probability.shape[-1] - 1)
+    width = edges[1] - edges[0]
+    centres = np.concatenate([edges - width / 2, [edges[-1] + width / 2]])
+    secondary = output.secondary_logits
+    return Prediction(
+        id=features.id,
+        sequence="".join(letters[i] for i in features.aatype),
+        residue_index=features.residue_index,
+        atom37=output.atom37[row, :n].float().cpu().numpy(),
+        atom_mask=residues.ATOM37_MASK[features.aatype],
+        plddt=plddt(output.plddt_logits[row, :n]).cpu().numpy(),
+        distances=(probability * centres).sum(-1),
+        contacts=probability[..., centres < CONTACT].sum(-1),
+        secondary=None if secondary is None else secondary[row, :n].float().softmax(-1).cpu().numpy(),
+    )
+
+
+def located(path: Path) -> Path:
+    """``path`` from the current folder, else from the folder that holds the package (a clone's root)."""
+    if path.is_absolute() or path.exists():
+        return path
+    beside = Path(__file__).parents[2] / path
+    return beside if beside.exists() else path
