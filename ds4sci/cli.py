@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,11 +100,68 @@ def data_build(
     out: Annotated[Path, typer.Argument(metavar="OUT.npz")],
     msa: Annotated[Path | None, typer.Option("--msa", metavar="DIR", help="Alignments named ID.a3m or ID.sto.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; default: the cores.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="Such as max_length=512 or max_resolution=3.", show_default=False),
+    ] = None,
 ) -> None:
     """Make a chain set from structure files; restartable, with a report of what was refused and why."""
-    from ds4sci.data.build import build
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    typer.echo(build(source, out, msa_dir=msa, jobs=jobs))
+    from ds4sci.data.build import BuildSettings, build
+
+    given = dict(pair(text) for text in settings or [])
+    for key in given:
+        if key not in BuildSettings.model_fields:
+            raise ValueError(f"no setting {key!r}; there are: {', '.join(BuildSettings.model_fields)}")
+    chosen = BuildSettings.model_validate(given)
+    columns = (TextColumn("reading structures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("")
+        done = build(
+            source,
+            out,
+            msa_dir=msa,
+            jobs=jobs,
+            settings=chosen,
+            progress=lambda seen, files: bar.update(task, completed=seen, total=files),
+        )
+    typer.echo(done.summary())
+
+
+def pair(text: str) -> tuple[str, str]:
+    """``KEY=VALUE`` in two. Raises ValueError when there is no ``=``."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r}: expected KEY=VALUE, such as max_length=512")
+    return key, value
+
+
+@bench_app.command("data")
+def bench_data(
+    config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/tiny_cpu.toml",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
+) -> None:
+    """Samples/s of the loader alone against the training step."""
+    from ds4sci.bench import loading
+
+    show_measurement(loading(config, overrides or []), out)
+
+
+@bench_app.command("step")
+def bench_step(
+    config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/small.toml",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", show_default=False)] = None,
+    crops: Annotated[str, typer.Option("--crops", help="Residues, comma between.")] = "64,128,192,256",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
+) -> None:
+    """Seconds and peak memory of a training step by crop length."""
+    from ds4sci.bench import steps
+
+    if not all(part.isdigit() and int(part) > 0 for part in crops.split(",")):
+        raise ValueError(f"--crops {crops!r}: expected lengths in residues with commas between, such as 64,128")
+    show_measurement(steps(config, overrides or [], [int(part) for part in crops.split(",")]), out)
 
 
 @app.command()
@@ -113,7 +171,6 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
 
     findings = examine()
     if json:
-        from dataclasses import asdict
         from json import dumps
 
         typer.echo(dumps([asdict(finding) for finding in findings], indent=1))
@@ -145,6 +202,14 @@ def show_findings(findings: list[Any]) -> None:
         console.print(table)
 
 
+def show_measurement(measurement: Any, out: Path) -> None:
+    """A benchmark's table on the terminal; its JSON goes to ``out``."""
+    from ds4sci.readme_table import section
+
+    typer.echo(section(asdict(measurement)))
+    typer.echo(f"wrote {measurement.save(out)}")
+
+
 def show_means(summary: dict[str, Any]) -> None:
     """Mean scores on the terminal."""
     for key, value in summary.items():
@@ -157,8 +222,20 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     try:
         app(args=[a for a in given if a != "--debug"], prog_name="ds4sci")
-    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         if debug:
             raise
-        typer.secho(f"ds4sci: {error}", fg="red", err=True)
+        typer.secho(f"ds4sci: {message(error)}", fg="red", err=True)
         raise SystemExit(2) from None
+
+
+def message(error: Exception) -> str:
+    """An error in words; pydantic's many-lined ones become one line for each key."""
+    problems = getattr(error, "errors", None)
+    if not callable(problems):
+        return str(error)
+    lines = []
+    for problem in problems(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+    return "\n".join(lines)

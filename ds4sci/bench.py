@@ -1,0 +1,185 @@
+"""Measurements as JSON with machine and commit, from which the README's tables are made: ``ds4sci bench``.
+
+Two things that are compared are measured side by side, A B A B, in one process. Figures are medians; spreads are
+(largest - smallest) / median.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds4sci import machine
+from ds4sci.config import RunConfig, import_task
+from ds4sci.types import Msa, Record
+
+FOLDER = Path("benchmarks")
+CA_STEP = 3.8  # Å from one Cα to the next
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One JSON of ``benchmarks/``.
+
+    name     of the file
+    title    of the table
+    command  that measures it again
+    columns  of the table
+    rows     of the table, as long as ``columns``; numbers are kept as measured and rounded when shown
+    notes    what a reader must know to judge the figures
+    machine  ``ds4sci.machine.describe()``, commit included
+    """
+
+    name: str
+    title: str
+    command: str
+    columns: list[str]
+    rows: list[list[Any]]
+    notes: list[str] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=machine.describe)
+    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+
+    def save(self, folder: Path = FOLDER) -> Path:
+        """Write ``folder/NAME.json``; the path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+
+def spread(values: Iterable[float]) -> float:
+    """(largest - smallest) / median."""
+    listed = list(values)
+    return (max(listed) - min(listed)) / statistics.median(listed)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long ``call`` takes, GPU work included."""
+    import torch
+
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def chain(length: int, rows: int, rng: np.random.Generator) -> Record:
+    """A made-up chain of ``length`` residues, complete backbone, with a profile and an alignment of ``rows`` rows:
+    its shapes cost what a real one's cost."""
+    letters = rng.integers(0, 20, length)
+    alignment = np.where(rng.random((rows, length)) < 0.5, letters, rng.integers(0, 22, (rows, length)))
+    alignment[0] = letters
+    steps = rng.normal(size=(length, 3))
+    trace = np.cumsum(CA_STEP * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
+    positions = np.zeros((length, 37, 3), np.float32)
+    mask = np.zeros((length, 37), bool)
+    for atom, offset in ((0, (-1.4, 0.3, 0)), (1, (0, 0, 0)), (2, (1.5, 0, 0.2)), (4, (1.9, 1.0, 0.4))):
+        positions[:, atom], mask[:, atom] = trace + np.array(offset), True
+    return Record(
+        id=f"made_{length}",
+        sequence="".join("ARNDCQEGHILKMFPSTWYV"[i] for i in letters),
+        atom_positions=positions,
+        atom_mask=mask,
+        residue_index=np.arange(length, dtype=np.int32),
+        dssp="C" * length,
+        profile=np.eye(20, dtype=np.float32)[letters],
+        msa=Msa(alignment.astype(np.uint8), np.zeros((rows, length), np.int32), tuple(map(str, range(rows)))),
+    )
+
+
+def trainer(config: RunConfig) -> Callable[[Any], None]:
+    """One step of plain torch on a batch: forward, loss, backward, AdamW. No DeepSpeed around it."""
+    import torch
+
+    task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = task.model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(batch: Any) -> None:
+        moved = batch.to(device)
+        loss, _ = task.loss(model(moved), moved)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def loading(config_path: str, overrides: list[str], *, batches: int = 8, rounds: int = 3) -> Measurement:
+    """Samples/s of the loader alone against those of the training step, on the run's own chains and crops."""
+    config = RunConfig.load(config_path, overrides)
+    task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
+    micro = int(config.deepspeed_config().get("train_micro_batch_size_per_gpu", 1))
+    stream = task.batches(start_step=0, rank=0, world_size=1, micro_batch_size=micro, accumulation_steps=1)
+    step = trainer(config)
+    step(next(stream))  # warm both
+    rates: dict[str, list[float]] = {"loader": [], "step": []}
+    for _ in range(rounds):
+        held: list[Any] = []
+        rates["loader"].append(batches * micro / seconds(lambda held=held: held.extend(islice(stream, batches))))
+        rates["step"].append(batches * micro / seconds(lambda held=held: [step(batch) for batch in held]))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return Measurement(
+        name="loading",
+        title="Loader alone against the training step",
+        command=f"ds4sci bench data {config_path}",
+        columns=["", "samples/s", "spread", "times the step"],
+        rows=[
+            [name, medians[name], f"{spread(values):.0%}", medians[name] / medians["step"]]
+            for name, values in rates.items()
+        ],
+        notes=[f"one process, micro batch {micro}, {rounds} rounds of {batches} batches, A B A B"],
+    )
+
+
+def steps(config_path: str, overrides: list[str], crops: list[int], *, repeats: int = 3) -> Measurement:
+    """Seconds and peak memory of a training step by crop length, each crop in a fresh process."""
+    rows = []
+    for crop in crops:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            times, peak = pool.submit(_steps_of_crop, config_path, overrides, crop, repeats).result()
+        rows.append([crop, statistics.median(times), f"{spread(times):.0%}", peak / 1e6])
+    return Measurement(
+        name=f"step_{Path(config_path).stem}",
+        title=f"A training step of `{Path(config_path).stem}` by crop length",
+        command=f"ds4sci bench step {config_path} --crops {','.join(map(str, crops))}",
+        columns=["crop", "seconds", "spread", "peak memory (MB)"],
+        rows=rows,
+        notes=[
+            f"one chain, no recycling, plain torch (forward, loss, backward, AdamW), median of {repeats}; "
+            "peak over what the process held before the model"
+        ],
+    )
+
+
+def _steps_of_crop(config_path: str, overrides: list[str], crop: int, repeats: int) -> tuple[list[float], int]:
+    import torch
+
+    from ds4sci.data.batch import collate
+    from ds4sci.data.features import featurize
+
+    config = RunConfig.load(config_path, overrides)
+    features: Any = config.settings.data.features  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    record = chain(crop, features.max_clusters + features.max_extra, rng)
+    batch = collate([featurize(record, features, rng)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = trainer(config)
+    step(batch)
+    times = [seconds(lambda: step(batch)) for _ in range(repeats)]
+    if torch.cuda.is_available():
+        return times, torch.cuda.max_memory_allocated()
+    return times, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
