@@ -151,6 +151,10 @@ class RunConfig:
         tree = self.resolved() | {"deepspeed": "deepspeed.json"}
         (folder / "config.json").write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
         (folder / "commit.txt").write_text(machine.commit() + "\n", encoding="utf-8")
+        return self.moved_to(folder)
+
+    def moved_to(self, folder: Path) -> RunConfig:
+        """This config as ``save`` wrote it into ``folder``."""
         return replace(self, source=folder / "config.json", deepspeed=folder / "deepspeed.json")
 
 

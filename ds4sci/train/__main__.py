@@ -6,7 +6,6 @@ import argparse
 import atexit
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,35 +38,32 @@ def load(options: argparse.Namespace) -> RunConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code. What goes wrong is printed once, by the rank where it went wrong first."""
-    from ds4sci.train.run import train
-
+    """Train; returns the exit code: 0 also after a stop in order, 2 for what the user can mend, 1 otherwise."""
     options = parse(arguments)
     is_main = os.environ.get("RANK", "0") == "0"
     try:
         config = load(options)
-    except ValueError as error:  # every rank reads the same files: one of them says it
-        if is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        from ds4sci.train.run import Session
+        from ds4sci.train.signals import StopRequest
+
+        with StopRequest() as stop:
+            session = Session.join(config, resume=options.resume)
+            try:
+                session.train(stop)
+            except Exception as error:
+                say(session.explain(error))
+                return 2 if isinstance(error, (ValueError, OSError)) else 1
+    except ValueError as error:
+        # Up to the run folder every rank reads the same files and finds the same fault: one of them says it.
+        say(f"error: {error}" if is_main else None)
         return 2
-    try:
-        train(config, resume=options.resume)
-        return 0
-    except BaseException as error:
-        return report(error, is_main)
+    return 0
 
 
-def report(error: BaseException, is_main: bool) -> int:
-    """Print what ended this rank; errors that all ranks share are printed by rank 0 alone."""
-    text = str(error)
-    if isinstance(error, (ValueError, OSError)) and "Traceback" not in text:
-        if is_main:
-            print(f"error: {text}", file=sys.stderr, flush=True)
-        return 2
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
-    return 1
+def say(text: str | None) -> None:
+    """Print to stderr, at once."""
+    if text is not None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def leave(code: int) -> None:

@@ -72,17 +72,16 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     engine.deepspeed._copy_recovery_script = lambda save_path: None
     engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
     weights = ema.full(engine.module)
-    own = randomness.capture(ranks.device) | {"sums": np.frombuffer(json.dumps(sums).encode(), dtype=np.uint8)}
+    own: dict[str, Any] = dict(randomness.capture(ranks.device))
+    own["sums"] = np.frombuffer(json.dumps(sums).encode(), dtype=np.uint8)
     writer.write(partial / f"rank_{ranks.rank:05d}.npz", lambda handle: np.savez(handle, **own))
     if ranks.is_main:
         # safetensors writes by itself and reports a full disk badly; its bytes go through our hands.
         content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, {"format": "pt"})
-        writer.write(partial / "model.safetensors", lambda handle: handle.write(content))
-        text = json.dumps(state, indent=2).encode()
-        writer.write(partial / "state.json", lambda handle: handle.write(text))
+        writer.write_bytes(partial / "model.safetensors", content)
+        writer.write_bytes(partial / "state.json", json.dumps(state, indent=2).encode())
         for name in ("config.json", "deepspeed.json", "commit.txt"):
-            copy = (run / name).read_bytes()
-            writer.write(partial / name, lambda handle, copy=copy: handle.write(copy))
+            writer.write_bytes(partial / name, (run / name).read_bytes())
     _agree(engine, writer, partial)
 
     files = {name: entry for part in ranks.gather(writer.files) for name, entry in part.items()}

@@ -23,6 +23,10 @@ class Writer:
         self.files: dict[str, dict[str, Any]] = {}
         self.error: str | None = None
 
+    def write_bytes(self, path: Path, content: bytes) -> None:
+        """Write ``content`` as the file ``path``."""
+        self.write(path, lambda handle: handle.write(content))
+
     def write(self, path: Path, fill: Callable[[Any], Any]) -> None:
         """Let ``fill(handle)`` write the binary file ``path``, then sync it."""
         if self.error is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,8 @@ class Ema:
         """``model`` as ``deepspeed.initialize`` left it. Raises ValueError where its shards lie on NVMe."""
         self.decay = decay
         self.updates = 0
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Any: ZeRO-3 hangs its own attributes (ds_tensor, ds_shape, …) on the parameters
+        self._parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for name, p in self._parameters.items():
             if is_sharded(p) and p.ds_tensor.numel() == 0:
                 raise ValueError(f"{name}: parameters offloaded to NVMe cannot be averaged; offload them to the cpu")
@@ -86,17 +88,17 @@ class Ema:
                 p.partition()
 
 
-def is_sharded(parameter: Tensor) -> bool:
+def is_sharded(parameter: Any) -> bool:
     """Whether ZeRO-3 has split ``parameter`` among the ranks."""
     return hasattr(parameter, "ds_tensor")
 
 
-def held(parameter: Tensor) -> Tensor:
+def held(parameter: Any) -> Tensor:
     """What this rank stores of ``parameter``: its shard under ZeRO-3, else all of it."""
     return parameter.ds_tensor if is_sharded(parameter) else parameter.data
 
 
-def _gather(parameter: Tensor, shard: Tensor) -> Tensor:
+def _gather(parameter: Any, shard: Tensor) -> Tensor:
     """The whole of a tensor that is split like ``parameter``."""
     group = parameter.ds_process_group
     shards = [torch.empty_like(shard) for _ in range(dist.get_world_size(group))]

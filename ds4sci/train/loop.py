@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,18 +97,14 @@ class Loop:
         if self._evaluation_due():  # interrupted in the evaluation that belongs to the checkpoint we come from
             self._evaluate()
         _, micro, accumulation = self.engine.batch
-        batches = self.task.batches(
+        batches = _first_unseen(self.task.batches(
             start_step=self.state.step, rank=self.ranks.rank, world_size=self.ranks.world_size,
             micro_batch_size=micro, accumulation_steps=accumulation,
-        )  # fmt: skip
+        ), self.ranks.device)  # fmt: skip
         self.engine.module.train()
-        # A loader that starts may draw a seed from the global generator: at the start of a run and at every resumption
-        # alike, so it must not be seen.
-        with randomness.undisturbed(self.ranks.device):
-            ahead = next(batches)
         stopped = False
         while self.state.step < train.steps and not stopped:
-            stopped, ahead = self._step(ahead, batches, accumulation)
+            stopped = self._step(batches, accumulation)
             step = self.state.step
             last = step == train.steps
             if step % train.log_every == 0 or last:
@@ -129,17 +125,16 @@ class Loop:
                 )
             if due or improved or last or stopped:
                 self.save()
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+        batches.close()
         return self.state.step == train.steps and not self._evaluation_due()
 
-    def _step(self, batch: Any, batches: Iterator[Any], accumulation: int) -> tuple[bool, Any]:
-        """One optimizer step from ``batch`` on; returns (somebody wants to stop, the batch after)."""
+    def _step(self, batches: Iterator[Any], accumulation: int) -> bool:
+        """One optimizer step; returns whether any rank was asked to stop."""
         engine, step = self.engine, self.state.step
         rate = engine.learning_rate()
         fine, applied, seen = True, False, []
         for _ in range(accumulation):
+            batch = next(batches)
             if batch.step != step:
                 raise RuntimeError(f"the task gave a batch of step {batch.step} at step {step}; see Task.batches")
             on_device = batch.to(self.ranks.device)
@@ -151,7 +146,6 @@ class Loop:
                 self.sums.add(values)
             fine = fine and finite
             applied = engine.step()
-            batch = next(batches)
         stop, any_bad = self.ranks.any(bool(self.stop), not fine)
         self.state.step = step + 1
         self._rate = rate
@@ -162,7 +156,7 @@ class Loop:
         elif any_bad or not engine.searches_loss_scale:
             self._skipped(seen, "loss" if any_bad else "gradient")
         self.progress.advance(self.state.step)
-        return stop, batch
+        return stop
 
     def _skipped(self, seen: list[dict[str, Any]], what: str) -> None:
         """Count a step that no rank applied, and keep what it was made of."""
@@ -275,6 +269,18 @@ class Loop:
             best = self.state.best["step"] if self.state.best else None
             checkpoint.prune(self.run, self.config.train.keep_last, best)
         self.progress.activity("training")
+
+
+def _first_unseen(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
+    """``batches``; what fetching the first one draws from the global random generators is put back.
+
+    A loader that starts may draw a seed, as torch's DataLoader does: at the start of a run, and again at every
+    resumption, which would then differ from the uninterrupted run.
+    """
+    with randomness.undisturbed(device):
+        first = next(batches)
+    yield first
+    yield from batches
 
 
 def _values(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -18,8 +18,8 @@ class Progress:
     shown  False on all ranks but 0: then every call does nothing
     """
 
-    def __init__(self, steps: int, start: int, *, shown: bool) -> None:
-        self.steps, self.step, self.start = steps, start, start
+    def __init__(self, steps: int, *, shown: bool) -> None:
+        self.steps, self.step, self.start = steps, 0, 0
         self._began = time.monotonic()
         self._shown = shown
         self._console = Console()
@@ -28,7 +28,7 @@ class Progress:
             TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[left]} left"), console=self._console,
         )  # fmt: skip
-        self._task = self._bar.add_task("training", total=steps, completed=start, left="?")
+        self._task = self._bar.add_task("training", total=steps, completed=0, left="?")
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:

@@ -1,19 +1,20 @@
-"""One rank's life in a run: join, build, restore, train, leave in order."""
+"""One rank's life in a run: join, build, restore, train, and say once what went wrong."""
 
 from __future__ import annotations
 
 import json
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds4sci import machine
+from ds4sci import deepspeed_json, machine
 from ds4sci.config import RunConfig, import_task
 from ds4sci.train import checkpoint, randomness
 from ds4sci.train import engine as engines
 from ds4sci.train.durable import replace_text
 from ds4sci.train.ema import Ema
-from ds4sci.train.loop import Loop
+from ds4sci.train.loop import Loop, TooManyNonfinite
 from ds4sci.train.progress import Progress
 from ds4sci.train.ranks import Ranks, set_environment
 from ds4sci.train.signals import StopRequest
@@ -29,50 +30,117 @@ class Result:
     summary: dict[str, float]
 
 
-def train(config: RunConfig, *, resume: Path | None = None) -> Result:
-    """Train what ``config`` says, on every rank that calls this; ``resume`` is the run folder to go on with.
+@dataclass(frozen=True)
+class Session:
+    """A rank that has joined a run whose folder exists."""
 
-    Raises ValueError for what the user can mend (config, JSON, checkpoint), OSError when a checkpoint could not be
-    written, TooManyNonfinite. The caller ends the process in order with ``leave``.
-    """
-    set_environment()
-    with StopRequest() as stop:
+    config: RunConfig
+    ranks: Ranks
+    run: Path
+    resumes: bool
+
+    @classmethod
+    def join(cls, config: RunConfig, *, resume: Path | None = None) -> Session:
+        """Connect the ranks and make the run folder, or take ``resume``. Raises ValueError on all ranks alike."""
+        set_environment()
         engines.silence()
         ranks = engines.join(config.deepspeed_config())
-        run = _folder(config, resume, ranks)
+        deepspeed_json.batch_sizes(config.deepspeed_config(), ranks.world_size, config.deepspeed)
+        run, config = _folder(config, resume, ranks)
+        return cls(config, ranks, run, resume is not None)
+
+    def train(self, stop: StopRequest) -> Result:
+        """Train to the end, or until ``stop`` is asked for on any rank."""
+        config, ranks = self.config, self.ranks
         randomness.seed_all(config.seed, 0)  # the same initial weights everywhere
         task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
         parameters = sum(p.numel() for p in task.model.parameters())
         engine = engines.Engine(task.model, config.deepspeed, ranks)
         randomness.seed_all(config.seed, ranks.rank)
-        progress = Progress(config.train.steps, 0, shown=ranks.is_main)
-        loop = Loop(config, task, engine, Ema(engine.module, config.train.ema_decay), run, stop, progress)
-        if resume is not None:
-            loop.restore(ranks.broadcast(checkpoint.newest(run, progress.say) if ranks.is_main else run))
+        progress = Progress(config.train.steps, shown=ranks.is_main)
+        loop = Loop(config, task, engine, Ema(engine.module, config.train.ema_decay), self.run, stop, progress)
+        if self.resumes:
+            loop.restore(self._newest(progress))
             progress.resume_at(loop.state.step)
         if ranks.is_main:
-            loop.metrics.write("event", loop.state.step, event="resume" if resume else "start", ranks=ranks.world_size)
+            event = "resume" if self.resumes else "start"
+            loop.metrics.write("event", loop.state.step, event=event, ranks=ranks.world_size)
         total, micro, accumulation = engine.batch
         progress.say(
-            f"{'Resuming' if resume else 'Training'} {config.task.name} ({parameters:,} parameters) in {run} from step "
-            f"{loop.state.step} of {config.train.steps}: {ranks.world_size} × {ranks.device.type}, ZeRO stage "
-            f"{engine.zero_stage}, batch {total} = {ranks.world_size} × {micro} × {accumulation}"
+            f"{'Resuming' if self.resumes else 'Training'} {config.task.name} ({parameters:,} parameters) in "
+            f"{self.run}, step {loop.state.step} of {config.train.steps}: {ranks.world_size} × {ranks.device.type}, "
+            f"ZeRO stage {engine.zero_stage}, batch {total} = {ranks.world_size} × {micro} × {accumulation}"
         )
         with progress:
             finished = loop.train()
-        if not finished:
-            progress.say(
-                f"Stopped ({stop.reason or 'asked by another rank'}) after step {loop.state.step}; all is saved. "
-                f"Go on with: ds4sci train --resume {run}"
-            )
-        elif ranks.is_main:
+        if finished:
             best = loop.state.best
             note = f"; best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
-            progress.say(f"Done: {config.train.steps} steps in {loop.state.seconds / 60:.1f} min{note}. Run: {run}")
-        return Result(run, loop.state.step, finished, loop.summary)
+            progress.say(
+                f"Done: {config.train.steps} steps in {loop.state.seconds / 60:.1f} min{note}. Run: {self.run}"
+            )
+        else:
+            progress.say(
+                f"Stopped after step {loop.state.step} ({stop.reason or 'asked by another rank'}); all is saved. "
+                f"Go on with: ds4sci train --resume {self.run}"
+            )
+        return Result(self.run, loop.state.step, finished, loop.summary)
+
+    def _newest(self, progress: Progress) -> Path:
+        """The checkpoint to go on from, the same on all ranks."""
+        found: tuple[str, Path] = ("", self.run)
+        if self.ranks.is_main:
+            try:
+                found = ("", checkpoint.newest(self.run, progress.say))
+            except ValueError as error:
+                found = (str(error), self.run)
+        problem, folder = self.ranks.broadcast(found)
+        if problem:
+            raise ValueError(problem)
+        return folder
+
+    def explain(self, error: BaseException) -> str | None:
+        """What to print on this rank about ``error``, which ended it; None where another rank has said it.
+
+        The first rank to fail writes RUN/error.txt, and is the one to speak: the others fail because it is gone.
+        """
+        where = f"rank {self.ranks.rank}: " if self.ranks.world_size > 1 else ""
+        trace = "".join(traceback.format_exception(error))
+        try:
+            with (self.run / "error.txt").open("x", encoding="utf-8") as handle:
+                handle.write(f"{where}{trace}")
+        except FileExistsError:
+            return None
+        except OSError:
+            pass  # the disk may be full; then every rank speaks
+        if isinstance(error, (ValueError, OSError, TooManyNonfinite)):
+            return f"error: {where}{error}"
+        if lost_peer(error):
+            return (
+                f"error: {where}the connection to another rank broke: it was killed, or ran out of memory "
+                f"(`dmesg` tells). Go on from the last checkpoint with: ds4sci train --resume {self.run}"
+            )
+        return f"error: {where}{type(error).__name__}: {error}\n{trace}"
 
 
-def _folder(config: RunConfig, resume: Path | None, ranks: Ranks) -> Path:
+def train(config: RunConfig, *, resume: Path | None = None) -> Result:
+    """Train what ``config`` says, on every rank that calls this; ``resume`` is the run folder to go on with.
+
+    Raises ValueError for what the user can mend (config, JSON, checkpoint), OSError when a checkpoint could not be
+    written, TooManyNonfinite.
+    """
+    with StopRequest() as stop:
+        return Session.join(config, resume=resume).train(stop)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether ``error`` is how a collective fails when another rank's process is gone."""
+    text = str(error).lower()
+    signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "nccl")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def _folder(config: RunConfig, resume: Path | None, ranks: Ranks) -> tuple[Path, RunConfig]:
     """The run folder, with the resolved config and the machine in it; rank 0 decides and makes it."""
     problem, run = "", Path()
     if ranks.is_main:
@@ -95,4 +163,4 @@ def _folder(config: RunConfig, resume: Path | None, ranks: Ranks) -> Path:
     problem, run = ranks.broadcast((problem, run))
     if problem:
         raise ValueError(problem)
-    return run
+    return run, config.moved_to(run)

@@ -46,7 +46,7 @@ class StopRequest:
         return self.reason is not None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
+        self.reason = self.reason or signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
