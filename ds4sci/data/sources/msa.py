@@ -140,20 +140,33 @@ def merge(msas: Sequence[Msa]) -> Msa:
     )
 
 
-def find(folder: str | Path, name: str) -> list[Path]:
-    """The alignment files of a chain in ``folder``: ``NAME.a3m`` (.sto, …, .gz) and all those in the folder ``NAME/``.
+def index(folder: str | Path) -> dict[str, list[Path]]:
+    """The alignment files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz) and all those in the folder ``NAME/``.
 
-    The entry's part of ``name`` (before the last ``_``) may be in capitals or not: ``2q2k_A/`` serves ``2Q2K_A``.
+    Keys are as ``chain_key`` makes them.
     """
-    wanted = _fold(name)
-    found: list[Path] = []
-    for path in sorted(Path(folder).iterdir()):
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; expected one with alignments called NAME.a3m or NAME/*.sto")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
         if path.is_dir():
-            if _fold(path.name) == wanted:
-                found += sorted(inner for inner in path.iterdir() if _is_alignment(inner))
-        elif _is_alignment(path) and _fold(stem(path)) == wanted:
-            found.append(path)
+            inside = sorted(inner for inner in path.iterdir() if _is_alignment(inner))
+            found.setdefault(chain_key(path.name), []).extend(inside)
+        elif _is_alignment(path):
+            found.setdefault(chain_key(stem(path)), []).append(path)
     return found
+
+
+def find(folder: str | Path, name: str) -> list[Path]:
+    """The alignment files of the chain or sequence called ``name`` in ``folder``; see ``index``."""
+    return index(folder).get(chain_key(name), [])
+
+
+def chain_key(name: str) -> str:
+    """``name`` with the entry's part (before the last ``_``) in small letters: ``2q2k_A/`` serves ``2Q2K_A``."""
+    entry, mark, chain = name.rpartition("_")
+    return entry.lower() + mark + chain
 
 
 def attach(record: Record, msa: Msa, source: str | Path) -> Record:
@@ -167,17 +180,12 @@ def attach(record: Record, msa: Msa, source: str | Path) -> Record:
     differs = (mine[:both] != query[:both]) & (mine[:both] != UNKNOWN) & (query[:both] != UNKNOWN)
     if differs.any() or len(mine) != len(query):
         at = int(np.argmax(differs)) if differs.any() else both
-        letters = [decode(one[at : at + 1]) or "its end" for one in (query, mine)]
+        theirs, ours = (decode(one[at : at + 1]) or "its end" for one in (query, mine))
         raise ValueError(
-            f"{source}: the query is not {record.id}: at residue {at + 1} the alignment has {letters[0]}, the"
-            f" chain {letters[1]} (lengths {len(query)} and {len(mine)}); align the whole sequence of the entity (SEQRES)"
+            f"{source}: its query is not the sequence of {record.id}: at residue {at + 1} the alignment has {theirs},"
+            f" the chain {ours} (lengths {len(query)} and {len(mine)}); align the entity's whole sequence (SEQRES)"
         )
     return replace(record, msa=replace(msa, sequences=np.concatenate([mine[None], msa.sequences[1:]])))
-
-
-def _fold(name: str) -> str:
-    entry, mark, chain = name.rpartition("_")
-    return entry.lower() + mark + chain
 
 
 def _is_alignment(path: Path) -> bool:

@@ -1,0 +1,276 @@
+"""A folder of structures, and alignments where there are any, → one chain set: ``ds4sci data build``.
+
+Each file is read by a worker, which leaves its chains in OUT.work/ under a key of the file's name, size, time and the
+settings. A build that was interrupted, or runs again with a few more files, reads only what it has not yet; an entry
+that cannot be read is made anew. The order of the set is that of the files' names, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ds4sci.data.chains import ChainSet
+from ds4sci.data.packing import join, pack_all, slim, write_arrays
+from ds4sci.data.profile import msa_profile
+from ds4sci.data.secondary import assign
+from ds4sci.data.selection import BuildSettings, refusal_of
+from ds4sci.data.sources import mmcif, msa, pdb
+from ds4sci.data.workers import run_each
+from ds4sci.types import Msa, Record
+
+READERS = {".cif": mmcif.read, ".mmcif": mmcif.read, ".pdb": pdb.read, ".ent": pdb.read}
+PAIRED_RESIDUES = 6000
+"""Entries up to this size have their strands paired across chains; the table of pairs grows with its square."""
+FORMAT = 1
+"""Part of the cache's key: raise it when what is stored for the same file changes."""
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What became of every file and chain; ``rows`` are the lines of ``report`` (OUT.report.jsonl)."""
+
+    out: Path
+    report: Path
+    files: int
+    cached: int
+    rows: list[dict[str, Any]] = field(repr=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Chains (or files, where none could be read) by status: accepted, duplicate, and the refusals by kind."""
+        return dict(Counter(row["status"] if row["status"] != "refused" else row["kind"] for row in self.rows))
+
+    def summary(self) -> str:
+        """A few lines for people: how many were taken, and the refusals by kind with one example each."""
+        accepted = [row for row in self.rows if row["status"] == "accepted"]
+        residues = sum(row["length"] for row in accepted)
+        lines = [
+            f"{self.out}: {len(accepted)} chains, {residues} residues from {self.files} files"
+            f" ({self.cached} from cache)"
+        ]
+        for kind, count in sorted(self.counts.items(), key=lambda item: -item[1]):
+            if kind != "accepted":
+                example = next(row for row in self.rows if kind in (row["status"], row.get("kind")))
+                lines.append(f"  {count} {kind}, such as {example['chain'] or example['file']}: {example['reason']}")
+        return "\n".join([*lines, f"  every file and chain: {self.report}"])
+
+
+def build(
+    src_dir: str | Path,
+    out: str | Path,
+    *,
+    msa_dir: str | Path | None = None,
+    jobs: int | None = None,
+    settings: BuildSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> BuildReport:
+    """Read every .cif, .mmcif, .pdb and .ent (and .gz of them) under ``src_dir`` into the chain set ``out``.
+
+    ``msa_dir``: alignments by chain id (``ds4sci.data.sources.msa.index``); they give the profile too. ``jobs``:
+    processes, by default one for each core this process may use. ``progress(done, files)`` is called after each file.
+
+    No file stops the others: what could not be used, and why, is a line of OUT.report.jsonl. ``out`` and the report
+    appear complete or not at all. ``ValueError``: no structure in the folder, or not one chain accepted. ``OSError``:
+    the disk is full or closed to us.
+    """
+    src_dir, out, settings = Path(src_dir), Path(out), settings or BuildSettings()
+    files = _structures(src_dir)
+    alignments = Alignments(None if msa_dir is None else Path(msa_dir), time.time_ns())
+    alignments.by_chain()  # a missing folder is an error now, not in each worker
+    work = out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+
+    entries = {path: work / f"{_key(path, src_dir, settings)}.npz" for path in files}
+    todo = [path for path in files if not _is_current(entries[path], alignments.by_chain())]
+    done = len(files) - len(todo)
+    if progress:
+        progress(done, len(files))
+    arguments = [(path, str(path.relative_to(src_dir)), entries[path], alignments, settings) for path in todo]
+    for path, failure in run_each(_read_one, arguments, jobs=jobs or _cores(), marks=work):
+        if failure:
+            _store(entries[path[0]], [], [_row(path[1], None, "refused", "crashed the reader", failure)], {})
+        done += 1
+        if progress:
+            progress(done, len(files))
+
+    rows, parts = _collect(entries.values())
+    report = out.with_name(out.name + ".report.jsonl")
+    _write_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if not parts:
+        reasons = Counter(row["reason"] for row in rows).most_common(1)
+        raise ValueError(
+            f"{src_dir}: not one chain accepted of {len(files)} files; the commonest reason: {reasons[0][0]}"
+        )
+    write_arrays(out, slim(join(parts)))
+    for old in set(work.glob("*.npz")) - set(entries.values()):
+        old.unlink()
+    return BuildReport(out, report, len(files), len(files) - len(todo), rows)
+
+
+class Alignments(NamedTuple):
+    """Where the alignments lie; each process makes its own index once for each build, not one with each file."""
+
+    folder: Path | None
+    build: int
+
+    def by_chain(self) -> dict[str, list[Path]]:
+        return _index(self)
+
+
+@lru_cache(maxsize=1)
+def _index(alignments: Alignments) -> dict[str, list[Path]]:
+    return {} if alignments.folder is None else msa.index(alignments.folder)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _structures(src_dir: Path) -> list[Path]:
+    if not src_dir.is_dir():
+        raise ValueError(f"{src_dir}: no such folder; expected one with mmCIF or PDB files")
+    files = sorted(path for path in src_dir.rglob("*") if _suffix(path) in READERS and path.is_file())
+    if not files:
+        raise ValueError(
+            f"{src_dir}: no structure in it; expected files called *{', *'.join(READERS)}, or those with .gz"
+        )
+    return files
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _key(path: Path, src_dir: Path, settings: BuildSettings) -> str:
+    told = path.stat()
+    parts = [FORMAT, str(path.relative_to(src_dir)), told.st_size, told.st_mtime_ns, settings.model_dump_json()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _stamp(paths: list[Path]) -> list[list[Any]]:
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def _is_current(entry: Path, alignments: dict[str, list[Path]]) -> bool:
+    """Whether a cache entry is whole and saw the alignments as they are now."""
+    if not entry.exists():
+        return False
+    try:
+        told, _ = _load(entry)
+    except ValueError:
+        entry.unlink()
+        return False
+    crashed = any(row["kind"] == "crashed the reader" for row in told["rows"])  # may go well with more memory
+    return not crashed and all(_stamp(alignments.get(key, [])) == seen for key, seen in told["alignments"].items())
+
+
+def _load(entry: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with np.load(entry, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        return json.loads(arrays.pop("report").tobytes()), arrays
+    except Exception as error:  # a damaged zip raises whatever its broken bytes lead to
+        raise ValueError(f"{entry}: damaged cache entry ({type(error).__name__}: {error})") from error
+
+
+def _store(entry: Path, records: list[Record], rows: list[dict[str, Any]], alignments: dict[str, Any]) -> None:
+    told = json.dumps({"rows": rows, "alignments": alignments}).encode()
+    write_arrays(entry, {"report": np.frombuffer(told, np.uint8), **(pack_all(records) if records else {})})
+
+
+def _collect(entries: Any) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
+    """Rows and arrays of all entries, in order; a chain whose id an earlier file used is refused."""
+    rows: list[dict[str, Any]] = []
+    parts: list[dict[str, np.ndarray]] = []
+    owner: dict[str, str] = {}
+    for entry in entries:
+        told, arrays = _load(entry)
+        taken = [row for row in told["rows"] if row["status"] == "accepted"]
+        again = [row for row in taken if row["chain"] in owner]
+        for row in again:
+            reason = f"{owner[row['chain']]} has a chain of this id"
+            row.update(status="refused", kind="same id", reason=reason)
+        owner.update({row["chain"]: row["file"] for row in taken if row not in again})
+        rows += told["rows"]
+        if arrays and not again:
+            parts.append(arrays)
+        elif arrays and len(again) < len(taken):
+            kept = [record for record in ChainSet(arrays, str(entry)) if owner[record.id] == taken[0]["file"]]
+            parts.append(pack_all([record for record in kept if record.id not in {row["chain"] for row in again}]))
+    return rows, parts
+
+
+def _row(
+    file: str, chain: str | None, status: str, kind: str | None, reason: str | None, **more: Any
+) -> dict[str, Any]:
+    return {"file": file, "chain": chain, "status": status, "kind": kind, "reason": reason, **more}
+
+
+def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: BuildSettings) -> None:
+    """Read one file and leave its chains and its rows of the report in ``entry``."""
+    alignments = where.by_chain()
+    seen: dict[str, Any] = {}
+    try:
+        chains = READERS[_suffix(path)](path)
+        together = sum(len(chain.sequence) for chain in chains) <= PAIRED_RESIDUES
+        letters = assign(chains) if together else [assign([chain])[0] for chain in chains]
+    except (ValueError, OSError) as error:
+        _store(entry, [], [_row(name, None, "refused", "unreadable", str(error))], {})
+        return
+    except Exception as error:  # a reader's bug must cost one file, not the build; the report shows it
+        _store(entry, [], [_row(name, None, "refused", "crashed the reader", f"{type(error).__name__}: {error}")], {})
+        return
+    rows: list[dict[str, Any]] = []
+    taken: dict[str, Record] = {}
+    for chain, dssp in zip(chains, letters, strict=True):
+        size: dict[str, Any] = {"length": len(chain.sequence), "resolved": int(chain.atom_mask[:, :3].all(1).sum())}
+        refusal = refusal_of(chain, size["resolved"], settings)
+        first = taken.get(chain.sequence)
+        if refusal is None and first is not None and not settings.keep_duplicates:
+            rows.append(_row(name, chain.id, "duplicate", None, f"the sequence of {first.id}", **size))
+            continue
+        key = msa.chain_key(chain.id)
+        seen[key] = _stamp(alignments.get(key, []))
+        if refusal is None:
+            try:
+                chain = _with_alignment(replace(chain, dssp=dssp), alignments.get(key, []), settings)
+                pack_all([chain])
+            except (ValueError, OSError) as error:
+                refusal = ("alignment" if alignments.get(key) else "unfit", str(error))
+        if refusal is not None:
+            rows.append(_row(name, chain.id, "refused", *refusal, **size))
+            continue
+        taken[chain.id if settings.keep_duplicates else chain.sequence] = chain
+        depth = 0 if chain.msa is None else len(chain.msa.sequences)
+        rows.append(_row(name, chain.id, "accepted", None, None, **size, msa_rows=depth))
+    _store(entry, list(taken.values()), rows, seen)
+
+
+def _with_alignment(chain: Record, paths: list[Path], settings: BuildSettings) -> Record:
+    if not paths:
+        return chain
+    found = [msa.attach(chain, msa.read(path), path).msa for path in paths]
+    merged = msa.merge([one for one in found if one is not None])
+    rows = slice(settings.max_msa_rows)
+    kept = Msa(merged.sequences[rows], merged.deletions[rows], merged.names[rows])
+    return replace(chain, msa=kept, profile=msa_profile(kept))
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
