@@ -206,8 +206,8 @@ def _collect(entries: Any) -> tuple[list[dict[str, Any]], list[dict[str, np.ndar
         if arrays and not again:
             parts.append(arrays)
         elif arrays and len(again) < len(taken):
-            kept = [record for record in ChainSet(arrays, str(entry)) if owner[record.id] == taken[0]["file"]]
-            parts.append(pack_all([record for record in kept if record.id not in {row["chain"] for row in again}]))
+            refused = {row["chain"] for row in again}
+            parts.append(pack_all([record for record in ChainSet(arrays, str(entry)) if record.id not in refused]))
     return rows, parts
 
 
@@ -236,6 +236,8 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
     for chain, dssp in zip(chains, letters, strict=True):
         size: dict[str, Any] = {"length": len(chain.sequence), "resolved": int(chain.atom_mask[:, :3].all(1).sum())}
         refusal = refusal_of(chain, size["resolved"], settings)
+        if any(chain.id == other.id for other in taken.values()):
+            refusal = ("same id", "an earlier chain of this file has the same id")
         first = taken.get(chain.sequence)
         if refusal is None and first is not None and not settings.keep_duplicates:
             rows.append(_row(name, chain.id, "duplicate", None, f"the sequence of {first.id}", **size))
