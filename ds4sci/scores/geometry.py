@@ -77,7 +77,7 @@ def clash_fraction(atom37: np.ndarray, mask: np.ndarray, residue_index: np.ndarr
     model) gets ideal ones, so that its side chains are not allowed through each other.
 
     atom37 [n, ≥5, 3] Å in the order of ATOM37 (N, CA, C, CB, O first), mask bool [n, ≥5], True = atom there.
-    Memory grows as 25 n².
+    Memory grows as 25 n² floats.
     """
     atoms = np.asarray(atom37, dtype=np.float64)[:, :5]
     present = np.asarray(mask, dtype=bool)[:, :5].copy()
@@ -90,13 +90,15 @@ def clash_fraction(atom37: np.ndarray, mask: np.ndarray, residue_index: np.ndarr
         beta, has_beta = pseudo_beta(atoms, present)
         atoms = np.where((np.arange(5) == 3)[:, None], beta[:, None], atoms)
         present[:, 3] = has_beta
-    apart = np.abs(index[:, None] - index[None]) >= 2
+    residue, kind = np.nonzero(present)
+    points = atoms[residue, kind]
+    points = points - points.mean(axis=0)
+    norm = (points**2).sum(axis=1)
+    squared = norm[:, None] + norm - 2 * points @ points.T
     radius = np.array(list(VDW_RADIUS.values()))
     limit = radius[:, None] + radius[None] - OVERLAP_TOLERANCE
     limit[1, 1] = max(limit[1, 1], CA_CLASH)
-    collides = np.zeros_like(apart)
-    for first in range(5):
-        for second in range(5):
-            distance = np.linalg.norm(atoms[:, None, first] - atoms[None, :, second], axis=-1)
-            collides |= (distance < limit[first, second]) & present[:, None, first] & present[None, :, second]
-    return float((collides & apart).any(axis=1).mean())
+    first, second = np.nonzero(squared < (limit**2)[kind[:, None], kind[None]])
+    first, second = residue[first], residue[second]
+    apart = np.abs(index[first] - index[second]) >= 2
+    return float(np.isin(np.arange(len(atoms)), first[apart]).mean())
