@@ -18,6 +18,10 @@ PDB_MAX_ATOMS = 99_999
 """The widths of the residue-number and serial columns of the PDB format (wwPDB 3.3): 4 and 5 digits."""
 
 
+class PdbLimitError(ValueError):
+    """A structure that the columns of the PDB format cannot hold."""
+
+
 def write_text_aside(path: Path, text: str) -> Path:
     """Write a file that appears complete or not at all: aside in the same folder, to the disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +118,8 @@ def write_mmcif(prediction: Prediction, path: str | Path) -> Path:
 def write_pdb(prediction: Prediction, path: str | Path) -> Path:
     """Write ``prediction`` as PDB with SEQRES records. Returns the path.
 
-    Raises ``ValueError``, naming the record, when it does not fit the format's columns: residue numbers above 9999,
-    more than 99,999 atoms, or coordinates beyond −999.999 … 9999.999 Å. Use mmCIF for those.
+    Raises ``PdbLimitError`` (a ``ValueError``), naming the record, when it does not fit the format's columns: residue
+    numbers above 9999, more than 99,999 atoms, coordinates beyond −999.999 … 9999.999 Å. Use mmCIF for those.
     """
     atoms = int(np.asarray(prediction.atom_mask).sum())
     last = int(np.max(prediction.residue_index)) + 1 if len(prediction.sequence) else 0
@@ -127,7 +131,7 @@ def write_pdb(prediction: Prediction, path: str | Path) -> Path:
         ("a negated coordinate", float((-placed).max(initial=0)), 999.999),
     ):
         if came > most:
-            raise ValueError(
+            raise PdbLimitError(
                 f"{prediction.id}: does not fit the PDB format ({what} of {came:g}, at most {most:g}); use mmCIF."
             )
     return write_text_aside(Path(path), structure(prediction).make_pdb_string())
