@@ -64,15 +64,12 @@ def spread(values: Iterable[float]) -> float:
     return (max(listed) - min(listed)) / statistics.median(listed)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """How long ``call`` takes, GPU work included."""
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
     import torch
 
-    start = time.perf_counter()
-    call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def chain(length: int, rows: int, rng: np.random.Generator) -> Record:
@@ -128,9 +125,14 @@ def loading(config_path: str, overrides: list[str], *, batches: int = 8, rounds:
     step(next(stream))  # warm both
     rates: dict[str, list[float]] = {"loader": [], "step": []}
     for _ in range(rounds):
-        held: list[Any] = []
-        rates["loader"].append(batches * micro / seconds(lambda held=held: held.extend(islice(stream, batches))))
-        rates["step"].append(batches * micro / seconds(lambda held=held: [step(batch) for batch in held]))
+        start = time.perf_counter()
+        held = list(islice(stream, batches))
+        loaded = time.perf_counter()
+        for batch in held:
+            step(batch)
+        synchronize()
+        rates["loader"].append(batches * micro / (loaded - start))
+        rates["step"].append(batches * micro / (time.perf_counter() - loaded))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return Measurement(
         name="loading",
@@ -179,7 +181,13 @@ def _steps_of_crop(config_path: str, overrides: list[str], crop: int, repeats: i
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = trainer(config)
     step(batch)
-    times = [seconds(lambda: step(batch)) for _ in range(repeats)]
+    times = []
+    for _ in range(repeats):
+        synchronize()
+        start = time.perf_counter()
+        step(batch)
+        synchronize()
+        times.append(time.perf_counter() - start)
     if torch.cuda.is_available():
         return times, torch.cuda.max_memory_allocated()
     return times, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

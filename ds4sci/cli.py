@@ -44,15 +44,14 @@ def train(
     ] = None,
 ) -> None:
     """Train what a run file says, or go on with a run: --resume needs nothing else."""
+    changes = list(overrides or [])
     if config is not None and "=" in config and resume is not None:
-        config, overrides = None, [config, *(overrides or [])]
+        changes, config = [config, *changes], None
     if config is None and resume is None:
         raise ValueError("say what to train: `ds4sci train CONFIG`, or `ds4sci train --resume RUN`")
     from ds4sci.train import launch
 
-    raise typer.Exit(
-        launch.train(config, overrides or [], resume=resume, deepspeed_config=deepspeed_config, ranks=ranks)
-    )
+    raise typer.Exit(launch.train(config, changes, resume=resume, deepspeed_config=deepspeed_config, ranks=ranks))
 
 
 @app.command("eval")
@@ -60,12 +59,12 @@ def evaluate(
     run: Run,
     chains: Annotated[Path, typer.Option("--chains", metavar="FILE.npz", help="Chain set with the true structures.")],
     json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where means and per-chain scores go.")],
-    which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
+    which: Annotated[str, typer.Option("--checkpoint", help="best, latest, a step, or untrained.")] = "best",
 ) -> None:
     """Score a run's structures of every chain in a set: lDDT-Cα, TM-score, GDT-TS, RMSD, …"""
     from ds4sci.train.evaluate import evaluate_run
 
-    show_means(evaluate_run(run, chains, json, which=which))
+    evaluate_run(run, chains, json, which=which)
     typer.echo(f"wrote {json}")
 
 
@@ -208,12 +207,6 @@ def show_measurement(measurement: Any, out: Path) -> None:
 
     typer.echo(section(asdict(measurement)))
     typer.echo(f"wrote {measurement.save(out)}")
-
-
-def show_means(summary: dict[str, Any]) -> None:
-    """Mean scores on the terminal."""
-    for key, value in summary.items():
-        typer.echo(f"{key:24s} {value:.4f}" if isinstance(value, float) else f"{key:24s} {value}")
 
 
 def main(arguments: list[str] | None = None) -> None:

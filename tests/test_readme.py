@@ -106,7 +106,7 @@ def would_start(document: str, command: str, *, whole: bool) -> None:
 
 
 def test_there_is_something_to_check() -> None:
-    names = {command.split()[0] for _, command in commands()}
+    names = {command.split()[0] for _, command in [*commands(), *mentions()]}
     assert names >= {"bash", "ds4sci", "deepspeed", "sbatch", "pytest"}
 
 
