@@ -81,7 +81,7 @@ def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Pair]:
         chains = len({pair.valid for pair in found})
         warnings.warn(
             f"leakage: {chains} of {len(valid_ids)} validation chains have relatives of {threshold:.0%} identity or"
-            f" more in training ({len(found)} pairs; the worst: {worst}); on these, scores say little of unseen proteins",
+            f" more in training ({len(found)} pairs; the worst: {worst}); scores on these say little of new proteins",
             stacklevel=2,
         )
     shared = sorted({_entry(name) for name in train_ids} & {_entry(name) for name in valid_ids} - {""})

@@ -8,7 +8,7 @@ from typing import Literal, overload
 import gemmi
 
 from ds4sci.data.sources.structure import records
-from ds4sci.data.sources.text import read_text
+from ds4sci.data.sources.text import read_ascii
 from ds4sci.types import Record
 
 
@@ -26,7 +26,7 @@ def read(path: str | Path, chain: str | None = None, *, label: Literal[True, Fal
     CIF), not mmCIF, no protein chain, no such chain.
     """
     try:
-        document = gemmi.cif.read_string(read_text(path))
+        document = gemmi.cif.read_string(read_ascii(path))
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"{path}: not mmCIF, or truncated ({error})") from error
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import overload
 import gemmi
 
 from ds4sci.data.sources.structure import records
-from ds4sci.data.sources.text import read_text
+from ds4sci.data.sources.text import read_ascii
 from ds4sci.types import Record
 
 
@@ -26,14 +26,36 @@ def read(path: str | Path, chain: str | None = None, *, label: bool = False) -> 
     """
     if label:
         raise ValueError(f"{path}: PDB files have no label ids; choose the chain by its author id")
-    text = read_text(path)
+    text = read_ascii(path)
     if not any(line.startswith(("ATOM  ", "HETATM")) for line in text.splitlines()):
         raise ValueError(f"{path}: no ATOM records; expected a PDB file with coordinates")
     try:
         structure = gemmi.read_pdb_string(text)
         structure.merge_chain_parts()
+        for part in structure[0] if len(structure) else ():
+            _mark_polymer(part)
         structure.setup_entities()
         structure.assign_label_seq_id()
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: damaged PDB file ({error})") from error
     return records(structure, path, chain=chain)
+
+
+def _mark_polymer(chain: gemmi.Chain) -> None:
+    """Without TER gemmi ends a polymer at the first HETATM it does not know, and what follows would be lost.
+
+    Here it ends at the last amino acid in an ATOM record, or the amino acids in HETATM records that number on from it.
+    """
+    residues = list(chain)
+    if any(residue.entity_type != gemmi.EntityType.Unknown for residue in residues):
+        return  # TER was there
+    amino = [gemmi.find_tabulated_residue(residue.name).is_amino_acid() for residue in residues]
+    end = max((at + 1 for at, one in enumerate(residues) if amino[at] and one.het_flag == "A"), default=0)
+    while (
+        0 < end < len(residues)
+        and amino[end]
+        and (residues[end].seqid.num or 0) == (residues[end - 1].seqid.num or 0) + 1
+    ):
+        end += 1
+    for residue in residues[:end]:
+        residue.entity_type = gemmi.EntityType.Polymer

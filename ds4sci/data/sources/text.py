@@ -32,6 +32,11 @@ def read_text(path: str | Path) -> str:
     return read_bytes(path).decode("utf-8", "replace")
 
 
+def read_ascii(path: str | Path) -> str:
+    """``read_bytes`` as ASCII, ``?`` for every other byte: gemmi cuts fields by bytes, which may split a character."""
+    return read_bytes(path).decode("ascii", "replace").replace("\ufffd", "?")
+
+
 def stem(path: str | Path) -> str:
     """The file's name without ``.gz`` and without its format's suffix: ``1ubq`` of ``dir/1ubq.cif.gz``."""
     return Path(Path(path).name.removesuffix(".gz")).stem
