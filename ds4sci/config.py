@@ -108,7 +108,7 @@ class RunConfig:
             _apply(tree, override)
         if deepspeed is not None:
             tree["deepspeed"] = str(deepspeed)
-        source = _Source(file, text)
+        source = _Source(file, text, tuple(overrides))
 
         task_name = tree.get("task", {}).get("name") if isinstance(tree.get("task"), dict) else None
         if not isinstance(task_name, str):
@@ -170,7 +170,8 @@ def import_task(name: str) -> ModuleType:
         known = sorted(f.stem for f in folder.glob("*.py") if f.stem != "__init__")
         raise ValueError(
             f"task.name = {name!r}: there is no module {module_name}; "
-            f"tasks here: {', '.join(known) or 'none'}; a task of your own is a dotted module name"
+            f"tasks here: {', '.join(known) or 'none'}; a task of your own is a dotted module name, "
+            "and its package must be installed or on PYTHONPATH"
         ) from None
     for attribute in ("Config", "build"):
         if not hasattr(module, attribute):
@@ -236,16 +237,25 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """The text that a tree came from, to say in which line a key stands."""
+    """The text and the overrides that a tree came from, to say where a key stands."""
 
     file: Path
     text: str
+    overrides: tuple[str, ...] = ()
+
+    def place(self, keys: tuple[str, ...]) -> str:
+        """``file:line`` of a key, or the override that set it."""
+        for override in reversed(self.overrides):
+            own = override.partition("=")[0].strip().split(".")
+            if list(keys[: len(own)]) == own:
+                return f"override {override!r}"
+        return locate(self.file, self.text, keys)
 
     def check_top_level(self, rest: dict[str, Any], settings_type: type[BaseModel]) -> None:
         valid = [*_Owned.model_fields, *settings_type.model_fields]
         for key in rest:
             if key not in valid:
-                raise ValueError(unknown_key(locate(self.file, self.text, (key,)), (key,), valid))
+                raise ValueError(unknown_key(self.place((key,)), (key,), valid))
 
     def validate(self, model: type[BaseModel], tree: dict[str, Any]) -> Any:
         """``model`` of ``tree``; the first thing wrong becomes a ValueError with file, line, key and remedy."""
@@ -255,7 +265,7 @@ class _Source:
             problems = error.errors(include_url=False)
         problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
         keys = tuple(str(part) for part in problem["loc"])
-        place = locate(self.file, self.text, keys)
+        place = self.place(keys)
         if problem["type"] == "extra_forbidden":
             raise ValueError(unknown_key(place, keys, _fields(model, keys[:-1]))) from None
         dotted = ".".join(keys)

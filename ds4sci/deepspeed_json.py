@@ -83,13 +83,14 @@ def zero_stage(config: dict[str, Any]) -> int:
     return int(section.get("stage", 0)) if isinstance(section, dict) else int(bool(section))
 
 
-def offloads_optimizer(config: dict[str, Any]) -> bool:
-    """Whether the optimizer states live on the host, where DeepSpeed's own CPU Adam steps them."""
+def offload_devices(config: dict[str, Any]) -> set[str]:
+    """Where ZeRO puts optimizer states and parameters besides the accelerator: of ``cpu`` and ``nvme``."""
     section = config.get("zero_optimization", {})
     if not isinstance(section, dict):
-        return False
-    device = (section.get("offload_optimizer") or {}).get("device", "none")
-    return device != "none" or bool(section.get("cpu_offload"))
+        return set()
+    parts = [section.get("offload_optimizer") or {}, section.get("offload_param") or {}]
+    devices = {str(part.get("device", "none")) for part in parts} - {"none"}
+    return devices | ({"cpu"} if section.get("cpu_offload") else set())
 
 
 def _parse(path: Path, text: str) -> Any:

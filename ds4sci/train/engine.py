@@ -113,12 +113,10 @@ class Engine:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             self.grad_norm = float(norm)
-            # With the gradients gone the optimizer has nothing to do, and `overflow` tells the engine to leave
-            # the schedule alone.
-            engine.optimizer.overflow = not torch.isfinite(norm)
-            if engine.optimizer.overflow:
-                engine.zero_grad()
-        engine.step()
+            with contextlib.nullcontext() if torch.isfinite(norm) else _refusing(engine.optimizer):
+                engine.step()
+        else:
+            engine.step()
         if boundary and not self._bare:
             norm = engine.get_global_grad_norm()
             self.grad_norm = None if norm is None else float(norm)
@@ -129,6 +127,21 @@ class Engine:
         monitor = self.deepspeed.monitor
         if monitor.enabled and self.ranks.is_main:
             monitor.write_events([(name, value, samples) for name, value in values.items()])
+
+
+@contextlib.contextmanager
+def _refusing(optimizer: Any) -> Iterator[None]:
+    """Make a bare torch optimizer refuse a step the way DeepSpeed's wrappers do: nothing moves, and ``overflow`` tells
+    the engine to leave the schedule alone. The engine itself drops the gradients."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.zero_()  # it still clips them
+    optimizer.step, optimizer.overflow = (lambda: None), True
+    try:
+        yield
+    finally:
+        del optimizer.step, optimizer.overflow
 
 
 SAID_BETTER = (

@@ -26,7 +26,15 @@ from typing import Any
 from ds4sci import deepspeed_json
 
 SHM = "deepspeed_shm_comm"
-BUILDERS = {SHM: "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}
+BUILDERS = {
+    SHM: "ShareMemCommBuilder",
+    "cpu_adam": "CPUAdamBuilder",
+    "cpu_adagrad": "CPUAdagradBuilder",
+    "cpu_lion": "CPULionBuilder",
+    "fused_adam": "FusedAdamBuilder",
+    "fused_lion": "FusedLionBuilder",
+    "async_io": "AsyncIOBuilder",
+}
 """Extension → the name of its builder in DeepSpeed's accelerator."""
 
 
@@ -36,11 +44,18 @@ def needed(config: dict[str, Any], *, accelerator: str) -> dict[str, str]:
     optimizer = config.get("optimizer", {})
     name = str(optimizer.get("type", "")).lower()
     parameters = optimizer.get("params") or {}
+    offloads = deepspeed_json.offload_devices(config)
     if name in ("adam", "adamw") and not parameters.get("torch_adam", False):
-        if deepspeed_json.offloads_optimizer(config):
+        if offloads:
             wanted["cpu_adam"] = "zero_optimization.offload_optimizer steps Adam on the host"
         else:
             wanted["fused_adam"] = 'optimizer.params has no "torch_adam": true'
+    elif name in ("adagrad", "lion") and offloads:
+        wanted[f"cpu_{name}"] = f"zero_optimization.offload_optimizer steps {name} on the host"
+    elif name == "lion":
+        wanted["fused_lion"] = "optimizer.type is Lion"
+    if "nvme" in offloads:
+        wanted["async_io"] = "zero_optimization offloads to NVMe"
     parallel = config.get("tensor_parallel") or {}
     if accelerator == "cpu" and int(parallel.get("autotp_size") or 0) > 1:
         wanted[SHM] = "tensor_parallel.autotp_size asks for DeepSpeed's tensor parallelism"
@@ -101,7 +116,11 @@ def avoid(name: str) -> str:
     """How to do without the extension ``name``."""
     if name == SHM:
         return "Or take tensor_parallel out of the DeepSpeed JSON"
-    return 'Or set "torch_adam": true in optimizer.params of the DeepSpeed JSON'
+    if name == "async_io":
+        return "Or offload to the cpu instead of nvme in the DeepSpeed JSON"
+    if name in ("cpu_adam", "fused_adam"):
+        return 'Or set "torch_adam": true in optimizer.params of the DeepSpeed JSON'
+    return 'Or take another optimizer, such as AdamW with "torch_adam": true'
 
 
 def build(folder: Path, name: str, load: Callable[[], Any], *, reason: str, say: Callable[[str], None] = print) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,9 @@ class DataConfig(BaseModel):
     kill_at: int = -1
     """Step at which rank 1 kills itself with SIGKILL, unless the file KILLED exists."""
     raise_at: int = -1
+    """Step at which rank 1 raises."""
+    full_disk_at: int = -1
+    """Step from which rank 1 can write no file of more than 1000 bytes."""
     step_seconds: float = 0.0
 
 
@@ -57,12 +61,12 @@ class ToyModel(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.layers = nn.Sequential(
-                nn.Linear(8, config.width), nn.Tanh(), nn.Dropout(config.dropout), nn.Linear(config.width, 1)
+                nn.Linear(8, config.width), nn.Tanh(), nn.Dropout(config.dropout), nn.Linear(config.width, 2)
             )
         self.register_buffer("scale", torch.ones(1))
 
     def forward(self, batch: ToyBatch) -> Tensor:
-        return self.layers(batch.x.to(self.layers[0].weight.dtype)).float().squeeze(-1) * self.scale.float()
+        return self.layers(batch.x.to(self.layers[0].weight.dtype)).float().mean(-1) * self.scale.float()
 
 
 class ToyTask:
@@ -102,6 +106,8 @@ class ToyTask:
             os.kill(os.getpid(), 9)
         if batch.step == data.raise_at and batch.rank == 1:
             raise RuntimeError("the toy broke on purpose")
+        if batch.step == data.full_disk_at and batch.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         square = (output - batch.y).square().mean()
         loss = square
         if batch.step in data.bad_gradient_at and batch.rank == 0:

@@ -1,0 +1,50 @@
+"""Run files for the toy task."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the toy task is imported as tests.train.toy_task
+
+ADAM = {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}}
+SCHEDULE = {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-2, "warmup_num_steps": 10, "warmup_type": "linear"}}
+
+ZERO = {
+    "stage 0": {},
+    "stage 1": {"zero_optimization": {"stage": 1}},
+    "stage 1 accumulating": {
+        "zero_optimization": {"stage": 1}, "train_batch_size": 8, "gradient_accumulation_steps": 2,
+    },
+    "stage 2 bf16": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}},
+    "stage 3": {"zero_optimization": {"stage": 3}},
+    "stage 3 bf16, small parameters kept": {
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 20}, "bf16": {"enabled": True},
+    },
+}  # fmt: skip
+"""Ways to train that must all give exact resumption, and all skip a non-finite step."""
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes toy.toml and ds.json into ``tmp_path``; keywords are ``[train]`` keys, ``data`` the toy's, ``ds`` JSON."""
+
+    def write(*, data: str = "", ds: dict[str, Any] | None = None, **train: Any) -> Path:
+        config = {
+            "train_batch_size": 4, "train_micro_batch_size_per_gpu": 2, "gradient_clipping": 1.0,
+            "optimizer": ADAM, "scheduler": SCHEDULE,
+        } | (ds or {})  # fmt: skip
+        (tmp_path / "ds.json").write_text(json.dumps(config))
+        settings = {"steps": 12, "evaluate_every": 4, "save_every": 5, "log_every": 3, "name": "run"} | train
+        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+        file = tmp_path / "toy.toml"
+        head = 'deepspeed = "ds.json"\nseed = 3\n[task]\nname = "tests.train.toy_task"'
+        file.write_text(f"{head}\n[train]\n{lines}\n[data]\n{data}\n")
+        return file
+
+    return write

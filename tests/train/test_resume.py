@@ -1,0 +1,113 @@
+"""A run that was killed and resumed equals the one that was not, bit for bit, for every kind of ZeRO."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train import fleet
+from tests.train.conftest import ZERO
+
+TIMES = {"seconds", "cpu_seconds", "samples_per_second", "memory_mb"}
+
+
+def metrics(run: Path, *kinds: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines if line["kind"] in kinds]
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def assert_same_tree(a: object, b: object, where: str = "", ignore: tuple[str, ...] = ()) -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - set(ignore):
+            assert_same_tree(a[key], b[key], f"{where}.{key}", ignore)
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_tree(x, y, f"{where}[{i}]", ignore)
+    elif isinstance(a, (int, float, str, bool, type(None))):
+        assert a == b, where
+
+
+def deepspeed_files(run: Path, step: int) -> dict[str, dict]:
+    from ds4sci.train.storage import DurableCheckpointEngine
+
+    folder = run / "checkpoints" / f"step_{step:06d}" / "deepspeed"
+    return {file.name: DurableCheckpointEngine().load(str(file), "cpu") for file in sorted(folder.glob("*.pt"))}
+
+
+def kinds(*plain: str) -> list:
+    """Every kind of ZeRO; all but the ``plain`` ones are slow tests."""
+    return [kind if kind in plain else pytest.param(kind, marks=pytest.mark.slow) for kind in ZERO]
+
+
+@pytest.mark.parametrize("kind", kinds("stage 1 accumulating", "stage 3 bf16, small parameters kept"))
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(kind, tmp_path, run_file) -> None:
+    """12 steps, checkpoints at 5 and 10, a skipped step at 7; rank 1 dies by SIGKILL in step 9."""
+    file = run_file(ds=ZERO[kind], data="nan_at = [7]\nkill_at = 8")
+    fleet.run(2, ["--config", str(file), "train.name=whole", "data.kill_at=-1"], tmp_path)
+    ended = fleet.run(2, ["--config", str(file), "train.name=broken"], tmp_path, code=None)
+    assert ended.codes == [1, -9]
+    assert "the connection to another rank broke" in ended.output
+    assert "ds4sci train --resume runs/broken" in ended.output
+    fleet.run(2, ["--resume", "runs/broken"], tmp_path)
+
+    whole, broken = tmp_path / "runs/whole", tmp_path / "runs/broken"
+    assert metrics(whole, "train", "eval") == metrics(broken, "train", "eval")
+    assert len(metrics(whole, "train")) == 4
+    assert len(metrics(whole, "eval")) == 3
+    last = "checkpoints/step_000012"
+    assert digest(whole / last / "model.safetensors") == digest(broken / last / "model.safetensors")
+    for step in (4, 8, 12):
+        name = f"evaluations/step_{step:06d}.jsonl"
+        assert (whole / name).read_text() == (broken / name).read_text()
+    ours, theirs = deepspeed_files(whole, 12), deepspeed_files(broken, 12)
+    assert ours.keys() == theirs.keys()
+    assert_same_tree(ours, theirs)
+    for rank in range(2):
+        a, b = (np.load(run / last / f"rank_{rank:05d}.npz") for run in (whole, broken))
+        assert all(np.array_equal(a[name], b[name], equal_nan=True) for name in a.files)
+
+
+@pytest.mark.parametrize("fault", ["nan_at = [5]", "bad_gradient_at = [5]"], ids=["loss", "gradient"])
+@pytest.mark.parametrize("kind", kinds("stage 0", "stage 2 bf16"))
+def test_a_step_that_is_not_finite_changes_nothing_on_any_rank(kind, fault, tmp_path, run_file) -> None:
+    """Weights, optimizer state, schedule and EMA of the checkpoint after step 6 are those after step 5."""
+    file = run_file(ds=ZERO[kind], data=fault, steps=6, save_every=1, keep_last=6, evaluate_every=0)
+    ended = fleet.run(2, ["--config", str(file)], tmp_path)
+    run = tmp_path / "runs/run"
+    before, after = deepspeed_files(run, 5), deepspeed_files(run, 6)
+    for name, part in before.items():
+        assert_same_tree(
+            part, after[name], name, ignore=("global_steps", "global_samples", "skipped_steps", "overflow")
+        )
+    states = [json.loads((run / f"checkpoints/step_00000{s}/state.json").read_text()) for s in (5, 6)]
+    assert [s["nonfinite"] for s in states] == [0, 1]
+    assert states[0]["ema_updates"] == states[1]["ema_updates"]
+    weights = [digest(run / f"checkpoints/step_00000{s}/model.safetensors") for s in (4, 5, 6)]
+    assert weights[0] != weights[1] == weights[2]
+
+    what = "loss" if "nan" in fault else "gradient"
+    saved = json.loads((run / "nonfinite/step_000006.json").read_text())
+    assert saved["what"] == what
+    ids = [i for sample in saved["samples"] for i in sample["ids"]]
+    assert "s5.1" in ids
+    if what == "loss":
+        assert [s["rank"] for s in saved["samples"]] == [0]
+        assert saved["samples"][0]["loss"] == "nan"
+    events = [m for m in metrics(run, "event") if m["event"] == "nonfinite"]
+    assert [(e["step"], e["what"], e["total"], e["ids"]) for e in events] == [(6, what, 1, ids)]
+    assert ended.output.count("is not finite; skipped on all ranks") == 1
