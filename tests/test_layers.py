@@ -190,6 +190,8 @@ print(json.dumps({"heavy": heavy, "environment": dict(os.environ) == before, "to
 def probe(names: list[str], home: Path) -> dict[str, object]:
     """Import ``names`` in a fresh process whose home, caches and working folder are the empty ``home``."""
     quiet = {"HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home / "cache", "TORCH_EXTENSIONS_DIR": home / "ext"}
+    # matplotlib, which the report's figures import, lists the fonts at its first import: its own affair, elsewhere.
+    quiet["MPLCONFIGDIR"] = home.with_name(f"{home.name}-matplotlib")
     environment = {**os.environ, **{key: str(value) for key, value in quiet.items()}, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", PROBE, ",".join(names), "--an-argument-that-nobody-knows"]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
