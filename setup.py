@@ -19,7 +19,6 @@ REQUIRES = [
     "torch>=2.6,<2.14",  # torch.library custom ops with autograd and weights_only=True by default; 2.13 is tested
     "transformers>=5,<6",  # ESMFold as the independent check of the fold modules; language models
     "numpy>=1.26",  # data up to the batch; arrays of both the 1.x and the 2.x line work
-    "scipy>=1.11",  # scores and splits: k-d trees, sparse graphs
     "safetensors>=0.4.3",  # model weights on disk, never a pickle
     "gemmi>=0.7",  # mmCIF and PDB in and out: the faster reader (see benchmarks/)
     "biopython>=1.83",  # Stockholm, and the second reader that tests compare with
@@ -29,6 +28,7 @@ REQUIRES = [
     "rich>=13.7",  # progress and tables in the terminal
     "matplotlib>=3.8",  # plots of the report page
     "psutil>=5.9",  # memory of a step; whether the launcher still lives
+    "hjson>=3.1",  # DeepSpeed reads its JSON with it: comments and trailing commas are allowed
     "ninja>=1.11",  # DeepSpeed's JIT builds; a wheel, so no system package is needed
     # torch.utils.cpp_extension, which DeepSpeed's JIT builds go through, imports setuptools; Python 3.12 has none.
     "setuptools>=69",

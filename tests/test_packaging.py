@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,6 +82,28 @@ def test_wheel_carries_code_configs_and_native_sources(wheel: Path) -> None:
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
+
+
+def test_what_the_package_imports_is_asked_for(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(name).decode().splitlines()
+    asked = {
+        re.match(r"Requires-Dist: ([\w-]+)", line)[1]  # type: ignore[index]
+        for line in lines
+        if line.startswith("Requires-Dist") and "extra ==" not in line
+    }
+    modules = set()
+    for file in (ROOT / "ds4sci").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.split(".")[0])
+    foreign = modules - sys.stdlib_module_names - {"ds4sci", "triton"}  # triton comes with torch, where it can be had
+    distributions = importlib.metadata.packages_distributions()
+    owners = {module: {name.lower() for name in distributions.get(module, [module])} for module in foreign}
+    assert {module for module, names in owners.items() if not names & asked} == set()
 
 
 def test_installed_copy_answers_by_itself(installed: Path) -> None:
