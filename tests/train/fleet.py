@@ -39,17 +39,25 @@ class Fleet:
     """``size`` ranks running ``python -m ds4sci.train *arguments`` in ``folder``."""
 
     def __init__(
-        self, size: int, arguments: list[str], folder: Path, environment: dict[str, str] | None = None
+        self,
+        size: int,
+        arguments: list[str],
+        folder: Path,
+        environment: dict[str, str] | None = None,
+        *,
+        launcher: bool = True,
     ) -> None:
+        """``launcher``: whether the ranks find the variables that a launcher sets."""
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         port = str(free_port())
         self.logs = [folder / f".rank{rank}.log" for rank in range(size)]
         self.processes = []
         for rank in range(size):
-            variables = {
+            launched = {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-            } | (environment or {})  # fmt: skip
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+            variables = {"OMP_NUM_THREADS": "1"} | (launched if launcher else {}) | (environment or {})
             process = _server.Process(target=_rank, args=(arguments, str(folder), variables, str(self.logs[rank])))
             process.start()
             self.processes.append(process)
@@ -79,10 +87,16 @@ class Fleet:
 
 
 def run(
-    size: int, arguments: list[str], folder: Path, *, environment: dict[str, str] | None = None, code: int | None = 0
+    size: int,
+    arguments: list[str],
+    folder: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    launcher: bool = True,
+    code: int | None = 0,
 ) -> Ended:
     """A fleet to its end; every rank must leave with ``code`` (None: whatever)."""
-    ended = Fleet(size, arguments, folder, environment).join()
+    ended = Fleet(size, arguments, folder, environment, launcher=launcher).join()
     if code is not None:
         assert ended.codes == [code] * size, f"exit codes {ended.codes}:\n{ended.output}"
     return ended

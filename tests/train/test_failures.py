@@ -1,0 +1,170 @@
+"""What ends a run, or would: a full disk, a broken checkpoint, signals, errors, other numbers of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from ds4sci.train import checkpoint
+from tests.train import fleet
+from tests.train.test_resume import digest, metrics
+
+
+def steps(run: Path) -> list[int]:
+    return checkpoint.steps_of(run)
+
+
+def test_a_full_disk_at_checkpoint_time(tmp_path, run_file) -> None:
+    """From step 7 on rank 1 cannot write its part: all ranks say so and leave; the checkpoint of step 5 stays."""
+    file = run_file(data="full_disk_at = 7", evaluate_every=0, ds={"zero_optimization": {"stage": 1}})
+    ended = fleet.run(2, ["--config", str(file)], tmp_path, code=2)
+    run = tmp_path / "runs/run"
+    assert ended.output.count("error:") == 1
+    assert "checkpoints/step_000010 could not be written: rank 1" in ended.output
+    assert "File too large" in ended.output
+    assert "MB free" in ended.output
+    assert "Earlier checkpoints are untouched" in ended.output
+    assert steps(run) == [5]
+    assert checkpoint.problem(checkpoint.folder_of(run, 5)) is None
+    assert not list((run / "checkpoints").glob(".*"))
+    fleet.run(2, ["--resume", "runs/run", "data.full_disk_at=-1"], tmp_path)
+    assert steps(run)[-1] == 12
+
+
+@pytest.mark.parametrize("break_it", ["truncate", "flip", "remove", "no manifest"])
+def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_path, run_file) -> None:
+    file = run_file(steps=10, evaluate_every=0, ds={"zero_optimization": {"stage": 1}})
+    fleet.run(1, ["--config", str(file)], tmp_path)
+    run = tmp_path / "runs/run"
+    assert steps(run) == [5, 10]
+    expected = digest(run / "checkpoints/step_000010/model.safetensors")
+    victim = next((run / "checkpoints/step_000010/deepspeed").glob("*optim_states.pt"))
+    if break_it == "truncate":
+        victim.write_bytes(victim.read_bytes()[:-10])
+    elif break_it == "flip":
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif break_it == "remove":
+        victim.unlink()
+    else:
+        (run / "checkpoints/step_000010/manifest.json").unlink()
+    ended = fleet.run(1, ["--resume", "runs/run"], tmp_path)
+    assert "WARNING: runs/run/checkpoints/step_000010 is broken" in ended.output
+    assert "step 5 of 10" in ended.output
+    assert digest(run / "checkpoints/step_000010/model.safetensors") == expected
+    assert checkpoint.problem(run / "checkpoints/step_000010") is None
+
+
+def test_no_whole_checkpoint_is_an_error_on_all_ranks(tmp_path, run_file) -> None:
+    file = run_file(steps=2)
+    fleet.run(2, ["--config", str(file)], tmp_path)
+    shutil.rmtree(tmp_path / "runs/run/checkpoints")
+    ended = fleet.run(2, ["--resume", "runs/run"], tmp_path, code=2)
+    assert ended.output.count("no whole checkpoint in runs/run/checkpoints") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(number, tmp_path, run_file) -> None:
+    file = run_file(steps=1000, data="step_seconds = 0.02", evaluate_every=0, save_every=0)
+    ranks = fleet.Fleet(2, ["--config", str(file)], tmp_path)
+    lines = tmp_path / "runs/run/metrics.jsonl"
+    ranks.wait_for(lambda: lines.is_file() and '"train"' in lines.read_text())
+    os.kill(ranks.processes[1].pid, number)
+    ended = ranks.join()
+    assert ended.codes == [0, 0], ended.output
+    assert "all is saved. Go on with: ds4sci train --resume runs/run" in ended.output
+    (stopped,) = steps(tmp_path / "runs/run")
+    assert f"Stopped after step {stopped} " in ended.output
+    assert 3 <= stopped < 1000
+    fleet.run(2, ["--resume", "runs/run", f"train.steps={stopped + 2}"], tmp_path)
+    assert steps(tmp_path / "runs/run")[-1] == stopped + 2
+
+
+def test_a_stop_interrupts_an_evaluation_which_the_resumed_run_makes_up_for(tmp_path, run_file) -> None:
+    slow = "step_seconds = 0.3"
+    file = run_file(steps=4, evaluate_every=2, save_every=0, log_every=1, data="")
+    fleet.run(2, ["--config", str(file), "train.name=whole"], tmp_path)
+    ranks = fleet.Fleet(2, ["--config", str(file), f"data.{slow.replace(' ', '')}"], tmp_path)
+    lines = tmp_path / "runs/run/metrics.jsonl"
+    ranks.wait_for(lambda: lines.is_file() and '"kind": "train", "step": 2' in lines.read_text())
+    ranks.processes[0].terminate()
+    ended = ranks.join()
+    assert ended.codes == [0, 0], ended.output
+    run = tmp_path / "runs/run"
+    state = json.loads((checkpoint.folder_of(run, 2) / "state.json").read_text())
+    assert (state["step"], state["evaluated_step"], state["best"]) == (2, 0, None)
+    fleet.run(2, ["--resume", "runs/run", "data.step_seconds=0.0"], tmp_path)
+    kinds = ("train", "eval")
+    assert metrics(run, *kinds) == metrics(tmp_path / "runs/whole", *kinds)
+
+
+def test_an_exception_on_one_rank_is_printed_once_with_its_reason(tmp_path, run_file) -> None:
+    ended = fleet.run(2, ["--config", str(run_file(data="raise_at = 6"))], tmp_path, code=1)
+    assert ended.output.count("error:") == 1
+    assert "error: rank 1: RuntimeError: the toy broke on purpose" in ended.outputs[1]
+    assert "toy_task.py" in ended.outputs[1]
+    assert "the toy broke on purpose" in (tmp_path / "runs/run/error.txt").read_text()
+
+
+def test_too_many_nonfinite_steps_stop_the_run_with_a_checkpoint(tmp_path, run_file) -> None:
+    file = run_file(data="nan_at = [1, 3, 4, 6, 8]", max_nonfinite=2, save_every=0, evaluate_every=0)
+    ended = fleet.run(2, ["--config", str(file)], tmp_path, code=1)
+    assert ended.output.count("error:") == 1
+    assert "3 steps had a non-finite loss or gradient, and train.max_nonfinite = 2" in ended.output
+    run = tmp_path / "runs/run"
+    assert steps(run) == [5]
+    assert sorted(p.name for p in (run / "nonfinite").iterdir()) == [f"step_00000{s}.json" for s in (2, 4, 5)]
+
+
+def test_another_number_of_ranks_is_refused_with_both_ways_out(tmp_path, run_file) -> None:
+    file = run_file(steps=2, ds={"zero_optimization": {"stage": 2}})
+    fleet.run(2, ["--config", str(file)], tmp_path)
+    ended = fleet.run(1, ["--resume", "runs/run"], tmp_path, code=2)
+    assert "written by 2 ranks, and this run has 1. Start 2 ranks, or convert it" in ended.output
+    assert "ds_to_universal" in ended.output
+
+
+def test_another_zero_stage_is_refused(tmp_path, run_file) -> None:
+    file = run_file(steps=2, ds={"zero_optimization": {"stage": 1}})
+    fleet.run(1, ["--config", str(file)], tmp_path)
+    other = tmp_path / "other.json"
+    config = json.loads((tmp_path / "ds.json").read_text())
+    other.write_text(json.dumps(config | {"zero_optimization": {"stage": 2}}))
+    ended = fleet.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
+    assert "written with ZeRO stage 1, and the DeepSpeed JSON asks for 2" in ended.output
+
+
+def test_a_run_is_never_overwritten(tmp_path, run_file) -> None:
+    file = run_file(steps=1)
+    fleet.run(1, ["--config", str(file)], tmp_path)
+    ended = fleet.run(1, ["--config", str(file)], tmp_path, code=2)
+    assert "this run exists already; go on with --resume runs/run" in ended.output
+
+
+def test_a_batch_that_does_not_fit_the_ranks_makes_no_run_folder(tmp_path, run_file) -> None:
+    file = run_file(ds={"train_batch_size": 5})
+    ended = fleet.run(2, ["--config", str(file)], tmp_path, code=2)
+    assert ended.output.count("error:") == 1
+    assert "train_batch_size = 5, train_micro_batch_size_per_gpu = 2 does not fit 2 ranks" in ended.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_deepspeed_itself_refuses_names_the_file(tmp_path, run_file) -> None:
+    file = run_file(ds={"scheduler": {"type": "NoSuchLR", "params": {}}})
+    ended = fleet.run(2, ["--config", str(file)], tmp_path, code=2)
+    assert ended.output.count("error:") == 1
+    assert "deepspeed.json: DeepSpeed refuses this configuration" in ended.output
+    assert "NoSuchLR" in ended.output
+
+
+def test_a_config_error_is_said_by_one_rank(tmp_path, run_file) -> None:
+    ended = fleet.run(2, ["--config", str(run_file()), "train.lr=1e-3"], tmp_path, code=2)
+    assert ended.output.count("owned by the DeepSpeed JSON") == 1
+    ended = fleet.run(1, ["--resume", "runs/nowhere"], tmp_path, code=2)
+    assert "--resume runs/nowhere: no run folder there" in ended.output
