@@ -136,14 +136,15 @@ def _clustered(msa: Msa, settings: FeatureConfig, rng: np.random.Generator, wind
 
     letters = shown[:, window]
     deletions = msa.deletions[centres, window].astype(np.float32)
-    members = np.ones((len(centres), 1), np.float32)
-    profile = _one_hot(letters, 23)
-    deletion_mean = deletions.copy()
     other_letters = msa.sequences[others, window]
     other_deletions = msa.deletions[others, window].astype(np.float32)
-    np.add.at(members, nearest, 1.0)
-    np.add.at(profile, nearest, _one_hot(other_letters, 23))
-    np.add.at(deletion_mean, nearest, other_deletions)
+    members = 1 + np.bincount(nearest, minlength=len(centres))[:, None].astype(np.float32)
+    # sums over each cluster's rows as one count over (centre, column, letter): many times faster than np.add.at
+    cells = nearest[:, None] * letters.shape[1] + np.arange(letters.shape[1])
+    counts = np.bincount((cells * 23 + other_letters).ravel(), minlength=letters.size * 23)
+    profile = _one_hot(letters, 23) + counts.reshape(*letters.shape, 23).astype(np.float32)
+    deleted = np.bincount(cells.ravel(), weights=other_deletions.ravel(), minlength=letters.size)
+    deletion_mean = deletions + deleted.reshape(letters.shape).astype(np.float32)
 
     extra = slice(0, settings.max_extra)  # ``others`` is already in random order
     return {
