@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pydssp
-import pytest
 
 from ds4sci.data.chains import ChainSet
 from ds4sci.data.letters import secondary_classes
@@ -34,16 +32,6 @@ def test_against_dssp_on_160_chains() -> None:
     assert same[single].mean() >= 0.999
     false_strands = (secondary_classes(ours) == 1) & (secondary_classes(theirs) != 1)
     assert not false_strands.any()
-
-
-@pytest.mark.parametrize("name", ["1ubq", "1a8q", "1y57", "4zey"])
-def test_against_pydssp(name: str) -> None:
-    """An independent reading of the same hydrogen bonds, in three classes; 97.8–100 % when measured."""
-    record = mmcif.read(MMCIF / f"{name}.cif.gz", "A")
-    letters = pydssp.assign(record.atom_positions[:, [0, 1, 2, 4]].astype(np.float64), out_type="index")
-    theirs = np.array([2, 0, 1])[np.asarray(letters)]  # its 0 loop, 1 helix, 2 strand
-    ours = secondary_classes(assign([record])[0])
-    assert (ours == theirs).mean() >= 0.95
 
 
 def test_strands_pair_across_chains_of_an_entry() -> None:

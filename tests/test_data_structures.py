@@ -15,6 +15,7 @@ from ds4sci.residues import ATOM37, ATOM37_INDEX
 from ds4sci.types import Record
 
 FILES = sorted((Path(__file__).parent / "data" / "mmcif").glob("*.cif.gz"))
+ENTRY = {path.name[:4]: path for path in FILES}
 BACKBONE = {"N": (0.0, 0.0, 0.0), "CA": (1.46, 0.0, 0.0), "C": (2.0, 1.42, 0.0), "O": (1.3, 2.4, 0.0)}
 CAP_ATOMS = {"C", "O"}
 
@@ -99,7 +100,7 @@ def test_pdb_says_what_mmcif_says(path: Path, tmp_path: Path) -> None:
 
 
 def test_missing_residues_keep_their_place() -> None:
-    record = mmcif.read(FILES[[p.name for p in FILES].index("2q2k.cif.gz")], "A")
+    record = mmcif.read(ENTRY["2q2k"], "A")
     assert record.sequence == "MGSSHHHHHHSSGLVPGSHMDKKETKHLLKIKKEDYPQIFDFLENVPRGTKTAHIREALRRYIEEIGENP"
     assert record.residue_index.tolist() == list(range(70))
     assert np.flatnonzero(record.atom_mask[:, 1]).tolist() == list(range(22, 67))
@@ -107,7 +108,7 @@ def test_missing_residues_keep_their_place() -> None:
 
 
 def test_chain_by_author_and_by_label_id() -> None:
-    path = FILES[[p.name for p in FILES].index("2q2k.cif.gz")]
+    path = ENTRY["2q2k"]
     by_author, by_label = mmcif.read(path, "A"), mmcif.read(path, "B", label=True)
     np.testing.assert_array_equal(by_author.atom_positions, by_label.atom_positions)
     with pytest.raises(ValueError, match=r"2q2k.*author id 'F'.*it has A \(label B\), B \(label C\)"):
@@ -117,7 +118,7 @@ def test_chain_by_author_and_by_label_id() -> None:
 
 
 def test_selenomethionine_is_methionine() -> None:
-    record = mmcif.read(FILES[[p.name for p in FILES].index("4zey.cif.gz")], "A")
+    record = mmcif.read(ENTRY["4zey"], "A")
     assert record.sequence[1] == "M"
     assert record.atom_mask[[1 + 3, 44, 64]].any()
     selenium = [at for at, letter in enumerate(record.sequence) if letter == "M" and record.atom_mask[at, 1]]
@@ -161,6 +162,27 @@ def test_without_a_sequence_numbers_tell_the_breaks(tmp_path: Path) -> None:
     lines = residue_lines("GLY", "5", 0.0) + residue_lines("ALA", "6", 3.8) + residue_lines("SER", "9", 12.0)
     record = pdb.read(write_pdb(tmp_path / "x.pdb", lines), "A")
     assert (record.id, record.sequence, record.residue_index.tolist()) == ("x_A", "GAS", [0, 1, 4])
+
+
+@pytest.mark.parametrize("drop", [(), ("auth_seq_id", "auth_asym_id"), ("label_seq_id", "label_entity_id")])
+def test_mmcif_of_atoms_alone(drop: tuple[str, ...], tmp_path: Path) -> None:
+    """What small programs write: no entities, no sequence, some columns missing."""
+    whole = gemmi.cif.read(str(ENTRY["2q2k"])).sole_block()
+    tags = [tag.removeprefix("_atom_site.") for tag in whole.find_loop("_atom_site.id").get_loop().tags]
+    tags = [tag for tag in tags if tag not in drop]
+    document = gemmi.cif.Document()
+    loop = document.add_new_block("x").init_loop("_atom_site.", tags)
+    for row in whole.find("_atom_site.", tags):
+        loop.add_row(list(row))
+    document.write_file(str(tmp_path / "lone.cif"))
+    got = mmcif.read(tmp_path / "lone.cif")
+    names = "BC" if "auth_asym_id" in drop else "AB"
+    assert [record.id for record in got] == [f"lone_{name}" for name in names]
+    for record, full in zip(got, mmcif.read(ENTRY["2q2k"]), strict=True):
+        resolved = full.atom_mask.any(1)
+        assert record.sequence == "".join(np.array(list(full.sequence))[resolved])
+        np.testing.assert_array_equal(record.atom_positions, full.atom_positions[resolved])
+        assert record.residue_index.tolist() == (np.flatnonzero(resolved) - np.flatnonzero(resolved)[0]).tolist()
 
 
 @pytest.mark.parametrize(("first", "second", "kept"), [(0.4, 0.6, "B"), (0.6, 0.4, "A"), (0.5, 0.5, "A")])
