@@ -109,12 +109,19 @@ def prune(run: Path, keep_last: int, best: int | None) -> None:
             shutil.rmtree(folder_of(run, step), ignore_errors=True)
 
 
-def discard(path: Path) -> None:
-    """Remove a file or a folder of a run."""
-    if path.is_dir():
+def discard_after(run: Path, step: int) -> None:
+    """Remove what a run wrote of the steps after ``step``, and what a killed process left half written."""
+    for path in (run / "checkpoints").glob(".step_*.partial"):
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    for pattern in ("checkpoints/step_*", "evaluations/step_*.jsonl", "nonfinite/step_*.json"):
+        for path in run.glob(pattern):
+            number = path.stem.removeprefix("step_")
+            if not number.isdigit() or int(number) <= step:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def _agree(engine: Engine, writer: Any, partial: Path) -> None:
@@ -175,11 +182,17 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> tuple[dict[str, Any], dic
     from ds4sci.train.storage import DurableCheckpointEngine
 
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    universal = bool(engine.deepspeed.load_universal_checkpoint())
-    if not universal:
+    tag = DEEPSPEED
+    if engine.deepspeed.load_universal_checkpoint():
+        tag = "universal"
+        if not (folder / tag).is_dir():
+            raise ValueError(
+                f"{folder}: the DeepSpeed JSON has checkpoint.load_universal, and there is no {folder / tag}. Make it "
+                f"with\n  {_conversion(folder)}\nor resume with a JSON without that key"
+            )
+    else:
         _check_same_shape(folder, state, engine)
     engine.deepspeed.checkpoint_engine = DurableCheckpointEngine()
-    tag = "universal" if universal else DEEPSPEED
     loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=tag)
     if loaded is None:
         raise ValueError(f"{folder / tag}: DeepSpeed finds nothing to load there")
@@ -202,10 +215,17 @@ def _check_same_shape(folder: Path, state: dict[str, Any], engine: Engine) -> No
     if state["world_size"] != now["world_size"] and now["zero_stage"] > 0:
         raise ValueError(
             f"{folder}: written by {state['world_size']} ranks, and this run has {now['world_size']}. Start "
-            f"{state['world_size']} ranks, or convert it once with\n  python -m deepspeed.checkpoint.ds_to_universal "
-            f"--inject_missing_state --input_folder {folder / DEEPSPEED} --output_folder {folder / 'universal'}\n"
+            f"{state['world_size']} ranks, or convert it once with\n  {_conversion(folder)}\n"
             'and resume with a DeepSpeed JSON that has "checkpoint": {"load_universal": true}'
         )
+
+
+def _conversion(folder: Path) -> str:
+    """The command that makes a checkpoint loadable by any number of ranks."""
+    return (
+        f"python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state "
+        f"--input_folder {folder / DEEPSPEED} --output_folder {folder / 'universal'}"
+    )
 
 
 def chosen(run: Path, which: str = "best") -> Path:

@@ -6,7 +6,6 @@ The engine gets the path of the user's JSON, never a copy that was changed.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import warnings
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
 
-def join(config: dict[str, Any], say: Any = print) -> Ranks:
+def join(config: dict[str, Any]) -> Ranks:
     """Build what DeepSpeed would build at first use, then connect the ranks."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    jit.prepare(config, say=say)
+    jit.prepare(config, speaks=os.environ["RANK"] == "0")
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
@@ -38,7 +37,7 @@ def join(config: dict[str, Any], say: Any = print) -> Ranks:
         local_rank = int(os.environ["LOCAL_RANK"])
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
-    with quiet():
+    with jit.quiet():
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     return connect(device)
 
@@ -58,7 +57,7 @@ class Engine:
         deepspeed_json.batch_sizes(config, ranks.world_size, json_file)
         parameters = [p for p in model.parameters() if p.requires_grad]
         try:
-            with quiet():
+            with jit.quiet():
                 engine, _, _, _ = deepspeed.initialize(
                     model=model, model_parameters=parameters, config=str(json_file), dist_init_required=False
                 )
@@ -148,6 +147,7 @@ SAID_BETTER = (
     "Setting accelerator to CPU",  # a CPU is no mishap
     "Attempting to get learning rate from scheduler before it has started",  # DeepSpeed's own schedules do that
     "[Rank 0] [deepspeed] OVERFLOW! Skipping step",  # the loop names the samples
+    "MPU is not provided",  # there is no model parallelism when a universal checkpoint is loaded
 )
 """Warnings of DeepSpeed that tell the user nothing."""
 
@@ -164,10 +164,3 @@ def silence() -> None:
     logger.setLevel(logging.WARNING)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=r"(deepspeed|torch\.distributed)\b.*")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Swallow what DeepSpeed prints bare, past its logger, while it sets itself up."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import os
 import shutil
 import sys
@@ -22,6 +23,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ds4sci import deepspeed_json
 
@@ -87,10 +91,11 @@ def why_no_build() -> str | None:
     return None
 
 
-def prepare(config: dict[str, Any], *, say: Callable[[str], None] = print) -> None:
+def prepare(config: dict[str, Any], *, say: Callable[[str], None] = print, speaks: bool = True) -> None:
     """Build what ``config`` needs and switch off what it does not; sets ``TORCH_EXTENSIONS_DIR``.
 
-    Every rank calls this: the first one builds, the others wait for the lock and find the work done.
+    Every rank calls this: the first one builds and says so, the others wait for the lock and find the work done;
+    of those only the one that ``speaks`` says that it waits.
     Raises ValueError where an extension that the JSON needs cannot be built, with the key that avoids it.
     """
     import deepspeed
@@ -102,14 +107,14 @@ def prepare(config: dict[str, Any], *, say: Callable[[str], None] = print) -> No
     accelerator = get_accelerator()
     wanted = needed(config, accelerator=accelerator.device_name())
     if SHM not in wanted:
-        with contextlib.redirect_stdout(None):
+        with quiet():
             deepspeed.ops.__compatible_ops__[SHM] = False
     obstacle = why_no_build()
     for name, reason in wanted.items():
         if obstacle is not None:
             raise ValueError(f"DeepSpeed's {name} is needed ({reason}) but cannot be built: {obstacle}. {avoid(name)}")
         builder = accelerator.create_op_builder(BUILDERS[name])
-        build(folder, name, builder.load, reason=reason, say=say)
+        build(folder, name, builder.load, reason=reason, say=say, speaks=speaks)
 
 
 def avoid(name: str) -> str:
@@ -123,9 +128,18 @@ def avoid(name: str) -> str:
     return 'Or take another optimizer, such as AdamW with "torch_adam": true'
 
 
-def build(folder: Path, name: str, load: Callable[[], Any], *, reason: str, say: Callable[[str], None] = print) -> None:
+def build(
+    folder: Path,
+    name: str,
+    load: Callable[[], Any],
+    *,
+    reason: str,
+    say: Callable[[str], None] = print,
+    speaks: bool = True,
+) -> None:
     """Call ``load`` (which builds into ``folder / name`` if need be) alone among all processes, saying what goes on."""
-    with alone(folder / f"{name}.flock", say=say, waiting_for=f"another process to build DeepSpeed's {name}"):
+    wait = f"Waiting for another process to build DeepSpeed's {name} …"
+    with alone(folder / f"{name}.flock", waiting=lambda: say(wait) if speaks else None):
         # Ours is the only lock that counts: whoever made this file is dead.
         (folder / name / "lock").unlink(missing_ok=True)
         fresh = not any((folder / name).glob("*.so"))
@@ -133,7 +147,7 @@ def build(folder: Path, name: str, load: Callable[[], Any], *, reason: str, say:
         if fresh:
             say(f"Building DeepSpeed's {name} once, 1–3 minutes: {reason}. It stays in {folder}")
         try:
-            with contextlib.redirect_stdout(None):
+            with _clock(f"building {name}") if fresh else contextlib.nullcontext(), quiet():
                 load()
         except Exception as error:
             raise ValueError(
@@ -144,14 +158,31 @@ def build(folder: Path, name: str, load: Callable[[], Any], *, reason: str, say:
 
 
 @contextlib.contextmanager
-def alone(file: Path, *, say: Callable[[str], None] = print, waiting_for: str = "another process") -> Iterator[None]:
-    """Hold the lock ``file``. The kernel drops it when the holder dies, however it dies."""
+def _clock(what: str) -> Iterator[None]:
+    """On a terminal, a line with the time gone by."""
+    console = Console(file=sys.stdout)
+    bar = Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=console, transient=True)
+    with bar if console.is_terminal else contextlib.nullcontext():
+        bar.add_task(what, total=None)
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Swallow what DeepSpeed and torch print bare, past any logger, while they set themselves up."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def alone(file: Path, *, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock ``file``; calls ``waiting`` if another process has it. The kernel drops it when its holder dies."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"Waiting for {waiting_for} …")
+            waiting()
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -82,10 +82,7 @@ class Loop:
         self.__post_init__()
         if self.ranks.is_main:
             self.metrics.cut_after(self.state.step)
-            for name in ("evaluations/step_*.jsonl", "nonfinite/step_*.json", "checkpoints/step_*"):
-                for path in self.run.glob(name):
-                    if path.stem[5:].isdigit() and int(path.stem[5:]) > self.state.step:
-                        checkpoint.discard(path)
+            checkpoint.discard_after(self.run, self.state.step)
         self.ranks.barrier()
 
     def train(self) -> bool:

@@ -62,6 +62,10 @@ class Session:
         if self.resumes:
             loop.restore(self._newest(progress))
             progress.resume_at(loop.state.step)
+            if ranks.is_main:
+                config.save(self.run)  # only now: settings that cannot go on must not replace those that can
+            ranks.barrier()
+        self._note_the_schedule(progress)
         if ranks.is_main:
             event = "resume" if self.resumes else "start"
             loop.metrics.write("event", loop.state.step, event=event, ranks=ranks.world_size)
@@ -85,6 +89,16 @@ class Session:
                 f"Go on with: ds4sci train --resume {self.run}"
             )
         return Result(self.run, loop.state.step, finished, loop.summary)
+
+    def _note_the_schedule(self, progress: Progress) -> None:
+        """The one fact that JSON and run file both must know: how many steps there are."""
+        scheduler = self.config.deepspeed_config().get("scheduler") or {}
+        total = (scheduler.get("params") or {}).get("total_num_steps")
+        if total is not None and total != self.config.train.steps:
+            progress.say(
+                f"Note: scheduler.params.total_num_steps of the DeepSpeed JSON is {total}, and train.steps is "
+                f"{self.config.train.steps}: the learning rate is that of a run of {total} steps"
+            )
 
     def _newest(self, progress: Progress) -> Path:
         """The checkpoint to go on from, the same on all ranks."""
@@ -156,11 +170,12 @@ def _folder(config: RunConfig, resume: Path | None, ranks: Ranks) -> tuple[Path,
                     )
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
             (run / "error.txt").unlink(missing_ok=True)
-            config.save(run)
+            if resume is None:
+                config.save(run)
             replace_text(run / "machine.json", json.dumps(machine.describe(), indent=2) + "\n")
         except (OSError, ValueError) as error:
             problem = str(error)
     problem, run = ranks.broadcast((problem, run))
     if problem:
         raise ValueError(problem)
-    return run, config.moved_to(run)
+    return run, config if resume is not None else config.moved_to(run)

@@ -16,6 +16,7 @@ from pathlib import Path
 from ds4sci.train.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+_environment = dict(os.environ)  # now, before a test has changed anything: the server keeps that of its start
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     # the last one is what deepspeed.initialize imports late: torch's compiler, four seconds
@@ -57,7 +58,7 @@ class Fleet:
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
-            variables = {"OMP_NUM_THREADS": "1"} | (launched if launcher else {}) | (environment or {})
+            variables = _environment | {"OMP_NUM_THREADS": "1"} | (launched if launcher else {}) | (environment or {})
             process = _server.Process(target=_rank, args=(arguments, str(folder), variables, str(self.logs[rank])))
             process.start()
             self.processes.append(process)
@@ -106,6 +107,7 @@ def _rank(arguments: list[str], folder: str, variables: dict[str, str], log: str
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
     if str(ROOT) not in sys.path:

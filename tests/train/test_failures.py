@@ -6,9 +6,12 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from ds4sci.train import checkpoint
 from tests.train import fleet
@@ -42,6 +45,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_p
     fleet.run(1, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
     assert steps(run) == [5, 10]
+    (run / "checkpoints/.step_000011.partial").mkdir()  # as a process killed while it saves leaves it
     expected = digest(run / "checkpoints/step_000010/model.safetensors")
     victim = next((run / "checkpoints/step_000010/deepspeed").glob("*optim_states.pt"))
     if break_it == "truncate":
@@ -59,6 +63,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_p
     assert "step 5 of 10" in ended.output
     assert digest(run / "checkpoints/step_000010/model.safetensors") == expected
     assert checkpoint.problem(run / "checkpoints/step_000010") is None
+    assert not (run / "checkpoints/.step_000011.partial").exists()
 
 
 def test_no_whole_checkpoint_is_an_error_on_all_ranks(tmp_path, run_file) -> None:
@@ -130,6 +135,31 @@ def test_another_number_of_ranks_is_refused_with_both_ways_out(tmp_path, run_fil
     assert "ds_to_universal" in ended.output
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_converted_checkpoint_goes_on_with_another_number_of_ranks(stage, tmp_path, run_file) -> None:
+    """2 → 1 ranks through DeepSpeed's universal checkpoint, by the command that the refusal prints."""
+    file = run_file(steps=4, data="", ds={"zero_optimization": {"stage": stage}}, save_every=2, evaluate_every=0)
+    file.write_text(file.read_text() + "\n[model]\ndropout = 0.0\n")
+    fleet.run(2, ["--config", str(file), "train.name=two"], tmp_path)
+    shutil.copytree(tmp_path / "runs/two", tmp_path / "runs/run")
+    shutil.rmtree(tmp_path / "runs/run/checkpoints/step_000004")
+    refusal = fleet.run(1, ["--resume", "runs/run"], tmp_path, code=2).output
+    command = next(line.split() for line in refusal.splitlines() if "ds_to_universal" in line)
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    universal = json.loads((tmp_path / "ds.json").read_text()) | {"checkpoint": {"load_universal": True}}
+    (tmp_path / "universal.json").write_text(json.dumps(universal))
+    fleet.run(1, ["--resume", "runs/run", "--deepspeed_config", "universal.json"], tmp_path)
+    one, two = (
+        safetensors.torch.load_file(tmp_path / f"runs/{name}/checkpoints/step_000004/model.safetensors")
+        for name in ("run", "two")
+    )
+    for name in two:
+        assert (one[name] - two[name]).abs().max() < 1e-5, name  # fp32 sums of four terms in another order
+    ended = fleet.run(1, ["--resume", "runs/run", "train.steps=5"], tmp_path, code=2)
+    assert "or resume with a JSON without that key" in ended.output
+
+
 def test_another_zero_stage_is_refused(tmp_path, run_file) -> None:
     file = run_file(steps=2, ds={"zero_optimization": {"stage": 1}})
     fleet.run(1, ["--config", str(file)], tmp_path)
@@ -138,6 +168,7 @@ def test_another_zero_stage_is_refused(tmp_path, run_file) -> None:
     other.write_text(json.dumps(config | {"zero_optimization": {"stage": 2}}))
     ended = fleet.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
     assert "written with ZeRO stage 1, and the DeepSpeed JSON asks for 2" in ended.output
+    fleet.run(1, ["--resume", "runs/run"], tmp_path)  # the refused JSON has not taken the place of the run's own
 
 
 def test_a_run_is_never_overwritten(tmp_path, run_file) -> None:
