@@ -43,11 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     try:
         config = load(options)
+        from ds4sci.train.jit import BuildError
         from ds4sci.train.run import Session
         from ds4sci.train.signals import StopRequest
 
         with StopRequest() as stop:
-            session = Session.join(config, resume=options.resume)
+            try:
+                session = Session.join(config, resume=options.resume)
+            except BuildError as error:
+                say(f"error: {error}")
+                return 1
             try:
                 session.train(stop)
             except Exception as error:

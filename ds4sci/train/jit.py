@@ -1,8 +1,9 @@
 """DeepSpeed's extensions, built once before the ranks need them, in sight of the user.
 
 DeepSpeed compiles C++ at first use, for minutes, in silence, and a build that was killed leaves torch's ``lock`` file
-behind, on which every later run waits for ever. Here every build runs under ``flock``, which the kernel releases when
-its holder dies, and whoever holds it removes such a leftover.
+behind, on which every later run waits for ever, and a compiler without a parent, which goes on writing into the next
+build's files. Here every build runs under ``flock``, which the kernel releases when its holder dies, and whoever holds
+it clears such leftovers away.
 
 What is built is what the JSON asks for. ``deepspeed_shm_comm`` (77 s on two cores) serves only
 ``inference_all_reduce`` of DeepSpeed's tensor parallelism: without that it is switched off instead of built, and all
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -96,7 +98,8 @@ def prepare(config: dict[str, Any], *, say: Callable[[str], None] = print, speak
 
     Every rank calls this: the first one builds and says so, the others wait for the lock and find the work done;
     of those only the one that ``speaks`` says that it waits.
-    Raises ValueError where an extension that the JSON needs cannot be built, with the key that avoids it.
+    Raises ValueError where nothing can be built but the JSON needs it, and BuildError where building fails; both name
+    the key of the JSON that avoids it.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -115,6 +118,42 @@ def prepare(config: dict[str, Any], *, say: Callable[[str], None] = print, speak
             raise ValueError(f"DeepSpeed's {name} is needed ({reason}) but cannot be built: {obstacle}. {avoid(name)}")
         builder = accelerator.create_op_builder(BUILDERS[name])
         build(folder, name, builder.load, reason=reason, say=say, speaks=speaks)
+
+
+class BuildError(RuntimeError):
+    """The compiler failed on one of DeepSpeed's extensions."""
+
+
+def clear_dead_build(folder: Path) -> None:
+    """If a build in ``folder`` was killed, end its orphaned compilers and remove what it left; called under our lock.
+
+    A ``lock`` file whose maker still has it open belongs to a build by another program: that one is waited for.
+    """
+    lock = folder / "lock"
+    while lock.exists() and any(_uses(p, lock) for p in psutil.process_iter()):
+        time.sleep(0.5)
+    if not lock.exists():
+        return
+    orphans = [p for p in psutil.process_iter() if _works_in(p, folder)]
+    for orphan in orphans:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            orphan.kill()
+    psutil.wait_procs(orphans, timeout=10)
+    shutil.rmtree(folder)
+
+
+def _uses(process: psutil.Process, file: Path) -> bool:
+    try:
+        return any(Path(opened.path) == file.resolve() for opened in process.open_files())
+    except psutil.Error:
+        return False  # another user's process, or one that has just ended
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return Path(process.cwd()) == folder.resolve()
+    except psutil.Error:
+        return False
 
 
 def avoid(name: str) -> str:
@@ -140,8 +179,7 @@ def build(
     """Call ``load`` (which builds into ``folder / name`` if need be) alone among all processes, saying what goes on."""
     wait = f"Waiting for another process to build DeepSpeed's {name} …"
     with alone(folder / f"{name}.flock", waiting=lambda: say(wait) if speaks else None):
-        # Ours is the only lock that counts: whoever made this file is dead.
-        (folder / name / "lock").unlink(missing_ok=True)
+        clear_dead_build(folder / name)
         fresh = not any((folder / name).glob("*.so"))
         start = time.monotonic()
         if fresh:
@@ -150,7 +188,7 @@ def build(
             with _clock(f"building {name}") if fresh else contextlib.nullcontext(), quiet():
                 load()
         except Exception as error:
-            raise ValueError(
+            raise BuildError(
                 f"DeepSpeed's {name} failed to build in {folder / name}: {error}. {avoid(name)}"
             ) from error
         if fresh:

@@ -6,6 +6,7 @@ save, stop. Every decision that the ranks must take together goes through one co
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Generator, Iterator
@@ -207,9 +208,10 @@ class Loop:
     def _evaluate(self) -> bool:
         """Score the EMA weights on held-out data; returns whether they are the best so far."""
         step, began = self.state.step, time.monotonic()
-        self.progress.activity("evaluating")
+        calls = itertools.count(1)
 
         def look_out(module: torch.nn.Module, arguments: Any) -> None:
+            self.progress.activity(f"evaluating, batch {next(calls)}")
             if self.ranks.any(bool(self.stop))[0]:
                 raise _Stopped
 

@@ -67,25 +67,27 @@ class Sums:
 
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
 
     def add(self, values: dict[str, float]) -> None:
-        """Take in one micro-batch."""
+        """Take in one micro-batch; a term need not be in every one."""
         for name, value in values.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
-        self.count += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def state(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
-        return {"totals": self.totals, "count": self.count}
+        return {"totals": self.totals, "counts": self.counts}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up where ``state`` left."""
-        self.totals, self.count = dict(state.get("totals", {})), int(state.get("count", 0))
+        self.totals, self.counts = dict(state.get("totals", {})), dict(state.get("counts", {}))
 
     @staticmethod
     def mean(parts: list[Sums]) -> dict[str, float]:
-        """Means over the micro-batches of all ranks, keyed in a fixed order."""
-        count = sum(part.count for part in parts)
+        """Means over the micro-batches of all ranks that had the term, keyed in a fixed order."""
         names = list(dict.fromkeys(name for part in parts for name in part.totals))
-        return {n: sum(part.totals.get(n, 0.0) for part in parts) / count for n in names} if count else {}
+        return {
+            name: sum(part.totals.get(name, 0.0) for part in parts) / sum(part.counts.get(name, 0) for part in parts)
+            for name in names
+        }

@@ -11,7 +11,7 @@ import torch
 
 from ds4sci.train import checkpoint, randomness
 from ds4sci.train.durable import Writer, replace_text
-from ds4sci.train.metrics import MetricsFile
+from ds4sci.train.metrics import MetricsFile, Sums
 
 
 def test_a_full_device_is_kept_as_an_error_and_nothing_more_is_written(tmp_path: Path) -> None:
@@ -44,6 +44,17 @@ def test_metrics_are_cut_after_the_checkpoint_and_torn_lines_go(tmp_path: Path) 
     lines = [json.loads(line) for line in file.path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert lines[0] == {"kind": "train", "step": 1, "loss": "nan", "values": [0, 1], "tensor": 1.5}
+
+
+def test_means_are_over_the_micro_batches_that_had_the_term() -> None:
+    one, two = Sums(), Sums()
+    one.add({"loss": 1.0})
+    one.add({"loss": 2.0, "clash": 6.0})
+    two.add({"loss": 6.0, "clash": 2.0})
+    again = Sums()
+    again.restore(json.loads(json.dumps(one.state())))
+    assert Sums.mean([again, two]) == {"loss": 3.0, "clash": 4.0}
+    assert Sums.mean([Sums()]) == {}
 
 
 def test_random_generators_come_back(tmp_path: Path) -> None:

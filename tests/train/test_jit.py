@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.utils.file_baton import FileBaton
 
@@ -48,10 +50,11 @@ def test_the_folder_is_ours_unless_the_user_has_one(monkeypatch: pytest.MonkeyPa
 
 def _torch_builds(folder: Path, seconds: float) -> None:
     """What torch.utils.cpp_extension does around a build: take the baton, or wait for it without end."""
+    folder.mkdir(parents=True, exist_ok=True)
     baton = FileBaton(str(folder / "lock"))
     if baton.try_acquire():
         try:
-            time.sleep(seconds)
+            subprocess.run(["sleep", str(seconds)], cwd=folder, check=True)  # the compiler
             (folder / "thing.so").touch()
         finally:
             baton.release()
@@ -60,7 +63,6 @@ def _torch_builds(folder: Path, seconds: float) -> None:
 
 
 def _build(folder: Path, seconds: float) -> None:
-    (folder / "thing").mkdir(parents=True, exist_ok=True)
     jit.build(folder, "thing", lambda: _torch_builds(folder / "thing", seconds), reason="a test")
 
 
@@ -69,12 +71,14 @@ def test_a_killed_build_does_not_hang_the_next(tmp_path: Path) -> None:
     first = context.Process(target=_build, args=(tmp_path, 600))
     first.start()
     end = time.monotonic() + 20
-    while not (tmp_path / "thing/lock").exists():
+    while not (compilers := psutil.Process(first.pid).children()):
         assert time.monotonic() < end
         time.sleep(0.01)
+    (tmp_path / "thing/half.o").touch()
     first.kill()
     first.join()
     assert (tmp_path / "thing/lock").exists()  # what torch would wait for without end
+    assert compilers[0].is_running()  # and what would write into the next build's files
     second = context.Process(target=_build, args=(tmp_path, 0))
     second.start()
     second.join(20)
@@ -83,6 +87,21 @@ def test_a_killed_build_does_not_hang_the_next(tmp_path: Path) -> None:
     assert not alive, "the second build waits for the dead one"
     assert second.exitcode == 0
     assert (tmp_path / "thing/thing.so").exists()
+    assert not (tmp_path / "thing/half.o").exists()
+    assert not compilers[0].is_running()
+
+
+def test_a_build_by_another_program_is_waited_for(tmp_path: Path) -> None:
+    """One that knows nothing of our lock, such as a plain DeepSpeed script with the same TORCH_EXTENSIONS_DIR."""
+    (tmp_path / "thing").mkdir()
+    other = multiprocessing.get_context("fork").Process(target=_torch_builds, args=(tmp_path / "thing", 1.5))
+    other.start()
+    while not (tmp_path / "thing/lock").exists():
+        time.sleep(0.01)
+    jit.build(tmp_path, "thing", lambda: None, reason="a test", say=lambda text: None)
+    assert (tmp_path / "thing/thing.so").exists()
+    other.join()
+    assert other.exitcode == 0
 
 
 def test_builders_wait_for_each_other_and_say_so(tmp_path: Path) -> None:
@@ -110,7 +129,7 @@ def test_a_build_that_fails_names_the_way_around(tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("error: no such header")
 
-    with pytest.raises(ValueError, match=r'cpu_adam failed to build.*no such header.*"torch_adam": true'):
+    with pytest.raises(jit.BuildError, match=r'cpu_adam failed to build.*no such header.*"torch_adam": true'):
         jit.build(tmp_path, "cpu_adam", fail, reason="offload", say=lambda text: None)
 
 
