@@ -7,7 +7,6 @@ Two things that are compared are measured side by side, A B A B, in one process.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -115,6 +114,30 @@ def trainer(config: RunConfig) -> Callable[[Any], None]:
     return step
 
 
+def parsing(folder: Path, *, rounds: int = 5) -> Measurement:
+    """Entries/s of both mmCIF readers on the files of ``folder``. Raises ValueError when it has none."""
+    from ds4sci.data.bench import parsers
+
+    files = sorted([*folder.glob("*.cif"), *folder.glob("*.cif.gz")])
+    if not files:
+        raise ValueError(f"{folder}: no *.cif or *.cif.gz in it; name a folder of mmCIF files")
+    found = parsers(files, rounds)["entries_per_second"]
+    slowest = min(rates["median"] for rates in found.values())
+    return Measurement(
+        name="parsing",
+        title="mmCIF readers",
+        command=f"ds4sci bench parse {folder}",
+        columns=["reader", "entries/s", "least", "most", "times the slower"],
+        rows=[
+            [n, rates["median"], rates["min"], rates["max"], rates["median"] / slowest] for n, rates in found.items()
+        ],
+        notes=[
+            f"{len(files)} entries, {rounds} rounds, A B A B; gemmi to records with entity sequences, modified residues "
+            "and alternate locations sorted out, Biopython (FastMMCIFParser) to bare atoms"
+        ],
+    )
+
+
 def loading(config_path: str, overrides: list[str], *, batches: int = 8, rounds: int = 3) -> Measurement:
     """Samples/s of the loader alone against those of the training step, on the run's own chains and crops."""
     config = RunConfig.load(config_path, overrides)
@@ -153,7 +176,7 @@ def steps(config_path: str, overrides: list[str], crops: list[int], *, repeats: 
     for crop in crops:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             times, peak = pool.submit(_steps_of_crop, config_path, overrides, crop, repeats).result()
-        rows.append([crop, statistics.median(times), f"{spread(times):.0%}", peak / 1e6])
+        rows.append([crop, statistics.median(times), f"{spread(times):.0%}", None if peak is None else peak / 1e6])
     return Measurement(
         name=f"step_{Path(config_path).stem}",
         title=f"A training step of `{Path(config_path).stem}` by crop length",
@@ -167,7 +190,7 @@ def steps(config_path: str, overrides: list[str], crops: list[int], *, repeats: 
     )
 
 
-def _steps_of_crop(config_path: str, overrides: list[str], crop: int, repeats: int) -> tuple[list[float], int]:
+def _steps_of_crop(config_path: str, overrides: list[str], crop: int, repeats: int) -> tuple[list[float], int | None]:
     import torch
 
     from ds4sci.data.batch import collate
@@ -178,7 +201,7 @@ def _steps_of_crop(config_path: str, overrides: list[str], crop: int, repeats: i
     rng = np.random.default_rng(0)
     record = chain(crop, features.max_clusters + features.max_extra, rng)
     batch = collate([featurize(record, features, rng)])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     step = trainer(config)
     step(batch)
     times = []
@@ -190,4 +213,15 @@ def _steps_of_crop(config_path: str, overrides: list[str], crop: int, repeats: i
         times.append(time.perf_counter() - start)
     if torch.cuda.is_available():
         return times, torch.cuda.max_memory_allocated()
-    return times, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    after = peak_bytes()
+    return times, None if before is None or after is None else after - before
+
+
+def peak_bytes() -> int | None:
+    """The most memory this program has held, from ``/proc``; None where there is none.
+
+    ``getrusage`` will not do: a process that a large one forked begins with the large one's peak.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)

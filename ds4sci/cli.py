@@ -148,6 +148,17 @@ def bench_data(
     show_measurement(loading(config, overrides or []), out)
 
 
+@bench_app.command("parse")
+def bench_parse(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of mmCIF files.")] = Path("tests/data/mmcif"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
+) -> None:
+    """Entries/s of the mmCIF readers, side by side."""
+    from ds4sci.bench import parsing
+
+    show_measurement(parsing(folder), out)
+
+
 @bench_app.command("step")
 def bench_step(
     config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/small.toml",

@@ -26,7 +26,7 @@ def call(*arguments: str) -> int:
         (["predict"], ["--run", "--fasta", "--out", "--msa"]),
         (["data", "build"], ["SRC_DIR", "OUT.npz"]),
         (["report"], ["RUN"]),
-        (["bench"], ["data", "step"]),
+        (["bench"], ["data", "parse", "step"]),
         (["doctor"], ["--json"]),
     ],
     ids=lambda value: " ".join(value),
