@@ -132,8 +132,8 @@ def parsing(folder: Path, *, rounds: int = 5) -> Measurement:
             [n, rates["median"], rates["min"], rates["max"], rates["median"] / slowest] for n, rates in found.items()
         ],
         notes=[
-            f"{len(files)} entries, {rounds} rounds, A B A B; gemmi to records with entity sequences, modified residues "
-            "and alternate locations sorted out, Biopython (FastMMCIFParser) to bare atoms"
+            f"{len(files)} entries, {rounds} rounds, A B A B; gemmi to records (entity sequence, modified residues "
+            "and alternate locations sorted out), Biopython (FastMMCIFParser) to bare atoms"
         ],
     )
 
