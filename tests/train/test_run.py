@@ -61,8 +61,10 @@ def test_what_a_run_leaves(tmp_path, run_file) -> None:
 
 
 def test_the_launcherless_program_is_a_run_of_one_rank(tmp_path, run_file) -> None:
-    file = run_file(steps=3)
+    schedule = {"type": "WarmupCosineLR", "params": {"total_num_steps": 100, "warmup_num_steps": 2}}
+    file = run_file(steps=3, ds={"scheduler": schedule})
     ended = fleet.run(1, ["--config", str(file)], tmp_path, launcher=False)
+    assert "total_num_steps of the DeepSpeed JSON is 100, and train.steps is 3" in ended.output
     assert "1 × cpu" in ended.output
 
 
