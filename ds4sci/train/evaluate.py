@@ -155,9 +155,9 @@ def predict_records(task: Any, records: ChainSet) -> Iterator[tuple[Prediction, 
 def kept(prediction: Prediction, record: Record) -> dict[str, np.ndarray]:
     """What the report draws of one chain, as small arrays named ``ID/field``.
 
-    ca, true_ca [n, 3] Å, mask [n] (True = true Cα known), plddt [n], lddt [n] (NaN where there is none), torsion [n, 2]
-    (φ, ψ in degrees), secondary [n] (class, −1 unknown); for chains up to 128 residues also distances and
-    true_distances [n, n], Cβ–Cβ in Å.
+    ca, true_ca [n, 3] Å, mask [n] (True = true Cα known), plddt [n], lddt [n] (NaN where there is none), torsion and
+    true_torsion [n, 2] (φ, ψ in degrees, NaN where not known), secondary [n] (class, −1 unknown); for chains up to 128
+    residues also distances and true_distances [n, n], Cβ–Cβ in Å.
     """
     mask = record.atom_mask[:, ATOM37_INDEX["CA"]].astype(bool)
     ca, true_ca = prediction.atom37[:, ATOM37_INDEX["CA"]], record.atom_positions[:, ATOM37_INDEX["CA"]]
@@ -169,6 +169,7 @@ def kept(prediction: Prediction, record: Record) -> dict[str, np.ndarray]:
         "plddt": np.asarray(prediction.plddt, dtype=np.float32),
         "lddt": np.asarray(per_residue, dtype=np.float32),
         "torsion": torsions(prediction.atom37).astype(np.float16),
+        "true_torsion": torsions(record.atom_positions, record.atom_mask).astype(np.float16),
         "secondary": secondary_classes(record.dssp or "?" * len(mask)).astype(np.int8),
     }
     if len(mask) <= MAP_CUTOFF:
@@ -182,9 +183,12 @@ def kept(prediction: Prediction, record: Record) -> dict[str, np.ndarray]:
     return {f"{record.id}/{name}": value for name, value in fields.items()}
 
 
-def torsions(atom37: np.ndarray) -> np.ndarray:
-    """φ and ψ in degrees, [n, 2], of backbone atoms [n, 37, 3]; NaN at the ends of the chain."""
-    n_atom, ca, c = (np.asarray(atom37[:, ATOM37_INDEX[name]], dtype=np.float64) for name in ("N", "CA", "C"))
+def torsions(atom37: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """φ and ψ in degrees, [n, 2], of [n, 37, 3]; NaN at the ends and beside atoms whose mask [n, 37] is False."""
+    atoms = np.asarray(atom37, dtype=np.float64)
+    if mask is not None:
+        atoms = np.where(np.asarray(mask, dtype=bool)[:, :, None], atoms, np.nan)
+    n_atom, ca, c = (atoms[:, ATOM37_INDEX[name]] for name in ("N", "CA", "C"))
     result = np.full((len(ca), 2), np.nan)
     result[1:, 0] = _dihedral(c[:-1], n_atom[1:], ca[1:], c[1:])
     result[:-1, 1] = _dihedral(n_atom[:-1], ca[:-1], c[:-1], n_atom[1:])
