@@ -69,6 +69,12 @@ class LossConfig(BaseModel):
     """Cα–Cα bond lengths, every iteration."""
     ca_clashes: float = 0.0
     """Cα closer than 4 Å, last iteration."""
+    geometry_from: float = 0.0
+    """Share of the run before ``violation``, ``chain_bonds`` and ``ca_clashes`` set in; they reach their weight within
+    the next tenth. On a fold that is not there yet they only shout down the other terms."""
+
+
+GEOMETRY = ("violation", "chain_bonds", "ca_clashes")
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,9 @@ def _truth(batch: Batch, like: Tensor) -> Truth:
 
 def fold_loss(output: Output, batch: Batch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the terms and the terms themselves, unweighted and detached. Units: Å-free ratios and nats."""
+    if config.geometry_from > 0:
+        ramp = min(max(10 * (batch.progress - config.geometry_from), 0.0), 1.0)
+        config = config.model_copy(update={name: ramp * getattr(config, name) for name in GEOMETRY})
     with torch.autocast(output.translations.device.type, enabled=False):
         terms = _terms(output, batch, config)
     # lddt_ca is shown, not trained on

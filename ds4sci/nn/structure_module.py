@@ -205,7 +205,8 @@ class StructureModule(nn.Module):
                 start = Rigid.identity(tuple(s.shape[:-1]), wide(s))
             else:
                 start = self.chain_start(s_initial, mask)
-            frames = start.scale(1 / self.position_scale)
+            # the start learns from its own local loss: through a chain of n steps the later losses' gradients explode
+            frames = Rigid(start.rotation.detach(), start.translation.detach()).scale(1 / self.position_scale)
             bias = self.ipa.pair_bias(z, mask)
             states, angles, raw_angles = [], [], []
             for _ in range(self.iterations):

@@ -1,0 +1,158 @@
+"""Frames, torsions and atoms on real chains, in fp64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ds4sci import residues
+from ds4sci.data.sources import mmcif
+from ds4sci.geometry import (
+    Rigid,
+    atom14_to_atom37,
+    atom37_to_atom14,
+    backbone_frames,
+    compose_along_chain,
+    dihedral,
+    frames_to_atom14,
+    pseudo_beta,
+    rigid_groups,
+    rotation_from_6d,
+    rotation_from_update,
+    torsion_angles,
+    torsion_to_frames,
+)
+
+UBIQUITIN = Path(__file__).parent / "data" / "mmcif" / "1ubq.cif.gz"
+
+
+@pytest.fixture(scope="module")
+def ubiquitin() -> dict[str, torch.Tensor]:
+    record = mmcif.read(UBIQUITIN, "A")
+    return {
+        "atoms": torch.tensor(record.atom_positions, dtype=torch.float64)[None],
+        "mask": torch.tensor(record.atom_mask)[None],
+        "aatype": torch.tensor(residues.encode(record.sequence))[None],
+        "index": torch.tensor(record.residue_index, dtype=torch.long)[None],
+    }
+
+
+def random_rigid(*shape: int) -> Rigid:
+    generator = torch.Generator().manual_seed(0)
+    six = torch.randn(*shape, 6, generator=generator, dtype=torch.float64)
+    return Rigid(rotation_from_6d(six), torch.randn(*shape, 3, generator=generator, dtype=torch.float64))
+
+
+def test_a_structure_rebuilt_from_its_torsions_is_itself(ubiquitin: dict[str, torch.Tensor]) -> None:
+    atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
+    angles, _ = torsion_angles(atoms, mask, aatype, ubiquitin["index"])
+    backbone = backbone_frames(*(atoms[..., k, :] for k in range(3)))
+    rebuilt = atom14_to_atom37(frames_to_atom14(torsion_to_frames(backbone, angles, aatype), aatype), aatype)
+    kept = mask & torch.tensor(residues.ATOM37_MASK)[aatype]  # the C-terminal OXT has no ideal place
+    error = (rebuilt - atoms).norm(dim=-1)[kept]
+    # bond lengths and angles of a crystal structure are not the ideal ones: the arms of long side chains move most
+    assert error.square().mean().sqrt() < 0.3
+    assert error.median() < 0.12
+
+
+def test_rigid_groups_of_a_structure_are_those_its_torsions_make(ubiquitin: dict[str, torch.Tensor]) -> None:
+    atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
+    angles, _ = torsion_angles(atoms, mask, aatype, ubiquitin["index"])
+    ideal = atom14_to_atom37(
+        frames_to_atom14(
+            torsion_to_frames(backbone_frames(*(atoms[..., k, :] for k in range(3))), angles, aatype), aatype
+        ),
+        aatype,
+    )
+    again, keep = torsion_angles(ideal, mask, aatype, ubiquitin["index"])
+    own = keep.clone()
+    own[..., :2] = False  # ω and φ depend on the real neighbours
+    torch.testing.assert_close(again[own], angles[own], atol=1e-5, rtol=0)  # the tables have three decimals
+    want = torsion_to_frames(backbone_frames(*(ideal[..., k, :] for k in range(3))), again, aatype)
+    frames, present = rigid_groups(ideal, mask, aatype)
+    torch.testing.assert_close(frames.rotation[present], want.rotation[present], atol=5e-3, rtol=0)
+    torch.testing.assert_close(frames.translation[present], want.translation[present], atol=5e-3, rtol=0)
+
+
+def test_atom_layouts_are_inverse(ubiquitin: dict[str, torch.Tensor]) -> None:
+    atoms, aatype = ubiquitin["atoms"], ubiquitin["aatype"]
+    known = torch.tensor(residues.ATOM37_MASK)[aatype]
+    torch.testing.assert_close(
+        atom14_to_atom37(atom37_to_atom14(atoms, aatype), aatype), atoms * known.unsqueeze(-1), atol=0, rtol=0
+    )
+    assert torch.equal(
+        atom37_to_atom14(ubiquitin["mask"], aatype).sum(), (ubiquitin["mask"] & known).sum()
+    )
+
+
+def test_torsions_of_a_helix_and_at_a_break(ubiquitin: dict[str, torch.Tensor]) -> None:
+    angles, mask = torsion_angles(**{k: ubiquitin[k] for k in ("mask", "aatype")}, atom37=ubiquitin["atoms"],
+                                  residue_index=ubiquitin["index"])  # fmt: skip
+    degrees = torch.rad2deg(torch.atan2(angles[..., 0], angles[..., 1]))[0]
+    helix = slice(23, 31)  # residues 24–31 of ubiquitin
+    assert ((degrees[helix, 1] + 63).abs() < 15).all()
+    assert ((degrees[helix, 2] + 42).abs() < 15).all()
+    assert (degrees[1:, 0].abs() > 160).all()  # all peptide bonds are trans
+    assert not mask[0, 0, :2].any()
+    broken = ubiquitin["index"].clone()
+    broken[:, 40:] += 5
+    _, mask = torsion_angles(ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"], broken)
+    assert not mask[0, 40, :2].any()
+    assert mask[0, 41, :2].all()
+
+
+def test_dihedral_has_iupacs_sign() -> None:
+    a, b, c = (torch.tensor(x, dtype=torch.float64) for x in ([1.0, 0, 0], [0.0, 0, 0], [0.0, 0, 1]))
+    for degrees in (-120.0, -30.0, 0.0, 45.0, 179.0):
+        angle = np.deg2rad(degrees)
+        # seen along b→c, the far bond is turned clockwise by a positive angle
+        d = c + torch.tensor([np.cos(angle), np.sin(angle), 0.0])
+        sin, cos = dihedral(a, b, c, d)
+        assert np.rad2deg(np.arctan2(sin, cos)) == pytest.approx(degrees)
+
+
+def test_rigid_algebra() -> None:
+    first, second = random_rigid(5), random_rigid(5)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(first.compose(second).apply(x), first.apply(second.apply(x)))
+    torch.testing.assert_close(first.invert_apply(first.apply(x)), x)
+    update = rotation_from_update(torch.randn(7, 3, dtype=torch.float64))
+    eye = torch.eye(3, dtype=torch.float64).expand(7, 3, 3)
+    torch.testing.assert_close(update @ update.mT, eye)
+    torch.testing.assert_close(torch.linalg.det(update), torch.ones(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64, 65])
+def test_chain_is_the_running_product(n: int) -> None:
+    steps = random_rigid(2, n)
+    chain = compose_along_chain(steps)
+    total = Rigid(steps.rotation[:, 0], steps.translation[:, 0])
+    for i in range(n):
+        if i:
+            total = total.compose(Rigid(steps.rotation[:, i], steps.translation[:, i]))
+        torch.testing.assert_close(chain.rotation[:, i], total.rotation)
+        torch.testing.assert_close(chain.translation[:, i], total.translation)
+
+
+def test_degenerate_frames_are_finite_with_finite_gradients() -> None:
+    points = torch.zeros(3, 4, 3, dtype=torch.float64, requires_grad=True)
+    frames = backbone_frames(*points.unbind(0))
+    frames.rotation.sum().backward()
+    assert frames.rotation.isfinite().all()
+    assert points.grad.isfinite().all()
+
+
+def test_missing_beta_is_put_where_it_belongs(ubiquitin: dict[str, torch.Tensor]) -> None:
+    atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
+    bare = mask.clone()
+    bare[..., residues.ATOM37_INDEX["CB"]] = False
+    true, has = pseudo_beta(atoms, mask, aatype)
+    ideal, still = pseudo_beta(atoms, bare, aatype)
+    assert has.all()
+    assert still.all()
+    assert (true - ideal).norm(dim=-1).max() < 0.35
+    glycine = aatype == residues.encode("G").item()
+    assert torch.equal(true[glycine], atoms[..., 1, :][glycine])
