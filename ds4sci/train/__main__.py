@@ -45,23 +45,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(options)
         from ds4sci.train.jit import BuildError
         from ds4sci.train.run import Session
-        from ds4sci.train.signals import StopRequest
 
-        with StopRequest() as stop:
-            try:
-                session = Session.join(config, resume=options.resume)
-            except BuildError as error:
-                say(f"error: {error}")
-                return 1
-            try:
-                session.train(stop)
-            except Exception as error:
-                say(session.explain(error))
-                return 2 if isinstance(error, (ValueError, OSError)) else 1
+        try:
+            session = Session.join(config, resume=options.resume)
+        except BuildError as error:
+            say(f"error: {error}")
+            return 1
+        try:
+            session.train()
+        except Exception as error:
+            say(session.explain(error))
+            return 2 if isinstance(error, (ValueError, OSError)) else 1
     except ValueError as error:
         # Up to the run folder every rank reads the same files and finds the same fault: one of them says it.
         say(f"error: {error}" if is_main else None)
         return 2
+    except KeyboardInterrupt:
+        say("Interrupted; nothing was saved" if is_main else None)
+        return 130
     return 0
 
 

@@ -92,7 +92,7 @@ def start(arguments: list[str], variables: dict[str, str]) -> int:
         processes = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
         ranks = [p for p in processes if is_rank(p)]
         if asked == 1 and ranks:
-            print("\nStopping after this step; a second time ends it without saving …", flush=True)
+            print("\nStopping after this step; a second Ctrl-C ends it without saving …", flush=True)
             end(ranks, signal.SIGTERM)
         else:
             end([*processes, psutil.Process(child.pid)] if child.poll() is None else [], signal.SIGKILL)

@@ -49,8 +49,9 @@ class Session:
         run, config = _folder(config, resume, ranks)
         return cls(config, ranks, run, resume is not None)
 
-    def train(self, stop: StopRequest) -> Result:
-        """Train to the end, or until ``stop`` is asked for on any rank."""
+    def train(self) -> Result:
+        """Train to the end, or until a signal asks any rank to stop; before the first step signals kill as usual."""
+        stop = StopRequest()
         config, ranks = self.config, self.ranks
         randomness.seed_all(config.seed, 0)  # the same initial weights everywhere
         task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
@@ -75,7 +76,7 @@ class Session:
             f"{self.run}, step {loop.state.step} of {config.train.steps}: {ranks.world_size} × {ranks.device.type}, "
             f"ZeRO stage {engine.zero_stage}, batch {total} = {ranks.world_size} × {micro} × {accumulation}"
         )
-        with progress:
+        with progress, stop:
             finished = loop.train()
         if finished:
             best = loop.state.best
@@ -143,8 +144,7 @@ def train(config: RunConfig, *, resume: Path | None = None) -> Result:
     Raises ValueError for what the user can mend (config, JSON, checkpoint), OSError when a checkpoint could not be
     written, TooManyNonfinite.
     """
-    with StopRequest() as stop:
-        return Session.join(config, resume=resume).train(stop)
+    return Session.join(config, resume=resume).train()
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -59,6 +59,7 @@ class Fleet:
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
             variables = _environment | {"OMP_NUM_THREADS": "1"} | (launched if launcher else {}) | (environment or {})
+            self.environment = variables
             process = _server.Process(target=_rank, args=(arguments, str(folder), variables, str(self.logs[rank])))
             process.start()
             self.processes.append(process)

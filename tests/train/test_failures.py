@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import safetensors.torch
 
@@ -89,6 +90,16 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(number, tmp_path, run_f
     assert 3 <= stopped < 1000
     fleet.run(2, ["--resume", "runs/run", f"train.steps={stopped + 2}"], tmp_path)
     assert steps(tmp_path / "runs/run")[-1] == stopped + 2
+
+
+def test_a_signal_before_the_first_step_ends_a_rank_at_once(tmp_path, run_file) -> None:
+    """Rank 0 waits for a second rank that never comes: there is nothing to save, and no reason to hold on."""
+    alone = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    ranks = fleet.Fleet(1, ["--config", str(run_file())], tmp_path, alone)
+    port = int(ranks.environment["MASTER_PORT"])
+    ranks.wait_for(lambda: any(c.laddr.port == port for c in psutil.Process(ranks.processes[0].pid).net_connections()))
+    ranks.processes[0].terminate()
+    assert ranks.join(10).codes == [-signal.SIGTERM]
 
 
 def test_a_stop_interrupts_an_evaluation_which_the_resumed_run_makes_up_for(tmp_path, run_file) -> None:
