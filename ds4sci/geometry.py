@@ -128,7 +128,7 @@ def torsion_to_frames(backbone: Rigid, angles: Tensor, aatype: Tensor) -> Rigid:
 
 
 def frames_to_atom14(frames: Rigid, aatype: Tensor) -> Tensor:
-    """Algorithm 24, line 11: ideal atoms placed by their rigid group. Frames [b, n, 8] → [b, n, 14, 3] Å, 0 if absent."""
+    """Algorithm 24, line 11: ideal atoms placed by their rigid group, [b, n, 8] → [b, n, 14, 3] Å, 0 if absent."""
     group = table("ATOM14_GROUP", frames.rotation)[aatype]
     rotation = torch.take_along_dim(frames.rotation, group[..., None, None], dim=-3)
     translation = torch.take_along_dim(frames.translation, group[..., None], dim=-2)

@@ -14,10 +14,11 @@ import numpy as np
 
 from ds4sci.types import RESIDUES
 
-ATOM37: tuple[str, ...] = tuple(
-    "N CA C CB O CG CG1 CG2 OG OG1 SG CD CD1 CD2 ND1 ND2 OD1 OD2 SD CE CE1 CE2 CE3 NE NE1 NE2 OE1 OE2 CH2 NH1 NH2 OH "
-    "CZ CZ2 CZ3 NZ OXT".split()
-)
+ATOM37: tuple[str, ...] = (
+    "N", "CA", "C", "CB", "O", "CG", "CG1", "CG2", "OG", "OG1", "SG", "CD", "CD1", "CD2", "ND1", "ND2", "OD1", "OD2",
+    "SD", "CE", "CE1", "CE2", "CE3", "NE", "NE1", "NE2", "OE1", "OE2", "CH2", "NH1", "NH2", "OH", "CZ", "CZ2", "CZ3",
+    "NZ", "OXT",
+)  # fmt: skip
 ATOM37_INDEX: dict[str, int] = {name: i for i, name in enumerate(ATOM37)}
 
 _TABLE: dict[str, dict] = json.loads(Path(__file__).with_suffix(".json").read_text())["residues"]

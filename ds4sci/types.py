@@ -74,7 +74,7 @@ class Features:
 
     aatype          int64 [n], 0–20
     residue_index   int64 [n]
-    msa_feat        float32 [s, n, 49]: one-hot 23 · has_deletion · deletion_value · cluster profile 23 · cluster deletion mean
+    msa_feat        float32 [s, n, 49]: one-hot 23 · has_deletion · deletion_value · cluster profile 23, mean deletion
     msa_mask        bool [s, n], True = real
     extra_msa_feat  float32 [e, n, 25]: one-hot 23 · has_deletion · deletion_value; e may be 0
     extra_msa_mask  bool [e, n]

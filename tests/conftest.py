@@ -1,21 +1,20 @@
-"""For every test: hypothesis without deadlines (the machine may be busy); GPU tests that say why they skip."""
+"""For every test: one torch thread (on a busy machine threads wait for each other longer than they work), hypothesis
+without deadlines; GPU tests that say why they skip."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("ds4sci", deadline=None)
 settings.load_profile("ds4sci")
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where torch sees none."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
-    if not wanting:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
+    if wanting and not torch.cuda.is_available():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use; here is none"))

@@ -185,7 +185,9 @@ def test_tables_agree_with_alphafolds() -> None:
     assert error.max() < 4 * single
     np.testing.assert_array_equal(residues.ATOM14_MASK[:20], rc.restype_atom14_mask[:20] > 0)
     np.testing.assert_array_equal(residues.ATOM14_GROUP[:20], rc.restype_atom14_to_rigid_group[:20])
-    np.testing.assert_allclose(residues.ATOM14_IDEAL[:20], rc.restype_atom14_rigid_group_positions[:20], atol=4 * single)
+    np.testing.assert_allclose(
+        residues.ATOM14_IDEAL[:20], rc.restype_atom14_rigid_group_positions[:20], atol=4 * single
+    )
     np.testing.assert_array_equal(residues.CHI_PI_PERIODIC[:20], np.array(rc.chi_pi_periodic)[:20] > 0)
     for i, letter in enumerate(residues.RESIDUES):
         chis = rc.chi_angles_atoms[rc.restype_1to3[letter]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_fold import SMALL
 
 from ds4sci.config import RunConfig
 from ds4sci.data.batch import collate
@@ -14,22 +15,11 @@ from ds4sci.data.features import FeatureConfig, featurize
 from ds4sci.data.loader import generator
 from ds4sci.data.sources import mmcif, msa
 from ds4sci.losses.fold import LossConfig, fold_loss
-from ds4sci.models.fold import Config, FoldModel
+from ds4sci.models.fold import FoldModel
 from ds4sci.types import Batch, Output
 
 DATA = Path(__file__).parent / "data"
 OPENFOLD_PARAMETERS = 93_229_082
-
-SMALL = Config.model_validate(
-    {
-        "c_m": 32, "c_z": 16, "c_s": 24, "c_plddt": 16,
-        "heads": ["masked_msa", "experimentally_resolved", "secondary"],
-        "evoformer": {"blocks": 2, "heads_msa": 2, "d_msa": 8, "heads_pair": 2, "d_pair": 8, "c_outer": 6,
-                      "c_multiplication": 12, "dropout_msa": 0.0, "dropout_pair": 0.0},
-        "extra_msa": {"blocks": 1, "c_e": 16},
-        "structure": {"iterations": 2, "heads": 3, "c_angle": 16, "dropout": 0.0},
-    }
-)  # fmt: skip
 
 
 def template_parameters(c_z: int = 128, c_t: int = 64, blocks: int = 2, d: int = 16, heads: int = 4) -> int:

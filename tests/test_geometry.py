@@ -83,9 +83,7 @@ def test_atom_layouts_are_inverse(ubiquitin: dict[str, torch.Tensor]) -> None:
     torch.testing.assert_close(
         atom14_to_atom37(atom37_to_atom14(atoms, aatype), aatype), atoms * known.unsqueeze(-1), atol=0, rtol=0
     )
-    assert torch.equal(
-        atom37_to_atom14(ubiquitin["mask"], aatype).sum(), (ubiquitin["mask"] & known).sum()
-    )
+    assert torch.equal(atom37_to_atom14(ubiquitin["mask"], aatype).sum(), (ubiquitin["mask"] & known).sum())
 
 
 def test_torsions_of_a_helix_and_at_a_break(ubiquitin: dict[str, torch.Tensor]) -> None:

@@ -35,7 +35,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Kernel:
-    """An operation: ``reference`` is readable torch and the oracle in fp64; ``implementations`` in order of preference."""
+    """An operation: ``reference`` is readable torch and, in fp64, the oracle; ``implementations`` best first."""
 
     name: str
     reference: Callable[..., Any]
@@ -50,7 +50,7 @@ class Kernel:
         raise ValueError(f"{self.name} has no implementation {name!r}; there are: {known}")
 
     def __call__(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
-        """Run the named implementation, or the preferred one, or the first willing one; ValueError with every reason."""
+        """Run the named, else the preferred, else the first willing implementation; ValueError with every reason."""
         asked = implementation or _preferred.get(self.name)
         if asked is not None:
             chosen = self.named(asked)
@@ -80,7 +80,7 @@ _preferred: dict[str, str] = {}
 
 
 def prefer(choices: Mapping[str, str], kernels: Mapping[str, Kernel]) -> None:
-    """Fix the implementation of operations for this process: the run file's ``[kernels]``. ValueError on unknown names."""
+    """Fix implementations for this process (the run file's ``[kernels]``); ValueError on unknown names."""
     for operation, implementation in choices.items():
         if operation not in kernels:
             raise ValueError(f"[kernels] names {operation!r}, which is no operation; there are: {', '.join(kernels)}")

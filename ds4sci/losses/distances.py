@@ -20,9 +20,9 @@ def pair_distances(x: Tensor) -> Tensor:
 
 
 def smooth_lddt(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0) -> Tensor:
-    """``1 - lDDT`` with sigmoids for the thresholds .5, 1, 2, 4 Å (AlphaFold 3, Algorithm 27), from distances [..., n, n]."""
+    """``1 - lDDT`` with sigmoids for the thresholds .5, 1, 2, 4 Å (AlphaFold 3, Algorithm 27); [..., n, n] Å."""
     error = (predicted - true).abs()
-    score = sum(torch.sigmoid(t - error) for t in (0.5, 1.0, 2.0, 4.0)) / 4
+    score = torch.stack([torch.sigmoid(t - error) for t in (0.5, 1.0, 2.0, 4.0)]).mean(0)
     pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (true < cutoff)
     pairs = pairs & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
     return 1 - masked_mean(score, pairs.expand(score.shape))

@@ -1,4 +1,4 @@
-"""The training loss of the structure model: AlphaFold 2's terms (equation 7) and, weight 0 there, those for small models."""
+"""The structure model's training loss: AlphaFold 2's terms (equation 7) and, weight 0 there, those of small models."""
 
 from __future__ import annotations
 

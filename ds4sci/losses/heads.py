@@ -28,7 +28,7 @@ def torsion(angles: Tensor, raw: Tensor, true: Tensor, mask: Tensor, aatype: Ten
 
 
 def distogram(logits: Tensor, beta: Tensor, mask: Tensor, first: float = 2.3125, last: float = 21.6875) -> Tensor:
-    """Cross-entropy (nats) of the Cβ distance bins (1.9.8). logits [b, n, n, bins], beta [b, n, 3] Å, mask bool [b, n]."""
+    """Cross-entropy (nats) of Cβ distance bins (1.9.8). logits [b, n, n, bins], beta [b, n, 3] Å, mask bool [b, n]."""
     edges = torch.linspace(first, last, logits.shape[-1] - 1, device=beta.device, dtype=beta.dtype)
     target = torch.bucketize(torch.cdist(beta, beta), edges)
     error = F.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
@@ -36,7 +36,7 @@ def distogram(logits: Tensor, beta: Tensor, mask: Tensor, first: float = 2.3125,
 
 
 def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor) -> Tensor:
-    """Cross-entropy (nats) at the masked places (1.9.9). logits [b, s, n, 23], true_msa int64, masked bool [b, s, n]."""
+    """Cross-entropy (nats) at masked places (1.9.9). logits [b, s, n, 23], true_msa int64, masked bool [b, s, n]."""
     error = F.cross_entropy(logits.float().flatten(0, 2), true_msa.flatten(), reduction="none").view(true_msa.shape)
     return masked_mean(error, masked)
 
@@ -47,7 +47,7 @@ def lddt_ca(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0)
     error = (torch.cdist(predicted, predicted) - want).abs()
     pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (want < cutoff)
     pairs = pairs & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-    score = sum((error < t).to(want.dtype) for t in (0.5, 1.0, 2.0, 4.0)) / 4
+    score = torch.stack([(error < t).to(want.dtype) for t in (0.5, 1.0, 2.0, 4.0)]).mean(0)
     return (score * pairs).sum(-1) / pairs.sum(-1).clamp(min=1)
 
 

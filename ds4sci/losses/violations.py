@@ -14,7 +14,9 @@ from ds4sci.geometry import table
 from ds4sci.losses.heads import masked_mean
 
 
-def peptide_bonds(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, tolerance: float = 12.0) -> Tensor:
+def peptide_bonds(
+    atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, tolerance: float = 12.0
+) -> Tensor:
     """Equation 44: mean excess of the C–N bond and of its two angles' cosines beyond ``tolerance`` standard deviations.
 
     atom14 [b, n, 14, 3], mask bool [b, n, 14], residue_index [b, n]; only residues that follow each other count.
@@ -49,12 +51,10 @@ def clashes(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor,
     used = mask.flatten(0, 1).any(0)  # backbone-only sets have four columns of fourteen
     atoms, keep = atom14[:, :, used], mask[:, :, used]
     radius = table("ATOM14_RADIUS", atom14)[aatype][:, :, used].flatten(1)
-    b, n, a = keep.shape
+    n, a = keep.shape[1:]
     column = torch.arange(14, device=mask.device)[used].repeat(n)
     owner = residue_index.repeat_interleave(a, dim=1)
-    distance = torch.sqrt(
-        (atoms.flatten(1, 2).unsqueeze(2) - atoms.flatten(1, 2).unsqueeze(1)).square().sum(-1) + 1e-6
-    )
+    distance = torch.sqrt((atoms.flatten(1, 2).unsqueeze(2) - atoms.flatten(1, 2).unsqueeze(1)).square().sum(-1) + 1e-6)
     apart = owner.unsqueeze(2) - owner.unsqueeze(1)
     peptide = (apart == -1) & (column[:, None] == 2) & (column[None, :] == 0)
     sulphur = ((aatype == residues.encode("C").item()).repeat_interleave(a, dim=1)) & (column == 5)
@@ -102,7 +102,9 @@ def within_residue(
     atom14: Tensor, mask: Tensor, aatype: Tensor, tolerance: float = 1.5, sigmas: float = 15.0
 ) -> Tensor:
     """Equation 46 within residues: distances outside the bounds of bonded geometry and overlap, summed, per atom."""
-    lower, upper = (torch.as_tensor(x, dtype=atom14.dtype, device=atom14.device)[aatype] for x in _bounds(tolerance, sigmas))
+    lower, upper = (
+        torch.as_tensor(x, dtype=atom14.dtype, device=atom14.device)[aatype] for x in _bounds(tolerance, sigmas)
+    )
     distance = torch.sqrt((atom14.unsqueeze(-2) - atom14.unsqueeze(-3)).square().sum(-1) + 1e-6)
     pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~torch.eye(14, dtype=torch.bool, device=mask.device)
     excess = F.relu(lower - distance) + F.relu(distance - upper)

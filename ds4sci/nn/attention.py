@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from einops import rearrange
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ds4sci.kernels import evoformer_attention

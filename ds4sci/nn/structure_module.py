@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from einops import rearrange
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ from ds4sci.geometry import Rigid, compose_along_chain, rotation_from_6d, rotati
 from ds4sci.nn.linear import LayerNorm, Linear
 
 HELIX_STEP = (0.3750, 0.2786, 0.8842, -0.9240, 0.0354, 0.3807), (3.5802, 0.9730, -0.8464)
-"""Residue i+1's frame in residue i's, in an α-helix: two columns of the rotation, translation in Å (mean over PDB chains)."""
+"""Residue i+1's frame in residue i's, in an α-helix (mean over PDB chains): two columns of the rotation, Å."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class InvariantPointAttention(nn.Module):
         self.linear_out = Linear(heads * (c_z + d + 4 * v_points), c_s, init="zero")
 
     def pair_bias(self, z: Tensor, mask: Tensor) -> Tensor:
-        """z [b, n, n, c_z] and key mask bool [b, n] as a bias of the scores [b, h, n, n]; the same for all iterations."""
+        """z [b, n, n, c_z], key mask bool [b, n] → bias of the scores [b, h, n, n], the same for all iterations."""
         bias = math.sqrt(1 / 3) * rearrange(wide(self.linear_b(z)), "b q k h -> b h q k")
         return bias.masked_fill(~mask[:, None, None, :], -1e9)
 
@@ -79,6 +79,18 @@ class InvariantPointAttention(nn.Module):
         return self.linear_out(torch.cat(parts, dim=-1).to(s.dtype))
 
 
+class AngleResnetBlock(nn.Module):
+    """Algorithm 20, line 13: ``a + W₂ relu(W₁ relu(a))``."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(c, c, init="relu")
+        self.linear_2 = Linear(c, c, init="zero")
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a + self.linear_2(self.linear_1(a.relu()).relu())
+
+
 class AngleResnet(nn.Module):
     """Algorithm 20, lines 11–14: (sin, cos) of the seven torsions, [b, n, 7, 2], raw and of unit length."""
 
@@ -86,19 +98,29 @@ class AngleResnet(nn.Module):
         super().__init__()
         self.linear_in = Linear(c_s, c)
         self.linear_initial = Linear(c_s, c)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"linear_1": Linear(c, c, init="relu"), "linear_2": Linear(c, c, init="zero")})
-            for _ in range(blocks)
-        )
+        self.layers = nn.ModuleList(AngleResnetBlock(c) for _ in range(blocks))
         self.linear_out = Linear(c, 14)
 
     def forward(self, s: Tensor, s_initial: Tensor) -> tuple[Tensor, Tensor]:
         # relu on the inputs: absent from the algorithm, present in AlphaFold's code
         a = self.linear_in(s.relu()) + self.linear_initial(s_initial.relu())
         for layer in self.layers:
-            a = a + layer["linear_2"](layer["linear_1"](a.relu()).relu())
+            a = layer(a)
         raw = wide(self.linear_out(a.relu())).unflatten(-1, (7, 2))
         return raw, raw / torch.sqrt(raw.square().sum(-1, keepdim=True).clamp(min=1e-8))
+
+
+class StructureTransitionLayer(nn.Module):
+    """``s + W₃ relu(W₂ relu(W₁ s))``."""
+
+    def __init__(self, c_s: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(c_s, c_s, init="relu")
+        self.linear_2 = Linear(c_s, c_s, init="relu")
+        self.linear_3 = Linear(c_s, c_s, init="zero")
+
+    def forward(self, s: Tensor) -> Tensor:
+        return s + self.linear_3(self.linear_2(self.linear_1(s).relu()).relu())
 
 
 class StructureTransition(nn.Module):
@@ -106,22 +128,13 @@ class StructureTransition(nn.Module):
 
     def __init__(self, c_s: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "linear_1": Linear(c_s, c_s, init="relu"),
-                    "linear_2": Linear(c_s, c_s, init="relu"),
-                    "linear_3": Linear(c_s, c_s, init="zero"),
-                }
-            )
-            for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(StructureTransitionLayer(c_s) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
         self.layer_norm = LayerNorm(c_s)
 
     def forward(self, s: Tensor) -> Tensor:
         for layer in self.layers:
-            s = s + layer["linear_3"](layer["linear_2"](layer["linear_1"](s).relu()).relu())
+            s = layer(s)
         return self.layer_norm(self.dropout(s))
 
 

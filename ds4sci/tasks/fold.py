@@ -112,7 +112,7 @@ class FoldTask:
     def score(
         self, records: Sequence[Record], model: nn.Module, *, rank: int = 0, world_size: int = 1, device: torch.device
     ) -> list[dict[str, Any]]:
-        """A row of ``ds4sci.scores.score_chain`` for each of this rank's share of ``records``, predicted at full length."""
+        """A row of ``ds4sci.scores.score_chain`` for each of this rank's share of ``records``, at full length."""
         records = sorted(records, key=lambda record: len(record.sequence))
         size = self.config.data.evaluation_batch
         groups = [records[i : i + size] for i in range(0, len(records), size)]

@@ -9,7 +9,13 @@ from ds4sci.kernels.spec import reference_only
 
 
 def reference(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight_1: Tensor,
+    bias_1: Tensor,
+    weight_2: Tensor,
+    bias_2: Tensor,
 ) -> Tensor:
     hidden = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias), weight_1, bias_1).relu()
     return F.linear(hidden, weight_2, bias_2)
