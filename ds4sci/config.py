@@ -50,6 +50,8 @@ class TrainConfig(BaseModel):
     """Skipped steps (loss or gradient not finite) that a run may have; one more stops it."""
     log_every: int = Field(default=20, gt=0)
     """Steps between lines of ``metrics.jsonl``; each holds the means since the line before."""
+    weights: Path | None = None
+    """Weights to begin with, for fine-tuning: a run folder (its best checkpoint) or a ``model.safetensors`` file."""
     output: Path = Path("runs")
     """Folder of the runs."""
     name: str | None = None

@@ -157,7 +157,7 @@ class FoldModel(nn.Module):
         mask = batch.token_mask
         pair_mask = mask.unsqueeze(-1) & mask.unsqueeze(-2)
         m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat)
-        m0, dz = self._recycle(batch, previous)
+        m0, dz = self.recycling_embedder(None if previous is None else _recycled(batch, previous))
         m = torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1)
         z = z + dz
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
@@ -193,11 +193,8 @@ class FoldModel(nn.Module):
             secondary_logits=logits.get("secondary"),
         )
 
-    def _recycle(self, batch: Batch, previous: Output | None) -> tuple[Tensor, Tensor]:
-        embedder = self.recycling_embedder
-        if previous is None:
-            # the embedding of zeros (line 3): layer norms leave their bias, distance 0 falls in no bin
-            return embedder.layer_norm_m.bias[None, None], embedder.layer_norm_z.bias + embedder.linear.bias
-        atoms = table("ATOM37_MASK", previous.atom37)[batch.aatype]
-        beta, _ = pseudo_beta(previous.atom37.detach(), atoms, batch.aatype)
-        return embedder(previous.msa0.detach(), previous.pair.detach(), beta)
+
+def _recycled(batch: Batch, previous: Output) -> tuple[Tensor, Tensor, Tensor]:
+    atoms = table("ATOM37_MASK", previous.atom37)[batch.aatype]
+    beta, _ = pseudo_beta(previous.atom37.detach(), atoms, batch.aatype)
+    return previous.msa0.detach(), previous.pair.detach(), beta

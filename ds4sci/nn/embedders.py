@@ -11,6 +11,13 @@ from ds4sci.nn.linear import LayerNorm, Linear
 TARGET_FEATURES, MSA_FEATURES, EXTRA_MSA_FEATURES = 22, 49, 25
 
 
+class OneHotLinear(Linear):
+    """The linear layer of a one-hot, as a look-up: the same numbers without the one-hot. Index -1 is in no class."""
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index + 1, F.pad(self.weight.T, (0, 0, 1, 0))) + self.bias
+
+
 class InputEmbedder(nn.Module):
     """Algorithms 3 and 4: MSA features → m, target features and relative positions → z."""
 
@@ -21,7 +28,7 @@ class InputEmbedder(nn.Module):
         self.linear_tf_z_j = Linear(TARGET_FEATURES, c_z)
         self.linear_tf_m = Linear(TARGET_FEATURES, c_m)
         self.linear_msa_m = Linear(MSA_FEATURES, c_m)
-        self.linear_relpos = Linear(2 * max_relative + 1, c_z)
+        self.linear_relpos = OneHotLinear(2 * max_relative + 1, c_z)
 
     def forward(self, aatype: Tensor, residue_index: Tensor, msa_feat: Tensor) -> tuple[Tensor, Tensor]:
         """aatype, residue_index int64 [b, n], msa_feat [b, s, n, 49] → m [b, s, n, c_m], z [b, n, n, c_z]."""
@@ -30,9 +37,8 @@ class InputEmbedder(nn.Module):
         target = F.pad(F.one_hot(aatype, TARGET_FEATURES - 1), (1, 0)).to(dtype)
         offset = residue_index.unsqueeze(-1) - residue_index.unsqueeze(-2)
         offset = offset.clamp(-self.max_relative, self.max_relative) + self.max_relative
-        # the linear layer of a one-hot is a look-up: the same numbers without [b, n, n, 65]
-        relative = F.embedding(offset, self.linear_relpos.weight.T) + self.linear_relpos.bias
-        z = self.linear_tf_z_i(target).unsqueeze(-2) + self.linear_tf_z_j(target).unsqueeze(-3) + relative
+        z = self.linear_tf_z_i(target).unsqueeze(-2) + self.linear_tf_z_j(target).unsqueeze(-3)
+        z = z + self.linear_relpos(offset)
         m = self.linear_msa_m(msa_feat.to(dtype)) + self.linear_tf_m(target).unsqueeze(-3)
         return m, z
 
@@ -42,19 +48,26 @@ class RecyclingEmbedder(nn.Module):
 
     def __init__(self, c_m: int, c_z: int, bins: int = 15, first: float = 3.25, last: float = 20.75) -> None:
         super().__init__()
-        self.linear = Linear(bins, c_z)
+        self.c_m, self.c_z = c_m, c_z
+        self.linear = OneHotLinear(bins, c_z)
         self.layer_norm_m = LayerNorm(c_m)
         self.layer_norm_z = LayerNorm(c_z)
         self.bins, self.first, self.last = bins, first, last
 
-    def forward(self, m0: Tensor, z: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """m0 [b, n, c_m], z [b, n, n, c_z], beta [b, n, 3] Å → updates of the first MSA row and of z."""
+    def forward(self, previous: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """(m0 [b, n, c_m], z [b, n, n, c_z], beta [b, n, 3] Å) → updates of the first MSA row and of z.
+
+        None is the first pass: the embedding of zeros (line 3), as [1, 1, c_m] and [1, 1, 1, c_z].
+        """
+        if previous is None:
+            like = self.layer_norm_m.weight
+            beta = torch.zeros(1, 1, 3, device=like.device)  # distances are of fp32 whatever the weights are
+            previous = like.new_zeros(1, 1, self.c_m), like.new_zeros(1, 1, 1, self.c_z), beta
+        m0, z, beta = previous
         edges = torch.linspace(self.first, self.last, self.bins, device=beta.device, dtype=beta.dtype)
         distance = torch.cdist(beta, beta)
         index = torch.bucketize(distance, edges) - 1  # -1 below the first edge: no bin, as in AlphaFold
-        table = F.pad(self.linear.weight.T, (0, 0, 1, 0))
-        embedded = F.embedding(index + 1, table) + self.linear.bias
-        return self.layer_norm_m(m0), self.layer_norm_z(z) + embedded
+        return self.layer_norm_m(m0), self.layer_norm_z(z) + self.linear(index)
 
 
 class ExtraMSAEmbedder(nn.Module):

@@ -13,6 +13,8 @@ from ds4sci.nn.linear import LayerNorm, Linear
 class OuterProductMean(nn.Module):
     """Algorithm 10: MSA [b, s, n, c_m] → pair update [b, n, n, c_z] through c × c outer products."""
 
+    reads_parameters_of_children = True
+
     def __init__(self, c_m: int, c_z: int, c: int) -> None:
         super().__init__()
         self.layer_norm = LayerNorm(c_m)
@@ -29,6 +31,8 @@ class OuterProductMean(nn.Module):
 
 class TriangleMultiplication(nn.Module):
     """Algorithms 11 (outgoing edges) and 12 (incoming edges), ``c`` hidden channels."""
+
+    reads_parameters_of_children = True
 
     def __init__(self, c_z: int, c: int, direction: Direction) -> None:
         super().__init__()
@@ -58,6 +62,8 @@ class TriangleMultiplication(nn.Module):
 
 class Transition(nn.Module):
     """Algorithms 9 and 15: layer norm and a ReLU MLP, ``factor`` times wider inside."""
+
+    reads_parameters_of_children = True
 
     def __init__(self, c: int, factor: int) -> None:
         super().__init__()

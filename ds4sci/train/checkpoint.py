@@ -20,8 +20,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ds4sci.config import RunConfig, import_task
+from ds4sci.config import RunConfig
 from ds4sci.train import randomness
+from ds4sci.train.build import build_task
 from ds4sci.train.durable import Writer, fingerprint, free_space, replace_text, sync_folder
 
 if TYPE_CHECKING:
@@ -261,10 +262,15 @@ def load_run(run: Path | str, *, which: str = "best") -> tuple[RunConfig, Task]:
     """
     folder = chosen(Path(run), which)
     config = RunConfig.load(folder / "config.json")
-    task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
+    task = build_task(config)
     load_weights(task.model, folder / "model.safetensors")
     task.model.eval()
     return config, task
+
+
+def weights_of(path: Path) -> Path:
+    """``model.safetensors`` of the run folder ``path`` (its best checkpoint), or the file itself."""
+    return chosen(path) / "model.safetensors" if path.is_dir() else path
 
 
 def load_weights(model: torch.nn.Module, file: Path) -> None:

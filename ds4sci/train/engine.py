@@ -42,6 +42,19 @@ def join(config: dict[str, Any]) -> Ranks:
     return connect(device)
 
 
+def gather_whole(model: nn.Module) -> None:
+    """Tell ZeRO-3 which modules to gather with all their children: those that read the children's parameters.
+
+    They say so themselves (``ds4sci.nn``). ZeRO-3 gathers a module's parameters when its ``forward`` is called; a child
+    whose weights go to a fused kernel is never called. Without ZeRO-3 the mark means nothing.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    kinds = {type(module) for module in model.modules() if getattr(module, "reads_parameters_of_children", False)}
+    if kinds:
+        set_z3_leaf_modules(model, sorted(kinds, key=lambda kind: kind.__name__))
+
+
 class Engine:
     """DeepSpeed's engine around ``model``, with a step that a non-finite number anywhere undoes everywhere.
 
@@ -56,6 +69,7 @@ class Engine:
         config = deepspeed_json.read(json_file)
         deepspeed_json.batch_sizes(config, ranks.world_size, json_file)
         parameters = [p for p in model.parameters() if p.requires_grad]
+        gather_whole(model)
         try:
             with jit.quiet():
                 engine, _, _, _ = deepspeed.initialize(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds4sci import deepspeed_json, machine
-from ds4sci.config import RunConfig, import_task
+from ds4sci.config import RunConfig
 from ds4sci.train import checkpoint, randomness
 from ds4sci.train import engine as engines
+from ds4sci.train.build import build_task
 from ds4sci.train.durable import replace_text
 from ds4sci.train.ema import Ema
 from ds4sci.train.loop import Loop, TooManyNonfinite
@@ -54,7 +55,9 @@ class Session:
         stop = StopRequest()
         config, ranks = self.config, self.ranks
         randomness.seed_all(config.seed, 0)  # the same initial weights everywhere
-        task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
+        task = build_task(config)
+        if config.train.weights is not None and not self.resumes:
+            checkpoint.load_weights(task.model, checkpoint.weights_of(config.train.weights))
         parameters = sum(p.numel() for p in task.model.parameters())
         engine = engines.Engine(task.model, config.deepspeed, ranks)
         randomness.seed_all(config.seed, ranks.rank)

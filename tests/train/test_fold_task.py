@@ -1,0 +1,65 @@
+"""The fold task through the real engine: ZeRO stages agree, a tiny set is learnt by heart, weights carry over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ds4sci.data.chains import ChainSet
+from tests.train import fleet
+from tests.train.fold_run import CHAINS, CONFIG, SMALL
+
+
+def arrange(folder: Path, stage: int, *, lr: float = 1e-3) -> list[str]:
+    """Two small chain sets and a DeepSpeed JSON in ``folder``; the arguments of a two-rank run of a small model."""
+    records = sorted(ChainSet.open(CHAINS), key=lambda record: len(record.sequence))
+    ChainSet.write(folder / "train.npz", records[:4])
+    ChainSet.write(folder / "valid.npz", records[4:8])
+    tree = {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": lr, "torch_adam": True}},
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    }
+    (folder / "ds.json").write_text(json.dumps(tree))
+    small = [setting for setting in SMALL if not setting.startswith("train.")]
+    data = [f"data.train={folder / 'train.npz'}", f"data.valid={folder / 'valid.npz'}", "data.plan.max_recycling=1"]
+    plan = "data.plan.phases=[{crops=[24]}]"
+    return ["--config", str(CONFIG), "--deepspeed_config", "ds.json", *small, *data, plan, "train.log_every=1"]
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def test_zero_3_trains_the_model_that_zero_1_trains(tmp_path: Path) -> None:
+    """Kernels read their modules' children's parameters: ZeRO-3 must have gathered them, in recycling passes too."""
+    for stage in (1, 3):
+        fleet.run(2, [*arrange(tmp_path, stage), "train.steps=3", f"train.name=zero{stage}"], tmp_path)
+    first, third = (losses(tmp_path / f"runs/zero{stage}") for stage in (1, 3))
+    assert len(first) == 3
+    assert third == pytest.approx(first, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_four_crops_are_learnt_by_heart(tmp_path: Path) -> None:
+    arguments = [*arrange(tmp_path, 1, lr=3e-3), "train.steps=150", "train.name=heart", "loss.geometry_from=0"]
+    fleet.run(2, arguments, tmp_path)
+    loss = losses(tmp_path / "runs/heart")
+    assert sum(loss[-10:]) < 0.75 * sum(loss[:10])
+
+
+def test_fine_tuning_begins_with_the_weights_of_a_run(tmp_path: Path) -> None:
+    arguments = [*arrange(tmp_path, 1), "train.steps=1"]
+    fleet.run(2, [*arguments, "train.name=first"], tmp_path)
+    (tmp_path / "ds.json").write_text((tmp_path / "ds.json").read_text().replace("0.001", "0.0"))
+    fleet.run(2, [*arguments, "train.name=second", "train.weights=runs/first"], tmp_path)
+    first, second = (
+        load_file(tmp_path / f"runs/{name}/checkpoints/step_000001/model.safetensors") for name in ("first", "second")
+    )
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
