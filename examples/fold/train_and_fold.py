@@ -1,4 +1,4 @@
-"""Train the tiny structure model on the bundled chains and fold three that it never saw, from Python, in one process."""
+"""Train the tiny structure model on the bundled chains, from Python, and fold three chains that it never saw."""
 
 from __future__ import annotations
 
