@@ -169,6 +169,18 @@ class Output:
 
 
 @dataclass(frozen=True)
+class StemOutput:
+    """What the structure model says before its trunk has joined in (``stem.alone_until``).
+
+    start             ([b, n, 3, 3], [b, n, 3] Å) frames along the predicted chain
+    secondary_logits  [b, n, 3], or None without that head
+    """
+
+    start: tuple[Tensor, Tensor]
+    secondary_logits: Tensor | None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One predicted chain, numpy, without padding.
 

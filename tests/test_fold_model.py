@@ -15,8 +15,8 @@ from ds4sci.data.features import FeatureConfig, featurize
 from ds4sci.data.loader import generator
 from ds4sci.data.sources import mmcif, msa
 from ds4sci.losses.fold import LossConfig, fold_loss
-from ds4sci.models.fold import FoldModel
-from ds4sci.types import Batch, Output
+from ds4sci.models.fold import FoldModel, StemConfig
+from ds4sci.types import Batch, Output, StemOutput
 
 DATA = Path(__file__).parent / "data"
 OPENFOLD_PARAMETERS = 93_229_082
@@ -56,6 +56,7 @@ def test_published_configurations_have_the_published_settings() -> None:
         assert settings.data.features.max_extra == extra
         assert settings.data.plan.max_recycling == 3
         assert settings.model.structure.start == "identity"
+        assert settings.model.stem.blocks == 0
     options = ("secondary", "smooth_lddt", "relative_distance", "local_fape", "start_fape", "chirality",
                "chain_bonds", "ca_clashes")  # fmt: skip
     for name in options:
@@ -197,3 +198,28 @@ def test_low_precision_weights_keep_geometry_in_fp32(batch: Batch, dtype: torch.
     loss, _ = fold_loss(output, batch, LossConfig())
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_stem_trains_alone_at_first_and_predicts_with_the_trunk(batch: Batch) -> None:
+    config = SMALL.model_copy(
+        update={
+            "stem": StemConfig(blocks=2, alone_until=0.5),
+            "structure": SMALL.structure.model_copy(update={"start": "chain"}),
+        }
+    )
+    model = FoldModel(config)
+    weights = LossConfig(start_fape=1.0, secondary=1.0)
+    alone = model(replace(batch, progress=0.4))
+    assert isinstance(alone, StemOutput)
+    loss, terms = fold_loss(alone, batch, weights)
+    assert set(terms) == {"start_fape", "secondary"}
+    loss.backward()
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert "stem" in moved
+    assert not moved & {"evoformer", "extra_msa_stack", "distogram", "plddt"}
+
+    whole = model(replace(batch, progress=0.5))
+    assert isinstance(whole, Output)
+    assert isinstance(model.eval()(replace(batch, progress=0.4)), Output)
+    # an untrained trunk leaves the stem's single representation as it is: both say the same of the start
+    torch.testing.assert_close(whole.start[1], alone.start[1], atol=1e-4, rtol=1e-4)

@@ -21,7 +21,7 @@ from ds4sci.geometry import (
 from ds4sci.losses import distances, heads
 from ds4sci.losses.fape import aligned_errors, fape, mean_error, rename_symmetric
 from ds4sci.losses.violations import violation
-from ds4sci.types import Batch, Output
+from ds4sci.types import Batch, Output, StemOutput
 
 
 class LossConfig(BaseModel):
@@ -93,13 +93,13 @@ def _truth(batch: Batch, like: Tensor) -> Truth:
     return Truth(ca, has_ca, backbone_frames(n, ca, c), batch.atom_mask[..., :3].all(-1) & batch.token_mask)
 
 
-def fold_loss(output: Output, batch: Batch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def fold_loss(output: Output | StemOutput, batch: Batch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the terms and the terms themselves, unweighted and detached. Units: Å-free ratios and nats."""
     if config.geometry_from > 0:
         ramp = min(max(10 * (batch.progress - config.geometry_from), 0.0), 1.0)
         config = config.model_copy(update={name: ramp * getattr(config, name) for name in GEOMETRY})
-    with torch.autocast(output.translations.device.type, enabled=False):
-        terms = _terms(output, batch, config)
+    with torch.autocast(batch.aatype.device.type, enabled=False):
+        terms = _stem_terms(output, batch, config) if isinstance(output, StemOutput) else _terms(output, batch, config)
     # lddt_ca is shown, not trained on
     total = sum(getattr(config, name) * value for name, value in terms.items() if name != "lddt_ca")
     return total, {name: value.detach() for name, value in terms.items()}
@@ -109,11 +109,36 @@ def _terms(output: Output, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
     truth = _truth(batch, output.translations)
     terms: dict[str, Tensor] = {}
     terms |= _frame_terms(output, batch, truth, c)
+    terms |= _start_terms(output.start, batch, truth, c)
     terms |= _distance_terms(output, batch, truth, c)
     terms |= _head_terms(output, batch, truth, c)
+    terms |= _secondary_terms(output.secondary_logits, batch, c)
     if c.torsion or c.angle_norm or c.sidechain_fape or c.violation:
         terms |= _atom_terms(output, batch, truth, c)
     return terms
+
+
+def _stem_terms(output: StemOutput, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
+    truth = _truth(batch, output.start[1])
+    return _start_terms(output.start, batch, truth, c) | _secondary_terms(output.secondary_logits, batch, c)
+
+
+def _near(batch: Batch) -> Tensor:
+    return (batch.residue_index.unsqueeze(-1) - batch.residue_index.unsqueeze(-2)).abs() <= 8
+
+
+def _start_terms(start: tuple[Tensor, Tensor], batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+    if not c.start_fape:
+        return {}
+    error = aligned_errors(Rigid(*start), start[1], truth.frames, truth.ca)
+    loss = mean_error(error, truth.frame_mask, truth.ca_mask, clamp=None, pair_mask=_near(batch))
+    return {"start_fape": loss.mean()}
+
+
+def _secondary_terms(logits: Tensor | None, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
+    if not c.secondary or logits is None:
+        return {}
+    return {"secondary": heads.secondary(logits, batch.secondary, batch.token_mask)}
 
 
 def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
@@ -128,15 +153,8 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> d
         free = torch.tensor([hash_unit(batch.step, i) < c.unclamped for i in batch.ids], device=ca.device)
         limit = torch.where(free, torch.inf, clamp)[:, None, None]
         terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit).mean()
-    if c.local_fape or c.start_fape:
-        near = (batch.residue_index.unsqueeze(-1) - batch.residue_index.unsqueeze(-2)).abs() <= 8
-        if c.local_fape:
-            terms["local_fape"] = mean_error(error, mask, ca_mask, clamp=None, pair_mask=near).mean()
-        if c.start_fape:
-            start = Rigid(*output.start)
-            terms["start_fape"] = fape(
-                start, start.translation, truth.frames, truth.ca, mask, ca_mask, clamp=None, pair_mask=near
-            ).mean()
+    if c.local_fape:
+        terms["local_fape"] = mean_error(error, mask, ca_mask, clamp=None, pair_mask=_near(batch)).mean()
     if c.chirality:
         terms["chirality"] = distances.chirality(ca, truth.ca, ca_mask, batch.residue_index)
     if c.chain_bonds:
@@ -177,8 +195,6 @@ def _head_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> di
     if c.experimentally_resolved and output.resolved_logits is not None:
         exists = table("ATOM37_MASK", atoms)[batch.aatype] & (batch.token_mask & sharp[:, None]).unsqueeze(-1)
         terms["experimentally_resolved"] = heads.experimentally_resolved(output.resolved_logits, atom_mask, exists)
-    if c.secondary and output.secondary_logits is not None:
-        terms["secondary"] = heads.secondary(output.secondary_logits, batch.secondary, batch.token_mask)
     return terms
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ds4sci.geometry import Rigid, atom14_to_atom37, frames_to_atom14, pseudo_beta, table, torsion_to_frames
 from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, RecyclingEmbedder
-from ds4sci.nn.evoformer import BlockConfig, EvoformerStack, MSAUpdate, PairUpdate
+from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
 from ds4sci.nn.heads import DistogramHead, PLDDTHead
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.nn.structure_module import StructureModule
-from ds4sci.types import Batch, Output
+from ds4sci.types import Batch, Output, StemOutput
 
 EXTRA_MSA_UPDATES: tuple[MSAUpdate, ...] = ("row_attention", "column_global_attention", "transition")
 
@@ -56,6 +56,21 @@ class EvoformerConfig(_Section):
     """Updates of the MSA representation in each block, in order."""
     pair_updates: tuple[PairUpdate, ...] = BlockConfig.pair_updates
     """Updates of the pair representation in each block, in order."""
+
+
+class StemConfig(_Section):
+    """Convolutions along the chain before the evoformer (not AlphaFold's; off by default).
+
+    What is local (secondary structure, the chain's course) needs no pairs: a stem learns it from many residues at a
+    hundredth of a step's cost, and the trunk starts from there.
+    """
+
+    blocks: int = Field(0, ge=0)
+    """Convolution and transition, this many times; 0 = no stem."""
+    convolution_width: int = Field(9, ge=1)
+    """Residues under a convolution (odd)."""
+    alone_until: float = Field(0.0, ge=0, lt=1)
+    """Share of a run's steps that train the stem alone, by ``start_fape`` and ``secondary``."""
 
 
 class ExtraMSAConfig(_Section):
@@ -99,6 +114,8 @@ class Config(_Section):
     """Channels of the pair representation."""
     c_s: int = Field(384, ge=1)
     """Channels of the single representation."""
+    stem: StemConfig = StemConfig()
+    """Convolutions before the trunk."""
     evoformer: EvoformerConfig = EvoformerConfig()
     """The main stack."""
     extra_msa: ExtraMSAConfig = ExtraMSAConfig()
@@ -127,6 +144,8 @@ class FoldModel(nn.Module):
         main = BlockConfig(c_m=config.c_m, c_z=config.c_z, **sizes)
         self.input_embedder = InputEmbedder(config.c_m, config.c_z)
         self.recycling_embedder = RecyclingEmbedder(config.c_m, config.c_z)
+        stem = config.stem
+        self.stem = ConvolutionStem(config.c_m, stem.convolution_width, evoformer.transition_factor, stem.blocks)
         if config.extra_msa.blocks:
             extra = config.extra_msa
             sizes |= {"msa_updates": EXTRA_MSA_UPDATES, "d_msa": extra.d_msa}
@@ -145,20 +164,33 @@ class FoldModel(nn.Module):
         }
         self.heads = nn.ModuleDict({name: makers[name]() for name in config.heads})
 
-    def forward(self, batch: Batch) -> Output:
-        """``batch.recycling`` passes without gradient, each feeding the next, then the one that is returned."""
+    def forward(self, batch: Batch) -> Output | StemOutput:
+        """``batch.recycling`` passes without gradient, each feeding the next, then the one that is returned.
+
+        In training, while ``batch.progress`` is below ``stem.alone_until``, the stem's word alone.
+        """
+        if self.training and batch.progress < self.config.stem.alone_until:
+            return self._stem_pass(batch)
         previous: Output | None = None
         for _ in range(batch.recycling):
             with torch.no_grad():
                 previous = self._pass(batch, previous)
         return self._pass(batch, previous)
 
+    def _stem_pass(self, batch: Batch) -> StemOutput:
+        m, _ = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat)
+        m0, _ = self.recycling_embedder(None)
+        m = self.stem(torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1), batch.msa_mask)
+        start = self.structure_module.start(self.linear_single(m[:, 0]), batch.token_mask)
+        secondary = self.heads["secondary"](m[:, 0]) if "secondary" in self.heads else None
+        return StemOutput((start.rotation, start.translation), secondary)
+
     def _pass(self, batch: Batch, previous: Output | None) -> Output:
         mask = batch.token_mask
         pair_mask = mask.unsqueeze(-1) & mask.unsqueeze(-2)
         m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat)
         m0, dz = self.recycling_embedder(None if previous is None else _recycled(batch, previous))
-        m = torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1)
+        m = self.stem(torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1), batch.msa_mask)
         z = z + dz
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
             extra = self.extra_msa_embedder(batch.extra_msa_feat)

@@ -121,3 +121,19 @@ class EvoformerStack(nn.Module):
             else:
                 m, z = block(m, z, msa_mask, pair_mask)
         return m, z
+
+
+class ConvolutionStem(nn.Module):
+    """``blocks`` times a depthwise convolution along the residues and a transition, on the MSA track alone."""
+
+    def __init__(self, c_m: int, width: int, transition_factor: int, blocks: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(Convolution(c_m, width) for _ in range(blocks))
+        self.transitions = nn.ModuleList(Transition(c_m, transition_factor) for _ in range(blocks))
+
+    def forward(self, m: Tensor, msa_mask: Tensor) -> Tensor:
+        """m [b, s, n, c_m], mask bool [b, s, n] → m."""
+        for convolution, transition in zip(self.convolutions, self.transitions, strict=True):
+            m = m + convolution(m, msa_mask)
+            m = m + transition(m)
+        return m

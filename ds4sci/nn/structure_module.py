@@ -207,17 +207,23 @@ class StructureModule(nn.Module):
         self.angle_resnet = AngleResnet(c_s, c_angle, angle_blocks)
         self.chain_start = ChainStart(c_s) if start == "chain" else None
 
+    def start(self, single: Tensor, mask: Tensor) -> Rigid:
+        """The frames [b, n] that the first iteration begins with, alone. single [b, n, c_s], mask bool [b, n]."""
+        with torch.autocast(single.device.type, enabled=False):
+            return self._begin(single, mask)[1]
+
+    def _begin(self, single: Tensor, mask: Tensor) -> tuple[Tensor, Rigid]:
+        s = self.layer_norm_s(single.to(self.linear_in.weight.dtype))
+        if self.chain_start is None:
+            return s, Rigid.identity(tuple(s.shape[:-1]), wide(s))
+        return s, self.chain_start(s, mask)
+
     def forward(self, single: Tensor, pair: Tensor, mask: Tensor) -> Structure:
         """single [b, n, c_s], pair [b, n, n, c_z], mask bool [b, n] → ``Structure``."""
         with torch.autocast(single.device.type, enabled=False):
-            dtype = self.linear_in.weight.dtype
-            s_initial = self.layer_norm_s(single.to(dtype))
-            z = self.layer_norm_z(pair.to(dtype))
+            s_initial, start = self._begin(single, mask)
+            z = self.layer_norm_z(pair.to(s_initial.dtype))
             s = self.linear_in(s_initial)
-            if self.chain_start is None:
-                start = Rigid.identity(tuple(s.shape[:-1]), wide(s))
-            else:
-                start = self.chain_start(s_initial, mask)
             # the start learns from its own local loss: through a chain of n steps the later losses' gradients explode
             frames = Rigid(start.rotation.detach(), start.translation.detach()).scale(1 / self.position_scale)
             bias = self.ipa.pair_bias(z, mask)

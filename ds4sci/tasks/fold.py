@@ -20,7 +20,7 @@ from ds4sci.losses.fold import LossConfig, fold_loss
 from ds4sci.models import fold
 from ds4sci.nn.heads import plddt
 from ds4sci.scores import mean_scores, score_chain
-from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record
+from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
 
 letters = RESIDUES + "X"
 
@@ -100,7 +100,7 @@ class FoldTask:
             workers=data.workers,
         )
 
-    def loss(self, output: Output, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, output: Output | StemOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return fold_loss(output, batch, self.config.loss)
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
