@@ -164,6 +164,11 @@ class FoldModel(nn.Module):
         }
         self.heads = nn.ModuleDict({name: makers[name]() for name in config.heads})
 
+    @property
+    def trains_in_parts(self) -> bool:
+        """Whether some training steps call only part of the modules; ZeRO-3 cannot."""
+        return self.config.stem.alone_until > 0
+
     def forward(self, batch: Batch) -> Output | StemOutput:
         """``batch.recycling`` passes without gradient, each feeding the next, then the one that is returned.
 

@@ -68,6 +68,11 @@ class Engine:
 
         config = deepspeed_json.read(json_file)
         deepspeed_json.batch_sizes(config, ranks.world_size, json_file)
+        if deepspeed_json.zero_stage(config) == 3 and getattr(model, "trains_in_parts", False):
+            raise ValueError(
+                f"{json_file}: ZeRO stage 3 cannot train a model that calls only part of its modules in some steps "
+                "(DeepSpeed 0.19 loses track of what is gathered); take stage 0, 1 or 2, or model.stem.alone_until=0"
+            )
         parameters = [p for p in model.parameters() if p.requires_grad]
         gather_whole(model)
         try:

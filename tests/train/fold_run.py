@@ -18,7 +18,7 @@ CONFIG = ROOT / "configs" / "fold" / "tiny_cpu.toml"
 CHAINS = ROOT / "examples" / "fold" / "data" / "chains_valid.npz"
 SMALL = [
     "model.c_m=16", "model.c_z=8", "model.c_s=16", "model.evoformer.blocks=1", "model.evoformer.heads_msa=2",
-    "model.evoformer.d_msa=4", "model.evoformer.c_outer=2", "model.evoformer.c_multiplication=4",
+    "model.evoformer.d_msa=4", "model.stem.blocks=1", "model.evoformer.c_outer=2", "model.evoformer.c_multiplication=4",
     "model.structure.iterations=1", "model.structure.heads=2", "model.structure.d_ipa=4", "model.structure.c_angle=8",
     "train.steps=200", "train.name=small_fold", "seed=3",
 ]  # fmt: skip

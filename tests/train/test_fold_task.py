@@ -28,7 +28,8 @@ def arrange(folder: Path, stage: int, *, lr: float = 1e-3) -> list[str]:
     small = [setting for setting in SMALL if not setting.startswith("train.")]
     data = [f"data.train={folder / 'train.npz'}", f"data.valid={folder / 'valid.npz'}", "data.plan.max_recycling=1"]
     plan = "data.plan.phases=[{crops=[24]}]"
-    return ["--config", str(CONFIG), "--deepspeed_config", "ds.json", *small, *data, plan, "train.log_every=1"]
+    alone = "model.stem.alone_until=0"
+    return ["--config", str(CONFIG), "--deepspeed_config", "ds.json", *small, *data, plan, alone, "train.log_every=1"]
 
 
 def losses(run: Path) -> list[float]:
@@ -43,6 +44,21 @@ def test_zero_3_trains_the_model_that_zero_1_trains(tmp_path: Path) -> None:
     first, third = (losses(tmp_path / f"runs/zero{stage}") for stage in (1, 3))
     assert len(first) == 3
     assert third == pytest.approx(first, rel=1e-5)
+
+
+def test_zero_3_is_refused_where_the_stem_trains_alone(tmp_path: Path) -> None:
+    arguments = [*arrange(tmp_path, 3), "train.steps=3", "train.name=stem", "model.stem.alone_until=0.5"]
+    ended = fleet.run(2, arguments, tmp_path, code=2)
+    assert "model.stem.alone_until=0" in ended.output
+
+
+def test_the_stem_trains_alone_then_the_trunk_joins(tmp_path: Path) -> None:
+    arguments = [*arrange(tmp_path, 1), "train.steps=4", "train.name=stem", "model.stem.alone_until=0.5"]
+    fleet.run(2, arguments, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "runs/stem/metrics.jsonl").read_text().splitlines()]
+    terms = [set(line["loss_terms"]) for line in lines if line["kind"] == "train"]
+    assert terms[:2] == [{"start_fape", "secondary"}] * 2
+    assert all("backbone_fape" in names for names in terms[2:])
 
 
 @pytest.mark.slow
