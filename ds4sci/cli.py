@@ -128,6 +128,50 @@ def data_build(
     typer.echo(done.summary())
 
 
+@data_app.command("split")
+def data_split(
+    chains: Annotated[Path, typer.Argument(metavar="CHAINS.npz")],
+    train_out: Annotated[Path, typer.Argument(metavar="TRAIN.npz")],
+    valid_out: Annotated[Path, typer.Argument(metavar="VALID.npz")],
+    fraction: Annotated[float, typer.Option(help="Share of the chains for validation.")] = 0.1,
+    identity: Annotated[float, typer.Option(help="Chains at least this alike stay together.")] = 0.3,
+    seed: Annotated[int, typer.Option(help="Draws which clusters go to validation.")] = 0,
+) -> None:
+    """Part a chain set for training and validation, by clusters of sequence identity and whole PDB entries."""
+    from ds4sci.data.chains import ChainSet
+    from ds4sci.data.split import split
+
+    records = ChainSet.open(chains)
+    sides = split(records, fraction, identity, seed)
+    for out, side in zip((train_out, valid_out), sides, strict=True):
+        ChainSet.write(out, [records[index] for index in side])
+        typer.echo(f"{out}: {len(side)} chains")
+
+
+@data_app.command("leakage")
+def data_leakage(
+    train_set: Annotated[Path, typer.Argument(metavar="TRAIN.npz")],
+    valid_set: Annotated[Path, typer.Argument(metavar="VALID.npz")],
+    identity: Annotated[float, typer.Option(help="Chains at least this alike are relatives.")] = 0.3,
+) -> None:
+    """List validation chains that have relatives in the training set; exit code 1 if there are any."""
+    import warnings
+
+    from ds4sci.data.chains import ChainSet
+    from ds4sci.data.split import leakage
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pairs = leakage(ChainSet.open(train_set), ChainSet.open(valid_set), identity)
+    for one in pairs:
+        typer.echo(f"{one.train}\t{one.valid}\t{one.identity:.0%}")
+    for warning in caught:
+        typer.echo(f"warning: {warning.message}", err=True)
+    if pairs:
+        raise typer.Exit(1)
+    typer.echo(f"no relatives of {identity:.0%} identity or more")
+
+
 def pair(text: str) -> tuple[str, str]:
     """``KEY=VALUE`` in two. Raises ValueError when there is no ``=``."""
     key, equals, value = text.partition("=")

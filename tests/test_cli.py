@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ds4sci import cli, doctor
+from ds4sci.data.chains import ChainSet
+
+ROOT = Path(__file__).parents[1]
 
 
 def call(*arguments: str) -> int:
@@ -88,3 +92,20 @@ def test_doctor_tells_a_killed_build_from_a_running_one(monkeypatch: pytest.Monk
     assert "left its lock" in seen["killed"]
     assert "another process" in seen["running"]
     assert seen["done"] == "built"
+
+
+def test_data_split_parts_by_clusters_and_leakage_finds_relatives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = ChainSet.open(ROOT / "examples/fold/data/chains_valid.npz")[:12]
+    twin = replace(records[0], id="9TWN_A")
+    ChainSet.write(tmp_path / "all.npz", [*records, twin])
+    sides = [str(tmp_path / name) for name in ("train.npz", "valid.npz")]
+    assert call("data", "split", str(tmp_path / "all.npz"), *sides, "--fraction", "0.3") == 0
+    train, valid = (set(ChainSet.open(side).ids) for side in sides)
+    assert len(train) + len(valid) == 13
+    assert (twin.id in train) == (records[0].id in train)  # the two are one cluster
+    assert call("data", "leakage", *sides) == 0
+    capsys.readouterr()
+    assert call("data", "leakage", str(tmp_path / "all.npz"), sides[1]) == 1
+    assert "leakage" in capsys.readouterr().err
