@@ -58,9 +58,9 @@ def chain_bonds(ca: Tensor, true: Tensor, mask: Tensor, residue_index: Tensor) -
     return masked_mean(error.clamp(max=2.0) + 0.1 * error, keep.expand(error.shape))
 
 
-def ca_clashes(distances: Tensor, mask: Tensor, residue_index: Tensor, least: float = 4.0) -> Tensor:
-    """Sum per residue of how far non-neighbouring Cα are closer than ``least`` Å. distances [..., b, n, n]."""
-    apart = (residue_index.unsqueeze(-1) - residue_index.unsqueeze(-2)).abs() > 2
+def ca_clashes(distances: Tensor, mask: Tensor, residue_index: Tensor, least: float = 4.2) -> Tensor:
+    """Sum per residue of how far Cα at least two apart are closer than ``least`` Å. distances [..., b, n, n]."""
+    apart = (residue_index.unsqueeze(-1) - residue_index.unsqueeze(-2)).abs() >= 2
     pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & apart
     overlap = (least - distances).relu() * pairs
     return overlap.sum() / (mask.sum().clamp(min=1) * (overlap.numel() / pairs.numel()))

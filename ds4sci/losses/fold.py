@@ -68,7 +68,7 @@ class LossConfig(BaseModel):
     chain_bonds: float = 0.0
     """Cα–Cα bond lengths, every iteration."""
     ca_clashes: float = 0.0
-    """Cα closer than 4 Å, last iteration."""
+    """Cα closer than 4.2 Å, last iteration."""
     geometry_from: float = 0.0
     """Share of the run before ``violation``, ``chain_bonds`` and ``ca_clashes`` set in; they reach their weight within
     the next tenth. On a fold that is not there yet they only shout down the other terms."""
