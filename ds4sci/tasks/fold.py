@@ -18,6 +18,7 @@ from ds4sci.data.features import FeatureConfig, featurize
 from ds4sci.data.loader import Plan, batches, generator
 from ds4sci.losses.fold import LossConfig, fold_loss
 from ds4sci.models import fold
+from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
 from ds4sci.scores import mean_scores, score_chain
 from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
@@ -49,6 +50,8 @@ class DataConfig(BaseModel):
     """Chains predicted at once in evaluations."""
     evaluation_recycling: int = Field(3, ge=0)
     """Recycling passes in evaluation and prediction."""
+    evaluation_relaxation: int = Field(0, ge=0)
+    """Steps of restrained relaxation of what is predicted (``ds4sci.models.relax``), in evaluation too; 0 = none."""
 
 
 class Config(BaseModel):
@@ -147,11 +150,15 @@ class FoldTask:
                 output = model(batch)
         finally:
             model.train(training)
-        return [_prediction(one, output, row) for row, one in enumerate(features)]
+        steps = self.config.data.evaluation_relaxation
+        return [_prediction(one, output, row, steps) for row, one in enumerate(features)]
 
 
-def _prediction(features: Features, output: Output, row: int) -> Prediction:
+def _prediction(features: Features, output: Output, row: int, relaxation: int) -> Prediction:
     n = len(features.aatype)
+    atoms, atom_mask = output.atom37[row, :n].float().cpu(), residues.ATOM37_MASK[features.aatype]
+    if relaxation:
+        atoms = relax(atoms, torch.from_numpy(atom_mask), torch.from_numpy(features.residue_index), relaxation)
     probability = output.distogram_logits[row, :n, :n].float().softmax(-1).cpu().numpy()
     edges = np.linspace(2.3125, 21.6875, probability.shape[-1] - 1)
     width = edges[1] - edges[0]
@@ -161,8 +168,8 @@ def _prediction(features: Features, output: Output, row: int) -> Prediction:
         id=features.id,
         sequence="".join(letters[i] for i in features.aatype),
         residue_index=features.residue_index,
-        atom37=output.atom37[row, :n].float().cpu().numpy(),
-        atom_mask=residues.ATOM37_MASK[features.aatype],
+        atom37=atoms.numpy(),
+        atom_mask=atom_mask,
         plddt=plddt(output.plddt_logits[row, :n]).cpu().numpy(),
         distances=(probability * centres).sum(-1),
         contacts=probability[..., centres < CONTACT].sum(-1),
