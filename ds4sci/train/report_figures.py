@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ds4sci.scores import Superposition, superposition_scores
+from ds4sci.scores import METRICS, Superposition, superposition_scores
 
 INK, GREY, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
@@ -65,7 +65,8 @@ def learning_curves(
     left, right = axes
     steps = np.array([line["step"] for line in train], dtype=float)
     columns: dict[str, np.ndarray] = {"total": np.array([_number(line.get("loss")) for line in train])}
-    for name in train[0].get("loss_terms", {}):
+    # terms come and go with the phases of a run; a score logged among them belongs to the right panel
+    for name in dict.fromkeys(name for line in train for name in line.get("loss_terms", {}) if name not in METRICS):
         columns[name] = np.array([_number(line.get("loss_terms", {}).get(name)) for line in train])
     drawn = {name: values for name, values in columns.items() if np.nanmax(np.abs(values), initial=0) > 0}
     smooth = max(1, len(steps) // 40)
@@ -73,12 +74,11 @@ def learning_curves(
         colour = INK if name == "total" else SERIES[(place - 1) % len(SERIES)]
         style = "-" if place <= len(SERIES) else "--"
         left.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
-        left.plot(
-            steps, _smoothed(values, smooth), style, color=colour, linewidth=2 if name == "total" else 1.3,
-            label=name.replace("_", " "),
-        )  # fmt: skip
+        mean = np.where(np.isfinite(values), _smoothed(values, smooth), np.nan)
+        width = 2 if name == "total" else 1.3
+        left.plot(steps, mean, style, color=colour, linewidth=width, label=name.replace("_", " "))
     left.set(xlabel="step", title="Training loss and its unweighted terms")
-    if all(np.nanmin(values) > 0 for values in drawn.values()):
+    if np.nanmin(columns["total"]) > 0:
         left.set_yscale("log")
         left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         left.yaxis.set_major_formatter("{x:g}")
