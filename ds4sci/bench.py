@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci import machine
-from ds4sci.config import RunConfig, import_task
+from ds4sci.config import RunConfig
 from ds4sci.types import Msa, Record
 
 FOLDER = Path("benchmarks")
@@ -99,7 +99,9 @@ def trainer(config: RunConfig) -> Callable[[Any], None]:
     """One step of plain torch on a batch: forward, loss, backward, AdamW. No DeepSpeed around it."""
     import torch
 
-    task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
+    from ds4sci.train.build import build_task
+
+    task = build_task(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = task.model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -140,8 +142,10 @@ def parsing(folder: Path, *, rounds: int = 5) -> Measurement:
 
 def loading(config_path: str, overrides: list[str], *, batches: int = 8, rounds: int = 3) -> Measurement:
     """Samples/s of the loader alone against those of the training step, on the run's own chains and crops."""
+    from ds4sci.train.build import build_task
+
     config = RunConfig.load(config_path, overrides)
-    task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
+    task = build_task(config)
     micro = int(config.deepspeed_config().get("train_micro_batch_size_per_gpu", 1))
     stream = task.batches(start_step=0, rank=0, world_size=1, micro_batch_size=micro, accumulation_steps=1)
     step = trainer(config)

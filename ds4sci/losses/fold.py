@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -149,7 +150,7 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> d
         error = aligned_errors(frames, ca, truth.frames, truth.ca)
     if c.backbone_fape:
         clamp = 10.0 + (c.clamp_from - 10.0) * max(0.0, 1 - 10 * batch.progress)
-        # which samples go unclamped is a pure function of (step, place), so that ranks and resumes agree
+        # which samples go unclamped is a pure function of (step, id), so that ranks and resumes agree
         free = torch.tensor([hash_unit(batch.step, i) < c.unclamped for i in batch.ids], device=ca.device)
         limit = torch.where(free, torch.inf, clamp)[:, None, None]
         terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit).mean()
@@ -233,6 +234,4 @@ def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> di
 
 def hash_unit(step: int, name: str) -> float:
     """A number in [0, 1) that depends on (step, name) alone, the same in every process."""
-    import zlib
-
     return zlib.crc32(f"{step} {name}".encode()) / 2**32

@@ -35,7 +35,6 @@ def relax(atom37: Tensor, mask: Tensor, residue_index: Tensor, steps: int) -> Te
     both = (mask[i, :BODY].unsqueeze(2) & mask[j, :BODY].unsqueeze(1)).to(start.dtype)
     radius = _RADIUS.to(start)
     least = radius.unsqueeze(1) + radius.unsqueeze(0) - 1.3
-    least = least.clone()
     least[1, 1] = 4.0
     with torch.enable_grad():
         move = torch.zeros_like(ca, requires_grad=True)

@@ -19,13 +19,14 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from ds4sci import machine
-from ds4sci.config import RunConfig, import_task
+from ds4sci.config import RunConfig
 from ds4sci.data.chains import ChainSet
 from ds4sci.data.letters import secondary_classes
 from ds4sci.residues import ATOM37_INDEX
 from ds4sci.scores import METRICS, lddt_ca, mean_scores, pseudo_beta, score_chain
 from ds4sci.tasks import Task
 from ds4sci.train import checkpoint
+from ds4sci.train.build import build_task
 from ds4sci.train.durable import replace_text
 from ds4sci.types import Prediction, Record
 
@@ -125,7 +126,7 @@ def load(run: Path, which: str) -> tuple[RunConfig, Task, int]:
     """
     if which == UNTRAINED:
         config = RunConfig.load(checkpoint.chosen(run, "latest") / "config.json")
-        task = import_task(config.task.name).build(config.settings, seed=config.seed, steps=config.train.steps)
+        task = build_task(config)
         task.model.eval()
         step = 0
     else:
