@@ -141,24 +141,28 @@ def parsing(folder: Path, *, rounds: int = 5) -> Measurement:
 
 
 def loading(config_path: str, overrides: list[str], *, batches: int = 8, rounds: int = 3) -> Measurement:
-    """Samples/s of the loader alone against those of the training step, on the run's own chains and crops."""
+    """Samples/s of the loader alone against those of the training step, on the chains and crops of the run's end.
+
+    The end, because a model may begin with a part of itself and with short crops.
+    """
     from ds4sci.train.build import build_task
 
     config = RunConfig.load(config_path, overrides)
     task = build_task(config)
     micro = int(config.deepspeed_config().get("train_micro_batch_size_per_gpu", 1))
-    stream = task.batches(start_step=0, rank=0, world_size=1, micro_batch_size=micro, accumulation_steps=1)
+    start = max(0, config.train.steps - rounds * batches - 1)
+    stream = task.batches(start_step=start, rank=0, world_size=1, micro_batch_size=micro, accumulation_steps=1)
     step = trainer(config)
     step(next(stream))  # warm both
     rates: dict[str, list[float]] = {"loader": [], "step": []}
     for _ in range(rounds):
-        start = time.perf_counter()
+        began = time.perf_counter()
         held = list(islice(stream, batches))
         loaded = time.perf_counter()
         for batch in held:
             step(batch)
         synchronize()
-        rates["loader"].append(batches * micro / (loaded - start))
+        rates["loader"].append(batches * micro / (loaded - began))
         rates["step"].append(batches * micro / (time.perf_counter() - loaded))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return Measurement(
@@ -170,7 +174,9 @@ def loading(config_path: str, overrides: list[str], *, batches: int = 8, rounds:
             [name, medians[name], f"{spread(values):.0%}", medians[name] / medians["step"]]
             for name, values in rates.items()
         ],
-        notes=[f"one process, micro batch {micro}, {rounds} rounds of {batches} batches, A B A B"],
+        notes=[
+            f"one process, micro batch {micro}, {rounds} rounds of {batches} batches, A B A B; at the end of the run"
+        ],
     )
 
 

@@ -21,6 +21,7 @@ bench_app = typer.Typer(help="Measure speed; every result is JSON with machine a
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", show_default=False)]
 Run = Annotated[Path, typer.Option("--run", help="Run folder, such as runs/quickstart.", metavar="RUN")]
 
 
@@ -59,12 +60,13 @@ def evaluate(
     run: Run,
     chains: Annotated[Path, typer.Option("--chains", metavar="FILE.npz", help="Chain set with the true structures.")],
     json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where means and per-chain scores go.")],
+    overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest, a step, or untrained.")] = "best",
 ) -> None:
     """Score a run's structures of every chain in a set: lDDT-Cα, TM-score, GDT-TS, RMSD, …"""
     from ds4sci.train.evaluate import evaluate_run
 
-    evaluate_run(run, chains, json, which=which)
+    evaluate_run(run, chains, json, which=which, overrides=overrides or ())
     typer.echo(f"wrote {json}")
 
 
@@ -76,12 +78,13 @@ def predict(
     msa: Annotated[
         Path | None, typer.Option("--msa", metavar="DIR", help="Alignments named NAME.a3m or NAME.sto.")
     ] = None,
+    overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
 ) -> None:
     """Predict structures, with pLDDT in the B-factor column."""
     from ds4sci.train.predict import predict_fasta
 
-    for path in predict_fasta(run, fasta, out, msa_dir=msa, which=which):
+    for path in predict_fasta(run, fasta, out, msa_dir=msa, which=which, overrides=overrides or ()):
         typer.echo(path)
 
 
@@ -183,7 +186,7 @@ def pair(text: str) -> tuple[str, str]:
 @bench_app.command("data")
 def bench_data(
     config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/tiny_cpu.toml",
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", show_default=False)] = None,
+    overrides: Overrides = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
 ) -> None:
     """Samples/s of the loader alone against the training step."""
@@ -206,7 +209,7 @@ def bench_parse(
 @bench_app.command("step")
 def bench_step(
     config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/small.toml",
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", show_default=False)] = None,
+    overrides: Overrides = None,
     crops: Annotated[str, typer.Option("--crops", help="Residues, comma between.")] = "64,128,192,256",
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
 ) -> None:

@@ -220,3 +220,15 @@ def pseudo_beta(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, T
     glycine = (aatype == residues.encode("G").item())[..., None]
     position = torch.where(glycine, ca, torch.where(has_cb[..., None], cb, ideal))
     return position, torch.where(glycine[..., 0], has_ca, has_cb | (has_n & has_ca & has_c))
+
+
+def distogram_edges(bins: int, like: Tensor) -> Tensor:
+    """The ``bins - 1`` edges between distogram bins, 2.3125–21.6875 Å (supplement 1.9.8)."""
+    return torch.linspace(2.3125, 21.6875, bins - 1, device=like.device, dtype=like.dtype)
+
+
+def distogram_centres(bins: int, like: Tensor) -> Tensor:
+    """Middle of each distogram bin, Å; the open first and last bins count as wide as the others."""
+    edges = distogram_edges(bins, like)
+    half = (edges[1] - edges[0]) / 2
+    return torch.cat([edges - half, edges[-1:] + half])

@@ -1,5 +1,6 @@
 """What ``launch/quickstart.sh`` runs: train the tiny fold model, score chains it never saw, fold a FASTA, show it all.
 
+With ``--config configs/fold/cpu_hour.toml`` the same for a longer training.
 Every stage leaves its result in ``runs/quickstart`` and is skipped when that result is there already; a training that
 was interrupted goes on where it stopped.
 """
@@ -24,6 +25,7 @@ MANY_GPUS = Path("configs/deepspeed/tiny_gpus.json")
 CHAINS = Path("examples/fold/data/chains_valid.npz")
 FASTA = Path("examples/fold/example.fasta")
 TRAIN_CHAINS = Path("examples/fold/data/chains_train.npz")
+UNREFINED = ("data.evaluation_refinement=0", "data.evaluation_relaxation=0")
 COLUMNS = {
     "lddt_ca": "lDDT-Cα",
     "tm_score": "TM-score",
@@ -63,16 +65,16 @@ def same_settings(run: Path, wanted: RunConfig) -> bool:
     )
 
 
-def train(say: Callable[[str], None], run: Path, overrides: list[str]) -> None:
+def train(say: Callable[[str], None], config: Path, run: Path, overrides: list[str]) -> None:
     """Bring ``run`` to its last step, doing no more than is missing. Raises ValueError when training fails."""
     import torch
 
     from ds4sci.train import launch
 
     # The tiny batch of 4 is 2 ranks × 2 chains; where there are more GPUs each takes 2.
-    json_file = MANY_GPUS if torch.cuda.device_count() > 2 else None
+    json_file = MANY_GPUS if config == CONFIG and torch.cuda.device_count() > 2 else None
     overrides = [*overrides, f"train.output={json.dumps(str(run.parent))}", f"train.name={run.name}"]
-    wanted = RunConfig.load(CONFIG, overrides, deepspeed=json_file)
+    wanted = RunConfig.load(config, overrides, deepspeed=json_file)
     done = position(run)
     if run.exists() and not (done and same_settings(run, wanted)):
         aside = run.with_name(f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -83,17 +85,17 @@ def train(say: Callable[[str], None], run: Path, overrides: list[str]) -> None:
         say(f"[green]reused[/] the finished training in {run}; remove the folder to train anew")
         return
     ranks = launch.default_ranks()
-    what = f"--resume {run}" if done else f"--config {CONFIG} {' '.join(overrides)}"
+    what = f"--resume {run}" if done else f"--config {config} {' '.join(overrides)}"
     say(f"[bold]deepspeed --num_accelerators {ranks} launch/train.py {escape(what)}[/]")
     if done:
         code = launch.train(None, resume=run, ranks=ranks)
     else:
-        code = launch.train(CONFIG, overrides, deepspeed_config=json_file, ranks=ranks)
+        code = launch.train(config, overrides, deepspeed_config=json_file, ranks=ranks)
     # A rank may still abort in gloo's teardown when everything is saved: the saved result counts, not the code.
     if position(run) < wanted.train.steps:
         raise ValueError(
             f"training ended with code {code} at step {position(run)} of {wanted.train.steps}, see above; "
-            "`bash launch/quickstart.sh` goes on from the last checkpoint"
+            "the same command goes on from the last checkpoint"
         )
 
 
@@ -124,14 +126,14 @@ def baselines(path: Path) -> None:
     replace_text(path, json.dumps(result) + "\n")
 
 
-def stages(console: Console, run: Path, overrides: list[str], *, record: bool) -> None:
+def stages(console: Console, config: Path, run: Path, overrides: list[str], *, record: bool) -> None:
     """Train, score, fold, report; each only as far as it is not done yet. Raises ValueError or OSError."""
 
     def say(text: str) -> None:
         console.print(text)
 
-    say(f"[bold]1 · train[/]  the tiny structure model on {TRAIN_CHAINS}")
-    train(say, run, overrides)
+    say(f"[bold]1 · train[/]  {config} on {TRAIN_CHAINS}")
+    train(say, config, run, overrides)
 
     from ds4sci.train.evaluate import UNTRAINED, evaluate_run, evaluation_files
     from ds4sci.train.predict import predict_fasta
@@ -140,6 +142,8 @@ def stages(console: Console, run: Path, overrides: list[str], *, record: bool) -
     files = evaluation_files(run)
     say(f"[bold]2 · score[/]  the chains of {CHAINS}, which it never saw")
     trained = kept(say, files["held_out"], run, lambda: evaluate_run(run, CHAINS, show=True))
+    raw = run / "evaluations" / "unrefined.json"
+    as_built = kept(say, raw, run, lambda: evaluate_run(run, CHAINS, raw, overrides=UNREFINED))
     before = kept(say, files[UNTRAINED], run, lambda: evaluate_run(run, CHAINS, which=UNTRAINED))
     simple = kept(say, files["baselines"], run, lambda: baselines(files["baselines"]))
 
@@ -151,9 +155,10 @@ def stages(console: Console, run: Path, overrides: list[str], *, record: bool) -
     page = write_report(run)
     rows = [("before training", before["mean"])]
     rows += [(entry["label"], entry["mean"]) for entry in simple["baselines"].values()]
+    rows.append((f"trained, {trained['step']} steps, as the structure module builds it", as_built["mean"]))
     rows.append((f"trained, {trained['step']} steps", trained["mean"]))
     console.print(result_table(rows, trained=len(rows) - 1))
-    result = measurement(rows, run)
+    result = measurement(rows, config, run)
     result.save(run)
     if record:
         say(f"wrote {result.save()}; python -m ds4sci.readme_table takes it into README.md")
@@ -183,14 +188,14 @@ def cell(key: str, value: float | None) -> str:
     return f"{value:.1f}" if key == "rmsd" else f"{value:.3f}"
 
 
-def measurement(rows: list[tuple[str, Means]], run: Path) -> Measurement:
+def measurement(rows: list[tuple[str, Means]], file: Path, run: Path) -> Measurement:
     """The table as one of ``benchmarks/``, with how long the training took."""
     config = RunConfig.load(run / "config.json")
     state = json.loads((run / "checkpoints" / f"step_{position(run):06d}" / "state.json").read_text(encoding="utf-8"))
     return Measurement(
-        name="quickstart",
-        title="Quickstart: 160 held-out chains at full length, means",
-        command="bash launch/quickstart.sh",
+        name="quickstart" if file == CONFIG else file.stem,
+        title=f"{'Quickstart' if file == CONFIG else f'`{file.stem}`'}: 160 held-out chains at full length, means",
+        command="bash launch/quickstart.sh" + ("" if file == CONFIG else f" --config {file}"),
         columns=["", *COLUMNS.values()],
         rows=[[name, *(cell(key, means.get(key)) for key in COLUMNS)] for name, means in rows],
         notes=[f"{config.train.steps} steps in {state['seconds'] / 60:.1f} minutes, seed {config.seed}, 2,000 chains"],
@@ -202,15 +207,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Every stage in order; returns the exit code."""
     parser = argparse.ArgumentParser(prog="quickstart.sh", description=__doc__.split("\n")[0])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run file, such as train.steps=200")
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="folder of the run")
-    parser.add_argument("--record", action="store_true", help="write the table to benchmarks/quickstart.json too")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="run file of the task fold (default: %(default)s)")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/quickstart, or runs/ and its name)")
+    parser.add_argument("--record", action="store_true", help="write the table to benchmarks/ too")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 140
     started = time.monotonic()
     try:
-        stages(console, options.run, options.overrides, record=options.record)
+        run = options.run or Path("runs") / ("quickstart" if options.config == CONFIG else options.config.stem)
+        stages(console, options.config, run, options.overrides, record=options.record)
     except (ValueError, OSError) as error:
         console.print(f"[red]quickstart:[/] {escape(str(error))}")
         return 2

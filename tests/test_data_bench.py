@@ -21,7 +21,7 @@ def test_quick_run_writes_every_figure(tmp_path: Path) -> None:
     assert set(result["parsers"]["entries_per_second"]) == {"gemmi", "biopython"}
     assert [row["workers"] for row in result["loader"]] == [0, 2]
     assert all(row["samples_per_second"]["median"] > 0 for row in result["loader"])
-    assert {"processor", "commit", "versions"} <= set(result["machine"])
+    assert {"cpu", "commit", "versions"} <= set(result["machine"])
 
 
 def test_both_parsers_do_the_work() -> None:

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "geometry": FOUNDATION,
     "kernels": {"types"},
     "scores": FOUNDATION,
-    "data": FOUNDATION,
+    "data": FOUNDATION | {"machine"},
     "losses": FOUNDATION | {"geometry"},
     "parallel": {"types"},
     "nn": NN,

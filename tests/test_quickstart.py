@@ -55,11 +55,11 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 def test_training_goes_on_and_is_then_reused(calls: list[Any], tmp_path: Path) -> None:
     run, said = tmp_path / "run", []
     with pytest.raises(ValueError, match=r"step 4 of 10.*goes on from the last checkpoint"):
-        quickstart.train(said.append, run, OVERRIDES)
-    quickstart.train(said.append, run, OVERRIDES)
+        quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
+    quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
     assert calls[1:] == [("resume", run)]
     assert not any("reused" in line for line in said)
-    quickstart.train(said.append, run, OVERRIDES)
+    quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
     assert len(calls) == 2, "a finished training is not run again"
     assert "reused" in said[-1]
 
@@ -69,11 +69,11 @@ def test_other_settings_keep_the_old_run_aside(calls: list[Any], tmp_path: Path)
     for step in ("first", "resumed"):
         if step == "first":
             with pytest.raises(ValueError, match="step 4"):
-                quickstart.train(said.append, run, OVERRIDES)
+                quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
         else:
-            quickstart.train(said.append, run, OVERRIDES)
+            quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
     with pytest.raises(ValueError, match="step 4"):
-        quickstart.train(said.append, run, [*OVERRIDES, "seed=1"])
+        quickstart.train(said.append, quickstart.CONFIG, run, [*OVERRIDES, "seed=1"])
     assert calls[-1][0] == "train"
     (aside,) = (folder for folder in tmp_path.iterdir() if folder != run)
     assert (aside / "checkpoints" / "latest").exists()
@@ -104,7 +104,7 @@ def test_results_older_than_the_weights_are_made_again(tmp_path: Path) -> None:
 def test_table_and_record(tmp_path: Path, calls: list[Any]) -> None:
     run = tmp_path / "run"
     with pytest.raises(ValueError, match="step 4"):
-        quickstart.train(print, run, OVERRIDES)
+        quickstart.train(print, quickstart.CONFIG, run, OVERRIDES)
     (run / "machine.json").write_text(
         json.dumps({"cpu": "c", "cores": 2, "python": "3.11", "versions": {}, "commit": "abc"}), encoding="utf-8"
     )
@@ -119,7 +119,7 @@ def test_table_and_record(tmp_path: Path, calls: list[Any]) -> None:
     shown = console.export_text()
     assert "0.450" in shown
     assert "98 %" in shown
-    saved = quickstart.measurement(rows, run).save(tmp_path / "benchmarks")
+    saved = quickstart.measurement(rows, quickstart.CONFIG, run).save(tmp_path / "benchmarks")
     table = readme_table.section(json.loads(saved.read_text(encoding="utf-8")))
     assert "| before training | 0.027 | – | – | 20.0 | – | – | 100 % |" in table
     assert "10 steps in 1.5 minutes" in table

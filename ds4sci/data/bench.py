@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ds4sci import machine
 from ds4sci.data import split
 from ds4sci.data.chains import ChainSet
 from ds4sci.data.features import FeatureConfig
@@ -47,7 +44,7 @@ def run(
         raise ValueError(f"no mmCIF files in {root / 'tests' / 'data' / 'mmcif'}; name some with mmcif_files=[…]")
     rounds = 2 if quick else 15
     result: dict[str, Any] = {
-        "machine": machine(),
+        "machine": machine.describe(),
         "quick": quick,
         "parsers": parsers(files, rounds),
         "open_seconds": spread(repeat(lambda: ChainSet.open(chain_file), rounds)),
@@ -130,24 +127,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {
         name: float(f"{value:.4g}")
         for name, value in (("median", statistics.median(values)), ("min", min(values)), ("max", max(values)))
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for: processor, cores, load, versions and commit."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "processor": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("numpy", "torch", "gemmi", "biopython")},
-        "commit": head.stdout.strip() or "unknown",
     }
 
 

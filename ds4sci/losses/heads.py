@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.geometry import table
+from ds4sci.geometry import distogram_edges, table
 
 
 def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
@@ -27,9 +27,9 @@ def torsion(angles: Tensor, raw: Tensor, true: Tensor, mask: Tensor, aatype: Ten
     return masked_mean(error, keep), masked_mean((raw.norm(dim=-1) - 1.0).abs(), keep)
 
 
-def distogram(logits: Tensor, beta: Tensor, mask: Tensor, first: float = 2.3125, last: float = 21.6875) -> Tensor:
+def distogram(logits: Tensor, beta: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy (nats) of Cβ distance bins (1.9.8). logits [b, n, n, bins], beta [b, n, 3] Å, mask bool [b, n]."""
-    edges = torch.linspace(first, last, logits.shape[-1] - 1, device=beta.device, dtype=beta.dtype)
+    edges = distogram_edges(logits.shape[-1], beta)
     target = torch.bucketize(torch.cdist(beta, beta), edges)
     error = F.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
     return masked_mean(error, mask.unsqueeze(-1) & mask.unsqueeze(-2))

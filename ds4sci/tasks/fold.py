@@ -16,8 +16,10 @@ from ds4sci.data.batch import collate
 from ds4sci.data.chains import ChainSet
 from ds4sci.data.features import FeatureConfig, featurize
 from ds4sci.data.loader import Plan, batches, generator
+from ds4sci.geometry import distogram_centres
 from ds4sci.losses.fold import LossConfig, fold_loss
 from ds4sci.models import fold
+from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
 from ds4sci.scores import mean_scores, score_chain
@@ -50,6 +52,8 @@ class DataConfig(BaseModel):
     """Chains predicted at once in evaluations."""
     evaluation_recycling: int = Field(3, ge=0)
     """Recycling passes in evaluation and prediction."""
+    evaluation_refinement: int = Field(0, ge=0)
+    """Steps of refinement by the predicted distogram (``ds4sci.models.refine``), in evaluation too; 0 = none."""
     evaluation_relaxation: int = Field(0, ge=0)
     """Steps of restrained relaxation of what is predicted (``ds4sci.models.relax``), in evaluation too; 0 = none."""
 
@@ -150,31 +154,31 @@ class FoldTask:
                 output = model(batch)
         finally:
             model.train(training)
-        steps = self.config.data.evaluation_relaxation
-        return [_prediction(one, output, row, steps) for row, one in enumerate(features)]
+        return [self._prediction(one, output, row) for row, one in enumerate(features)]
 
-
-def _prediction(features: Features, output: Output, row: int, relaxation: int) -> Prediction:
-    n = len(features.aatype)
-    atoms, atom_mask = output.atom37[row, :n].float().cpu(), residues.ATOM37_MASK[features.aatype]
-    if relaxation:
-        atoms = relax(atoms, torch.from_numpy(atom_mask), torch.from_numpy(features.residue_index), relaxation)
-    probability = output.distogram_logits[row, :n, :n].float().softmax(-1).cpu().numpy()
-    edges = np.linspace(2.3125, 21.6875, probability.shape[-1] - 1)
-    width = edges[1] - edges[0]
-    centres = np.concatenate([edges - width / 2, [edges[-1] + width / 2]])
-    secondary = output.secondary_logits
-    return Prediction(
-        id=features.id,
-        sequence="".join(letters[i] for i in features.aatype),
-        residue_index=features.residue_index,
-        atom37=atoms.numpy(),
-        atom_mask=atom_mask,
-        plddt=plddt(output.plddt_logits[row, :n]).cpu().numpy(),
-        distances=(probability * centres).sum(-1),
-        contacts=probability[..., centres < CONTACT].sum(-1),
-        secondary=None if secondary is None else secondary[row, :n].float().softmax(-1).cpu().numpy(),
-    )
+    def _prediction(self, features: Features, output: Output, row: int) -> Prediction:
+        data, n = self.config.data, len(features.aatype)
+        atoms, atom_mask = output.atom37[row, :n].float().cpu(), residues.ATOM37_MASK[features.aatype]
+        probability = output.distogram_logits[row, :n, :n].float().softmax(-1).cpu()
+        mask, index = torch.from_numpy(atom_mask), torch.from_numpy(features.residue_index)
+        if data.evaluation_refinement:
+            aatype = torch.from_numpy(features.aatype).long()
+            atoms = refine(atoms, mask, aatype, index, probability, data.evaluation_refinement)
+        if data.evaluation_relaxation:
+            atoms = relax(atoms, mask, index, data.evaluation_relaxation)
+        secondary = output.secondary_logits
+        centres = distogram_centres(probability.shape[-1], probability)
+        return Prediction(
+            id=features.id,
+            sequence="".join(letters[i] for i in features.aatype),
+            residue_index=features.residue_index,
+            atom37=atoms.numpy(),
+            atom_mask=atom_mask,
+            plddt=plddt(output.plddt_logits[row, :n]).cpu().numpy(),
+            distances=(probability @ centres).numpy(),
+            contacts=probability[..., centres < CONTACT].sum(-1).numpy(),
+            secondary=None if secondary is None else secondary[row, :n].float().softmax(-1).cpu().numpy(),
+        )
 
 
 def located(path: Path) -> Path:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,15 +254,16 @@ def chosen(run: Path, which: str = "best") -> Path:
     return folder
 
 
-def load_run(run: Path | str, *, which: str = "best") -> tuple[RunConfig, Task]:
+def load_run(run: Path | str, *, which: str = "best", overrides: Sequence[str] = ()) -> tuple[RunConfig, Task]:
     """A trained task, ready to evaluate and predict: EMA weights in fp32, eval mode, on the CPU. No deepspeed.
 
-    which  ``best`` (by the task's target), ``latest`` or ``step_NNNNNN``
+    which      ``best`` (by the task's target), ``latest`` or ``step_NNNNNN``
+    overrides  ``key=value`` over the run's own configuration, such as ``data.evaluation_recycling=3``
 
     Raises ValueError when there is no such run or checkpoint, or when its weights do not fit the model of its config.
     """
     folder = chosen(Path(run), which)
-    config = RunConfig.load(folder / "config.json")
+    config = RunConfig.load(folder / "config.json", list(overrides))
     task = build_task(config)
     load_weights(task.model, folder / "model.safetensors")
     task.model.eval()

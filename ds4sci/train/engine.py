@@ -74,6 +74,7 @@ class Engine:
                 "(DeepSpeed 0.19 loses track of what is gathered); take stage 0, 1 or 2, or model.stem.alone_until=0"
             )
         parameters = [p for p in model.parameters() if p.requires_grad]
+        self._parameters = parameters  # listing them costs milliseconds a step
         gather_whole(model)
         try:
             with jit.quiet():
@@ -128,7 +129,7 @@ class Engine:
         engine = self.deepspeed
         boundary = engine.is_gradient_accumulation_boundary()
         if boundary and self._bare:
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             self.grad_norm = float(norm)
             with contextlib.nullcontext() if torch.isfinite(norm) else _refusing(engine.optimizer):

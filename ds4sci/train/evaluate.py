@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from ds4sci import machine
@@ -28,6 +25,7 @@ from ds4sci.tasks import Task
 from ds4sci.train import checkpoint
 from ds4sci.train.build import build_task
 from ds4sci.train.durable import replace_text
+from ds4sci.train.progress import counted
 from ds4sci.types import Prediction, Record
 
 UNTRAINED = "untrained"
@@ -57,33 +55,36 @@ def evaluate_run(
     out: Path | str | None = None,
     *,
     which: str = "best",
+    overrides: Sequence[str] = (),
     predictions: Path | None = None,
     show: bool = True,
 ) -> dict[str, float]:
     """Predict all chains of the set ``chains`` at full length, score them, write ``out`` (JSON) whole or not at all.
 
-    ``out`` holds ``run, step, which, chains, checksum, machine, commit, seconds, mean`` and ``per_chain`` rows of
-    ``id``, ``length`` and the keys of ``ds4sci.scores.METRICS``; null where there was nothing to measure.
+    ``out`` holds ``run, step, which, overrides, chains, checksum, machine, commit, seconds, mean`` and ``per_chain``
+    rows of ``id``, ``length`` and the keys of ``ds4sci.scores.METRICS``; null where there was nothing to measure.
 
     which        ``best``, ``latest``, ``step_NNNNNN`` (or N), or ``untrained``: the weights before the first step
+    overrides    ``key=value`` over the run's own configuration, such as ``data.evaluation_recycling=3``
     predictions  also keep Cα traces, confidences and distance maps in this ``.npz`` (see ``kept``)
     show         a progress bar and a table of the means, on the terminal
 
-    When ``chains`` is the run's own validation set, the files of ``evaluation_files`` are filled too, so that the
-    report has them. Returns the means. Raises ``ValueError`` for a run, checkpoint or set that cannot be used.
+    When ``chains`` is the run's own validation set and nothing is overridden, the files of ``evaluation_files`` are
+    filled too, so that the report has them. Returns the means. Raises ``ValueError`` for a run, checkpoint or set that
+    cannot be used.
     """
     run, chains = Path(run), Path(chains)
     records = ChainSet.open(chains)
-    config, task, step = load(run, which)
+    config, task, step = load(run, which, overrides)
     checksum = hashlib.sha256(chains.read_bytes()).hexdigest()
     own = evaluation_files(run)
-    is_own = _is_validation_set(task, checksum)
+    is_own = not overrides and _is_validation_set(task, checksum)
     if is_own and predictions is None and which == "best":
         predictions = own["predictions"]
     started = datetime.now(UTC)
     rows: list[dict[str, Any]] = []
     shelf: dict[str, np.ndarray] = {}
-    with _bar("predicting", len(records), shown=show) as advance:
+    with counted("predicting", len(records), shown=show) as advance:
         for prediction, record in predict_records(task, records):
             rows.append(score_chain(prediction, record))
             if predictions is not None:
@@ -96,6 +97,7 @@ def evaluate_run(
         "run": str(run),
         "name": config.train.name or run.name,
         "which": which,
+        "overrides": list(overrides),
         "step": step,
         "chains": str(chains),
         "checksum": checksum,
@@ -119,20 +121,20 @@ def evaluate_run(
     return means
 
 
-def load(run: Path, which: str) -> tuple[RunConfig, Task, int]:
+def load(run: Path, which: str, overrides: Sequence[str] = ()) -> tuple[RunConfig, Task, int]:
     """The run's config, its task with the weights of ``which``, and their step (0 for ``untrained``).
 
     Raises ``ValueError`` when there is no such run or checkpoint, or when its task predicts no structures.
     """
     if which == UNTRAINED:
-        config = RunConfig.load(checkpoint.chosen(run, "latest") / "config.json")
+        config = RunConfig.load(checkpoint.chosen(run, "latest") / "config.json", list(overrides))
         task = build_task(config)
         task.model.eval()
         step = 0
     else:
         if which.isdigit():
             which = f"step_{int(which):06d}"
-        config, task = checkpoint.load_run(run, which=which)
+        config, task = checkpoint.load_run(run, which=which, overrides=overrides)
         step = int(checkpoint.chosen(run, which).name.removeprefix("step_"))
     if not hasattr(task, "predict") or not hasattr(task, "featurize"):
         raise ValueError(
@@ -229,18 +231,3 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _bar(what: str, total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    columns = (
-        TextColumn(f"{what} chains"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("· left"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, disable=not shown) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)

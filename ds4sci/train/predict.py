@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from ds4sci.data.profile import with_input
 from ds4sci.data.sources import fasta as fasta_source
 from ds4sci.data.sources import msa as msa_source
 from ds4sci.train.durable import replace_text
-from ds4sci.train.evaluate import _bar, load
+from ds4sci.train.evaluate import load
+from ds4sci.train.progress import counted
 from ds4sci.types import Record
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_|=,+@()\[\]-][A-Za-z0-9_.|=,+@()\[\]-]{0,199}")
@@ -32,6 +33,7 @@ def predict_run(
     msa_dir: Path | str | None = None,
     *,
     which: str = "best",
+    overrides: Sequence[str] = (),
     show: bool = True,
 ) -> dict[str, Any]:
     """Predict every record of ``fasta`` and write OUT/ID.cif, OUT/ID.pdb and OUT/summary.json.
@@ -40,6 +42,7 @@ def predict_run(
              record are joined. A record without one is predicted from its sequence, as is every record without
              ``msa_dir``; the summary's ``input`` says which it was
     which    ``best``, ``latest``, ``step_NNNNNN`` or a step
+    overrides  ``key=value`` over the run's own configuration, such as ``data.evaluation_recycling=3``
 
     pLDDT (0–100) is the B-factor of every atom. A record too big for the PDB format gets mmCIF alone, and the summary
     says why. Records are predicted one at a time: memory is that of the longest. All names, sequences and alignments
@@ -51,11 +54,11 @@ def predict_run(
     """
     run, fasta, out_dir = Path(run), Path(fasta), Path(out_dir)
     records = read_records(fasta, None if msa_dir is None else Path(msa_dir))
-    config, task, step = load(run, which)
+    config, task, step = load(run, which, overrides)
     wanted = task.config.data.features.msa_input  # type: ignore[attr-defined]
     device = next(task.model.parameters()).device
     rows = []
-    with _bar("folding", len(records), shown=show) as advance:
+    with counted("folding", len(records), shown=show) as advance:
         for record in records:
             features = task.featurize(with_input(record, wanted))  # type: ignore[attr-defined]
             (prediction,) = task.predict([features], device)  # type: ignore[attr-defined]
@@ -98,10 +101,11 @@ def predict_fasta(
     *,
     msa_dir: Path | str | None = None,
     which: str = "best",
+    overrides: Sequence[str] = (),
     show: bool = True,
 ) -> Iterator[Path]:
     """``predict_run``, giving the paths of the files it wrote."""
-    summary = predict_run(run, fasta, out_dir, msa_dir, which=which, show=show)
+    summary = predict_run(run, fasta, out_dir, msa_dir, which=which, overrides=overrides, show=show)
     names = [name for row in summary["records"] for name in row["files"]]
     return (Path(out_dir) / name for name in [*names, "summary.json"])
 

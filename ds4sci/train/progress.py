@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -86,6 +88,22 @@ class Progress:
 
     def _render(self) -> Group:
         return Group(self._bar, Text(self._line), Text(self._evaluation))
+
+
+@contextlib.contextmanager
+def counted(what: str, total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """A bar over ``total`` chains; the function that it gives counts one more."""
+    columns = (
+        TextColumn(f"{what} chains"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("· left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, disable=not shown) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
 
 
 def _duration(seconds: float | None) -> str:
