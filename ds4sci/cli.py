@@ -206,6 +206,21 @@ def bench_parse(
     show_measurement(parsing(folder), out)
 
 
+@bench_app.command("kernels")
+def bench_kernels(
+    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
+    op: Annotated[str, typer.Option("--op", metavar="NAME")] = "evoformer_attention",
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
+) -> None:
+    """An operation's implementations beside torch's ways: time, peak memory, share of the machine's limit."""
+    from ds4sci.bench_kernels import run
+    from ds4sci.readme_table import section
+
+    typer.echo(section(asdict(run(op, device, quick=quick, out=json))))
+    typer.echo(f"wrote {json}")
+
+
 @bench_app.command("step")
 def bench_step(
     config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/small.toml",

@@ -30,7 +30,7 @@ def call(*arguments: str) -> int:
         (["predict"], ["--run", "--fasta", "--out", "--msa"]),
         (["data", "build"], ["SRC_DIR", "OUT.npz"]),
         (["report"], ["RUN"]),
-        (["bench"], ["data", "parse", "step"]),
+        (["bench"], ["data", "kernels", "parse", "step"]),
         (["doctor"], ["--json"]),
     ],
     ids=lambda value: " ".join(value),

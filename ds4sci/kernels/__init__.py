@@ -17,6 +17,7 @@ KERNELS: dict[str, Kernel] = {
 }
 
 evoformer_attention = _attention.evoformer_attention
+evoformer_attention_lse = _attention.evoformer_attention_lse
 triangle_multiplication = _triangle.triangle_multiplication
 outer_product_mean = _outer.outer_product_mean
 transition = _transition.transition
@@ -25,6 +26,7 @@ layer_norm = _layer_norm.layer_norm
 __all__ = [
     "KERNELS",
     "evoformer_attention",
+    "evoformer_attention_lse",
     "layer_norm",
     "outer_product_mean",
     "transition",

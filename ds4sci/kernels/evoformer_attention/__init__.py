@@ -2,12 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from ds4sci.kernels.evoformer_attention.reference import reference
-from ds4sci.kernels.spec import reference_only
+from ds4sci.kernels.evoformer_attention import native, op
+from ds4sci.kernels.evoformer_attention.cases import CASES
+from ds4sci.kernels.evoformer_attention.reference import reference, reference_lse
+from ds4sci.kernels.spec import Implementation, Kernel, always
 
-KERNEL = reference_only("evoformer_attention", reference)
+
+def _fused(name: str) -> Callable[..., Tensor]:
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        pair_bias: Tensor | None = None,
+        gate: Tensor | None = None,
+        *,
+        scale: float | None = None,
+    ) -> Tensor:
+        out, _, _ = op.forward(q, k, v, mask, pair_bias, gate, q.shape[-1] ** -0.5 if scale is None else scale, name)
+        return out
+
+    return run
+
+
+def _fused_lse(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        pair_bias: Tensor | None = None,
+        *,
+        scale: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        out, lse, _ = op.forward(q, k, v, mask, pair_bias, None, q.shape[-1] ** -0.5 if scale is None else scale, name)
+        return out, lse
+
+    return run
+
+
+def _native_why_not(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    pair_bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> str | None:
+    return native.why_not(q, k, v, mask, pair_bias, gate)
+
+
+KERNEL = Kernel(
+    "evoformer_attention",
+    reference,
+    (
+        Implementation("native", _fused("native"), _native_why_not),
+        Implementation("tiled", _fused("tiled"), always),
+        Implementation("reference", reference, always),
+    ),
+    CASES,
+)
+LSE = Kernel(
+    "evoformer_attention",
+    reference_lse,
+    (
+        Implementation("native", _fused_lse("native"), _native_why_not),
+        Implementation("tiled", _fused_lse("tiled"), always),
+        Implementation("reference", reference_lse, always),
+    ),
+)
 
 
 def evoformer_attention(
@@ -25,11 +95,66 @@ def evoformer_attention(
 
     q ``[b, s, q, h, d]``, k and v ``[b, s, k, h, d]``, any strides: a transposed view is column attention.
     ``mask`` ``[b, s, k]``: bool, True = key takes part, or a float added to the scores.
-    ``pair_bias`` ``[b, h, q, k]``, broadcastable. ``gate`` like q: the output is multiplied by ``sigmoid(gate)``.
-    ``scale`` defaults to ``d ** -0.5``. Returns ``[b, s, q, h, d]``.
+    ``pair_bias`` ``[b, h, q, k]``, any of them 1 to broadcast, in its own dtype. ``gate`` like q: the output is
+    multiplied by ``sigmoid(gate)``. ``scale`` defaults to ``d ** -0.5``. Returns ``[b, s, q, h, d]``.
 
-    A query whose keys are all masked (bool) gets 0 and gives no gradient.
-    Memory: the reference keeps ``b·s·h·q·k`` scores.
-    Raises ValueError when the named implementation cannot run, with its reason.
+    A query without keys (all False, or scores of -inf alone) gets 0 and gives no gradient. Gradients go to q, k, v,
+    pair_bias, gate and a float mask, those that ask for one. The same inputs give the same bits, whatever the number
+    of threads. Second derivatives: ``implementation="reference"``; the others refuse.
+
+    implementation  ``native``     C++ on the CPU; saves its inputs, the output and lse ``[b, s, h, q]``
+                    ``tiled``      plain torch on any device, a bounded piece of the scores at a time; saves the same
+                    ``reference``  readable torch; keeps ``b·s·h·q·k`` scores
+
+    Raises ValueError for shapes and dtypes that do not fit together, naming them, and when the named implementation
+    cannot run, with its reason.
     """
+    _check(q, k, v, mask, pair_bias, gate)
     return KERNEL(q, k, v, mask, pair_bias, gate, scale=scale, implementation=implementation)
+
+
+def evoformer_attention_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    pair_bias: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``evoformer_attention`` without gate, and ``lse = log Σ_k exp(score)`` ``[b, s, h, q]``, differentiable too.
+
+    Two results over different keys merge exactly: ``lse = logaddexp(lse₁, lse₂)``, ``out = Σᵢ exp(lseᵢ - lse) outᵢ``.
+    A query without keys has lse -inf.
+    """
+    _check(q, k, v, mask, pair_bias, None)
+    return LSE(q, k, v, mask, pair_bias, scale=scale, implementation=implementation)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None) -> None:
+    if q.dim() != 5 or k.dim() != 5:
+        raise ValueError(f"q and k are [b, s, n, h, d]; they came as {tuple(q.shape)} and {tuple(k.shape)}")
+    b, s, n, h, d = q.shape
+    keys = k.shape[2]
+    for name, x, want in (
+        ("k", k, (b, s, keys, h, d)),
+        ("v", v, (b, s, keys, h, d)),
+        ("gate", gate, (b, s, n, h, d)),
+        ("mask", mask, (b, s, keys)),
+    ):
+        if x is not None and tuple(x.shape) != want:
+            raise ValueError(f"{name} must be {want} beside q {tuple(q.shape)}; it came as {tuple(x.shape)}")
+    for name, x in (("k", k), ("v", v), ("gate", gate)):
+        if x is not None and x.dtype != q.dtype:
+            raise ValueError(f"{name} must be {q.dtype} like q; it came as {x.dtype}")
+    if pair_bias is not None and (
+        pair_bias.dim() != 4 or any(a not in (1, b) for a, b in zip(pair_bias.shape, (b, h, n, keys), strict=True))
+    ):
+        raise ValueError(
+            f"pair_bias must be {(b, h, n, keys)} beside q {tuple(q.shape)}, or 1 where it broadcasts; it came as "
+            f"{tuple(pair_bias.shape)}"
+        )
+    for name, x in (("mask", mask), ("pair_bias", pair_bias)):
+        if x is not None and not (x.is_floating_point() or (name == "mask" and x.dtype == torch.bool)):
+            raise ValueError(f"{name} must be {'bool or ' if name == 'mask' else ''}floating; it came as {x.dtype}")

@@ -16,16 +16,29 @@ def reference(
     *,
     scale: float | None = None,
 ) -> Tensor:
+    out, _ = reference_lse(q, k, v, mask, pair_bias, scale=scale)
+    return out if gate is None else torch.sigmoid(gate) * out
+
+
+def reference_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    pair_bias: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The output without a gate [b, s, q, h, d], and the logarithm of the softmax's denominator [b, s, h, q]."""
     scores = torch.einsum("bsqhd,bskhd->bshqk", q * (q.shape[-1] ** -0.5 if scale is None else scale), k)
     if pair_bias is not None:
         scores = scores + pair_bias.unsqueeze(1)
-    if mask is None:
-        weights = scores.softmax(-1)
-    elif mask.dtype == torch.bool:
-        keep = mask[:, :, None, None, :]
-        # a row without keys has weight 0 everywhere: softmax of the finite minimum is uniform, then cleared
-        weights = scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~keep, 0.0)
-    else:
-        weights = (scores + mask[:, :, None, None, :]).softmax(-1)
-    out = torch.einsum("bshqk,bskhd->bsqhd", weights.to(v.dtype), v)
-    return out if gate is None else torch.sigmoid(gate) * out
+    if mask is not None:
+        keys = mask[:, :, None, None, :]
+        scores = scores.masked_fill(~keys, -torch.inf) if mask.dtype == torch.bool else scores + keys
+    # a query without keys: softmax of -inf alone would be NaN
+    empty = (scores == -torch.inf).all(-1, keepdim=True)
+    scores = scores.masked_fill(empty, 0.0)
+    weights = scores.softmax(-1).masked_fill(empty, 0.0)
+    lse = scores.logsumexp(-1).masked_fill(empty.squeeze(-1), -torch.inf)
+    return torch.einsum("bshqk,bskhd->bsqhd", weights.to(v.dtype), v), lse

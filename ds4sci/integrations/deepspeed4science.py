@@ -1,0 +1,76 @@
+"""Drop-in replacements for DeepSpeed4Science's evoformer attention and for OpenFold's attention function.
+
+    from ds4sci.integrations.deepspeed4science import DS4Sci_EvoformerAttention
+
+in place of ``deepspeed.ops.deepspeed4science``'s: any device, dtype, length and head size, deterministic gradients,
+no CUTLASS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels import evoformer_attention
+
+
+def DS4Sci_EvoformerAttention(
+    Q: Tensor, K: Tensor, V: Tensor, biases: Sequence[Tensor | None] = (), *, implementation: str | None = None
+) -> Tensor:
+    """``softmax(Q Kᵀ / √d + bias₁ + bias₂) V`` as ``deepspeed.ops.deepspeed4science`` has it.
+
+    Q, K, V ``[b, s, n, h, d]``; bias₁ ``[b, s, 1, 1, n]``, bias₂ ``[b, 1, h, n, n]``, either None or left out. Returns
+    ``[b, s, n, h, d]``. Gradients go to both biases. ``biases`` is not changed (upstream appends to it).
+    Raises ValueError for other shapes.
+    """
+    if len(biases) > 2:
+        raise ValueError(f"biases holds at most two tensors, [b, s, 1, 1, n] and [b, 1, h, n, n]; {len(biases)} came")
+    first, second = (*biases, None, None)[:2]
+    b, s, n, h, _ = Q.shape
+    keys = K.shape[2]
+    for name, bias, want in (("biases[0]", first, (b, s, 1, 1, keys)), ("biases[1]", second, (b, 1, h, n, keys))):
+        if bias is not None and tuple(bias.shape) != want:
+            raise ValueError(f"{name} must be {want} beside Q {tuple(Q.shape)}; it came as {tuple(bias.shape)}")
+    mask = None if first is None else first[:, :, 0, 0]
+    pair_bias = None if second is None else second[:, 0]
+    return evoformer_attention(Q, K, V, mask, pair_bias, implementation=implementation)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, biases: Sequence[Tensor], *, implementation: str | None = None
+) -> Tensor:
+    """OpenFold's ``_attention``: ``softmax(query keyᵀ + Σ biases) value``, the query scaled by the caller.
+
+    query ``[*, h, q, d]``, key and value ``[*, h, k, d]``; biases that broadcast to ``[*, h, q, k]``. Returns
+    ``[*, h, q, d]``. A bias of the keys ``[*, 1, 1, k]`` and one that the last batch dimension shares
+    ``[…, 1, h, q, k]`` go to the fused operation (one of each); with others the scores are made whole, in torch.
+    """
+    *lead, h, n, d = query.shape
+    keys = key.shape[-2]
+    mask: Tensor | None = None
+    pair: Tensor | None = None
+    fits = len(lead) >= 1
+    for bias in biases:
+        shape = (*(1,) * (query.dim() - bias.dim()), *bias.shape)
+        if shape[-3:-1] == (1, 1) and shape[-1] == keys and mask is None:
+            mask = bias.reshape(shape).expand(*lead, 1, 1, keys)[..., 0, 0, :]
+        elif len(shape) > 3 and shape[-4] == 1 and pair is None:
+            pair = bias.reshape(shape).expand(*lead[:-1], 1, h, n, keys).squeeze(-4)
+        else:
+            fits = False
+    if not fits:
+        scores = query @ key.transpose(-1, -2)
+        for bias in biases:
+            scores = scores + bias
+        return torch.softmax(scores, -1) @ value
+    rows = lead[-1]
+    q, k, v = (x.reshape(-1, rows, *x.shape[-3:]).transpose(2, 3) for x in (query, key, value))
+    out = evoformer_attention(
+        q, k, v,
+        None if mask is None else mask.reshape(-1, rows, keys),
+        None if pair is None else pair.reshape(-1, h, n, keys),
+        scale=1.0, implementation=implementation,
+    )  # fmt: skip
+    return out.transpose(2, 3).reshape(*lead, h, n, d)

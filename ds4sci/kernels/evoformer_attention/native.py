@@ -1,0 +1,170 @@
+"""Evoformer attention by the C++ of ``kernels/evoformer_attention``: fp32, bf16 and fp16 on a CPU, fp32 inside."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels import native
+
+NAME = "evoformer_attention"
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+LARGEST = 256
+"""Channels per head."""
+
+
+class Array(ctypes.Structure):
+    """``ds4sci::Array`` of attention.h."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("type", ctypes.c_int64), ("stride", ctypes.c_int64 * 4)]
+
+
+_SIZES = ("batch", "rows", "queries", "keys", "heads", "channels", "groups", "threads")
+_ARRAYS = (
+    "q", "k", "v", "mask", "bias", "gate", "out", "lse", "rest", "grad_out", "grad_lse", "grad_q", "grad_k", "grad_v",
+    "grad_gate",
+)  # fmt: skip
+
+
+class Problem(ctypes.Structure):
+    """``ds4sci::Problem`` of attention.h: the same fields in the same order."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("scale", ctypes.c_double),
+        *((name, Array) for name in _ARRAYS),
+        ("grad_mask", ctypes.c_void_p),
+        ("grad_bias", ctypes.c_void_p),
+        ("grad_bias_width", ctypes.c_int64),
+    ]
+
+
+def why_not(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None
+) -> str | None:
+    if q.device.type != "cpu":
+        return f"it runs on the CPU, not on {q.device.type}"
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 and float16, not {str(q.dtype).removeprefix('torch.')}"
+    for name, x in (("mask", mask), ("pair_bias", pair_bias)):
+        if x is not None and x.dtype not in TYPES:
+            return f"{name} is {str(x.dtype).removeprefix('torch.')}; it takes float32, bfloat16 and float16"
+    if q.shape[-1] > LARGEST:
+        return f"it takes up to {LARGEST} channels per head, not {q.shape[-1]}"
+    return _unavailable()
+
+
+@torch.compiler.assume_constant_result
+def _unavailable() -> str | None:
+    return native.why_not(NAME)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=torch.float32)
+    rest = torch.empty_like(lse)
+    problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
+    b, s, _, h, _ = q.shape
+    problem.groups = _for_threads(problem)
+    _run(problem, False)
+    del kept
+    return out, lse, rest
+
+
+def backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
+    scale: float, wanted: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    b, s, queries, h, d = q.shape
+    keys = k.shape[2]
+    problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
+    kept += [_dense(grad_out)]
+    problem.grad_out = _array(kept[-1])
+    if grad_lse is not None:
+        kept += [grad_lse.float().contiguous()]
+        problem.grad_lse = _array(kept[-1])
+    grads: list[Tensor | None] = [None] * 6
+    names = ("grad_q", "grad_k", "grad_v", None, None, "grad_gate")
+    for place, (name, like) in enumerate(zip(names, (q, k, v, mask, pair_bias, gate), strict=True)):
+        if name and wanted[place] and like is not None:
+            grads[place] = torch.empty(like.shape, dtype=like.dtype)
+            setattr(problem, name, _array(grads[place]))
+    problem.groups = _for_threads(problem)
+    by_head = partial = None
+    if mask is not None and wanted[3]:
+        by_head = torch.empty(b, s, h, keys)
+        problem.grad_mask = by_head.data_ptr()
+    if pair_bias is not None and wanted[4]:
+        # Each group of rows sums its own gradient: enough groups to feed the threads, few enough to cost a tenth of
+        # the other gradients' memory. By shape alone, so that the sums never depend on the number of threads.
+        few = int(0.3 * s * d * queries / max(1, queries * keys))
+        problem.groups = max(1, min(s, max(min(8, few), -(-8 // max(1, b * h)))))
+        width = -(-queries // 32) * 32
+        partial = torch.zeros(problem.groups, b, h, keys, width)
+        problem.grad_bias, problem.grad_bias_width = partial.data_ptr(), width
+    _run(problem, True)
+    del kept
+    if by_head is not None and mask is not None:
+        grads[3] = by_head.sum(2).to(mask.dtype)
+    if partial is not None and pair_bias is not None:
+        total = partial[0]
+        for other in partial[1:]:
+            total += other
+        reduced = total[..., :queries].transpose(-1, -2).sum_to_size(pair_bias.shape)
+        grads[4] = reduced.to(pair_bias.dtype).contiguous()
+    return grads
+
+
+def _problem(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, out: Tensor,
+    lse: Tensor, rest: Tensor, scale: float,
+) -> tuple[Problem, list[Tensor]]:  # fmt: skip
+    """The structure, and the tensors it points into: keep them while it is used."""
+    b, s, queries, h, d = q.shape
+    keys = k.shape[2]
+    q, k, v = _dense(q), _dense(k), _dense(v)
+    kept = [q, k, v, out, lse, rest]
+    problem = Problem(b, s, queries, keys, h, d, 1, max(1, torch.get_num_threads()), scale)
+    for name, x in zip(("q", "k", "v", "out", "lse", "rest"), kept, strict=True):
+        setattr(problem, name, _array(x))
+    if gate is not None:
+        gate = _dense(gate)
+        problem.gate = _array(gate)
+        kept.append(gate)
+    if mask is not None:
+        problem.mask = _array(mask)
+        kept.append(mask)
+    if pair_bias is not None:
+        problem.bias = _array(pair_bias.expand(b, h, queries, keys))
+        kept.append(pair_bias)
+    return problem, kept
+
+
+def _for_threads(problem: Problem) -> int:
+    """Groups of rows where no sum crosses them: few, because each transposes the pair bias anew, and several tasks to
+    a thread, so that none waits long at the end."""
+    return int(max(1, min(problem.rows, -(-4 * problem.threads // max(1, problem.batch * problem.heads)))))
+
+
+def _run(problem: Problem, backward: bool) -> None:
+    library = native.load(NAME)
+    function = getattr(library, f"ds4sci_evoformer_attention_{native.isa().name}")
+    if function(ctypes.byref(problem), ctypes.c_int(backward)):
+        raise MemoryError("evoformer_attention: no memory for the scratch of one (batch, head)")
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` with stride 1 along the channels."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _array(x: Tensor | None) -> Array:
+    assert x is not None
+    strides = [*x.stride(), 0, 0][:4]
+    return Array(x.data_ptr(), TYPES[x.dtype], (ctypes.c_int64 * 4)(*strides))

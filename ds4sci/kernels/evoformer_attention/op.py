@@ -1,0 +1,139 @@
+"""The torch operators behind the fused implementations: forward, backward, shapes for the compiler, vmap.
+
+One pair of operators serves every implementation, which is their last argument but one: a name in ``FUSED``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels.evoformer_attention import native, tiled
+
+FUSED: dict[str, Any] = {"native": native, "tiled": tiled}
+"""Modules with ``forward`` and ``backward``."""
+
+
+@torch.library.custom_op("ds4sci::evoformer_attention", mutates_args=())
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    pair_bias: Tensor | None,
+    gate: Tensor | None,
+    scale: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out ``[b, s, q, h, d]`` in q's dtype; lse ``[b, s, h, q]`` and what its rounding left, fp32 (fp64 for fp64)."""
+    out, lse, rest = FUSED[implementation].forward(q, k, v, mask, pair_bias, gate, scale)
+    return out, lse, rest
+
+
+@torch.library.custom_op("ds4sci::evoformer_attention_backward", mutates_args=())
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    pair_bias: Tensor | None,
+    gate: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    rest: Tensor,
+    scale: float,
+    implementation: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of q, k, v, mask, pair_bias, gate; an empty tensor for what is not ``wanted``."""
+    grads = FUSED[implementation].backward(
+        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, rest, scale, wanted
+    )
+    return [q.new_empty(0) if grad is None else grad for grad in grads]
+
+
+@forward.register_fake
+def _(q, k, v, mask, pair_bias, gate, scale, implementation):
+    b, s, n, h, _ = q.shape
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    lse, rest = (q.new_empty((b, s, h, n), dtype=dtype) for _ in range(2))
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse, rest
+
+
+@backward.register_fake
+def _(grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, rest, scale, implementation, wanted):
+    return [
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) if x is not None and want else q.new_empty(0)
+        for x, want in zip((q, k, v, mask, pair_bias, gate), wanted, strict=True)
+    ]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, mask, pair_bias, gate, ctx.scale, ctx.implementation = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, mask, pair_bias, gate, *output)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, mask, pair_bias, gate, out, lse, rest = ctx.saved_tensors
+    if grad_out is None:
+        if grad_lse is None:
+            return (None,) * 8
+        grad_out = torch.zeros_like(out)
+    wanted = list(ctx.needs_input_grad[:6])
+    grads = torch.ops.ds4sci.evoformer_attention_backward(
+        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, rest, ctx.scale, ctx.implementation, wanted
+    )
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None
+
+
+def _no_second(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(
+        "evoformer_attention: second derivatives need implementation='reference'; the fused ones have none"
+    )
+
+
+forward.register_autograd(_differentiate, setup_context=_setup)
+backward.register_autograd(_no_second, setup_context=lambda ctx, inputs, output: None)
+
+
+def _folded(size: int, x: Tensor | None, dim: int | None, b: int) -> Tensor | None:
+    """``x`` with the mapped dimension in front of the batch's and folded into it."""
+    if x is None:
+        return None
+    x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.expand(size, b, *x.shape[2:]).flatten(0, 1)
+
+
+@forward.register_vmap
+def _(info, in_dims, *args):
+    size = info.batch_size
+    b = args[0].shape[0 if in_dims[0] is None else int(in_dims[0] == 0)]
+    tensors = [_folded(size, x, dim, b) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
+    out = torch.ops.ds4sci.evoformer_attention(*tensors, *args[6:])
+    return tuple(x.unflatten(0, (size, b)) for x in out), (0, 0, 0)
+
+
+@backward.register_vmap
+def _(info, in_dims, *args):
+    size = info.batch_size
+    b = args[2].shape[0 if in_dims[2] is None else int(in_dims[2] == 0)]
+    tensors = [_folded(size, x, dim, b) for x, dim in zip(args[:11], in_dims[:11], strict=True)]
+    grads = torch.ops.ds4sci.evoformer_attention_backward(*tensors, *args[11:])
+    inputs, dims = args[2:8], in_dims[2:8]
+    result = []
+    for grad, x, dim in zip(grads, inputs, dims, strict=True):
+        if grad.numel():
+            grad = grad.unflatten(0, (size, b))
+            # a batch of 1 was spread over b
+            if x.shape[0 if dim is None else int(dim == 0)] == 1 < b:
+                grad = grad.sum(1, keepdim=True)
+            result.append(grad)
+        else:
+            result.append(grad.unsqueeze(0).expand(size, *grad.shape))
+    return result, [0] * 6

@@ -1,0 +1,131 @@
+"""Evoformer attention in plain torch, a bounded piece of the scores at a time; backward makes them again.
+
+For every device. Saved for backward: inputs, output and lse, which is kept as the sum of two numbers: rounded to one,
+it costs the gradients half a digit. The pieces depend on the shapes alone, and their sums are made in order, so the
+same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PIECE = 2**21
+"""Scores made at a time (8 MB in fp32)."""
+
+
+class Piece(NamedTuple):
+    """Rows ``rows`` of batch entry ``b``, queries ``queries``."""
+
+    b: int
+    rows: slice
+    queries: slice
+
+
+def pieces(q: Tensor, k: Tensor) -> Iterator[Piece]:
+    b, s, n, h, _ = q.shape
+    keys = k.shape[2]
+    queries = min(n, max(1, PIECE // max(1, h * keys)))
+    rows = min(s, max(1, PIECE // max(1, h * keys * queries)))
+    for entry in range(b):
+        for row in range(0, s, rows):
+            for first in range(0, n, queries):
+                yield Piece(entry, slice(row, min(row + rows, s)), slice(first, min(first + queries, n)))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _scores(p: Piece, q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """[s, h, q, k] of a piece; q is scaled, q and k are wide."""
+    scores = torch.einsum("sqhd,skhd->shqk", q, k)
+    if bias is not None:
+        scores += _part(bias, p).to(scores.dtype)
+    if mask is not None:
+        keys = mask[p.b, p.rows][:, None, None, :]
+        scores = scores.masked_fill_(~keys, -torch.inf) if mask.dtype == torch.bool else scores.add_(keys)
+    return scores
+
+
+def _part(bias: Tensor, p: Piece) -> Tensor:
+    """[h or 1, q or 1, k or 1] of ``bias`` for a piece."""
+    own = bias[p.b if bias.shape[0] > 1 else 0]
+    return own[:, p.queries] if bias.shape[2] > 1 else own
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, s, n, h, _ = q.shape
+    wide = _wide(q.dtype)
+    out = q.new_empty(q.shape)
+    lse = torch.empty(b, s, h, n, dtype=wide, device=q.device)
+    rest = torch.empty_like(lse)
+    for p in pieces(q, k):
+        scores = _scores(p, q[p.b, p.rows, p.queries].to(wide) * scale, k[p.b, p.rows].to(wide), mask, pair_bias)
+        top = scores.amax(-1, keepdim=True) if k.shape[2] else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
+        top = top.masked_fill(top == -torch.inf, 0.0)
+        weights = scores.sub_(top).exp_()
+        total = weights.sum(-1)
+        own = torch.einsum("shqk,skhd->sqhd", weights, v[p.b, p.rows].to(wide))
+        own = own / total.masked_fill(total == 0, 1.0).transpose(1, 2).unsqueeze(-1)
+        if gate is not None:
+            own = own * torch.sigmoid(gate[p.b, p.rows, p.queries].to(wide))
+        out[p.b, p.rows, p.queries] = own.to(q.dtype)
+        exact = top.squeeze(-1).double() + total.double().log()
+        rounded = exact.to(wide)
+        lse[p.b, p.rows, :, p.queries] = rounded
+        rest[p.b, p.rows, :, p.queries] = (exact - rounded).nan_to_num(0.0).to(wide)  # -inf - -inf: no keys
+    return out, lse, rest
+
+
+def backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
+    scale: float, wanted: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of q, k, v, mask, pair_bias and gate, those that are ``wanted``."""
+    wide = _wide(q.dtype)
+    inputs = (q, k, v, mask, pair_bias, gate)
+    sums: list[Tensor | None] = [
+        torch.zeros(x.shape, dtype=wide, device=q.device) if x is not None and want else None
+        for x, want in zip(inputs, wanted, strict=True)
+    ]
+    dq, dk, dv, dmask, dbias, dgate = sums
+    for p in pieces(q, k):
+        queries = q[p.b, p.rows, p.queries].to(wide) * scale
+        keys, values = k[p.b, p.rows].to(wide), v[p.b, p.rows].to(wide)
+        given = grad_out[p.b, p.rows, p.queries].to(wide)
+        product = given * out[p.b, p.rows, p.queries].to(wide)
+        delta = (
+            product.double().sum(-1).to(wide).transpose(1, 2)
+        )  # gated: σ(g) stands in out instead of in the gradient
+        if grad_lse is not None:
+            delta = delta - grad_lse[p.b, p.rows, :, p.queries]
+        if gate is not None:
+            opened = torch.sigmoid(gate[p.b, p.rows, p.queries].to(wide))
+            if dgate is not None:
+                dgate[p.b, p.rows, p.queries] = product * (1 - opened)
+            given = given * opened
+        own = lse[p.b, p.rows, :, p.queries]
+        own = own.masked_fill(own == -torch.inf, torch.inf)  # no keys: every weight 0
+        weights = _scores(p, queries, keys, mask, pair_bias).sub_(own.unsqueeze(-1))
+        weights = weights.sub_(rest[p.b, p.rows, :, p.queries].unsqueeze(-1)).exp_()
+        if dv is not None:
+            dv[p.b, p.rows] += torch.einsum("shqk,sqhd->skhd", weights, given)
+        slope = torch.einsum("sqhd,skhd->shqk", given, values)
+        slope = slope.sub_(delta.unsqueeze(-1)).mul_(weights)
+        if dq is not None:
+            dq[p.b, p.rows, p.queries] = torch.einsum("shqk,skhd->sqhd", slope, keys) * scale
+        if dk is not None:
+            dk[p.b, p.rows] += torch.einsum("shqk,sqhd->skhd", slope, queries)
+        if dmask is not None:
+            dmask[p.b, p.rows] += slope.sum((1, 2))
+        if dbias is not None:
+            part = _part(dbias, p)
+            part += slope.sum(0).sum_to_size(part.shape)
+    return [None if x is None or total is None else total.to(x.dtype) for x, total in zip(inputs, sums, strict=True)]

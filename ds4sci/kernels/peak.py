@@ -1,0 +1,48 @@
+"""What this machine can do at most, measured: fused multiply-adds in registers, and torch's large matrix product."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+
+import torch
+
+from ds4sci.kernels import native
+
+ACCUMULATORS = 12
+
+
+def fma_rate(threads: int, seconds: float = 0.1) -> float:
+    """FLOP/s of register-only fp32 multiply-adds on ``threads`` cores at once. Raises BuildError."""
+    function = getattr(native.load("machine"), f"ds4sci_fma_{native.isa().name}")
+    per_step = 2 * ACCUMULATORS * native.isa().lanes
+
+    def run(steps: int) -> float:
+        sink = [ctypes.c_float() for _ in range(threads)]
+        workers = [
+            threading.Thread(target=function, args=(ctypes.c_int64(steps), ctypes.byref(one))) for one in sink[1:]
+        ]
+        began = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        function(ctypes.c_int64(steps), ctypes.byref(sink[0]))
+        for worker in workers:
+            worker.join()
+        return time.perf_counter() - began
+
+    steps = 1 << 16
+    steps = max(steps, int(steps * seconds / run(steps)))
+    return max(threads * steps * per_step / run(steps) for _ in range(3))
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 1024) -> float:
+    """FLOP/s of torch's ``size``³ matrix product, the best of five."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    a @ b
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

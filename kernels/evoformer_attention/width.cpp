@@ -1,0 +1,44 @@
+// The kernel for one instruction set. Compiled once for each, with
+//   -DDS4SCI_ISA=avx2 -DDS4SCI_LANES=8 -DDS4SCI_MR=6 -mavx2 -mfma       and the like (ds4sci/kernels/native.py).
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "attention.h"
+#include "tile.h"
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+
+// Runs the whole problem on `threads` threads; the caller's is one of them. Returns 0, or 1 when memory ran out.
+extern "C" int JOIN(ds4sci_evoformer_attention, DS4SCI_ISA)(const ds4sci::Problem* problem, int backward) {
+  std::atomic<int64_t> next{0};
+  std::atomic<int> failed{0};
+  auto run = [&] {
+    try {
+      DS4SCI_ISA::work(*problem, backward != 0, next);
+    } catch (const std::bad_alloc&) {
+      failed = 1;
+    }
+  };
+  const int64_t tasks = problem->batch * problem->heads * problem->groups;
+  const int64_t others = std::min(problem->threads, tasks) - 1;
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < others; ++i) {
+    try {
+      threads.emplace_back(run);
+    } catch (const std::system_error&) {
+      break;  // no more threads to be had: those that run do all the work
+    }
+  }
+  run();
+  for (auto& thread : threads) thread.join();
+  return failed;
+}

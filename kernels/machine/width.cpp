@@ -1,0 +1,25 @@
+// The fused multiply-adds that one core can do: accumulators that never leave their registers.
+#include <cstdint>
+
+typedef float Vec __attribute__((vector_size(4 * DS4SCI_LANES)));
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+
+// steps · 12 · lanes multiply-adds; the sum goes to *sink so that none is left out.
+extern "C" void JOIN(ds4sci_fma, DS4SCI_ISA)(int64_t steps, float* sink) {
+  constexpr int N = 12;
+  Vec acc[N];
+  for (int i = 0; i < N; ++i) acc[i] = Vec{} + float(i);
+  Vec factor = Vec{} + 0.999999f, term = Vec{} + 1e-6f;
+  for (int64_t s = 0; s < steps; ++s) {
+    for (int i = 0; i < N; ++i) acc[i] = acc[i] * factor + term;
+#if defined(__x86_64__)
+    asm volatile("" : "+x"(factor), "+x"(term));
+#elif defined(__aarch64__)
+    asm volatile("" : "+w"(factor), "+w"(term));
+#endif
+  }
+  Vec total = Vec{};
+  for (int i = 0; i < N; ++i) total += acc[i];
+  for (int i = 0; i < DS4SCI_LANES; ++i) *sink += total[i];
+}

@@ -1,0 +1,39 @@
+"""``ds4sci bench kernels --quick``: the alternatives are right, and the JSON is what README's tables are made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ds4sci import bench_kernels, readme_table
+from ds4sci.cli import main
+from ds4sci.kernels import evoformer_attention
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_alternatives_compute_the_same(bias: bool) -> None:
+    given = bench_kernels.Shape("x", 5, 12, 2, 8, bias=bias).inputs(torch.float32, torch.device("cpu"))
+    want = evoformer_attention(**given, implementation="reference")
+    for name, function in bench_kernels.alternatives(compiled=False).items():
+        torch.testing.assert_close(function(**given), want, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_quick_run_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "kernels.json"
+    main(["bench", "kernels", "--quick", "--json", str(out)])
+    saved = json.loads(out.read_text(encoding="utf-8"))
+    assert saved["quick"]
+    assert saved["machine"]["commit"]
+    assert saved["rates"]["gemm float32"] > 0
+    assert {row["implementation"] for row in saved["measured"]} >= {"tiled", "naive", "SDPA", "chunked 4"}
+    assert len(saved["rows"]) == 4  # one shape, two dtypes, with and without backward
+    assert readme_table.section(saved) in capsys.readouterr().out
+
+
+def test_unknown_operation_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "kernels", "--op", "convolution", "--json", str(tmp_path / "x.json")])
+    assert "--op convolution" in capsys.readouterr().err

@@ -1,0 +1,255 @@
+"""Evoformer attention beyond the contract: derivatives by differences, lse, torch.compile, func, refusals, builds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ds4sci.kernels import evoformer_attention, evoformer_attention_lse, native
+from ds4sci.kernels.evoformer_attention import KERNEL
+from ds4sci.kernels.evoformer_attention import tiled as tiled_module
+
+FUSED = ["native", "tiled"]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64).to(
+        dtype
+    )
+
+
+def example(b: int = 1, s: int = 3, n: int = 10, h: int = 2, d: int = 8, **other: Any) -> dict[str, torch.Tensor]:
+    names = ("q", "k", "v", "gate")
+    given = {name: normal(b, s, n, h, d, seed=i, **other) for i, name in enumerate(names)}
+    given["pair_bias"] = normal(b, h, n, n, **other)
+    given["mask"] = torch.rand(b, s, n, generator=torch.Generator().manual_seed(0)) > 0.2
+    return given
+
+
+def skip_unless(name: str, given: dict[str, torch.Tensor]) -> None:
+    reason = KERNEL.named(name).why_not(**given)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("implementation", ["tiled", "reference"])
+def test_gradcheck(implementation: str) -> None:
+    given = example(s=2, n=4, d=3, dtype=torch.float64)
+    given["mask"] = normal(1, 2, 4, dtype=torch.float64)
+    names, tensors = list(given), [x.requires_grad_() for x in given.values()]
+
+    def function(*values: torch.Tensor) -> torch.Tensor:
+        return evoformer_attention(**dict(zip(names, values, strict=True)), implementation=implementation)
+
+    assert torch.autograd.gradcheck(function, tensors)
+    if implementation == "reference":
+        assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("implementation", FUSED)
+def test_second_derivatives_are_refused_by_name(implementation: str) -> None:
+    given = example()
+    skip_unless(implementation, given)
+    q = given.pop("q").requires_grad_()
+    out = evoformer_attention(q, **given, implementation=implementation)
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="implementation='reference'"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("implementation", [*FUSED, "reference"])
+def test_two_halves_of_the_keys_merge(implementation: str) -> None:
+    given = example(n=12)
+    del given["gate"]
+    given["mask"][:, 1, :6] = False  # a half without keys for one row
+    skip_unless(implementation, given)
+    leaves = {name: x.clone().requires_grad_() for name, x in given.items() if x.is_floating_point()}
+    whole = evoformer_attention(**leaves, mask=given["mask"], implementation="reference")
+    weight = normal(*whole.shape, seed=9)
+    want = torch.autograd.grad(whole, list(leaves.values()), weight)
+    parts = []
+    for half in (slice(0, 6), slice(6, 12)):
+        parts.append(
+            evoformer_attention_lse(
+                leaves["q"], leaves["k"][:, :, half], leaves["v"][:, :, half], given["mask"][..., half],
+                leaves["pair_bias"][..., half], implementation=implementation,
+            )
+        )  # fmt: skip
+    (out_1, lse_1), (out_2, lse_2) = parts
+    lse = torch.logaddexp(lse_1, lse_2)
+    share = [torch.exp(x - lse).transpose(-1, -2).unsqueeze(-1) for x in (lse_1, lse_2)]
+    merged = share[0] * out_1 + share[1] * out_2
+    torch.testing.assert_close(merged, whole)
+    for got, expected in zip(torch.autograd.grad(merged, list(leaves.values()), weight), want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", FUSED)
+def test_torch_agrees_that_the_operators_are_sound(implementation: str) -> None:
+    given = example()
+    skip_unless(implementation, given)
+    q, k, v, gate, bias = (given[x].requires_grad_() for x in ("q", "k", "v", "gate", "pair_bias"))
+    torch.library.opcheck(
+        torch.ops.ds4sci.evoformer_attention.default, (q, k, v, given["mask"], bias, gate, 0.3, implementation)
+    )
+
+
+@pytest.mark.parametrize("implementation", FUSED)
+def test_compiles_without_a_break(implementation: str) -> None:
+    given = example()
+    skip_unless(implementation, given)
+
+    def function(**x: torch.Tensor) -> torch.Tensor:
+        return evoformer_attention(**x, implementation=implementation).square()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**given), function(**given))
+    ours = {name: x.clone().requires_grad_() for name, x in given.items() if x.is_floating_point()}
+    grads = [
+        torch.autograd.grad(f(**ours, mask=given["mask"]).sum(), list(ours.values())) for f in (compiled, function)
+    ]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("implementation", FUSED)
+def test_vmap_is_a_loop(implementation: str) -> None:
+    """torch.func.grad over custom operators is more than torch 2.13 allows; vmap it does."""
+    one, other = example(b=2), {name: x.flip(1) for name, x in example(b=2).items()}
+    skip_unless(implementation, one)
+    bias = one["pair_bias"][:1]  # the same for both, and for the batch
+    many = {name: torch.stack([one[name], other[name]], dim=1) for name in one if name != "pair_bias"}
+
+    def function(x: dict[str, torch.Tensor], bias: torch.Tensor) -> torch.Tensor:
+        return evoformer_attention(**x, pair_bias=bias, implementation=implementation)
+
+    got = torch.func.vmap(function, in_dims=(1, None))(many, bias)
+    for i, given in enumerate((one, other)):
+        torch.testing.assert_close(got[i], function({k: x for k, x in given.items() if k != "pair_bias"}, bias))
+
+
+@pytest.mark.parametrize("implementation", FUSED)
+def test_under_activation_checkpointing(implementation: str) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    given = example()
+    skip_unless(implementation, given)
+    q = given.pop("q").requires_grad_()
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return evoformer_attention(x, **given, implementation=implementation).sum()
+
+    (plain,) = torch.autograd.grad(function(q), q)
+    (again,) = torch.autograd.grad(checkpoint(function, q, use_reentrant=False), q)
+    assert torch.equal(plain, again)
+
+
+def test_pieces_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_module, "PIECE", 50)
+    given = example(b=2, s=5, n=11)
+    seen = torch.zeros(2, 5, 11)
+    for p in tiled_module.pieces(given["q"], given["k"]):
+        seen[p.b, p.rows, p.queries] += 1
+    assert (seen == 1).all()
+    torch.testing.assert_close(
+        evoformer_attention(**given, implementation="tiled"), evoformer_attention(**given, implementation="reference")
+    )
+
+
+def test_wrong_shapes_are_named() -> None:
+    given = example()
+    for name, wrong, words in (
+        ("v", normal(1, 3, 9, 2, 8), r"v must be \(1, 3, 10, 2, 8\)"),
+        ("mask", torch.ones(1, 10, dtype=torch.bool), r"mask must be \(1, 3, 10\)"),
+        ("mask", torch.ones(1, 3, 10, dtype=torch.int64), "bool or floating"),
+        ("pair_bias", normal(2, 10, 10), r"pair_bias must be \(1, 2, 10, 10\)"),
+        ("gate", given["gate"].double(), "gate must be torch.float32"),
+        ("q", normal(3, 10, 2, 8), r"\[b, s, n, h, d\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evoformer_attention(**(given | {name: wrong}))
+
+
+def test_native_refuses_with_a_reason() -> None:
+    with pytest.raises(ValueError, match="not float64"):
+        evoformer_attention(**example(dtype=torch.float64), implementation="native")
+    with pytest.raises(ValueError, match="up to 256 channels"):
+        evoformer_attention(**example(d=257), implementation="native")
+
+
+SCRIPT = """
+import torch
+from ds4sci.kernels import evoformer_attention, native
+q, k, v, gate = (torch.randn(1, 3, 40, 2, 20, generator=torch.Generator().manual_seed(i)) for i in range(4))
+bias = torch.randn(1, 2, 40, 40, generator=torch.Generator().manual_seed(9)).requires_grad_()
+q.requires_grad_()
+mask = torch.rand(1, 3, 40, generator=torch.Generator().manual_seed(10)) > .3
+results = []
+for name in ("native", "reference"):
+    out = evoformer_attention(q, k, v, mask, bias, gate, implementation=name)
+    results.append((out, *torch.autograd.grad(out.square().sum(), (q, bias))))
+for a, b in zip(*results):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+print(native.isa().name)
+"""
+
+
+def run_with(cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"DS4SCI_CACHE": str(cache)} | variables
+    return subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("name", [isa.name for isa in native.ISAS if isa.needs <= native._processor_flags()])
+def test_every_instruction_set_of_this_machine(name: str, tmp_path: Path) -> None:
+    try:
+        native.compiler()
+    except native.BuildError as error:
+        pytest.skip(str(error))
+    done = run_with(tmp_path, DS4SCI_ISA=name)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [name]
+    assert f"building evoformer_attention for {name}, once" in done.stderr
+    (built,) = tmp_path.glob("*.so")
+    done = run_with(tmp_path, DS4SCI_ISA=name)
+    assert "building" not in done.stderr, f"built again, though {built} is there"
+
+
+def test_without_a_compiler_the_tiled_one_runs(tmp_path: Path) -> None:
+    script = (
+        "import torch; from ds4sci.kernels import KERNELS, evoformer_attention as f; x = torch.ones(1, 1, 2, 1, 8);"
+        "print(KERNELS['evoformer_attention'].named('native').why_not(x, x, x)); f(x, x, x)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        env=os.environ | {"PATH": str(tmp_path), "CXX": "", "DS4SCI_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert "there is no C++ compiler" in done.stdout
+
+
+def test_sixteen_lanes_are_right_on_any_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The width of AVX-512, compiled for what is here: the same code, two registers to a vector."""
+    wide = native.Isa("avx512", 16, 12, native.isa().flags, frozenset())
+    try:
+        monkeypatch.setenv("DS4SCI_CACHE", str(tmp_path))
+        library = native.build("evoformer_attention", wide)
+    except native.BuildError as error:
+        pytest.skip(str(error))
+    import ctypes
+
+    loaded = ctypes.CDLL(str(library))
+    monkeypatch.setattr(native, "load", lambda name: loaded)
+    monkeypatch.setattr(native, "isa", lambda: wide)
+    for case in KERNEL.cases:
+        given = case.make(torch.Generator().manual_seed(0), torch.float32, torch.device("cpu"))
+        leaves = {name: x.detach().requires_grad_() for name, x in given.items() if x.is_floating_point()}
+        outs = [evoformer_attention(**(given | leaves), implementation=name) for name in ("native", "tiled")]
+        torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
+        grads = [torch.autograd.grad(out.sum(), list(leaves.values())) for out in outs]
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,110 @@
+"""What every implementation of every kernel keeps, case by case: numbers and gradients as right as plain torch's in the
+same dtype (measured against fp64), inputs untouched, the same bits again, only the gradients that were asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ds4sci.kernels import KERNELS
+from ds4sci.kernels.spec import Case, Implementation, Kernel
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ALL = [
+    pytest.param(kernel, implementation, case, id=f"{kernel.name}-{implementation.name}-{case.name}")
+    for kernel in KERNELS.values()
+    for implementation in kernel.implementations
+    for case in kernel.cases
+]
+
+
+def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
+    return case.make(torch.Generator().manual_seed(seed), dtype, torch.device("cpu"))
+
+
+def floats(given: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: x for name, x in given.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+
+
+def run(function: Any, given: dict[str, Any], wanted: set[str] | None = None) -> dict[str, torch.Tensor]:
+    """Output and gradients of a weighted sum of it, as fp64."""
+    leaves = {name: x.detach().requires_grad_(wanted is None or name in wanted) for name, x in floats(given).items()}
+    out = function(**(given | leaves))
+    if not out.requires_grad:
+        return {"out": out.detach().double()}
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+    asked = {name: x for name, x in leaves.items() if x.requires_grad}
+    grads = torch.autograd.grad(out, list(asked.values()), weight)
+    return {"out": out.detach().double()} | {
+        f"grad {name}": grad.double() for name, grad in zip(asked, grads, strict=True)
+    }
+
+
+def widened(given: dict[str, Any]) -> dict[str, Any]:
+    return given | {name: x.double() for name, x in floats(given).items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda x: str(x).removeprefix("torch."))
+@pytest.mark.parametrize(("kernel", "implementation", "case"), ALL)
+def test_as_right_as_plain_torch(
+    kernel: Kernel, implementation: Implementation, case: Case, dtype: torch.dtype
+) -> None:
+    given = inputs(case, dtype)
+    reason = implementation.why_not(**given)
+    if reason:
+        pytest.skip(reason)
+    untouched = {name: x.clone() for name, x in given.items() if isinstance(x, torch.Tensor)}
+    oracle, plain = run(kernel.reference, widened(given)), run(kernel.reference, given)
+    got = run(implementation.run, given)
+    again = run(implementation.run, given)
+    assert got.keys() == oracle.keys()
+    scale = max(want.norm() for want in oracle.values())
+    for name, want in oracle.items():
+        assert got[name].isfinite().all(), name
+        assert torch.equal(got[name], again[name]), f"{name} differs from run to run"
+        # plain torch's error, or what rounding the result alone costs: eps / sqrt(12) of the largest in each binade
+        # (a gradient that is 0 for all inputs, as over a single key, has only the others to be measured by)
+        honest = max((plain[name] - want).norm(), 0.3 * torch.finfo(dtype).eps * (want.norm() or scale))
+        error = (got[name] - want).norm()
+        assert error <= 3 * honest, f"{name}: error {error:.3g}, plain torch's {honest:.3g}, size {want.norm():.3g}"
+        furthest = max((plain[name] - want).abs().max(), torch.finfo(dtype).eps * (want.abs().max() or scale))
+        assert (got[name] - want).abs().max() <= 6 * furthest, name  # one element among thousands: noisier
+    for name, x in untouched.items():
+        assert torch.equal(given[name], x), f"{name} was changed"
+
+
+@pytest.mark.parametrize(("kernel", "implementation", "case"), ALL)
+def test_gradients_asked_for_alone_are_those_of_all(kernel: Kernel, implementation: Implementation, case: Case) -> None:
+    given = inputs(case, torch.float32)
+    reason = implementation.why_not(**given)
+    if reason:
+        pytest.skip(reason)
+    everything = run(implementation.run, given)
+    for name in floats(given):
+        alone = run(implementation.run, given, {name})
+        assert alone.keys() == {"out", f"grad {name}"}
+        torch.testing.assert_close(alone[f"grad {name}"], everything[f"grad {name}"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(implementation.run, given, set())["out"], everything["out"])
+
+
+@pytest.mark.parametrize(("kernel", "implementation", "case"), ALL)
+def test_the_number_of_threads_changes_no_bit(kernel: Kernel, implementation: Implementation, case: Case) -> None:
+    if implementation.name == "reference":
+        pytest.skip("torch's own products make no such promise")
+    given = inputs(case, torch.float32)
+    reason = implementation.why_not(**given)
+    if reason:
+        pytest.skip(reason)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(run(implementation.run, given))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for name, x in results[0].items():
+            assert torch.equal(x, other[name]), name
