@@ -23,7 +23,9 @@ def test_the_alternatives_compute_the_same(bias: bool) -> None:
 
 def test_quick_run_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "kernels.json"
-    main(["bench", "kernels", "--quick", "--json", str(out)])
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "kernels", "--quick", "--json", str(out)])
+    assert not done.value.code
     saved = json.loads(out.read_text(encoding="utf-8"))
     assert saved["quick"]
     assert saved["machine"]["commit"]

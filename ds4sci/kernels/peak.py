@@ -36,13 +36,18 @@ def fma_rate(threads: int, seconds: float = 0.1) -> float:
     return max(threads * steps * per_step / run(steps) for _ in range(3))
 
 
-def gemm_rate(dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of torch's ``size``³ matrix product, the best of five."""
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    a @ b
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
+def gemm_rate(dtype: torch.dtype, largest: int = 1024) -> float:
+    """FLOP/s of torch's square matrix product, the best of five; as large as ``largest``, or as a second allows."""
+    size, best = 128, 0.0
+    while True:
+        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
         a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+        took = []
+        for _ in range(5):
+            began = time.perf_counter()
+            a @ b
+            took.append(time.perf_counter() - began)
+        best = 2 * size**3 / min(took)
+        if 2 * size > largest or sum(took) > 0.1:
+            return best
+        size *= 2

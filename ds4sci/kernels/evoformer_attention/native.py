@@ -69,7 +69,6 @@ def forward(
     lse = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=torch.float32)
     rest = torch.empty_like(lse)
     problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
-    b, s, _, h, _ = q.shape
     problem.groups = _for_threads(problem)
     _run(problem, False)
     del kept
