@@ -52,9 +52,16 @@ class EvoformerConfig(_Section):
     """Row-shared dropout of the MSA row attention."""
     dropout_pair: float = Field(0.25, ge=0, lt=1)
     """Row- or column-shared dropout of the pair updates."""
-    msa_updates: tuple[MSAUpdate, ...] = BlockConfig.msa_updates
+    msa_updates: tuple[MSAUpdate, ...] = ("row_attention", "column_attention", "transition")
     """Updates of the MSA representation in each block, in order."""
-    pair_updates: tuple[PairUpdate, ...] = BlockConfig.pair_updates
+    pair_updates: tuple[PairUpdate, ...] = (
+        "outer_product_mean",
+        "multiplication_outgoing",
+        "multiplication_incoming",
+        "attention_starting",
+        "attention_ending",
+        "transition",
+    )
     """Updates of the pair representation in each block, in order."""
 
 

@@ -30,29 +30,22 @@ PairUpdate = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """Sizes of one evoformer block and the updates it makes, in order; the defaults are AlphaFold 2's."""
+    """Sizes of one evoformer block and the updates it makes, in order; ``ds4sci.models.fold`` has AlphaFold 2's."""
 
-    c_m: int = 256
-    c_z: int = 128
-    heads_msa: int = 8
-    d_msa: int = 32
-    heads_pair: int = 4
-    d_pair: int = 32
-    c_outer: int = 32
-    c_multiplication: int = 128
-    transition_factor: int = 4
-    convolution_width: int = 9
-    dropout_msa: float = 0.15
-    dropout_pair: float = 0.25
-    msa_updates: tuple[MSAUpdate, ...] = ("row_attention", "column_attention", "transition")
-    pair_updates: tuple[PairUpdate, ...] = (
-        "outer_product_mean",
-        "multiplication_outgoing",
-        "multiplication_incoming",
-        "attention_starting",
-        "attention_ending",
-        "transition",
-    )
+    c_m: int
+    c_z: int
+    heads_msa: int
+    d_msa: int
+    heads_pair: int
+    d_pair: int
+    c_outer: int
+    c_multiplication: int
+    transition_factor: int
+    convolution_width: int
+    dropout_msa: float
+    dropout_pair: float
+    msa_updates: tuple[MSAUpdate, ...]
+    pair_updates: tuple[PairUpdate, ...]
 
 
 class EvoformerBlock(nn.Module):
