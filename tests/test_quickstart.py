@@ -157,4 +157,4 @@ def test_the_whole_way_in_a_few_steps(
     assert len(list((tmp_path / "quickstart" / "predictions").glob("*.cif"))) == 3
     assert quickstart.main(arguments) == 0
     again = capfd.readouterr().out
-    assert again.count("reused") == 5, again
+    assert again.count("reused") == 6, again

@@ -93,6 +93,27 @@ def test_pickled_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_enums_pickled_by_an_old_python_are_read_and_no_other_attribute(tmp_path: Path) -> None:
+    """Python before 3.11.4 pickles a member of an enum as getattr(kind, name); DeepSpeed's files hold such members."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    from ds4sci.train.storage import DurableCheckpointEngine
+
+    class Attribute:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __reduce__(self) -> tuple:
+            return getattr, (ZeroStageEnum, self.name)
+
+    file = tmp_path / "x.pt"
+    torch.save({"zero_stage": Attribute("weights")}, file)
+    assert DurableCheckpointEngine().load(str(file), "cpu") == {"zero_stage": ZeroStageEnum.weights}
+    torch.save({"zero_stage": Attribute("mro")}, file)
+    with pytest.raises(Exception, match="only members of enums"):
+        DurableCheckpointEngine().load(str(file), "cpu")
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     import safetensors.torch
 
