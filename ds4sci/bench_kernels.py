@@ -224,9 +224,13 @@ def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = T
             fma = None  # without a compiler there is no share to tell
         rates["gemm float32"] = peak.gemm_rate(torch.float32)
         rates["gemm bfloat16"] = peak.gemm_rate(torch.bfloat16)
+    dtypes = [torch.float32, torch.bfloat16]
+    emulated = bool(rates) and rates["gemm bfloat16"] < 0.1 * rates["gemm float32"]
+    if emulated and not quick:
+        dtypes.remove(torch.bfloat16)
     rows: list[dict[str, Any]] = []
     for shape in QUICK if quick else SHAPES:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in dtypes:
             torch.compiler.reset()  # or the fourth shape meets torch's limit of recompilations
             rows += measure(shape, dtype, device, rounds=2 if quick else 7, compiled=compiled and not quick)
     rate = ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in rates.items())
@@ -252,6 +256,7 @@ def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = T
             "gradients of q, k, v and pair bias; beside: naive, SDPA, both chunked by 1, 4 and 16 rows, checkpointed"
             + (", torch.compile" if compiled and not quick else ""),
             f"{torch.get_num_threads()} threads; in the same run: {rate}",
+            *(["torch emulates bf16 products on this processor: bf16 left out"] if emulated and not quick else []),
         ],
     )
     everything = asdict(measurement) | {"measured": rows, "rates": rates, "quick": quick}
