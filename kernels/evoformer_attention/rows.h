@@ -88,7 +88,10 @@ static void put(const Array& x, int64_t at, int d, const float* from) {
 
 constexpr double LOG2E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+static inline Vec sigmoid(Vec x) {
+  const Vec y = x * float(-LOG2E);
+  return set(1.0f) / (set(1.0f) + exp2(y > 126.0f ? set(126.0f) : y));  // beyond, 2^y has no exponent
+}
 
 // Where one thread works. Sizes depend on the problem alone.
 struct Scratch {
@@ -257,7 +260,7 @@ static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, Scrat
       for (int c = 0; c < d; ++c) w.line[c] = n ? w.ot[c * QB + q] * scale : 0.0f;
       if (p.gate.data) {
         fetch(p.gate, place(p.gate, b, s, q0 + q, h), d, w.line2.data());
-        for (int c = 0; c < d; ++c) w.line[c] *= sigmoid(w.line2[c]);
+        for (int c = 0; c < d; c += W) store(&w.line[c], load(&w.line[c]) * sigmoid(load(&w.line2[c])));
       }
       put(p.out, place(p.out, b, s, q0 + q, h), d, w.line.data());
       const double exact = total == 0.0f ? none : double(top[q / W][q % W]) * LN2 + std::log(double(total));
@@ -291,10 +294,10 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, floa
       for (int c = 0; c < d; ++c) dot += double(grad[c]) * w.line[c];  // gated: σ(g) stands in out instead of in dO
       if (p.gate.data) {
         fetch(p.gate, place(p.gate, b, s, q0 + q, h), d, w.line2.data());
-        for (int c = 0; c < d; ++c) {
-          const float open = sigmoid(w.line2[c]);
-          w.line[c] *= grad[c] * (1.0f - open);
-          grad[c] *= open;
+        for (int c = 0; c < d; c += W) {  // the lanes beyond d are padding in all three
+          const Vec open = sigmoid(load(&w.line2[c])), given = load(grad + c);
+          store(&w.line[c], load(&w.line[c]) * given * (1.0f - open));
+          store(grad + c, given * open);
         }
         if (p.grad_gate.data) put(p.grad_gate, place(p.grad_gate, b, s, q0 + q, h), d, w.line.data());
       }
