@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ds4sci.kernels.evoformer_attention.reference import reference, reference_ls
 from ds4sci.kernels.spec import Implementation, Kernel, always
 
 
-def _fused(name: str) -> Callable[..., Tensor]:
+def _fused(name: str, *, lse: bool = False) -> Callable[..., Any]:
     def run(
         q: Tensor,
         k: Tensor,
@@ -23,25 +24,9 @@ def _fused(name: str) -> Callable[..., Tensor]:
         gate: Tensor | None = None,
         *,
         scale: float | None = None,
-    ) -> Tensor:
-        out, _, _ = op.forward(q, k, v, mask, pair_bias, gate, q.shape[-1] ** -0.5 if scale is None else scale, name)
-        return out
-
-    return run
-
-
-def _fused_lse(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None = None,
-        pair_bias: Tensor | None = None,
-        *,
-        scale: float | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        out, lse, _ = op.forward(q, k, v, mask, pair_bias, None, q.shape[-1] ** -0.5 if scale is None else scale, name)
-        return out, lse
+    ) -> Any:
+        found = op.forward(q, k, v, mask, pair_bias, gate, q.shape[-1] ** -0.5 if scale is None else scale, name)
+        return found[:2] if lse else found[0]
 
     return run
 
@@ -73,8 +58,8 @@ LSE = Kernel(
     "evoformer_attention",
     reference_lse,
     (
-        Implementation("native", _fused_lse("native"), _native_why_not),
-        Implementation("tiled", _fused_lse("tiled"), always),
+        Implementation("native", _fused("native", lse=True), _native_why_not),
+        Implementation("tiled", _fused("tiled", lse=True), always),
         Implementation("reference", reference_lse, always),
     ),
 )
