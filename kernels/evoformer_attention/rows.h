@@ -333,13 +333,15 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, floa
           }
         }
       });
-      // weights holds dS, scores holds P
-      if (first)
+      // weights holds dS, scores holds P; a gradient that nobody asked for is not made
+      if (p.grad_q.data && first)
         product<true>(d, QB, keys, &w.k[first * dp], 1, dp, w.weights.data(), QB, w.dqt.data(), QB);
-      else
+      else if (p.grad_q.data)
         product<false>(d, QB, keys, &w.k[0], 1, dp, w.weights.data(), QB, w.dqt.data(), QB);
-      product<true>(keys, dp, count, w.weights.data(), QB, 1, w.qr.data(), dp, &w.dk[first * dp], dp);
-      product<true>(keys, dp, count, w.scores.data(), QB, 1, w.gr.data(), dp, &w.dv[first * dp], dp);
+      if (p.grad_k.data)
+        product<true>(keys, dp, count, w.weights.data(), QB, 1, w.qr.data(), dp, &w.dk[first * dp], dp);
+      if (p.grad_v.data)
+        product<true>(keys, dp, count, w.scores.data(), QB, 1, w.gr.data(), dp, &w.dv[first * dp], dp);
     }
     if (p.grad_q.data)
       for (int q = 0; q < count; ++q) {

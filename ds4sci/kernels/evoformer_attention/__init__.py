@@ -31,24 +31,11 @@ def _fused(name: str, *, lse: bool = False) -> Callable[..., Any]:
     return run
 
 
-def _native_why_not(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    pair_bias: Tensor | None = None,
-    gate: Tensor | None = None,
-    *,
-    scale: float | None = None,
-) -> str | None:
-    return native.why_not(q, k, v, mask, pair_bias, gate)
-
-
 KERNEL = Kernel(
     "evoformer_attention",
     reference,
     (
-        Implementation("native", _fused("native"), _native_why_not),
+        Implementation("native", _fused("native"), native.why_not),
         Implementation("tiled", _fused("tiled"), always),
         Implementation("reference", reference, always),
     ),
@@ -58,7 +45,7 @@ LSE = Kernel(
     "evoformer_attention",
     reference_lse,
     (
-        Implementation("native", _fused("native", lse=True), _native_why_not),
+        Implementation("native", _fused("native", lse=True), native.why_not),
         Implementation("tiled", _fused("tiled", lse=True), always),
         Implementation("reference", reference_lse, always),
     ),

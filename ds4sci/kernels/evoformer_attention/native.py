@@ -43,7 +43,14 @@ class Problem(ctypes.Structure):
 
 
 def why_not(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    pair_bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    scale: float | None = None,
 ) -> str | None:
     if q.device.type != "cpu":
         return f"it runs on the CPU, not on {q.device.type}"
