@@ -35,8 +35,11 @@ class Isa:
     needs: frozenset[str]
 
 
+_AVX512 = ("avx512f", "avx512vl", "avx512dq", "avx512bw", "fma")
+
 ISAS = (
-    Isa("avx512", 16, 12, ("-mavx512f", "-mavx512vl", "-mfma"), frozenset({"avx512f", "avx512vl", "fma"})),
+    Isa("avx512bf16", 16, 12, tuple(f"-m{x}" for x in (*_AVX512, "avx512bf16")), frozenset({*_AVX512, "avx512_bf16"})),
+    Isa("avx512", 16, 12, tuple(f"-m{x}" for x in _AVX512), frozenset(_AVX512)),
     Isa("avx2", 8, 6, ("-mavx2", "-mfma"), frozenset({"avx2", "fma"})),
     Isa("portable", 4, 6, (), frozenset()),
 )

@@ -22,8 +22,7 @@ struct Problem {
   Array q, k, v, mask, bias, gate, out, lse, rest;  // lse + rest is the exact logarithm: lse alone loses half a digit
   Array grad_out, grad_lse, grad_q, grad_k, grad_v, grad_gate;
   float* grad_mask;  // [b, s, h, k], or null
-  float* grad_bias;  // [groups, b, h, k, padded q], zeroed, or null
-  int64_t grad_bias_width;
+  float* grad_bias;  // [groups, b, h, tile of QB queries, k, QB], zeroed, or null
 };
 
 }  // namespace ds4sci

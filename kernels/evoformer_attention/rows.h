@@ -1,384 +1,286 @@
 // Forward and backward of one task: a group of rows of one (batch, head), which share the transposed pair bias.
-// Included by tile.h inside its namespace.
-
-using ds4sci::Array;
-using ds4sci::Problem;
-
-static inline float as_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-static inline uint32_t as_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-static inline float from_half(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023;
-  if (exponent == 31) return as_float(sign | 0x7f800000 | fraction << 13);
-  if (exponent) return as_float(sign | (exponent + 112) << 23 | fraction << 13);
-  const float small = float(fraction) * 5.9604644775390625e-8f;  // 2^-24
-  return sign ? -small : small;
-}
-
-static inline uint16_t to_half(float x) {
-  const uint32_t bits = as_bits(x), sign = bits >> 16 & 0x8000;
-  const uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
-  if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
-  if (magnitude < 0x38800000) {                                 // below 2^-14: subnormal; adding .5 rounds to even
-    return uint16_t(sign | (as_bits(as_float(magnitude) + 0.5f) - 0x3f000000));
-  }
-  return uint16_t(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13));
-}
-
-static inline uint16_t to_bfloat(float x) {
-  const uint32_t bits = as_bits(x);
-  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
-  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-static inline float element(const Array& x, int64_t at) {
-  switch (x.type) {
-    case ds4sci::FLOAT: return static_cast<const float*>(x.data)[at];
-    case ds4sci::BFLOAT16: return as_float(uint32_t(static_cast<const uint16_t*>(x.data)[at]) << 16);
-    default: return from_half(static_cast<const uint16_t*>(x.data)[at]);
-  }
-}
-
-static inline int64_t place(const Array& x, int64_t i, int64_t j, int64_t k, int64_t l) {
-  return i * x.stride[0] + j * x.stride[1] + k * x.stride[2] + l * x.stride[3];
-}
-
-// Ask for d numbers of x from `at` on: rows lie h·d apart, which no hardware prefetcher follows.
-static inline void ahead(const Array& x, int64_t at, int d) {
-  if (!x.data) return;
-  const int size = x.type == ds4sci::FLOAT ? 4 : 2;
-  const char* from = static_cast<const char*>(x.data) + at * size;
-  for (int i = 0; i < d * size; i += 64) __builtin_prefetch(from + i);
-}
-
-// d numbers of x from `at` on, as fp32.
-static void fetch(const Array& x, int64_t at, int d, float* to) {
-  if (x.type == ds4sci::FLOAT) {
-    std::memcpy(to, static_cast<const float*>(x.data) + at, 4 * d);
-  } else if (x.type == ds4sci::BFLOAT16) {
-    const uint16_t* from = static_cast<const uint16_t*>(x.data) + at;
-    for (int i = 0; i < d; ++i) to[i] = as_float(uint32_t(from[i]) << 16);
-  } else {
-    const uint16_t* from = static_cast<const uint16_t*>(x.data) + at;
-    for (int i = 0; i < d; ++i) to[i] = from_half(from[i]);
-  }
-}
-
-static void put(const Array& x, int64_t at, int d, const float* from) {
-  if (x.type == ds4sci::FLOAT) {
-    std::memcpy(static_cast<float*>(x.data) + at, from, 4 * d);
-  } else if (x.type == ds4sci::BFLOAT16) {
-    uint16_t* to = static_cast<uint16_t*>(x.data) + at;
-    for (int i = 0; i < d; ++i) to[i] = to_bfloat(from[i]);
-  } else {
-    uint16_t* to = static_cast<uint16_t*>(x.data) + at;
-    for (int i = 0; i < d; ++i) to[i] = to_half(from[i]);
-  }
-}
-
-constexpr double LOG2E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
+// Included by width.cpp inside its namespace.
 
 static inline Vec sigmoid(Vec x) {
   const Vec y = x * float(-LOG2E);
-  return set(1.0f) / (set(1.0f) + exp2(y > 126.0f ? set(126.0f) : y));  // beyond, 2^y has no exponent
+  return set(1.0f) / (set(1.0f) + exp2<5>(y > 126.0f ? set(126.0f) : y));  // beyond, 2^y has no exponent
 }
 
-// Where one thread works. Sizes depend on the problem alone.
-struct Scratch {
-  int d, dp;        // channels, and padded to whole vectors
-  int64_t width;    // queries padded to whole tiles
-  std::vector<float> bias;              // [keys][width], transposed
-  std::vector<float> k, v, dk, dv;      // [keys][dp]
-  std::vector<float> added;             // the mask's float at each kept key
-  std::vector<int64_t> kept;            // keys that take part
-  std::vector<float> scores, weights;   // [KB][QB]
-  std::vector<float> qt, ot, gt, dqt;   // [dp][QB]: lanes over queries
-  std::vector<float> qr, gr;            // [QB][dp]: lanes over channels
-  std::vector<float> line, line2;       // [dp]
-
-  Scratch(const Problem& p, bool backward) {
-    d = int(p.channels);
-    dp = (d + W - 1) / W * W;
-    width = (p.queries + QB - 1) / QB * QB;
-    const size_t keys = size_t(p.keys) * dp;
-    if (p.bias.data) bias.resize(size_t(p.keys) * width);
-    k.resize(keys);
-    v.resize(keys);
-    added.resize(p.keys);
-    kept.resize(p.keys);
-    scores.resize(KB * QB);
-    for (auto* x : {&qt, &ot, &gt, &dqt, &qr, &gr}) x->resize(dp * QB);
-    line.resize(dp);
-    line2.resize(dp);
-    if (backward) {
-      dk.resize(keys);
-      dv.resize(keys);
-      weights.resize(KB * QB);
-    }
+// What a tile of queries will need next, asked for while the tile before it is worked on: its own rows and, towards the
+// end of a row, the next one's keys, no earlier: rows of one head share few sets of the cache.
+// `more`: there is a next row.
+static void ask(const Problem& p, int64_t b, int64_t s, int64_t h, int64_t q0, bool more, bool backward) {
+  const int d = int(p.channels);
+  const bool last = q0 + QB >= p.queries;
+  if (!last || more) {
+    const int64_t row = last ? s + 1 : s, from = last ? 0 : q0 + QB, to = std::min<int64_t>(p.queries, from + QB);
+    for (const Array* x : {&p.q, &p.gate, backward ? &p.out : nullptr, backward ? &p.grad_out : nullptr})
+      if (x && x->data) Rows(*x, b, row, h).ahead<0>(from, to, d);
+    for (const Array* x : {backward ? &p.grad_q : &p.out, backward ? &p.grad_gate : nullptr})
+      if (x && x->data) Rows(*x, b, row, h).ahead<1>(from, to, d);
   }
-};
-
-// The pair bias of one (batch, head), transposed to [key][query], in units of log 2 as all scores are.
-static void transpose_bias(const Problem& p, int64_t b, int64_t h, Scratch& w) {
-  if (!p.bias.data) return;
-  constexpr int B = 16;
-  float square[B][B];
-  for (int64_t q0 = 0; q0 < p.queries; q0 += B)
-    for (int64_t k0 = 0; k0 < p.keys; k0 += B) {
-      const int height = int(std::min<int64_t>(B, p.queries - q0)), length = int(std::min<int64_t>(B, p.keys - k0));
-      for (int q = 0; q < height; ++q) {
-        const int64_t at = place(p.bias, b, h, q0 + q, k0);
-        if (p.bias.stride[3] == 1)
-          fetch(p.bias, at, length, square[q]);
-        else
-          for (int k = 0; k < length; ++k) square[q][k] = element(p.bias, at + k * p.bias.stride[3]);
-      }
-      for (int k = 0; k < length; ++k)
-        for (int q = 0; q < height; ++q) w.bias[(k0 + k) * w.width + q0 + q] = square[q][k] * float(LOG2E);
-    }
+  const int64_t tiles = (p.queries + QB - 1) / QB, late = (tiles + 3) / 4, turn = q0 / QB - (tiles - late);
+  if (turn < 0) return;
+  const int64_t from = p.keys * turn / late, to = p.keys * (turn + 1) / late;
+  if (more)
+    for (const Array* x : {&p.k, &p.v}) Rows(*x, b, s + 1, h).ahead<0>(from, to, d);
+  if (backward)
+    for (const Array* x : {&p.grad_k, &p.grad_v})
+      if (x->data) Rows(*x, b, s, h).ahead<1>(from, to, d);
 }
 
-// K and V of one row, kept keys only; returns their number.
-static int64_t pack_keys(const Problem& p, int64_t b, int64_t s, int64_t h, Scratch& w) {
-  int64_t n = 0;
-  constexpr int64_t FAR = 16;
-  for (int64_t k = 0; k < p.keys; ++k) {
-    if (k + FAR < p.keys) {
-      ahead(p.k, place(p.k, b, s, k + FAR, h), w.d);
-      ahead(p.v, place(p.v, b, s, k + FAR, h), w.d);
-    }
-    float add = 0.0f;
-    if (p.mask.data) {
-      const int64_t at = place(p.mask, b, s, k, 0);
-      if (p.mask.type == ds4sci::BOOL) {
-        if (!static_cast<const uint8_t*>(p.mask.data)[at]) continue;
-      } else {
-        add = element(p.mask, at);
-        if (add == -std::numeric_limits<float>::infinity()) continue;
-      }
-    }
-    w.kept[n] = k;
-    w.added[n] = add * float(LOG2E);
-    fetch(p.k, place(p.k, b, s, k, h), w.d, &w.k[n * w.dp]);
-    fetch(p.v, place(p.v, b, s, k, h), w.d, &w.v[n * w.dp]);
-    ++n;
-  }
-  return n;
-}
-
-// A tile of queries, scaled: [channel][query] and, for backward, [query][channel]; beyond the last query 0.
-static void pack_queries(const Problem& p, int64_t b, int64_t s, int64_t h, int64_t q0, int count, bool backward,
-                         Scratch& w) {
-  if (count < QB) {
-    std::fill(w.qt.begin(), w.qt.end(), 0.0f);
-    std::fill(w.qr.begin(), w.qr.end(), 0.0f);
-  }
-  for (int q = 0; q < std::min<int64_t>(QB, p.queries - q0 - count); ++q) {  // the next tile
-    const int64_t next = q0 + count + q;
-    ahead(p.q, place(p.q, b, s, next, h), w.d);
-    if (p.gate.data) ahead(p.gate, place(p.gate, b, s, next, h), w.d);
-    if (backward) {
-      ahead(p.out, place(p.out, b, s, next, h), w.d);
-      ahead(p.grad_out, place(p.grad_out, b, s, next, h), w.d);
-    }
-  }
-  for (int q = 0; q < count; ++q) {
-    fetch(p.q, place(p.q, b, s, q0 + q, h), w.d, w.line.data());
-    for (int c = 0; c < w.d; ++c) w.qt[c * QB + q] = w.line[c] * float(p.scale * LOG2E);
-    if (backward)
-      for (int c = 0; c < w.d; ++c) w.qr[q * w.dp + c] = w.line[c] * float(p.scale);
-  }
-}
-
-// Calls use(k, x, score) for each key k and vector x of a tile's q·k + bias + mask.
-template <class Use>
-static inline void each_score(const Problem& p, int64_t q0, int64_t first, int keys, Scratch& w, Use use) {
-  product<false>(keys, QB, w.d, &w.k[first * w.dp], w.dp, 1, w.qt.data(), QB, w.scores.data(), QB);
-  const bool adds = p.mask.data && p.mask.type != ds4sci::BOOL;
-  for (int k = 0; k < keys; ++k) {
-    const float* row = &w.scores[k * QB];
-    const float* bias = p.bias.data ? &w.bias[w.kept[first + k] * w.width + q0] : nullptr;
-    const Vec add = set(adds ? w.added[first + k] : 0.0f);
-    for (int x = 0; x < QB; x += W) {
-      Vec score = load(row + x);
-      if (bias) score += load(bias + x);
-      if (adds) score += add;
-      use(k, x, score);
-    }
-  }
-}
-
-static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, Scratch& w) {
-  const int64_t n = pack_keys(p, b, s, h, w);
-  const int d = w.d;
-  const float none = -std::numeric_limits<float>::infinity();
+template <class N>
+static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool more, Scratch<N>& w) {
+  const int64_t n = pack_keys(p, b, s, h, false, w);
+  const int d = w.d, dp = w.dp, wp = w.wp;
+  const bool adds = n && (w.added[n - 1] == NONE || (p.mask.data && p.mask.type != ds4sci::BOOL));
+  const Vec factor = set(float(p.scale * LOG2E));
+  const int64_t step = p.bias.data ? QB : 0;
+  const Rows out(p.out, b, s, h), gate(p.gate, b, s, h);
+  float* lses = static_cast<float*>(p.lse.data) + place(p.lse, b, s, h, 0);
+  float* rests = static_cast<float*>(p.rest.data) + place(p.rest, b, s, h, 0);
   for (int64_t q0 = 0; q0 < p.queries; q0 += QB) {
     const int count = int(std::min<int64_t>(QB, p.queries - q0));
-    pack_queries(p, b, s, h, q0, count, false, w);
+    ask(p, b, s, h, q0, more, false);
+    pack_queries(p, b, s, h, q0, count, w);
+    const float* bias = p.bias.data ? &w.bias[q0 * p.keys] : w.nothing.data();
     Vec top[QB / W], sum[QB / W], highest[QB / W];
-    for (int x = 0; x < QB / W; ++x) top[x] = set(none), sum[x] = Vec{};
+    for (int x = 0; x < QB / W; ++x) top[x] = set(NONE), sum[x] = Vec{};
     for (int64_t first = 0; first < n; first += KB) {
       const int keys = int(std::min<int64_t>(KB, n - first));
       for (int x = 0; x < QB / W; ++x) highest[x] = top[x];
-      each_score(p, q0, first, keys, w, [&](int k, int x, Vec score) {
-        store(&w.scores[k * QB + x], score);
-        highest[x / W] = max(highest[x / W], score);
-      });
+      for (int x0 = 0; x0 < QB; x0 += 2 * W)
+        blocks<MR, 1>(keys, [&](auto height, int i0) {
+          constexpr int M = height;
+          Vec acc[M][2] = {};
+          accumulate<N, 1>(acc, w.words, &w.kt[first * wp + i0], KB, &w.qt[x0], QB);
+          DS4SCI_UNROLL for (int x = 0; x < 2; ++x) {
+            Vec high = highest[x0 / W + x];
+            DS4SCI_UNROLL for (int i = 0; i < M; ++i) {
+              Vec score = acc[i][x] * factor + load(bias + w.kept[first + i0 + i] * step + x0 + x * W);
+              if (adds) score += w.added[first + i0 + i];
+              store(&w.scores[(i0 + i) * QB + x0 + x * W], score);
+              high = max(high, score);
+            }
+            highest[x0 / W + x] = high;
+          }
+        });
       for (int x = 0; x < QB / W; ++x) {
         // nothing but -inf so far: subtract 0, so that the weights are 0 and not NaN
-        const Vec base = highest[x] == set(none) ? Vec{} : highest[x];
-        const Vec shrink = exp2(top[x] - base);
-        Vec total = sum[x] * shrink;
-        for (int k = 0; k < keys; ++k) {
-          float* at = &w.scores[k * QB + x * W];
-          const Vec weight = exp2(load(at) - base);
-          total += weight;
-          store(at, weight);
-        }
+        const Vec base = highest[x] == set(NONE) ? Vec{} : highest[x];
+        const Vec shrink = exp2<5>(top[x] - base);
+        sum[x] = sum[x] * shrink + weigh(N{}, keys, base, &w.scores[x * W], w.zipped.data() + x * W);
         top[x] = highest[x];
-        sum[x] = total;
         if (first)
-          for (int c = 0; c < d; ++c) store(&w.ot[c * QB + x * W], load(&w.ot[c * QB + x * W]) * shrink);
+          for (int c = 0; c < d; ++c) store(&w.sums[c * QB + x * W], load(&w.sums[c * QB + x * W]) * shrink);
       }
+      const float* values = w.keys_of(w.v, w.vz, first);
+      const float* weights = N::PER == 2 ? w.zipped.data() : w.scores.data();
       if (first)
-        product<true>(d, QB, keys, &w.v[first * w.dp], 1, w.dp, w.scores.data(), QB, w.ot.data(), QB);
+        product<N, 1, true>(d, QB, keys / N::PER, values, dp, weights, QB, w.sums.data(), QB);
       else
-        product<false>(d, QB, keys, &w.v[0], 1, w.dp, w.scores.data(), QB, w.ot.data(), QB);
+        product<N, 1, false>(d, QB, keys / N::PER, values, dp, weights, QB, w.sums.data(), QB);
+    }
+    for (int c = 0; c < dp; c += W)
+      for (int q = 0; q < QB; q += W) transpose(&w.sums[c * QB + q], QB, &w.lines[q * dp + c], dp);
+    float scales[QB], lse[QB], rest[QB];
+    for (int x = 0; x < QB / W; ++x) {
+      const Vec total = n ? sum[x] : Vec{};
+      const DVec exact = (wide(top[x]) + log2(total)) * LN2;
+      const Vec whole = total > 0.0f ? narrow(exact) : set(NONE);
+      store(lse + x * W, whole);
+      store(rest + x * W, total > 0.0f ? narrow(exact - wide(whole)) : Vec{});
+      store(scales + x * W, total > 0.0f ? 1.0f / total : Vec{});
     }
     for (int q = 0; q < count; ++q) {
-      const float total = n ? sum[q / W][q % W] : 0.0f, scale = total == 0.0f ? 0.0f : 1.0f / total;
-      for (int c = 0; c < d; ++c) w.line[c] = n ? w.ot[c * QB + q] * scale : 0.0f;
-      if (p.gate.data) {
-        fetch(p.gate, place(p.gate, b, s, q0 + q, h), d, w.line2.data());
-        for (int c = 0; c < d; c += W) store(&w.line[c], load(&w.line[c]) * sigmoid(load(&w.line2[c])));
+      float* line = &w.lines[q * dp];
+      if (scales[q] == 0.0f) std::fill(line, line + dp, 0.0f);  // no keys: the sums are another tile's
+      if (p.gate.data) fetch(gate, q0 + q, d, w.line2.data());
+      for (int c = 0; c < d; c += W) {
+        const Vec open = p.gate.data ? sigmoid(load(&w.line2[c])) : set(1.0f);
+        store(line + c, load(line + c) * scales[q] * open);
       }
-      put(p.out, place(p.out, b, s, q0 + q, h), d, w.line.data());
-      const double exact = total == 0.0f ? none : double(top[q / W][q % W]) * LN2 + std::log(double(total));
-      const float lse = float(exact);
-      static_cast<float*>(p.lse.data)[place(p.lse, b, s, h, q0 + q)] = lse;
-      static_cast<float*>(p.rest.data)[place(p.rest, b, s, h, q0 + q)] = total == 0.0f ? 0.0f : float(exact - lse);
+      put(out, q0 + q, d, line);
+      lses[(q0 + q) * p.lse.stride[3]] = lse[q];
+      rests[(q0 + q) * p.rest.stride[3]] = rest[q];
     }
   }
 }
 
-static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, float* grad_bias, Scratch& w) {
-  const int64_t n = pack_keys(p, b, s, h, w);
-  const int d = w.d, dp = w.dp;
-  const float none = -std::numeric_limits<float>::infinity();
+// A tile of dO: rows, and its delta and lse for each query; gradient of the gate on the way.
+template <class N>
+static void pack_gradients(const Problem& p, int64_t b, int64_t s, int64_t h, int64_t q0, int count, Scratch<N>& w,
+                           float* lse, float* rest, float* delta) {
+  const int d = w.d;
+  const Rows from_grad(p.grad_out, b, s, h), from_out(p.out, b, s, h), from_gate(p.gate, b, s, h);
+  const Rows to_gate(p.grad_gate, b, s, h);
+  const float* lses = static_cast<const float*>(p.lse.data) + place(p.lse, b, s, h, 0);
+  const float* rests = static_cast<const float*>(p.rest.data) + place(p.rest, b, s, h, 0);
+  for (int q = 0; q < QB; ++q) lse[q] = rest[q] = delta[q] = 0.0f;
+  std::fill(w.g.begin() + count * w.wp, w.g.end(), 0.0f);
+  for (int q = 0; q < count; ++q) {
+    float *grad = w.line.data(), *out = w.line2.data(), *gate = w.line3.data();
+    fetch(from_grad, q0 + q, d, grad);
+    fetch(from_out, q0 + q, d, out);
+    DVec dots = {};
+    for (int c = 0; c < d; c += W) dots += wide(load(grad + c)) * wide(load(out + c));
+    double parts[4] = {};  // gated: σ(g) stands in out instead of in dO
+    for (int l = 0; l < W; ++l) parts[l % 4] += dots[l];
+    delta[q] = float(parts[0] + parts[1] + (parts[2] + parts[3]));
+    if (p.gate.data) {
+      fetch(from_gate, q0 + q, d, gate);
+      for (int c = 0; c < d; c += W) {  // the lanes beyond d are padding in all three
+        const Vec open = sigmoid(load(gate + c)), given = load(grad + c);
+        store(out + c, load(out + c) * given * (1.0f - open));
+        store(grad + c, given * open);
+      }
+      if (p.grad_gate.data) put(to_gate, q0 + q, d, out);
+    }
+    to_words(N{}, grad, d, &w.g[q * w.wp]);
+    lse[q] = lses[(q0 + q) * p.lse.stride[3]];
+    rest[q] = rests[(q0 + q) * p.rest.stride[3]];
+    if (p.grad_lse.data) delta[q] -= static_cast<const float*>(p.grad_lse.data)[place(p.grad_lse, b, s, h, q0 + q)];
+  }
+  for (int x = 0; x < QB; x += W) {  // in units of log 2, as a sum of two; no keys: every weight 0
+    const Vec own = load(lse + x);
+    const DVec exact = (wide(own) + wide(load(rest + x))) * LOG2E;
+    const Vec whole = own == NONE ? set(-NONE) : narrow(exact);
+    store(lse + x, whole);
+    store(rest + x, own == NONE ? Vec{} : narrow(exact - wide(whole)));
+  }
+  turn(w, w.g, w.gt);
+#if defined(__AVX512BF16__)
+  if constexpr (N::PER == 2)
+    for (int q = 0; q < QB; q += 2) {
+      zip(&w.q[q * w.wp], &w.q[(q + 1) * w.wp], d, &w.qz[q / 2 * w.dp]);
+      zip(&w.g[q * w.wp], &w.g[(q + 1) * w.wp], d, &w.gz[q / 2 * w.dp]);
+    }
+#endif
+  if (w.twin)
+    for (auto* rows : {N::PER == 2 ? &w.qz : &w.q, N::PER == 2 ? &w.gz : &w.g}) pair_up(*rows, QB / N::PER, w.dp);
+}
+
+template <class N>
+static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool more, float* grad_bias, Scratch<N>& w) {
+  const int64_t n = pack_keys(p, b, s, h, true, w);
+  const int d = w.d, dp = w.dp, wp = w.wp;
+  const bool adds = n && (w.added[n - 1] == NONE || (p.mask.data && p.mask.type != ds4sci::BOOL));
+  const Vec factor = set(float(p.scale * LOG2E));
   std::fill(w.dk.begin(), w.dk.begin() + n * dp, 0.0f);
   std::fill(w.dv.begin(), w.dv.begin() + n * dp, 0.0f);
   float* grad_mask = p.grad_mask ? p.grad_mask + ((b * p.rows + s) * p.heads + h) * p.keys : nullptr;
   if (grad_mask) std::fill(grad_mask, grad_mask + p.keys, 0.0f);
+  const int64_t step = p.bias.data ? QB : 0;
+  const Rows grad_q(p.grad_q, b, s, h), grad_k(p.grad_k, b, s, h), grad_v(p.grad_v, b, s, h);
   for (int64_t q0 = 0; q0 < p.queries; q0 += QB) {
     const int count = int(std::min<int64_t>(QB, p.queries - q0));
-    pack_queries(p, b, s, h, q0, count, true, w);
-    if (count < QB)
-      for (auto* x : {&w.gt, &w.gr}) std::fill(x->begin(), x->end(), 0.0f);
     float lse[QB], rest[QB], delta[QB];
-    for (int q = 0; q < QB; ++q) lse[q] = rest[q] = delta[q] = 0.0f;
-    for (int q = 0; q < count; ++q) {
-      float* grad = &w.gr[q * dp];
-      fetch(p.grad_out, place(p.grad_out, b, s, q0 + q, h), d, grad);
-      fetch(p.out, place(p.out, b, s, q0 + q, h), d, w.line.data());
-      double dot = 0.0;
-      for (int c = 0; c < d; ++c) dot += double(grad[c]) * w.line[c];  // gated: σ(g) stands in out instead of in dO
-      if (p.gate.data) {
-        fetch(p.gate, place(p.gate, b, s, q0 + q, h), d, w.line2.data());
-        for (int c = 0; c < d; c += W) {  // the lanes beyond d are padding in all three
-          const Vec open = sigmoid(load(&w.line2[c])), given = load(grad + c);
-          store(&w.line[c], load(&w.line[c]) * given * (1.0f - open));
-          store(grad + c, given * open);
-        }
-        if (p.grad_gate.data) put(p.grad_gate, place(p.grad_gate, b, s, q0 + q, h), d, w.line.data());
-      }
-      for (int c = 0; c < d; ++c) w.gt[c * QB + q] = grad[c];
-      const float own = static_cast<const float*>(p.lse.data)[place(p.lse, b, s, h, q0 + q)];
-      // in units of log 2, as a sum of two; no keys: every weight 0
-      const double exact = (double(own) + static_cast<const float*>(p.rest.data)[place(p.rest, b, s, h, q0 + q)]) * LOG2E;
-      lse[q] = own == none ? std::numeric_limits<float>::infinity() : float(exact);
-      rest[q] = own == none ? 0.0f : float(exact - lse[q]);
-      delta[q] = float(dot);
-      if (p.grad_lse.data) delta[q] -= static_cast<const float*>(p.grad_lse.data)[place(p.grad_lse, b, s, h, q0 + q)];
-    }
+    ask(p, b, s, h, q0, more, true);
+    pack_queries(p, b, s, h, q0, count, w);
+    const float* bias = p.bias.data ? &w.bias[q0 * p.keys] : w.nothing.data();
+    pack_gradients(p, b, s, h, q0, count, w, lse, rest, delta);
+    float* into = grad_bias ? grad_bias + q0 * p.keys : nullptr;
     for (int64_t first = 0; first < n; first += KB) {
       const int keys = int(std::min<int64_t>(KB, n - first));
-      product<false>(keys, QB, d, &w.v[first * dp], dp, 1, w.gt.data(), QB, w.weights.data(), QB);
-      Vec total = Vec{};
-      each_score(p, q0, first, keys, w, [&](int k, int x, Vec score) {
-        float* slope = &w.weights[k * QB + x];
-        const Vec own = exp2(score - load(lse + x) - load(rest + x));
-        const Vec change = own * (load(slope) - load(delta + x));
-        store(&w.scores[k * QB + x], own);
-        store(slope, change);
-        if (grad_bias) {
-          float* into = grad_bias + w.kept[first + k] * p.grad_bias_width + q0 + x;
-          store(into, load(into) + change);
-        }
-        if (grad_mask) {
-          total = x ? total + change : change;
-          if (x + W == QB) {
-            float sum = 0.0f;
-            for (int l = 0; l < W; ++l) sum += total[l];
-            grad_mask[w.kept[first + k]] += sum;
+      for (int x0 = 0; x0 < QB; x0 += 2 * W)
+        blocks<MR2, N::PER>(keys, [&](auto height, int i0) {
+          constexpr int M = height;
+          Vec own[M][2] = {}, slope[M][2] = {};
+          accumulate<N, 1>(own, w.words, &w.kt[first * wp + i0], KB, &w.qt[x0], QB);
+          accumulate<N, 1>(slope, w.words, &w.vt[first * wp + i0], KB, &w.gt[x0], QB);
+          DS4SCI_UNROLL for (int i = 0; i < M; ++i) {
+            const int64_t key = w.kept[first + i0 + i];
+            DS4SCI_UNROLL for (int x = 0; x < 2; ++x) {
+              const int at = x0 + x * W;
+              Vec score = own[i][x] * factor + load(bias + key * step + at);
+              if (adds) score += w.added[first + i0 + i];
+              own[i][x] = exp2<N::DEGREE>(score - load(lse + at) - load(rest + at));
+              slope[i][x] = own[i][x] * (slope[i][x] - load(delta + at));
+              if (into) store(into + key * QB + at, load(into + key * QB + at) + slope[i][x]);
+            }
+            if (grad_mask) {
+              const Vec total = slope[i][0] + slope[i][1];
+              for (int l = 0; l < W; ++l) grad_mask[key] += total[l];
+            }
           }
-        }
-      });
-      // weights holds dS, scores holds P; a gradient that nobody asked for is not made
+          keep(N{}, own, slope, i0, x0, w.scores.data(), w.weights.data(), w.zipped.data());
+        });
+      // scores holds P, weights dS; a gradient that nobody asked for is not made
+      const float* pairs = N::PER == 2 ? w.zipped.data() : w.weights.data();
+      const float* packed = w.keys_of(w.k, w.kz, first);
+      constexpr int QW = QB / N::PER;
       if (p.grad_q.data && first)
-        product<true>(d, QB, keys, &w.k[first * dp], 1, dp, w.weights.data(), QB, w.dqt.data(), QB);
+        product<N, 1, true>(d, QB, keys / N::PER, packed, dp, pairs, QB, w.sums.data(), QB);
       else if (p.grad_q.data)
-        product<false>(d, QB, keys, &w.k[0], 1, dp, w.weights.data(), QB, w.dqt.data(), QB);
-      if (p.grad_k.data)
-        product<true>(keys, dp, count, w.weights.data(), QB, 1, w.qr.data(), dp, &w.dk[first * dp], dp);
-      if (p.grad_v.data)
-        product<true>(keys, dp, count, w.scores.data(), QB, 1, w.gr.data(), dp, &w.dv[first * dp], dp);
+        product<N, 1, false>(d, QB, keys / N::PER, packed, dp, pairs, QB, w.sums.data(), QB);
+      auto along_queries = [&](const Array& wanted, const float* a, const std::vector<float>& b, float* c) {
+        if (wanted.data && w.twin)
+          product<Twin<N>, QW, true>(keys, dp, QW / 2, a, 2, b.data(), dp, c, dp);
+        else if (wanted.data)
+          product<N, QW, true>(keys, dp, (count + N::PER - 1) / N::PER, a, 1, b.data(), dp, c, dp);
+      };
+      along_queries(p.grad_k, w.weights.data(), N::PER == 2 ? w.qz : w.q, &w.dk[first * dp]);
+      along_queries(p.grad_v, w.scores.data(), N::PER == 2 ? w.gz : w.g, &w.dv[first * dp]);
     }
-    if (p.grad_q.data)
+    if (p.grad_q.data) {
+      for (int c = 0; c < dp; c += W)
+        for (int q = 0; q < QB; q += W) transpose(&w.sums[c * QB + q], QB, &w.lines[q * dp + c], dp);
       for (int q = 0; q < count; ++q) {
-        for (int c = 0; c < d; ++c) w.line[c] = n ? w.dqt[c * QB + q] * float(p.scale) : 0.0f;
-        put(p.grad_q, place(p.grad_q, b, s, q0 + q, h), d, w.line.data());
+        float* line = &w.lines[q * dp];
+        for (int c = 0; c < d; c += W) store(line + c, n ? load(line + c) * float(p.scale) : Vec{});
+        put(grad_q, q0 + q, d, line);
       }
+    }
   }
-  std::fill(w.line.begin(), w.line.end(), 0.0f);
   int64_t next = 0;
   for (int64_t k = 0; k < p.keys; ++k) {
     const bool is_kept = next < n && w.kept[next] == k;
-    if (p.grad_k.data) put(p.grad_k, place(p.grad_k, b, s, k, h), d, is_kept ? &w.dk[next * dp] : w.line.data());
-    if (p.grad_v.data) put(p.grad_v, place(p.grad_v, b, s, k, h), d, is_kept ? &w.dv[next * dp] : w.line.data());
+    auto write = [&](const Array& wanted, const Rows& to, const std::vector<float>& sums, float factor) {
+      if (!wanted.data) return;
+      const float* from = &sums[next * dp];
+      if (!is_kept)
+        std::fill(w.line.begin(), w.line.end(), 0.0f);
+      else if (w.twin)
+        for (int c = 0; c < d; ++c) w.line[c] = (from[2 * c] + from[2 * c + 1]) * factor;
+      else
+        for (int c = 0; c < d; c += W) store(&w.line[c], load(from + c) * factor);
+      put(to, k, d, w.line.data());
+    };
+    write(p.grad_k, grad_k, w.dk, float(p.scale));
+    write(p.grad_v, grad_v, w.dv, 1.0f);
     next += is_kept;
   }
 }
 
-static void run_task(const Problem& p, int64_t task, bool backward, Scratch& w) {
+template <class N>
+static void run_task(const Problem& p, int64_t task, bool backward, Scratch<N>& w) {
   const int64_t group = task % p.groups, h = task / p.groups % p.heads, b = task / p.groups / p.heads;
   const int64_t from = p.rows * group / p.groups, to = p.rows * (group + 1) / p.groups;
-  transpose_bias(p, b, h, w);
+  pack_bias(p, b, h, w);
   float* grad_bias =
-      p.grad_bias ? p.grad_bias + ((group * p.batch + b) * p.heads + h) * p.keys * p.grad_bias_width : nullptr;
+      p.grad_bias ? p.grad_bias + ((group * p.batch + b) * p.heads + h) * w.tiles * p.keys * QB : nullptr;
   for (int64_t s = from; s < to; ++s) {
     if (backward)
-      backward_row(p, b, s, h, grad_bias, w);
+      backward_row(p, b, s, h, s + 1 < to, grad_bias, w);
     else
-      forward_row(p, b, s, h, w);
+      forward_row(p, b, s, h, s + 1 < to, w);
   }
 }
 
 // Tasks are taken from a shared counter; each writes its own part of the results, so who took it does not matter.
-static void work(const Problem& p, bool backward, std::atomic<int64_t>& next) {
+template <class N>
+static void work_with(const Problem& p, bool backward, std::atomic<int64_t>& next) {
   const int64_t tasks = p.batch * p.heads * p.groups;
-  std::unique_ptr<Scratch> scratch;
+  std::unique_ptr<Scratch<N>> scratch;
   for (int64_t task = next++; task < tasks; task = next++) {
-    if (!scratch) scratch.reset(new Scratch(p, backward));
+    if (!scratch) scratch.reset(new Scratch<N>(p, backward));
     run_task(p, task, backward, *scratch);
   }
+}
+
+static void work(const Problem& p, bool backward, std::atomic<int64_t>& next) {
+#if defined(__AVX512BF16__)
+  if (p.q.type == ds4sci::BFLOAT16) return work_with<Pair>(p, backward, next);
+#endif
+  work_with<Single>(p, backward, next);
 }

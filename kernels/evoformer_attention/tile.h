@@ -1,95 +1,173 @@
-// Evoformer attention on a CPU, for one vector width. Included once per instruction set; see attention.cpp.
+// The matrix products of a tile. Vector lanes run over queries: scores are kept transposed, S[key][query], so the softmax
+// needs no shuffles. Every product, forward and backward, is one loop (accumulate()):
+//     C[i][x] += Σ_t a[i·AI + t·at] · B[t][x],   a broadcast, x along the lanes.
+// Included by width.cpp inside its namespace.
 //
-// Vector lanes run over queries: scores are kept transposed, S[key][query], so the softmax needs no shuffles and K and V
-// are read in place by broadcast. Every matrix product, forward and backward, is one micro-kernel (product()):
-//     C[i][x] (+)= Σ_t a(i, t) · B[t][x],   a broadcast, x along the lanes.
-// Rows are packed to fp32 first (n·d work beside n²·d), which takes care of dtype, strides and masked keys: a key that
-// the mask drops is simply not packed.
+// a and B are made of 32-bit words: one fp32 number, or two bf16 numbers that lie next to each other along t. The two
+// kinds of words are the classes Single and Pair; sums are fp32 with both.
 
-namespace DS4SCI_ISA {
-
-typedef float Vec __attribute__((vector_size(4 * DS4SCI_LANES), aligned(4), may_alias));
-typedef int IVec __attribute__((vector_size(4 * DS4SCI_LANES), aligned(4), may_alias));
-constexpr int W = DS4SCI_LANES;
 constexpr int QB = 32;         // queries of a tile
 constexpr int KB = 128;        // keys of a tile
-constexpr int MR = DS4SCI_MR;  // rows of the micro-kernel with two vectors
+constexpr int MR = DS4SCI_MR;  // rows of C that stay in registers, two vectors each
+constexpr int MR2 = MR > 6 ? 4 : 3;  // of two such C at once: lower, so that one block's exponentials overlap the next
 
-static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-static inline Vec set(float x) { return x - Vec{}; }  // x + 0 would be an addition: it turns -0 into 0
-static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+struct Single {
+  static constexpr int PER = 1, DEGREE = 5;  // numbers in a word; of the polynomial for 2^x
+  static inline Vec spread(const float* a) { return set(*a); }
+  static inline Vec madd(Vec sum, Vec a, Vec row) { return sum + a * row; }
+};
 
-// 2^x, relative error below 1e-7; 0 below -126. Scores are kept in units of log 2, so no e^x is needed anywhere.
-static inline Vec exp2(Vec x) {
-  const Vec shift = set(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
-  const Vec rounded = x + shift;
-  const Vec r = x - (rounded - shift);
-  Vec p = set(0.1535920892e-3f);
-  p = p * r + 0.1339262701e-2f;
-  p = p * r + 0.9618384764e-2f;
-  p = p * r + 0.5550347269e-1f;
-  p = p * r + 0.2402264476f;
-  p = p * r + 0.6931471825f;
-  p = p * r + 1.0f;
-  const IVec scaled = reinterpret_cast<IVec>(p) + (reinterpret_cast<IVec>(rounded) << 23);
-  return reinterpret_cast<Vec>(scaled & ~(x < -126.0f));
-}
-
-#if defined(__clang__)
-#define DS4SCI_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define DS4SCI_UNROLL _Pragma("GCC unroll 16")
+#if defined(__AVX512BF16__)
+struct Pair {
+  static constexpr int PER = 2, DEGREE = 4;
+  static inline Vec spread(const float* a) { return Vec(_mm512_set1_ps(*a)); }
+  static inline Vec madd(Vec sum, Vec a, Vec row) {
+    return Vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(row), __m512bh(__m512(a))));
+  }
+};
 #endif
 
-// The accumulators must stay in registers from the first load to the last store, so every loop over them is unrolled.
-template <int M, int NV, bool ADD>
-__attribute__((always_inline)) static inline void block(int steps, const float* a, long ai, long at, const float* b, long bt, float* c, long ci) {
-  Vec acc[M][NV];
-  DS4SCI_UNROLL for (int i = 0; i < M; ++i)
-    DS4SCI_UNROLL for (int x = 0; x < NV; ++x) acc[i][x] = ADD ? load(c + i * ci + x * W) : Vec{};
+// Two words of a at once, for a B narrower than half a vector: lane 2c + j of B's row t is column c of row 2t + j, and C's
+// lanes 2c and 2c + 1 are summed at the very end.
+template <class N>
+struct Twin {
+  static inline Vec spread(const float* a) {
+    typedef long long Two __attribute__((vector_size(4 * DS4SCI_LANES)));
+    long long two;
+    std::memcpy(&two, a, 8);
+    return reinterpret_cast<Vec>(Two{} + two);
+  }
+  static inline Vec madd(Vec sum, Vec a, Vec row) { return N::madd(sum, a, row); }
+};
+
+// The accumulators must stay in registers from the first step to the last, so every loop over them is unrolled.
+// AI is a constant, or the addresses of the rows of a would need more registers than there are.
+template <class N, int AI, int M, int NV>
+__attribute__((always_inline)) static inline void accumulate(Vec (&acc)[M][NV], int steps, const float* a, long at,
+                                                             const float* b, long bt) {
   for (int t = 0; t < steps; ++t) {
     Vec row[NV];
     DS4SCI_UNROLL for (int x = 0; x < NV; ++x) row[x] = load(b + t * bt + x * W);
     DS4SCI_UNROLL for (int i = 0; i < M; ++i) {
-      const Vec s = set(a[i * ai + t * at]);
-      DS4SCI_UNROLL for (int x = 0; x < NV; ++x) acc[i][x] += s * row[x];
+      const Vec s = N::spread(a + i * AI + t * at);
+      DS4SCI_UNROLL for (int x = 0; x < NV; ++x) acc[i][x] = N::madd(acc[i][x], s, row[x]);
     }
   }
-  DS4SCI_UNROLL for (int i = 0; i < M; ++i)
-    DS4SCI_UNROLL for (int x = 0; x < NV; ++x) store(c + i * ci + x * W, acc[i][x]);
 }
 
-template <int M, int NV, bool ADD>
-static inline void sized(int m, int steps, const float* a, long ai, long at, const float* b, long bt, float* c,
-                         long ci) {
+template <int M, int STEP, class Body>
+static inline void sized(int units, int first, Body body) {
   if constexpr (M > 0) {
-    if (m == M) return block<M, NV, ADD>(steps, a, ai, at, b, bt, c, ci);
-    sized<M - 1, NV, ADD>(m, steps, a, ai, at, b, bt, c, ci);
+    if (units == M) return body(std::integral_constant<int, M * STEP>{}, first);
+    sized<M - 1, STEP>(units, first, body);
   }
 }
 
-// m rows in blocks of nearly equal height: a thin last one would wait for its own sums.
-template <int NV, int M, bool ADD>
-static void columns(int m, int steps, const float* a, long ai, long at, const float* b, long bt, float* c, long ci) {
-  const int blocks = (m + M - 1) / M, height = m / blocks, taller = m % blocks;
-  for (int i = 0, n = 0; n < blocks; ++n) {
-    const int rows = height + (n < taller);
-    sized<M, NV, ADD>(rows, steps, a + i * ai, ai, at, b, bt, c + i * ci, ci);
-    i += rows;
+// Calls body(std::integral_constant<int, rows>, first row) for blocks of nearly equal height, at most M, multiples of
+// STEP: a thin last one would wait for its own sums.
+template <int M, int STEP, class Body>
+static inline void blocks(int m, Body body) {
+  const int units = m / STEP, most = M / STEP, count = (units + most - 1) / most;
+  for (int n = 0, i = 0; n < count; ++n) {
+    const int rows = units / count + (n < units % count);
+    sized<M / STEP, STEP>(rows, i, body);
+    i += rows * STEP;
   }
 }
 
-// C[m][width] = or += Σ_t a[i·ai + t·at] · B[t·bt + x]; width a multiple of W.
-template <bool ADD>
-static void product(int m, int width, int steps, const float* a, long ai, long at, const float* b, long bt, float* c,
-                    long ci) {
-  if (!m) return;
+// C[m][width] = or += Σ_t a[i·AI + t·at] · B[t·bt + x]; width a multiple of W.
+template <class N, int AI, bool ADD>
+static void product(int m, int width, int steps, const float* a, long at, const float* b, long bt, float* c, long ci) {
+  auto columns = [&](auto vectors, int x0) {
+    constexpr int NV = vectors;
+    blocks<MR, 1>(m, [&](auto height, int i0) {
+      constexpr int M = height;
+      float* into = c + i0 * ci + x0;
+      Vec acc[M][NV];
+      DS4SCI_UNROLL for (int i = 0; i < M; ++i)
+        DS4SCI_UNROLL for (int x = 0; x < NV; ++x) acc[i][x] = ADD ? load(into + i * ci + x * W) : Vec{};
+      accumulate<N, AI>(acc, steps, a + i0 * AI, at, b + x0, bt);
+      DS4SCI_UNROLL for (int i = 0; i < M; ++i)
+        DS4SCI_UNROLL for (int x = 0; x < NV; ++x) store(into + i * ci + x * W, acc[i][x]);
+    });
+  };
   int x = 0;
-  for (; x + 2 * W <= width; x += 2 * W) columns<2, MR, ADD>(m, steps, a, ai, at, b + x, bt, c + x, ci);
-  for (; x < width; x += W) columns<1, MR, ADD>(m, steps, a, ai, at, b + x, bt, c + x, ci);
+  for (; x + 2 * W <= width; x += 2 * W) columns(std::integral_constant<int, 2>{}, x);
+  for (; x < width; x += W) columns(std::integral_constant<int, 1>{}, x);
 }
 
-#include "rows.h"
+// exp2(scores - base) of one vector of queries and a tile of keys, as the words that a product along the keys takes:
+// Single in place, Pair to `zipped`. Returns their sum.
+static inline Vec weigh(Single, int keys, Vec base, float* scores, float*) {
+  Vec total = Vec{};
+  for (int k = 0; k < keys; ++k) {
+    const Vec weight = exp2<Single::DEGREE>(load(scores + k * QB) - base);
+    store(scores + k * QB, weight);
+    total += weight;
+  }
+  return total;
+}
 
-}  // namespace DS4SCI_ISA
+// What a block of keys gives: P for dV and dS for dK as rows of words along the queries, dS for dQ along the keys, which
+// for Single is the same.
+template <int M>
+static inline void keep(Single, const Vec (&own)[M][2], const Vec (&slope)[M][2], int i0, int x0, float* p, float* ds,
+                        float*) {
+  DS4SCI_UNROLL for (int i = 0; i < M; ++i)
+    DS4SCI_UNROLL for (int x = 0; x < 2; ++x) {
+      store(p + (i0 + i) * QB + x0 + x * W, own[i][x]);
+      store(ds + (i0 + i) * QB + x0 + x * W, slope[i][x]);
+    }
+}
+
+#if defined(__AVX512BF16__)
+static_assert(QB == 2 * W, "a row of queries is one vector of bf16");
+
+static inline Vec rounded(Vec first, Vec second) {
+  return Vec(__m512(__m512i(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)))));
+}
+
+// Words (a, b) of two rows of bf16: lanes FIRST to FIRST + 15 of both.
+template <int FIRST>
+static inline Vec zip(Vec a, Vec b) {
+  alignas(64) static constexpr uint16_t order[32] = {
+#define DS4SCI_TWO(i) FIRST + i, 32 + FIRST + i
+      DS4SCI_TWO(0), DS4SCI_TWO(1), DS4SCI_TWO(2),  DS4SCI_TWO(3),  DS4SCI_TWO(4),  DS4SCI_TWO(5),  DS4SCI_TWO(6),  DS4SCI_TWO(7),
+      DS4SCI_TWO(8), DS4SCI_TWO(9), DS4SCI_TWO(10), DS4SCI_TWO(11), DS4SCI_TWO(12), DS4SCI_TWO(13), DS4SCI_TWO(14), DS4SCI_TWO(15)
+#undef DS4SCI_TWO
+  };
+  return Vec(_mm512_permutex2var_epi16(__m512i(a), _mm512_load_si512(order), __m512i(b)));
+}
+
+// Words (lane i, lane 16 + i) of one row.
+static inline Vec fold(Vec a) {
+  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return Vec(_mm512_permutexvar_epi16(_mm512_load_si512(order), __m512i(a)));
+}
+
+static inline Vec weigh(Pair, int keys, Vec base, float* scores, float* zipped) {
+  Vec total = Vec{};
+  for (int k = 0; k < keys; k += 2) {
+    const Vec one = exp2<Pair::DEGREE>(load(scores + k * QB) - base);
+    const Vec other = exp2<Pair::DEGREE>(load(scores + (k + 1) * QB) - base);
+    store(zipped + k / 2 * QB, fold(rounded(one, other)));
+    total += one + other;
+  }
+  return total;
+}
+
+template <int M>
+static inline void keep(Pair, const Vec (&own)[M][2], const Vec (&slope)[M][2], int i0, int, float* p, float* ds,
+                        float* zipped) {
+  DS4SCI_UNROLL for (int i = 0; i < M; i += 2) {
+    const Vec one = rounded(slope[i][0], slope[i][1]), other = rounded(slope[i + 1][0], slope[i + 1][1]);
+    store(p + (i0 + i) * W, rounded(own[i][0], own[i][1]));
+    store(p + (i0 + i + 1) * W, rounded(own[i + 1][0], own[i + 1][1]));
+    store(ds + (i0 + i) * W, one);
+    store(ds + (i0 + i + 1) * W, other);
+    store(zipped + (i0 + i) / 2 * QB, zip<0>(one, other));
+    store(zipped + (i0 + i) / 2 * QB + W, zip<16>(one, other));
+  }
+}
+#endif

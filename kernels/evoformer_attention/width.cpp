@@ -9,10 +9,22 @@
 #include <memory>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "attention.h"
+
+namespace DS4SCI_ISA {
+#include "numbers.h"
+#include "vector.h"
 #include "tile.h"
+#include "pack.h"
+#include "rows.h"
+}  // namespace DS4SCI_ISA
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)

@@ -12,6 +12,8 @@ from ds4sci.kernels import native
 
 NAME = "evoformer_attention"
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+TILE = 32
+"""Queries of a tile: QB of tile.h."""
 LARGEST = 256
 """Channels per head."""
 
@@ -38,7 +40,6 @@ class Problem(ctypes.Structure):
         *((name, Array) for name in _ARRAYS),
         ("grad_mask", ctypes.c_void_p),
         ("grad_bias", ctypes.c_void_p),
-        ("grad_bias_width", ctypes.c_int64),
     ]
 
 
@@ -111,9 +112,8 @@ def backward(
         # the other gradients' memory. By shape alone, so that the sums never depend on the number of threads.
         few = int(0.3 * s * d * queries / max(1, queries * keys))
         problem.groups = max(1, min(s, max(min(8, few), -(-8 // max(1, b * h)))))
-        width = -(-queries // 32) * 32
-        partial = torch.zeros(problem.groups, b, h, keys, width)
-        problem.grad_bias, problem.grad_bias_width = partial.data_ptr(), width
+        partial = torch.zeros(problem.groups, b, h, -(-queries // TILE), keys, TILE)
+        problem.grad_bias = partial.data_ptr()
     _run(problem, True)
     del kept
     if by_head is not None and mask is not None:
@@ -122,8 +122,8 @@ def backward(
         total = partial[0]
         for other in partial[1:]:
             total += other
-        reduced = total[..., :queries].transpose(-1, -2).sum_to_size(pair_bias.shape)
-        grads[4] = reduced.to(pair_bias.dtype).contiguous()
+        whole = total.transpose(-1, -2).flatten(2, 3)[:, :, :queries]
+        grads[4] = whole.sum_to_size(pair_bias.shape).to(pair_bias.dtype).contiguous()
     return grads
 
 

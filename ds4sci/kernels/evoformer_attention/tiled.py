@@ -40,6 +40,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _sigmoid(x: Tensor) -> Tensor:
+    """Like torch.sigmoid, whose last bit depends on where torch cuts the work between threads."""
+    return torch.neg(x).exp_().add_(1.0).reciprocal_()
+
+
 def _scores(p: Piece, q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
     """[s, h, q, k] of a piece; q is scaled, q and k are wide."""
     scores = torch.einsum("sqhd,skhd->shqk", q, k)
@@ -74,7 +79,7 @@ def forward(
         own = torch.einsum("shqk,skhd->sqhd", weights, v[p.b, p.rows].to(wide))
         own = own / total.masked_fill(total == 0, 1.0).transpose(1, 2).unsqueeze(-1)
         if gate is not None:
-            own = own * torch.sigmoid(gate[p.b, p.rows, p.queries].to(wide))
+            own = own * _sigmoid(gate[p.b, p.rows, p.queries].to(wide))
         out[p.b, p.rows, p.queries] = own.to(q.dtype)
         exact = top.squeeze(-1).double() + total.double().log()
         rounded = exact.to(wide)
@@ -107,7 +112,7 @@ def backward(
         if grad_lse is not None:
             delta = delta - grad_lse[p.b, p.rows, :, p.queries]
         if gate is not None:
-            opened = torch.sigmoid(gate[p.b, p.rows, p.queries].to(wide))
+            opened = _sigmoid(gate[p.b, p.rows, p.queries].to(wide))
             if dgate is not None:
                 dgate[p.b, p.rows, p.queries] = product * (1 - opened)
             given = given * opened

@@ -1,0 +1,38 @@
+// fp16 and bf16 on any machine, bit by bit. Included by width.cpp inside its namespace.
+
+static inline float as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+static inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+static inline float from_half(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023;
+  if (exponent == 31) return as_float(sign | 0x7f800000 | fraction << 13);
+  if (exponent) return as_float(sign | (exponent + 112) << 23 | fraction << 13);
+  const float small = float(fraction) * 5.9604644775390625e-8f;  // 2^-24
+  return sign ? -small : small;
+}
+
+static inline uint16_t to_half(float x) {
+  const uint32_t bits = as_bits(x), sign = bits >> 16 & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
+  if (magnitude < 0x38800000) {                                 // below 2^-14: subnormal; adding .5 rounds to even
+    return uint16_t(sign | (as_bits(as_float(magnitude) + 0.5f) - 0x3f000000));
+  }
+  return uint16_t(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13));
+}
+
+static inline uint16_t to_bfloat(float x) {
+  const uint32_t bits = as_bits(x);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
