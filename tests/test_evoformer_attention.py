@@ -90,9 +90,10 @@ def test_two_halves_of_the_keys_merge(implementation: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("implementation", FUSED)
-def test_torch_agrees_that_the_operators_are_sound(implementation: str) -> None:
-    given = example()
+def test_torch_agrees_that_the_operators_are_sound(implementation: str, dtype: torch.dtype) -> None:
+    given = example(dtype=dtype)
     skip_unless(implementation, given)
     q, k, v, gate, bias = (given[x].requires_grad_() for x in ("q", "k", "v", "gate", "pair_bias"))
     torch.library.opcheck(
@@ -118,10 +119,12 @@ def test_compiles_without_a_break(implementation: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("implementation", FUSED)
-def test_vmap_is_a_loop(implementation: str) -> None:
+def test_vmap_is_a_loop(implementation: str, dtype: torch.dtype) -> None:
     """torch.func.grad over custom operators is more than torch 2.13 allows; vmap it does."""
-    one, other = example(b=2), {name: x.flip(1) for name, x in example(b=2).items()}
+    one = example(b=2, dtype=dtype)
+    other = {name: x.flip(1) for name, x in one.items()}
     skip_unless(implementation, one)
     bias = one["pair_bias"][:1]  # the same for both, and for the batch
     many = {name: torch.stack([one[name], other[name]], dim=1) for name in one if name != "pair_bias"}

@@ -13,10 +13,12 @@ from ds4sci.kernels import native
 ACCUMULATORS = 12
 
 
-def fma_rate(threads: int, seconds: float = 0.1) -> float:
-    """FLOP/s of register-only fp32 multiply-adds on ``threads`` cores at once. Raises BuildError."""
-    function = getattr(native.load("machine"), f"ds4sci_fma_{native.isa().name}")
-    per_step = 2 * ACCUMULATORS * native.isa().lanes
+def fma_rate(threads: int, dtype: torch.dtype = torch.float32, seconds: float = 0.1) -> float:
+    """FLOP/s of register-only multiply-adds on ``threads`` cores at once: of fp32, or of bf16 where the processor
+    multiplies that (elsewhere bf16 is multiplied as fp32). Raises BuildError."""
+    pairs = dtype == torch.bfloat16 and native.isa().name == "avx512bf16"
+    function = getattr(native.load("machine"), f"ds4sci_{'bf16' if pairs else 'fma'}_{native.isa().name}")
+    per_step = (4 if pairs else 2) * ACCUMULATORS * native.isa().lanes
 
     def run(steps: int) -> float:
         sink = [ctypes.c_float() for _ in range(threads)]

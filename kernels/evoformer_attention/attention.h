@@ -6,7 +6,7 @@ namespace ds4sci {
 
 enum Type : int64_t { FLOAT = 0, BFLOAT16 = 1, HALF = 2, BOOL = 3 };
 
-// A strided array; the last dimension of q, k, v, gate, out and their gradients has stride 1. No data = absent.
+// A strided array; the last dimension of q, k, v, gate, out and their gradients, of lse and rest has stride 1. No data = absent.
 struct Array {
   void* data;
   int64_t type;
@@ -19,7 +19,8 @@ struct Problem {
   int64_t groups;  // the rows of each (batch, head) are cut into so many tasks, whatever the thread count
   int64_t threads;
   double scale;
-  Array q, k, v, mask, bias, gate, out, lse, rest;  // lse + rest is the exact logarithm: lse alone loses half a digit
+  Array q, k, v, mask, bias, gate, out;
+  Array lse, rest;  // their sum is the exact logarithm: lse alone costs fp32 gradients half a digit; rest may be absent
   Array grad_out, grad_lse, grad_q, grad_k, grad_v, grad_gate;
   float* grad_mask;  // [b, s, h, k], or null
   float* grad_bias;  // [groups, b, h, tile of QB queries, k, QB], zeroed, or null

@@ -129,7 +129,7 @@ struct Scratch {
   int64_t tiles;  // of queries
   int64_t padded;  // keys, to whole tiles
   std::vector<float> bias;                     // [tile][key][QB]: transposed, in units of log 2
-  std::vector<float> k, v, kz, vz;             // [key][wp]; zipped (Pair alone): [key / 2][dp]
+  std::vector<float> k, v, zip;                // [key][wp]; K or V zipped (Pair alone): [key / 2][dp]
   std::vector<float> kt, vt;                   // transposed: [tile of keys][word][KB]
   std::vector<float> dk, dv;                   // [key][dp]
   std::vector<float> added;                    // the mask's float at each kept key
@@ -150,32 +150,33 @@ struct Scratch {
     const size_t keys = p.keys + 1;  // one more: pairs of keys
     if (p.bias.data) bias.resize(size_t(tiles) * p.keys * QB);
     padded = (keys + KB - 1) / KB * KB;
-    for (auto* x : {&k, &v, &kt, &vt}) x->resize(padded * wp);
+    for (auto* x : {&k, &v, &kt}) x->resize(padded * wp);
     added.resize(keys);
     kept.resize(keys);
     scores.resize(KB * QB);
-    for (auto* x : {&q, &g, &qt, &gt}) x->resize(wp * QB);
+    for (auto* x : {&q, &qt}) x->resize(wp * QB);
     sums.resize(dp * QB);
     lines.resize(dp * QB);
     for (auto* x : {&line, &line2, &line3}) x->resize(dp);
     nothing.assign(QB, 0.0f);
     if (N::PER == 2) {
-      kz.resize(keys * dp);
-      vz.resize(keys * dp);
-      qz.resize(QB * dp);
-      gz.resize(QB * dp);
+      zip.resize(keys / 2 * dp + dp);
       zipped.resize(KB * QB / 2);
     }
     if (backward) {
+      vt.resize(padded * wp);
+      for (auto* x : {&g, &gt}) x->resize(wp * QB);
+      if (N::PER == 2)
+        for (auto* x : {&qz, &gz}) x->resize(QB / 2 * dp);
       dk.resize(keys * dp);
       dv.resize(keys * dp);
       weights.resize(KB * QB);
     }
   }
 
-  // a of a product along keys, B of a product along queries
-  const float* keys_of(const std::vector<float>& whole, const std::vector<float>& pairs, int64_t key) const {
-    return N::PER == 2 ? &pairs[key / 2 * dp] : &whole[key * wp];
+  // a of a product along keys
+  const float* along_keys(const std::vector<float>& rows, int64_t key) const {
+    return N::PER == 2 ? &zip[key / 2 * dp] : &rows[key * wp];
   }
 };
 
@@ -231,10 +232,8 @@ static int64_t pack_keys(const Problem& p, int64_t b, int64_t s, int64_t h, bool
       w.kept[n] = n ? w.kept[n - 1] : 0;
       w.added[n++] = NONE;
     }
-    for (int64_t i = 0; i < n; i += 2) {
-      zip(&w.k[i * w.wp], &w.k[(i + 1) * w.wp], w.d, &w.kz[i / 2 * w.dp]);
-      zip(&w.v[i * w.wp], &w.v[(i + 1) * w.wp], w.d, &w.vz[i / 2 * w.dp]);
-    }
+    auto& rows = backward ? w.k : w.v;  // for dQ, for the output
+    for (int64_t i = 0; i < n; i += 2) zip(&rows[i * w.wp], &rows[(i + 1) * w.wp], w.d, &w.zip[i / 2 * w.dp]);
   }
 #endif
   for (int64_t k0 = 0; k0 < n; k0 += W)

@@ -38,7 +38,7 @@ static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool 
   const int64_t step = p.bias.data ? QB : 0;
   const Rows out(p.out, b, s, h), gate(p.gate, b, s, h);
   float* lses = static_cast<float*>(p.lse.data) + place(p.lse, b, s, h, 0);
-  float* rests = static_cast<float*>(p.rest.data) + place(p.rest, b, s, h, 0);
+  float* rests = p.rest.data ? static_cast<float*>(p.rest.data) + place(p.rest, b, s, h, 0) : nullptr;
   for (int64_t q0 = 0; q0 < p.queries; q0 += QB) {
     const int count = int(std::min<int64_t>(QB, p.queries - q0));
     ask(p, b, s, h, q0, more, false);
@@ -74,7 +74,7 @@ static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool 
         if (first)
           for (int c = 0; c < d; ++c) store(&w.sums[c * QB + x * W], load(&w.sums[c * QB + x * W]) * shrink);
       }
-      const float* values = w.keys_of(w.v, w.vz, first);
+      const float* values = w.along_keys(w.v, first);
       const float* weights = N::PER == 2 ? w.zipped.data() : w.scores.data();
       if (first)
         product<N, 1, true>(d, QB, keys / N::PER, values, dp, weights, QB, w.sums.data(), QB);
@@ -95,15 +95,15 @@ static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool 
     for (int q = 0; q < count; ++q) {
       float* line = &w.lines[q * dp];
       if (scales[q] == 0.0f) std::fill(line, line + dp, 0.0f);  // no keys: the sums are another tile's
-      if (p.gate.data) fetch(gate, q0 + q, d, w.line2.data());
-      for (int c = 0; c < d; c += W) {
-        const Vec open = p.gate.data ? sigmoid(load(&w.line2[c])) : set(1.0f);
-        store(line + c, load(line + c) * scales[q] * open);
+      for (int c = 0; c < d; c += W) store(line + c, load(line + c) * scales[q]);
+      if (p.gate.data) {
+        fetch(gate, q0 + q, d, w.line2.data());
+        for (int c = 0; c < d; c += W) store(line + c, load(line + c) * sigmoid(load(&w.line2[c])));
       }
       put(out, q0 + q, d, line);
-      lses[(q0 + q) * p.lse.stride[3]] = lse[q];
-      rests[(q0 + q) * p.rest.stride[3]] = rest[q];
     }
+    copy(lse, lses + q0, count);
+    if (rests) copy(rest, rests + q0, count);
   }
 }
 
@@ -115,8 +115,10 @@ static void pack_gradients(const Problem& p, int64_t b, int64_t s, int64_t h, in
   const Rows from_grad(p.grad_out, b, s, h), from_out(p.out, b, s, h), from_gate(p.gate, b, s, h);
   const Rows to_gate(p.grad_gate, b, s, h);
   const float* lses = static_cast<const float*>(p.lse.data) + place(p.lse, b, s, h, 0);
-  const float* rests = static_cast<const float*>(p.rest.data) + place(p.rest, b, s, h, 0);
+  const float* rests = p.rest.data ? static_cast<const float*>(p.rest.data) + place(p.rest, b, s, h, 0) : nullptr;
   for (int q = 0; q < QB; ++q) lse[q] = rest[q] = delta[q] = 0.0f;
+  copy(lses + q0, lse, count);
+  if (rests) copy(rests + q0, rest, count);
   std::fill(w.g.begin() + count * w.wp, w.g.end(), 0.0f);
   for (int q = 0; q < count; ++q) {
     float *grad = w.line.data(), *out = w.line2.data(), *gate = w.line3.data();
@@ -137,8 +139,6 @@ static void pack_gradients(const Problem& p, int64_t b, int64_t s, int64_t h, in
       if (p.grad_gate.data) put(to_gate, q0 + q, d, out);
     }
     to_words(N{}, grad, d, &w.g[q * w.wp]);
-    lse[q] = lses[(q0 + q) * p.lse.stride[3]];
-    rest[q] = rests[(q0 + q) * p.rest.stride[3]];
     if (p.grad_lse.data) delta[q] -= static_cast<const float*>(p.grad_lse.data)[place(p.grad_lse, b, s, h, q0 + q)];
   }
   for (int x = 0; x < QB; x += W) {  // in units of log 2, as a sum of two; no keys: every weight 0
@@ -194,7 +194,7 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool
               const int at = x0 + x * W;
               Vec score = own[i][x] * factor + load(bias + key * step + at);
               if (adds) score += w.added[first + i0 + i];
-              own[i][x] = exp2<N::DEGREE>(score - load(lse + at) - load(rest + at));
+              own[i][x] = exp2<N::DEGREE>(N::PER == 1 ? score - load(lse + at) - load(rest + at) : score - load(lse + at));
               slope[i][x] = own[i][x] * (slope[i][x] - load(delta + at));
               if (into) store(into + key * QB + at, load(into + key * QB + at) + slope[i][x]);
             }
@@ -207,7 +207,7 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool
         });
       // scores holds P, weights dS; a gradient that nobody asked for is not made
       const float* pairs = N::PER == 2 ? w.zipped.data() : w.weights.data();
-      const float* packed = w.keys_of(w.k, w.kz, first);
+      const float* packed = w.along_keys(w.k, first);
       constexpr int QW = QB / N::PER;
       if (p.grad_q.data && first)
         product<N, 1, true>(d, QB, keys / N::PER, packed, dp, pairs, QB, w.sums.data(), QB);

@@ -1,5 +1,8 @@
-// The fused multiply-adds that one core can do: accumulators that never leave their registers.
+// The multiply-adds that one core can do: accumulators that never leave their registers.
 #include <cstdint>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 typedef float Vec __attribute__((vector_size(4 * DS4SCI_LANES)));
 #define JOIN_(a, b) a##_##b
@@ -23,3 +26,18 @@ extern "C" void JOIN(ds4sci_fma, DS4SCI_ISA)(int64_t steps, float* sink) {
   for (int i = 0; i < N; ++i) total += acc[i];
   for (int i = 0; i < DS4SCI_LANES; ++i) *sink += total[i];
 }
+
+#if defined(__AVX512BF16__)
+// steps · 12 · 2 · lanes multiply-adds of bf16, summed in fp32.
+extern "C" void JOIN(ds4sci_bf16, DS4SCI_ISA)(int64_t steps, float* sink) {
+  constexpr int N = 12;
+  __m512 acc[N];
+  for (int i = 0; i < N; ++i) acc[i] = _mm512_set1_ps(float(i));
+  __m512 factor = _mm512_set1_ps(0.5f), term = _mm512_set1_ps(1e-6f);
+  for (int64_t s = 0; s < steps; ++s) {
+    for (int i = 0; i < N; ++i) acc[i] = _mm512_dpbf16_ps(acc[i], __m512bh(factor), __m512bh(term));
+    asm volatile("" : "+x"(factor), "+x"(term));
+  }
+  for (int i = 0; i < N; ++i) *sink += _mm512_reduce_add_ps(acc[i]);
+}
+#endif

@@ -75,7 +75,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=torch.float32)
-    rest = torch.empty_like(lse)
+    rest = torch.empty_like(lse) if q.dtype == torch.float32 else lse.new_empty(0)
     problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
     problem.groups = _for_threads(problem)
     _run(problem, False)
@@ -138,7 +138,8 @@ def _problem(
     kept = [q, k, v, out, lse, rest]
     problem = Problem(b, s, queries, keys, h, d, 1, max(1, torch.get_num_threads()), scale)
     for name, x in zip(("q", "k", "v", "out", "lse", "rest"), kept, strict=True):
-        setattr(problem, name, _array(x))
+        if x.numel():
+            setattr(problem, name, _array(x))
     if gate is not None:
         gate = _dense(gate)
         problem.gate = _array(gate)

@@ -28,7 +28,9 @@ def forward(
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out ``[b, s, q, h, d]`` in q's dtype; lse ``[b, s, h, q]`` and what its rounding left, fp32 (fp64 for fp64)."""
+    """out ``[b, s, q, h, d]`` in q's dtype; lse ``[b, s, h, q]`` and what its rounding left, fp32 (fp64 for fp64).
+
+    The last is empty for bf16 and fp16, whose own rounding is a thousand times larger."""
     out, lse, rest = FUSED[implementation].forward(q, k, v, mask, pair_bias, gate, scale)
     return out, lse, rest
 
@@ -61,7 +63,8 @@ def backward(
 def _(q, k, v, mask, pair_bias, gate, scale, implementation):
     b, s, n, h, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse, rest = (q.new_empty((b, s, h, n), dtype=dtype) for _ in range(2))
+    lse = q.new_empty((b, s, h, n), dtype=dtype)
+    rest = torch.empty_like(lse) if q.dtype == dtype else lse.new_empty(0)
     return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse, rest
 
 
@@ -104,8 +107,8 @@ backward.register_autograd(_no_second, setup_context=lambda ctx, inputs, output:
 
 def _folded(size: int, x: Tensor | None, dim: int | None, b: int) -> Tensor | None:
     """``x`` with the mapped dimension in front of the batch's and folded into it."""
-    if x is None:
-        return None
+    if x is None or not x.numel():  # absent, or the rest that bf16 has not
+        return x if x is None else x.new_empty(0)
     x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.expand(size, b, *x.shape[2:]).flatten(0, 1)
 
@@ -116,7 +119,7 @@ def _(info, in_dims, *args):
     b = args[0].shape[0 if in_dims[0] is None else int(in_dims[0] == 0)]
     tensors = [_folded(size, x, dim, b) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
     out = torch.ops.ds4sci.evoformer_attention(*tensors, *args[6:])
-    return tuple(x.unflatten(0, (size, b)) for x in out), (0, 0, 0)
+    return tuple(x.unflatten(0, (size, b)) if x.numel() else x.new_empty(size, 0) for x in out), (0, 0, 0)
 
 
 @backward.register_vmap

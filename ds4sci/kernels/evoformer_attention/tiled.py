@@ -69,7 +69,7 @@ def forward(
     wide = _wide(q.dtype)
     out = q.new_empty(q.shape)
     lse = torch.empty(b, s, h, n, dtype=wide, device=q.device)
-    rest = torch.empty_like(lse)
+    rest = torch.empty_like(lse) if q.dtype in (torch.float32, torch.float64) else lse.new_empty(0)
     for p in pieces(q, k):
         scores = _scores(p, q[p.b, p.rows, p.queries].to(wide) * scale, k[p.b, p.rows].to(wide), mask, pair_bias)
         top = scores.amax(-1, keepdim=True) if k.shape[2] else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
@@ -84,7 +84,8 @@ def forward(
         exact = top.squeeze(-1).double() + total.double().log()
         rounded = exact.to(wide)
         lse[p.b, p.rows, :, p.queries] = rounded
-        rest[p.b, p.rows, :, p.queries] = (exact - rounded).nan_to_num(0.0).to(wide)  # -inf - -inf: no keys
+        if rest.numel():
+            rest[p.b, p.rows, :, p.queries] = (exact - rounded).nan_to_num(0.0).to(wide)  # -inf - -inf: no keys
     return out, lse, rest
 
 
@@ -119,7 +120,9 @@ def backward(
         own = lse[p.b, p.rows, :, p.queries]
         own = own.masked_fill(own == -torch.inf, torch.inf)  # no keys: every weight 0
         weights = _scores(p, queries, keys, mask, pair_bias).sub_(own.unsqueeze(-1))
-        weights = weights.sub_(rest[p.b, p.rows, :, p.queries].unsqueeze(-1)).exp_()
+        if rest.numel():
+            weights = weights.sub_(rest[p.b, p.rows, :, p.queries].unsqueeze(-1))
+        weights = weights.exp_()
         if dv is not None:
             dv[p.b, p.rows] += torch.einsum("shqk,sqhd->skhd", weights, given)
         slope = torch.einsum("sqhd,skhd->shqk", given, values)
