@@ -1,7 +1,7 @@
 """``ds4sci bench kernels``: every implementation of an operation beside what a user of torch would take instead.
 
 One process, A B A B, medians. Time forward, and forward with all gradients; peak memory over the inputs; FLOP/s as a
-share of what register-only multiply-adds reach in the same run.
+share of what this machine can do at most, measured in the same run (a CPU) or known (a GPU).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,24 +19,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from ds4sci.alternatives import Alternative, Function, alternatives
 from ds4sci.bench import Measurement, peak_bytes, spread, synchronize
-from ds4sci.kernels import KERNELS, peak
+from ds4sci.kernels import KERNELS, native, peak
 from ds4sci.kernels.native import BuildError
 
-Function = Callable[..., Tensor]
-
+OURS = ("triton", "native", "tiled")
+"""The implementations that are measured; a table's line tells of the first that runs."""
 LEAST, PATIENCE = 5, 12.0
 """Rounds that are always made, and seconds after which no further one begins."""
 HOPELESS = 6.0
 """What takes so many times the fastest's time is timed once and left out of the rounds."""
+BOTH = (torch.float32, torch.bfloat16)
+FORCED = ("DS4SCI_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+"""Variables that hold one side or the other to fewer instructions: told with the result."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One line of the table: [b, s, n, h, d] with a mask and, ``bias``, a pair bias."""
+    """A case: [b, s, n, h, d] with a mask and, ``bias``, a pair bias."""
 
     name: str
     s: int
@@ -44,6 +47,7 @@ class Shape:
     d: int
     bias: bool = True
     b: int = 1
+    dtypes: tuple[torch.dtype, ...] = BOTH
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -57,9 +61,18 @@ class Shape:
             given["pair_bias"] = torch.randn(self.b, self.h, self.n, self.n, generator=generator).to(device, dtype)
         return given
 
+    @property
+    def scores(self) -> int:
+        return self.b * self.s * self.h * self.n**2
+
     def flops(self, backward: bool) -> float:
         """2 products of 2·d forward; 5 more backward."""
-        return (14 if backward else 4) * self.b * self.s * self.h * self.n**2 * self.d
+        return (14 if backward else 4) * self.scores * self.d
+
+    def mandatory(self, dtype: torch.dtype, backward: bool) -> int:
+        """Bytes of the output and, ``backward``, of the gradients of q, k, v and bias."""
+        rows = self.b * self.s * self.n * self.h * self.d
+        return dtype.itemsize * (rows + backward * (3 * rows + self.bias * self.b * self.h * self.n**2))
 
 
 SHAPES = (
@@ -67,65 +80,51 @@ SHAPES = (
     Shape("triangle", 128, 256, 4, 32),
     Shape("extra MSA", 64, 256, 8, 8),
     Shape("MSA column", 128, 128, 8, 32, bias=False),
+    Shape("triangle, 384", 384, 384, 4, 32, dtypes=(torch.float32,)),
+    Shape("extra MSA, 1024 rows", 1024, 256, 8, 8, dtypes=(torch.float32,)),
 )
+LONG = (
+    Shape("triangle, 512", 512, 512, 4, 32),
+    Shape("triangle, 1024", 1024, 1024, 4, 32, dtypes=(torch.bfloat16,)),
+    Shape("triangle, 2048", 2048, 2048, 4, 32, dtypes=(torch.bfloat16,)),
+    Shape("MSA row, 4096", 16, 4096, 8, 32, dtypes=(torch.bfloat16,)),
+    Shape("MSA row, 512 rows", 512, 384, 8, 32, dtypes=(torch.bfloat16,)),
+    Shape("extra MSA, 5120 rows", 5120, 384, 8, 8, dtypes=(torch.bfloat16,)),
+)
+"""On a GPU in addition."""
 QUICK = (Shape("quick", 8, 64, 4, 16),)
 
 
-def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-    """What most models do: scores whole, softmax, product."""
-    return KERNELS["evoformer_attention"].reference(q, k, v, mask, pair_bias)
+@dataclass(frozen=True)
+class Card:
+    """What a GPU can do at most: FLOP/s of dense bf16, exponentials a second."""
+
+    flops: float
+    exponentials: float
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-    """torch's fused attention with mask and bias summed into one additive mask."""
-    added = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -1e4)[:, :, None, None, :]
-    if pair_bias is not None:
-        added = added + pair_bias.unsqueeze(1)
-    summed = added.expand(*added.shape[:2], q.shape[3], q.shape[2], k.shape[2]).flatten(0, 1)
-    queries, keys, values = (x.transpose(2, 3).flatten(0, 1) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=summed)
-    return out.unflatten(0, q.shape[:2]).transpose(2, 3)
+CARDS = {"H100": Card(989e12, 3.87e12), "H200": Card(989e12, 3.87e12), "A100": Card(312e12, 2.44e12)}
 
 
-def chunked(function: Function, rows: int) -> Function:
-    """``function`` on ``rows`` rows at a time, as low-memory attention does."""
-
-    def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-        parts = zip(*(x.split(rows, dim=1) for x in (q, k, v, mask)), strict=True)
-        return torch.cat([function(*part, pair_bias) for part in parts], dim=1)
-
-    return run
+def floor(shape: Shape, backward: bool, card: Card) -> float:
+    """Seconds below which no kernel can be: 4·d FLOP and an exponential a score forward, 10·d and one more backward."""
+    forward = max(4 * shape.d / card.flops, 1 / card.exponentials)
+    one_pass = max(10 * shape.d / card.flops, 1 / card.exponentials)
+    return shape.scores * (forward + one_pass if backward else forward)
 
 
-def checkpointed(function: Function) -> Function:
-    def run(**given: Tensor) -> Tensor:
-        out: Tensor = checkpoint(lambda: function(**given), use_reentrant=False)
-        return out
-
-    return run
-
-
-def alternatives(compiled: bool) -> dict[str, Function]:
-    """What a user of torch would take instead."""
-    found: dict[str, Function] = {"naive": naive, "SDPA": sdpa, "checkpointed": checkpointed(naive)}
-    found |= {f"chunked {rows}": chunked(naive, rows) for rows in (1, 4, 16)}
-    found |= {f"chunked SDPA {rows}": chunked(sdpa, rows) for rows in (1, 4, 16)}
-    if compiled:
-        found["compiled"] = torch.compile(naive, dynamic=False)
-    return found
-
-
-def once(function: Function, given: dict[str, Tensor], backward: bool) -> None:
-    if not backward:
+def once(function: Function, given: dict[str, Tensor], weight: Tensor | None) -> Tensor:
+    """Output, and with a ``weight`` the gradients of their product's sum."""
+    if weight is None:
         with torch.no_grad():
-            function(**given)
-        return
+            return function(**given)
     leaves = {name: x.detach().requires_grad_() for name, x in given.items() if x.is_floating_point()}
     out = function(**(given | leaves))
-    torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))
+    torch.autograd.grad(out, list(leaves.values()), weight)
+    return out
 
 
-def peak_over_inputs(action: Callable[[], None], device: torch.device) -> float | None:
+def peak_over_inputs(action: Callable[[], object], device: torch.device) -> float | None:
     """MB that ``action`` held at most beyond what was held before; on Linux or a GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -144,71 +143,112 @@ def peak_over_inputs(action: Callable[[], None], device: torch.device) -> float 
     return None if start is None or after is None else (after - start) / 1e6
 
 
+def contenders(shape: Shape, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> dict[str, Alternative]:
+    """Ours that run here, and every alternative."""
+    kernel = KERNELS["evoformer_attention"]
+    given = shape.inputs(dtype, device)
+    ours = {
+        one.name: Alternative(one.run)
+        for one in kernel.implementations
+        if one.name in OURS and not one.why_not(**given)
+    }
+    return ours | alternatives(device, compiled=compiled)
+
+
 def measure(
     shape: Shape, dtype: torch.dtype, device: torch.device, *, rounds: int, compiled: bool
-) -> list[dict[str, Any]]:
-    """Rows of one shape and dtype: implementation, direction, seconds (median, spread), MB."""
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of one shape and dtype (implementation, direction, seconds, spread, MB), and who was left out and why."""
     given = shape.inputs(dtype, device)
-    kernel = KERNELS["evoformer_attention"]
-    runs: dict[str, Function] = {
-        one.name: one.run for one in kernel.implementations if one.name != "reference" and not one.why_not(**given)
-    }
-    runs |= alternatives(compiled)
-    rows = []
+    runs = contenders(shape, dtype, device, compiled=compiled)
+    rows, left_out = [], []
     for backward in (False, True):
-        times: dict[str, list[float]] = {name: [] for name in runs}
+        weight = torch.ones_like(given["q"]) if backward else None
+        times: dict[str, list[float]] = {}
         memory: dict[str, float | None] = {}
-        for name, function in runs.items():
-            once(function, given, backward)  # builds, compiles, warms
-            began = time.perf_counter()
-            memory[name] = peak_over_inputs(lambda f=function, b=backward: once(f, given, b), device)  # type: ignore[misc]
-            times[name].append(time.perf_counter() - began)
-        hopeless = HOPELESS * min(times[name][0] for name in runs)
+        want: Tensor | None = None
+        for name, one in runs.items():
+            if backward and not one.backward:
+                continue
+            try:
+                out = once(one.run, given, weight).detach().float()  # builds, compiles, warms
+                want = out if want is None else want
+                error = float((out - want).norm() / want.norm())
+                if not error < 0.05:
+                    raise ValueError(f"its numbers differ by {error:.0%}")
+                began = time.perf_counter()
+                memory[name] = peak_over_inputs(lambda f=one.run, w=weight: once(f, given, w), device)  # type: ignore[misc]
+                times[name] = [time.perf_counter() - began]
+            except Exception as error:  # a stranger's kernel may refuse a shape: the others are still measured
+                if name in OURS:
+                    raise
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                left_out.append(f"{shape.name} {_name(dtype)}: {name} left out ({first[:160]})")
+        hopeless = HOPELESS * min(taken[0] for taken in times.values())
         started = time.perf_counter()
         for turn in range(rounds):
             if turn >= LEAST and time.perf_counter() - started > PATIENCE:
                 break
-            for name, function in runs.items():
-                if times[name][0] > hopeless and name != "naive":
+            for name, taken in times.items():
+                if taken[0] > hopeless and name != "naive":
                     continue
                 synchronize()
                 began = time.perf_counter()
-                once(function, given, backward)
+                once(runs[name].run, given, weight)
                 synchronize()
-                times[name].append(time.perf_counter() - began)
+                taken.append(time.perf_counter() - began)
         # the first, with all memory given back before it, only decides who is hopeless
-        times = {name: values[1:] or values for name, values in times.items()}
+        times = {name: taken[1:] or taken for name, taken in times.items()}
         rows += [
             {
-                "shape": shape.name, "dtype": str(dtype).removeprefix("torch."), "implementation": name,
-                "backward": backward, "seconds": statistics.median(values), "spread": spread(values),
-                "memory_mb": memory[name], "flops": shape.flops(backward),
+                "shape": shape.name, "dtype": _name(dtype), "implementation": name, "backward": backward,
+                "seconds": statistics.median(taken), "spread": spread(taken), "memory_mb": memory[name],
+                "mandatory_mb": shape.mandatory(dtype, backward) / 1e6, "flops": shape.flops(backward),
             }
-            for name, values in times.items()
+            for name, taken in times.items()
         ]  # fmt: skip
-    return rows
+    return rows, left_out
 
 
-def table(rows: list[dict[str, Any]], fma: float | None) -> list[list[Any]]:
-    """A line for each shape, dtype and direction: ours beside the fastest alternative and beside naive torch."""
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+COLUMNS = [
+    "case", "dtype", "", "ms", "of the machine", "faster than the best alternative", "than naive", "MB over inputs",
+    "outputs and gradients MB", "naive MB",
+]  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]], limit: Callable[[dict[str, Any]], float | None]) -> list[list[Any]]:
+    """A line for each shape, dtype and direction: ours beside the fastest alternative and beside naive torch.
+
+    ``limit`` gives the seconds that this machine would need at its peak.
+    """
     lines = []
-    keys = list(dict.fromkeys((r["shape"], r["dtype"], r["backward"]) for r in rows))
-    for key in keys:
+    for key in dict.fromkeys((r["shape"], r["dtype"], r["backward"]) for r in rows):
         group = {r["implementation"]: r for r in rows if (r["shape"], r["dtype"], r["backward"]) == key}
-        ours = group.get("native") or group["tiled"]
-        others = [r for name, r in group.items() if name not in ("native", "tiled")]
-        best = min(others, key=lambda r: r["seconds"])
-        plain = group["naive"]
-        share = None if fma is None else ours["flops"] / ours["seconds"] / fma
+        ours = next(group[name] for name in OURS if name in group)
+        best = min((r for name, r in group.items() if name not in OURS), key=lambda r: r["seconds"])
+        plain, least = group.get("naive"), limit(ours)
         lines.append(
             [
                 key[0], key[1], "forward + backward" if key[2] else "forward", 1e3 * ours["seconds"],
-                "–" if share is None else f"{share:.0%}",
+                "–" if least is None else f"{least / ours['seconds']:.0%}",
                 f"{best['seconds'] / ours['seconds']:.2f} × ({best['implementation']})",
-                f"{plain['seconds'] / ours['seconds']:.2f} ×", ours["memory_mb"], plain["memory_mb"],
+                "–" if plain is None else f"{plain['seconds'] / ours['seconds']:.2f} ×", ours["memory_mb"],
+                ours["mandatory_mb"], None if plain is None else plain["memory_mb"],
             ]
         )  # fmt: skip
     return lines
+
+
+def machine_rates() -> dict[str, float]:
+    """FLOP/s of this CPU: multiply-adds in registers, where a compiler is, and torch's large matrix products."""
+    rates = {f"gemm {_name(dtype)}": peak.gemm_rate(dtype) for dtype in BOTH}
+    with contextlib.suppress(BuildError):  # without a compiler there is no share to tell
+        rates |= {f"multiply-adds {_name(dtype)}": peak.fma_rate(torch.get_num_threads(), dtype) for dtype in BOTH}
+    return rates
 
 
 def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> Measurement:
@@ -216,52 +256,87 @@ def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = T
     if op != "evoformer_attention":
         raise ValueError(f"--op {op}: measured are: evoformer_attention")
     device = torch.device(device_name)
-    fma: float | None = None
-    rates: dict[str, float] = {}
-    if device.type == "cpu":
-        try:
-            fma = peak.fma_rate(torch.get_num_threads())
-            rates["fma"] = fma
-        except BuildError:
-            fma = None  # without a compiler there is no share to tell
-        rates["gemm float32"] = peak.gemm_rate(torch.float32)
-        rates["gemm bfloat16"] = peak.gemm_rate(torch.bfloat16)
-    dtypes = [torch.float32, torch.bfloat16]
-    emulated = bool(rates) and rates["gemm bfloat16"] < 0.1 * rates["gemm float32"]
-    if emulated and not quick:
-        dtypes.remove(torch.bfloat16)
+    rates = machine_rates() if device.type == "cpu" else {}
+    emulated = bool(rates) and rates["gemm bfloat16"] < 0.1 * rates["gemm float32"] and not quick
+    compiled = compiled and not quick
+    shapes = QUICK if quick else SHAPES + (LONG if device.type == "cuda" else ())
     rows: list[dict[str, Any]] = []
-    for shape in QUICK if quick else SHAPES:
-        for dtype in dtypes:
+    left_out: list[str] = []
+    for shape in shapes:
+        for dtype in shape.dtypes:
+            if emulated and dtype == torch.bfloat16:
+                continue
             torch.compiler.reset()  # or the fourth shape meets torch's limit of recompilations
-            rows += measure(shape, dtype, device, rounds=2 if quick else 7, compiled=compiled and not quick)
-    rate = ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in rates.items())
+            measured, refused = measure(shape, dtype, device, rounds=2 if quick else 7, compiled=compiled)
+            rows += measured
+            left_out += refused
+
+    card = next(
+        (c for name, c in CARDS.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), None
+    )
+    by_name = {shape.name: shape for shape in shapes}
+
+    def limit(row: dict[str, Any]) -> float | None:
+        if card is not None:
+            return floor(by_name[row["shape"]], row["backward"], card)
+        rate = rates.get(f"multiply-adds {row['dtype']}")
+        return None if rate is None else row["flops"] / rate
+
+    where = (
+        f"{native.isa().name}, {torch.get_num_threads()} threads"
+        if device.type == "cpu"
+        else "physical floor of the card"
+    )
     measurement = Measurement(
-        name="kernels_evoformer_attention" if device.type == "cpu" else f"kernels_evoformer_attention_{device.type}",
-        title="Evoformer attention, beside the fastest tuned torch alternative",
+        name=out.stem,
+        title=f"Evoformer attention beside the fastest tuned torch alternative ({where})",
         command=f"ds4sci bench kernels --op {op} --device {device_name}",
-        columns=[
-            "case",
-            "dtype",
-            "",
-            "ms",
-            "of FMA peak",
-            "faster than the best alternative",
-            "than naive",
-            "MB over inputs",
-            "naive MB",
-        ],
-        rows=table(rows, fma if device.type == "cpu" else None),
+        columns=COLUMNS,
+        rows=table(rows, limit),
         notes=[
-            "b 1; (s, n, h, d) "
-            + ", ".join(f"{x.name} {x.s}, {x.n}, {x.h}, {x.d}" for x in (QUICK if quick else SHAPES)),
-            "gradients of q, k, v and pair bias; beside: naive, SDPA, both chunked by 1, 4 and 16 rows, checkpointed"
-            + (", torch.compile" if compiled and not quick else ""),
-            f"{torch.get_num_threads()} threads; in the same run: {rate}",
-            *(["torch emulates bf16 products on this processor: bf16 left out"] if emulated and not quick else []),
+            "b 1; (s, n, h, d) " + ", ".join(f"{x.name} {x.s}, {x.n}, {x.h}, {x.d}" for x in shapes),
+            "gradients of q, k, v and pair bias; beside: " + ", ".join(alternatives(device, compiled=compiled)),
+            "in the same run: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()),
+            *(f"{name}={os.environ[name]}" for name in FORCED if os.environ.get(name)),
+            *(["torch emulates bf16 products on this processor: bf16 left out"] if emulated else []),
+            *dict.fromkeys(left_out),
         ],
     )
     everything = asdict(measurement) | {"measured": rows, "rates": rates, "quick": quick}
+    if not quick:
+        everything |= {"growth": growth(device), "plot": f"{out.stem}.png"}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return measurement
+
+
+GROWTH = (128, 256, 384, 512, 768, 1024)
+GROWING = ("naive", "checkpointed", "chunked SDPA 4")
+
+
+def growth(device: torch.device) -> list[dict[str, Any]]:
+    """Memory and seconds of forward + backward against n at s 16, h 8, d 32, fp32: ours and three alternatives."""
+    rows: list[dict[str, Any]] = []
+    for n in GROWTH:
+        shape = Shape("growth", 16, n, 8, 32)
+        given = shape.inputs(torch.float32, device)
+        weight = torch.ones_like(given["q"])
+        found = contenders(shape, torch.float32, device, compiled=False)
+        ours = next(name for name in OURS if name in found)
+        times: dict[str, list[float]] = {}
+        for name in (ours, *GROWING):
+            once(found[name].run, given, weight)
+            held = peak_over_inputs(lambda f=found[name].run, g=given, w=weight: once(f, g, w), device)  # type: ignore[misc]
+            rows.append({"n": n, "implementation": name, "memory_mb": held})
+            times[name] = []
+        for _ in range(3):
+            for name, taken in times.items():
+                synchronize()
+                began = time.perf_counter()
+                once(found[name].run, given, weight)
+                synchronize()
+                taken.append(time.perf_counter() - began)
+        for row in rows[-len(times) :]:
+            row["seconds"] = statistics.median(times[row["implementation"]])
+            row["mandatory_mb"] = shape.mandatory(torch.float32, True) / 1e6
+    return rows

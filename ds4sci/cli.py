@@ -219,6 +219,10 @@ def bench_kernels(
 
     typer.echo(section(asdict(run(op, device, quick=quick, out=json))))
     typer.echo(f"wrote {json}")
+    if not quick:
+        from ds4sci.bench_plot import plot
+
+        typer.echo(f"wrote {plot(json)}")
 
 
 @bench_app.command("step")

@@ -42,6 +42,8 @@ def section(measurement: dict[str, Any]) -> str:
     lines.append("| " + " | ".join(measurement["columns"]) + " |")
     lines.append("|" + "---|" * len(measurement["columns"]))
     lines += ["| " + " | ".join(shown(value) for value in row) + " |" for row in measurement["rows"]]
+    if measurement.get("plot"):
+        lines += ["", f"![{measurement['title']}](benchmarks/{measurement['plot']})"]
     notes = [*measurement["notes"], where(measurement["machine"]), measurement["date"], f"`{measurement['command']}`"]
     return "\n".join([*lines, "", "<sub>" + " · ".join(notes) + "</sub>"])
 

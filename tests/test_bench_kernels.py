@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds4sci import bench_kernels, readme_table
+from ds4sci import bench_kernels, bench_plot, readme_table
+from ds4sci.alternatives import alternatives
 from ds4sci.cli import main
 from ds4sci.kernels import evoformer_attention
 
@@ -17,8 +18,8 @@ from ds4sci.kernels import evoformer_attention
 def test_the_alternatives_compute_the_same(bias: bool) -> None:
     given = bench_kernels.Shape("x", 5, 12, 2, 8, bias=bias).inputs(torch.float32, torch.device("cpu"))
     want = evoformer_attention(**given, implementation="reference")
-    for name, function in bench_kernels.alternatives(compiled=False).items():
-        torch.testing.assert_close(function(**given), want, msg=lambda text, name=name: f"{name}: {text}")
+    for name, one in alternatives(torch.device("cpu"), compiled=False).items():
+        torch.testing.assert_close(one.run(**given), want, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_quick_run_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +34,30 @@ def test_quick_run_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFix
     assert {row["implementation"] for row in saved["measured"]} >= {"tiled", "naive", "SDPA", "chunked 4"}
     assert len(saved["rows"]) == 4  # one shape, two dtypes, with and without backward
     assert readme_table.section(saved) in capsys.readouterr().out
+
+
+def test_a_strangers_wrong_numbers_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = bench_kernels.Alternative(lambda **given: torch.ones_like(given["q"]))
+    monkeypatch.setattr(bench_kernels, "alternatives", lambda device, compiled: {"odd": wrong})
+    rows, left_out = bench_kernels.measure(
+        bench_kernels.QUICK[0], torch.float32, torch.device("cpu"), rounds=1, compiled=False
+    )
+    assert "odd" not in {row["implementation"] for row in rows}
+    assert len(left_out) == 2
+    assert "odd left out (its numbers differ by" in left_out[0]
+
+
+def test_growth_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_kernels, "GROWTH", (16, 32))
+    grown = bench_kernels.growth(torch.device("cpu"))
+    assert {row["n"] for row in grown} == {16, 32}
+    assert len(grown) == 2 * (1 + len(bench_kernels.GROWING))
+    measured, _ = bench_kernels.measure(
+        bench_kernels.QUICK[0], torch.float32, torch.device("cpu"), rounds=1, compiled=False
+    )
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"measured": measured, "growth": grown}), encoding="utf-8")
+    assert bench_plot.plot(path).stat().st_size > 10_000
 
 
 def test_unknown_operation_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
