@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class Kernel:
                 return candidate.run(*args, **kwargs)
             reasons.append(f"{candidate.name}: {reason}")
         raise ValueError(f"{self.name}: no implementation can run here. " + " · ".join(reasons))
+
+
+def constant_to_compiler(function: F) -> F:
+    """torch.compile calls ``function`` once and takes the result for a constant.
+
+    ``torch.compiler.assume_constant_result`` does the same, and imports the whole compiler (seconds) to do it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def always(*args: Any, **kwargs: Any) -> None:

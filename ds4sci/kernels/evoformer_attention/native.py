@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import native
+from ds4sci.kernels.spec import constant_to_compiler
 
 NAME = "evoformer_attention"
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
@@ -65,7 +66,7 @@ def why_not(
     return _unavailable()
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compiler
 def _unavailable() -> str | None:
     return native.why_not(NAME)
 
