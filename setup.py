@@ -7,9 +7,14 @@ packaged folder first, then the repository's (an editable install has only the l
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -49,6 +54,32 @@ EXTRAS = {
     ],
 }
 
+PREBUILD = os.environ.get("DS4SCI_PREBUILD") == "1"
+"""Carry the native code built for every instruction set: a wheel for one kind of processor that needs no compiler."""
+
+
+class Build(build_py):
+    def run(self) -> None:
+        super().run()
+        if PREBUILD and not self.editable_mode:
+            spec = importlib.util.spec_from_file_location("native", ROOT / "ds4sci" / "kernels" / "native.py")
+            assert spec
+            assert spec.loader
+            native = sys.modules["native"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(native)
+            native.prebuild(Path(self.build_lib).absolute() / "ds4sci" / native.BUILT)
+
+
+class Wheel(bdist_wheel):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = self.root_is_pure and not PREBUILD
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if PREBUILD else (python, abi, platform)
+
+
 setup(
     name="ds4sci",
     version=next(
@@ -62,6 +93,7 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
+    cmdclass={"build_py": Build, "bdist_wheel": Wheel},
     packages=[*find_packages(include=["ds4sci", "ds4sci.*"]), "ds4sci._csrc", "ds4sci._configs"],
     package_dir={"ds4sci._csrc": "kernels", "ds4sci._configs": "configs"},
     package_data={

@@ -3,6 +3,8 @@ same dtype (measured against fp64), inputs untouched, the same bits again, only 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +44,19 @@ def run(function: Any, given: dict[str, Any], wanted: set[str] | None = None) ->
     }
 
 
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Uninitialized memory holds NaN: what is not written is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def widened(given: dict[str, Any]) -> dict[str, Any]:
     return given | {name: x.double() for name, x in floats(given).items()}
 
@@ -57,7 +72,8 @@ def test_as_right_as_plain_torch(
         pytest.skip(reason)
     untouched = {name: x.clone() for name, x in given.items() if isinstance(x, torch.Tensor)}
     oracle, plain = run(kernel.reference, widened(given)), run(kernel.reference, given)
-    got = run(implementation.run, given)
+    with poisoned():
+        got = run(implementation.run, given)
     again = run(implementation.run, given)
     assert got.keys() == oracle.keys()
     scale = max(want.norm() for want in oracle.values())

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+BUILT = "_built"
+"""Folder of the package where a wheel carries builds: ``DS4SCI_PREBUILD=1 pip wheel .``"""
 COMMON = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 
 
@@ -97,19 +99,29 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds4sci"
 
 
-def build(name: str, target: Isa) -> Path:
-    """The shared library of ``name`` for ``target``, built unless it is there already. Raises BuildError."""
-    folder = sources(name)
-    cxx = compiler()
-    command = [
+def flags(target: Isa) -> list[str]:
+    return [
         *COMMON, *target.flags, f"-DDS4SCI_ISA={target.name}", f"-DDS4SCI_LANES={target.lanes}",
         f"-DDS4SCI_MR={target.rows}",
     ]  # fmt: skip
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256("\0".join([*command, version, platform.machine()]).encode())
-    for file in sorted(folder.iterdir()):
+
+
+def _library(name: str, target: Isa, compiled_by: str = "") -> str:
+    """File name of a build: a change of sources, flags or compiler gives another."""
+    digest = hashlib.sha256("\0".join([*flags(target), compiled_by, platform.machine()]).encode())
+    for file in sorted(sources(name).iterdir()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    library = cache() / f"{name}-{target.name}-{digest.hexdigest()[:16]}.so"
+    return f"{name}-{target.name}-{digest.hexdigest()[:16]}.so"
+
+
+def build(name: str, target: Isa) -> Path:
+    """The shared library of ``name`` for ``target``: the wheel's, else built unless it is there. Raises BuildError."""
+    carried = PACKAGE / BUILT / _library(name, target)
+    if carried.exists():
+        return carried
+    cxx = compiler()
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    library = cache() / _library(name, target, version)
     if library.exists():
         return library
     try:
@@ -117,7 +129,7 @@ def build(name: str, target: Isa) -> Path:
         with (library.parent / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not library.exists():
-                _compile(name, target, [cxx, *command, str(folder / "width.cpp")], library)
+                _compile(name, target, cxx, library)
     except OSError as error:
         raise BuildError(
             f"{library.parent} cannot be written ({error}); set DS4SCI_CACHE to a folder that can"
@@ -125,7 +137,22 @@ def build(name: str, target: Isa) -> Path:
     return library
 
 
-def _compile(name: str, target: Isa, command: list[str], library: Path) -> None:
+def prebuild(into: Path) -> list[Path]:
+    """Every operation for every instruction set of this kind of processor, for a wheel to carry. Raises BuildError."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    into.mkdir(parents=True, exist_ok=True)
+    made = []
+    for folder in sorted(sources("machine").parent.iterdir()):
+        if (folder / "width.cpp").is_file():
+            for target in ISAS:
+                if x86 or not target.needs:
+                    made.append(into / _library(folder.name, target))
+                    _compile(folder.name, target, compiler(), made[-1])
+    return made
+
+
+def _compile(name: str, target: Isa, cxx: str, library: Path) -> None:
+    command = [cxx, *flags(target), str(sources(name) / "width.cpp")]
     print(f"ds4sci: building {name} for {target.name}, once …", end="", file=sys.stderr, flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=library.parent) as aside:
