@@ -95,8 +95,8 @@ def chain(length: int, rows: int, rng: np.random.Generator) -> Record:
     )
 
 
-def trainer(config: RunConfig) -> Callable[[Any], None]:
-    """One step of plain torch on a batch: forward, loss, backward, AdamW. No DeepSpeed around it."""
+def trainer(config: RunConfig) -> Callable[[Any], float]:
+    """One step of plain torch on a batch: forward, loss, backward, AdamW; the loss. No DeepSpeed around it."""
     import torch
 
     from ds4sci.train.build import build_task
@@ -106,12 +106,13 @@ def trainer(config: RunConfig) -> Callable[[Any], None]:
     model = task.model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    def step(batch: Any) -> None:
+    def step(batch: Any) -> float:
         moved = batch.to(device)
         loss, _ = task.loss(model(moved), moved)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
 
     return step
 
@@ -200,17 +201,81 @@ def steps(config_path: str, overrides: list[str], crops: list[int], *, repeats: 
     )
 
 
-def _steps_of_crop(config_path: str, overrides: list[str], crop: int, repeats: int) -> tuple[list[float], int | None]:
-    import torch
+def steps_against(config_path: str, overrides: list[str], against: list[str], crop: int) -> Measurement:
+    """A training step as configured and with the overrides ``against``.
 
+    Seconds A B A B in one process, peak memory each in its own; losses of the same steps from the same weights."""
+    runs = {"as configured": overrides, " ".join(against): [*overrides, *against]}
+    peaks = []
+    for own in runs.values():
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks.append(pool.submit(_steps_of_crop, config_path, own, crop, 1).result()[1])
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        times, losses = pool.submit(_alternating, config_path, list(runs.values()), crop, 6).result()
+    medians = [statistics.median(own) for own in times]
+    apart = max(abs(x - y) / abs(y) for x, y in zip(*losses, strict=True))
+    return Measurement(
+        name=f"step_{Path(config_path).stem}_against",
+        title=f"A training step of `{Path(config_path).stem}` at crop {crop}, beside `{' '.join(against)}`",
+        command=f"ds4sci bench step {config_path} --crops {crop} --against {' '.join(against)}",
+        columns=["", "seconds", "spread", "peak memory (MB)", "times as fast"],
+        rows=[
+            [name, median, f"{spread(own):.0%}", None if peak is None else peak / 1e6, medians[-1] / median]
+            for name, own, peak, median in zip(runs, times, peaks, medians, strict=True)
+        ],
+        notes=[
+            "one chain, no recycling, plain torch (forward, loss, backward, AdamW), A B A B",
+            f"losses of {len(losses[0])} steps from the same weights: "
+            + ", ".join(f"{x:.5g}" for x in losses[0])
+            + f"; the two differ by at most {apart:.1e} of their size",
+        ],
+    )
+
+
+def _batch(config: RunConfig, crop: int) -> Any:
     from ds4sci.data.batch import collate
     from ds4sci.data.features import featurize
 
-    config = RunConfig.load(config_path, overrides)
     features: Any = config.settings.data.features  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     record = chain(crop, features.max_clusters + features.max_extra, rng)
-    batch = collate([featurize(record, features, rng)])
+    return collate([featurize(record, features, rng)])
+
+
+def _alternating(
+    config_path: str, choices: list[list[str]], crop: int, repeats: int
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Seconds, and losses, of ``repeats`` steps of each choice of overrides; the first step of each is not timed."""
+    import torch
+
+    from ds4sci.kernels import KERNELS
+    from ds4sci.kernels.spec import prefer
+
+    configs = [RunConfig.load(config_path, own) for own in choices]
+    batch = _batch(configs[0], crop)
+    steppers = []
+    for config in configs:
+        torch.manual_seed(config.seed)
+        steppers.append(trainer(config))
+    times: list[list[float]] = [[] for _ in configs]
+    losses: list[list[float]] = [[] for _ in configs]
+    for turn in range(repeats + 1):
+        for i, (config, step) in enumerate(zip(configs, steppers, strict=True)):
+            prefer(config.kernels, KERNELS)  # the process has one set of choices: this run's, now
+            torch.manual_seed(turn)
+            start = time.perf_counter()
+            losses[i].append(step(batch))
+            synchronize()
+            if turn:
+                times[i].append(time.perf_counter() - start)
+    return times, losses
+
+
+def _steps_of_crop(config_path: str, overrides: list[str], crop: int, repeats: int) -> tuple[list[float], int | None]:
+    import torch
+
+    config = RunConfig.load(config_path, overrides)
+    batch = _batch(config, crop)
     before = peak_bytes()
     step = trainer(config)
     step(batch)

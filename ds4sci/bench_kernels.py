@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,10 +28,10 @@ from ds4sci.kernels.native import BuildError
 
 OURS = ("triton", "native", "tiled")
 """The implementations that are measured; a table's line tells of the first that runs."""
-LEAST, PATIENCE = 5, 12.0
+LEAST, PATIENCE = 5, 10.0
 """Rounds that are always made, and seconds after which no further one begins."""
-HOPELESS = 6.0
-"""What takes so many times the fastest's time is timed once and left out of the rounds."""
+HOPELESS = 1.5
+"""An alternative that takes so many times the fastest alternative's time is timed once and left out of the rounds."""
 BOTH = (torch.float32, torch.bfloat16)
 FORCED = ("DS4SCI_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 """Variables that hold one side or the other to fewer instructions: told with the result."""
@@ -184,13 +185,13 @@ def measure(
                     raise
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 left_out.append(f"{shape.name} {_name(dtype)}: {name} left out ({first[:160]})")
-        hopeless = HOPELESS * min(taken[0] for taken in times.values())
+        hopeless = HOPELESS * min(taken[0] for name, taken in times.items() if name not in OURS)
         started = time.perf_counter()
         for turn in range(rounds):
             if turn >= LEAST and time.perf_counter() - started > PATIENCE:
                 break
             for name, taken in times.items():
-                if taken[0] > hopeless and name != "naive":
+                if taken[0] > hopeless and name not in OURS and (name != "naive" or turn > 1):
                     continue
                 synchronize()
                 began = time.perf_counter()
@@ -266,6 +267,7 @@ def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = T
         for dtype in shape.dtypes:
             if emulated and dtype == torch.bfloat16:
                 continue
+            print(f"ds4sci: {shape.name}, {_name(dtype)} …", file=sys.stderr, flush=True)
             torch.compiler.reset()  # or the fourth shape meets torch's limit of recompilations
             measured, refused = measure(shape, dtype, device, rounds=2 if quick else 7, compiled=compiled)
             rows += measured

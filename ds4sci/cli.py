@@ -230,14 +230,25 @@ def bench_step(
     config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/small.toml",
     overrides: Overrides = None,
     crops: Annotated[str, typer.Option("--crops", help="Residues, comma between.")] = "64,128,192,256",
+    against: Annotated[
+        list[str] | None, typer.Option("--against", metavar="KEY=VALUE", help="Beside the same with this; one crop.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
 ) -> None:
     """Seconds and peak memory of a training step by crop length."""
-    from ds4sci.bench import steps
+    from ds4sci.bench import steps, steps_against
 
     if not all(part.isdigit() and int(part) > 0 for part in crops.split(",")):
         raise ValueError(f"--crops {crops!r}: expected lengths in residues with commas between, such as 64,128")
-    show_measurement(steps(config, overrides or [], [int(part) for part in crops.split(",")]), out)
+    lengths = [int(part) for part in crops.split(",")]
+    if against and len(lengths) > 1:
+        raise ValueError(f"--against compares at one crop; --crops names {len(lengths)}")
+    measured = (
+        steps_against(config, overrides or [], against, lengths[0])
+        if against
+        else steps(config, overrides or [], lengths)
+    )
+    show_measurement(measured, out)
 
 
 @app.command()

@@ -47,6 +47,18 @@ def test_step_by_crop(tmp_path: Path) -> None:
     assert float(str(rows[1][3])) > float(str(rows[0][3])) > 0, "a longer crop needs more memory"
 
 
+def test_step_against_another_kernel(tmp_path: Path) -> None:
+    other = ["kernels.evoformer_attention=reference"]
+    measured = bench.steps_against(CONFIG, TINY, other, 16)
+    rows = check(measured, tmp_path)
+    assert [row[0] for row in rows] == ["as configured", *other]
+    assert rows[1][4] == 1
+    (losses,) = (note for note in measured.notes if note.startswith("losses"))
+    assert float(losses.rpartition("at most ")[2].split()[0]) < 1e-3, "the same model by another kernel"
+    with pytest.raises(ValueError, match="no implementation 'none'"):
+        bench.steps_against(CONFIG, TINY, ["kernels.evoformer_attention=none"], 16)
+
+
 def test_peak_is_that_of_this_program() -> None:
     before = bench.peak_bytes()
     held = np.ones(60_000_000 // 8)
