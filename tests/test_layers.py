@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """The parts of the package, lowest first, and the other parts that each may use."""
 
-TOP = {"__main__", "bench", "bench_kernels", "cli", "doctor", "quickstart", "readme_table"}
+TOP = {"__main__", "bench", "bench_kernels", "cli", "doctor", "quickstart", "readme_table", "static_kernels"}
 """The command line and what only it calls: may use everything, and nothing below may use it."""
 
 NO_TORCH = ("config", "deepspeed_json", "types.py", "residues.py", "data/sources/", "data/features", "scores/")
