@@ -23,6 +23,8 @@ POINTERS = {
 }  # fmt: skip
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 """Bytes of shared memory that one block may have."""
+TENSOR_MEMORY = 512
+"""Columns of tensor memory of a processor of sm_100."""
 ARCHITECTURES = tuple(SHARED)
 GROUPS = {
     "HGMMA": r"[HIQ]GMMA", "HMMA": r"[HIQD]MMA", "tcgen05": r"UTC\w*MMA", "mfma": r"v_s?mfmac?_",
@@ -42,6 +44,7 @@ class Static:
     spilled: int
     shared: int
     instructions: int
+    tensor_memory: int = 0
     mix: dict[str, int] = field(default_factory=dict)
 
     def offences(self, *, matrix: str | None = None) -> list[str]:
@@ -51,6 +54,8 @@ class Static:
             found.append(f"spills {self.spilled} bytes, {self.mix.get('local', 0)} accesses to local memory")
         if self.shared > SHARED[self.arch]:
             found.append(f"{self.shared} bytes of shared memory, {SHARED[self.arch]} are there")
+        if self.tensor_memory > TENSOR_MEMORY:
+            found.append(f"{self.tensor_memory} columns of tensor memory, {TENSOR_MEMORY} are there")
         if self.mix.get("atomic"):
             found.append(f"{self.mix['atomic']} atomics")
         if matrix:
@@ -118,7 +123,13 @@ def _nvidia(compiled: Any, arch: str) -> Static:
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", listing, re.M)
     return Static(
-        arch, found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared, len(names), _mix(names)
+        arch=arch,
+        registers=found["REG"],
+        spilled=found["STACK"] + found["LOCAL"],
+        shared=compiled.metadata.shared,
+        instructions=len(names),
+        tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
+        mix=_mix(names),
     )
 
 
@@ -130,7 +141,14 @@ def _amd(compiled: Any, arch: str) -> Static:
 
     names = re.findall(r"^\s+((?:v|s|ds|buffer|global|scratch|flat)_\w+)", text, re.M)
     spilled = number("private_segment_fixed_size") + 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
-    return Static(arch, number("vgpr_count"), spilled, compiled.metadata.shared, len(names), _mix(names))
+    return Static(
+        arch=arch,
+        registers=number("vgpr_count"),
+        spilled=spilled,
+        shared=compiled.metadata.shared,
+        instructions=len(names),
+        mix=_mix(names),
+    )
 
 
 def _mix(names: list[str]) -> dict[str, int]:

@@ -28,19 +28,21 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def launched(
-    monkeypatch: pytest.MonkeyPatch, *, rows: int = ROWS, groups: int = 2, float_mask: bool = False, queries: int = N
+    monkeypatch: pytest.MonkeyPatch, *, rows: int = ROWS, groups: int = 2, mask: torch.Tensor | None = None
 ) -> list[Seen]:
-    """Forward and backward of one case, everything given and wanted."""
+    """Forward and backward of one case, everything given and wanted. The bool mask keeps every row's last key."""
     monkeypatch.setattr(triton_configs, "choose", lambda *args: Config(rows, M, K, 4, 1))
-    monkeypatch.setattr(host, "SCRATCH", groups * 4 * B * H * queries * KEYS)
+    monkeypatch.setattr(host, "SCRATCH", groups * 4 * B * H * N * KEYS)
     monkeypatch.setattr(host, "PROGRAMS", 2**20)
     seen = watch(monkeypatch)
-    q, gate = normal(B, queries, S, H, D).transpose(1, 2), normal(B, S, queries, H, D, seed=1)
+    q, gate = normal(B, N, S, H, D).transpose(1, 2), normal(B, S, N, H, D, seed=1)
     k, v = normal(B, S, KEYS, H, D, seed=2), normal(B, S, KEYS, H, D, seed=3)
-    mask = normal(B, S, KEYS) if float_mask else normal(B, S, KEYS) > -0.5
-    bias = normal(B, H, queries, KEYS, seed=4).float()
+    if mask is None:
+        mask = normal(B, S, KEYS) > -0.5
+        mask[..., -1] = True
+    bias = normal(B, H, N, KEYS, seed=4).float()
     out, lse, rest = host.forward(q, k, v, mask, bias, gate, 0.3)
-    wanted = [True, True, True, float_mask, True, True]
+    wanted = [True, True, True, mask.is_floating_point(), True, True]
     grad = normal(*out.shape, seed=5)
     host.backward(grad, torch.ones_like(lse), q, k, v, mask, bias, gate, out, lse, rest, 0.3, wanted)
     return seen
@@ -53,11 +55,12 @@ def model(kernel: str, *, rows: int = ROWS, done: int = 0, taken: int = S, float
     each group of rows.
     """
     half, single, mask = 2, 4, 2 if float_mask else 1
+    ends = 0 if float_mask else B * S * H * single
     lines, tiles_q, tiles_k, sharing = B * S * H, -(-N // M), -(-KEYS // K), -(-taken // rows)
     query, key, plane = lines * N * D * half, lines * KEYS * D * half, B * H * N * KEYS * single
     if kernel == "attend":
         read = {"q": query, "gate": query, "k": key * tiles_q, "v": key * tiles_q, "bias": plane * sharing}
-        read["mask"] = lines * KEYS * tiles_q * mask
+        read |= {"mask": lines * KEYS * tiles_q * mask, "ends": ends * tiles_q}
         return read, {"out": query, "lse": lines * N * single, "rest": lines * N * single}
     if kernel == "prepare":
         read = dict.fromkeys(("out", "grad_out", "gate"), query)
@@ -66,12 +69,16 @@ def model(kernel: str, *, rows: int = ROWS, done: int = 0, taken: int = S, float
     if kernel == "grad_keys":
         read = {"k": key, "v": key, "q": query * tiles_k, "given": query * tiles_k, "bias": plane * sharing}
         read |= dict.fromkeys(("high", "delta"), lines * N * single * tiles_k)
-        read["mask"] = lines * KEYS * mask
+        read |= {"mask": lines * KEYS * mask, "ends": ends * tiles_k}
         return read, {"grad_k": key, "grad_v": key} | ({"grad_mask": lines * KEYS * single} if float_mask else {})
     share = taken / S
     read = {"q": query * share, "given": query * share, "k": key * tiles_q * share, "v": key * tiles_q * share}
     read |= dict.fromkeys(("high", "delta"), lines * N * single * share) | {"bias": plane * sharing}
-    read |= {"mask": lines * KEYS * tiles_q * mask * share, "partial": plane * sharing if done else 0}
+    read |= {
+        "mask": lines * KEYS * tiles_q * mask * share,
+        "ends": ends * tiles_q * share,
+        "partial": plane * sharing if done else 0,
+    }
     return read, {"grad_q": query * share, "partial": plane * sharing}
 
 
@@ -85,7 +92,7 @@ def test_bytes_are_those_of_the_model(float_mask: bool, monkeypatch: pytest.Monk
         ("grad_queries", {"taken": 4}),
         ("grad_queries", {"done": 4, "taken": 1}),
     ]
-    seen = launched(monkeypatch, float_mask=float_mask)
+    seen = launched(monkeypatch, mask=normal(B, S, KEYS) if float_mask else None)
     assert [x.kernel for x in seen] == [kernel for kernel, _ in expected]
     for x, (kernel, part) in zip(seen, expected, strict=True):
         read, written = model(kernel, float_mask=float_mask, **part)
@@ -99,9 +106,26 @@ def test_a_bias_that_is_not_shared_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_nothing_outside_and_no_race(monkeypatch: pytest.MonkeyPatch) -> None:
-    for x in launched(monkeypatch, rows=3, groups=1, float_mask=True):
-        assert not +x.outside, f"{x.kernel}: {x.outside}"
-        assert not +x.races, f"{x.kernel}: {x.races}"
+    few = torch.zeros(B, S, KEYS, dtype=torch.bool)
+    few[:, 0, :5] = True
+    for mask in (normal(B, S, KEYS), None, few):
+        for x in launched(monkeypatch, rows=3, groups=1, mask=mask):
+            assert not +x.outside, f"{x.kernel}: {x.outside}"
+            assert not +x.races, f"{x.kernel}: {x.races}"
+
+
+def test_keys_that_all_rows_mask_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tile of keys is kept by rows 0 and 1, and none by the others."""
+    mask = torch.zeros(B, S, KEYS, dtype=torch.bool)
+    mask[:, :2, :K] = True
+    tile, tiles_q = B * 2 * H * K * D * 2, -(-N // M)
+    for x in launched(monkeypatch, groups=3, mask=mask):
+        if x.kernel == "grad_keys":
+            assert x.read["q"] == B * 2 * H * N * D * 2
+        elif x.kernel != "prepare":
+            assert x.read["k"] == x.read["v"] == tile * tiles_q
+        if x.kernel == "grad_queries":
+            assert x.written["partial"] == 3 * B * H * N * KEYS * 4, "a tile left out has a gradient of 0"
 
 
 @pytest.mark.parametrize("kernel", ["attend", "prepare", "grad_keys", "grad_queries"])

@@ -176,6 +176,7 @@ def plan_backward(
     bias's in partial sums ``[groups, b, h, q, k]``, both fp32."""
     b, s, n, h, d = q.shape
     keys = k.shape[2]
+    out, lse, rest = out.contiguous(), lse.contiguous(), rest.contiguous()  # they are, unless vmap moved an axis
     arguments, constants = _inputs(q, k, v, mask, pair_bias, scale, arch)
     constants["EXACT"] = q.dtype == torch.float32
     want_q, want_k, want_v, want_mask, want_bias, want_gate = wanted
@@ -241,7 +242,7 @@ def plan_backward(
         if want_bias:
             limit = max(SCRATCH, q.numel() * q.element_size() // 2) // max(1, 4 * b * h * n * keys)
             groups = min(batches, max(1, limit), -(-PROGRAMS // max(1, tiles)))
-            grads[4] = empty(groups, b, h, n, keys)
+            grads[4] = empty(groups, b, h, n, keys) if s else torch.zeros((1, b, h, n, keys), device=q.device)
         even = keys % config.block_n == 0
         arguments |= {"grad_q": grads[0], "partial": grads[4]}
         constants |= {"WANT_Q": want_q, "WANT_BIAS": want_bias, "EVEN": even} | config.constants()
@@ -267,7 +268,10 @@ def _inputs(
     b, s, n, h, d = q.shape
     keys = k.shape[2]
     kind = 0 if mask is None else 1 if mask.dtype == torch.bool else 2
+    ends = None
     if mask is not None and kind == 1:
+        last = torch.arange(1, keys + 1, dtype=torch.int32, device=q.device).where(mask, 0)
+        ends = last.amax(-1) if keys else last.new_zeros((b, s))
         mask = mask.view(torch.uint8)
     bias = None if pair_bias is None else pair_bias.expand(b, h, n, keys)
     strides = {
@@ -276,7 +280,7 @@ def _inputs(
         "bias_strides": (0, 0, 0, 0) if bias is None else bias.stride(),
     }  # fmt: skip
     arguments = {
-        "q": q, "k": k, "v": v, "mask": mask, "bias": bias, **strides,
+        "q": q, "k": k, "v": v, "mask": mask, "ends": ends, "bias": bias, **strides,
         "rows": s, "queries": n, "keys": keys, "heads": h, "scale": scale * math.log2(math.e),
     }  # fmt: skip
     constants = {

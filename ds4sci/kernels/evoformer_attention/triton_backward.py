@@ -10,8 +10,10 @@ import triton
 import triton.language as tl
 
 from ds4sci.kernels.evoformer_attention.triton_tiles import (
+    BOOL_MASK,
     LOG2_E,
     entry_offset,
+    kept_keys,
     load_bias,
     load_keys_bias,
     load_tile,
@@ -78,7 +80,7 @@ def prepare(
 
 @triton.jit
 def grad_keys(
-    q, k, v, mask, bias, given, high, low, delta, grad_k, grad_v, grad_mask,
+    q, k, v, mask, ends, bias, given, high, low, delta, grad_k, grad_v, grad_mask,
     q_strides, k_strides, v_strides, mask_strides, bias_strides, given_strides,
     rows, queries, keys, heads, scale, factor,
     D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WANT_K: tl.constexpr,
@@ -127,7 +129,10 @@ def grad_keys(
         sum_v = sum_v + (tl.zeros([BLOCK_N, PADDED], tl.float32),)
         sum_mask = sum_mask + (tl.zeros([BLOCK_N], tl.float32),)
 
-    for first_query in range(0, queries, BLOCK_M):
+    until = queries
+    if MASK == BOOL_MASK:
+        until = tl.where(first_key < kept_keys(ends, entry, first_row, rows, ROWS), queries, 0)
+    for first_query in range(0, until, BLOCK_M):
         if BIAS:
             shared = load_bias(
                 bias + plane_offset(bias_strides, entry, head),
@@ -191,7 +196,7 @@ def grad_keys(
 
 @triton.jit
 def grad_queries(
-    q, k, v, mask, bias, given, high, low, delta, grad_q, partial,
+    q, k, v, mask, ends, bias, given, high, low, delta, grad_q, partial,
     q_strides, k_strides, v_strides, mask_strides, bias_strides, given_strides,
     rows, queries, keys, heads, done, groups, scale, factor,
     D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WANT_Q: tl.constexpr,
@@ -241,7 +246,10 @@ def grad_queries(
         tile_delta = tile_delta + (tl.load(delta + place, mask=query < there, other=0.0),)
         sum_q = sum_q + (tl.zeros([BLOCK_M, PADDED], tl.float32),)
 
-    for first_key in range(0, keys, BLOCK_N):
+    until = keys
+    if MASK == BOOL_MASK:
+        until = kept_keys(ends, entry, first_row, rows, ROWS)
+    for first_key in range(0, until, BLOCK_N):
         if BIAS:
             shared = load_bias(
                 bias + plane_offset(bias_strides, entry, head),
@@ -290,6 +298,14 @@ def grad_queries(
             sum_q = new_q
         if WANT_BIAS:
             tl.store(cell, together, mask=keep)
+
+    if WANT_BIAS and MASK == BOOL_MASK and not ADD:
+        for first_key in range(tl.cdiv(until, BLOCK_N) * BLOCK_N, keys, BLOCK_N):
+            plane = ((tl.cast(group, tl.int64) * entries + entry) * heads + head) * queries
+            corner = partial + (plane + first_query) * keys + first_key
+            cell = corner + (tl.arange(0, BLOCK_M)[:, None] * keys + tl.arange(0, BLOCK_N)[None, :])
+            keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < keys)[None, :]
+            tl.store(cell, tl.zeros([BLOCK_M, BLOCK_N], tl.float32), mask=keep)
 
     if WANT_Q:
         for r in tl.static_range(ROWS):

@@ -39,14 +39,14 @@ def table() -> dict[str, Any]:
 
 
 def family(arch: str) -> str:
-    """The architecture whose entries ``arch`` uses: its own, else the one before it that has the same instructions."""
+    """The architecture whose entries ``arch`` uses: its own, else the nearest with the same matrix instructions."""
     if arch in table():
         return arch
-    if arch.startswith("sm_"):
-        number = int(arch.removeprefix("sm_").rstrip("af"))
-        # consumer Blackwell (12.x) has Ampere's matrix instructions and a tenth of sm_100's shared memory
-        return "sm_100" if 100 <= number < 110 else "sm_90" if number == 90 else "sm_80"
-    return "gfx942" if arch.startswith("gfx9") else "default"
+    if arch.startswith("gfx"):
+        return "gfx942"  # the least shared memory; every later one has as much or more
+    number = int(arch.removeprefix("sm_")) if arch.startswith("sm_") else 0
+    # consumer Blackwell (12.x) has Ampere's matrix instructions, and less shared memory than sm_100
+    return "sm_100" if 100 <= number < 120 else "sm_80"
 
 
 def entries(purpose: str, arch: str, d: int, bits: int) -> list[tuple[int | None, Config]]:

@@ -6,8 +6,10 @@ import triton
 import triton.language as tl
 
 from ds4sci.kernels.evoformer_attention.triton_tiles import (
+    BOOL_MASK,
     LN_2,
     entry_offset,
+    kept_keys,
     load_bias,
     load_keys_bias,
     load_tile,
@@ -18,7 +20,7 @@ from ds4sci.kernels.evoformer_attention.triton_tiles import (
 
 @triton.jit
 def attend(
-    q, k, v, mask, bias, gate, out, lse, rest,
+    q, k, v, mask, ends, bias, gate, out, lse, rest,
     q_strides, k_strides, v_strides, mask_strides, bias_strides, gate_strides,
     rows, queries, keys, heads, scale,
     D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr,
@@ -28,7 +30,8 @@ def attend(
     """BLOCK_M queries of one head in ROWS rows, which share each tile of the pair bias.
 
     Scores are in units of log2 (``scale`` has log2 e in it). lse + rest is the logarithm of the sum, in two fp32.
-    EVEN: BLOCK_N divides the number of keys. Neighbouring programs share keys and values, then the bias: both from L2.
+    EVEN: BLOCK_N divides the number of keys. Tiles of keys past the last one that any of the rows keeps are left out.
+    Neighbouring programs share keys and values, then the bias: both from L2.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     groups = tl.cdiv(rows, ROWS)
@@ -55,7 +58,10 @@ def attend(
         total = total + (tl.zeros([BLOCK_M], tl.float32),)
         sums = sums + (tl.zeros([BLOCK_M, PADDED], tl.float32),)
 
-    for first_key in range(0, keys, BLOCK_N):
+    until = keys
+    if MASK == BOOL_MASK:
+        until = kept_keys(ends, entry, first_row, rows, ROWS)
+    for first_key in range(0, until, BLOCK_N):
         if BIAS:
             shared = load_bias(
                 bias + plane_offset(bias_strides, entry, head),

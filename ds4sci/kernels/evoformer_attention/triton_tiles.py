@@ -88,3 +88,14 @@ def load_keys_bias(start, stride, first, size, MASK: tl.constexpr, BLOCK: tl.con
             return tl.where(tl.load(place, mask=there, other=0) != 0, 0.0, float("-inf"))
         else:
             return tl.load(place, mask=there, other=float("-inf")).to(tl.float32) * LOG2_E
+
+
+@triton.jit
+def kept_keys(ends, entry, first_row, rows, ROWS: tl.constexpr):
+    """How many keys lead up to the last one that any of ROWS rows keeps; ``ends`` ``[b, s]`` has it of each row."""
+    most = 0
+    for r in tl.static_range(ROWS):
+        row = first_row + r
+        end = tl.load(ends + tl.cast(entry, tl.int64) * rows + row, mask=row < rows, other=0)
+        most = tl.maximum(most, end)
+    return most
