@@ -140,6 +140,7 @@ def _amd(compiled: Any, arch: str) -> Static:
         return int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
 
     names = re.findall(r"^\s+((?:v|s|ds|buffer|global|scratch|flat)_\w+)", text, re.M)
+    # scalars go to lanes of vector registers, not to memory, and still cost
     spilled = number("private_segment_fixed_size") + 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
     return Static(
         arch=arch,

@@ -114,7 +114,7 @@ def backward(
     if by_head is not None and mask is not None:
         grads[3] = by_head.sum(2).to(mask.dtype)
     if partial is not None and pair_bias is not None:
-        whole = partial[0] if partial.shape[0] == 1 else partial.sum(0)
+        whole = (partial[0] if partial.shape[0] == 1 else partial.sum(0))[..., : k.shape[2]]
         grads[4] = whole.sum_to_size(pair_bias.shape).to(pair_bias.dtype)
     return grads
 
@@ -173,7 +173,7 @@ def plan_backward(
     scale: float, wanted: Sequence[bool], arch: str,
 ) -> tuple[list[Tensor | None], list[Launch]]:  # fmt: skip
     """What ``backward`` launches and the gradients that it will fill: the mask's by head ``[b, s, h, k]`` and the pair
-    bias's in partial sums ``[groups, b, h, q, k]``, both fp32."""
+    bias's in partial sums ``[groups, b, h, q, width]``, both fp32."""
     b, s, n, h, d = q.shape
     keys = k.shape[2]
     out, lse, rest = out.contiguous(), lse.contiguous(), rest.contiguous()  # they are, unless vmap moved an axis
@@ -240,9 +240,10 @@ def plan_backward(
         tiles = b * h * -(-n // config.block_m)
         groups = batches = -(-s // config.rows)
         if want_bias:
-            limit = max(SCRATCH, q.numel() * q.element_size() // 2) // max(1, 4 * b * h * n * keys)
+            limit = max(SCRATCH, q.numel() * q.element_size() // 2) // max(1, 4 * b * h * n * arguments["width"])
             groups = min(batches, max(1, limit), -(-PROGRAMS // max(1, tiles)))
-            grads[4] = empty(groups, b, h, n, keys) if s else torch.zeros((1, b, h, n, keys), device=q.device)
+            size = (b, h, n, arguments["width"])
+            grads[4] = empty(groups, *size) if s else torch.zeros((1, *size), device=q.device)
         even = keys % config.block_n == 0
         arguments |= {"grad_q": grads[0], "partial": grads[4]}
         constants |= {"WANT_Q": want_q, "WANT_BIAS": want_bias, "EVEN": even} | config.constants()
@@ -273,7 +274,8 @@ def _inputs(
         last = torch.arange(1, keys + 1, dtype=torch.int32, device=q.device).where(mask, 0)
         ends = last.amax(-1) if keys else last.new_zeros((b, s))
         mask = mask.view(torch.uint8)
-    bias = None if pair_bias is None else pair_bias.expand(b, h, n, keys)
+    width = -(-keys // 16) * 16
+    bias = None if pair_bias is None else padded(pair_bias, width).expand(b, h, n, width)
     strides = {
         "q_strides": q.stride(), "k_strides": k.stride(), "v_strides": v.stride(),
         "mask_strides": (0, 0, 0) if mask is None else mask.stride(),
@@ -281,13 +283,30 @@ def _inputs(
     }  # fmt: skip
     arguments = {
         "q": q, "k": k, "v": v, "mask": mask, "ends": ends, "bias": bias, **strides,
-        "rows": s, "queries": n, "keys": keys, "heads": h, "scale": scale * math.log2(math.e),
+        "rows": s, "queries": n, "keys": keys, "width": width, "heads": h, "scale": scale * math.log2(math.e),
     }  # fmt: skip
     constants = {
         "D": d, "PADDED": max(16, 1 << (d - 1).bit_length()), "MASK": kind, "BIAS": bias is not None,
         "WIDE": any(_wide(x[2:]) for x in strides.values()), "PRECISION": _precision(arch),
     }  # fmt: skip
     return arguments, constants
+
+
+def padded(bias: Tensor, width: int) -> Tensor:
+    """``bias`` itself where a program can load 16 bytes at a time of its rows, else a copy with rows of ``width`` keys.
+
+    All s rows read the bias, element by element if it is not aligned; the copy is made once per call, and not of
+    dimensions that broadcast. Beyond the last key it has zeros: those scores are -inf by the keys' own bias.
+    """
+    keys = bias.shape[-1]
+    if keys == 1 < width:
+        return bias
+    strides = [stride for size, stride in zip(bias.shape[:-1], bias.stride()[:-1], strict=True) if size > 1]
+    if keys == width and bias.stride(-1) == 1 and bias.data_ptr() % 16 == 0 and not any(x % 16 for x in strides):
+        return bias
+    copy = bias.new_zeros((*bias.shape[:-1], width))
+    copy[..., :keys] = bias
+    return copy
 
 
 def _wide(strides: Iterable[int]) -> bool:

@@ -82,7 +82,7 @@ def prepare(
 def grad_keys(
     q, k, v, mask, ends, bias, given, high, low, delta, grad_k, grad_v, grad_mask,
     q_strides, k_strides, v_strides, mask_strides, bias_strides, given_strides,
-    rows, queries, keys, heads, scale, factor,
+    rows, queries, keys, width, heads, scale, factor,
     D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WANT_K: tl.constexpr,
     WANT_V: tl.constexpr, WANT_MASK: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     EXACT: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -136,7 +136,7 @@ def grad_keys(
         if BIAS:
             shared = load_bias(
                 bias + plane_offset(bias_strides, entry, head),
-                bias_strides[3], bias_strides[2], first_key, first_query, keys, queries, BLOCK_N, BLOCK_M, WIDE,
+                bias_strides[3], bias_strides[2], first_key, first_query, width, queries, BLOCK_N, BLOCK_M, WIDE,
             )  # fmt: skip
         new_k = ()
         new_v = ()
@@ -198,15 +198,15 @@ def grad_keys(
 def grad_queries(
     q, k, v, mask, ends, bias, given, high, low, delta, grad_q, partial,
     q_strides, k_strides, v_strides, mask_strides, bias_strides, given_strides,
-    rows, queries, keys, heads, done, groups, scale, factor,
+    rows, queries, keys, width, heads, done, groups, scale, factor,
     D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WANT_Q: tl.constexpr,
     WANT_BIAS: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     EXACT: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of BLOCK_M queries of one head in ROWS rows, and of the pair bias these share.
 
-    A launch takes ``groups`` times ROWS rows, those after the ``done`` ones. The rows of a program sum the bias's
-    gradient in registers and write it to their group's ``partial`` ``[groups, b, h, q, k]``; a later launch ADDs it.
+    A launch takes ``groups`` times ROWS rows, those after the ``done`` ones. A program sums the bias's gradient over
+    rows in registers and writes it to its group's ``partial`` ``[groups, b, h, q, width]``; a later launch ADDs it.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)
@@ -253,13 +253,13 @@ def grad_queries(
         if BIAS:
             shared = load_bias(
                 bias + plane_offset(bias_strides, entry, head),
-                bias_strides[2], bias_strides[3], first_query, first_key, queries, keys, BLOCK_M, BLOCK_N, WIDE,
+                bias_strides[2], bias_strides[3], first_query, first_key, queries, width, BLOCK_M, BLOCK_N, WIDE,
             )  # fmt: skip
         if WANT_BIAS:
             plane = ((tl.cast(group, tl.int64) * entries + entry) * heads + head) * queries
-            corner = partial + (plane + first_query) * keys + first_key
-            cell = corner + (tl.arange(0, BLOCK_M)[:, None] * keys + tl.arange(0, BLOCK_N)[None, :])
-            keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < keys)[None, :]
+            corner = partial + (plane + first_query) * width + first_key
+            cell = corner + (tl.arange(0, BLOCK_M)[:, None] * width + tl.arange(0, BLOCK_N)[None, :])
+            keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < width)[None, :]
             if ADD:
                 together = tl.load(cell, mask=keep, other=0.0)
             else:
@@ -300,11 +300,11 @@ def grad_queries(
             tl.store(cell, together, mask=keep)
 
     if WANT_BIAS and MASK == BOOL_MASK and not ADD:
-        for first_key in range(tl.cdiv(until, BLOCK_N) * BLOCK_N, keys, BLOCK_N):
+        for first_key in range(tl.cdiv(until, BLOCK_N) * BLOCK_N, width, BLOCK_N):
             plane = ((tl.cast(group, tl.int64) * entries + entry) * heads + head) * queries
-            corner = partial + (plane + first_query) * keys + first_key
-            cell = corner + (tl.arange(0, BLOCK_M)[:, None] * keys + tl.arange(0, BLOCK_N)[None, :])
-            keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < keys)[None, :]
+            corner = partial + (plane + first_query) * width + first_key
+            cell = corner + (tl.arange(0, BLOCK_M)[:, None] * width + tl.arange(0, BLOCK_N)[None, :])
+            keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < width)[None, :]
             tl.store(cell, tl.zeros([BLOCK_M, BLOCK_N], tl.float32), mask=keep)
 
     if WANT_Q:

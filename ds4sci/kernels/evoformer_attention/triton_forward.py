@@ -22,7 +22,7 @@ from ds4sci.kernels.evoformer_attention.triton_tiles import (
 def attend(
     q, k, v, mask, ends, bias, gate, out, lse, rest,
     q_strides, k_strides, v_strides, mask_strides, bias_strides, gate_strides,
-    rows, queries, keys, heads, scale,
+    rows, queries, keys, width, heads, scale,
     D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr,
     EVEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -30,8 +30,8 @@ def attend(
     """BLOCK_M queries of one head in ROWS rows, which share each tile of the pair bias.
 
     Scores are in units of log2 (``scale`` has log2 e in it). lse + rest is the logarithm of the sum, in two fp32.
-    EVEN: BLOCK_N divides the number of keys. Tiles of keys past the last one that any of the rows keeps are left out.
-    Neighbouring programs share keys and values, then the bias: both from L2.
+    The bias has ``width`` keys, a multiple of 16. EVEN: BLOCK_N divides the number of keys. Tiles of keys past the last
+    one that any of the rows keeps are left out. Neighbouring programs share keys and values, then the bias: from L2.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     groups = tl.cdiv(rows, ROWS)
@@ -65,7 +65,7 @@ def attend(
         if BIAS:
             shared = load_bias(
                 bias + plane_offset(bias_strides, entry, head),
-                bias_strides[2], bias_strides[3], first_query, first_key, queries, keys, BLOCK_M, BLOCK_N, WIDE,
+                bias_strides[2], bias_strides[3], first_query, first_key, queries, width, BLOCK_M, BLOCK_N, WIDE,
             )  # fmt: skip
         new_top = ()
         new_total = ()
