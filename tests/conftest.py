@@ -3,6 +3,7 @@ without deadlines; GPU tests that say why they skip; a Triton interpreter fit fo
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
@@ -13,7 +14,7 @@ settings.register_profile("ds4sci", deadline=None)
 settings.load_profile("ds4sci")
 torch.set_num_threads(1)
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
     import triton_interpreter
 
     triton_interpreter.repair()

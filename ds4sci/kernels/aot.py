@@ -21,8 +21,8 @@ POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.int8: "*i8",
     torch.int32: "*i32", torch.int64: "*i64", torch.float64: "*fp64",
 }  # fmt: skip
-SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-"""Bytes of shared memory that one block may have."""
+SHARED = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+"""Bytes of shared memory that one block may have; for sm_80 those of sm_86, sm_89 and sm_120, which use its configs."""
 TENSOR_MEMORY = 512
 """Columns of tensor memory of a processor of sm_100."""
 ARCHITECTURES = tuple(SHARED)
@@ -37,7 +37,13 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Static:
-    """What a compiled kernel is made of. ``spilled``: a thread's bytes of local memory, 0 where all is in registers."""
+    """What a compiled kernel is made of.
+
+    spilled        a thread's bytes of local memory, and of AMD's vector registers that went to accumulation registers
+    scalar_spills  AMD's scalar registers kept in lanes of vector registers: no memory, an instruction each
+    tensor_memory  columns, on sm_100
+    mix            instructions by group, as they stand in the binary
+    """
 
     arch: str
     registers: int
@@ -45,6 +51,7 @@ class Static:
     shared: int
     instructions: int
     tensor_memory: int = 0
+    scalar_spills: int = 0
     mix: dict[str, int] = field(default_factory=dict)
 
     def offences(self, *, matrix: str | None = None) -> list[str]:
@@ -140,12 +147,12 @@ def _amd(compiled: Any, arch: str) -> Static:
         return int(re.findall(rf"\.{name}:\s+(\d+)", text)[0])
 
     names = re.findall(r"^\s+((?:v|s|ds|buffer|global|scratch|flat)_\w+)", text, re.M)
-    # scalars go to lanes of vector registers, not to memory, and still cost
-    spilled = number("private_segment_fixed_size") + 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
+    spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
     return Static(
         arch=arch,
         registers=number("vgpr_count"),
         spilled=spilled,
+        scalar_spills=number("sgpr_spill_count"),
         shared=compiled.metadata.shared,
         instructions=len(names),
         mix=_mix(names),

@@ -18,7 +18,7 @@ from ds4sci.kernels.evoformer_attention import triton as host
 from ds4sci.kernels.evoformer_attention import triton_configs
 from ds4sci.kernels.evoformer_attention.triton_configs import Config
 
-B, S, N, KEYS, H, D = 2, 5, 37, 45, 2, 10
+B, S, N, KEYS, H, D = 1, 5, 37, 45, 2, 10
 WIDTH = 48  # of the pair bias's rows: the next multiple of 16 from KEYS
 ROWS, M, K = 2, 16, 32
 """The config: rows that share a bias, queries and keys of a tile."""

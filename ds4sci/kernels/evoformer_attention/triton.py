@@ -27,7 +27,7 @@ SCRATCH = 2**28
 """Bytes that partial sums of the pair bias's gradient may take. More only where half of q takes more, or one sum."""
 PROGRAMS = 1024
 """Programs in a launch for the pair bias's gradient: some waves on any GPU. More groups of rows would cost memory,
-fewer leave processors idle. A constant, so that sums do not depend on the GPU."""
+fewer leave processors idle. A constant: sums are made in the same order whatever the number of processors."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def backward(
         grads[3] = by_head.sum(2).to(mask.dtype)
     if partial is not None and pair_bias is not None:
         whole = (partial[0] if partial.shape[0] == 1 else partial.sum(0))[..., : k.shape[2]]
-        grads[4] = whole.sum_to_size(pair_bias.shape).to(pair_bias.dtype)
+        grads[4] = whole.sum_to_size(pair_bias.shape).to(pair_bias.dtype).contiguous()
     return grads
 
 
