@@ -140,7 +140,7 @@ AWKWARD = {
 @pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", AWKWARD)
 def test_awkward_calls_compile(case: str, arch: str) -> None:
-    """Sizes and strides of 1, and absent tensors, are constants to the compiler: other code than the interpreter ran."""
+    """Sizes and strides of 1, and absent tensors, are constants to the compiler: other code than interpreted."""
     for launch in awkward(arch, **AWKWARD[case]):
         kernel = host.kernels()[launch.kernel]
         aot.build(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
