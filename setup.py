@@ -48,6 +48,8 @@ EXTRAS = {
         "hypothesis>=6.100",  # property-based tests of the parsers
         "tmtools>=0.2",  # TM-score of the original program: the check on ours
         "biotite>=1.0",  # lDDT and superposition: the check on ours
+        # Tests of the Triton kernels on a CPU: interpreter and compiler. torch for CUDA or ROCm brings its own.
+        "triton>=3.3,<3.10; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "ruff>=0.6",
         "mypy>=1.11",
         "pre-commit>=3.7",

@@ -198,7 +198,7 @@ def kernels() -> Iterator[Finding]:
             continue
         case = kernel.cases[0]
         for dtype in (torch.float32, torch.bfloat16):
-            inputs = case.make(torch.Generator(device).manual_seed(0), dtype, device)
+            inputs = case.make(torch.Generator().manual_seed(0), dtype, device)
             chosen, refusals = None, []
             for implementation in kernel.implementations:
                 reason = implementation.why_not(**inputs)

@@ -1,7 +1,10 @@
 """For every test: one torch thread (on a busy machine threads wait for each other longer than they work), hypothesis
-without deadlines; GPU tests that say why they skip."""
+without deadlines; GPU tests that say why they skip; a Triton interpreter fit for tests where TRITON_INTERPRET=1."""
 
 from __future__ import annotations
+
+import importlib.util
+import os
 
 import pytest
 import torch
@@ -10,6 +13,13 @@ from hypothesis import settings
 settings.register_profile("ds4sci", deadline=None)
 settings.load_profile("ds4sci")
 torch.set_num_threads(1)
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    import triton_interpreter
+
+    triton_interpreter.repair()
+    triton_interpreter.small_tiles()
+    triton_interpreter.check_overflow(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

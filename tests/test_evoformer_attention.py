@@ -15,7 +15,7 @@ from ds4sci.kernels import evoformer_attention, evoformer_attention_lse, native
 from ds4sci.kernels.evoformer_attention import KERNEL
 from ds4sci.kernels.evoformer_attention import tiled as tiled_module
 
-FUSED = ["native", "tiled"]
+FUSED = ["triton", "native", "tiled"]
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -22,8 +22,10 @@ ALL = [
 ]
 
 
-def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
-    return case.make(torch.Generator().manual_seed(seed), dtype, torch.device("cpu"))
+def inputs(case: Case, dtype: torch.dtype, implementation: Implementation, seed: int = 0) -> dict[str, Any]:
+    """On the device that the implementation is for: Triton's on a GPU where there is one."""
+    on_gpu = implementation.name == "triton" and torch.cuda.is_available()
+    return case.make(torch.Generator().manual_seed(seed), dtype, torch.device("cuda" if on_gpu else "cpu"))
 
 
 def floats(given: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -36,7 +38,7 @@ def run(function: Any, given: dict[str, Any], wanted: set[str] | None = None) ->
     out = function(**(given | leaves))
     if not out.requires_grad:
         return {"out": out.detach().double()}
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out)
     asked = {name: x for name, x in leaves.items() if x.requires_grad}
     grads = torch.autograd.grad(out, list(asked.values()), weight)
     return {"out": out.detach().double()} | {
@@ -66,7 +68,7 @@ def widened(given: dict[str, Any]) -> dict[str, Any]:
 def test_as_right_as_plain_torch(
     kernel: Kernel, implementation: Implementation, case: Case, dtype: torch.dtype
 ) -> None:
-    given = inputs(case, dtype)
+    given = inputs(case, dtype, implementation)
     reason = implementation.why_not(**given)
     if reason:
         pytest.skip(reason)
@@ -93,7 +95,7 @@ def test_as_right_as_plain_torch(
 
 @pytest.mark.parametrize(("kernel", "implementation", "case"), ALL)
 def test_gradients_asked_for_alone_are_those_of_all(kernel: Kernel, implementation: Implementation, case: Case) -> None:
-    given = inputs(case, torch.float32)
+    given = inputs(case, torch.float32, implementation)
     reason = implementation.why_not(**given)
     if reason:
         pytest.skip(reason)
@@ -109,7 +111,7 @@ def test_gradients_asked_for_alone_are_those_of_all(kernel: Kernel, implementati
 def test_the_number_of_threads_changes_no_bit(kernel: Kernel, implementation: Implementation, case: Case) -> None:
     if implementation.name == "reference":
         pytest.skip("torch's own products make no such promise")
-    given = inputs(case, torch.float32)
+    given = inputs(case, torch.float32, implementation)
     reason = implementation.why_not(**given)
     if reason:
         pytest.skip(reason)

@@ -54,6 +54,7 @@ TOP = {
     "doctor",
     "quickstart",
     "readme_table",
+    "static_kernels",
 }
 """The command line and what only it calls: may use everything, and nothing below may use it."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.evoformer_attention import native, op
+from ds4sci.kernels.evoformer_attention import native, op, triton
 from ds4sci.kernels.evoformer_attention.cases import CASES
 from ds4sci.kernels.evoformer_attention.reference import reference, reference_lse
 from ds4sci.kernels.spec import Implementation, Kernel, always
@@ -35,6 +35,7 @@ KERNEL = Kernel(
     "evoformer_attention",
     reference,
     (
+        Implementation("triton", _fused("triton"), triton.why_not),
         Implementation("native", _fused("native"), native.why_not),
         Implementation("tiled", _fused("tiled"), always),
         Implementation("reference", reference, always),
@@ -45,6 +46,7 @@ LSE = Kernel(
     "evoformer_attention",
     reference_lse,
     (
+        Implementation("triton", _fused("triton", lse=True), triton.why_not),
         Implementation("native", _fused("native", lse=True), native.why_not),
         Implementation("tiled", _fused("tiled", lse=True), always),
         Implementation("reference", reference_lse, always),
@@ -74,7 +76,8 @@ def evoformer_attention(
     pair_bias, gate and a float mask, those that ask for one. The same inputs give the same bits, whatever the number
     of threads. Second derivatives: ``implementation="reference"``; the others refuse.
 
-    implementation  ``native``     C++ on the CPU; saves its inputs, the output and lse ``[b, s, h, q]``
+    implementation  ``triton``     NVIDIA and AMD GPUs, d ≤ 128; saves its inputs, the output and lse ``[b, s, h, q]``
+                    ``native``     C++ on the CPU; saves the same
                     ``tiled``      plain torch on any device, a bounded piece of the scores at a time; saves the same
                     ``reference``  readable torch; keeps ``b·s·h·q·k`` scores
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.evoformer_attention import native, tiled
+from ds4sci.kernels.evoformer_attention import native, tiled, triton
 
-FUSED: dict[str, Any] = {"native": native, "tiled": tiled}
+FUSED: dict[str, Any] = {"triton": triton, "native": native, "tiled": tiled}
 """Modules with ``forward`` and ``backward``."""
 
 

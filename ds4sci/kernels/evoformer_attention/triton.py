@@ -1,0 +1,329 @@
+"""Evoformer attention by Triton kernels on NVIDIA (Ampere and later) and AMD GPUs: what is launched, and how large.
+
+The kernels are in ``triton_forward.py`` and ``triton_backward.py``; importing this module imports no Triton. Under
+``TRITON_INTERPRET=1`` they run on CPU tensors in Triton's interpreter, for tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels.evoformer_attention import triton_configs
+from ds4sci.kernels.spec import constant_to_compiler
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST = 128
+"""Channels per head."""
+SCRATCH = 2**28
+"""Bytes that partial sums of the pair bias's gradient may take. More only where half of q takes more, or one sum."""
+PROGRAMS = 1024
+"""Programs in a launch for the pair bias's gradient: some waves on any GPU. More groups of rows would cost memory,
+fewer leave processors idle. A constant: sums are made in the same order whatever the number of processors."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel by name, its grid, its arguments in order and the constants it is compiled for."""
+
+    kernel: str
+    programs: int
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+
+
+def why_not(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    pair_bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> str | None:
+    if q.dtype not in DTYPES:
+        return f"it takes float32, bfloat16 and float16, not {str(q.dtype).removeprefix('torch.')}"
+    for name, x in (("mask", mask), ("pair_bias", pair_bias)):
+        if x is not None and x.dtype not in DTYPES and x.dtype != torch.bool:
+            return f"{name} is {str(x.dtype).removeprefix('torch.')}; it takes float32, bfloat16 and float16"
+    if q.shape[-1] > LARGEST:
+        return f"it takes up to {LARGEST} channels per head, not {q.shape[-1]}"
+    if q.device.type == "cuda":
+        return _unavailable(q.device.index)
+    if q.device.type == "cpu" and _interpreting():
+        return None
+    return f"it runs on a GPU, not on {q.device.type}"
+
+
+@constant_to_compiler
+def _unavailable(device: int | None) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"it needs compute capability 8.0, and this GPU has {torch.cuda.get_device_capability(device)}"
+    return None
+
+
+@constant_to_compiler
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """``sm_90``, ``gfx942``, …; ``interpreter`` for a CPU."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, s, n, h, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty((b, s, h, n), dtype=torch.float32, device=q.device)
+    rest = torch.empty_like(lse) if q.dtype == torch.float32 else lse.new_empty(0)
+    run([plan_forward(q, k, v, mask, pair_bias, gate, out, lse, rest, scale, architecture(q.device))], q.device)
+    return out, lse, rest
+
+
+def backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
+    scale: float, wanted: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    grads, launches = plan_backward(
+        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, rest, scale, wanted, architecture(q.device)
+    )
+    run(launches, q.device)
+    by_head, partial = grads[3], grads[4]
+    if by_head is not None and mask is not None:
+        grads[3] = by_head.sum(2).to(mask.dtype)
+    if partial is not None and pair_bias is not None:
+        whole = (partial[0] if partial.shape[0] == 1 else partial.sum(0))[..., : k.shape[2]]
+        grads[4] = whole.sum_to_size(pair_bias.shape).to(pair_bias.dtype).contiguous()
+    return grads
+
+
+def run(launches: Iterable[Launch], device: torch.device) -> None:
+    """On the tensors' device and its current stream."""
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        for x in launches:
+            if x.programs:
+                kernels()[x.kernel][(x.programs,)](
+                    **x.arguments, **x.constants, num_warps=x.warps, num_stages=x.stages, enable_fp_fusion=True
+                )
+
+
+@functools.cache
+def kernels() -> dict[str, Any]:
+    """The compiled functions by name; the first call imports Triton."""
+    from ds4sci.kernels.evoformer_attention import triton_backward, triton_forward
+
+    return {
+        "attend": triton_forward.attend,
+        "prepare": triton_backward.prepare,
+        "grad_keys": triton_backward.grad_keys,
+        "grad_queries": triton_backward.grad_queries,
+    }
+
+
+def plan_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, out: Tensor,
+    lse: Tensor, rest: Tensor, scale: float, arch: str,
+) -> Launch:  # fmt: skip
+    """What ``forward`` launches. Tensors on the meta device will do: that is how kernels are compiled ahead of time."""
+    b, s, n, h, _ = q.shape
+    arguments, constants = _inputs(q, k, v, mask, pair_bias, scale, arch)
+    config = triton_configs.choose(
+        "attend", arch, constants["PADDED"], q.dtype.itemsize * 8, k.shape[2], 1 if pair_bias is None else s
+    )
+    if gate is None:
+        constants["GATE"], arguments["gate"], arguments["gate_strides"] = False, None, (0,) * 5
+    else:
+        constants["GATE"], arguments["gate"], arguments["gate_strides"] = True, gate, gate.stride()
+        constants["WIDE"] |= _wide(gate.stride()[2:])
+    return Launch(
+        "attend",
+        b * h * -(-s // config.rows) * -(-n // config.block_m),
+        arguments | {"out": out, "lse": lse, "rest": rest if rest.numel() else None},
+        constants
+        | {"EXACT": q.dtype == torch.float32}
+        | {"EVEN": k.shape[2] % config.block_n == 0}
+        | config.constants(),
+        config.warps,
+        config.stages,
+    )
+
+
+def plan_backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
+    scale: float, wanted: Sequence[bool], arch: str,
+) -> tuple[list[Tensor | None], list[Launch]]:  # fmt: skip
+    """What ``backward`` launches and the gradients that it will fill: the mask's by head ``[b, s, h, k]`` and the pair
+    bias's in partial sums ``[groups, b, h, q, width]``, both fp32."""
+    b, s, n, h, d = q.shape
+    keys = k.shape[2]
+    out, lse, rest = out.contiguous(), lse.contiguous(), rest.contiguous()  # they are, unless vmap moved an axis
+    arguments, constants = _inputs(q, k, v, mask, pair_bias, scale, arch)
+    constants["EXACT"] = q.dtype == torch.float32
+    want_q, want_k, want_v, want_mask, want_bias, want_gate = wanted
+    want_mask &= mask is not None
+    want_bias &= pair_bias is not None
+    want_gate &= gate is not None
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=q.device)
+
+    grads: list[Tensor | None] = [
+        empty(*x.shape, dtype=x.dtype) if want and x is not None else None
+        for x, want in zip((q, k, v, None, None, gate), wanted, strict=True)
+    ]
+    high, delta = (empty(b, s, h, n) for _ in range(2))
+    low = empty(b, s, h, n) if constants["EXACT"] else None
+    pair = want_q or want_k or want_v or want_mask or want_bias
+    given = empty(*q.shape, dtype=q.dtype) if gate is not None and pair else grad_out
+    constants["WIDE"] |= _wide(grad_out.stride()[2:]) or (gate is not None and _wide(gate.stride()[2:]))
+    block = max(16, 2048 // constants["PADDED"])
+    launches = [
+        Launch(
+            "prepare",
+            b * s * h * -(-n // block),
+            {
+                "out": out, "lse": lse, "rest": rest if rest.numel() else None, "grad_out": grad_out,
+                "grad_lse": None if grad_lse is None else grad_lse.float().contiguous(),
+                "gate": gate, "high": high, "low": low, "delta": delta,
+                "given": given if given is not grad_out else None, "grad_gate": grads[5],
+                "grad_out_strides": grad_out.stride(), "gate_strides": (0,) * 5 if gate is None else gate.stride(),
+                "rows": s, "queries": n, "heads": h,
+            },
+            {
+                "D": d, "PADDED": constants["PADDED"], "GATE": gate is not None, "GIVEN": given is not grad_out,
+                "WANT_GATE": want_gate, "LSE": grad_lse is not None, "WIDE": constants["WIDE"],
+                "EXACT": constants["EXACT"], "BLOCK_M": block,
+            },
+            4,
+            1,
+        )
+    ]  # fmt: skip
+    arguments |= {"given": given, "given_strides": given.stride(), "high": high, "low": low, "delta": delta}
+    arguments["factor"] = scale
+    bits, sharing = q.dtype.itemsize * 8, 1 if pair_bias is None else s
+    if want_k or want_v or want_mask:
+        config = triton_configs.choose("grad_keys", arch, constants["PADDED"], bits, n, sharing)
+        grads[3] = empty(b, s, h, keys) if want_mask else None
+        launches.append(
+            Launch(
+                "grad_keys",
+                b * h * -(-s // config.rows) * -(-keys // config.block_n),
+                arguments | {"grad_k": grads[1], "grad_v": grads[2], "grad_mask": grads[3]},
+                constants | {"WANT_K": want_k, "WANT_V": want_v, "WANT_MASK": want_mask} | config.constants(),
+                config.warps,
+                config.stages,
+            )
+        )
+    if want_q or want_bias:
+        purpose = "grad_bias" if want_bias else "grad_queries"
+        config = triton_configs.choose(purpose, arch, constants["PADDED"], bits, keys, sharing)
+        tiles = b * h * -(-n // config.block_m)
+        groups = batches = -(-s // config.rows)
+        if want_bias:
+            limit = max(SCRATCH, q.numel() * q.element_size() // 2) // max(1, 4 * b * h * n * arguments["width"])
+            groups = min(batches, max(1, limit), -(-PROGRAMS // max(1, tiles)))
+            size = (b, h, n, arguments["width"])
+            grads[4] = empty(groups, *size) if s else torch.zeros((1, *size), device=q.device)
+        even = keys % config.block_n == 0
+        arguments |= {"grad_q": grads[0], "partial": grads[4]}
+        constants |= {"WANT_Q": want_q, "WANT_BIAS": want_bias, "EVEN": even} | config.constants()
+        for done in range(0, batches, max(1, groups)):
+            own = min(groups, batches - done)
+            launches.append(
+                Launch(
+                    "grad_queries",
+                    tiles * own,
+                    arguments | {"done": done * config.rows, "groups": own},
+                    constants | {"ADD": done > 0},
+                    config.warps,
+                    config.stages,
+                )
+            )
+    return grads, launches
+
+
+def _inputs(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, scale: float, arch: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments and constants that all three large kernels take."""
+    b, s, n, h, d = q.shape
+    keys = k.shape[2]
+    kind = 0 if mask is None else 1 if mask.dtype == torch.bool else 2
+    ends = None
+    if mask is not None and kind == 1:
+        last = torch.arange(1, keys + 1, dtype=torch.int32, device=q.device).where(mask, 0)
+        ends = last.amax(-1) if keys else last.new_zeros((b, s))
+        mask = mask.view(torch.uint8)
+    width = -(-keys // 16) * 16
+    bias = None if pair_bias is None else padded(pair_bias, width).expand(b, h, n, width)
+    strides = {
+        "q_strides": q.stride(), "k_strides": k.stride(), "v_strides": v.stride(),
+        "mask_strides": (0, 0, 0) if mask is None else mask.stride(),
+        "bias_strides": (0, 0, 0, 0) if bias is None else bias.stride(),
+    }  # fmt: skip
+    arguments = {
+        "q": q, "k": k, "v": v, "mask": mask, "ends": ends, "bias": bias, **strides,
+        "rows": s, "queries": n, "keys": keys, "width": width, "heads": h, "scale": scale * math.log2(math.e),
+    }  # fmt: skip
+    constants = {
+        "D": d, "PADDED": max(16, 1 << (d - 1).bit_length()), "MASK": kind, "BIAS": bias is not None,
+        "WIDE": any(_wide(x[2:]) for x in strides.values()), "PRECISION": _precision(arch),
+    }  # fmt: skip
+    return arguments, constants
+
+
+def padded(bias: Tensor, width: int) -> Tensor:
+    """``bias`` itself where a program can load 16 bytes at a time of its rows, else a copy with rows of ``width`` keys.
+
+    All s rows read the bias, element by element if it is not aligned; the copy is made once per call, and not of
+    dimensions that broadcast. Beyond the last key it has zeros: those scores are -inf by the keys' own bias.
+    """
+    keys = bias.shape[-1]
+    if keys == 1 < width:
+        return bias
+    strides = [stride for size, stride in zip(bias.shape[:-1], bias.stride()[:-1], strict=True) if size > 1]
+    if keys == width and bias.stride(-1) == 1 and bias.data_ptr() % 16 == 0 and not any(x % 16 for x in strides):
+        return bias
+    copy = bias.new_zeros((*bias.shape[:-1], width))
+    copy[..., :keys] = bias
+    return copy
+
+
+def _wide(strides: Iterable[int]) -> bool:
+    """Whether offsets within a tile, at most 128 by 128, may pass 2³¹."""
+    return sum(strides) * 128 >= 2**31
+
+
+def _precision(arch: str) -> str:
+    """Of products of fp32: torch's own setting, TF32 only when it is allowed."""
+    if not arch.startswith("sm_"):
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    setting = getattr(matmul, "fp32_precision", None)
+    allowed = matmul.allow_tf32 if setting is None else setting == "tf32"
+    return "tf32" if allowed else "ieee"

@@ -1,0 +1,318 @@
+"""Evoformer attention's backward kernels in Triton: what is the same for a whole query, then keys, then queries.
+
+Two passes over the scores, because each sum has to have one owner for its order to be fixed: the gradients of keys,
+values and mask belong to keys, those of queries and pair bias to queries. No atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ds4sci.kernels.evoformer_attention.triton_tiles import (
+    BOOL_MASK,
+    LOG2_E,
+    entry_offset,
+    kept_keys,
+    load_bias,
+    load_keys_bias,
+    load_tile,
+    plane_offset,
+    store_tile,
+)
+
+
+@triton.jit
+def prepare(
+    out, lse, rest, grad_out, grad_lse, gate, high, low, delta, given, grad_gate,
+    grad_out_strides, gate_strides, rows, queries, heads,
+    D: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr, GIVEN: tl.constexpr, WANT_GATE: tl.constexpr,
+    LSE: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """delta = Σ_d grad_out · out - grad_lse; lse in units of log2 as high + low; what the gate does to the gradients.
+
+    Gated: σ(gate) stands in out, so delta is the ungated one; ``given`` is grad_out · σ(gate) (GIVEN: when asked).
+    """
+    tiles = tl.cdiv(queries, BLOCK_M)
+    program = tl.program_id(0)
+    first = program % tiles * BLOCK_M
+    row = program // tiles % rows
+    head = program // (tiles * rows) % heads
+    entry = program // (tiles * rows * heads)
+    line = tl.cast(entry, tl.int64) * rows + row
+    start = (line * queries * heads + head) * D
+    tile_out = load_tile(out + start, heads * D, 1, first, queries, D, PADDED, BLOCK_M, False)
+    tile_grad = load_tile(
+        grad_out + entry_offset(grad_out_strides, entry, row, head), grad_out_strides[2], grad_out_strides[4], first,
+        queries, D, PADDED, BLOCK_M, WIDE,
+    )  # fmt: skip
+    if GATE:
+        tile_gate = load_tile(
+            gate + entry_offset(gate_strides, entry, row, head), gate_strides[2], gate_strides[4], first, queries,
+            D, PADDED, BLOCK_M, WIDE,
+        )  # fmt: skip
+        opened = tl.sigmoid(tile_gate.to(tl.float32))
+        if WANT_GATE:
+            slope = tile_grad.to(tl.float32) * tile_out.to(tl.float32) * (1.0 - opened)
+            store_tile(grad_gate + start, heads * D, first, queries, slope, D, PADDED, BLOCK_M)
+        if GIVEN:
+            store_tile(given + start, heads * D, first, queries, tile_grad.to(tl.float32) * opened, D, PADDED, BLOCK_M)
+    if EXACT:
+        # the rounding of these products would be the largest error of the gradients
+        sums = tl.sum(tile_grad.to(tl.float64) * tile_out.to(tl.float64), 1).to(tl.float32)
+    else:
+        sums = tl.sum(tile_grad.to(tl.float32) * tile_out.to(tl.float32), 1)
+    query = first + tl.arange(0, BLOCK_M)
+    place = (line * heads + head) * queries + query
+    keep = query < queries
+    if LSE:
+        sums -= tl.load(grad_lse + place, mask=keep, other=0.0)
+    whole = tl.load(lse + place, mask=keep, other=0.0)
+    empty = whole == float("-inf")
+    exact = tl.where(empty, 0.0, whole).to(tl.float64)
+    if EXACT:
+        exact += tl.load(rest + place, mask=keep, other=0.0).to(tl.float64)
+    exact *= LOG2_E
+    rounded = exact.to(tl.float32)
+    tl.store(high + place, tl.where(empty, float("inf"), rounded), mask=keep)  # no keys: every weight 0
+    if EXACT:
+        tl.store(low + place, tl.where(empty, 0.0, (exact - rounded.to(tl.float64)).to(tl.float32)), mask=keep)
+    tl.store(delta + place, sums, mask=keep)
+
+
+@triton.jit
+def grad_keys(
+    q, k, v, mask, ends, bias, given, high, low, delta, grad_k, grad_v, grad_mask,
+    q_strides, k_strides, v_strides, mask_strides, bias_strides, given_strides,
+    rows, queries, keys, width, heads, scale, factor,
+    D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WANT_K: tl.constexpr,
+    WANT_V: tl.constexpr, WANT_MASK: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    EXACT: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Gradients of BLOCK_N keys, values and float mask (per head, fp32) of one head in ROWS rows.
+
+    Scores are made as k qᵀ, so that weights and slopes are the left factors of the products they go into.
+    ``factor`` is the scale, and ``scale`` the scale with log2 e in it.
+    """
+    tiles = tl.cdiv(keys, BLOCK_N)
+    groups = tl.cdiv(rows, ROWS)
+    program = tl.program_id(0)
+    first_key = program % tiles * BLOCK_N
+    first_row = program // tiles % groups * ROWS
+    head = program // (tiles * groups) % heads
+    entry = program // (tiles * groups * heads)
+
+    tile_k = ()
+    tile_v = ()
+    keys_bias = ()
+    sum_k = ()
+    sum_v = ()
+    sum_mask = ()
+    for r in tl.static_range(ROWS):
+        row = first_row + r
+        there = tl.where(row < rows, keys, 0)
+        tile_k = tile_k + (
+            load_tile(
+                k + entry_offset(k_strides, entry, row, head), k_strides[2], k_strides[4], first_key, there,
+                D, PADDED, BLOCK_N, WIDE,
+            ),
+        )  # fmt: skip
+        tile_v = tile_v + (
+            load_tile(
+                v + entry_offset(v_strides, entry, row, head), v_strides[2], v_strides[4], first_key, there,
+                D, PADDED, BLOCK_N, WIDE,
+            ),
+        )  # fmt: skip
+        start = mask
+        if MASK:
+            start = mask + plane_offset(mask_strides, entry, row)
+        keys_bias = keys_bias + (load_keys_bias(start, mask_strides[2], first_key, there, MASK, BLOCK_N, WIDE),)
+        sum_k = sum_k + (tl.zeros([BLOCK_N, PADDED], tl.float32),)
+        sum_v = sum_v + (tl.zeros([BLOCK_N, PADDED], tl.float32),)
+        sum_mask = sum_mask + (tl.zeros([BLOCK_N], tl.float32),)
+
+    until = queries
+    if MASK == BOOL_MASK:
+        until = tl.where(first_key < kept_keys(ends, entry, first_row, rows, ROWS), queries, 0)
+    for first_query in range(0, until, BLOCK_M):
+        if BIAS:
+            shared = load_bias(
+                bias + plane_offset(bias_strides, entry, head),
+                bias_strides[3], bias_strides[2], first_key, first_query, width, queries, BLOCK_N, BLOCK_M, WIDE,
+            )  # fmt: skip
+        new_k = ()
+        new_v = ()
+        new_mask = ()
+        for r in tl.static_range(ROWS):
+            row = first_row + r
+            there = tl.where(row < rows, queries, 0)
+            query = first_query + tl.arange(0, BLOCK_M)
+            place = ((tl.cast(entry, tl.int64) * rows + row) * heads + head) * queries + query
+            tile_q = load_tile(
+                q + entry_offset(q_strides, entry, row, head), q_strides[2], q_strides[4], first_query, there,
+                D, PADDED, BLOCK_M, WIDE,
+            )  # fmt: skip
+            tile_given = load_tile(
+                given + entry_offset(given_strides, entry, row, head), given_strides[2], given_strides[4],
+                first_query, there, D, PADDED, BLOCK_M, WIDE,
+            )  # fmt: skip
+            tile_high = tl.load(high + place, mask=query < there, other=float("inf"))
+            scores = tl.dot(tile_k[r], tl.trans(tile_q), input_precision=PRECISION) * scale
+            if BIAS:
+                scores += shared
+            scores += keys_bias[r][:, None]
+            scores -= tile_high[None, :]
+            if EXACT:
+                scores -= tl.load(low + place, mask=query < there, other=0.0)[None, :]
+            weights = tl.exp2(scores)
+            if WANT_V:
+                new_v = new_v + (tl.dot(weights.to(tile_given.dtype), tile_given, sum_v[r], input_precision=PRECISION),)
+            if WANT_K or WANT_MASK:
+                tile_delta = tl.load(delta + place, mask=query < there, other=0.0)
+                slopes = tl.dot(tile_v[r], tl.trans(tile_given), input_precision=PRECISION)
+                slopes = weights * (slopes - tile_delta[None, :])
+                if WANT_K:
+                    new_k = new_k + (tl.dot(slopes.to(tile_q.dtype), tile_q, sum_k[r], input_precision=PRECISION),)
+                if WANT_MASK:
+                    new_mask = new_mask + (sum_mask[r] + tl.sum(slopes, 1),)
+        if WANT_K:
+            sum_k = new_k
+        if WANT_V:
+            sum_v = new_v
+        if WANT_MASK:
+            sum_mask = new_mask
+
+    for r in tl.static_range(ROWS):
+        row = first_row + r
+        there = tl.where(row < rows, keys, 0)
+        line = tl.cast(entry, tl.int64) * rows + row
+        start = (line * keys * heads + head) * D
+        if WANT_K:
+            store_tile(grad_k + start, heads * D, first_key, there, sum_k[r] * factor, D, PADDED, BLOCK_N)
+        if WANT_V:
+            store_tile(grad_v + start, heads * D, first_key, there, sum_v[r], D, PADDED, BLOCK_N)
+        if WANT_MASK:
+            key = first_key + tl.arange(0, BLOCK_N)
+            tl.store(grad_mask + (line * heads + head) * keys + key, sum_mask[r], mask=key < there)
+
+
+@triton.jit
+def grad_queries(
+    q, k, v, mask, ends, bias, given, high, low, delta, grad_q, partial,
+    q_strides, k_strides, v_strides, mask_strides, bias_strides, given_strides,
+    rows, queries, keys, width, heads, done, groups, scale, factor,
+    D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WANT_Q: tl.constexpr,
+    WANT_BIAS: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    EXACT: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Gradients of BLOCK_M queries of one head in ROWS rows, and of the pair bias these share.
+
+    A launch takes ``groups`` times ROWS rows, those after the ``done`` ones. A program sums the bias's gradient over
+    rows in registers and writes it to its group's ``partial`` ``[groups, b, h, q, width]``; a later launch ADDs it.
+    """
+    tiles = tl.cdiv(queries, BLOCK_M)
+    program = tl.program_id(0)
+    first_query = program % tiles * BLOCK_M
+    group = program // tiles % groups
+    first_row = done + group * ROWS
+    head = program // (tiles * groups) % heads
+    entry = program // (tiles * groups * heads)
+    entries = tl.num_programs(0) // (tiles * groups * heads)
+    query = first_query + tl.arange(0, BLOCK_M)
+
+    tile_q = ()
+    tile_given = ()
+    tile_high = ()
+    tile_low = ()
+    tile_delta = ()
+    sum_q = ()
+    for r in tl.static_range(ROWS):
+        row = first_row + r
+        there = tl.where(row < rows, queries, 0)
+        place = ((tl.cast(entry, tl.int64) * rows + row) * heads + head) * queries + query
+        tile_q = tile_q + (
+            load_tile(
+                q + entry_offset(q_strides, entry, row, head), q_strides[2], q_strides[4], first_query, there,
+                D, PADDED, BLOCK_M, WIDE,
+            ),
+        )  # fmt: skip
+        tile_given = tile_given + (
+            load_tile(
+                given + entry_offset(given_strides, entry, row, head), given_strides[2], given_strides[4],
+                first_query, there, D, PADDED, BLOCK_M, WIDE,
+            ),
+        )  # fmt: skip
+        tile_high = tile_high + (tl.load(high + place, mask=query < there, other=float("inf")),)
+        if EXACT:
+            tile_low = tile_low + (tl.load(low + place, mask=query < there, other=0.0),)
+        tile_delta = tile_delta + (tl.load(delta + place, mask=query < there, other=0.0),)
+        sum_q = sum_q + (tl.zeros([BLOCK_M, PADDED], tl.float32),)
+
+    until = keys
+    if MASK == BOOL_MASK:
+        until = kept_keys(ends, entry, first_row, rows, ROWS)
+    for first_key in range(0, until, BLOCK_N):
+        if BIAS:
+            shared = load_bias(
+                bias + plane_offset(bias_strides, entry, head),
+                bias_strides[2], bias_strides[3], first_query, first_key, queries, width, BLOCK_M, BLOCK_N, WIDE,
+            )  # fmt: skip
+        if WANT_BIAS:
+            plane = ((tl.cast(group, tl.int64) * entries + entry) * heads + head) * queries
+            corner = partial + (plane + first_query) * width + first_key
+            cell = corner + (tl.arange(0, BLOCK_M)[:, None] * width + tl.arange(0, BLOCK_N)[None, :])
+            keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < width)[None, :]
+            if ADD:
+                together = tl.load(cell, mask=keep, other=0.0)
+            else:
+                together = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        new_q = ()
+        for r in tl.static_range(ROWS):
+            row = first_row + r
+            there = tl.where(row < rows, keys, 0)
+            tile_k = load_tile(
+                k + entry_offset(k_strides, entry, row, head), k_strides[2], k_strides[4], first_key, there,
+                D, PADDED, BLOCK_N, WIDE,
+            )  # fmt: skip
+            scores = tl.dot(tile_q[r], tl.trans(tile_k), input_precision=PRECISION) * scale
+            if BIAS:
+                scores += shared
+            if MASK or not EVEN:
+                start = mask
+                if MASK:
+                    start = mask + plane_offset(mask_strides, entry, row)
+                scores += load_keys_bias(start, mask_strides[2], first_key, there, MASK, BLOCK_N, WIDE)[None, :]
+            scores -= tile_high[r][:, None]
+            if EXACT:
+                scores -= tile_low[r][:, None]
+            weights = tl.exp2(scores)
+            tile_v = load_tile(
+                v + entry_offset(v_strides, entry, row, head), v_strides[2], v_strides[4], first_key, there,
+                D, PADDED, BLOCK_N, WIDE,
+            )  # fmt: skip
+            slopes = tl.dot(tile_given[r], tl.trans(tile_v), input_precision=PRECISION)
+            slopes = weights * (slopes - tile_delta[r][:, None])
+            if WANT_BIAS:
+                together += slopes
+            if WANT_Q:
+                new_q = new_q + (tl.dot(slopes.to(tile_k.dtype), tile_k, sum_q[r], input_precision=PRECISION),)
+        if WANT_Q:
+            sum_q = new_q
+        if WANT_BIAS:
+            tl.store(cell, together, mask=keep)
+
+    if WANT_BIAS and MASK == BOOL_MASK and not ADD:
+        for first_key in range(tl.cdiv(until, BLOCK_N) * BLOCK_N, width, BLOCK_N):
+            plane = ((tl.cast(group, tl.int64) * entries + entry) * heads + head) * queries
+            corner = partial + (plane + first_query) * width + first_key
+            cell = corner + (tl.arange(0, BLOCK_M)[:, None] * width + tl.arange(0, BLOCK_N)[None, :])
+            keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < width)[None, :]
+            tl.store(cell, tl.zeros([BLOCK_M, BLOCK_N], tl.float32), mask=keep)
+
+    if WANT_Q:
+        for r in tl.static_range(ROWS):
+            row = first_row + r
+            there = tl.where(row < rows, queries, 0)
+            line = tl.cast(entry, tl.int64) * rows + row
+            start = (line * queries * heads + head) * D
+            store_tile(grad_q + start, heads * D, first_query, there, sum_q[r] * factor, D, PADDED, BLOCK_M)

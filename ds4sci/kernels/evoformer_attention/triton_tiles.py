@@ -1,0 +1,101 @@
+"""What the Triton kernels of evoformer attention share: tiles in and out of strided tensors, scores in units of log2.
+
+Offsets: whatever a size multiplies is 64-bit and scalar; within a tile 32 bits do, unless ``WIDE`` (see launch).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+NO_MASK = tl.constexpr(0)
+BOOL_MASK = tl.constexpr(1)
+FLOAT_MASK = tl.constexpr(2)
+
+
+@triton.jit
+def lane(BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """0 … BLOCK - 1, in 64 bits if strides need them."""
+    inside = tl.arange(0, BLOCK)
+    if WIDE:
+        inside = inside.to(tl.int64)
+    return inside
+
+
+@triton.jit
+def entry_offset(strides, entry, row, head):
+    """Where (batch entry, row, head) of a ``[b, s, n, h, d]`` tensor begins."""
+    return plane_offset(strides, entry, row) + tl.cast(head, tl.int64) * strides[3]
+
+
+@triton.jit
+def plane_offset(strides, entry, row):
+    """Where (batch entry, row) of a ``[b, s, …]`` tensor begins, or (batch entry, head) of a ``[b, h, …]`` one."""
+    return tl.cast(entry, tl.int64) * strides[0] + tl.cast(row, tl.int64) * strides[1]
+
+
+@triton.jit
+def load_tile(
+    start, stride_n, stride_d, first, size, D: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK, PADDED] from position ``first`` on; 0 past ``size`` positions and past D channels."""
+    inside, channel = lane(BLOCK, WIDE), lane(PADDED, WIDE)
+    place = start + tl.cast(first, tl.int64) * stride_n + (inside[:, None] * stride_n + channel[None, :] * stride_d)
+    keep = first + tl.arange(0, BLOCK) < size
+    if D == PADDED:
+        return tl.load(place, mask=keep[:, None], other=0.0)
+    else:
+        return tl.load(place, mask=keep[:, None] & (channel[None, :] < D), other=0.0)
+
+
+@triton.jit
+def store_tile(start, stride_n, first, size, tile, D: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+    """The inverse of ``load_tile`` for a tensor with dense channels; a tile spans less than 2³¹ elements there."""
+    inside, channel = tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    place = start + tl.cast(first, tl.int64) * stride_n + (inside[:, None] * stride_n + channel[None, :])
+    keep = first + inside < size
+    if D == PADDED:
+        tl.store(place, tile.to(start.dtype.element_ty), mask=keep[:, None])
+    else:
+        tl.store(place, tile.to(start.dtype.element_ty), mask=keep[:, None] & (channel[None, :] < D))
+
+
+@triton.jit
+def load_bias(
+    start, stride_i, stride_j, first_i, first_j, size_i, size_j, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_I, BLOCK_J] of the pair bias in units of log2, fp32; i and j are queries and keys or the other way."""
+    i, j = lane(BLOCK_I, WIDE), lane(BLOCK_J, WIDE)
+    corner = start + tl.cast(first_i, tl.int64) * stride_i + tl.cast(first_j, tl.int64) * stride_j
+    keep = (first_i + tl.arange(0, BLOCK_I) < size_i)[:, None] & (first_j + tl.arange(0, BLOCK_J) < size_j)[None, :]
+    tile = tl.load(corner + (i[:, None] * stride_i + j[None, :] * stride_j), mask=keep, other=0.0)
+    return tile.to(tl.float32) * LOG2_E
+
+
+@triton.jit
+def load_keys_bias(start, stride, first, size, MASK: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """[BLOCK] to add to the scores of keys, in units of log2: -inf where a key is masked or none."""
+    there = first + tl.arange(0, BLOCK) < size
+    if MASK == NO_MASK:
+        return tl.where(there, 0.0, float("-inf"))
+    else:
+        place = start + tl.cast(first, tl.int64) * stride + lane(BLOCK, WIDE) * stride
+        if MASK == BOOL_MASK:
+            return tl.where(tl.load(place, mask=there, other=0) != 0, 0.0, float("-inf"))
+        else:
+            return tl.load(place, mask=there, other=float("-inf")).to(tl.float32) * LOG2_E
+
+
+@triton.jit
+def kept_keys(ends, entry, first_row, rows, ROWS: tl.constexpr):
+    """How many keys lead up to the last one that any of ROWS rows keeps; ``ends`` ``[b, s]`` has it of each row."""
+    most = 0
+    for r in tl.static_range(ROWS):
+        row = first_row + r
+        end = tl.load(ends + tl.cast(entry, tl.int64) * rows + row, mask=row < rows, other=0)
+        most = tl.maximum(most, end)
+    return most

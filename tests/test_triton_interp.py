@@ -1,0 +1,76 @@
+"""The Triton kernels on Triton's CPU interpreter, in processes of their own: it is chosen before kernels are imported.
+
+By hand: ``TRITON_INTERPRET=1 pytest tests/interp/numerics.py``, or any other test that names ``triton``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed (it has wheels for Linux)")
+ROOT = Path(__file__).resolve().parent.parent
+CONTRACT = "tests/test_kernel_contract.py"
+LARGE = "MSA or triangle or AF3 or template or past"
+"""Cases that take the interpreter seconds each."""
+
+
+def run(*arguments: str) -> None:
+    """pytest with these arguments on the interpreter; its report if it fails, or if it ran nothing."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore::RuntimeWarning",
+            *arguments,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = done.stdout + done.stderr
+    assert done.returncode == 0, report
+    assert " passed" in report, report
+    assert "skipped" not in report, report
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("part", ["interpreter", "numerics", "probes", "offsets"])
+def test_on_the_interpreter(part: str) -> None:
+    run(f"tests/interp/{part}.py")
+
+
+@pytest.mark.interp
+def test_the_contract_of_kernels() -> None:
+    run(CONTRACT, "-k", f"triton and as_right and not ({LARGE})")
+
+
+@pytest.mark.interp
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_contract_on_large_cases(dtype: str) -> None:
+    run(CONTRACT, "-k", f"triton and as_right and ({LARGE}) and {dtype}" + " and not bfloat16" * (dtype == "float16"))
+
+
+@pytest.mark.interp
+@pytest.mark.slow
+def test_the_contract_beyond_numbers() -> None:
+    run(CONTRACT, "-k", f"triton and not as_right and not ({LARGE})")
+
+
+@pytest.mark.interp
+def test_the_operators() -> None:
+    """lse, torch.compile, vmap, checkpointing, opcheck: what every fused implementation keeps."""
+    run("tests/test_evoformer_attention.py", "-k", "triton")
