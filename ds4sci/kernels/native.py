@@ -183,3 +183,17 @@ def why_not(name: str) -> str | None:
     except (BuildError, ValueError) as error:
         return str(error)
     return None
+
+
+@functools.cache
+def team() -> int | None:
+    """Address of ``GOMP_parallel`` in the OpenMP that torch has loaded: our work runs on torch's own threads."""
+    maps = Path("/proc/self/maps")
+    if maps.is_file():
+        for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
+            path = line.split(maxsplit=5)[-1]
+            if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
+                function = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
+                if function is not None:
+                    return ctypes.cast(function, ctypes.c_void_p).value
+    return None

@@ -18,6 +18,7 @@ struct Problem {
   int64_t batch, rows, queries, keys, heads, channels;
   int64_t groups;  // the rows of each (batch, head) are cut into so many tasks, whatever the thread count
   int64_t threads;
+  void* team;  // GOMP_parallel of the OpenMP that torch runs on, or null
   double scale;
   Array q, k, v, mask, bias, gate, out;
   Array lse, rest;  // their sum is the exact logarithm: lse alone costs fp32 gradients half a digit; rest may be absent

@@ -30,6 +30,9 @@ namespace DS4SCI_ISA {
 #define JOIN(a, b) JOIN_(a, b)
 
 // Runs the whole problem on `threads` threads; the caller's is one of them. Returns 0, or 1 when memory ran out.
+//
+// They are torch's own where it has some (`team`): those wait for torch's next operation without sleeping, and would keep
+// new threads from the processors.
 extern "C" int JOIN(ds4sci_evoformer_attention, DS4SCI_ISA)(const ds4sci::Problem* problem, int backward) {
   std::atomic<int64_t> next{0};
   std::atomic<int> failed{0};
@@ -41,9 +44,14 @@ extern "C" int JOIN(ds4sci_evoformer_attention, DS4SCI_ISA)(const ds4sci::Proble
     }
   };
   const int64_t tasks = problem->batch * problem->heads * problem->groups;
-  const int64_t others = std::min(problem->threads, tasks) - 1;
+  const int64_t count = std::max<int64_t>(1, std::min(problem->threads, tasks));
+  if (count > 1 && problem->team) {
+    using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+    reinterpret_cast<Team>(problem->team)([](void* all) { (*static_cast<decltype(run)*>(all))(); }, &run, unsigned(count), 0);
+    return failed;
+  }
   std::vector<std::thread> threads;
-  for (int64_t i = 0; i < others; ++i) {
+  for (int64_t i = 1; i < count; ++i) {
     try {
       threads.emplace_back(run);
     } catch (const std::system_error&) {

@@ -37,6 +37,7 @@ class Problem(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
+        ("team", ctypes.c_void_p),
         ("scale", ctypes.c_double),
         *((name, Array) for name in _ARRAYS),
         ("grad_mask", ctypes.c_void_p),
@@ -137,7 +138,7 @@ def _problem(
     keys = k.shape[2]
     q, k, v = _dense(q), _dense(k), _dense(v)
     kept = [q, k, v, out, lse, rest]
-    problem = Problem(b, s, queries, keys, h, d, 1, max(1, torch.get_num_threads()), scale)
+    problem = Problem(b, s, queries, keys, h, d, 1, max(1, torch.get_num_threads()), native.team(), scale)
     for name, x in zip(("q", "k", "v", "out", "lse", "rest"), kept, strict=True):
         if x.numel():
             setattr(problem, name, _array(x))
