@@ -34,7 +34,7 @@ def plot(path: Path) -> Path:
     )
     bars.invert_yaxis()
     bars.set_xlabel("times as fast as the fastest torch alternative")
-    bars.legend(loc="lower right")
+    bars.legend(loc="upper right")
     for name in dict.fromkeys(r["implementation"] for r in saved["growth"]):
         mine = [r for r in saved["growth"] if r["implementation"] == name]
         style = {"linewidth": 2.5} if name in OURS else {"linewidth": 1.2, "linestyle": "--"}
@@ -50,7 +50,7 @@ def plot(path: Path) -> Path:
         axis.set_xlabel("n (16 rows, 8 heads, 32 channels, fp32)")
         axis.set_ylabel(f"{what}, forward + backward")
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(fontsize=8)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
