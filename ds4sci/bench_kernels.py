@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -255,8 +255,13 @@ def machine_rates() -> dict[str, float]:
     return rates
 
 
-def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> Measurement:
-    """Measure; the table, every figure and the machine's rates go to ``out``. ValueError for an unknown ``op``."""
+def run(
+    op: str, device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), compiled: bool = True
+) -> Measurement:
+    """Measure; the table, every figure and the machine's rates go to ``out``. ValueError for an unknown ``op`` or case.
+
+    With ``cases``, those alone, and no growth with n.
+    """
     if op != "evoformer_attention":
         raise ValueError(f"--op {op}: measured are: evoformer_attention")
     device = torch.device(device_name)
@@ -264,6 +269,10 @@ def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = T
     emulated = bool(rates) and rates["gemm bfloat16"] < 0.1 * rates["gemm float32"] and not quick
     compiled = compiled and not quick
     shapes = QUICK if quick else SHAPES + (LONG if device.type == "cuda" else ())
+    unknown = set(cases) - {shape.name for shape in shapes}
+    if unknown:
+        raise ValueError(f"--case {sorted(unknown)[0]!r}: there are: {', '.join(shape.name for shape in shapes)}")
+    shapes = tuple(shape for shape in shapes if not cases or shape.name in cases)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     for shape in shapes:
@@ -296,7 +305,7 @@ def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = T
     measurement = Measurement(
         name=out.stem,
         title=f"Evoformer attention beside the fastest tuned torch alternative ({where})",
-        command=f"ds4sci bench kernels --op {op} --device {device_name}",
+        command=f"ds4sci bench kernels --op {op} --device {device_name}" + "".join(f" --case '{x}'" for x in cases),
         columns=COLUMNS,
         rows=table(rows, limit),
         notes=[
@@ -311,7 +320,7 @@ def run(op: str, device_name: str, *, quick: bool, out: Path, compiled: bool = T
         ],
     )
     everything = asdict(measurement) | {"measured": rows, "rates": rates, "quick": quick}
-    if not quick:
+    if not quick and not cases:
         everything |= {"growth": growth(device), "plot": f"{out.stem}.png"}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

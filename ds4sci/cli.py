@@ -211,15 +211,18 @@ def bench_kernels(
     json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
     op: Annotated[str, typer.Option("--op", metavar="NAME")] = "evoformer_attention",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    case: Annotated[
+        list[str] | None, typer.Option("--case", metavar="NAME", help="This case alone; repeatable.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
 ) -> None:
     """An operation's implementations beside torch's ways: time, peak memory, share of the machine's limit."""
     from ds4sci.bench_kernels import run
     from ds4sci.readme_table import section
 
-    typer.echo(section(asdict(run(op, device, quick=quick, out=json))))
+    typer.echo(section(asdict(run(op, device, quick=quick, out=json, cases=case or ()))))
     typer.echo(f"wrote {json}")
-    if not quick:
+    if not quick and not case:
         from ds4sci.bench_plot import plot
 
         typer.echo(f"wrote {plot(json)}")

@@ -64,3 +64,6 @@ def test_unknown_operation_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
     with pytest.raises(SystemExit):
         main(["bench", "kernels", "--op", "convolution", "--json", str(tmp_path / "x.json")])
     assert "--op convolution" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", "kernels", "--case", "circle", "--json", str(tmp_path / "x.json")])
+    assert "--case 'circle': there are: MSA row, " in capsys.readouterr().err
