@@ -25,12 +25,17 @@ TABLE = Path(__file__).resolve().parent.parent / "benchmarks" / "triton_evoforme
 OFTEN = {str(x) for x in points(widths=(32,), dtypes=(torch.bfloat16,))} | {
     str(x) for x in points(archs=("sm_90",), dtypes=(torch.bfloat16,)) if x.longest is None
 }
-"""Compiled in every run: the width that models have, on every architecture, and every width on sm_90."""
+"""Compiled in every run: the width that models have, on every architecture, and every width on sm_90. The other ones of
+bf16 are compiled before a push, those of fp32 by night: they take as long again."""
 
 
-@pytest.mark.parametrize(
-    "point", [pytest.param(x, id=str(x), marks=[] if str(x) in OFTEN else pytest.mark.slow) for x in points()]
-)
+def tier(point: Point) -> list[pytest.MarkDecorator]:
+    if str(point) in OFTEN:
+        return []
+    return [pytest.mark.slow if point.dtype == torch.bfloat16 else pytest.mark.nightly]
+
+
+@pytest.mark.parametrize("point", [pytest.param(x, id=str(x), marks=tier(x)) for x in points()])
 def test_a_shipped_config(point: Point) -> None:
     for static in triton_static.build(point):
         assert static.offences(matrix=point.matrix) == []
