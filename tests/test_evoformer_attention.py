@@ -153,6 +153,21 @@ def test_under_activation_checkpointing(implementation: str) -> None:
     assert torch.equal(plain, again)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("implementation", ["native", "tiled"])
+@pytest.mark.parametrize("d", [8, 16])
+def test_a_high_bias_reaches_no_query_past_the_last(implementation: str, d: int, dtype: torch.dtype) -> None:
+    """e^200 is more than fp32 holds: a tile's empty places must not make it and multiply it by 0."""
+    given = example(n=33, d=d, dtype=dtype)
+    given["pair_bias"] += 200.0
+    given["mask"] = torch.full((1, 3, 33), 200.0, dtype=dtype)
+    skip_unless(implementation, given)
+    leaves = {name: x.requires_grad_() for name, x in given.items()}
+    out = evoformer_attention(**leaves, implementation=implementation)
+    for name, grad in zip(leaves, torch.autograd.grad(out.sum(), list(leaves.values())), strict=True):
+        assert grad.isfinite().all(), name
+
+
 def test_pieces_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled_module, "PIECE", 50)
     given = example(b=2, s=5, n=11)

@@ -116,7 +116,7 @@ static void pack_gradients(const Problem& p, int64_t b, int64_t s, int64_t h, in
   const Rows to_gate(p.grad_gate, b, s, h);
   const float* lses = static_cast<const float*>(p.lse.data) + place(p.lse, b, s, h, 0);
   const float* rests = p.rest.data ? static_cast<const float*>(p.rest.data) + place(p.rest, b, s, h, 0) : nullptr;
-  for (int q = 0; q < QB; ++q) lse[q] = rest[q] = delta[q] = 0.0f;
+  for (int q = 0; q < QB; ++q) lse[q] = NONE, rest[q] = delta[q] = 0.0f;  // past the last query: every weight 0
   copy(lses + q0, lse, count);
   if (rests) copy(rests + q0, rest, count);
   std::fill(w.g.begin() + count * w.wp, w.g.end(), 0.0f);
