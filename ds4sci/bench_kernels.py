@@ -146,10 +146,9 @@ def peak_over_inputs(action: Callable[[], object], device: torch.device) -> floa
     return None if start is None or after is None else (after - start) / 1e6
 
 
-def contenders(shape: Shape, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> dict[str, Alternative]:
-    """Ours that run here, and every alternative."""
+def contenders(given: dict[str, Tensor], device: torch.device, *, compiled: bool) -> dict[str, Alternative]:
+    """Ours that take ``given``, and every alternative."""
     kernel = KERNELS["evoformer_attention"]
-    given = shape.inputs(dtype, device)
     ours = {
         one.name: Alternative(one.run)
         for one in kernel.implementations
@@ -163,7 +162,7 @@ def measure(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of one shape and dtype (implementation, direction, seconds, spread, MB), and who was left out and why."""
     given = shape.inputs(dtype, device)
-    runs = contenders(shape, dtype, device, compiled=compiled)
+    runs = contenders(given, device, compiled=compiled)
     rows, left_out = [], []
     for backward in (False, True):
         weight = torch.ones_like(given["q"]) if backward else None
@@ -265,14 +264,14 @@ def run(
     if op != "evoformer_attention":
         raise ValueError(f"--op {op}: measured are: evoformer_attention")
     device = torch.device(device_name)
-    rates = machine_rates() if device.type == "cpu" else {}
-    emulated = bool(rates) and rates["gemm bfloat16"] < 0.1 * rates["gemm float32"] and not quick
-    compiled = compiled and not quick
     shapes = QUICK if quick else SHAPES + (LONG if device.type == "cuda" else ())
     unknown = set(cases) - {shape.name for shape in shapes}
     if unknown:
         raise ValueError(f"--case {sorted(unknown)[0]!r}: there are: {', '.join(shape.name for shape in shapes)}")
     shapes = tuple(shape for shape in shapes if not cases or shape.name in cases)
+    rates = machine_rates() if device.type == "cpu" else {}
+    emulated = bool(rates) and rates["gemm bfloat16"] < 0.1 * rates["gemm float32"] and not quick
+    compiled = compiled and not quick
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     for shape in shapes:
@@ -338,7 +337,7 @@ def growth(device: torch.device) -> list[dict[str, Any]]:
         shape = Shape("growth", 16, n, 8, 32)
         given = shape.inputs(torch.float32, device)
         weight = torch.ones_like(given["q"])
-        found = contenders(shape, torch.float32, device, compiled=False)
+        found = contenders(given, device, compiled=False)
         ours = next(name for name in OURS if name in found)
         times: dict[str, list[float]] = {}
         for name in (ours, *GROWING):

@@ -1,4 +1,4 @@
-// fp16 and bf16 on any machine, bit by bit. Included by width.cpp inside its namespace.
+// fp16 on any machine, bit by bit. Included by width.cpp inside its namespace.
 
 static inline float as_float(uint32_t bits) {
   float x;
@@ -29,10 +29,4 @@ static inline uint16_t to_half(float x) {
     return uint16_t(sign | (as_bits(as_float(magnitude) + 0.5f) - 0x3f000000));
   }
   return uint16_t(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13));
-}
-
-static inline uint16_t to_bfloat(float x) {
-  const uint32_t bits = as_bits(x);
-  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
-  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
