@@ -8,12 +8,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ds4sci.kernels import evoformer_attention
+from ds4sci.kernels import evoformer_attention, gated_self_attention, pair_bias
+from ds4sci.kernels.gated_self_attention import Weights
 from ds4sci.nn.linear import LayerNorm, Linear
 
 
 class Attention(nn.Module):
-    """Gated multi-head self-attention along the last but one axis; ``d`` channels per head."""
+    """Projections of gated multi-head self-attention along the last but one axis; ``d`` channels per head."""
 
     def __init__(self, c: int, d: int, heads: int) -> None:
         super().__init__()
@@ -24,18 +25,17 @@ class Attention(nn.Module):
         self.linear_g = Linear(c, d * heads, init="gating")
         self.linear_o = Linear(d * heads, c, init="zero")
 
-    def forward(self, x: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-        """x [b, s, n, c], mask bool [b, s, n], pair_bias [b, h, n, n] → [b, s, n, c]."""
-        q, k, v, g = (
-            rearrange(linear(x), "b s n (h d) -> b s n h d", h=self.heads)
-            for linear in (self.linear_q, self.linear_k, self.linear_v, self.linear_g)
-        )
-        out = evoformer_attention(q, k, v, mask, pair_bias, g)
-        return self.linear_o(rearrange(out, "b s n h d -> b s n (h d)"))
+    def forward(self, x: Tensor, mask: Tensor, norm: LayerNorm, pair_bias: Tensor | None = None) -> Tensor:
+        """x [b, s, n, c] before its layer norm ``norm``, mask bool [b, s, n], pair_bias [b, h, n, n] → [b, s, n, c]."""
+        layers = (norm, self.linear_q, self.linear_k, self.linear_v, self.linear_g, self.linear_o)
+        weights = Weights(*((layer.weight, layer.bias) for layer in layers))
+        return gated_self_attention(x, mask, pair_bias, weights, self.heads, eps=norm.eps)
 
 
 class MSARowAttentionWithPairBias(nn.Module):
     """Algorithm 7: each MSA row attends along the residues, biased by the pair representation."""
+
+    reads_parameters_of_children = True
 
     def __init__(self, c_m: int, c_z: int, d: int, heads: int) -> None:
         super().__init__()
@@ -46,12 +46,14 @@ class MSARowAttentionWithPairBias(nn.Module):
 
     def forward(self, m: Tensor, z: Tensor, mask: Tensor) -> Tensor:
         """m [b, s, n, c_m], z [b, n, n, c_z], mask bool [b, s, n] → update of m."""
-        bias = rearrange(self.linear_z(self.layer_norm_z(z)), "b q k h -> b h q k")
-        return self.mha(self.layer_norm_m(m), mask, bias)
+        bias = pair_bias(z, self.layer_norm_z.weight, self.layer_norm_z.bias, self.linear_z.weight)
+        return self.mha(m, mask, self.layer_norm_m, bias)
 
 
 class MSAColumnAttention(nn.Module):
     """Algorithm 8: each residue's column attends along the sequences (row attention on a transposed view)."""
+
+    reads_parameters_of_children = True
 
     def __init__(self, c_m: int, d: int, heads: int) -> None:
         super().__init__()
@@ -60,7 +62,7 @@ class MSAColumnAttention(nn.Module):
 
     def forward(self, m: Tensor, mask: Tensor) -> Tensor:
         """m [b, s, n, c_m], mask bool [b, s, n] → update of m."""
-        return self.mha(self.layer_norm(m).transpose(1, 2), mask.transpose(1, 2)).transpose(1, 2)
+        return self.mha(m.transpose(1, 2), mask.transpose(1, 2), self.layer_norm).transpose(1, 2)
 
 
 class MSAColumnGlobalAttention(nn.Module):
@@ -93,6 +95,8 @@ class MSAColumnGlobalAttention(nn.Module):
 class TriangleAttention(nn.Module):
     """Algorithms 13 and 14: triangle self-attention around the starting or the ending node."""
 
+    reads_parameters_of_children = True
+
     def __init__(self, c_z: int, d: int, heads: int, node: Literal["starting", "ending"]) -> None:
         super().__init__()
         self.node = node
@@ -104,6 +108,6 @@ class TriangleAttention(nn.Module):
         """z [b, n, n, c_z], mask bool [b, n, n] → update of z."""
         if self.node == "ending":
             z, mask = z.transpose(1, 2), mask.transpose(1, 2)
-        z = self.layer_norm(z)
-        out = self.mha(z, mask, rearrange(self.linear(z), "b q k h -> b h q k"))
+        bias = pair_bias(z, self.layer_norm.weight, self.layer_norm.bias, self.linear.weight)
+        out = self.mha(z, mask, self.layer_norm, bias)
         return out.transpose(1, 2) if self.node == "ending" else out

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ds4sci.kernels import outer_product_mean, transition, triangle_multiplication
+from ds4sci.kernels import outer_product_mean, shared_dropout, transition, triangle_multiplication
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
 from ds4sci.nn.linear import LayerNorm, Linear
 
@@ -100,7 +100,10 @@ class Convolution(nn.Module):
 
 
 class SharedDropout(nn.Module):
-    """Dropout whose mask is shared along one axis (supplement 1.11.6): ``axis`` 1 = row-wise, 2 = column-wise."""
+    """Dropout whose mask is shared along one axis (supplement 1.11.6): ``axis`` 1 = row-wise, 2 = column-wise.
+
+    The seed is drawn from torch's generator of the CPU, which activation checkpointing restores before it recomputes.
+    """
 
     def __init__(self, p: float, axis: int) -> None:
         super().__init__()
@@ -109,6 +112,4 @@ class SharedDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        shape = list(x.shape)
-        shape[self.axis] = 1
-        return x * F.dropout(x.new_ones(shape), self.p)
+        return shared_dropout(x, self.p, self.axis, torch.randint(2**62, ()))

@@ -1,0 +1,30 @@
+"""Attention with pair bias on the single representation (AlphaFold 3, Algorithm 24): two operations in a row."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ds4sci.kernels.gated_self_attention import Weights, gated_self_attention
+from ds4sci.kernels.pair_bias import pair_bias
+
+
+def attention_pair_bias(
+    a: Tensor,
+    z: Tensor,
+    mask: Tensor | None,
+    weights: Weights,
+    bias_weights: tuple[Tensor | None, Tensor | None, Tensor],
+    heads: int,
+    *,
+    eps: float = 1e-5,
+    implementation: str | None = None,
+) -> Tensor:
+    """``W_o (sigmoid(g) ⊙ softmax(q kᵀ / √d + W_b LN(z)) v)``: a ``[b, n, c_a]``, z ``[b, n, n, c_z]`` → ``[b, n, c_a]``.
+
+    ``mask`` bool ``[b, n]`` (True = key takes part) or float. ``bias_weights``: weight and bias of z's layer norm, and
+    ``W_b`` ``[h, c_z]``. An adaptive layer norm is made by the caller: then ``weights.norm`` is None.
+    """
+    bias = pair_bias(z, *bias_weights, eps=eps, implementation=implementation)
+    rows = None if mask is None else mask.unsqueeze(1)
+    out = gated_self_attention(a.unsqueeze(1), rows, bias, weights, heads, eps=eps, implementation=implementation)
+    return out.squeeze(1)
