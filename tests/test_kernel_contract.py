@@ -29,13 +29,44 @@ def inputs(case: Case, dtype: torch.dtype, implementation: Implementation, seed:
 
 
 def floats(given: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: x for name, x in given.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    """Floating tensors by name, those in tuples as ``weights.3.0``; a mask that multiplies has no gradient."""
+    found: dict[str, torch.Tensor] = {}
+
+    def visit(name: str, x: Any) -> None:
+        if isinstance(x, torch.Tensor) and x.is_floating_point():
+            found[name] = x
+        elif isinstance(x, tuple):
+            for i, part in enumerate(x):
+                visit(f"{name}.{i}", part)
+
+    for name, x in given.items():
+        visit(name, x)
+    return found
 
 
-def run(function: Any, given: dict[str, Any], wanted: set[str] | None = None) -> dict[str, torch.Tensor]:
+def replaced(given: dict[str, Any], by: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """``given`` with other tensors at these names."""
+
+    def visit(name: str, x: Any) -> Any:
+        if isinstance(x, tuple):
+            parts = [visit(f"{name}.{i}", part) for i, part in enumerate(x)]
+            return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+        return by.get(name, x)
+
+    return {name: visit(name, x) for name, x in given.items()}
+
+
+CONSTANT = {"outer_product_mean": ("mask",), "triangle_multiplication": ("mask",)}
+"""Floating inputs that get no gradient."""
+
+
+def run(
+    kernel: Kernel, function: Any, given: dict[str, Any], wanted: set[str] | None = None
+) -> dict[str, torch.Tensor]:
     """Output and gradients of a weighted sum of it, as fp64."""
-    leaves = {name: x.detach().requires_grad_(wanted is None or name in wanted) for name, x in floats(given).items()}
-    out = function(**(given | leaves))
+    variable = {name: x for name, x in floats(given).items() if name not in CONSTANT.get(kernel.name, ())}
+    leaves = {name: x.detach().requires_grad_(wanted is None or name in wanted) for name, x in variable.items()}
+    out = function(**replaced(given, leaves))
     if not out.requires_grad:
         return {"out": out.detach().double()}
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out)
@@ -60,7 +91,16 @@ def poisoned() -> Iterator[None]:
 
 
 def widened(given: dict[str, Any]) -> dict[str, Any]:
-    return given | {name: x.double() for name, x in floats(given).items()}
+    return replaced(given, {name: x.double() for name, x in floats(given).items()})
+
+
+FEW = 100
+"""Elements below which plain torch may err little by luck: its largest error in four draws is what counts."""
+
+
+def plain_errors(kernel: Kernel, given: dict[str, Any]) -> dict[str, torch.Tensor]:
+    want, plain = run(kernel, kernel.reference, widened(given)), run(kernel, kernel.reference, given)
+    return {name: plain[name] - want[name] for name in want}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda x: str(x).removeprefix("torch."))
@@ -72,11 +112,12 @@ def test_as_right_as_plain_torch(
     reason = implementation.why_not(**given)
     if reason:
         pytest.skip(reason)
-    untouched = {name: x.clone() for name, x in given.items() if isinstance(x, torch.Tensor)}
-    oracle, plain = run(kernel.reference, widened(given)), run(kernel.reference, given)
+    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)} | floats(given)
+    untouched = {name: x.clone() for name, x in tensors.items()}
+    oracle, plain = run(kernel, kernel.reference, widened(given)), run(kernel, kernel.reference, given)
     with poisoned():
-        got = run(implementation.run, given)
-    again = run(implementation.run, given)
+        got = run(kernel, implementation.run, given)
+    again = run(kernel, implementation.run, given)
     assert got.keys() == oracle.keys()
     scale = max(want.norm() for want in oracle.values())
     for name, want in oracle.items():
@@ -85,12 +126,16 @@ def test_as_right_as_plain_torch(
         # plain torch's error, or what rounding the result alone costs: eps / sqrt(12) of the largest in each binade
         # (a gradient that is 0 for all inputs, as over a single key, has only the others to be measured by)
         honest = max((plain[name] - want).norm(), 0.3 * torch.finfo(dtype).eps * (want.norm() or scale))
-        error = (got[name] - want).norm()
-        assert error <= 3 * honest, f"{name}: error {error:.3g}, plain torch's {honest:.3g}, size {want.norm():.3g}"
         furthest = max((plain[name] - want).abs().max(), torch.finfo(dtype).eps * (want.abs().max() or scale))
+        error = (got[name] - want).norm()
+        if error > 3 * honest and want.numel() < FEW:
+            others = [plain_errors(kernel, inputs(case, dtype, implementation, seed)) for seed in (1, 2, 3)]
+            honest = max(honest, *(one[name].norm() for one in others))
+            furthest = max(furthest, honest)
+        assert error <= 3 * honest, f"{name}: error {error:.3g}, plain torch's {honest:.3g}, size {want.norm():.3g}"
         assert (got[name] - want).abs().max() <= 6 * furthest, name  # one element among thousands: noisier
     for name, x in untouched.items():
-        assert torch.equal(given[name], x), f"{name} was changed"
+        assert torch.equal(tensors[name], x), f"{name} was changed"
 
 
 @pytest.mark.parametrize(("kernel", "implementation", "case"), ALL)
@@ -99,12 +144,13 @@ def test_gradients_asked_for_alone_are_those_of_all(kernel: Kernel, implementati
     reason = implementation.why_not(**given)
     if reason:
         pytest.skip(reason)
-    everything = run(implementation.run, given)
-    for name in floats(given):
-        alone = run(implementation.run, given, {name})
+    everything = run(kernel, implementation.run, given)
+    for name in everything.keys() - {"out"}:
+        name = name.removeprefix("grad ")
+        alone = run(kernel, implementation.run, given, {name})
         assert alone.keys() == {"out", f"grad {name}"}
         torch.testing.assert_close(alone[f"grad {name}"], everything[f"grad {name}"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(run(implementation.run, given, set())["out"], everything["out"])
+    torch.testing.assert_close(run(kernel, implementation.run, given, set())["out"], everything["out"])
 
 
 @pytest.mark.parametrize(("kernel", "implementation", "case"), ALL)
@@ -120,7 +166,7 @@ def test_the_number_of_threads_changes_no_bit(kernel: Kernel, implementation: Im
         results = []
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(run(implementation.run, given))
+            results.append(run(kernel, implementation.run, given))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

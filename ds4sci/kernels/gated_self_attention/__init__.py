@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from ds4sci.kernels.evoformer_attention import KERNEL as ATTENTION
+from ds4sci.kernels.gated_self_attention import fused
+from ds4sci.kernels.gated_self_attention.cases import CASES
 from ds4sci.kernels.gated_self_attention.reference import Weights, reference
-from ds4sci.kernels.spec import reference_only
+from ds4sci.kernels.pointwise import implementations
+from ds4sci.kernels.spec import Kernel
+from ds4sci.kernels.tiles import join
 
 __all__ = ["KERNEL", "Weights", "gated_self_attention"]
 
-KERNEL = reference_only("gated_self_attention", reference)
+
+def _attention(
+    name: str, x: Tensor, mask: Tensor | None, pair_bias: Tensor | None, weights: Weights, heads: int, **_: float
+) -> str | None:
+    """Why the attention inside cannot run as ``name``, or None."""
+    q = x.new_empty(1).expand(1, *x.shape[1:3], heads, weights.q[0].shape[0] // heads)
+    return ATTENTION.named(name).why_not(q, q, q, mask, pair_bias)
+
+
+def _fused(name: str) -> Callable[..., Tensor]:
+    def run(
+        x: Tensor, mask: Tensor | None, pair_bias: Tensor | None, weights: Weights, heads: int, *, eps: float = 1e-5
+    ) -> Tensor:
+        w = weights
+        joint = join(w.q, w.k, w.v, *(() if w.g is None else (w.g,)))
+        norm = (None, None) if w.norm is None else w.norm
+        out: Tensor = fused.OPERATOR(x, *norm, *joint, *w.o, mask, pair_bias, heads, eps, name)[0]
+        return out
+
+    return run
+
+
+KERNEL = Kernel("gated_self_attention", reference, implementations(_fused, reference, _attention), CASES)
 
 
 def gated_self_attention(
@@ -29,6 +58,8 @@ def gated_self_attention(
     one for all rows. Without ``weights.norm`` there is no layer norm, without ``weights.g`` no gate. The norm is made in
     its parameters' dtype. Returns ``[b, s, n, c]``.
 
-    Memory: the reference keeps ``b·s·h·n²`` scores.
+    implementation  ``triton``, ``native``, ``tiled``  some rows at a time; x, the gated output before its projection and
+                                                   the log sums ``b·s·h·n`` are saved, q, k, v and gate made again
+                    ``reference``                  readable torch; keeps ``b·s·h·n²`` scores
     """
     return KERNEL(x, mask, pair_bias, weights, heads, eps=eps, implementation=implementation)

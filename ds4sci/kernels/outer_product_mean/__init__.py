@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from ds4sci.kernels.outer_product_mean import fused
+from ds4sci.kernels.outer_product_mean.cases import CASES
 from ds4sci.kernels.outer_product_mean.reference import reference
-from ds4sci.kernels.spec import reference_only
+from ds4sci.kernels.spec import Implementation, Kernel, always
 
-KERNEL = reference_only("outer_product_mean", reference)
+
+def _fused(name: str) -> Callable[..., Tensor]:
+    def run(
+        a: Tensor, b: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float | None = 1e-3
+    ) -> Tensor:
+        out: Tensor = fused.OPERATOR(a, b, weight, bias, mask.detach(), eps, name)
+        return out
+
+    return run
+
+
+KERNEL = Kernel(
+    "outer_product_mean",
+    reference,
+    (Implementation("tiled", _fused("tiled"), always), Implementation("reference", reference, always)),
+    CASES,
+)
 
 
 def outer_product_mean(
@@ -26,6 +46,7 @@ def outer_product_mean(
     ``weight`` ``[c_z, c·c]``, ``bias`` ``[c_z]``; returns ``[b, n, n, c_z]``. The bias is divided too, as in
     AlphaFold's code. ``eps=None`` divides by ``max(1, Σ_s m_si m_sj)`` instead.
 
-    Memory: the reference keeps ``b·n·n·c²``.
+    implementation  ``tiled``      some i at a time on any device, matrix products nearly alone; a, b are saved
+                    ``reference``  readable torch; keeps ``b·n·n·c²``
     """
     return KERNEL(a, b, mask, weight, bias, eps=eps, implementation=implementation)

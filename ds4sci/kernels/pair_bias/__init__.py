@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from ds4sci.kernels.pair_bias import fused
+from ds4sci.kernels.pair_bias.cases import CASES
 from ds4sci.kernels.pair_bias.reference import reference
-from ds4sci.kernels.spec import reference_only
+from ds4sci.kernels.pointwise import implementations
+from ds4sci.kernels.spec import Kernel
 
-KERNEL = reference_only("pair_bias", reference)
+
+def _fused(name: str) -> Callable[..., Tensor]:
+    def run(
+        z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, *, eps: float = 1e-5
+    ) -> Tensor:
+        out: Tensor = fused.OPERATOR(z, norm_weight, norm_bias, weight, eps, name)
+        return out
+
+    return run
+
+
+KERNEL = Kernel("pair_bias", reference, implementations(_fused, reference), CASES)
 
 
 def pair_bias(
@@ -23,6 +39,7 @@ def pair_bias(
 
     Without ``norm_weight`` there is no layer norm. The norm is made in its parameters' dtype.
 
-    Memory: the reference keeps z twice.
+    implementation  ``triton``, ``native``, ``tiled``  a tile of pairs at a time; z alone is saved
+                    ``reference``                  readable torch; keeps z twice
     """
     return KERNEL(z, norm_weight, norm_bias, weight, eps=eps, implementation=implementation)

@@ -4,23 +4,124 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from ds4sci.kernels.tiles import wide
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why tiles of x cannot be worked on here, or None."""
+    return None
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    c = x.shape[-1:]
-    if weight.dtype != x.dtype:
-        y, mean, rstd = torch.native_layer_norm(x.to(weight.dtype), c, weight, bias, eps)
-        return y.to(x.dtype).view(-1, *c), mean, rstd
-    y, mean, rstd = torch.native_layer_norm(x, c, weight, bias, eps)
-    return y.view(-1, *c), mean, rstd
+    """Layer norm of x [..., c], in fp32 (fp64 for fp64): y [rows, c] in x's dtype, mean and rstd [rows] in fp32."""
+    kind, c = wide(x.dtype), x.shape[-1:]
+    shift = None if bias is None else bias.to(kind)
+    y, mean, rstd = torch.native_layer_norm(x.to(kind), c, weight.to(kind), shift, eps)
+    return y.to(x.dtype).view(-1, *c), mean.flatten(), rstd.flatten()
 
 
 def norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    c = x.shape[-1:]
-    wide = x.to(weight.dtype)
-    dx, dw, db = torch.ops.aten.native_layer_norm_backward(
-        grad.view(x.shape).to(weight.dtype), wide, c, mean, rstd, weight, bias, [True, True, bias is not None]
-    )
-    return dx.to(x.dtype), dw, db
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, out: Tensor,
+    sums: tuple[Tensor, Tensor] | None,
+) -> None:  # fmt: skip
+    """From ``grad`` [rows, c] of y: x's gradient to ``out`` (like x; may be ``grad``'s memory); those of weight and bias
+    are added to ``sums``."""
+    kind = wide(x.dtype)
+    g, centred = grad.to(kind), x.reshape(-1, x.shape[-1]).to(kind) - mean.unsqueeze(-1)
+    scaled = centred * rstd.unsqueeze(-1)
+    if sums is not None:
+        sums[0].add_((g * scaled).sum(0))
+        sums[1].add_(g.sum(0))
+    g = g * weight.to(kind)
+    inner = g - g.mean(-1, keepdim=True) - scaled * (g * scaled).mean(-1, keepdim=True)
+    out.copy_((inner * rstd.unsqueeze(-1)).view(out.shape))
+
+
+def norm_columns(p: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm over the first axis of p [c, columns]; y comes as rows [columns, c]."""
+    return norm(p.t(), weight, bias, eps)
+
+
+def norm_columns_backward(
+    grad: Tensor, p: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, out: Tensor,
+    sums: tuple[Tensor, Tensor] | None,
+) -> None:  # fmt: skip
+    """``norm_backward`` of ``norm_columns``: ``grad`` [columns, c], ``out`` [c, columns]."""
+    norm_backward(grad, p.t(), mean, rstd, weight, out.t(), sums)
+
+
+def glu_columns(joint: Tensor, bias: Tensor | None, mask: Tensor | None, out: Tensor) -> None:
+    """``out = (u + b_u) · sigmoid(v + b_v) · mask`` with ``[u, v] = joint`` [2c, columns], mask [columns], out [c, columns]."""
+    u, v = (joint if bias is None else joint + bias.unsqueeze(-1)).chunk(2)
+    torch.mul(u, torch.sigmoid(v), out=out)
+    if mask is not None:
+        out.mul_(mask)
+
+
+def glu_columns_backward(
+    grad: Tensor, joint: Tensor, bias: Tensor | None, mask: Tensor | None, sums: Tensor | None
+) -> None:
+    """``joint`` becomes its gradient, from ``grad`` [c, columns]; the bias's is added to ``sums`` [2c]."""
+    u, v = (joint if bias is None else joint + bias.unsqueeze(-1)).chunk(2)
+    gate = torch.sigmoid(v)
+    g = grad if mask is None else grad * mask
+    both = torch.cat([g * gate, g * u * gate * (1 - gate)])
+    joint.copy_(both)
+    if sums is not None:
+        sums.add_(both.sum(1, dtype=sums.dtype))
+
+
+def gate(value: Tensor, value_bias: Tensor | None, logits: Tensor, logits_bias: Tensor | None, out: Tensor) -> None:
+    """``out = (value + b) · sigmoid(logits + b')``, all [rows, c]."""
+    value = value if value_bias is None else value + value_bias
+    logits = logits if logits_bias is None else logits + logits_bias
+    out.copy_((value * torch.sigmoid(logits)).view(out.shape))
+
+
+def gate_backward(
+    grad: Tensor, value: Tensor, value_bias: Tensor | None, logits: Tensor, logits_bias: Tensor | None,
+    value_sums: Tensor | None, logits_sums: Tensor | None,
+) -> None:  # fmt: skip
+    """``value`` and ``logits`` become their gradients; the biases' are added to the sums [c]."""
+    shifted = value if value_bias is None else value + value_bias
+    opened = torch.sigmoid(logits if logits_bias is None else logits + logits_bias)
+    torch.mul(grad, shifted * opened * (1 - opened), out=logits)
+    torch.mul(grad, opened, out=value)
+    for x, sums in ((value, value_sums), (logits, logits_sums)):
+        if sums is not None:
+            sums.add_(x.sum(0, dtype=sums.dtype))
+
+
+def relu(hidden: Tensor, bias: Tensor | None) -> Tensor:
+    """``max(hidden + b, 0)`` in place of hidden [rows, f]."""
+    return (hidden if bias is None else hidden.add_(bias)).relu_()
+
+
+def relu_backward(grad: Tensor, hidden: Tensor, sums: Tensor | None) -> None:
+    """``grad`` [rows, f] becomes 0 where ``hidden``, relu's result, is; the bias's gradient is added to ``sums`` [f]."""
+    grad.mul_(hidden > 0)
+    if sums is not None:
+        sums.add_(grad.sum(0, dtype=sums.dtype))
+
+
+def swiglu(joint: Tensor, bias: Tensor | None) -> Tensor:
+    """``silu(u + b_u) · (v + b_v)`` [rows, f] with ``[u, v] = joint`` [rows, 2f]."""
+    u, v = (joint if bias is None else joint + bias).chunk(2, dim=-1)
+    return F.silu(u) * v
+
+
+def swiglu_backward(grad: Tensor, joint: Tensor, bias: Tensor | None, sums: Tensor | None) -> None:
+    """``joint`` becomes its gradient, from ``grad`` [rows, f]; the bias's is added to ``sums`` [2f]."""
+    u, v = (joint if bias is None else joint + bias).chunk(2, dim=-1)
+    opened = torch.sigmoid(u)
+    both = torch.cat([grad * v * opened * (1 + u * (1 - opened)), grad * u * opened], dim=-1)
+    joint.copy_(both)
+    if sums is not None:
+        sums.add_(both.sum(0, dtype=sums.dtype))
+
+
+def column_sums(x: Tensor, sums: Tensor) -> None:
+    """Σ over the rows of x [rows, c], added to ``sums`` [c]."""
+    sums.add_(x.sum(0, dtype=sums.dtype))

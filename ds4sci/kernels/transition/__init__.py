@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from ds4sci.kernels.spec import reference_only
+from ds4sci.kernels.pointwise import implementations
+from ds4sci.kernels.spec import Kernel
+from ds4sci.kernels.transition import fused
+from ds4sci.kernels.transition.cases import CASES
 from ds4sci.kernels.transition.reference import Activation, reference
 
-KERNEL = reference_only("transition", reference)
+
+
+def _fused(name: str) -> Callable[..., Tensor]:
+    def run(
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        weight_1: Tensor,
+        bias_1: Tensor | None,
+        weight_2: Tensor,
+        bias_2: Tensor | None,
+        *,
+        activation: Activation = "relu",
+        eps: float = 1e-5,
+    ) -> Tensor:
+        out: Tensor = fused.OPERATOR(
+            x, norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2, activation, eps, name
+        )
+        return out
+
+    return run
+
+
+KERNEL = Kernel("transition", reference, implementations(_fused, reference), CASES)
 
 
 def transition(
@@ -28,7 +56,9 @@ def transition(
     x [..., c]; ``weight_1`` [f·c, c], for swiglu [2·f·c, c] with the gate's rows first; ``weight_2`` [c, f·c]; returns
     [..., c]. Without ``norm_weight`` there is no layer norm. The norm is made in its parameters' dtype.
 
-    Memory: the reference keeps the [..., f·c] hidden activation, several times.
+    implementation  ``triton``, ``native``, ``tiled``  a tile of rows at a time; x alone is saved, the [..., f·c] hidden
+                                                   activation never exists whole
+                    ``reference``                  readable torch; keeps the hidden activation, several times
     """
     return KERNEL(
         x, norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2, activation=activation, eps=eps,

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from ds4sci.kernels.spec import reference_only
+from ds4sci.kernels.pointwise import implementations
+from ds4sci.kernels.spec import Kernel
+from ds4sci.kernels.tiles import join
+from ds4sci.kernels.triangle_multiplication import fused
+from ds4sci.kernels.triangle_multiplication.cases import CASES
 from ds4sci.kernels.triangle_multiplication.reference import Direction, Weights, reference
 
 __all__ = ["KERNEL", "Direction", "Weights", "triangle_multiplication"]
 
-KERNEL = reference_only("triangle_multiplication", reference)
+
+def _fused(name: str) -> Callable[..., Tensor]:
+    def run(z: Tensor, mask: Tensor | None, weights: Weights, direction: Direction, *, eps: float = 1e-5) -> Tensor:
+        w = weights
+        joint = join(w.a_p, w.b_p, w.a_g, w.b_g)
+        keep = None if mask is None else mask.detach()
+        out: Tensor = fused.OPERATOR(z, *w.norm_in, *joint, *w.norm_out, *w.z, *w.g, keep, direction, eps, name)[0]
+        return out
+
+    return run
+
+
+KERNEL = Kernel("triangle_multiplication", reference, implementations(_fused, reference), CASES)
 
 
 def triangle_multiplication(
@@ -26,6 +44,8 @@ def triangle_multiplication(
     z ``[b, n, n, c]``, ``mask`` bool or float ``[b, n, n]`` (True or 1 = both residues real; no gradient goes to it);
     returns the update ``[b, n, n, c]``. The norms are made in their parameters' dtype.
 
-    Memory: the reference keeps about ``b·n²·(8 c' + 3 c)``.
+    implementation  ``triton``, ``native``, ``tiled``  the contraction by matrix products, the rest a tile at a time; z and
+                                                   the contraction's result ``b·n²·c'`` are saved
+                    ``reference``                  readable torch; keeps about ``b·n²·(8 c' + 3 c)``
     """
     return KERNEL(z, mask, weights, direction, eps=eps, implementation=implementation)

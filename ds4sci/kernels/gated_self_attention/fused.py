@@ -1,0 +1,148 @@
+"""Gated self-attention a few rows at a time: q, k, v and the gate are made, used and forgotten, in backward once more.
+
+Saved are x, the gated output before its projection [b, s, n, h·d] and the softmax's log sums [b, s, h, n].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels.evoformer_attention.op import FUSED
+from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.pointwise import BACKENDS
+from ds4sci.kernels.tiles import Norm, Sum, finish, like, row_order, spans, wide
+
+ROWS_AT_ONCE = 8
+"""Tiles of the budget that q, k, v and the gate of one call of attention take: fewer calls, each with more to share."""
+
+
+def _tiles(x: Tensor, width: int) -> list[slice]:
+    return list(spans(x.shape[1], x.shape[2] * width * x.itemsize // ROWS_AT_ONCE, x.device))
+
+
+def _heads(joint: Tensor, shape: tuple[int, int], heads: int, parts: int) -> list[Tensor]:
+    """[rows, parts·h·d] → q, k, v and the gate, views [1, s, n, h, d]."""
+    split = joint.view(1, *shape, parts, heads, -1)
+    return [split[:, :, :, i] for i in range(parts)]
+
+
+def forward(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight_in: Tensor,
+    bias_in: Tensor | None,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+    mask: Tensor | None,
+    pair_bias: Tensor | None,
+    heads: int,
+    eps: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, with a gate, of it."""
+    norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps)
+    b, s, n, c = x.shape
+    inner = weight_out.shape[1]
+    parts = weight_in.shape[0] // inner
+    out, gated = like(x, row_order(x)), x.new_empty(b, s, n, inner)
+    lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
+    rest = torch.empty_like(lse) if x.dtype == lse.dtype else lse.new_empty(0)
+    for i in range(b):
+        bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
+        for tile in _tiles(x, weight_in.shape[0]):
+            joint = _linear(norm(x[i, tile]), weight_in, bias_in)
+            rows = tile.stop - tile.start
+            q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
+            keep = None if mask is None else mask[i : i + 1, tile]
+            o, sums, left = FUSED[implementation].forward(
+                q, k, v, keep, bias, gate[0] if gate else None, (inner // heads) ** -0.5
+            )
+            gated[i, tile] = o.view(rows, n, inner)
+            lse[i, tile] = sums[0]
+            if rest.numel():
+                rest[i, tile] = left[0]
+            out[i, tile] = _linear(o.view(-1, inner), weight_out, bias_out).view(rows, n, c)
+    return out, gated, lse, rest
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight_in: Tensor,
+    bias_in: Tensor | None,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+    mask: Tensor | None,
+    pair_bias: Tensor | None,
+    gated: Tensor,
+    lse: Tensor,
+    rest: Tensor,
+    heads: int,
+    eps: float,
+    implementation: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    pointwise = BACKENDS[implementation]
+    norm = Norm(pointwise, norm_weight, norm_bias, eps, wanted[1:3])
+    b, s, n, c = x.shape
+    inner = weight_out.shape[1]
+    parts = weight_in.shape[0] // inner
+    sums = [Sum(t, w) for t, w in zip((weight_in, bias_in, weight_out, bias_out), wanted[3:7], strict=True)]
+    sum_in, sum_in_bias, sum_out, sum_out_bias = sums
+    out = like(x, row_order(x))
+    grad_mask = torch.empty_like(mask) if mask is not None and wanted[7] else None
+    sum_pair = Sum(pair_bias, wanted[8])
+    asked = [True, True, True, grad_mask is not None, sum_pair.total is not None, parts == 4]
+    for i in range(b):
+        shared = pair_bias is not None and len(pair_bias) == 1
+        bias = None if pair_bias is None else pair_bias if shared else pair_bias[i : i + 1]
+        for tile in _tiles(x, weight_in.shape[0]):
+            rows = tile.stop - tile.start
+            y, above, o = norm(x[i, tile]), grad[i, tile].reshape(-1, c), gated[i, tile]
+            joint = _linear(y, weight_in, bias_in)
+            q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
+            sum_out.product(above.t(), o.view(-1, inner))
+            if sum_out_bias.total is not None:
+                pointwise.column_sums(above, sum_out_bias.total)
+            grads = FUSED[implementation].backward(
+                (above @ weight_out).view(1, rows, n, heads, -1), None, q, k, v,
+                None if mask is None else mask[i : i + 1, tile], bias, gate[0] if gate else None,
+                o.view(1, rows, n, heads, -1), lse[i : i + 1, tile], rest[i : i + 1, tile] if rest.numel() else rest,
+                (inner // heads) ** -0.5, asked,
+            )  # fmt: skip
+            made = joint.new_empty(joint.shape)
+            found = (*grads[:3], grads[5]) if gate else grads[:3]
+            for place, part in zip(_heads(made, (rows, n), heads, parts), found, strict=True):
+                place.copy_(part)
+            if grad_mask is not None:
+                grad_mask[i, tile] = grads[3][0]
+            if sum_pair.total is not None:
+                (sum_pair.total if shared else sum_pair.total[i : i + 1]).add_(grads[4])
+            sum_in.product(made.t(), y)
+            if sum_in_bias.total is not None:
+                pointwise.column_sums(made, sum_in_bias.total)
+            norm.backward(made @ weight_in, x[i, tile], out[i, tile])
+    results = [*norm.results(), *(one.result() for one in sums), grad_mask, sum_pair.result()]
+    return finish(x, [out, *results])
+
+
+def shape(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor | None,
+          weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
+          *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    b, s, n, _ = x.shape
+    lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
+    rest = torch.empty_like(lse) if x.dtype == lse.dtype else lse.new_empty(0)
+    return like(x, row_order(x)), x.new_empty(b, s, n, weight_out.shape[1]), lse, rest
+
+
+OPERATOR = differentiable("gated_self_attention", forward, backward, shape)

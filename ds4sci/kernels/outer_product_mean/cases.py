@@ -1,0 +1,44 @@
+"""Named inputs of the outer product mean."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from ds4sci.kernels.spec import Case
+
+
+def _case(
+    name: str, b: int, s: int, n: int, c: int, c_z: int, *, mask: Literal["bool", "float", "all"] = "bool",
+    bias: bool = True, eps: float | None = 1e-3, transposed: bool = False,
+) -> Case:  # fmt: skip
+    def make(generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        def normal(*size: int, scale: float = 1.0) -> torch.Tensor:
+            return (scale * torch.randn(*size, generator=generator, dtype=torch.float64)).to(device, dtype)
+
+        def side() -> torch.Tensor:
+            return normal(b, n, s, c).transpose(1, 2) if transposed else normal(b, s, n, c)
+
+        keep = torch.rand(b, s, n, generator=generator) > (-1.0 if mask == "all" else 0.25)
+        keep[:, 0] = True  # every pair has a row: without one the quotient is by eps, and of rounding errors
+        return {
+            "a": side(),
+            "b": side(),
+            "mask": keep.to(device, torch.float32 if mask == "float" else torch.bool),
+            "weight": normal(c_z, c * c, scale=1 / c),
+            "bias": normal(c_z) if bias else None,
+            "eps": eps,
+        }
+
+    return Case(name, make)
+
+
+CASES = (
+    _case("AF2 width", 1, 12, 17, 32, 128),
+    _case("many rows", 1, 191, 9, 8, 16),
+    _case("few rows", 2, 3, 33, 16, 20),
+    _case("ESMFold2: token first, at least one", 1, 10, 17, 8, 24, eps=None, transposed=True, mask="float"),
+    _case("one row, one residue, no bias", 1, 1, 1, 5, 7, bias=False, mask="all"),
+    _case("several tiles", 1, 6, 90, 16, 12),
+)

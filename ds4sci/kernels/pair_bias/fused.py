@@ -1,0 +1,53 @@
+"""The pair bias a tile of pairs at a time: z alone is saved, its layer norm never exists whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.pointwise import BACKENDS
+from ds4sci.kernels.tiles import Norm, Sum, finish, spans
+
+
+def forward(
+    z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, eps: float, implementation: str
+) -> Tensor:
+    norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps)
+    b, q, k, c = z.shape
+    out = z.new_empty(b, len(weight), q, k)
+    for x, o in zip(z, out, strict=True):
+        for tile in spans(q, k * c * z.itemsize, z.device):
+            torch.mm(weight, norm(x[tile]).t(), out=o.view(len(weight), -1)[:, tile.start * k : tile.stop * k])
+    return out
+
+
+def backward(
+    grad: Tensor,
+    z: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    implementation: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps, wanted[1:3])
+    sums = Sum(weight, wanted[3])
+    out = torch.empty_like(z)
+    q, k, c = z.shape[1:]
+    for x, g, o in zip(z, grad, out, strict=True):
+        for tile in spans(q, k * c * z.itemsize, z.device):
+            y, above = norm(x[tile]), g[:, tile].flatten(1)
+            sums.product(above, y)
+            norm.backward(above.t() @ weight, x[tile], o[tile])
+    return finish(z, [out, *norm.results(), sums.result()])
+
+
+def shape(z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, *_: object) -> Tensor:
+    return z.new_empty(z.shape[0], len(weight), *z.shape[1:3])
+
+
+OPERATOR = differentiable("pair_bias", forward, backward, shape)

@@ -1,0 +1,43 @@
+"""What fused operations do between their matrix products, a tile at a time.
+
+Modules with the same functions: ``plain`` (torch, any device). ``plain`` is the reference. An operation's implementation
+of a name calls the module that ``BACKENDS`` has for it.
+
+Tiles are ``rows``, [rows, c] with stride 1 along c, or ``columns``, [c, columns] with stride 1 along the columns. Their
+other stride is free. Sums over a tile are *added* to fp32 tensors (fp64 for fp64), in an order that depends on
+shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from ds4sci.kernels.pointwise import plain
+from ds4sci.kernels.spec import Implementation, always
+
+BACKENDS: dict[str, ModuleType] = {"tiled": plain}
+
+
+def implementations(
+    fused: Callable[[str], Callable[..., Tensor]],
+    reference: Callable[..., Tensor],
+    why_not: Callable[..., str | None] = always,
+) -> tuple[Implementation, ...]:
+    """Those of an operation whose ``fused(name)`` runs on the backend of that name, and its reference.
+
+    ``why_not(name, …)`` tells what else keeps one from running; the first argument's tensor decides for the backend.
+    """
+
+    def refuses(name: str, backend: ModuleType) -> Callable[..., str | None]:
+        def refuse(*args: Any, **kwargs: Any) -> str | None:
+            reason: str | None = backend.why_not(args[0] if args else next(iter(kwargs.values())))
+            return reason or why_not(name, *args, **kwargs)
+
+        return refuse
+
+    found = [Implementation(name, fused(name), refuses(name, backend)) for name, backend in BACKENDS.items()]
+    return *found, Implementation("reference", reference, always)

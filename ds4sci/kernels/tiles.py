@@ -1,0 +1,127 @@
+"""Pieces of a large tensor that fit the cache, and sums over them: what the fused operations are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+CPU_BYTES = 4 * 2**20
+"""Of a tile's widest activation."""
+GPU_BYTES = 256 * 2**20
+
+
+def spans(length: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
+    """Consecutive slices of ``length`` things, each of ``bytes_each``; by shape alone, not by threads."""
+    most = max(1, (CPU_BYTES if device.type == "cpu" else GPU_BYTES) // max(1, bytes_each))
+    count = -(-length // most)  # as even as can be: a small last piece would be slow
+    for i in range(count):
+        yield slice(length * i // count, length * (i + 1) // count)
+
+
+def row_order(x: Tensor) -> list[int]:
+    """The dimensions of x [..., c] before the last as they lie in memory."""
+    return sorted(range(x.dim() - 1), key=lambda i: (-x.stride(i), i))
+
+
+def as_rows(x: Tensor, order: Sequence[int]) -> Tensor:
+    """x [..., c] as [rows, c], its rows in this order of dimensions; a copy where they are not evenly spaced."""
+    rows = x.permute(*order, x.dim() - 1).reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
+
+
+def like(x: Tensor, order: Sequence[int], channels: int | None = None) -> Tensor:
+    """An empty dense tensor of x's shape, ``channels`` wide, whose rows lie in this order."""
+    places = (*order, x.dim() - 1)
+    sizes = [x.shape[i] for i in order] + [x.shape[-1] if channels is None else channels]
+    return x.new_empty(sizes).permute([places.index(i) for i in range(x.dim())])
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Sum:
+    """A gradient that tiles add up to; without ``parameter``, or not ``wanted``, none is made."""
+
+    def __init__(self, parameter: Tensor | None, wanted: bool) -> None:
+        self.parameter = parameter
+        self.total: Tensor | None = None
+        if parameter is not None and wanted:
+            self.total = torch.zeros(parameter.shape, dtype=wide(parameter.dtype), device=parameter.device)
+
+    def product(self, a: Tensor, b: Tensor) -> None:
+        """Add ``a b``."""
+        if self.total is None:
+            return
+        if self.total.dtype == a.dtype:
+            self.total.addmm_(a, b)
+        else:
+            self.total.add_(a @ b)
+
+    def result(self) -> Tensor | None:
+        return None if self.total is None or self.parameter is None else self.total.to(self.parameter.dtype)
+
+
+class Norm:
+    """A layer norm that may be absent: without a weight it hands its input on."""
+
+    def __init__(
+        self, pointwise: ModuleType, weight: Tensor | None, bias: Tensor | None, eps: float,
+        wanted: Sequence[bool] = (False, False),
+    ) -> None:  # fmt: skip
+        self.pointwise, self.weight, self.bias, self.eps = pointwise, weight, bias, eps
+        self.sums = (Sum(weight, True), Sum(weight, True)) if any(wanted) else None
+        self.wanted = wanted
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., c] → rows [rows, c]; what ``backward`` needs is kept until the next call."""
+        if self.weight is None:
+            return x.reshape(-1, x.shape[-1])
+        y: Tensor
+        y, self.mean, self.rstd = self.pointwise.norm(x, self.weight, self.bias, self.eps)
+        return y
+
+    def columns(self, p: Tensor) -> Tensor:
+        """p [c, columns] → rows [columns, c]."""
+        y: Tensor
+        y, self.mean, self.rstd = self.pointwise.norm_columns(p, self.weight, self.bias, self.eps)
+        return y
+
+    def _sums(self) -> tuple[Tensor, Tensor] | None:
+        if self.sums is None or self.sums[0].total is None or self.sums[1].total is None:
+            return None
+        return self.sums[0].total, self.sums[1].total
+
+    def backward(self, grad: Tensor, x: Tensor, out: Tensor) -> None:
+        """The gradient [rows, c] of the last call's rows, to ``out`` like x."""
+        if self.weight is None:
+            out.copy_(grad.view(out.shape))
+        else:
+            self.pointwise.norm_backward(grad, x, self.mean, self.rstd, self.weight, out, self._sums())
+
+    def columns_backward(self, grad: Tensor, p: Tensor, out: Tensor) -> None:
+        self.pointwise.norm_columns_backward(grad, p, self.mean, self.rstd, self.weight, out, self._sums())
+
+    def results(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of weight and bias."""
+        if self.sums is None:
+            return None, None
+        weight, bias = (total.result() if want else None for total, want in zip(self.sums, self.wanted, strict=True))
+        return weight, None if bias is None or self.bias is None else bias.to(self.bias.dtype)
+
+
+def join(*layers: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Weights [out, in] of several layers as one of all their outputs, and their biases (0 where one has none)."""
+    weight = torch.cat([w for w, _ in layers])
+    if all(b is None for _, b in layers):
+        return weight, None
+    return weight, torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in layers])
+
+
+def finish(like: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """As an operator returns them: an empty tensor for one that is not there."""
+    return [like.new_empty(0) if grad is None else grad for grad in grads]

@@ -1,0 +1,90 @@
+"""The transition a tile of rows at a time: its input alone is saved, the hidden activation never exists whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.pointwise import BACKENDS
+from ds4sci.kernels.tiles import Norm, Sum, as_rows, finish, like, row_order, spans
+
+
+def forward(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight_1: Tensor,
+    bias_1: Tensor | None,
+    weight_2: Tensor,
+    bias_2: Tensor | None,
+    activation: str,
+    eps: float,
+    implementation: str,
+) -> Tensor:
+    p = BACKENDS[implementation]
+    order = row_order(x)
+    out = like(x, order)
+    source, target = as_rows(x, order), as_rows(out, order)
+    norm = Norm(p, norm_weight, norm_bias, eps)
+    for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
+        hidden = norm(source[tile]) @ weight_1.t()
+        if activation == "relu":
+            p.relu(hidden, bias_1)
+        else:
+            hidden = p.swiglu(hidden, bias_1)
+        if bias_2 is None:
+            torch.mm(hidden, weight_2.t(), out=target[tile])
+        else:
+            torch.addmm(bias_2, hidden, weight_2.t(), out=target[tile])
+    return out
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight_1: Tensor,
+    bias_1: Tensor | None,
+    weight_2: Tensor,
+    bias_2: Tensor | None,
+    activation: str,
+    eps: float,
+    implementation: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    p = BACKENDS[implementation]
+    order = row_order(x)
+    out = like(x, order)
+    source, above, target = as_rows(x, order), as_rows(grad, order), as_rows(out, order)
+    norm = Norm(p, norm_weight, norm_bias, eps, wanted[1:3])
+    first, first_bias = Sum(weight_1, wanted[3]), Sum(bias_1, wanted[4])
+    second, second_bias = Sum(weight_2, wanted[5]), Sum(bias_2, wanted[6])
+    for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
+        g, y = above[tile], norm(source[tile])
+        inner = y @ weight_1.t()
+        if activation == "relu":
+            hidden = p.relu(inner, bias_1)
+        else:
+            hidden = p.swiglu(inner, bias_1)
+        second.product(g.t(), hidden)
+        if second_bias.total is not None:
+            p.column_sums(g, second_bias.total)
+        if activation == "relu":
+            inner = g @ weight_2
+            p.relu_backward(inner, hidden, first_bias.total)
+        else:
+            p.swiglu_backward(torch.mm(g, weight_2, out=hidden), inner, bias_1, first_bias.total)
+        first.product(inner.t(), y)
+        norm.backward(inner @ weight_1, source[tile], target[tile])
+    return finish(x, [out, *norm.results(), *(s.result() for s in (first, first_bias, second, second_bias))])
+
+
+def shape(x: Tensor, *_: object) -> Tensor:
+    return like(x, row_order(x))
+
+
+OPERATOR = differentiable("transition", forward, backward, shape)

@@ -1,0 +1,160 @@
+"""The triangular multiplicative update around a batched matrix product; everything else a tile of rows at a time.
+
+The projections a and b are made with their channels first, [2c', n·n]: the product of a weight and of LN(z) transposed,
+so that the contraction over k is one matrix product a channel and nothing is ever transposed in memory. Saved are z, the
+mask and the contraction's result p [c', n, n]; a and b are made again in backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.pointwise import BACKENDS
+from ds4sci.kernels.tiles import CPU_BYTES, Norm, Sum, finish, spans, wide
+
+
+def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
+    """``Σ_k a_ik b_jk``, incoming ``Σ_k a_ki b_kj``, for every channel of a, b, out [c', n, n]."""
+    if direction == "outgoing":
+        torch.bmm(a, b.transpose(1, 2), out=out)
+    else:
+        torch.bmm(a.transpose(1, 2), b, out=out)
+
+
+def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> None:
+    """From p's gradient: a and b become their own gradients, a few channels at a time."""
+    for part in spans(len(a), 2 * a[0].nbytes, a.device):
+        g, left, right = grad[part], a[part], b[part]
+        if direction == "outgoing":
+            made = torch.bmm(g, right), torch.bmm(g.transpose(1, 2), left)
+        else:
+            made = torch.bmm(right, g.transpose(1, 2)), torch.bmm(left, g)
+        left.copy_(made[0])
+        right.copy_(made[1])
+
+
+def project(z: Tensor, mask: Tensor | None, norm: Norm, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """a and b of one example, z [n, n, c], to ``out`` [2c', n·n]."""
+    n = z.shape[1]
+    for tile in spans(len(z), n * weight.shape[0] * z.itemsize, z.device):
+        columns = slice(tile.start * n, tile.stop * n)
+        joint = weight @ norm(z[tile]).t()
+        norm.pointwise.glu_columns(joint, bias, None if mask is None else mask[columns], out[:, columns])
+
+
+def forward(
+    z: Tensor,
+    norm_in_weight: Tensor,
+    norm_in_bias: Tensor | None,
+    weight_in: Tensor,
+    bias_in: Tensor | None,
+    norm_out_weight: Tensor,
+    norm_out_bias: Tensor | None,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+    weight_gate: Tensor,
+    bias_gate: Tensor | None,
+    mask: Tensor | None,
+    direction: str,
+    eps: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    """``weight_in`` [4c', c]: the rows of a, b, a's gate and b's gate. Returns the update and p [b, c', n, n]."""
+    pointwise = BACKENDS[implementation]
+    b, n, _, c = z.shape
+    hidden = weight_in.shape[0] // 4
+    norm_in = Norm(pointwise, norm_in_weight, norm_in_bias, eps)
+    norm_out = Norm(pointwise, norm_out_weight, norm_out_bias, eps)
+    out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    product = z.new_empty(b, hidden, n, n)
+    ab = z.new_empty(2, hidden, n, n)
+    for x, keep, p, o in zip(z, [None] * b if mask is None else mask.flatten(1), product, out, strict=True):
+        project(x, keep, norm_in, weight_in, bias_in, ab.view(2 * hidden, n * n))
+        contract(ab[0], ab[1], direction, p)
+        columns = p.view(hidden, n * n)
+        for tile in spans(n, n * max(c, hidden) * z.itemsize, z.device):
+            value = norm_out.columns(columns[:, tile.start * n : tile.stop * n]) @ weight_out.t()
+            logits = norm_in(x[tile]) @ weight_gate.t()
+            pointwise.gate(value, bias_out, logits, bias_gate, o[tile].view(-1, c))
+    return out, product
+
+
+def backward(
+    grad: Tensor,
+    z: Tensor,
+    norm_in_weight: Tensor,
+    norm_in_bias: Tensor | None,
+    weight_in: Tensor,
+    bias_in: Tensor | None,
+    norm_out_weight: Tensor,
+    norm_out_bias: Tensor | None,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+    weight_gate: Tensor,
+    bias_gate: Tensor | None,
+    mask: Tensor | None,
+    product: Tensor,
+    direction: str,
+    eps: float,
+    implementation: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    pointwise = BACKENDS[implementation]
+    b, n, _, c = z.shape
+    hidden = weight_in.shape[0] // 4
+    norm_in = Norm(pointwise, norm_in_weight, norm_in_bias, eps, wanted[1:3])
+    norm_out = Norm(pointwise, norm_out_weight, norm_out_bias, eps, wanted[5:7])
+    sums = [Sum(x, w) for x, w in zip((weight_in, bias_in, weight_out, bias_out, weight_gate, bias_gate),
+                                      (*wanted[3:5], *wanted[7:11]), strict=True)]  # fmt: skip
+    sum_in, sum_in_bias, sum_out, sum_out_bias, sum_gate, sum_gate_bias = sums
+    out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    ab, above = z.new_empty(2, hidden, n, n), z.new_empty(hidden, n, n)
+    for x, g, keep, p, o in zip(
+        z, grad, [None] * b if mask is None else mask.flatten(1), product, out, strict=True
+    ):  # fmt: skip
+        # through the output gate and projection, to p's gradient; o takes the gate's part of LN(z)'s gradient
+        for tile in spans(n, n * max(c, hidden) * z.itemsize, z.device):
+            columns = slice(tile.start * n, tile.stop * n)
+            y, mixed = norm_in(x[tile]), norm_out.columns(p.view(hidden, -1)[:, columns])
+            value, logits = mixed @ weight_out.t(), y @ weight_gate.t()
+            pointwise.gate_backward(
+                g[tile].reshape(-1, c), value, bias_out, logits, bias_gate, sum_out_bias.total, sum_gate_bias.total
+            )
+            sum_out.product(value.t(), mixed)
+            sum_gate.product(logits.t(), y)
+            norm_out.columns_backward(
+                value @ weight_out, p.view(hidden, -1)[:, columns], above.view(hidden, -1)[:, columns]
+            )
+            torch.mm(logits, weight_gate, out=o[tile].view(-1, c))
+        project(x, keep, norm_in, weight_in, bias_in, ab.view(2 * hidden, n * n))
+        contract_backward(above, ab[0], ab[1], direction)
+        for tile in spans(n, n * weight_in.shape[0] * z.itemsize, z.device):
+            columns = slice(tile.start * n, tile.stop * n)
+            y = norm_in(x[tile])
+            joint = weight_in @ y.t()
+            pointwise.glu_columns_backward(
+                ab.view(2 * hidden, -1)[:, columns], joint, bias_in, None if keep is None else keep[columns],
+                sum_in_bias.total,
+            )  # fmt: skip
+            sum_in.product(joint, y)
+            inner = o[tile].view(-1, c)
+            norm_in.backward(inner.addmm_(joint.t(), weight_in), x[tile], o[tile])
+    return finish(
+        z,
+        [
+            out, *norm_in.results(), sum_in.result(), sum_in_bias.result(), *norm_out.results(), sum_out.result(),
+            sum_out_bias.result(), sum_gate.result(), sum_gate_bias.result(), None,
+        ],
+    )  # fmt: skip
+
+
+def shape(z: Tensor, norm_in_weight: Tensor, norm_in_bias: Tensor | None, weight_in: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    b, n = z.shape[:2]
+    return torch.empty(z.shape, dtype=z.dtype, device=z.device), z.new_empty(b, weight_in.shape[0] // 4, n, n)
+
+
+OPERATOR = differentiable("triangle_multiplication", forward, backward, shape)
