@@ -114,6 +114,11 @@ class Norm:
         return weight, None if bias is None or self.bias is None else bias.to(self.bias.dtype)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x weightᵀ + bias`` for rows x."""
+    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+
+
 def join(*layers: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     """Weights [out, in] of several layers as one of all their outputs, and their biases (0 where one has none)."""
     weight = torch.cat([w for w, _ in layers])

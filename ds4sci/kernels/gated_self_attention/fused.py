@@ -13,7 +13,7 @@ from torch import Tensor
 from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Sum, finish, like, row_order, spans, wide
+from ds4sci.kernels.tiles import Norm, Sum, finish, like, linear, row_order, spans, wide
 
 ROWS_AT_ONCE = 8
 """Tiles of the budget that q, k, v and the gate of one call of attention take: fewer calls, each with more to share."""
@@ -54,7 +54,7 @@ def forward(
     for i in range(b):
         bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
         for tile in _tiles(x, weight_in.shape[0]):
-            joint = _linear(norm(x[i, tile]), weight_in, bias_in)
+            joint = linear(norm(x[i, tile]), weight_in, bias_in)
             rows = tile.stop - tile.start
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
             keep = None if mask is None else mask[i : i + 1, tile]
@@ -65,12 +65,8 @@ def forward(
             lse[i, tile] = sums[0]
             if rest.numel():
                 rest[i, tile] = left[0]
-            out[i, tile] = _linear(o.view(-1, inner), weight_out, bias_out).view(rows, n, c)
+            out[i, tile] = linear(o.view(-1, inner), weight_out, bias_out).view(rows, n, c)
     return out, gated, lse, rest
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
 
 def backward(
@@ -109,7 +105,7 @@ def backward(
         for tile in _tiles(x, weight_in.shape[0]):
             rows = tile.stop - tile.start
             y, above, o = norm(x[i, tile]), grad[i, tile].reshape(-1, c), gated[i, tile]
-            joint = _linear(y, weight_in, bias_in)
+            joint = linear(y, weight_in, bias_in)
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
             sum_out.product(above.t(), o.view(-1, inner))
             if sum_out_bias.total is not None:

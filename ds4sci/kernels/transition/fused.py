@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Sum, as_rows, finish, like, row_order, spans
+from ds4sci.kernels.tiles import Norm, Sum, as_rows, finish, like, linear, row_order, spans
 
 
 def forward(
@@ -30,16 +31,25 @@ def forward(
     source, target = as_rows(x, order), as_rows(out, order)
     norm = Norm(p, norm_weight, norm_bias, eps)
     for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
-        hidden = norm(source[tile]) @ weight_1.t()
-        if activation == "relu":
-            p.relu(hidden, bias_1)
-        else:
-            hidden = p.swiglu(hidden, bias_1)
+        hidden = _hidden(p, norm(source[tile]), weight_1, bias_1, activation)[1]
         if bias_2 is None:
             torch.mm(hidden, weight_2.t(), out=target[tile])
         else:
             torch.addmm(bias_2, hidden, weight_2.t(), out=target[tile])
     return out
+
+
+def _hidden(
+    p: ModuleType, y: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    """``weight y`` and the activation of it with its bias; for relu one and the same memory."""
+    if activation == "swiglu":
+        inner = y @ weight.t()
+        return inner, p.swiglu(inner, bias)
+    # in 16 bits a product rounded before its bias is added changes sign where the two nearly cancel
+    early = y.itemsize < 4
+    inner = linear(y, weight, bias if early else None)
+    return inner, p.relu(inner, None if early else bias)
 
 
 def backward(
@@ -65,11 +75,7 @@ def backward(
     second, second_bias = Sum(weight_2, wanted[5]), Sum(bias_2, wanted[6])
     for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
         g, y = above[tile], norm(source[tile])
-        inner = y @ weight_1.t()
-        if activation == "relu":
-            hidden = p.relu(inner, bias_1)
-        else:
-            hidden = p.swiglu(inner, bias_1)
+        inner, hidden = _hidden(p, y, weight_1, bias_1, activation)
         second.product(g.t(), hidden)
         if second_bias.total is not None:
             p.column_sums(g, second_bias.total)
