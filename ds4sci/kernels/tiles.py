@@ -8,8 +8,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-CPU_BYTES = 4 * 2**20
-"""Of a tile's widest activation."""
+CPU_BYTES = 2 * 2**20
+"""Of a tile's widest activation: the fastest of 2, 4 and 8 MiB for a whole block, and the leanest (docs/log.md)."""
 GPU_BYTES = 256 * 2**20
 
 
@@ -114,9 +114,13 @@ class Norm:
         return weight, None if bias is None or self.bias is None else bias.to(self.bias.dtype)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weightᵀ + bias`` for rows x."""
-    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``x weightᵀ + bias`` for rows x; to ``out`` [..., c] if there is one, whatever its strides."""
+    rows = out.view(len(x), -1) if out is not None and out.is_contiguous() else None
+    made = torch.mm(x, weight.t(), out=rows) if bias is None else torch.addmm(bias, x, weight.t(), out=rows)
+    if out is not None and rows is None:
+        out.copy_(made.view(out.shape))
+    return made
 
 
 def join(*layers: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

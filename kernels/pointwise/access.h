@@ -73,11 +73,15 @@ static inline Vec there(Some some) {
 }
 
 static inline float total(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(__m512(v));
+#else
   float x[W];
   store(x, v);
   for (int half = W / 2; half; half /= 2)
     for (int i = 0; i < half; ++i) x[i] += x[i + half];
   return x[0];
+#endif
 }
 
 // sigmoid(x) and 1 - sigmoid(x), both to a relative 2e-7: no exponential of a positive number, no difference.

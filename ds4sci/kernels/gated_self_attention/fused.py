@@ -10,17 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import Norm, Sum, finish, like, linear, row_order, spans, wide
 
-ROWS_AT_ONCE = 8
-"""Tiles of the budget that q, k, v and the gate of one call of attention take: fewer calls, each with more to share."""
+TILES = 4
+"""So many times a tile's budget for q, k, v and gate of one call of attention: its rows share what it makes of the bias."""
 
 
 def _tiles(x: Tensor, width: int) -> list[slice]:
-    return list(spans(x.shape[1], x.shape[2] * width * x.itemsize // ROWS_AT_ONCE, x.device))
+    return list(spans(x.shape[1], x.shape[2] * width * x.itemsize // TILES, x.device))
 
 
 def _heads(joint: Tensor, shape: tuple[int, int], heads: int, parts: int) -> list[Tensor]:
@@ -58,15 +59,19 @@ def forward(
             rows = tile.stop - tile.start
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
             keep = None if mask is None else mask[i : i + 1, tile]
-            o, sums, left = FUSED[implementation].forward(
-                q, k, v, keep, bias, gate[0] if gate else None, (inner // heads) ** -0.5
-            )
-            gated[i, tile] = o.view(rows, n, inner)
+            o = gated[i : i + 1, tile].unflatten(-1, (heads, -1))
+            arguments = (q, k, v, keep, bias, gate[0] if gate else None, (inner // heads) ** -0.5)
+            if implementation == "native":
+                _, sums, left = native.forward(*arguments, into=o)
+            else:
+                made, sums, left = FUSED[implementation].forward(*arguments)
+                o.copy_(made)
             lse[i, tile] = sums[0]
             if rest.numel():
                 rest[i, tile] = left[0]
-            out[i, tile] = linear(o.view(-1, inner), weight_out, bias_out).view(rows, n, c)
+            linear(o.view(-1, inner), weight_out, bias_out, out[i, tile])
     return out, gated, lse, rest
+
 
 
 def backward(
@@ -110,16 +115,20 @@ def backward(
             sum_out.product(above.t(), o.view(-1, inner))
             if sum_out_bias.total is not None:
                 pointwise.column_sums(above, sum_out_bias.total)
-            grads = FUSED[implementation].backward(
+            arguments = (
                 (above @ weight_out).view(1, rows, n, heads, -1), None, q, k, v,
                 None if mask is None else mask[i : i + 1, tile], bias, gate[0] if gate else None,
                 o.view(1, rows, n, heads, -1), lse[i : i + 1, tile], rest[i : i + 1, tile] if rest.numel() else rest,
                 (inner // heads) ** -0.5, asked,
             )  # fmt: skip
-            made = joint.new_empty(joint.shape)
-            found = (*grads[:3], grads[5]) if gate else grads[:3]
-            for place, part in zip(_heads(made, (rows, n), heads, parts), found, strict=True):
-                place.copy_(part)
+            made = torch.empty_like(joint)
+            places = _heads(made, (rows, n), heads, parts)
+            if implementation == "native":
+                grads = native.backward(*arguments, into=(*places[:3], None, None, *places[3:]))
+            else:
+                grads = FUSED[implementation].backward(*arguments)
+                for place, part in zip(places, (*grads[:3], grads[5]), strict=False):
+                    place.copy_(part)
             if grad_mask is not None:
                 grad_mask[i, tile] = grads[3][0]
             if sum_pair.total is not None:

@@ -32,10 +32,7 @@ def forward(
     norm = Norm(p, norm_weight, norm_bias, eps)
     for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
         hidden = _hidden(p, norm(source[tile]), weight_1, bias_1, activation)[1]
-        if bias_2 is None:
-            torch.mm(hidden, weight_2.t(), out=target[tile])
-        else:
-            torch.addmm(bias_2, hidden, weight_2.t(), out=target[tile])
+        linear(hidden, weight_2, bias_2, target[tile])
     return out
 
 
