@@ -23,7 +23,8 @@ def spans(length: int, bytes_each: int, device: torch.device) -> Iterator[slice]
 
 def row_order(x: Tensor) -> list[int]:
     """The dimensions of x [..., c] before the last as they lie in memory."""
-    return sorted(range(x.dim() - 1), key=lambda i: (-x.stride(i), i))
+    strides = x.stride()
+    return sorted(range(x.dim() - 1), key=lambda i: (-strides[i], i))
 
 
 def as_rows(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -32,16 +33,23 @@ def as_rows(x: Tensor, order: Sequence[int]) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
-def like(x: Tensor, order: Sequence[int], channels: int | None = None) -> Tensor:
-    """An empty dense tensor of x's shape, ``channels`` wide, whose rows lie in this order."""
+def like(x: Tensor, order: Sequence[int]) -> Tensor:
+    """An empty dense tensor of x's shape whose rows lie in this order."""
     places = (*order, x.dim() - 1)
-    sizes = [x.shape[i] for i in order] + [x.shape[-1] if channels is None else channels]
-    return x.new_empty(sizes).permute([places.index(i) for i in range(x.dim())])
+    return x.new_empty([x.shape[i] for i in places]).permute([places.index(i) for i in range(x.dim())])
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a b``; total in fp32 for a and b of 16 bits."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
 
 
 class Sum:
@@ -55,12 +63,8 @@ class Sum:
 
     def product(self, a: Tensor, b: Tensor) -> None:
         """Add ``a b``."""
-        if self.total is None:
-            return
-        if self.total.dtype == a.dtype:
-            self.total.addmm_(a, b)
-        else:
-            self.total.add_(a @ b)
+        if self.total is not None:
+            add_product(self.total, a, b)
 
     def result(self) -> Tensor | None:
         return None if self.total is None or self.parameter is None else self.total.to(self.parameter.dtype)

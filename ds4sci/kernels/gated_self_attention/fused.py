@@ -6,6 +6,7 @@ Saved are x, the gated output before its projection [b, s, n, h·d] and the soft
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import Norm, Sum, finish, like, linear, row_order, spans, wide
 
 TILES = 4
-"""So many times a tile's budget for q, k, v and gate of one call of attention: its rows share what it makes of the bias."""
+"""q, k, v and gate of one call of attention take so many tiles' budget: its rows share what it makes of the bias."""
 
 
 def _tiles(x: Tensor, width: int) -> list[slice]:
@@ -46,7 +47,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, with a gate, of it."""
     norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps)
-    b, s, n, c = x.shape
+    b, s, n, _ = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
     out, gated = like(x, row_order(x)), x.new_empty(b, s, n, inner)
@@ -73,7 +74,6 @@ def forward(
     return out, gated, lse, rest
 
 
-
 def backward(
     grad: Tensor,
     x: Tensor,
@@ -95,13 +95,14 @@ def backward(
 ) -> list[Tensor]:
     pointwise = BACKENDS[implementation]
     norm = Norm(pointwise, norm_weight, norm_bias, eps, wanted[1:3])
-    b, s, n, c = x.shape
+    b, _, n, c = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
     sums = [Sum(t, w) for t, w in zip((weight_in, bias_in, weight_out, bias_out), wanted[3:7], strict=True)]
     sum_in, sum_in_bias, sum_out, sum_out_bias = sums
     out = like(x, row_order(x))
     grad_mask = torch.empty_like(mask) if mask is not None and wanted[7] else None
+    grads: Sequence[Any]
     sum_pair = Sum(pair_bias, wanted[8])
     asked = [True, True, True, grad_mask is not None, sum_pair.total is not None, parts == 4]
     for i in range(b):
@@ -144,7 +145,7 @@ def backward(
 def shape(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor | None,
           weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
           *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    b, s, n, _ = x.shape
+    b, s, n = x.shape[:3]
     lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
     rest = torch.empty_like(lse) if x.dtype == lse.dtype else lse.new_empty(0)
     return like(x, row_order(x)), x.new_empty(b, s, n, weight_out.shape[1]), lse, rest

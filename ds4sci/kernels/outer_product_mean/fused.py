@@ -1,7 +1,7 @@
 """The outer product mean for a few residues i at a time: of [n, n, c·c] only a tile ever exists.
 
-For one i the products with all j are one matrix product, ``b_t a_i``: [n·c, s] by [s, c] gives [n, c·c] with b's channel
-in front of a's, which is a row of the second product's left side without any copying; the weight is turned to match.
+For one i the products with all j are one matrix product, ``bᵀ a_i``: [n·c, s] by [s, c] gives [n, c·c] with b's
+channel in front of a's, rows of the second product's left side without any copying; the weight is turned to match.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.outer_product_mean.reference import count
-from ds4sci.kernels.tiles import Sum, finish, spans, wide
+from ds4sci.kernels.tiles import Sum, add_product, finish, spans, wide
 
 
 def _kept(x: Tensor, mask: Tensor) -> Tensor:
@@ -27,9 +27,9 @@ def _turned(weight: Tensor, c: int) -> Tensor:
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     """left [s, i, c] and right [j·c, s], as ``_right`` has it → [i·j, c·c], right's channel first."""
-    s, i, c = left.shape
-    made = right.new_empty(i, right.shape[0], c)
-    for k in range(i):
+    c = left.shape[-1]
+    made = right.new_empty(left.shape[1], right.shape[0], c)
+    for k in range(len(made)):
         torch.mm(right, left[:, k], out=made[k])
     return made.view(-1, c * c)
 
@@ -73,11 +73,10 @@ def backward(
     implementation: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    batch, s, n, c = a.shape
+    _, s, n, c = a.shape
     kept_a, kept_b = _kept(a, mask), _kept(b, mask)
-    turned = _turned(weight, c)
     divisor = count(mask, wide(a.dtype), eps)
-    grad_a, grad_b = torch.empty(a.shape, dtype=a.dtype), torch.empty(b.shape, dtype=b.dtype)
+    grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
     sums, sums_bias = Sum(weight, wanted[2]), Sum(bias, wanted[3])
     for x, y, g, d, ga, gb in zip(kept_a, kept_b, grad, divisor, grad_a, grad_b, strict=True):
         right, flat = _right(y), y.flatten(1)
@@ -90,19 +89,12 @@ def backward(
             # a's channel in front, and in front of j: then both products below are over rows as they lie
             inner = (scaled @ weight).view(-1, n, c, c).transpose(1, 2).reshape(-1, n * c)
             ga[:, tile] = (flat @ inner.t()).view(s, -1, c)
-            if total.dtype == inner.dtype:
-                total.addmm_(x[:, tile].flatten(1), inner)
-            else:
-                total.add_(x[:, tile].flatten(1) @ inner)
+            add_product(total, x[:, tile].flatten(1), inner)
         gb.copy_(total.view(gb.shape))
     keep = mask.to(a.dtype).unsqueeze(-1)
     found = sums.result()
-    return finish(
-        a,
-        [
-            grad_a.mul_(keep), grad_b.mul_(keep), None if found is None else _turned(found, c), sums_bias.result(), None,
-        ],
-    )  # fmt: skip
+    turned = None if found is None else _turned(found, c)
+    return finish(a, [grad_a.mul_(keep), grad_b.mul_(keep), turned, sums_bias.result(), None])
 
 
 def shape(a: Tensor, b: Tensor, weight: Tensor, *_: object) -> Tensor:

@@ -106,9 +106,8 @@ def norm_backward(
     sums: tuple[Tensor, Tensor] | None,
 ) -> None:  # fmt: skip
     x, into = _spaced(x), out if out.dim() in (2, 3) else out.view(-1, out.shape[-1])
-    _run(
-        "norm_backward", _sizes(x), (grad, x.view(into.shape), into), vectors=(weight,), stats=(mean, rstd), sums=sums or ()
-    )  # fmt: skip
+    tiles = (grad, x.view(into.shape), into)
+    _run("norm_backward", _sizes(x), tiles, vectors=(weight,), stats=(mean, rstd), sums=sums or ())
 
 
 def norm_columns(p: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,9 +36,7 @@ def forward(
     return out
 
 
-def _hidden(
-    p: ModuleType, y: Tensor, weight: Tensor, bias: Tensor | None, activation: str
-) -> tuple[Tensor, Tensor]:
+def _hidden(p: ModuleType, y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
     """``weight y`` and the activation of it with its bias; for relu one and the same memory."""
     if activation == "swiglu":
         inner = y @ weight.t()

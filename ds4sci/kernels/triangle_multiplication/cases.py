@@ -34,7 +34,14 @@ def _case(
             "z": z.transpose(1, 2) if transposed else z,
             "mask": keep,
             "weights": Weights(
-                norm(c), *(layer(hidden, c) for _ in range(4)), norm(hidden), layer(c, hidden), layer(c, c)
+                norm(c),
+                layer(hidden, c),
+                layer(hidden, c),
+                layer(hidden, c),
+                layer(hidden, c),
+                norm(hidden),
+                layer(c, hidden),
+                layer(c, c),
             ),
             "direction": direction,
         }
