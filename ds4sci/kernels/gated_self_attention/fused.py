@@ -102,7 +102,7 @@ def backward(
     sum_in, sum_in_bias, sum_out, sum_out_bias = sums
     out = like(x, row_order(x))
     grad_mask = torch.empty_like(mask) if mask is not None and wanted[7] else None
-    grads: Sequence[Any]
+    grads: list[Any]
     sum_pair = Sum(pair_bias, wanted[8])
     asked = [True, True, True, grad_mask is not None, sum_pair.total is not None, parts == 4]
     for i in range(b):
@@ -125,9 +125,9 @@ def backward(
             made = torch.empty_like(joint)
             places = _heads(made, (rows, n), heads, parts)
             if implementation == "native":
-                grads = native.backward(*arguments, into=(*places[:3], None, None, *places[3:]))
+                grads = list(native.backward(*arguments, into=(*places[:3], None, None, *places[3:])))
             else:
-                grads = FUSED[implementation].backward(*arguments)
+                grads = list(FUSED[implementation].backward(*arguments))
                 for place, part in zip(places, (*grads[:3], grads[5]), strict=False):
                     place.copy_(part)
             if grad_mask is not None:
