@@ -43,7 +43,7 @@ class Patched:
 
 
 def patch(model: nn.Module, *, implementation: str | None = None, verbose: bool = True) -> Patched:
-    """Let every module of ``model`` that ds4sci knows run on its kernels: the same numbers in less memory and time.
+    """Let every module of ``model`` that ds4sci knows run on its kernels, with the same numbers.
 
     Weights, their names, classes and hooks stay. A module gets an attribute in place of its method, which its copies
     and pickles get too. A call that the kernels do not serve runs the module's own method, with a warning that says
