@@ -48,6 +48,7 @@ TOP = {
     "__main__",
     "alternatives",
     "bench",
+    "bench_esmfold",
     "bench_kernels",
     "bench_plot",
     "cli",
