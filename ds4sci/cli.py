@@ -239,6 +239,29 @@ def bench_kernels(
         typer.echo(f"wrote {plot(json)}")
 
 
+@bench_app.command("esmfold")
+def bench_esmfold(
+    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
+    n: Annotated[
+        list[int] | None, typer.Option("--n", min=2, help="Residues; repeatable. Default: 64, 128, 256.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option("--dtype", metavar="NAME", help="float32 or bfloat16; repeatable. Default: both."),
+    ] = None,
+    blocks: Annotated[int, typer.Option("--blocks", min=1, help="Blocks of the trunk.")] = 2,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
+) -> None:
+    """Blocks of ESMFold's trunk, plain beside patched: time and peak memory."""
+    from ds4sci.bench_esmfold import run
+    from ds4sci.readme_table import section
+
+    measured = run(n or (), dtype or (), out=json, blocks=blocks, device=device, quick=quick)
+    typer.echo(section(asdict(measured)))
+    typer.echo(f"wrote {json}")
+
+
 @bench_app.command("step")
 def bench_step(
     config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/small.toml",

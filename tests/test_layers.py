@@ -49,6 +49,7 @@ TOP = {
     "alternatives",
     "bench",
     "bench_block",
+    "bench_esmfold",
     "bench_kernels",
     "bench_operations",
     "bench_plot",
