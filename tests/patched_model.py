@@ -68,6 +68,11 @@ def results(model: nn.Module, call: Call, dtype: torch.dtype, autocast: torch.dt
     return found | {f"gradient of {name}": grad for name, grad in zip(names, grads, strict=True)}
 
 
+def _kind(name: str) -> str:
+    """``gradient of blocks.1.tri_att_end.mha.linear_q.weight`` → ``linear_q.weight``"""
+    return ".".join(name.split(".")[-2:])
+
+
 def as_right_as_itself(
     model: nn.Module,
     call: Call,
@@ -91,8 +96,27 @@ def as_right_as_itself(
         warnings.filterwarnings("error", message=".*runs its own")
         got = results(twin, call, dtype, autocast)
     eps = torch.finfo(autocast or dtype).eps
-    sizes = [want.norm() for want in oracle.values() if want is not None]
-    scale = torch.stack(sizes).median()
+    scale = torch.stack([want.norm() for want in oracle.values() if want is not None]).median()
+    drawn: dict[str, float] = {}
+
+    def luck(name: str) -> float:
+        """The largest relative error of the model itself in weights of this kind, over other draws of all weights.
+
+        A gradient's error is often a multiple of one or two numbers' (what lies behind amplifies them), and those may
+        happen to be small in one draw and one block: plain torch in another order of operations errs by up to 8 times
+        as much there."""
+        for seed in range(1, 5) if not drawn else ():
+            other = randomize(copy.deepcopy(model), seed)
+            wider = copy.deepcopy(other).double()
+            with widen(wider):
+                right = results(wider, call, torch.float64)
+            wrong = results(other, call, dtype, autocast)
+            for own, x in right.items():
+                if x is not None:
+                    error = float((wrong[own] - x).norm() / max(x.norm(), 1e-9 * scale))
+                    drawn[_kind(own)] = max(error, drawn.get(_kind(own), 0.0))
+        return drawn[_kind(name)]
+
     for name, want in oracle.items():
         if want is None:
             assert plain[name] is None
@@ -105,8 +129,11 @@ def as_right_as_itself(
         size, largest = (scale, scale) if vanishes else (want.norm(), want.abs().max())
         honest = max((plain[name] - want).norm(), 0.3 * eps * size)
         error = (got[name] - want).norm()
-        assert error <= 3 * honest, f"{name}: error {error:.3g}, the model's own {honest:.3g}, size {want.norm():.3g}"
         furthest = max((plain[name] - want).abs().max(), eps * largest)
+        if error > 3 * honest:
+            honest = max(honest, luck(name) * max(want.norm(), 1e-9 * scale))
+            furthest = max(furthest, honest)
+        assert error <= 3 * honest, f"{name}: error {error:.3g}, the model's own {honest:.3g}, size {want.norm():.3g}"
         assert (got[name] - want).abs().max() <= 6 * furthest, name
 
 

@@ -126,18 +126,21 @@ static void pack_gradients(const Problem& p, int64_t b, int64_t s, int64_t h, in
     fetch(from_out, q0 + q, d, out);
     DVec dots = {};
     for (int c = 0; c < d; c += W) dots += wide(load(grad + c)) * wide(load(out + c));
-    double parts[4] = {};  // gated: σ(g) stands in out instead of in dO
-    for (int l = 0; l < W; ++l) parts[l % 4] += dots[l];
-    delta[q] = float(parts[0] + parts[1] + (parts[2] + parts[3]));
     if (p.gate.data) {
       fetch(from_gate, q0 + q, d, gate);
       for (int c = 0; c < d; c += W) {  // the lanes beyond d are padding in all three
-        const Vec open = sigmoid(load(gate + c)), given = load(grad + c);
+        const Vec open = sigmoid(load(gate + c)), given = load(grad + c), all = given * open;
+        // σ(g) stands in out instead of in dO; what dO loses when it becomes words, the dots must lose too, or weights'
+        // gradients of a query, whose sum is 0, are all wrong by the same
+        if (N::PER == 2) dots += wide(open > 1e-6f ? (from_bf16(to_bf16(all)) - all) * load(out + c) / open : Vec{});
         store(out + c, load(out + c) * given * (1.0f - open));
-        store(grad + c, given * open);
+        store(grad + c, all);
       }
       if (p.grad_gate.data) put(to_gate, q0 + q, d, out);
     }
+    double parts[4] = {};
+    for (int l = 0; l < W; ++l) parts[l % 4] += dots[l];
+    delta[q] = float(parts[0] + parts[1] + (parts[2] + parts[3]));
     to_words(N{}, grad, d, &w.g[q * w.wp]);
     if (p.grad_lse.data) delta[q] -= static_cast<const float*>(p.grad_lse.data)[place(p.grad_lse, b, s, h, q0 + q)];
   }
@@ -194,7 +197,9 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool
               const int at = x0 + x * W;
               Vec score = own[i][x] * factor + load(bias + key * step + at);
               if (adds) score += w.added[first + i0 + i];
-              own[i][x] = exp2<N::DEGREE>(N::PER == 1 ? score - load(lse + at) - load(rest + at) : score - load(lse + at));
+              score -= load(lse + at);
+              if (N::PER == 1 || adds) score -= load(rest + at);
+              own[i][x] = exp2<N::DEGREE>(score);
               slope[i][x] = own[i][x] * (slope[i][x] - load(delta + at));
               if (into) store(into + key * QB + at, load(into + key * QB + at) + slope[i][x]);
             }

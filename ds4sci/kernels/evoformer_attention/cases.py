@@ -8,7 +8,7 @@ import torch
 
 from ds4sci.kernels.spec import Case
 
-Mask = Literal["none", "bool", "float", "empty rows"]
+Mask = Literal["none", "bool", "float", "empty rows", "-1e9"]
 
 
 def _case(
@@ -26,6 +26,9 @@ def _case(
         given: dict[str, Any] = {"q": strided(queries) * spread, "k": strided(keys), "v": strided(keys)}
         if mask == "float":
             given["mask"] = normal(b, s, keys)
+        elif mask == "-1e9":  # as OpenFold has it: every second row is padding, and its softmax a mean
+            given["mask"] = (-1e9 * (torch.rand(b, s, keys, generator=generator) < 0.25)).to(device, dtype)
+            given["mask"][:, ::2] = -1e9
         elif mask != "none":
             keep = torch.rand(b, s, keys, generator=generator) > 0.25
             if mask == "empty rows":
@@ -54,6 +57,7 @@ CASES = (
     _case("one residue", 1, 1, 1, 1, 1, 8, mask="none"),
     _case("empty rows", 1, 4, 9, 9, 2, 8, mask="empty rows"),
     _case("float mask", 2, 3, 17, 17, 2, 8, mask="float"),
+    _case("float mask of -1e9", 1, 4, 40, 40, 2, 16, mask="-1e9"),
     _case("bias for all heads", 2, 3, 17, 19, 3, 12, bias_shape=(False, False, True, True)),
     _case("bias of the keys", 1, 3, 17, 19, 3, 12, bias_shape=(True, True, False, True)),
     _case("wide heads", 1, 2, 20, 20, 2, 128),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import native
+from ds4sci.kernels.evoformer_attention.reference import rest_like
 from ds4sci.kernels.spec import constant_to_compiler
 
 NAME = "evoformer_attention"
@@ -79,7 +80,7 @@ def forward(
     """``into``: where to write the output, like q, any strides but 1 along the channels."""
     out = torch.empty(q.shape, dtype=q.dtype) if into is None else into
     lse = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=torch.float32)
-    rest = torch.empty_like(lse) if q.dtype == torch.float32 else lse.new_empty(0)
+    rest = rest_like(lse, q.dtype, mask)
     problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
     problem.groups = _for_threads(problem)
     _run(problem, False)

@@ -42,3 +42,14 @@ def reference_lse(
     weights = scores.softmax(-1).masked_fill(empty, 0.0)
     lse = scores.logsumexp(-1).masked_fill(empty.squeeze(-1), -torch.inf)
     return torch.einsum("bshqk,bskhd->bsqhd", weights.to(v.dtype), v), lse
+
+
+def rest_like(lse: Tensor, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+    """An empty tensor for what lse's rounding leaves; of no elements where that cannot matter.
+
+    For fp32 it is half a digit of the gradients. For 16 bits it matters where a float mask pushes every score of a
+    query to some -1e9: there lse in fp32 does not even know the logarithm of the number of keys.
+    """
+    if dtype == lse.dtype or (mask is not None and mask.is_floating_point()):
+        return torch.empty_like(lse)
+    return lse.new_empty(0)

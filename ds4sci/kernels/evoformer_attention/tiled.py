@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ds4sci.kernels.evoformer_attention.reference import rest_like
+
 PIECE = 2**21
 """Scores made at a time (8 MB in fp32)."""
 
@@ -69,7 +71,7 @@ def forward(
     wide = _wide(q.dtype)
     out = q.new_empty(q.shape)
     lse = torch.empty(b, s, h, n, dtype=wide, device=q.device)
-    rest = torch.empty_like(lse) if q.dtype in (torch.float32, torch.float64) else lse.new_empty(0)
+    rest = rest_like(lse, q.dtype, mask)
     for p in pieces(q, k):
         scores = _scores(p, q[p.b, p.rows, p.queries].to(wide) * scale, k[p.b, p.rows].to(wide), mask, pair_bias)
         top = scores.amax(-1, keepdim=True) if k.shape[2] else scores.new_full((*scores.shape[:-1], 1), -torch.inf)

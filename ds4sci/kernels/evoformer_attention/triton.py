@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention import triton_configs
+from ds4sci.kernels.evoformer_attention.reference import rest_like
 from ds4sci.kernels.spec import constant_to_compiler
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -98,7 +99,7 @@ def forward(
     b, s, n, h, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((b, s, h, n), dtype=torch.float32, device=q.device)
-    rest = torch.empty_like(lse) if q.dtype == torch.float32 else lse.new_empty(0)
+    rest = rest_like(lse, q.dtype, mask)
     run([plan_forward(q, k, v, mask, pair_bias, gate, out, lse, rest, scale, architecture(q.device))], q.device)
     return out, lse, rest
 
@@ -163,10 +164,7 @@ def plan_forward(
         "attend",
         b * h * -(-s // config.rows) * -(-n // config.block_m),
         arguments | {"out": out, "lse": lse, "rest": rest if rest.numel() else None},
-        constants
-        | {"EXACT": q.dtype == torch.float32}
-        | {"EVEN": k.shape[2] % config.block_n == 0}
-        | config.constants(),
+        constants | {"EXACT": rest.numel() > 0} | {"EVEN": k.shape[2] % config.block_n == 0} | config.constants(),
         config.warps,
         config.stages,
     )
@@ -183,7 +181,7 @@ def plan_backward(
     keys = k.shape[2]
     out, lse, rest = out.contiguous(), lse.contiguous(), rest.contiguous()  # they are, unless vmap moved an axis
     arguments, constants = _inputs(q, k, v, mask, pair_bias, scale, arch)
-    constants["EXACT"] = q.dtype == torch.float32
+    constants["EXACT"] = rest.numel() > 0
     want_q, want_k, want_v, want_mask, want_bias, want_gate = wanted
     want_mask &= mask is not None
     want_bias &= pair_bias is not None

@@ -13,12 +13,22 @@ from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.evoformer_attention.op import FUSED
+from ds4sci.kernels.evoformer_attention.reference import rest_like
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import Norm, Sum, finish, like, linear, row_order, spans, wide
 
 TILES = 4
 """q, k, v and gate of one call of attention take so many tiles' budget: its rows share what it makes of the bias."""
+
+
+def _kept(dtype: torch.dtype, implementation: str) -> torch.dtype:
+    """The dtype of the gated output that is saved: fp32 where the implementation can write it.
+
+    Backward takes ``Σ_d dO · o`` from it. Rounded to 16 bits it would leave an error that is the same for all keys of a
+    query, which their sum, 0 in truth, and with it the pair bias's gradient, does not average out.
+    """
+    return wide(dtype) if implementation == "native" else dtype
 
 
 def _tiles(x: Tensor, width: int) -> list[slice]:
@@ -50,9 +60,9 @@ def forward(
     b, s, n, _ = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
-    out, gated = like(x, row_order(x)), x.new_empty(b, s, n, inner)
+    out, gated = like(x, row_order(x)), x.new_empty(b, s, n, inner, dtype=_kept(x.dtype, implementation))
     lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
-    rest = torch.empty_like(lse) if x.dtype == lse.dtype else lse.new_empty(0)
+    rest = rest_like(lse, x.dtype, mask)
     for i in range(b):
         bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
         for tile in _tiles(x, weight_in.shape[0]):
@@ -70,7 +80,7 @@ def forward(
             lse[i, tile] = sums[0]
             if rest.numel():
                 rest[i, tile] = left[0]
-            linear(o.view(-1, inner), weight_out, bias_out, out[i, tile])
+            linear(o.view(-1, inner).to(x.dtype), weight_out, bias_out, out[i, tile])
     return out, gated, lse, rest
 
 
@@ -113,7 +123,7 @@ def backward(
             y, above, o = norm(x[i, tile]), grad[i, tile].reshape(-1, c), gated[i, tile]
             joint = linear(y, weight_in, bias_in)
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
-            sum_out.product(above.t(), o.view(-1, inner))
+            sum_out.product(above.t(), o.view(-1, inner).to(x.dtype))
             if sum_out_bias.total is not None:
                 pointwise.column_sums(above, sum_out_bias.total)
             arguments = (
@@ -144,11 +154,11 @@ def backward(
 
 def shape(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor | None,
           weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
-          *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+          eps: float, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     b, s, n = x.shape[:3]
     lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
-    rest = torch.empty_like(lse) if x.dtype == lse.dtype else lse.new_empty(0)
-    return like(x, row_order(x)), x.new_empty(b, s, n, weight_out.shape[1]), lse, rest
+    gated = x.new_empty(b, s, n, weight_out.shape[1], dtype=_kept(x.dtype, implementation))
+    return like(x, row_order(x)), gated, lse, rest_like(lse, x.dtype, mask)
 
 
 OPERATOR = differentiable("gated_self_attention", forward, backward, shape)
