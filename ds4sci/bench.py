@@ -202,10 +202,13 @@ def steps(config_path: str, overrides: list[str], crops: list[int], *, repeats: 
 
 
 def steps_against(config_path: str, overrides: list[str], against: list[str], crop: int) -> Measurement:
-    """A training step as configured and with the overrides ``against``.
+    """A training step as configured and with the overrides ``against``, or ``reference``: every kernel's reference.
 
     Seconds A B A B in one process, peak memory each in its own; losses of the same steps from the same weights."""
-    runs = {"as configured": overrides, " ".join(against): [*overrides, *against]}
+    from ds4sci.kernels import KERNELS
+
+    changes = [f"kernels.{name}=reference" for name in KERNELS] if against == ["reference"] else against
+    runs = {"as configured": overrides, " ".join(against): [*overrides, *changes]}
     peaks = []
     for own in runs.values():
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -215,7 +218,7 @@ def steps_against(config_path: str, overrides: list[str], against: list[str], cr
     medians = [statistics.median(own) for own in times]
     apart = max(abs(x - y) / abs(y) for x, y in zip(*losses, strict=True))
     return Measurement(
-        name=f"step_{Path(config_path).stem}_against",
+        name=f"step_{Path(config_path).stem}_{crop}_against",
         title=f"A training step of `{Path(config_path).stem}` at crop {crop}, beside `{' '.join(against)}`",
         command=f"ds4sci bench step {config_path} --crops {crop} --against {' '.join(against)}",
         columns=["", "seconds", "spread", "peak memory (MB)", "times as fast"],

@@ -268,7 +268,12 @@ def bench_step(
     overrides: Overrides = None,
     crops: Annotated[str, typer.Option("--crops", help="Residues, comma between.")] = "64,128,192,256",
     against: Annotated[
-        list[str] | None, typer.Option("--against", metavar="KEY=VALUE", help="Beside the same with this; one crop.")
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="KEY=VALUE",
+            help="Beside the same with this, or with `reference` for every kernel; one crop.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
 ) -> None:
