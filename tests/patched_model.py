@@ -69,11 +69,6 @@ def results(model: nn.Module, call: Call, dtype: torch.dtype, autocast: torch.dt
     return found | {f"gradient of {name}": grad for name, grad in zip(names, grads, strict=True)}
 
 
-def _kind(name: str) -> str:
-    """``gradient of blocks.1.tri_att_end.mha.linear_q.weight`` → ``linear_q.weight``"""
-    return ".".join(name.split(".")[-2:])
-
-
 def as_right_as_itself(
     model: nn.Module,
     call: Call,
