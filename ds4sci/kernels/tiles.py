@@ -61,13 +61,30 @@ class Sum:
         if parameter is not None and wanted:
             self.total = torch.zeros(parameter.shape, dtype=wide(parameter.dtype), device=parameter.device)
 
-    def product(self, a: Tensor, b: Tensor) -> None:
-        """Add ``a b``."""
-        if self.total is not None:
+    def result(self) -> Tensor | None:
+        return None if self.total is None or self.parameter is None else self.total.to(self.parameter.dtype)
+
+
+class Product:
+    """A weight's gradient, ``Σ over tiles a b``. That of one tile alone is the product as it comes: no second copy."""
+
+    def __init__(self, parameter: Tensor, wanted: bool) -> None:
+        self.parameter, self.wanted = parameter, wanted
+        self.total: Tensor | None = None
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        if not self.wanted:
+            return
+        if self.total is None:
+            self.total = a @ b
+        else:
+            self.total = self.total.to(wide(a.dtype))
             add_product(self.total, a, b)
 
     def result(self) -> Tensor | None:
-        return None if self.total is None or self.parameter is None else self.total.to(self.parameter.dtype)
+        if not self.wanted:
+            return None
+        return torch.zeros_like(self.parameter) if self.total is None else self.total.to(self.parameter.dtype)
 
 
 class Norm:

@@ -16,7 +16,7 @@ from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.evoformer_attention.reference import rest_like
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Sum, finish, like, linear, row_order, spans, wide
+from ds4sci.kernels.tiles import Norm, Product, Sum, finish, like, linear, row_order, spans, wide
 
 TILES = 4
 """q, k, v and gate of one call of attention take so many tiles' budget: its rows share what it makes of the bias."""
@@ -108,8 +108,8 @@ def backward(
     b, _, n, c = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
-    sums = [Sum(t, w) for t, w in zip((weight_in, bias_in, weight_out, bias_out), wanted[3:7], strict=True)]
-    sum_in, sum_in_bias, sum_out, sum_out_bias = sums
+    product_in, sum_in = Product(weight_in, wanted[3]), Sum(bias_in, wanted[4])
+    product_out, sum_out = Product(weight_out, wanted[5]), Sum(bias_out, wanted[6])
     out = like(x, row_order(x))
     grad_mask = torch.empty_like(mask) if mask is not None and wanted[7] else None
     grads: list[Any]
@@ -123,9 +123,9 @@ def backward(
             y, above, o = norm(x[i, tile]), grad[i, tile].reshape(-1, c), gated[i, tile]
             joint = linear(y, weight_in, bias_in)
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
-            sum_out.product(above.t(), o.view(-1, inner).to(x.dtype))
-            if sum_out_bias.total is not None:
-                pointwise.column_sums(above, sum_out_bias.total)
+            product_out.add(above.t(), o.view(-1, inner).to(x.dtype))
+            if sum_out.total is not None:
+                pointwise.column_sums(above, sum_out.total)
             arguments = (
                 (above @ weight_out).view(1, rows, n, heads, -1), None, q, k, v,
                 None if mask is None else mask[i : i + 1, tile], bias, gate[0] if gate else None,
@@ -144,11 +144,12 @@ def backward(
                 grad_mask[i, tile] = grads[3][0]
             if sum_pair.total is not None:
                 (sum_pair.total if shared else sum_pair.total[i : i + 1]).add_(grads[4])
-            sum_in.product(made.t(), y)
-            if sum_in_bias.total is not None:
-                pointwise.column_sums(made, sum_in_bias.total)
+            product_in.add(made.t(), y)
+            if sum_in.total is not None:
+                pointwise.column_sums(made, sum_in.total)
             norm.backward(made @ weight_in, x[i, tile], out[i, tile])
-    results = [*norm.results(), *(one.result() for one in sums), grad_mask, sum_pair.result()]
+    made_of = (product_in.result(), sum_in.result(), product_out.result(), sum_out.result())
+    results = [*norm.results(), *made_of, grad_mask, sum_pair.result()]
     return finish(x, [out, *results])
 
 

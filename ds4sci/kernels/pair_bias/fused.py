@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Sum, finish, spans
+from ds4sci.kernels.tiles import Norm, Product, finish, spans
 
 
 def forward(
@@ -35,15 +35,15 @@ def backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps, wanted[1:3])
-    sums = Sum(weight, wanted[3])
+    product = Product(weight, wanted[3])
     out = torch.empty_like(z)
     q, k, c = z.shape[1:]
     for x, g, o in zip(z, grad, out, strict=True):
         for tile in spans(q, k * c * z.itemsize, z.device):
             y, above = norm(x[tile]), g[:, tile].flatten(1)
-            sums.product(above, y)
+            product.add(above, y)
             norm.backward(above.t() @ weight, x[tile], o[tile])
-    return finish(z, [out, *norm.results(), sums.result()])
+    return finish(z, [out, *norm.results(), product.result()])
 
 
 def shape(z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, *_: object) -> Tensor:

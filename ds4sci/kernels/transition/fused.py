@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Sum, as_rows, finish, like, linear, row_order, spans
+from ds4sci.kernels.tiles import Norm, Product, Sum, as_rows, finish, like, linear, row_order, spans
 
 
 def forward(
@@ -66,12 +66,12 @@ def backward(
     out = like(x, order)
     source, above, target = as_rows(x, order), as_rows(grad, order), as_rows(out, order)
     norm = Norm(p, norm_weight, norm_bias, eps, wanted[1:3])
-    first, first_bias = Sum(weight_1, wanted[3]), Sum(bias_1, wanted[4])
-    second, second_bias = Sum(weight_2, wanted[5]), Sum(bias_2, wanted[6])
+    first, first_bias = Product(weight_1, wanted[3]), Sum(bias_1, wanted[4])
+    second, second_bias = Product(weight_2, wanted[5]), Sum(bias_2, wanted[6])
     for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
         g, y = above[tile], norm(source[tile])
         inner, hidden = _hidden(p, y, weight_1, bias_1, activation)
-        second.product(g.t(), hidden)
+        second.add(g.t(), hidden)
         if second_bias.total is not None:
             p.column_sums(g, second_bias.total)
         if activation == "relu":
@@ -79,7 +79,7 @@ def backward(
             p.relu_backward(inner, hidden, first_bias.total)
         else:
             p.swiglu_backward(torch.mm(g, weight_2, out=hidden), inner, bias_1, first_bias.total)
-        first.product(inner.t(), y)
+        first.add(inner.t(), y)
         norm.backward(inner @ weight_1, source[tile], target[tile])
     return finish(x, [out, *norm.results(), *(s.result() for s in (first, first_bias, second, second_bias))])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Sum, finish, spans
+from ds4sci.kernels.tiles import Norm, Product, Sum, finish, spans
 
 
 def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
@@ -108,9 +108,9 @@ def backward(
     hidden = weight_in.shape[0] // 4
     norm_in = Norm(pointwise, norm_in_weight, norm_in_bias, eps, wanted[1:3])
     norm_out = Norm(pointwise, norm_out_weight, norm_out_bias, eps, wanted[5:7])
-    sums = [Sum(x, w) for x, w in zip((weight_in, bias_in, weight_out, bias_out, weight_gate, bias_gate),
-                                      (*wanted[3:5], *wanted[7:11]), strict=True)]  # fmt: skip
-    sum_in, sum_in_bias, sum_out, sum_out_bias, sum_gate, sum_gate_bias = sums
+    product_in, sum_in = Product(weight_in, wanted[3]), Sum(bias_in, wanted[4])
+    product_out, sum_out = Product(weight_out, wanted[7]), Sum(bias_out, wanted[8])
+    product_gate, sum_gate = Product(weight_gate, wanted[9]), Sum(bias_gate, wanted[10])
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     ab, above = z.new_empty(2, hidden, n, n), z.new_empty(hidden, n, n)
     for x, g, keep, p, o in zip(
@@ -122,10 +122,10 @@ def backward(
             y, mixed = norm_in(x[tile]), norm_out.columns(p.view(hidden, -1)[:, columns])
             value, logits = mixed @ weight_out.t(), y @ weight_gate.t()
             pointwise.gate_backward(
-                g[tile].reshape(-1, c), value, bias_out, logits, bias_gate, sum_out_bias.total, sum_gate_bias.total
+                g[tile].reshape(-1, c), value, bias_out, logits, bias_gate, sum_out.total, sum_gate.total
             )
-            sum_out.product(value.t(), mixed)
-            sum_gate.product(logits.t(), y)
+            product_out.add(value.t(), mixed)
+            product_gate.add(logits.t(), y)
             norm_out.columns_backward(
                 value @ weight_out, p.view(hidden, -1)[:, columns], above.view(hidden, -1)[:, columns]
             )
@@ -138,18 +138,14 @@ def backward(
             joint = weight_in @ y.t()
             pointwise.glu_columns_backward(
                 ab.view(2 * hidden, -1)[:, columns], joint, bias_in, None if keep is None else keep[columns],
-                sum_in_bias.total,
+                sum_in.total,
             )  # fmt: skip
-            sum_in.product(joint, y)
+            product_in.add(joint, y)
             inner = o[tile].view(-1, c)
             norm_in.backward(inner.addmm_(joint.t(), weight_in), x[tile], o[tile])
-    return finish(
-        z,
-        [
-            out, *norm_in.results(), sum_in.result(), sum_in_bias.result(), *norm_out.results(), sum_out.result(),
-            sum_out_bias.result(), sum_gate.result(), sum_gate_bias.result(), None,
-        ],
-    )  # fmt: skip
+    grads_in = product_in.result(), sum_in.result()
+    grads_out = product_out.result(), sum_out.result(), product_gate.result(), sum_gate.result()
+    return finish(z, [out, *norm_in.results(), *grads_in, *norm_out.results(), *grads_out, None])
 
 
 def shape(
