@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from test_kernel_contract import CONSTANT, floats, replaced, run, widened
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ds4sci.bench_kernels import peak_over_inputs
-from ds4sci.kernels import KERNELS, native
+from ds4sci.kernels import KERNELS, attention_pair_bias, native
+from ds4sci.kernels.gated_self_attention import Weights
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.spec import Case, Kernel
 from ds4sci.kernels.tiles import spans
@@ -118,6 +120,34 @@ def test_nothing_is_saved_where_no_gradient_is_asked_for(kernel: Kernel) -> None
     assert not out.requires_grad
     with torch.no_grad():
         assert not kernel.named("tiled").run(**replaced(given, leaves(kernel, given))).requires_grad
+
+
+@pytest.mark.parametrize("implementation", [None, "tiled", "reference"])
+def test_attention_pair_bias_is_algorithm_24(implementation: str | None) -> None:
+    """Written out by its lines: queries have a bias, gate and output have none, the pair bias is of LN(z)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator)
+
+    b, n, c, c_z, h, d = 2, 13, 24, 16, 3, 8
+    a, z, keep = normal(b, n, c), normal(b, n, n, c_z), torch.rand(b, n, generator=generator) > 0.3
+    w_q, b_q, w_k, w_v, w_g, w_o = (
+        normal(h * d, c),
+        normal(h * d),
+        *(normal(h * d, c) for _ in range(3)),
+        normal(c, h * d),
+    )
+    norm, w_b = (normal(c_z), normal(c_z)), normal(h, c_z)
+    weights = Weights(None, (w_q, b_q), (w_k, None), (w_v, None), (w_g, None), (w_o, None))
+    got = attention_pair_bias(a, z, keep, weights, (*norm, w_b), h, implementation=implementation)
+
+    q, k, v = ((a @ w.T).view(b, n, h, d) for w in (w_q, w_k, w_v))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q + b_q.view(h, d), k) / d**0.5
+    scores = scores + (F.layer_norm(z, (c_z,), *norm) @ w_b.T).permute(0, 3, 1, 2)
+    weight = scores.masked_fill(~keep[:, None, None], -torch.inf).softmax(-1)
+    out = torch.einsum("bhqk,bkhd->bqhd", weight, v).flatten(-2) * torch.sigmoid(a @ w_g.T)
+    torch.testing.assert_close(got, out @ w_o.T, rtol=1e-4, atol=1e-3)
 
 
 def test_spans_cover_everything_once_and_evenly() -> None:

@@ -108,16 +108,10 @@ def backward(
         queries = q[p.b, p.rows, p.queries].to(wide) * scale
         keys, values = k[p.b, p.rows].to(wide), v[p.b, p.rows].to(wide)
         given = grad_out[p.b, p.rows, p.queries].to(wide)
-        product = given * out[p.b, p.rows, p.queries].to(wide)
-        delta = (
-            product.double().sum(-1).to(wide).transpose(1, 2)
-        )  # gated: σ(g) stands in out instead of in the gradient
-        if grad_lse is not None:
-            delta = delta - grad_lse[p.b, p.rows, :, p.queries]
         if gate is not None:
             opened = _sigmoid(gate[p.b, p.rows, p.queries].to(wide))
-            if dgate is not None:
-                dgate[p.b, p.rows, p.queries] = product * (1 - opened)
+            if dgate is not None:  # σ(g) stands in out
+                dgate[p.b, p.rows, p.queries] = given * out[p.b, p.rows, p.queries].to(wide) * (1 - opened)
             given = given * opened
         own = lse[p.b, p.rows, :, p.queries]
         own = own.masked_fill(own == -torch.inf, torch.inf)  # no keys: every weight 0
@@ -128,6 +122,10 @@ def backward(
         if dv is not None:
             dv[p.b, p.rows] += torch.einsum("shqk,sqhd->skhd", weights, given)
         slope = torch.einsum("sqhd,skhd->shqk", given, values)
+        # Σ P dP, all keys being here: from the rounded output, what its rounding adds would be the same for all keys
+        delta = (weights * slope).double().sum(-1).to(wide)
+        if grad_lse is not None:
+            delta = delta - grad_lse[p.b, p.rows, :, p.queries]
         slope = slope.sub_(delta.unsqueeze(-1)).mul_(weights)
         if dq is not None:
             dq[p.b, p.rows, p.queries] = torch.einsum("shqk,skhd->sqhd", slope, keys) * scale
