@@ -35,7 +35,6 @@ STEP = 32
 """Lengths that are tried for the longest are multiples of it."""
 PLAIN = dict.fromkeys(KERNELS, "reference")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::mkldnn_linear", "mkl::_mkl")
-ATTENTION = ("scaled_dot_product", "evoformer_attention")
 
 
 class Step:
@@ -88,23 +87,21 @@ WAYS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def shares(step: Step, choices: dict[str, str]) -> dict[str, float]:
-    """Parts of the time of a step: matrix products, attention, everything else."""
+def shares(step: Step, choices: dict[str, str]) -> dict[str, Any]:
+    """Parts of a CPU's time in a step: matrix products, fused attention, everything else; and the longest events."""
     from torch.profiler import ProfilerActivity, profile
 
-    activities = [ProfilerActivity.CPU]
-    if step.m.is_cuda:
-        activities.append(ProfilerActivity.CUDA)
     attention = [0.0]
-    with profile(activities=activities) as seen, timed_attention(attention):
+    with profile(activities=[ProfilerActivity.CPU]) as seen, timed_attention(attention):
         step("", choices)
-    events = seen.key_averages()
+    events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(e.self_cpu_time_total for e in events) / 1e6
     products = sum(e.self_cpu_time_total for e in events if e.key.startswith(PRODUCTS)) / 1e6
     return {
         "matrix products": products / total,
         "fused attention": attention[0] / total,
         "outside": 1 - (products + attention[0]) / total,
+        "longest": [[e.key, e.self_cpu_time_total / 1e6, e.count] for e in events[:15]],
     }
 
 
@@ -228,7 +225,7 @@ def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> M
             ways = [name for name in WAYS if (compiled and not quick) or name != "plain, compiled"]
             for row in compare(step, ways, rounds=1 if quick else 5):
                 measured.append({"n": n, "dtype": kind} | row)
-            for name in ("plain", "ds4sci"):
+            for name in ("plain", "ds4sci") if device.type == "cpu" else ():
                 parts.append({"n": n, "dtype": kind, "way": name} | shares(step, WAYS[name][1]))
     grown = [] if quick else growth(config, device, LIMIT_MB)
     measurement = Measurement(
