@@ -223,7 +223,7 @@ def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> M
             step = Step(config, n, dtype, device, rows=4 if quick else ROWS)
             torch.compiler.reset()
             ways = [name for name in WAYS if (compiled and not quick) or name != "plain, compiled"]
-            for row in compare(step, ways, rounds=1 if quick else 5):
+            for row in compare(step, ways, rounds=1 if quick else 5 if n < 256 else 3):
                 measured.append({"n": n, "dtype": kind} | row)
             for name in ("plain", "ds4sci") if device.type == "cpu" else ():
                 parts.append({"n": n, "dtype": kind, "way": name} | shares(step, WAYS[name][1]))

@@ -1,6 +1,6 @@
 """``ds4sci bench kernels --op NAME``: one operation of the block at AlphaFold 2's widths, ours beside its reference.
 
-The reference is readable torch, compiled too. One process, A B A B, medians; peak memory over the inputs.
+The reference is readable torch. One process, A B A B, medians; peak memory over the inputs.
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ def _leaves(given: Any, found: list[Tensor]) -> Any:
     return given
 
 
-def measure(
-    problem: Problem, n: int, dtype: torch.dtype, device: torch.device, *, compiled: bool, rounds: int
-) -> list[dict[str, Any]]:
+def measure(problem: Problem, n: int, dtype: torch.dtype, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Rows (implementation, direction, seconds, spread, MB) of one problem."""
     generator = torch.Generator().manual_seed(0)
 
@@ -137,9 +135,6 @@ def measure(
     kernel: Kernel = KERNELS[problem.operation]
     ways = {i.name: i.run for i in kernel.implementations if i.name in OURS and not i.why_not(**given)}
     ways["reference"] = kernel.reference
-    if compiled:
-        torch.compiler.reset()
-        ways["compiled"] = torch.compile(kernel.reference, dynamic=False)
     rows = []
     for backward in (False, True):
         weight: Tensor | None = None
@@ -185,14 +180,12 @@ def table(rows: list[dict[str, Any]]) -> list[list[Any]]:
     for key in dict.fromkeys(tuple(r[k] for k in keys) for r in rows):
         group = {r["implementation"]: r for r in rows if tuple(r[k] for k in keys) == key}
         ours = next(group[name] for name in OURS if name in group)
-        plain, compiled = group["reference"], group.get("compiled")
+        plain = group["reference"]
         lines.append(
             [
                 key[0].replace("_", " "), f"{key[1]}, n {key[2]}", key[3],
                 "forward + backward" if key[4] else "forward", ours["implementation"], 1e3 * ours["seconds"],
-                f"{plain['seconds'] / ours['seconds']:.2f} ×",
-                "–" if compiled is None else f"{compiled['seconds'] / ours['seconds']:.2f} ×", ours["memory_mb"],
-                plain["memory_mb"],
+                f"{plain['seconds'] / ours['seconds']:.2f} ×", ours["memory_mb"], plain["memory_mb"],
             ]
         )  # fmt: skip
     return lines
@@ -208,14 +201,14 @@ def run(op: str, device_name: str, *, quick: bool, out: Path) -> Measurement:
         for dtype in BOTH:
             print(f"ds4sci: {problem.operation}, {problem.name}, {dtype} …", file=sys.stderr, flush=True)
             n, rounds = (16, 1) if quick else (256, ROUNDS)
-            rows += measure(problem, n, dtype, device, compiled=not quick, rounds=rounds)
+            rows += measure(problem, n, dtype, device, rounds)
     measurement = Measurement(
         name=out.stem,
         title="Operations of the Evoformer block beside readable torch",
         command=f"ds4sci bench kernels --op {op} --device {device_name}",
         columns=[
-            "operation", "case", "dtype", "", "by", "ms", "faster than the reference", "than it compiled",
-            "MB over inputs", "reference's MB",
+            "operation", "case", "dtype", "", "by", "ms", "faster than the reference", "MB over inputs",
+            "reference's MB",
         ],
         rows=table(rows),
         notes=[
