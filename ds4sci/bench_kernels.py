@@ -246,6 +246,11 @@ def table(rows: list[dict[str, Any]], limit: Callable[[dict[str, Any]], float | 
     return lines
 
 
+def forced() -> list[str]:
+    """Notes of the variables that hold a side to fewer instructions."""
+    return [f"{name}={os.environ[name]}" for name in FORCED if os.environ.get(name)]
+
+
 def machine_rates() -> dict[str, float]:
     """FLOP/s of this CPU: multiply-adds in registers, where a compiler is, and torch's large matrix products."""
     rates = {f"gemm {_name(dtype)}": peak.gemm_rate(dtype) for dtype in BOTH}
@@ -254,15 +259,11 @@ def machine_rates() -> dict[str, float]:
     return rates
 
 
-def run(
-    op: str, device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), compiled: bool = True
-) -> Measurement:
-    """Measure; the table, every figure and the machine's rates go to ``out``. ValueError for an unknown ``op`` or case.
+def run(device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), compiled: bool = True) -> Measurement:
+    """Measure; the table, every figure and the machine's rates go to ``out``. ValueError for an unknown case.
 
     With ``cases``, those alone, and no growth with n.
     """
-    if op != "evoformer_attention":
-        raise ValueError(f"--op {op}: measured are: evoformer_attention")
     device = torch.device(device_name)
     shapes = QUICK if quick else SHAPES + (LONG if device.type == "cuda" else ())
     unknown = set(cases) - {shape.name for shape in shapes}
@@ -304,7 +305,8 @@ def run(
     measurement = Measurement(
         name=out.stem,
         title=f"Evoformer attention beside the fastest tuned torch alternative ({where})",
-        command=f"ds4sci bench kernels --op {op} --device {device_name}" + "".join(f" --case '{x}'" for x in cases),
+        command=f"ds4sci bench kernels --op evoformer_attention --device {device_name}"
+        + "".join(f" --case '{x}'" for x in cases),
         columns=COLUMNS,
         rows=table(rows, limit),
         notes=[
@@ -313,7 +315,7 @@ def run(
             + ", ".join(alternatives(device, compiled=compiled))
             + (", the compiled ones not in the two large cases" if compiled and device.type == "cpu" else ""),
             "in the same run: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()),
-            *(f"{name}={os.environ[name]}" for name in FORCED if os.environ.get(name)),
+            *forced(),
             *(["torch emulates bf16 products on this processor: bf16 left out"] if emulated else []),
             *dict.fromkeys(left_out),
         ],

@@ -4,19 +4,82 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.figure import Figure
 
+from ds4sci.bench_block import LIMIT_MB, WAYS
 from ds4sci.bench_kernels import GROWTH, OURS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+LENGTHS_SHOWN = (64, 128, 256, 512, 1024)
+
+
+def _short(dtype: str) -> str:
+    return dtype.replace("float", "fp").replace("bfp", "bf")
+
 
 def plot(path: Path) -> Path:
-    """Speed by case, memory and time against n, drawn beside the JSON at ``path``; the picture's path."""
+    """What the JSON at ``path`` has measured, drawn beside it; the picture's path."""
     saved = json.loads(path.read_text(encoding="utf-8"))
+    figure = block(saved) if "shares" in saved else attention(saved)
+    picture = path.with_suffix(".png")
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+    return picture
 
+
+def block(saved: dict[str, Any]) -> Figure:
+    """One block: seconds by way, where they go, memory and time against n."""
+    figure, ((bars, parts), (memory, seconds)) = plt.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
+    cases = list(dict.fromkeys((r["n"], r["dtype"]) for r in saved["measured"]))
+    names = [f"n {n}, {_short(dtype)}" for n, dtype in cases]
+    ways = list(dict.fromkeys(r["way"] for r in saved["measured"]))
+    least: dict[tuple[int, str], float] = {}
+    for i, way in enumerate(ways):  # ds4sci is the first
+        by_case = {(r["n"], r["dtype"]): r["seconds"] for r in saved["measured"] if r["way"] == way}
+        least = least or by_case
+        bars.barh(
+            [k + 0.2 * (i - 1.5) for k in range(len(cases))], [by_case[c] / least[c] for c in cases], 0.19, label=way
+        )
+    bars.set_xlabel("times ds4sci's seconds, forward + backward")
+    bars.legend(fontsize=8)
+    kinds = [key for key in saved["shares"][0] if key not in ("n", "dtype", "way")]
+    places = {(n, dtype, way): i + 0.2 * (way == "ds4sci") for i, (n, dtype) in enumerate(cases) for way in WAYS}
+    left = [0.0] * len(saved["shares"])
+    for kind in kinds:
+        widths = [100 * r[kind] for r in saved["shares"]]
+        parts.barh(
+            [places[r["n"], r["dtype"], r["way"]] * 1.0 for r in saved["shares"]], widths, 0.18, left, label=kind
+        )
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    parts.set_xlabel("% of the time; above plain, below ds4sci")
+    parts.legend(fontsize=8, loc="lower right")
+    for axis in (bars, parts):
+        axis.set_yticks(range(len(cases)), names)
+        axis.invert_yaxis()
+    for way in dict.fromkeys(r["way"] for r in saved["growth"]):
+        mine = [r for r in saved["growth"] if r["way"] == way]
+        lengths = [r["n"] for r in mine]
+        memory.loglog(lengths, [r["memory_mb"] for r in mine], marker="o", label=way)
+        seconds.loglog(lengths, [r["seconds"] for r in mine], marker="o", label=way)
+    memory.axhline(LIMIT_MB, color="grey", linewidth=1)
+    ticks = sorted({r["n"] for r in saved["growth"]} & {*LENGTHS_SHOWN})
+    for axis, what in ((memory, "MB over inputs"), (seconds, "seconds")):
+        axis.set_xticks(ticks, [str(n) for n in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("n (64 rows, fp32)")
+        axis.set_ylabel(f"{what}, forward + backward")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def attention(saved: dict[str, Any]) -> Figure:
+    """Speed by case, memory and time against n."""
     figure, (bars, memory, seconds) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     cases = list(dict.fromkeys((r["shape"], r["dtype"]) for r in saved["measured"]))
     for offset, backward in ((-0.2, False), (0.2, True)):
@@ -29,9 +92,7 @@ def plot(path: Path) -> Path:
         places = [i + offset for i in range(len(cases))]
         bars.barh(places, ratios, 0.38, label="forward + backward" if backward else "forward")
     bars.axvline(1.0, color="black", linewidth=0.8)
-    bars.set_yticks(
-        range(len(cases)), [f"{name}, {dtype.replace('float', 'fp').replace('bfp', 'bf')}" for name, dtype in cases]
-    )
+    bars.set_yticks(range(len(cases)), [f"{name}, {_short(dtype)}" for name, dtype in cases])
     bars.invert_yaxis()
     bars.set_xlabel("times as fast as the fastest torch alternative")
     bars.legend(loc="upper right")
@@ -51,7 +112,4 @@ def plot(path: Path) -> Path:
         axis.set_ylabel(f"{what}, forward + backward")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    picture = path.with_suffix(".png")
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
-    return picture
+    return figure

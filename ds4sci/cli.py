@@ -209,7 +209,9 @@ def bench_parse(
 @bench_app.command("kernels")
 def bench_kernels(
     json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
-    op: Annotated[str, typer.Option("--op", metavar="NAME")] = "evoformer_attention",
+    op: Annotated[
+        str, typer.Option("--op", metavar="NAME", help="An operation of ds4sci.kernels, all, or evoformer_block.")
+    ] = "evoformer_attention",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     case: Annotated[
         list[str] | None, typer.Option("--case", metavar="NAME", help="This case alone; repeatable.")
@@ -217,15 +219,47 @@ def bench_kernels(
     quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
 ) -> None:
     """An operation's implementations beside torch's ways: time, peak memory, share of the machine's limit."""
-    from ds4sci.bench_kernels import run
+    from ds4sci import bench_block, bench_kernels, bench_operations
     from ds4sci.readme_table import section
 
-    typer.echo(section(asdict(run(op, device, quick=quick, out=json, cases=case or ()))))
+    known = ["evoformer_attention", *dict.fromkeys(p.operation for p in bench_operations.PROBLEMS), "all"]
+    if op not in (*known, "evoformer_block"):
+        raise ValueError(f"--op {op}: measured are: {', '.join((*known, 'evoformer_block'))}")
+    if op == "evoformer_block":
+        measured = bench_block.run(device, quick=quick, out=json)
+    elif op == "evoformer_attention":
+        measured = bench_kernels.run(device, quick=quick, out=json, cases=case or ())
+    else:
+        measured = bench_operations.run(op, device, quick=quick, out=json)
+    typer.echo(section(asdict(measured)))
     typer.echo(f"wrote {json}")
-    if not quick and not case:
+    if not quick and not case and op.startswith("evoformer"):
         from ds4sci.bench_plot import plot
 
         typer.echo(f"wrote {plot(json)}")
+
+
+@bench_app.command("esmfold")
+def bench_esmfold(
+    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
+    n: Annotated[
+        list[int] | None, typer.Option("--n", min=2, help="Residues; repeatable. Default: 64, 128, 256.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option("--dtype", metavar="NAME", help="float32 or bfloat16; repeatable. Default: both."),
+    ] = None,
+    blocks: Annotated[int, typer.Option("--blocks", min=1, help="Blocks of the trunk.")] = 2,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
+) -> None:
+    """Blocks of ESMFold's trunk, plain beside patched: time and peak memory."""
+    from ds4sci.bench_esmfold import run
+    from ds4sci.readme_table import section
+
+    measured = run(n or (), dtype or (), out=json, blocks=blocks, device=device, quick=quick)
+    typer.echo(section(asdict(measured)))
+    typer.echo(f"wrote {json}")
 
 
 @bench_app.command("step")

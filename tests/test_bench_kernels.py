@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds4sci import bench_kernels, bench_plot, readme_table
+from ds4sci import bench_block, bench_kernels, bench_plot, readme_table
 from ds4sci.alternatives import alternatives
 from ds4sci.cli import main
 from ds4sci.kernels import evoformer_attention
@@ -58,6 +58,41 @@ def test_growth_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"measured": measured, "growth": grown}), encoding="utf-8")
     assert bench_plot.plot(path).stat().st_size > 10_000
+
+
+def test_quick_block_and_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "block.json"
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "kernels", "--op", "evoformer_block", "--quick", "--json", str(out)])
+    assert not done.value.code
+    saved = json.loads(out.read_text(encoding="utf-8"))
+    assert {r["way"] for r in saved["measured"]} == {"ds4sci", "plain", "plain, checkpointed"}
+    for parts in saved["shares"]:
+        assert sum(parts[kind] for kind in ("matrix products", "fused attention", "outside")) == pytest.approx(1)
+        assert parts["matrix products"] > 0.1
+
+    def one(config: object, device: object, n: int, name: str) -> dict[str, object]:
+        return {"way": name, "n": n, "seconds": n**3.0, "memory_mb": n**2 / (4 if name == "ds4sci" else 1)}
+
+    monkeypatch.setattr(bench_block, "_one", one)
+    grown = bench_block.growth(None, torch.device("cpu"), 1e4)  # type: ignore[arg-type]
+    for name, longest in (("plain", 96), ("ds4sci", 192)):  # 100 and 200, in steps of 32
+        lengths = [r["n"] for r in grown if r["way"] == name]
+        assert lengths == sorted(lengths)
+        assert lengths[-2:] == [longest, longest + 32]
+        assert any(f"{name}: the longest n in 8 GB is" in note for note in bench_block._longest_notes(grown))
+    out.write_text(json.dumps(saved | {"growth": grown}), encoding="utf-8")
+    assert bench_plot.plot(out).stat().st_size > 10_000
+
+
+def test_quick_operations(tmp_path: Path) -> None:
+    out = tmp_path / "operations.json"
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "kernels", "--op", "transition", "--quick", "--json", str(out)])
+    assert not done.value.code
+    saved = json.loads(out.read_text(encoding="utf-8"))
+    assert len(saved["rows"]) == 8  # ReLU and SwiGLU, two dtypes, with and without backward
+    assert {r["implementation"] for r in saved["measured"]} >= {"tiled", "reference"}
 
 
 def test_unknown_operation_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

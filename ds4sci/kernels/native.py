@@ -23,6 +23,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 BUILT = "_built"
 """Folder of the package where a wheel carries builds: ``DS4SCI_PREBUILD=1 pip wheel .``"""
+SHARED = "simd"
+"""Folder of the headers that several operations include."""
 COMMON = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 
 
@@ -109,7 +111,7 @@ def flags(target: Isa) -> list[str]:
 def _library(name: str, target: Isa, compiled_by: str = "") -> str:
     """File name of a build: a change of sources, flags or compiler gives another."""
     digest = hashlib.sha256("\0".join([*flags(target), compiled_by, platform.machine()]).encode())
-    for file in sorted(sources(name).iterdir()):
+    for file in (*sorted(sources(name).iterdir()), *sorted(sources(SHARED).iterdir())):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return f"{name}-{target.name}-{digest.hexdigest()[:16]}.so"
 

@@ -8,8 +8,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-CPU_BYTES = 4 * 2**20
-"""Of a tile's widest activation."""
+CPU_BYTES = 2 * 2**20
+"""Of a tile's widest activation: the fastest of 2, 4 and 8 MiB for a whole block, and the leanest (docs/log.md)."""
 GPU_BYTES = 256 * 2**20
 
 
@@ -23,7 +23,8 @@ def spans(length: int, bytes_each: int, device: torch.device) -> Iterator[slice]
 
 def row_order(x: Tensor) -> list[int]:
     """The dimensions of x [..., c] before the last as they lie in memory."""
-    return sorted(range(x.dim() - 1), key=lambda i: (-x.stride(i), i))
+    strides = x.stride()
+    return sorted(range(x.dim() - 1), key=lambda i: (-strides[i], i))
 
 
 def as_rows(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -32,16 +33,23 @@ def as_rows(x: Tensor, order: Sequence[int]) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
-def like(x: Tensor, order: Sequence[int], channels: int | None = None) -> Tensor:
-    """An empty dense tensor of x's shape, ``channels`` wide, whose rows lie in this order."""
+def like(x: Tensor, order: Sequence[int]) -> Tensor:
+    """An empty dense tensor of x's shape whose rows lie in this order."""
     places = (*order, x.dim() - 1)
-    sizes = [x.shape[i] for i in order] + [x.shape[-1] if channels is None else channels]
-    return x.new_empty(sizes).permute([places.index(i) for i in range(x.dim())])
+    return x.new_empty([x.shape[i] for i in places]).permute([places.index(i) for i in range(x.dim())])
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a b``; total in fp32 for a and b of 16 bits."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
 
 
 class Sum:
@@ -55,12 +63,8 @@ class Sum:
 
     def product(self, a: Tensor, b: Tensor) -> None:
         """Add ``a b``."""
-        if self.total is None:
-            return
-        if self.total.dtype == a.dtype:
-            self.total.addmm_(a, b)
-        else:
-            self.total.add_(a @ b)
+        if self.total is not None:
+            add_product(self.total, a, b)
 
     def result(self) -> Tensor | None:
         return None if self.total is None or self.parameter is None else self.total.to(self.parameter.dtype)
@@ -114,9 +118,13 @@ class Norm:
         return weight, None if bias is None or self.bias is None else bias.to(self.bias.dtype)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weightᵀ + bias`` for rows x."""
-    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``x weightᵀ + bias`` for rows x; to ``out`` [..., c] if there is one, whatever its strides."""
+    rows = out.view(len(x), -1) if out is not None and out.is_contiguous() else None
+    made = torch.mm(x, weight.t(), out=rows) if bias is None else torch.addmm(bias, x, weight.t(), out=rows)
+    if out is not None and rows is None:
+        out.copy_(made.view(out.shape))
+    return made
 
 
 def join(*layers: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

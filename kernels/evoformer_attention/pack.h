@@ -72,15 +72,6 @@ static inline void fetch(const Rows& x, int64_t n, int d, float* to) {
   }
 }
 
-static inline HVec to_bf16(Vec x) {
-#if defined(__AVX512BF16__)
-  return HVec(__m256i(_mm512_cvtneps_pbh(__m512(x))));
-#else
-  const IVec bits = reinterpret_cast<IVec>(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded, HVec);
-#endif
-}
-
 static inline void to_bf16(const float* from, int d, uint16_t* to) {
   for (int i = 0; i < d; i += W) {
     const HVec some = to_bf16(load(from + i));

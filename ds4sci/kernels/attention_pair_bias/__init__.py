@@ -19,8 +19,9 @@ def attention_pair_bias(
     eps: float = 1e-5,
     implementation: str | None = None,
 ) -> Tensor:
-    """``W_o (sigmoid(g) ⊙ softmax(q kᵀ / √d + W_b LN(z)) v)``: a ``[b, n, c_a]``, z ``[b, n, n, c_z]`` → ``[b, n, c_a]``.
+    """``W_o (sigmoid(g) ⊙ softmax(q kᵀ / √d + W_b LN(z)) v)``; q, k, v, g projections of LN(a).
 
+    a ``[b, n, c_a]``, z ``[b, n, n, c_z]`` → ``[b, n, c_a]``.
     ``mask`` bool ``[b, n]`` (True = key takes part) or float. ``bias_weights``: weight and bias of z's layer norm, and
     ``W_b`` ``[h, c_z]``. An adaptive layer norm is made by the caller: then ``weights.norm`` is None.
     """

@@ -73,9 +73,11 @@ def _unavailable() -> str | None:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    out = torch.empty(q.shape, dtype=q.dtype)
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, scale: float,
+    into: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``into``: where to write the output, like q, any strides but 1 along the channels."""
+    out = torch.empty(q.shape, dtype=q.dtype) if into is None else into
     lse = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=torch.float32)
     rest = torch.empty_like(lse) if q.dtype == torch.float32 else lse.new_empty(0)
     problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
@@ -88,8 +90,9 @@ def forward(
 def backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
-    scale: float, wanted: Sequence[bool],
+    scale: float, wanted: Sequence[bool], into: Sequence[Tensor | None] = (None,) * 6,
 ) -> list[Tensor | None]:  # fmt: skip
+    """``into``: where to write gradients, as ``forward``'s; not those of mask and pair bias."""
     b, s, queries, h, d = q.shape
     keys = k.shape[2]
     problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
@@ -102,7 +105,8 @@ def backward(
     names = ("grad_q", "grad_k", "grad_v", None, None, "grad_gate")
     for place, (name, like) in enumerate(zip(names, (q, k, v, mask, pair_bias, gate), strict=True)):
         if name and wanted[place] and like is not None:
-            grads[place] = torch.empty(like.shape, dtype=like.dtype)
+            given = into[place]
+            grads[place] = torch.empty(like.shape, dtype=like.dtype) if given is None else given
             setattr(problem, name, _array(grads[place]))
     problem.groups = _for_threads(problem)
     by_head = partial = None

@@ -55,11 +55,11 @@ def gated_self_attention(
 
     x ``[b, s, n, c]``: each of s rows attends along its n positions; a transposed view is column attention. ``mask``
     bool (True = key takes part) or a float that is added to the scores, ``[b, s, n]``; ``pair_bias`` ``[b, h, n, n]``,
-    one for all rows. Without ``weights.norm`` there is no layer norm, without ``weights.g`` no gate. The norm is made in
-    its parameters' dtype. Returns ``[b, s, n, c]``.
+    one for all rows. Without ``weights.norm`` there is no layer norm, without ``weights.g`` no gate. The norm is made
+    in its parameters' dtype or fp32. Returns ``[b, s, n, c]``.
 
-    implementation  ``triton``, ``native``, ``tiled``  some rows at a time; x, the gated output before its projection and
-                                                   the log sums ``b·s·h·n`` are saved, q, k, v and gate made again
+    implementation  ``triton``, ``native``, ``tiled``  some rows at a time; saves x, the gated output before its
+                                                   projection and log sums ``b·s·h·n``; q, k, v, g are made again
                     ``reference``                  readable torch; keeps ``b·s·h·n²`` scores
     """
     return KERNEL(x, mask, pair_bias, weights, heads, eps=eps, implementation=implementation)

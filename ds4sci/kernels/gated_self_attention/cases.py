@@ -34,7 +34,9 @@ def _case(
         given["pair_bias"] = None if bias == "none" else normal(b if bias == "own" else 1, h, n, n)
         given["weights"] = Weights(
             (1 + normal(c, scale=0.2), normal(c, scale=0.2)) if norm else None,
-            *(layer(h * d, c, biases) for _ in range(3)),
+            layer(h * d, c, biases),
+            layer(h * d, c, biases),
+            layer(h * d, c, biases),
             layer(h * d, c, True) if gate else None,
             layer(c, h * d, True),
         )

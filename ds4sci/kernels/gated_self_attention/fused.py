@@ -6,21 +6,23 @@ Saved are x, the gated output before its projection [b, s, n, h·d] and the soft
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import Norm, Sum, finish, like, linear, row_order, spans, wide
 
-ROWS_AT_ONCE = 8
-"""Tiles of the budget that q, k, v and the gate of one call of attention take: fewer calls, each with more to share."""
+TILES = 4
+"""q, k, v and gate of one call of attention take so many tiles' budget: its rows share what it makes of the bias."""
 
 
 def _tiles(x: Tensor, width: int) -> list[slice]:
-    return list(spans(x.shape[1], x.shape[2] * width * x.itemsize // ROWS_AT_ONCE, x.device))
+    return list(spans(x.shape[1], x.shape[2] * width * x.itemsize // TILES, x.device))
 
 
 def _heads(joint: Tensor, shape: tuple[int, int], heads: int, parts: int) -> list[Tensor]:
@@ -45,7 +47,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, with a gate, of it."""
     norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps)
-    b, s, n, c = x.shape
+    b, s, n, _ = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
     out, gated = like(x, row_order(x)), x.new_empty(b, s, n, inner)
@@ -58,14 +60,17 @@ def forward(
             rows = tile.stop - tile.start
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
             keep = None if mask is None else mask[i : i + 1, tile]
-            o, sums, left = FUSED[implementation].forward(
-                q, k, v, keep, bias, gate[0] if gate else None, (inner // heads) ** -0.5
-            )
-            gated[i, tile] = o.view(rows, n, inner)
+            o = gated[i : i + 1, tile].unflatten(-1, (heads, -1))
+            arguments = (q, k, v, keep, bias, gate[0] if gate else None, (inner // heads) ** -0.5)
+            if implementation == "native":
+                _, sums, left = native.forward(*arguments, into=o)
+            else:
+                made, sums, left = FUSED[implementation].forward(*arguments)
+                o.copy_(made)
             lse[i, tile] = sums[0]
             if rest.numel():
                 rest[i, tile] = left[0]
-            out[i, tile] = linear(o.view(-1, inner), weight_out, bias_out).view(rows, n, c)
+            linear(o.view(-1, inner), weight_out, bias_out, out[i, tile])
     return out, gated, lse, rest
 
 
@@ -90,13 +95,14 @@ def backward(
 ) -> list[Tensor]:
     pointwise = BACKENDS[implementation]
     norm = Norm(pointwise, norm_weight, norm_bias, eps, wanted[1:3])
-    b, s, n, c = x.shape
+    b, _, n, c = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
     sums = [Sum(t, w) for t, w in zip((weight_in, bias_in, weight_out, bias_out), wanted[3:7], strict=True)]
     sum_in, sum_in_bias, sum_out, sum_out_bias = sums
     out = like(x, row_order(x))
     grad_mask = torch.empty_like(mask) if mask is not None and wanted[7] else None
+    grads: list[Any]
     sum_pair = Sum(pair_bias, wanted[8])
     asked = [True, True, True, grad_mask is not None, sum_pair.total is not None, parts == 4]
     for i in range(b):
@@ -110,16 +116,20 @@ def backward(
             sum_out.product(above.t(), o.view(-1, inner))
             if sum_out_bias.total is not None:
                 pointwise.column_sums(above, sum_out_bias.total)
-            grads = FUSED[implementation].backward(
+            arguments = (
                 (above @ weight_out).view(1, rows, n, heads, -1), None, q, k, v,
                 None if mask is None else mask[i : i + 1, tile], bias, gate[0] if gate else None,
                 o.view(1, rows, n, heads, -1), lse[i : i + 1, tile], rest[i : i + 1, tile] if rest.numel() else rest,
                 (inner // heads) ** -0.5, asked,
             )  # fmt: skip
-            made = joint.new_empty(joint.shape)
-            found = (*grads[:3], grads[5]) if gate else grads[:3]
-            for place, part in zip(_heads(made, (rows, n), heads, parts), found, strict=True):
-                place.copy_(part)
+            made = torch.empty_like(joint)
+            places = _heads(made, (rows, n), heads, parts)
+            if implementation == "native":
+                grads = list(native.backward(*arguments, into=(*places[:3], None, None, *places[3:])))
+            else:
+                grads = list(FUSED[implementation].backward(*arguments))
+                for place, part in zip(places, (*grads[:3], grads[5]), strict=False):
+                    place.copy_(part)
             if grad_mask is not None:
                 grad_mask[i, tile] = grads[3][0]
             if sum_pair.total is not None:
@@ -135,7 +145,7 @@ def backward(
 def shape(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor | None,
           weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
           *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    b, s, n, _ = x.shape
+    b, s, n = x.shape[:3]
     lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
     rest = torch.empty_like(lse) if x.dtype == lse.dtype else lse.new_empty(0)
     return like(x, row_order(x)), x.new_empty(b, s, n, weight_out.shape[1]), lse, rest

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.kernels.spec import reference_only
+from ds4sci.kernels.layer_norm import fused
+from ds4sci.kernels.layer_norm.cases import CASES
+from ds4sci.kernels.pointwise import implementations
+from ds4sci.kernels.spec import Kernel
 
 
 def reference(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-KERNEL = reference_only("layer_norm", reference)
+def _why_not(
+    name: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+) -> str | None:
+    return "it needs a weight" if weight is None else None
+
+
+def _fused(name: str) -> Callable[..., Tensor]:
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+        out: Tensor = fused.OPERATOR(x, weight, bias, eps, name)[0]
+        return out
+
+    return run
+
+
+KERNEL = Kernel("layer_norm", reference, implementations(_fused, reference, _why_not), CASES)
 
 
 def layer_norm(
@@ -23,5 +42,10 @@ def layer_norm(
     eps: float = 1e-5,
     implementation: str | None = None,
 ) -> Tensor:
-    """Normalise ``x`` [..., c] over c; ``weight`` and ``bias`` [c]. Returns the shape of x."""
+    """Normalise ``x`` [..., c] over c; ``weight`` and ``bias`` [c]. Returns the shape of x.
+
+    implementation  ``triton``, ``native``  one pass each way; sums of the gradients of weight and bias in a fixed order
+                    ``tiled``               the same in plain torch: the check of those two
+                    ``reference``           torch's own
+    """
     return KERNEL(x, weight, bias, eps=eps, implementation=implementation)

@@ -1,11 +1,13 @@
 """The outer product mean for a few residues i at a time: of [n, n, c·c] only a tile ever exists.
 
-For one i the products with all j are one matrix product, ``b_t a_i``: [n·c, s] by [s, c] gives [n, c·c] with b's channel
-in front of a's, which is a row of the second product's left side without any copying; the weight is turned to match.
+For one i the products with all j are one matrix product, ``bᵀ a_i``: [n·c, s] by [s, c] gives [n, c·c] with b's
+channel in front of a's, rows of the second product's left side without any copying; the weight is turned to match.
+With few rows the weight is applied to a_i first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,30 +15,107 @@ from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.outer_product_mean.reference import count
-from ds4sci.kernels.tiles import Sum, finish, spans, wide
+from ds4sci.kernels.tiles import Sum, add_product, finish, spans, wide
 
 
 def _kept(x: Tensor, mask: Tensor) -> Tensor:
     return x * mask.to(x.dtype).unsqueeze(-1)
 
 
-def _turned(weight: Tensor, c: int) -> Tensor:
-    """[c_z, c·c] with the two channels of each outer product the other way round."""
-    return weight.unflatten(-1, (c, c)).transpose(-1, -2).flatten(-2)
+class OuterFirst:
+    """``W vec(a_i ⊗ b_j)``, the outer products made first; x and y [s, n, c] are a and b with masked rows 0."""
+
+    def __init__(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
+        self.x, self.y, self.weight, self.c = x, y, weight, x.shape[-1]
+        self.turned = weight.unflatten(-1, (self.c, self.c)).transpose(1, 2).flatten(1)
+        self.right = y.flatten(1).t().contiguous()  # [j·c, s]
+        self.grad_y = torch.zeros(y.flatten(1).shape, dtype=wide(x.dtype), device=x.device)
+
+    @staticmethod
+    def bytes_each(x: Tensor, weight: Tensor) -> int:
+        """Of one i."""
+        return x.shape[1] * weight.shape[1] * x.itemsize
+
+    @staticmethod
+    def empty_grad(weight: Tensor) -> Tensor:
+        return torch.zeros(weight.shape, dtype=wide(weight.dtype), device=weight.device)
+
+    def _outer(self, tile: slice) -> Tensor:
+        """[i·j, c·c], b's channel in front."""
+        left = self.x[:, tile]
+        made = self.right.new_empty(left.shape[1], len(self.right), self.c)
+        for k in range(len(made)):
+            torch.mm(self.right, left[:, k], out=made[k])
+        return made.view(-1, self.c**2)
+
+    def forward(self, tile: slice) -> Tensor:
+        return self._outer(tile) @ self.turned.t()
+
+    def backward(self, grad: Tensor, tile: slice, total: Tensor | None) -> Tensor:
+        """From ``grad`` [i·j, c_z]: x's gradient [s, i, c]; y's and the weight's are added."""
+        if total is not None:
+            add_product(total, grad.t(), self._outer(tile))
+        # a's channel in front, and in front of j: then both products below are over rows as they lie
+        inner = (grad @ self.weight).view(-1, self.x.shape[1], self.c, self.c).transpose(1, 2)
+        inner = inner.reshape(-1, self.grad_y.shape[1])
+        add_product(self.grad_y, self.x[:, tile].flatten(1), inner)
+        return (self.y.flatten(1) @ inner.t()).view(len(self.x), -1, self.c)
+
+    def grad_of_y(self) -> Tensor:
+        return self.grad_y.view(self.y.shape)
+
+    def weight_grad(self, total: Tensor) -> Tensor:
+        return total.unflatten(-1, (self.c, self.c)).transpose(1, 2).flatten(1)
 
 
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    """left [s, i, c] and right [j·c, s], as ``_right`` has it → [i·j, c·c], right's channel first."""
-    s, i, c = left.shape
-    made = right.new_empty(i, right.shape[0], c)
-    for k in range(i):
-        torch.mm(right, left[:, k], out=made[k])
-    return made.view(-1, c * c)
+class WeightFirst:
+    """The same with ``W a_i`` made first: less work where rows are fewer than half the channels."""
+
+    def __init__(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
+        self.x, self.y, self.c = x, y, x.shape[-1]
+        self.weight = (
+            weight.unflatten(-1, (self.c, self.c)).permute(1, 2, 0).flatten(1)
+        )  # [c, c·c_z], b's channel first
+        self.right = y.transpose(0, 1).flatten(1)  # [j, s·c]
+        self.grad_y = torch.zeros(self.right.shape, dtype=wide(x.dtype), device=x.device)
+
+    @staticmethod
+    def bytes_each(x: Tensor, weight: Tensor) -> int:
+        return max(x.shape[1], x.shape[0] * x.shape[2]) * len(weight) * x.itemsize
+
+    @staticmethod
+    def empty_grad(weight: Tensor) -> Tensor:
+        c = math.isqrt(weight.shape[1])
+        return torch.zeros(c, c * len(weight), dtype=wide(weight.dtype), device=weight.device)
+
+    def _weighted(self, tile: slice) -> tuple[Tensor, Tensor]:
+        """a's rows [i·s, c], and of each i their products with the weight, [i, s·c, c_z]."""
+        rows = self.x[:, tile].transpose(0, 1).reshape(-1, self.c)
+        made = rows @ self.weight
+        return rows, made.view(-1, self.right.shape[1], self.weight.shape[1] // self.c)
+
+    def forward(self, tile: slice) -> Tensor:
+        return torch.matmul(self.right, self._weighted(tile)[1]).flatten(0, 1)
+
+    def backward(self, grad: Tensor, tile: slice, total: Tensor | None) -> Tensor:
+        rows, weighted = self._weighted(tile)
+        above = grad.view(len(weighted), -1, grad.shape[-1])
+        for g, w in zip(above, weighted, strict=True):
+            add_product(self.grad_y, g, w.t())
+        inner = torch.matmul(self.right.t(), above).view(len(rows), -1)
+        if total is not None:
+            add_product(total, rows.t(), inner)
+        return (inner @ self.weight.t()).view(-1, len(self.x), self.c).transpose(0, 1)
+
+    def grad_of_y(self) -> Tensor:
+        return self.grad_y.view(len(self.right), -1, self.c).transpose(0, 1)
+
+    def weight_grad(self, total: Tensor) -> Tensor:
+        return total.view(self.c, self.c, -1).permute(2, 0, 1).flatten(1)
 
 
-def _right(x: Tensor) -> Tensor:
-    """x [s, j, c] → [j·c, s], dense."""
-    return x.flatten(1).t().contiguous()
+def _way(a: Tensor) -> type[OuterFirst] | type[WeightFirst]:
+    return WeightFirst if 2 * a.shape[1] <= a.shape[-1] else OuterFirst
 
 
 def forward(
@@ -48,16 +127,16 @@ def forward(
     eps: float | None,
     implementation: str,
 ) -> Tensor:
-    batch, _, n, c = a.shape
-    turned = _turned(weight, c)
-    a, b = _kept(a, mask), _kept(b, mask)
+    batch, _, n, _ = a.shape
+    way = _way(a)
     divisor = count(mask, wide(a.dtype), eps)
     out = a.new_empty(batch, n, n, weight.shape[0])
-    for x, y, d, o in zip(a, b, divisor, out, strict=True):
-        right = _right(y)
-        for tile in spans(n, n * c * c * a.itemsize, a.device):
-            outer = _outer(x[:, tile], right)
-            made = outer @ turned.t() if bias is None else torch.addmm(bias, outer, turned.t())
+    for x, y, d, o in zip(_kept(a, mask), _kept(b, mask), divisor, out, strict=True):
+        product = way(x, y, weight)
+        for tile in spans(n, way.bytes_each(x, weight), a.device):
+            made = product.forward(tile)
+            if bias is not None:
+                made.add_(bias)
             torch.div(made.view(o[tile].shape), d[tile], out=o[tile])
     return out
 
@@ -73,36 +152,24 @@ def backward(
     implementation: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    batch, s, n, c = a.shape
-    kept_a, kept_b = _kept(a, mask), _kept(b, mask)
-    turned = _turned(weight, c)
+    n = a.shape[2]
+    way = _way(a)
     divisor = count(mask, wide(a.dtype), eps)
-    grad_a, grad_b = torch.empty(a.shape, dtype=a.dtype), torch.empty(b.shape, dtype=b.dtype)
-    sums, sums_bias = Sum(weight, wanted[2]), Sum(bias, wanted[3])
-    for x, y, g, d, ga, gb in zip(kept_a, kept_b, grad, divisor, grad_a, grad_b, strict=True):
-        right, flat = _right(y), y.flatten(1)
-        total = torch.zeros(s, n * c, dtype=wide(a.dtype), device=a.device)
-        for tile in spans(n, n * c * c * a.itemsize, a.device):
+    grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
+    total, sums_bias = way.empty_grad(weight) if wanted[2] else None, Sum(bias, wanted[3])
+    grad_weight: Tensor | None = None
+    for x, y, g, d, ga, gb in zip(_kept(a, mask), _kept(b, mask), grad, divisor, grad_a, grad_b, strict=True):
+        product = way(x, y, weight)
+        for tile in spans(n, way.bytes_each(x, weight), a.device):
             scaled = (g[tile] / d[tile]).to(a.dtype).flatten(0, 1)
-            sums.product(scaled.t(), _outer(x[:, tile], right))
             if sums_bias.total is not None:
                 sums_bias.total.add_(scaled.sum(0, dtype=sums_bias.total.dtype))
-            # a's channel in front, and in front of j: then both products below are over rows as they lie
-            inner = (scaled @ weight).view(-1, n, c, c).transpose(1, 2).reshape(-1, n * c)
-            ga[:, tile] = (flat @ inner.t()).view(s, -1, c)
-            if total.dtype == inner.dtype:
-                total.addmm_(x[:, tile].flatten(1), inner)
-            else:
-                total.add_(x[:, tile].flatten(1) @ inner)
-        gb.copy_(total.view(gb.shape))
+            ga[:, tile] = product.backward(scaled, tile, total)
+        gb.copy_(product.grad_of_y())
+        if total is not None:
+            grad_weight = product.weight_grad(total).to(weight.dtype)
     keep = mask.to(a.dtype).unsqueeze(-1)
-    found = sums.result()
-    return finish(
-        a,
-        [
-            grad_a.mul_(keep), grad_b.mul_(keep), None if found is None else _turned(found, c), sums_bias.result(), None,
-        ],
-    )  # fmt: skip
+    return finish(a, [grad_a.mul_(keep), grad_b.mul_(keep), grad_weight, sums_bias.result(), None])
 
 
 def shape(a: Tensor, b: Tensor, weight: Tensor, *_: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""The pair bias of an attention (AlphaFold 2, Algorithm 7, line 3; 13 and 14, line 3): a number per head for every pair."""
+"""The pair bias of an attention: a number per head for every pair (AlphaFold 2, Algorithms 7, 13 and 14, line 3)."""
 
 from __future__ import annotations
 

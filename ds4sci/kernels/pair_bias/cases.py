@@ -9,9 +9,7 @@ import torch
 from ds4sci.kernels.spec import Case
 
 
-def _case(
-    name: str, b: int, q: int, k: int, c: int, h: int, *, norm: bool = True, transposed: bool = False
-) -> Case:
+def _case(name: str, b: int, q: int, k: int, c: int, h: int, *, norm: bool = True, transposed: bool = False) -> Case:
     def make(generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         def normal(*size: int, scale: float = 1.0) -> torch.Tensor:
             return (scale * torch.randn(*size, generator=generator, dtype=torch.float64)).to(device, dtype)

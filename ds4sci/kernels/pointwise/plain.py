@@ -26,8 +26,10 @@ def norm_backward(
     grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, out: Tensor,
     sums: tuple[Tensor, Tensor] | None,
 ) -> None:  # fmt: skip
-    """From ``grad`` [rows, c] of y: x's gradient to ``out`` (like x; may be ``grad``'s memory); those of weight and bias
-    are added to ``sums``."""
+    """From ``grad`` [rows, c] of y: x's gradient to ``out`` (like x; may be ``grad``'s memory).
+
+    Those of weight and bias are added to ``sums``.
+    """
     kind = wide(x.dtype)
     g, centred = grad.to(kind), x.reshape(-1, x.shape[-1]).to(kind) - mean.unsqueeze(-1)
     scaled = centred * rstd.unsqueeze(-1)
@@ -53,7 +55,7 @@ def norm_columns_backward(
 
 
 def glu_columns(joint: Tensor, bias: Tensor | None, mask: Tensor | None, out: Tensor) -> None:
-    """``out = (u + b_u) · sigmoid(v + b_v) · mask`` with ``[u, v] = joint`` [2c, columns], mask [columns], out [c, columns]."""
+    """``out = (u + b_u) · sigmoid(v + b_v) · mask`` [c, columns], ``[u, v] = joint`` [2c, columns], mask [columns]."""
     u, v = (joint if bias is None else joint + bias.unsqueeze(-1)).chunk(2)
     torch.mul(u, torch.sigmoid(v), out=out)
     if mask is not None:
@@ -100,7 +102,7 @@ def relu(hidden: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def relu_backward(grad: Tensor, hidden: Tensor, sums: Tensor | None) -> None:
-    """``grad`` [rows, f] becomes 0 where ``hidden``, relu's result, is; the bias's gradient is added to ``sums`` [f]."""
+    """``grad`` [rows, f] becomes 0 where relu's result ``hidden`` is; the bias's gradient is added to ``sums`` [f]."""
     grad.mul_(hidden > 0)
     if sums is not None:
         sums.add_(grad.sum(0, dtype=sums.dtype))

@@ -13,7 +13,7 @@ STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(seed: Tensor, counter: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four words of 32 random bits for every counter of four words; all int64 that broadcast, ``seed`` the 64-bit key."""
+    """Four words of 32 random bits for every counter of four words; int64 that broadcast, ``seed`` the 64-bit key."""
     low, high = seed & WORD, (seed >> 32) & WORD
     c0, c1, c2, c3 = counter
     for _ in range(10):
@@ -41,9 +41,7 @@ def mask(shape: Sequence[int], p: float, seed: Tensor, starts: Sequence[int], de
     return (words >= round(p * 2**32)).float() / (1 - p)
 
 
-def reference(
-    x: Tensor, p: float, axis: int, seed: Tensor, *, starts: tuple[int, int, int] = (0, 0, 0)
-) -> Tensor:
+def reference(x: Tensor, p: float, axis: int, seed: Tensor, *, starts: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
     shape = [1 if k == axis else size for k, size in enumerate(x.shape)]
     begins = [0 if k == axis else begin for k, begin in enumerate(starts)]
     return x * mask(shape, p, seed, begins, x.device).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Transition: layer norm, then a two-layer MLP with ReLU (AlphaFold 2, Algorithms 9 and 15) or SwiGLU (AlphaFold 3, 11)."""
+"""Transition: layer norm and a two-layer MLP, with ReLU (AlphaFold 2, Algorithms 9, 15) or SwiGLU (AlphaFold 3, 11)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.transition import fused
 from ds4sci.kernels.transition.cases import CASES
 from ds4sci.kernels.transition.reference import Activation, reference
-
 
 
 def _fused(name: str) -> Callable[..., Tensor]:

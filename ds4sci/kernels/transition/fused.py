@@ -32,16 +32,11 @@ def forward(
     norm = Norm(p, norm_weight, norm_bias, eps)
     for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
         hidden = _hidden(p, norm(source[tile]), weight_1, bias_1, activation)[1]
-        if bias_2 is None:
-            torch.mm(hidden, weight_2.t(), out=target[tile])
-        else:
-            torch.addmm(bias_2, hidden, weight_2.t(), out=target[tile])
+        linear(hidden, weight_2, bias_2, target[tile])
     return out
 
 
-def _hidden(
-    p: ModuleType, y: Tensor, weight: Tensor, bias: Tensor | None, activation: str
-) -> tuple[Tensor, Tensor]:
+def _hidden(p: ModuleType, y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
     """``weight y`` and the activation of it with its bias; for relu one and the same memory."""
     if activation == "swiglu":
         inner = y @ weight.t()

@@ -44,8 +44,8 @@ def triangle_multiplication(
     z ``[b, n, n, c]``, ``mask`` bool or float ``[b, n, n]`` (True or 1 = both residues real; no gradient goes to it);
     returns the update ``[b, n, n, c]``. The norms are made in their parameters' dtype.
 
-    implementation  ``triton``, ``native``, ``tiled``  the contraction by matrix products, the rest a tile at a time; z and
-                                                   the contraction's result ``b·n²·c'`` are saved
+    implementation  ``triton``, ``native``, ``tiled``  the contraction by matrix products, the rest a tile at a time;
+                                                   saves z and the contraction's result ``b·n²·c'``
                     ``reference``                  readable torch; keeps about ``b·n²·(8 c' + 3 c)``
     """
     return KERNEL(z, mask, weights, direction, eps=eps, implementation=implementation)

@@ -34,7 +34,14 @@ def _case(
             "z": z.transpose(1, 2) if transposed else z,
             "mask": keep,
             "weights": Weights(
-                norm(c), *(layer(hidden, c) for _ in range(4)), norm(hidden), layer(c, hidden), layer(c, c)
+                norm(c),
+                layer(hidden, c),
+                layer(hidden, c),
+                layer(hidden, c),
+                layer(hidden, c),
+                norm(hidden),
+                layer(c, hidden),
+                layer(c, c),
             ),
             "direction": direction,
         }
@@ -48,7 +55,7 @@ CASES = (
     _case("AF2 width", 1, 17, 128, 128, "outgoing"),
     _case("narrow inside, transposed", 2, 19, 24, 16, "incoming", transposed=True),
     _case("ESMFold2: no biases, float mask", 1, 20, 16, 16, "outgoing", mask="float", bias=False),
-    _case("no mask, odd width", 1, 18, 11, 5, "incoming", mask="none"),
+    _case("no mask, odd width", 1, 18, 11, 13, "incoming", mask="none"),
     _case("everything masked", 1, 5, 8, 8, "outgoing", mask="empty"),
     _case("one residue", 1, 1, 8, 4, "outgoing", mask="none"),
     _case("several tiles", 1, 100, 28, 28, "outgoing"),

@@ -1,8 +1,8 @@
 """The triangular multiplicative update around a batched matrix product; everything else a tile of rows at a time.
 
 The projections a and b are made with their channels first, [2c', n·n]: the product of a weight and of LN(z) transposed,
-so that the contraction over k is one matrix product a channel and nothing is ever transposed in memory. Saved are z, the
-mask and the contraction's result p [c', n, n]; a and b are made again in backward.
+so that the contraction over k is one matrix product a channel and nothing is ever transposed in memory. Saved are z,
+the mask and the contraction's result p [c', n, n]; a and b are made again in backward.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import CPU_BYTES, Norm, Sum, finish, spans, wide
+from ds4sci.kernels.tiles import Norm, Sum, finish, spans
 
 
 def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
@@ -152,7 +152,9 @@ def backward(
     )  # fmt: skip
 
 
-def shape(z: Tensor, norm_in_weight: Tensor, norm_in_bias: Tensor | None, weight_in: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+def shape(
+    z: Tensor, norm_in_weight: Tensor, norm_in_bias: Tensor | None, weight_in: Tensor, *_: object
+) -> tuple[Tensor, Tensor]:
     b, n = z.shape[:2]
     return torch.empty(z.shape, dtype=z.dtype, device=z.device), z.new_empty(b, weight_in.shape[0] // 4, n, n)
 

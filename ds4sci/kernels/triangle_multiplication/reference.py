@@ -31,9 +31,7 @@ def _norm(x: Tensor, layer: Layer, eps: float) -> Tensor:
     return F.layer_norm(x.to(layer[0].dtype), x.shape[-1:], *layer, eps).to(x.dtype)
 
 
-def reference(
-    z: Tensor, mask: Tensor | None, weights: Weights, direction: Direction, *, eps: float = 1e-5
-) -> Tensor:
+def reference(z: Tensor, mask: Tensor | None, weights: Weights, direction: Direction, *, eps: float = 1e-5) -> Tensor:
     w = weights
     z = _norm(z, w.norm_in, eps)
     a = torch.sigmoid(F.linear(z, *w.a_g)) * F.linear(z, *w.a_p)

@@ -8,6 +8,17 @@ static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p)
 static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 static inline Vec set(float x) { return x - Vec{}; }  // x + 0 would be an addition: it turns -0 into 0
 typedef unsigned short HVec __attribute__((vector_size(2 * DS4SCI_LANES), aligned(2), may_alias));
+static inline Vec from_bf16(HVec x) { return reinterpret_cast<Vec>(__builtin_convertvector(x, IVec) << 16); }
+
+static inline HVec to_bf16(Vec x) {
+#if defined(__AVX512BF16__)
+  return HVec(__m256i(_mm512_cvtneps_pbh(__m512(x))));
+#else
+  const IVec bits = reinterpret_cast<IVec>(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded, HVec);
+#endif
+}
+
 static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
 // 2^x; 0 far below. Scores are kept in units of log 2, so no e^x is needed anywhere.

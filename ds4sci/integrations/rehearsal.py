@@ -1,0 +1,73 @@
+"""Before a module's method is replaced: both ways on a small call with random weights, which must agree.
+
+A class is known by its name or its attributes, and either may stay while the code behind it changes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds4sci.integrations.replacement import Replacement, Unserved
+
+AGREE = 1e-4
+"""Relative difference below which two fp32 results are the same formula: rounding makes 1e-6, another formula more."""
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def random_mask(generator: torch.Generator, *shape: int) -> Tensor:
+    """Float, 1 in seven of ten places, else 0."""
+    return (torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") > 0.3).float()
+
+
+def rehearse(replacement: Replacement, module: nn.Module) -> str | None:
+    """Why the replacement must not stand in for the module's method; None when the two give the same numbers.
+
+    A copy of the module is asked, in fp32 on the CPU, with weights drawn for the purpose (fresh ones are often zero);
+    our side runs the kernels' references. The module itself is not touched.
+    """
+    if not all(p.is_floating_point() for p in module.parameters()):
+        return "its weights are quantized"
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        double = _double(module, generator)
+        try:
+            first, others = replacement.example(double, generator)
+            got = replacement.serve(double, first.clone(), implementation="reference", **others)
+        except Unserved as refusal:
+            return str(refusal)
+        try:
+            want = getattr(type(double), replacement.method)(double, first.clone(), **others)
+        except Exception as error:  # a stranger's code may raise anything; it is left alone, and the report says why
+            return f"a small call of its own {replacement.method} fails: {error}".splitlines()[0]
+        pairs = zip(*((x,) if not isinstance(x, tuple) else x for x in (got, want)), strict=True)
+        if all(_agree(one, other) for one, other in pairs):
+            return None
+    return "its numbers differ from those of the published algorithm"
+
+
+def _double(module: nn.Module, generator: torch.Generator) -> Any:
+    """A copy in fp32 on the CPU, without hooks, its weights normal and scaled by 1/√(inputs)."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 1.0
+        memo[id(parameter)] = nn.Parameter(scale * normal(generator, *parameter.shape))
+    for part in module.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            memo[id(hooks)] = OrderedDict()  # they may hold anything, and would be called
+    return copy.deepcopy(module, memo).eval()
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two results are alike; an attention map becomes a tensor by the arithmetic."""
+    if one is None or other is None:
+        return one is other
+    difference = torch.sub(one, other)
+    return bool(difference.isfinite().all() and difference.norm() <= AGREE * torch.norm(other))

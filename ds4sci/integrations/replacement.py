@@ -1,0 +1,121 @@
+"""What stands in the place of a module's method: our kernels where they serve the call, else the method itself."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Unserved(Exception):
+    """This call is not ours, for the reason given: the module's own method makes it."""
+
+
+Example = tuple[Tensor, dict[str, Any]]
+"""A small call: the first argument, and the others by name."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """How the modules of one kind run on our kernels.
+
+    kind     the class, by its qualified name or, with ``looks``, by the name that it has in the code it comes from
+    serve    ``serve(module, first, implementation=…, **others)`` in place of the method, arguments named as the method
+             names them; raises Unserved before it changes anything
+    example  ``example(module, generator)``: a small call, by which the two are compared before one replaces the other
+    kernels  names in ``KERNELS`` of what serves
+    reads    submodules whose weights are read; others are called, with their hooks and adapters
+    looks    whether a module is of this kind, for kinds known by their attributes and not by name
+    method   what is replaced
+    """
+
+    kind: str
+    serve: Callable[..., Any]
+    example: Callable[[Any, torch.Generator], Example]
+    kernels: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    looks: Callable[[nn.Module], bool] | None = None
+    method: str = "forward"
+
+    @property
+    def name(self) -> str:
+        return self.kind.rpartition(".")[2]
+
+    def why_not(self, module: nn.Module) -> str | None:
+        """Why a module of this kind is left alone, from its class alone; None if nothing is against it."""
+        if not isinstance(module.__dict__.get(self.method), Forward | None):
+            return f"its {self.method} was replaced by someone else"
+        for cls in type(module).__mro__:
+            if f"{cls.__module__}.{cls.__qualname__}" == self.kind:
+                same = getattr(type(module), self.method) is cls.__dict__.get(self.method)
+                return None if same else f"a subclass with a {self.method} of its own"
+        return None
+
+
+class Forward:
+    """Stands in ``module.__dict__`` under the method's name: class, weights and state dict stay as they are.
+
+    The module is held weakly: a cycle would keep a deleted model's memory until the collector comes by. A copy or a
+    pickle of the module gets its own.
+    """
+
+    def __init__(self, module: nn.Module, replacement: Replacement, implementation: str | None) -> None:
+        own = getattr(type(module), replacement.method)
+        self.method = replacement.method
+        self.serve = replacement.serve
+        self.implementation = implementation
+        parameters = list(inspect.signature(own).parameters.values())[1:]
+        self.names = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+        self.read = {path: type(module.get_submodule(path)) for path in replacement.reads if _reaches(module, path)}
+        self.module = weakref.ref(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module()
+        assert module is not None
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        well_formed = self.names and self.names[0] in given and len(given) == len(args) + len(kwargs)
+        if well_formed:  # else its own method says what is wrong with the call
+            try:
+                self._check(module)
+                return self.serve(module, given.pop(self.names[0]), implementation=self.implementation, **given)
+            except Unserved as refusal:
+                reason = str(refusal)
+            warnings.warn(f"{type(module).__name__} runs its own {self.method}: {reason}", RuntimeWarning, stacklevel=2)
+        return getattr(type(module), self.method)(module, *args, **kwargs)
+
+    def _check(self, module: nn.Module) -> None:
+        """Raise Unserved where reading a submodule's weights is no longer what calling it is."""
+        for path, kind in self.read.items():
+            part = module.get_submodule(path)
+            if type(part) is not kind:
+                raise Unserved(f"its {path} has become a {type(part).__name__}")
+            if "forward" in part.__dict__ or _hooks(part):
+                raise Unserved(f"its {path} has hooks, which reading its weights would pass by")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "module": self.module()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.module = weakref.ref(state["module"])
+
+
+def _reaches(module: nn.Module, path: str) -> bool:
+    """Whether there is a submodule; an optional one (a gate) may be None."""
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name, None) is not None
+
+
+def _hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its method; DeepSpeed's hooks are none of these.
+
+    They bring the weights that ZeRO 3 has elsewhere, which DeepSpeed also does for whoever reads them.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(not hook.__module__.startswith("deepspeed.") for some in hooks for hook in some.values())

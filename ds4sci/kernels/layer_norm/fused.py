@@ -1,0 +1,42 @@
+"""Layer norm in one pass each way; x and two numbers a row are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.pointwise import BACKENDS
+from ds4sci.kernels.tiles import Norm, as_rows, finish, like, row_order, wide
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, implementation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y like x; mean and reciprocal deviation of the rows in their order in memory."""
+    order = row_order(x)
+    y, mean, rstd = BACKENDS[implementation].norm(as_rows(x, order), weight, bias, eps)
+    places = (*order, x.dim() - 1)
+    back = [places.index(i) for i in range(x.dim())]
+    return y.view([x.shape[i] for i in places]).permute(back), mean, rstd
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, rstd: Tensor, eps: float,
+    implementation: str, wanted: Sequence[bool],
+) -> list[Tensor]:  # fmt: skip
+    order = row_order(x)
+    out = like(x, order)
+    norm = Norm(BACKENDS[implementation], weight, bias, eps, wanted[1:3])
+    norm.mean, norm.rstd = mean, rstd
+    norm.backward(as_rows(grad, order), as_rows(x, order), as_rows(out, order))
+    return finish(x, [out, *norm.results()])
+
+
+def shape(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    stats = x.new_empty(x.numel() // x.shape[-1], dtype=wide(x.dtype))
+    return like(x, row_order(x)), stats, stats.clone()
+
+
+OPERATOR = differentiable("layer_norm", forward, backward, shape)

@@ -1,0 +1,194 @@
+// Functions on tiles of columns, [channels, columns]. Included by width.cpp inside its namespace.
+
+constexpr int PANEL = 2 * W;  // columns that are worked on together: two vectors of each channel
+
+// A panel's columns as vectors of fp32, channel by channel; zeros behind the last column.
+template <class T>
+static inline void fetch_columns(const Tile& t, int64_t channels, int64_t first, int count, float* to) {
+  const T* from = static_cast<const T*>(t.data) + first;
+  for (int64_t k = 0; k < channels; ++k, from += t.stride[1])
+    for (int v = 0; v < PANEL; v += W) {
+      const int left = count - v;
+      store(to + k * PANEL + v, left >= W ? read(from + v) : left > 0 ? read(from + v, Some{left}) : Vec{});
+    }
+}
+
+// W channels of W rows turned: to[channel][row]; `channels` and `rows` are there.
+template <class T>
+static inline void turn_in(const T* from, int64_t step, int rows, int channels, float* to) {
+  float square[W * W];
+  for (int r = 0; r < W; ++r)
+    store(square + r * W, r >= rows ? Vec{} : channels == W ? read(from + r * step) : read(from + r * step, Some{channels}));
+  transpose(square, W, to, PANEL, channels);
+}
+
+template <class T>
+static inline void turn_out(const float* from, T* to, int64_t step, int rows, int channels) {
+  float square[W * W], turned[W * W];
+  for (int k = 0; k < W; ++k) store(square + k * W, k < channels ? load(from + k * PANEL) : Vec{});
+  transpose(square, W, turned, W);
+  for (int r = 0; r < rows; ++r) {
+    if (channels == W)
+      write(to + r * step, load(turned + r * W));
+    else
+      write(to + r * step, load(turned + r * W), Some{channels});
+  }
+}
+
+struct Moments { Vec mean, rstd; };
+static inline Moments moments(const float* panel, int64_t channels, double eps) {
+  Vec sum = {}, square = {};
+  for (int64_t k = 0; k < channels; ++k) sum += load(panel + k * PANEL);
+  const Vec mean = sum / float(channels);
+  for (int64_t k = 0; k < channels; ++k) {
+    const Vec d = load(panel + k * PANEL) - mean;
+    square += d * d;
+  }
+  Vec rstd = square / float(channels) + float(eps);
+  for (int i = 0; i < W; ++i) rstd[i] = 1.0f / std::sqrt(rstd[i]);
+  return {mean, rstd};
+}
+
+template <class T>
+struct NormColumns {
+  static constexpr int SUMS = 0;
+  const Call& c;
+  void operator()(int64_t first, int count, float* panel, float*) const {
+    fetch_columns<T>(c.tile[0], c.channels, first, count, panel);
+    for (int v = 0; v < count; v += W) {
+      const Moments m = moments(panel + v, c.channels, c.eps);
+      for (int64_t k = 0; k < c.channels; ++k) {
+        float* at = panel + v + k * PANEL;
+        const Vec y = (load(at) - m.mean) * m.rstd * c.vector[0][k];
+        store(at, c.vector[1] ? y + c.vector[1][k] : y);
+      }
+      const int rows = std::min(W, count - v);
+      for (int r = 0; r < rows; ++r) {
+        c.stats[0][first + v + r] = m.mean[r];
+        c.stats[1][first + v + r] = m.rstd[r];
+      }
+      T* out = static_cast<T*>(c.tile[1].data) + (first + v) * c.tile[1].stride[1];
+      for (int64_t k = 0; k < c.channels; k += W)
+        turn_out(panel + v + k * PANEL, out + k, c.tile[1].stride[1], rows, int(std::min<int64_t>(W, c.channels - k)));
+    }
+  }
+};
+
+template <class T>
+struct NormColumnsBackward {
+  static constexpr int SUMS = 2;
+  const Call& c;
+  void operator()(int64_t first, int count, float* panel, float* mine) const {
+    const int64_t n = c.channels, step = c.tile[0].stride[1];
+    float* grads = panel + n * PANEL;
+    fetch_columns<T>(c.tile[1], n, first, count, panel);
+    for (int v = 0; v < count; v += W) {
+      const int rows = std::min(W, count - v);
+      const T* g = static_cast<const T*>(c.tile[0].data) + (first + v) * step;
+      for (int64_t k = 0; k < n; k += W) turn_in(g + k, step, rows, int(std::min<int64_t>(W, n - k)), grads + v + k * PANEL);
+      float m[W] = {}, s[W] = {};
+      for (int r = 0; r < rows; ++r) m[r] = c.stats[0][first + v + r], s[r] = c.stats[1][first + v + r];
+      const Vec mean = load(m), rstd = load(s);
+      Vec sum = {}, inner = {};
+      for (int64_t k = 0; k < n; ++k) {
+        const Vec scaled = (load(panel + v + k * PANEL) - mean) * rstd, grad = load(grads + v + k * PANEL);
+        const Vec a = grad * c.vector[0][k];
+        sum += a;
+        inner += a * scaled;
+        if (mine) {
+          mine[k] += total(grad * scaled);
+          mine[n + k] += total(grad);
+        }
+      }
+      sum /= float(n);
+      inner /= float(n);
+      for (int64_t k = 0; k < n; ++k) {
+        const Vec scaled = (load(panel + v + k * PANEL) - mean) * rstd;
+        store(panel + v + k * PANEL, (load(grads + v + k * PANEL) * c.vector[0][k] - sum - scaled * inner) * rstd);
+      }
+    }
+    T* out = static_cast<T*>(c.tile[2].data) + first;
+    for (int64_t k = 0; k < n; ++k, out += c.tile[2].stride[1])
+      for (int v = 0; v < count; v += W) {
+        const Vec x = load(panel + v + k * PANEL);
+        if (count - v >= W)
+          write(out + v, x);
+        else
+          write(out + v, x, Some{count - v});
+      }
+  }
+};
+
+// All columns in panels, the panels in blocks as in run_rows.
+template <class F>
+static void run_columns(const Call& c) {
+  const int64_t panels = (c.rows + PANEL - 1) / PANEL, blocks = std::max<int64_t>(1, std::min<int64_t>(32, panels));
+  const bool sums = F::SUMS && (c.sums[0] || c.sums[1]);
+  std::vector<float> made(sums ? blocks * F::SUMS * c.channels : 0);
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  auto run = [&] {
+    const std::unique_ptr<float[]> panel(new (std::nothrow) float[2 * c.channels * PANEL]);
+    if (!panel) failed = true;
+    for (int64_t b; panel && (b = next++) < blocks;) {
+      float* mine = sums ? made.data() + b * F::SUMS * c.channels : nullptr;
+      for (int64_t p = panels * b / blocks; p < panels * (b + 1) / blocks; ++p)
+        F{c}(p * PANEL, int(std::min<int64_t>(PANEL, c.rows - p * PANEL)), panel.get(), mine);
+    }
+  };
+  on_threads(std::min(c.threads, blocks), c.team, run);
+  if (failed) throw std::bad_alloc();
+  if (sums)
+    for (int64_t b = 0; b < blocks; ++b) add_sums(c, made.data() + b * F::SUMS * c.channels, F::SUMS, c.channels);
+}
+
+// The gated linear unit needs no panels: channels are independent, and a task is a channel's row of the tile.
+template <class F>
+static void run_channels(const Call& c) {
+  std::atomic<int64_t> next{0};
+  auto run = [&] {
+    for (int64_t k; (k = next++) < c.channels;) F{c}(k);
+  };
+  on_threads(std::min(c.threads, c.channels), c.team, run);
+}
+
+template <class T>
+struct Glu {
+  const Call& c;
+  void operator()(int64_t k) const {
+    const T* joint = static_cast<const T*>(c.tile[0].data);
+    const T *u = joint + k * c.tile[0].stride[1], *v = joint + (c.channels + k) * c.tile[0].stride[1];
+    T* out = static_cast<T*>(c.tile[1].data) + k * c.tile[1].stride[1];
+    const float bias = c.vector[0] ? c.vector[0][k] : 0.0f, gate_bias = c.vector[0] ? c.vector[0][c.channels + k] : 0.0f;
+    each(c.rows, [&](int64_t i, auto at) {
+      const Vec x = (read(u + i, at) + bias) * sigmoid(read(v + i, at) + gate_bias).open;
+      write(out + i, c.vector[1] ? x * read(c.vector[1] + i, at) : x, at);
+    });
+  }
+};
+
+template <class T>
+struct GluBackward {
+  const Call& c;
+  void operator()(int64_t k) const {
+    T* joint = static_cast<T*>(c.tile[1].data);
+    const T* g = static_cast<const T*>(c.tile[0].data) + k * c.tile[0].stride[1];
+    T *u = joint + k * c.tile[1].stride[1], *v = joint + (c.channels + k) * c.tile[1].stride[1];
+    const float bias = c.vector[0] ? c.vector[0][k] : 0.0f, gate_bias = c.vector[0] ? c.vector[0][c.channels + k] : 0.0f;
+    Vec first = {}, second = {};
+    each(c.rows, [&](int64_t i, auto at) {
+      Vec grad = read(g + i, at);
+      if (c.vector[1]) grad = grad * read(c.vector[1] + i, at);
+      const Gate gate = sigmoid(read(v + i, at) + gate_bias);
+      const Vec du = grad * gate.open, dv = du * (read(u + i, at) + bias) * gate.shut;
+      write(u + i, du, at);
+      write(v + i, dv, at);
+      first += du;  // behind the last column the gradient is read as 0
+      second += dv;
+    });
+    if (c.sums[0]) {
+      c.sums[0][k] += total(first);
+      c.sums[0][c.channels + k] += total(second);
+    }
+  }
+};
