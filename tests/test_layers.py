@@ -197,7 +197,7 @@ import importlib, json, os, sys
 before = dict(os.environ)
 for name in sys.argv[1].split(","):
     importlib.import_module(name)
-heavy = sorted({m.split(".")[0] for m in sys.modules} & {"deepspeed", "transformers", "matplotlib", "wandb"})
+heavy = sorted({m.split(".")[0] for m in sys.modules} & {"deepspeed", "transformers", "matplotlib", "wandb", "triton"})
 print(json.dumps({"heavy": heavy, "environment": dict(os.environ) == before, "torch": "torch" in sys.modules}))
 """
 

@@ -16,7 +16,10 @@ pytest.importorskip("triton", reason="Triton is not installed (it has wheels for
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = "tests/test_kernel_contract.py"
 LARGE = "MSA or triangle or AF3 or template or past"
-"""Cases that take the interpreter seconds each."""
+"""Cases of evoformer attention that take the interpreter seconds each."""
+BLOCK = "triton and not evoformer"
+BLOCK_LARGE = "several or MSA or ending or single or AF2 or incoming"
+"""Cases of the block's other operations that take seconds."""
 
 
 def run(*arguments: str) -> None:
@@ -47,30 +50,57 @@ def run(*arguments: str) -> None:
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("part", ["interpreter", "numerics", "probes", "offsets"])
+@pytest.mark.parametrize("part", ["interpreter", "numerics", "probes", "offsets", "pointwise", "pointwise_probes"])
 def test_on_the_interpreter(part: str) -> None:
     run(f"tests/interp/{part}.py")
 
 
 @pytest.mark.interp
 def test_the_contract_of_kernels() -> None:
-    run(CONTRACT, "-k", f"triton and as_right and not ({LARGE})")
+    run(CONTRACT, "-k", f"triton and evoformer and as_right and not ({LARGE})")
 
 
 @pytest.mark.interp
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_contract_on_large_cases(dtype: str) -> None:
-    run(CONTRACT, "-k", f"triton and as_right and ({LARGE}) and {dtype}" + " and not bfloat16" * (dtype == "float16"))
+    run(
+        CONTRACT,
+        "-k",
+        f"triton and evoformer and as_right and ({LARGE}) and {dtype}" + " and not bfloat16" * (dtype == "float16"),
+    )
 
 
 @pytest.mark.interp
 @pytest.mark.slow
 def test_the_contract_beyond_numbers() -> None:
-    run(CONTRACT, "-k", f"triton and not as_right and not ({LARGE})")
+    run(CONTRACT, "-k", f"triton and evoformer and not as_right and not ({LARGE})")
 
 
 @pytest.mark.interp
 def test_the_operators() -> None:
     """lse, torch.compile, vmap, checkpointing, opcheck: what every fused implementation keeps."""
     run("tests/test_evoformer_attention.py", "-k", "triton")
+
+
+@pytest.mark.interp
+def test_the_contract_of_the_blocks_operations() -> None:
+    run(CONTRACT, "-k", f"{BLOCK} and as_right and not ({BLOCK_LARGE})")
+
+
+@pytest.mark.interp
+@pytest.mark.nightly
+@pytest.mark.parametrize("gated", ["gated", "not gated"])
+def test_the_contract_of_the_blocks_operations_on_large_cases(gated: str) -> None:
+    run(CONTRACT, "-k", f"{BLOCK} and as_right and ({BLOCK_LARGE}) and {gated}")
+
+
+@pytest.mark.interp
+@pytest.mark.nightly
+def test_the_block_gives_the_gradients_that_are_asked_for() -> None:
+    run(CONTRACT, "-k", f"{BLOCK} and alone and not ({BLOCK_LARGE})")
+
+
+@pytest.mark.interp
+def test_dropout() -> None:
+    run("tests/test_shared_dropout.py", "-k", "triton")

@@ -75,6 +75,14 @@ class Static:
 def build(
     function: Any, arguments: dict[str, Any], constants: dict[str, Any], arch: str, *, warps: int, stages: int
 ) -> Static:
+    """What ``compiled`` is made of."""
+    found = compiled(function, arguments, constants, arch, warps=warps, stages=stages)
+    return _nvidia(found, arch) if arch.startswith("sm_") else _amd(found, arch)
+
+
+def compiled(
+    function: Any, arguments: dict[str, Any], constants: dict[str, Any], arch: str, *, warps: int, stages: int
+) -> Any:
     """Compile ``function`` as a launch with these arguments would on ``arch`` (``sm_90``, ``gfx942``, …)."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -99,12 +107,11 @@ def build(
                 constant[(place,)] = value
             if key:
                 aligned[(place,)] = backend.parse_attr(key)
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(function, kinds, constant, aligned),
         target=target,
         options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True},
     )
-    return _nvidia(compiled, arch) if cuda else _amd(compiled, arch)
 
 
 def specialized(value: Any, *, hip: bool = False) -> tuple[str, str]:

@@ -30,6 +30,12 @@ def double(x, y, SIZE: tl.constexpr):
     tl.store(y + place, tl.load(x + place) + tl.load(x + place))
 
 
+@triton.jit
+def add_up(x, y, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXIS: tl.constexpr):
+    i, j = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    tl.store(y + tl.arange(0, COLUMNS if AXIS == 0 else ROWS), tl.sum(tl.load(x + i * COLUMNS + j), AXIS))
+
+
 def numbers(size: int) -> torch.Tensor:
     x = torch.randn(size, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, size)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.00390625, 1.01171875, 3.4e38, 1e-40])
@@ -69,3 +75,12 @@ def test_products_are_of_the_numbers() -> None:
 def test_other_arithmetic_is_refused() -> None:
     with pytest.raises(InterpreterError, match="arithmetic in bf16"):
         double[(1,)](torch.ones(16).bfloat16(), torch.ones(16).bfloat16(), 16)
+
+
+def test_sums_err_the_same_along_either_axis() -> None:
+    x = torch.rand(4096, 2)
+    down, across = torch.empty(2), torch.empty(2)
+    add_up[(1,)](x, down, 4096, 2, 0)
+    add_up[(1,)](x.t().contiguous(), across, 2, 4096, 1)
+    assert torch.equal(down, across)
+    torch.testing.assert_close(down, x.double().sum(0).float(), rtol=3e-7, atol=0)

@@ -6,23 +6,19 @@ The kernels are in ``triton_forward.py`` and ``triton_backward.py``; importing t
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.util
 import math
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ds4sci.kernels import launch
 from ds4sci.kernels.evoformer_attention import triton_configs
 from ds4sci.kernels.evoformer_attention.reference import rest_like
-from ds4sci.kernels.spec import constant_to_compiler
+from ds4sci.kernels.launch import DTYPES, Launch, architecture
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = 128
 """Channels per head."""
 SCRATCH = 2**28
@@ -30,18 +26,6 @@ SCRATCH = 2**28
 PROGRAMS = 1024
 """Programs in a launch for the pair bias's gradient: some waves on any GPU. More groups of rows would cost memory,
 fewer leave processors idle. A constant: sums are made in the same order whatever the number of processors."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel by name, its grid, its arguments in order and the constants it is compiled for."""
-
-    kernel: str
-    programs: int
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    warps: int
-    stages: int
 
 
 def why_not(
@@ -54,43 +38,15 @@ def why_not(
     *,
     scale: float | None = None,
 ) -> str | None:
-    if q.dtype not in DTYPES:
-        return f"it takes float32, bfloat16 and float16, not {str(q.dtype).removeprefix('torch.')}"
+    reason = launch.why_not(q.device, q.dtype)
+    if reason is not None:
+        return reason
+    if q.shape[-1] > LARGEST:
+        return f"it takes up to {LARGEST} channels per head, not {q.shape[-1]}"
     for name, x in (("mask", mask), ("pair_bias", pair_bias)):
         if x is not None and x.dtype not in DTYPES and x.dtype != torch.bool:
             return f"{name} is {str(x.dtype).removeprefix('torch.')}; it takes float32, bfloat16 and float16"
-    if q.shape[-1] > LARGEST:
-        return f"it takes up to {LARGEST} channels per head, not {q.shape[-1]}"
-    if q.device.type == "cuda":
-        return _unavailable(q.device.index)
-    if q.device.type == "cpu" and _interpreting():
-        return None
-    return f"it runs on a GPU, not on {q.device.type}"
-
-
-@constant_to_compiler
-def _unavailable(device: int | None) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        return f"it needs compute capability 8.0, and this GPU has {torch.cuda.get_device_capability(device)}"
     return None
-
-
-@constant_to_compiler
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def architecture(device: torch.device) -> str:
-    """``sm_90``, ``gfx942``, …; ``interpreter`` for a CPU."""
-    if device.type != "cuda":
-        return "interpreter"
-    if torch.version.hip is not None:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
 
 
 def forward(
@@ -123,13 +79,7 @@ def backward(
 
 
 def run(launches: Iterable[Launch], device: torch.device) -> None:
-    """On the tensors' device and its current stream."""
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        for x in launches:
-            if x.programs:
-                kernels()[x.kernel][(x.programs,)](
-                    **x.arguments, **x.constants, num_warps=x.warps, num_stages=x.stages, enable_fp_fusion=True
-                )
+    launch.run(launches, kernels(), device)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """What fused operations do between their matrix products, a tile at a time.
 
-Modules with the same functions: ``plain`` (torch, any device) and ``native`` (C++, CPUs). ``plain`` is the reference.
-An operation's implementation of a name calls the module that ``BACKENDS`` has for it.
+Modules with the same functions: ``triton`` (GPUs), ``native`` (C++, CPUs) and ``plain`` (torch, any device). ``plain``
+is the reference. An operation's implementation of a name calls the module that ``BACKENDS`` has for it.
 
 Tiles are ``rows``, [rows, c] with stride 1 along c, or ``columns``, [c, columns] with stride 1 along the columns. Their
 other stride is free. Sums over a tile are *added* to fp32 tensors (fp64 for fp64), in an order that depends on
@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ds4sci.kernels.pointwise import native, plain
+from ds4sci.kernels.pointwise import native, plain, triton
 from ds4sci.kernels.spec import Implementation, always
 
-BACKENDS: dict[str, ModuleType] = {"native": native, "tiled": plain}
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": plain}
 
 
 def implementations(

@@ -5,12 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ds4sci.kernels.shared_dropout import triton
+from ds4sci.kernels.shared_dropout.cases import CASES
 from ds4sci.kernels.shared_dropout.reference import mask, philox, reference
-from ds4sci.kernels.spec import reference_only
+from ds4sci.kernels.spec import Implementation, Kernel, always
 
 __all__ = ["KERNEL", "mask", "philox", "shared_dropout"]
 
-KERNEL = reference_only("shared_dropout", reference)
+KERNEL = Kernel(
+    "shared_dropout",
+    reference,
+    (
+        Implementation("triton", triton.shared_dropout, triton.why_not),
+        Implementation("reference", reference, always),
+    ),
+    CASES,
+)
 
 
 def shared_dropout(
@@ -27,6 +37,9 @@ def shared_dropout(
     What is kept is divided by ``1 - p``. The mask of a place depends on ``seed`` (int64, no dimensions) and the place:
     a recomputation with the same seed drops the same, and a rank that holds rows from ``starts`` on drops what
     the whole tensor would drop there.
+
+    implementation  ``triton``     NVIDIA and AMD GPUs; the mask never exists whole, the seed alone is saved
+                    ``reference``  torch on any device; keeps the mask. The same bits.
 
     Raises ValueError for a ``p`` outside [0, 1) and an ``axis`` other than 1 and 2.
     """

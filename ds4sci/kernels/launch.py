@@ -1,0 +1,79 @@
+"""Launches of Triton kernels: what one is, and where Triton can run. Importing this module imports no Triton.
+
+Planning is apart from launching, so that what is compiled ahead of time for GPUs that are not here is what is launched.
+Under ``TRITON_INTERPRET=1`` kernels run on CPU tensors in Triton's interpreter, for tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ds4sci.kernels.spec import constant_to_compiler
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel by name, its grid, its arguments in order and the constants it is compiled for."""
+
+    kernel: str
+    programs: int
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot take tensors like this, or None."""
+    if dtype not in DTYPES:
+        return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if device.type == "cuda":
+        return _unavailable(device.index)
+    if device.type == "cpu" and _interpreting():
+        return None
+    return f"it runs on a GPU, not on {device.type}"
+
+
+@constant_to_compiler
+def _unavailable(device: int | None) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"it needs compute capability 8.0, and this GPU has {torch.cuda.get_device_capability(device)}"
+    return None
+
+
+@constant_to_compiler
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """``sm_90``, ``gfx942``, …; ``interpreter`` for a CPU."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def run(launches: Iterable[Launch], kernels: Mapping[str, Any], device: torch.device) -> None:
+    """On the tensors' device and its current stream; a launch without programs is none."""
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        for x in launches:
+            if x.programs:
+                kernels[x.kernel][(x.programs,)](
+                    **x.arguments, **x.constants, num_warps=x.warps, num_stages=x.stages, enable_fp_fusion=True
+                )

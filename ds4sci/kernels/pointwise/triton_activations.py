@@ -1,0 +1,246 @@
+"""Gates, activations and their gradients in Triton, with the biases before them.
+
+A backward kernel's programs share a block of channels: each takes every so manieth tile of it and leaves its sums in a
+row of its own, [programs of a block, c].
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ds4sci.kernels.pointwise.triton_tiles import load_tile, load_vector, places, rows_at, sigmoids, store_tile
+
+
+@triton.jit
+def glu_columns(
+    joint, bias, mask, out, joint_strides, out_strides, mask_stride, channels, columns,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """out = (u + b_u) · sigmoid(v + b_v) · mask of a [CHANNELS, COLUMNS] tile; [u, v] = joint [2 channels, columns]."""
+    program = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(columns, COLUMNS)
+    channel = program // tiles * CHANNELS + tl.arange(0, CHANNELS)
+    column = program % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    inside, there = channel < channels, column < columns
+    keep = inside[:, None] & there[None, :]
+    across = places(column, joint_strides[1])
+    u = load_tile(joint, places(channel, joint_strides[0]), across, keep)
+    v = load_tile(joint, places(channel + channels, joint_strides[0]), across, keep)
+    if bias is not None:
+        u += load_vector(bias, channel, inside)[:, None]
+        v += load_vector(bias, channel + channels, inside)[:, None]
+    tile = u * tl.sigmoid(v)
+    if mask is not None:
+        tile *= load_vector(mask, places(column, mask_stride), there)[None, :]
+    store_tile(out, places(channel, out_strides[0]), places(column, out_strides[1]), keep, tile)
+
+
+@triton.jit
+def glu_columns_backward(
+    grad, joint, bias, mask, u_sums, v_sums, grad_strides, joint_strides, mask_stride, channels, columns,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """joint becomes its gradient."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(channels, CHANNELS)
+    part = program // blocks
+    channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    if bias is not None:
+        u_bias = load_vector(bias, channel, inside)[:, None]
+        v_bias = load_vector(bias, channel + channels, inside)[:, None]
+    of_u = tl.zeros([CHANNELS, COLUMNS], tl.float32)
+    of_v = tl.zeros([CHANNELS, COLUMNS], tl.float32)
+    for block in range(part, tl.cdiv(columns, COLUMNS), tl.num_programs(0) // blocks):
+        column = tl.cast(block, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+        there = column < columns
+        keep = inside[:, None] & there[None, :]
+        across = places(column, joint_strides[1])
+        u = load_tile(joint, places(channel, joint_strides[0]), across, keep)
+        v = load_tile(joint, places(channel + channels, joint_strides[0]), across, keep)
+        if bias is not None:
+            u += u_bias
+            v += v_bias
+        above = load_tile(grad, places(channel, grad_strides[0]), places(column, grad_strides[1]), keep)
+        if mask is not None:
+            above *= load_vector(mask, places(column, mask_stride), there)[None, :]
+        opened, closed = sigmoids(v)
+        above *= opened
+        slope = above * u * closed
+        store_tile(joint, places(channel, joint_strides[0]), across, keep, above)
+        store_tile(joint, places(channel + channels, joint_strides[0]), across, keep, slope)
+        if u_sums is not None:
+            of_u += above
+            of_v += slope
+    if u_sums is not None:
+        place = tl.cast(part, tl.int64) * channels + channel
+        tl.store(u_sums + place, tl.sum(of_u, 1), mask=inside)
+        tl.store(v_sums + place, tl.sum(of_v, 1), mask=inside)
+
+
+@triton.jit
+def gate(
+    value, value_bias, logits, logits_bias, out, value_strides, logits_strides, out_strides, rows, length, channels,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """out = (value + b) · sigmoid(logits + b') of a [ROWS, CHANNELS] tile."""
+    program = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(channels, CHANNELS)
+    first = program // blocks * ROWS
+    row = first + tl.arange(0, ROWS)
+    channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    keep = (row < rows)[:, None] & inside[None, :]
+    tile = load_tile(value, places(row, value_strides[0]), places(channel, value_strides[1]), keep)
+    opened = load_tile(logits, places(row, logits_strides[0]), places(channel, logits_strides[1]), keep)
+    if value_bias is not None:
+        tile += load_vector(value_bias, channel, inside)[None, :]
+    if logits_bias is not None:
+        opened += load_vector(logits_bias, channel, inside)[None, :]
+    tile *= tl.sigmoid(opened)
+    store_tile(out, rows_at(out_strides, first, length, ROWS, PLANES), places(channel, out_strides[2]), keep, tile)
+
+
+@triton.jit
+def gate_backward(
+    grad, value, value_bias, logits, logits_bias, value_sums, logits_sums,
+    grad_strides, value_strides, logits_strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """value and logits become their gradients."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(channels, CHANNELS)
+    part = program // blocks
+    channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    if value_bias is not None:
+        shift = load_vector(value_bias, channel, inside)[None, :]
+    if logits_bias is not None:
+        logits_shift = load_vector(logits_bias, channel, inside)[None, :]
+    of_value = tl.zeros([ROWS, CHANNELS], tl.float32)
+    of_logits = tl.zeros([ROWS, CHANNELS], tl.float32)
+    for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
+        row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
+        keep = (row < rows)[:, None] & inside[None, :]
+        value_down, value_across = places(row, value_strides[0]), places(channel, value_strides[1])
+        logits_down, logits_across = places(row, logits_strides[0]), places(channel, logits_strides[1])
+        above = load_tile(grad, places(row, grad_strides[0]), places(channel, grad_strides[1]), keep)
+        tile = load_tile(value, value_down, value_across, keep)
+        opened = load_tile(logits, logits_down, logits_across, keep)
+        if value_bias is not None:
+            tile += shift
+        if logits_bias is not None:
+            opened += logits_shift
+        opened, closed = sigmoids(opened)
+        above *= opened
+        tile *= above * closed
+        store_tile(value, value_down, value_across, keep, above)
+        store_tile(logits, logits_down, logits_across, keep, tile)
+        if value_sums is not None:
+            of_value += above
+        if logits_sums is not None:
+            of_logits += tile
+    place = tl.cast(part, tl.int64) * channels + channel
+    if value_sums is not None:
+        tl.store(value_sums + place, tl.sum(of_value, 0), mask=inside)
+    if logits_sums is not None:
+        tl.store(logits_sums + place, tl.sum(of_logits, 0), mask=inside)
+
+
+@triton.jit
+def relu(hidden, bias, strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """hidden becomes max(hidden + b, 0), a [ROWS, CHANNELS] tile."""
+    program = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(channels, CHANNELS)
+    row = program // blocks * ROWS + tl.arange(0, ROWS)
+    channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    keep = (row < rows)[:, None] & inside[None, :]
+    down, across = places(row, strides[0]), places(channel, strides[1])
+    tile = load_tile(hidden, down, across, keep)
+    if bias is not None:
+        tile += load_vector(bias, channel, inside)[None, :]
+    store_tile(hidden, down, across, keep, tl.where(tile <= 0.0, 0.0, tile))  # NaN stays
+
+
+@triton.jit
+def relu_backward(
+    grad, hidden, sums, grad_strides, hidden_strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """grad becomes 0 where hidden is."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(channels, CHANNELS)
+    part = program // blocks
+    channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    total = tl.zeros([ROWS, CHANNELS], tl.float32)
+    for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
+        row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
+        keep = (row < rows)[:, None] & inside[None, :]
+        down, across = places(row, grad_strides[0]), places(channel, grad_strides[1])
+        made = load_tile(hidden, places(row, hidden_strides[0]), places(channel, hidden_strides[1]), keep)
+        tile = tl.where(made > 0.0, load_tile(grad, down, across, keep), 0.0)
+        store_tile(grad, down, across, keep, tile)
+        if sums is not None:
+            total += tile
+    if sums is not None:
+        tl.store(sums + tl.cast(part, tl.int64) * channels + channel, tl.sum(total, 0), mask=inside)
+
+
+@triton.jit
+def swiglu(joint, bias, out, joint_strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """out = silu(u + b_u) · (v + b_v), a [ROWS, CHANNELS] tile; [u, v] = joint [rows, 2 channels], out is dense."""
+    program = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(channels, CHANNELS)
+    row = program // blocks * ROWS + tl.arange(0, ROWS)
+    channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    keep = (row < rows)[:, None] & inside[None, :]
+    down = places(row, joint_strides[0])
+    u = load_tile(joint, down, places(channel, joint_strides[1]), keep)
+    v = load_tile(joint, down, places(channel + channels, joint_strides[1]), keep)
+    if bias is not None:
+        u += load_vector(bias, channel, inside)[None, :]
+        v += load_vector(bias, channel + channels, inside)[None, :]
+    store_tile(out, places(row, channels), channel, keep, u * tl.sigmoid(u) * v)
+
+
+@triton.jit
+def swiglu_backward(
+    grad, joint, bias, u_sums, v_sums, grad_strides, joint_strides, rows, channels,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """joint becomes its gradient."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(channels, CHANNELS)
+    part = program // blocks
+    channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    left, right = places(channel, joint_strides[1]), places(channel + channels, joint_strides[1])
+    if bias is not None:
+        u_bias = load_vector(bias, channel, inside)[None, :]
+        v_bias = load_vector(bias, channel + channels, inside)[None, :]
+    of_u = tl.zeros([ROWS, CHANNELS], tl.float32)
+    of_v = tl.zeros([ROWS, CHANNELS], tl.float32)
+    for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
+        row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
+        keep = (row < rows)[:, None] & inside[None, :]
+        down = places(row, joint_strides[0])
+        u, v = load_tile(joint, down, left, keep), load_tile(joint, down, right, keep)
+        if bias is not None:
+            u += u_bias
+            v += v_bias
+        above = load_tile(grad, places(row, grad_strides[0]), places(channel, grad_strides[1]), keep)
+        opened, closed = sigmoids(u)
+        above *= opened
+        v *= above * (1.0 + u * closed)
+        above *= u
+        store_tile(joint, down, left, keep, v)
+        store_tile(joint, down, right, keep, above)
+        if u_sums is not None:
+            of_u += v
+            of_v += above
+    if u_sums is not None:
+        place = tl.cast(part, tl.int64) * channels + channel
+        tl.store(u_sums + place, tl.sum(of_u, 0), mask=inside)
+        tl.store(v_sums + place, tl.sum(of_v, 0), mask=inside)

@@ -1,0 +1,100 @@
+"""What every shipped launch of the Triton kernels between matrix products compiles to, on every architecture, without a
+GPU: all inputs given, all sums wanted, as it is hardest on registers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels import aot
+from ds4sci.kernels.launch import Launch
+from ds4sci.kernels.pointwise import triton as host
+from ds4sci.kernels.pointwise import triton_plan as plan
+from ds4sci.kernels.pointwise.triton_configs import LARGEST, LARGEST_COLUMN, WHOLE
+
+KERNELS = (
+    *WHOLE, "glu_columns", "glu_columns_backward", "gate", "gate_backward", "relu", "relu_backward", "swiglu",
+    "swiglu_backward", "column_sums", "add",
+)  # fmt: skip
+WIDTHS = tuple(2**i for i in range(4, 14))
+"""Channels of the kernels whose tiles have all of them; the others have tiles of one width."""
+USUAL = 128
+ROWS = 384 * 384
+
+
+@dataclass(frozen=True)
+class Point:
+    """One kernel with c channels of a dtype, for an architecture."""
+
+    kernel: str
+    arch: str
+    channels: int
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.kernel}-{self.arch}-c{self.channels}-{str(self.dtype).removeprefix('torch.')}"
+
+
+def widths(kernel: str) -> tuple[int, ...]:
+    """Of every shipped config."""
+    if kernel not in WHOLE:
+        return (USUAL,)
+    return tuple(c for c in WIDTHS if c <= (LARGEST_COLUMN if "columns" in kernel else LARGEST))
+
+
+def points(
+    kernels: tuple[str, ...] = KERNELS,
+    archs: tuple[str, ...] = aot.ARCHITECTURES,
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32),
+) -> Iterator[Point]:
+    for kernel in kernels:
+        for arch in archs:
+            for dtype in dtypes[:1] if kernel == "add" else dtypes:
+                for channels in widths(kernel):
+                    yield Point(kernel, arch, channels, dtype)
+
+
+def launches(kernel: str, c: int, dtype: torch.dtype, rows: int = ROWS) -> list[Launch]:
+    """A call's launches; ``add`` comes last of those that make sums."""
+
+    def meta(*size: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    def sums(*size: int) -> Tensor:
+        return meta(*size, dtype=torch.float32)
+
+    bias, mask = meta(c), meta(rows, dtype=torch.bool)
+    tile, wide, columns, wide_columns = meta(rows, c), meta(rows, 2 * c), meta(c, rows), meta(2 * c, rows)
+    moments = sums(rows), sums(rows)
+    calls = {
+        "norm": lambda: plan.norm(tile, bias, bias, 1e-5, tile, *moments),
+        "norm_backward": lambda: plan.norm_backward(tile, tile, *moments, bias, tile, (sums(c), sums(c))),
+        "norm_columns": lambda: plan.norm_columns(columns, bias, bias, 1e-5, tile, *moments),
+        "norm_columns_backward": lambda: plan.norm_columns_backward(
+            tile, columns, *moments, bias, columns, (sums(c), sums(c))
+        ),
+        "glu_columns": lambda: plan.glu_columns(wide_columns, meta(2 * c), mask, columns),
+        "glu_columns_backward": lambda: plan.glu_columns_backward(
+            columns, wide_columns, meta(2 * c), mask, sums(2 * c)
+        ),
+        "gate": lambda: plan.gate(tile, bias, tile, bias, tile),
+        "gate_backward": lambda: plan.gate_backward(tile, tile, bias, tile, bias, sums(c), sums(c)),
+        "relu": lambda: plan.relu(tile, bias),
+        "relu_backward": lambda: plan.relu_backward(tile, tile, sums(c)),
+        "swiglu": lambda: plan.swiglu(wide, meta(2 * c), tile),
+        "swiglu_backward": lambda: plan.swiglu_backward(tile, wide, meta(2 * c), sums(2 * c)),
+        "column_sums": lambda: plan.column_sums(tile, sums(c)),
+    }  # fmt: skip
+    return calls["norm_backward" if kernel == "add" else kernel]()
+
+
+def build(point: Point, rows: int = ROWS) -> aot.Static:
+    """What the point's kernel compiles to."""
+    launch = next(x for x in launches(point.kernel, point.channels, point.dtype, rows) if x.kernel == point.kernel)
+    return aot.build(
+        host.kernels()[launch.kernel], launch.arguments, launch.constants, point.arch,
+        warps=launch.warps, stages=launch.stages,
+    )  # fmt: skip

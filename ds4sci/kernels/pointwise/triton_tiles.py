@@ -1,0 +1,51 @@
+"""What the Triton kernels between matrix products share: tiles in and out, in fp32 whatever the memory holds.
+
+Offsets are 64-bit vectors down and across a tile: no stride is too large.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rows_at(strides, first, length, ROWS: tl.constexpr, PLANES: tl.constexpr):
+    """Where ROWS rows from ``first`` (64-bit) on begin. PLANES: they lie in planes of ``length`` rows each."""
+    inside = tl.arange(0, ROWS)
+    if PLANES:
+        inside += (first % length).to(tl.int32)
+        return (first // length + inside // length) * strides[0] + (inside % length).to(tl.int64) * strides[1]
+    else:
+        return (first + inside) * strides[1]
+
+
+@triton.jit
+def places(index, stride):
+    """Offsets of elements ``stride`` apart."""
+    return index.to(tl.int64) * stride
+
+
+@triton.jit
+def load_tile(x, down, across, keep):
+    """fp32 at every offset down and across that is kept, else 0."""
+    return tl.load(x + (down[:, None] + across[None, :]), mask=keep, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(x, down, across, keep, tile):
+    tl.store(x + (down[:, None] + across[None, :]), tile.to(x.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def load_vector(x, place, keep):
+    """fp32; a mask's True is 1."""
+    return tl.load(x + place, mask=keep, other=0).to(tl.float32)
+
+
+@triton.jit
+def sigmoids(x):
+    """σ(x) and 1 - σ(x), from the exponential of a negative number: no overflow, no difference of near numbers."""
+    small = tl.exp(-tl.abs(x))
+    larger = 1.0 / (1.0 + small)
+    return tl.where(x < 0, small * larger, larger), tl.where(x < 0, larger, small * larger)

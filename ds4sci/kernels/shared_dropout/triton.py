@@ -1,0 +1,82 @@
+"""Shared dropout by a Triton kernel: its own gradient, with the same seed. Importing this module imports no Triton."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels import launch
+from ds4sci.kernels.launch import Launch
+
+SHARED = 8
+"""Places along the shared axis that use a mask once it is made; making it is as much work as reading 8 numbers is."""
+ELEMENTS, WIDTH, WARPS = 2048, 128, 4
+"""Of a tile, and its channels at most; warps of a program."""
+
+
+def why_not(x: Tensor, p: float, axis: int, seed: Tensor, *, starts: tuple[int, int, int] = (0, 0, 0)) -> str | None:
+    return launch.why_not(x.device, x.dtype)
+
+
+def run(launches: Iterable[Launch], device: torch.device) -> None:
+    launch.run(launches, kernels(), device)
+
+
+@functools.cache
+def kernels() -> dict[str, Any]:
+    """The compiled function by name; the first call imports Triton."""
+    from ds4sci.kernels.shared_dropout import triton_drop
+
+    return {"drop": triton_drop.drop}
+
+
+def plan(x: Tensor, seed: Tensor, p: float, axis: int, starts: Sequence[int], out: Tensor) -> list[Launch]:
+    """What ``drop`` launches; tensors on the meta device will do."""
+    if axis == 2:
+        x, out = x.transpose(1, 2), out.transpose(1, 2)
+    b, shared, others, channels = x.shape
+    width = min(WIDTH, max(4, 1 << (channels - 1).bit_length()))
+    rows = ELEMENTS // width
+    kept = (torch.ones((), device="cpu") / (1 - p)).to(x.dtype).item()  # rounded as the reference's mask is
+    arguments = {
+        "x": x, "seed": seed, "out": out, "x_strides": x.stride(), "out_strides": out.stride(),
+        "starts": tuple(starts), "shared": shared, "others": others, "channels": channels,
+        "threshold": round(p * 2**32), "kept": kept,
+    }  # fmt: skip
+    programs = b * -(-shared // SHARED) * -(-others // rows) * -(-channels // width)
+    return [
+        Launch("drop", programs, arguments, {"AXIS": axis, "SHARED": SHARED, "ROWS": rows, "CHANNELS": width}, WARPS, 1)
+    ]
+
+
+@torch.library.custom_op("ds4sci::shared_dropout", mutates_args=())
+def drop(x: Tensor, seed: Tensor, p: float, axis: int, starts: Sequence[int]) -> Tensor:
+    out = torch.empty_like(x)
+    run(plan(x, seed.to(x.device, non_blocking=True), p, axis, starts, out), x.device)
+    return out
+
+
+@drop.register_fake
+def _(x, seed, p, axis, starts):
+    return torch.empty_like(x)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, seed, *ctx.options = inputs
+    ctx.save_for_backward(seed)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.ds4sci.shared_dropout(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+drop.register_autograd(_differentiate, setup_context=_setup)
+
+
+def shared_dropout(x: Tensor, p: float, axis: int, seed: Tensor, *, starts: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
+    out: Tensor = drop(x, seed, p, axis, starts)
+    return out
