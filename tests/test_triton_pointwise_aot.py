@@ -26,11 +26,11 @@ pytestmark = pytest.mark.aot
 
 
 def tier(point: Point) -> list[pytest.MarkDecorator]:
-    """In every run the width that models have, in bf16, for a GPU of NVIDIA and one of AMD; the rest of bf16 before a
-    push, fp32 by night."""
-    if point.dtype != torch.bfloat16:
+    """In every run the width that models have, in bf16, for a GPU of NVIDIA and one of AMD; for the others before a push;
+    other widths and fp32 by night."""
+    if point.dtype != torch.bfloat16 or point.channels != USUAL:
         return [pytest.mark.nightly]
-    return [] if point.channels == USUAL and point.arch in ("sm_90", "gfx942") else [pytest.mark.slow]
+    return [] if point.arch in ("sm_90", "gfx942") else [pytest.mark.slow]
 
 
 @pytest.mark.parametrize("point", [pytest.param(x, id=str(x), marks=tier(x)) for x in points()])
@@ -81,7 +81,7 @@ AWKWARD = {
 @pytest.mark.parametrize(
     ("case", "arch"),
     [
-        pytest.param(case, arch, marks=[] if (case, arch) == ("odd and apart", "sm_90") else [pytest.mark.slow])
+        pytest.param(case, arch, marks=[] if (case, arch) == ("odd and apart", "sm_90") else [pytest.mark.nightly])
         for case in AWKWARD
         for arch in ("sm_90", "gfx942")
     ],
