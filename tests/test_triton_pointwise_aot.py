@@ -26,7 +26,7 @@ pytestmark = pytest.mark.aot
 
 
 def tier(point: Point) -> list[pytest.MarkDecorator]:
-    """In every run the width that models have, in bf16, for a GPU of NVIDIA and one of AMD; for the others before a push;
+    """In every run the width that models have, in bf16, for one GPU of NVIDIA and one of AMD; before a push the others;
     other widths and fp32 by night."""
     if point.dtype != torch.bfloat16 or point.channels != USUAL:
         return [pytest.mark.nightly]
