@@ -212,7 +212,9 @@ def _extrapolate(rows: list[dict[str, Any]], what: str, n: int) -> float:
 def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> Measurement:
     """Measure; the table and every figure go to ``out``."""
     device = torch.device(device_name)
-    config = BlockConfig(c_m=256, c_z=128, **EvoformerConfig().model_dump(exclude={"blocks"}))
+    # without dropout: what is compiled would draw other masks, and could not be compared
+    sizes = EvoformerConfig(dropout_msa=0.0, dropout_pair=0.0).model_dump(exclude={"blocks"})
+    config = BlockConfig(c_m=256, c_z=128, **sizes)
     rates = machine_rates() if device.type == "cpu" else {}
     measured: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []
