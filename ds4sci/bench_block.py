@@ -171,7 +171,9 @@ def growth(config: BlockConfig, device: torch.device, limit_mb: float) -> list[d
                 break
             fits(n)
         mine = list(known.values())
-        expected = mine[-1]["n"] * (limit_mb / mine[-1]["memory_mb"]) ** (1 / slope(mine, "memory_mb"))
+        # as n² at least: the pairs grow so in the end, whatever the last two lengths show
+        power = max(2.0, slope(mine, "memory_mb"))
+        expected = mine[-1]["n"] * (limit_mb / mine[-1]["memory_mb"]) ** (1 / power)
         n = max(STEP, STEP * int(expected / STEP))
         while fits(n):
             n += STEP

@@ -184,7 +184,7 @@ def test_the_outer_product_never_exists_whole() -> None:
     assert peak_in_outputs(lambda: KERNELS["outer_product_mean"](a, a, mask, weight, None)) < 4.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [one.name for one in native.ISAS])
 def test_every_instruction_set_of_this_machine(name: str, tmp_path: Path) -> None:
     isa = next(one for one in native.ISAS if one.name == name)
