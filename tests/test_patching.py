@@ -334,6 +334,7 @@ def test_weights_that_zero_3_has_elsewhere_come_when_they_are_read(tmp_path: Pat
     (tmp_path / "zero3.json").write_text(json.dumps(config), encoding="utf-8")
     environment = {
         **os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         "PYTHONWARNINGS": "error::RuntimeWarning:torch.nn.modules.module",
     }  # fmt: skip

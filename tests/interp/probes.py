@@ -53,28 +53,29 @@ def model(kernel: str, *, rows: int = ROWS, done: int = 0, taken: int = S, float
     """Bytes read and written by argument: the whole traffic between the kernel and its tensors, in half precision.
 
     Keys and values are read once for each tile of queries and queries once for each tile of keys; the bias once for
-    each group of rows.
+    each group of rows. Under a float mask lse is two numbers.
     """
     half, single, mask = 2, 4, 2 if float_mask else 1
     ends = 0 if float_mask else B * S * H * single
     lines, tiles_q, tiles_k, sharing = B * S * H, -(-N // M), -(-KEYS // K), -(-taken // rows)
     query, key, plane = lines * N * D * half, lines * KEYS * D * half, B * H * N * WIDTH * single
+    queries = ("high", "low", "delta") if float_mask else ("high", "delta")
     if kernel == "attend":
         read = {"q": query, "gate": query, "k": key * tiles_q, "v": key * tiles_q, "bias": plane * sharing}
         read |= {"mask": lines * KEYS * tiles_q * mask, "ends": ends * tiles_q}
-        return read, {"out": query, "lse": lines * N * single}
+        return read, {"out": query} | dict.fromkeys(("lse", "rest") if float_mask else ("lse",), lines * N * single)
     if kernel == "prepare":
         read = dict.fromkeys(("out", "grad_out", "gate"), query)
-        read |= dict.fromkeys(("lse", "grad_lse"), lines * N * single)
-        return read, {"given": query, "grad_gate": query} | dict.fromkeys(("high", "delta"), lines * N * single)
+        read |= dict.fromkeys(("lse", "grad_lse", *(("rest",) if float_mask else ())), lines * N * single)
+        return read, {"given": query, "grad_gate": query} | dict.fromkeys(queries, lines * N * single)
     if kernel == "grad_keys":
         read = {"k": key, "v": key, "q": query * tiles_k, "given": query * tiles_k, "bias": plane * sharing}
-        read |= dict.fromkeys(("high", "delta"), lines * N * single * tiles_k)
+        read |= dict.fromkeys(queries, lines * N * single * tiles_k)
         read |= {"mask": lines * KEYS * mask, "ends": ends * tiles_k}
         return read, {"grad_k": key, "grad_v": key} | ({"grad_mask": lines * KEYS * single} if float_mask else {})
     share = taken / S
     read = {"q": query * share, "given": query * share, "k": key * tiles_q * share, "v": key * tiles_q * share}
-    read |= dict.fromkeys(("high", "delta"), lines * N * single * share) | {"bias": plane * sharing}
+    read |= dict.fromkeys(queries, lines * N * single * share) | {"bias": plane * sharing}
     read |= {
         "mask": lines * KEYS * tiles_q * mask * share,
         "ends": ends * tiles_q * share,
