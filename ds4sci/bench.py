@@ -51,10 +51,15 @@ class Measurement:
 
     def save(self, folder: Path = FOLDER) -> Path:
         """Write ``folder/NAME.json``; the path."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write(path, asdict(self))
         return path
+
+
+def write(path: Path, figures: dict[str, Any]) -> None:
+    """A benchmark's JSON, its folder with it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def spread(values: Iterable[float]) -> float:

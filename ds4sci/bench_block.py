@@ -6,7 +6,6 @@ medians; where the time goes, from torch's profiler; how memory and time grow wi
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ds4sci.bench import Measurement, spread, synchronize
+from ds4sci.bench import Measurement, spread, synchronize, write
 from ds4sci.bench_kernels import BOTH, forced, machine_rates, peak_over_inputs
 from ds4sci.kernels import KERNELS
 from ds4sci.kernels.spec import prefer
@@ -253,8 +252,7 @@ def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> M
     }  # fmt: skip
     if not quick:
         everything["plot"] = f"{out.stem}.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(out, everything)
     return measurement
 
 

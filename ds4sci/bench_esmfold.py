@@ -7,7 +7,6 @@ forward with the gradients of everything.
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci import machine
-from ds4sci.bench import Measurement, spread, synchronize
+from ds4sci.bench import Measurement, spread, synchronize, write
 from ds4sci.bench_kernels import LEAST, PATIENCE, peak_over_inputs
 from ds4sci.integrations import patch
 from ds4sci.kernels import peak
@@ -182,7 +181,5 @@ def run(
             f"transformers {machine.describe()['versions']['transformers']}, {torch.get_num_threads()} threads",
         ],
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    everything = asdict(measurement) | {"measured": measured, "quick": quick}
-    out.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(out, asdict(measurement) | {"measured": measured, "quick": quick})
     return measurement

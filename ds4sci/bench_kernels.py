@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import re
 import statistics
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.alternatives import Alternative, Function, alternatives
-from ds4sci.bench import Measurement, peak_bytes, spread, synchronize
+from ds4sci.bench import Measurement, peak_bytes, spread, synchronize, write
 from ds4sci.kernels import KERNELS, native, peak
 from ds4sci.kernels.native import BuildError
 
@@ -325,8 +324,7 @@ def run(device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), 
     everything = asdict(measurement) | {"measured": rows, "rates": rates, "quick": quick}
     if not quick and not cases:
         everything |= {"growth": growth(device), "plot": f"{out.stem}.png"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(out, everything)
     return measurement
 
 

@@ -5,7 +5,6 @@ The reference is readable torch. One process, A B A B, medians; peak memory over
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.bench import Measurement, spread, synchronize
+from ds4sci.bench import Measurement, spread, synchronize, write
 from ds4sci.bench_kernels import BOTH, OURS, forced, machine_rates, peak_over_inputs
 from ds4sci.kernels import KERNELS
 from ds4sci.kernels.gated_self_attention import Weights as AttentionWeights
@@ -218,6 +217,5 @@ def run(op: str, device_name: str, *, quick: bool, out: Path) -> Measurement:
         ],
     )  # fmt: skip
     everything = asdict(measurement) | {"measured": rows, "rates": rates, "quick": quick}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(out, everything)
     return measurement

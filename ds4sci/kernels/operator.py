@@ -22,13 +22,12 @@ def differentiable(
     ``backward(grad, *tensors, *saved, *options, wanted)`` gives a gradient for every tensor, an empty one where
     ``wanted`` is False. ``shape(*tensors, *options)`` gives empty results for the compiler.
     """
-    tensors = sum("Tensor" in str(p.annotation) for p in inspect.signature(forward).parameters.values())
+    signature = inspect.signature(forward)
+    tensors = sum("Tensor" in str(p.annotation) for p in signature.parameters.values())
+    several = str(signature.return_annotation).startswith("tuple")
     operator = torch.library.custom_op(f"ds4sci::{name}", forward, mutates_args=())
     reverse = torch.library.custom_op(f"ds4sci::{name}_backward", backward, mutates_args=())
     operator.register_fake(shape)
-    several = isinstance(inspect.signature(forward).return_annotation, str) and inspect.signature(
-        forward
-    ).return_annotation.startswith("tuple")
 
     @reverse.register_fake
     def _(grad: Tensor, *arguments: Any) -> list[Tensor]:

@@ -33,10 +33,15 @@ def as_rows(x: Tensor, order: Sequence[int]) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
+def from_rows(rows: Tensor, x: Tensor, order: Sequence[int]) -> Tensor:
+    """Dense [rows, c] that lie in this order of x's dimensions, as a view of x's shape: ``as_rows`` back."""
+    places = (*order, x.dim() - 1)
+    return rows.view([x.shape[i] for i in places]).permute([places.index(i) for i in range(x.dim())])
+
+
 def like(x: Tensor, order: Sequence[int]) -> Tensor:
     """An empty dense tensor of x's shape whose rows lie in this order."""
-    places = (*order, x.dim() - 1)
-    return x.new_empty([x.shape[i] for i in places]).permute([places.index(i) for i in range(x.dim())])
+    return from_rows(x.new_empty(x.numel()), x, order)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -22,13 +22,19 @@ TILES = 4
 """q, k, v and gate of one call of attention take so many tiles' budget: its rows share what it makes of the bias."""
 
 
-def _kept(dtype: torch.dtype, implementation: str) -> torch.dtype:
-    """The dtype of the gated output that is saved: fp32 where the implementation can write it.
+def _results(
+    x: Tensor, inner: int, mask: Tensor | None, heads: int, implementation: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Empty: the output, the gated one before its projection, lse and its rest.
 
-    Backward takes ``Σ_d dO · o`` from it. Rounded to 16 bits it would leave an error that is the same for all keys of a
-    query, which their sum, 0 in truth, and with it the pair bias's gradient, does not average out.
+    The gated one is fp32 where the implementation can write it: backward takes ``Σ_d dO · o`` from it. Rounded to 16
+    bits it would leave an error that is the same for all keys of a query, which their sum, 0 in truth, and with it the
+    pair bias's gradient, does not average out.
     """
-    return wide(dtype) if implementation == "native" else dtype
+    b, s, n = x.shape[:3]
+    gated = x.new_empty(b, s, n, inner, dtype=wide(x.dtype) if implementation == "native" else x.dtype)
+    lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
+    return like(x, row_order(x)), gated, lse, rest_like(lse, x.dtype, mask)
 
 
 def _tiles(x: Tensor, width: int) -> list[slice]:
@@ -57,12 +63,10 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, with a gate, of it."""
     norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps)
-    b, s, n, _ = x.shape
+    b, _, n, _ = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
-    out, gated = like(x, row_order(x)), x.new_empty(b, s, n, inner, dtype=_kept(x.dtype, implementation))
-    lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
-    rest = rest_like(lse, x.dtype, mask)
+    out, gated, lse, rest = _results(x, inner, mask, heads, implementation)
     for i in range(b):
         bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
         for tile in _tiles(x, weight_in.shape[0]):
@@ -156,10 +160,7 @@ def backward(
 def shape(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor | None,
           weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
           eps: float, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    b, s, n = x.shape[:3]
-    lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
-    gated = x.new_empty(b, s, n, weight_out.shape[1], dtype=_kept(x.dtype, implementation))
-    return like(x, row_order(x)), gated, lse, rest_like(lse, x.dtype, mask)
+    return _results(x, weight_out.shape[1], mask, heads, implementation)
 
 
 OPERATOR = differentiable("gated_self_attention", forward, backward, shape)

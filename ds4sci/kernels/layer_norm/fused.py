@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, as_rows, finish, like, row_order, wide
+from ds4sci.kernels.tiles import Norm, as_rows, finish, from_rows, like, row_order, wide
 
 
 def forward(
@@ -17,9 +18,7 @@ def forward(
     """y like x; mean and reciprocal deviation of the rows in their order in memory."""
     order = row_order(x)
     y, mean, rstd = BACKENDS[implementation].norm(as_rows(x, order), weight, bias, eps)
-    places = (*order, x.dim() - 1)
-    back = [places.index(i) for i in range(x.dim())]
-    return y.view([x.shape[i] for i in places]).permute(back), mean, rstd
+    return from_rows(y, x, order), mean, rstd
 
 
 def backward(
@@ -36,7 +35,7 @@ def backward(
 
 def shape(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     stats = x.new_empty(x.numel() // x.shape[-1], dtype=wide(x.dtype))
-    return like(x, row_order(x)), stats, stats.clone()
+    return like(x, row_order(x)), stats, torch.empty_like(stats)
 
 
 OPERATOR = differentiable("layer_norm", forward, backward, shape)
