@@ -23,7 +23,7 @@ from ds4sci.kernels.spec import Case, Kernel
 from ds4sci.kernels.tiles import spans
 
 ROOT = Path(__file__).resolve().parent.parent
-FUSED = [k for k in KERNELS.values() if k.name not in ("evoformer_attention", "shared_dropout")]
+FUSED = [k for k in KERNELS.values() if k.name not in ("attention", "evoformer_attention", "shared_dropout")]
 ON_A_CPU = ("native", "tiled")
 
 

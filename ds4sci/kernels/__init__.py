@@ -1,9 +1,10 @@
-"""The operations of the evoformer block as plain functions; needs torch alone.
+"""The operations of the evoformer block, and attention within packed documents, as plain functions; needs torch alone.
 
 Each folder tells one operation's whole story: the public function, the readable reference, its implementations.
 A new operation is a folder and a line in ``KERNELS``.
 """
 
+from ds4sci.kernels import attention as _documents
 from ds4sci.kernels import evoformer_attention as _attention
 from ds4sci.kernels import gated_self_attention as _gated
 from ds4sci.kernels import layer_norm as _layer_norm
@@ -17,9 +18,10 @@ from ds4sci.kernels.spec import Kernel
 
 KERNELS: dict[str, Kernel] = {
     module.KERNEL.name: module.KERNEL
-    for module in (_attention, _gated, _bias, _triangle, _outer, _transition, _layer_norm, _dropout)
+    for module in (_attention, _gated, _bias, _triangle, _outer, _transition, _layer_norm, _dropout, _documents)
 }
 
+attention = _documents.attention
 evoformer_attention = _attention.evoformer_attention
 evoformer_attention_lse = _attention.evoformer_attention_lse
 gated_self_attention = _gated.gated_self_attention
@@ -32,6 +34,7 @@ shared_dropout = _dropout.shared_dropout
 
 __all__ = [
     "KERNELS",
+    "attention",
     "attention_pair_bias",
     "evoformer_attention",
     "evoformer_attention_lse",

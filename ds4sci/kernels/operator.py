@@ -14,11 +14,17 @@ from torch import Tensor
 
 
 def differentiable(
-    name: str, forward: Callable[..., Any], backward: Callable[..., list[Tensor]], shape: Callable[..., Any]
+    name: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., list[Tensor]],
+    shape: Callable[..., Any],
+    *,
+    saves_result: bool = False,
 ) -> Callable[..., Any]:
     """Register ``ds4sci::name`` and ``ds4sci::name_backward`` and return the first.
 
-    ``forward(*tensors, *options)`` gives the result, or a tuple of it and of what backward needs besides the tensors.
+    ``forward(*tensors, *options)`` gives the result, or a tuple of it and of what backward needs besides the tensors;
+    ``saves_result``: the result too, before the others.
     ``backward(grad, *tensors, *saved, *options, wanted)`` gives a gradient for every tensor, an empty one where
     ``wanted`` is False. ``shape(*tensors, *options)`` gives empty results for the compiler.
     """
@@ -39,7 +45,8 @@ def differentiable(
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.options = inputs[tensors:]
-        ctx.save_for_backward(*inputs[:tensors], *(output[1:] if several else ()))
+        results = output if several else (output,)
+        ctx.save_for_backward(*inputs[:tensors], *(results if saves_result else results[1:]))
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:

@@ -1,18 +1,12 @@
 // What the two sides of the C interface share. Plain C types: Python fills these structures through ctypes.
 #pragma once
-#include <cstdint>
+#include "../simd/array.h"
 
 namespace ds4sci {
 
-enum Type : int64_t { FLOAT = 0, BFLOAT16 = 1, HALF = 2, BOOL = 3 };
-
-// A strided array; the last dimension of q, k, v, gate, out and their gradients, of lse and rest has stride 1. No data = absent.
-struct Array {
-  void* data;
-  int64_t type;
-  int64_t stride[4];  // q, k, v, gate, out: b s n h · mask: b s k – · bias: b h q k · lse, rest: b s h q
-};
-
+// The last dimension of q, k, v, gate, out and their gradients, of lse and rest has stride 1. Strides:
+// q, k, v, gate, out: b s n h · mask: b s k – · bias: b h q k · lse, rest: b s h q
+//
 // ds4sci/kernels/evoformer_attention/native.py has the same fields in the same order.
 struct Problem {
   int64_t batch, rows, queries, keys, heads, channels;

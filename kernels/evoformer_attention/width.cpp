@@ -20,7 +20,8 @@
 namespace DS4SCI_ISA {
 #include "../simd/numbers.h"
 #include "../simd/vector.h"
-#include "tile.h"
+#include "../simd/tile.h"
+#include "../simd/words.h"
 #include "pack.h"
 #include "rows.h"
 }  // namespace DS4SCI_ISA

@@ -9,21 +9,15 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import native
+from ds4sci.kernels.arrays import TYPES, Array, array, dense
 from ds4sci.kernels.evoformer_attention.reference import rest_like
 from ds4sci.kernels.spec import constant_to_compiler
 
 NAME = "evoformer_attention"
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 TILE = 32
-"""Queries of a tile: QB of tile.h."""
+"""Queries of a tile: QB of simd/tile.h."""
 LARGEST = 256
 """Channels per head."""
-
-
-class Array(ctypes.Structure):
-    """``ds4sci::Array`` of attention.h."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("type", ctypes.c_int64), ("stride", ctypes.c_int64 * 4)]
 
 
 _SIZES = ("batch", "rows", "queries", "keys", "heads", "channels", "groups", "threads")
@@ -97,18 +91,19 @@ def backward(
     b, s, queries, h, d = q.shape
     keys = k.shape[2]
     problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
-    kept += [_dense(grad_out)]
-    problem.grad_out = _array(kept[-1])
+    kept += [dense(grad_out)]
+    problem.grad_out = array(kept[-1])
     if grad_lse is not None:
         kept += [grad_lse.float().contiguous()]
-        problem.grad_lse = _array(kept[-1])
+        problem.grad_lse = array(kept[-1])
     grads: list[Tensor | None] = [None] * 6
     names = ("grad_q", "grad_k", "grad_v", None, None, "grad_gate")
     for place, (name, like) in enumerate(zip(names, (q, k, v, mask, pair_bias, gate), strict=True)):
         if name and wanted[place] and like is not None:
             given = into[place]
-            grads[place] = torch.empty(like.shape, dtype=like.dtype) if given is None else given
-            setattr(problem, name, _array(grads[place]))
+            grad = torch.empty(like.shape, dtype=like.dtype) if given is None else given
+            setattr(problem, name, array(grad))
+            grads[place] = grad
     problem.groups = _for_threads(problem)
     by_head = partial = None
     if mask is not None and wanted[3]:
@@ -141,21 +136,21 @@ def _problem(
     """The structure, and the tensors it points into: keep them while it is used."""
     b, s, queries, h, d = q.shape
     keys = k.shape[2]
-    q, k, v = _dense(q), _dense(k), _dense(v)
+    q, k, v = dense(q), dense(k), dense(v)
     kept = [q, k, v, out, lse, rest]
     problem = Problem(b, s, queries, keys, h, d, 1, max(1, torch.get_num_threads()), native.team(), scale)
     for name, x in zip(("q", "k", "v", "out", "lse", "rest"), kept, strict=True):
         if x.numel():
-            setattr(problem, name, _array(x))
+            setattr(problem, name, array(x))
     if gate is not None:
-        gate = _dense(gate)
-        problem.gate = _array(gate)
+        gate = dense(gate)
+        problem.gate = array(gate)
         kept.append(gate)
     if mask is not None:
-        problem.mask = _array(mask)
+        problem.mask = array(mask)
         kept.append(mask)
     if pair_bias is not None:
-        problem.bias = _array(pair_bias.expand(b, h, queries, keys))
+        problem.bias = array(pair_bias.expand(b, h, queries, keys))
         kept.append(pair_bias)
     return problem, kept
 
@@ -171,14 +166,3 @@ def _run(problem: Problem, backward: bool) -> None:
     function = getattr(library, f"ds4sci_evoformer_attention_{native.isa().name}")
     if function(ctypes.byref(problem), ctypes.c_int(backward)):
         raise MemoryError("evoformer_attention: no memory for the scratch of one (batch, head)")
-
-
-def _dense(x: Tensor) -> Tensor:
-    """``x`` with stride 1 along the channels."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _array(x: Tensor | None) -> Array:
-    assert x is not None
-    strides = [*x.stride(), 0, 0][:4]
-    return Array(x.data_ptr(), TYPES[x.dtype], (ctypes.c_int64 * 4)(*strides))

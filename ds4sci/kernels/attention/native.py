@@ -1,0 +1,120 @@
+"""Attention within documents by the C++ of ``kernels/attention``: fp32, bf16 and fp16 on a CPU, fp32 inside.
+
+Saved for backward: the inputs, the output, and the logarithm of each softmax's denominator, in fp32 and, for fp32, what
+its rounding left: without that it costs the gradients half a digit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels import native
+from ds4sci.kernels.arrays import Array, array, dense
+from ds4sci.kernels.attention.spans import check_spans
+from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.spec import constant_to_compiler
+
+NAME = "attention"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Packed(ctypes.Structure):
+    """``ds4sci::Packed`` of documents.h: the same fields in the same order."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("tokens", "heads", "key_heads", "channels", "documents")),
+        ("spans", ctypes.c_void_p),
+        ("causal", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("team", ctypes.c_void_p),
+        ("scale", ctypes.c_double),
+        *((name, Array) for name in ("q", "k", "v", "out")),
+        ("lse", ctypes.c_void_p),
+        ("rest", ctypes.c_void_p),
+        *((name, Array) for name in ("grad_out", "grad_q", "grad_k", "grad_v")),
+    ]
+
+
+def why_not(
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None
+) -> str | None:
+    if q.device.type != "cpu":
+        return f"it runs on the CPU, not on {q.device.type}"
+    if q.dtype not in DTYPES:
+        return f"it takes float32, bfloat16 and float16, not {str(q.dtype).removeprefix('torch.')}"
+    return _unavailable()
+
+
+@constant_to_compiler
+def _unavailable() -> str | None:
+    return native.why_not(NAME)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out ``[t, h, d]``; lse ``[h, t]`` and what its rounding left, fp32, the last empty for bf16 and fp16."""
+    check_spans(spans, q.shape[0])
+    made = _results(q, k, v, spans, causal, scale)
+    if int((spans[:, 1] - spans[:, 0]).sum()) < q.shape[0]:  # there is padding, which nobody writes
+        for x in made:
+            x.zero_()
+    _run(q, k, v, spans, made, causal, scale)
+    return made
+
+
+def _results(
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    t, h, _ = q.shape
+    lse = q.new_empty(h, t, dtype=torch.float32)
+    return q.new_empty(q.shape), lse, torch.empty_like(lse) if q.dtype == torch.float32 else lse.new_empty(0)
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, spans: Tensor, out: Tensor, lse: Tensor, rest: Tensor,
+    causal: bool, scale: float, wanted: Sequence[bool],
+) -> list[Tensor]:  # fmt: skip
+    padded = int((spans[:, 1] - spans[:, 0]).sum()) < q.shape[0]
+    make = torch.zeros_like if padded else torch.empty_like
+    grads = {name: make(x) for name, x, want in zip("qkv", (q, k, v), wanted, strict=False) if want}
+    # channels that lie apart, as theirs do, cannot be written to
+    rows = {name: x if dense(x) is x else torch.zeros(x.shape, dtype=x.dtype) for name, x in grads.items()}
+    _run(q, k, v, spans, (out, lse, rest), causal, scale, grad, rows)
+    for name, x in grads.items():
+        if rows[name] is not x:
+            x.copy_(rows[name])
+    return [grads.get(name, grad.new_empty(0)) for name in ("q", "k", "v", "spans")]
+
+
+def _run(
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, results: tuple[Tensor, ...], causal: bool, scale: float,
+    grad: Tensor | None = None, grads: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Forward, or with ``grad`` backward into ``grads``."""
+    (t, h, d), (out, lse, rest) = q.shape, results
+    given = {"q": dense(q), "k": dense(k), "v": dense(v), "out": out}
+    if grad is not None:
+        given["grad_out"] = dense(grad)
+    given |= {f"grad_{name}": x for name, x in (grads or {}).items()}
+    spans = spans.contiguous()
+    problem = Packed(t, h, k.shape[1], d, len(spans), spans.data_ptr(), causal, max(1, torch.get_num_threads()))
+    problem.team, problem.scale, problem.lse = native.team(), scale, lse.data_ptr()
+    problem.rest = rest.data_ptr() if rest.numel() else None
+    for name, x in given.items():
+        setattr(problem, name, array(x, (0, 0, *x.stride()[:2])))
+    function = getattr(native.load(NAME), f"ds4sci_attention_{native.isa().name}")
+    if function(ctypes.byref(problem), ctypes.c_int(grad is not None)):
+        raise MemoryError(f"attention: no memory for the keys and values of a document among {t} tokens")
+
+
+OPERATOR = differentiable("attention", _forward, _backward, _results, saves_result=True)
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
+    out, _, _ = OPERATOR(q, k, v, spans, causal, q.shape[-1] ** -0.5 if scale is None else scale)
+    return out

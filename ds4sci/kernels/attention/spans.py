@@ -1,0 +1,46 @@
+"""Where the documents of a packed row lie: ``spans`` ``[m, 2]`` int64 on the CPU, (start, stop) of each, rising."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_spans(spans: Tensor, tokens: int) -> None:
+    """Raises ValueError, naming the document, unless spans are rising, disjoint and within ``tokens``."""
+    edges = spans.reshape(-1)
+    if not edges.numel() or (edges[0] >= 0 and edges[-1] <= tokens and bool((edges[1:] >= edges[:-1]).all())):
+        return
+    end = 0
+    for i, (start, stop) in enumerate(spans.tolist()):
+        if not end <= start <= stop <= tokens:
+            raise ValueError(
+                f"spans must be rising, disjoint and within the {tokens} tokens of q; document {i} is {start} to "
+                f"{stop} where it may begin at {end}"
+            )
+        end = stop
+    raise AssertionError("one of them was wrong")
+
+
+def documents(spans: Tensor, tokens: int) -> list[tuple[int, int]]:
+    """(start, stop) of every document that has tokens. Raises ValueError as ``check_spans``."""
+    check_spans(spans, tokens)
+    return [(start, stop) for start, stop in spans.tolist() if stop > start]
+
+
+def token_documents(spans: Tensor, tokens: int, device: torch.device) -> Tensor:
+    """``[t]`` int64 on ``device``: each token's document, -1 for padding. Nothing in it depends on a value."""
+    if not spans.shape[0]:
+        return torch.full((tokens,), -1, device=device)
+    places = torch.arange(tokens, device=spans.device)
+    # of equal starts, which empty documents have, the last
+    index = torch.searchsorted(spans[:, 0].contiguous(), places, right=True) - 1
+    inside = (index >= 0) & (places < spans[:, 1][index.clamp(min=0)])
+    return torch.where(inside, index, -1).to(device)
+
+
+def of_no_document(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The output where no token is in a document: 0 like q, and gradients of 0, whatever q, k and v hold."""
+    everything = torch.ones((), dtype=torch.bool, device=q.device)
+    out, keys, values = (x.masked_fill(everything, 0.0) for x in (q, k, v))
+    return out + (keys.sum() + values.sum())
