@@ -1,0 +1,573 @@
+"""The sequence store: what is written comes back, whatever it is packed in; what is wrong is told or counted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import pickle
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ds4sci.data.chains import ChainSet
+from ds4sci.data.sequences import Range, SequenceStore, build, fasta, index, layout, names, runs, stream, write_subset
+
+CHAINS = Path(__file__).parent.parent / "examples" / "fold" / "data" / "chains_train.npz"
+shared_folder = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NO_DETAIL = "ACGTTGCAACGTGCA"
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def letters(store: SequenceStore, record: int, start: int = 0, stop: int | None = None) -> str:
+    return store.residues(record, start, stop).tobytes().decode()
+
+
+def cased(store: SequenceStore, record: int) -> str:
+    """A record as its file had it: small letters where the mask is."""
+    upper = store.residues(record)
+    return np.where(store.soft(record), upper | 32, upper).astype(np.uint8).tobytes().decode()
+
+
+def records_of(store: SequenceStore) -> list[tuple[str, str]]:
+    return [(store.name(i), cased(store, i)) for i in range(len(store))]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def bgzip(data: bytes, block: int = 1000) -> bytes:
+    """As bgzip writes it: gzip members with their size in an extra field, the last one empty."""
+    members = []
+    for at in [*range(0, len(data), block), len(data)]:
+        part = data[at : at + block]
+        packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+        packed = packer.compress(part) + packer.flush()
+        head = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0" + struct.pack("<H", len(packed) + 25)
+        members.append(head + packed + struct.pack("<II", zlib.crc32(part), len(part)))
+    return b"".join(members)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 17 bytes, so that every record, header and line end is cut somewhere."""
+    monkeypatch.setattr(stream.Source.__init__, "__defaults__", (17,))
+
+
+# --- what is written comes back -----------------------------------------------------------------------------------
+
+word = st.text(st.characters(min_codepoint=33, exclude_categories=("Z", "C")), min_size=1, max_size=12)
+residues = st.text("ACDEFGHIKLMNPQRSTVWYXBZJUOacdefghiklmnpqrstvwyx", min_size=1, max_size=70)
+entries = st.lists(st.tuples(word, residues), min_size=1, max_size=8, unique_by=lambda entry: entry[0])
+
+
+@given(entries, st.integers(1, 80), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.integers(1, 40))
+@shared_folder
+def test_any_fasta_comes_back(
+    tmp_path: Path, listed: list[tuple[str, str]], width: int, end: str, last_end: bool, block: int
+) -> None:
+    """Any names and letters, lines of any width, line ends of three systems, blocks of any size."""
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir()
+    text = end.join(
+        line
+        for name, one in listed
+        for line in (f">{name} of it", *(one[a : a + width] for a in range(0, len(one), width)))
+    )
+    path = write(tmp_path / "in.fa", text + end * last_end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream.Source.__init__, "__defaults__", (block,))
+        index([path], tmp_path / "out", alphabet="protein", jobs=1)
+    store = SequenceStore.open(tmp_path / "out")
+    assert records_of(store) == listed
+    assert [store.description(i) for i in range(len(store))] == ["of it"] * len(listed)
+    assert store.lengths.tolist() == [len(one) for _, one in listed]
+    assert [store.find(name) for name, _ in listed] == list(range(len(listed)))
+    assert store.total == sum(len(one) for _, one in listed)
+    for record, (_, one) in enumerate(listed):
+        np.testing.assert_array_equal(store.unknown(record), np.array([letter in "Xx" for letter in one]))
+
+
+@given(st.binary(max_size=300) | st.from_regex(rb"(>?[ -~]{0,9}[\r\n]|@[A-z]*\n[ACGT]*\n\+\n|LOCUS|//|ORIGIN|;){0,20}"))
+@example(b">")
+@example(b"@")
+@example(b"LOCUS")
+@example(b"\x1f\x8b")
+@example(b"\xef\xbb\xbf>a\nAC")
+@example(b";c\n>a\n;c\nAC\n")
+@example(b">a\n" + b"\n" * 50 + b"M*\n" + b"\n" * 50 + b"K")
+@shared_folder
+def test_any_bytes_give_a_store_or_a_value_error(tmp_path: Path, data: bytes) -> None:
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir()
+    path = write(tmp_path / "in.fa", data)
+    strict, told = attempt(path, tmp_path / "strict", "error")
+    loose, _ = attempt(path, tmp_path / "loose", "skip")
+    for store in (strict, loose):
+        if store is not None:
+            store.verify()
+            assert (store.lengths > 0).all()
+    assert (strict is not None) == (loose is not None and not loose.manifest["skipped"])
+    assert (strict is None) == (str(path) in told)
+    if strict is not None and loose is not None:
+        assert records_of(strict) == records_of(loose)
+
+
+def attempt(path: Path, out: Path, bad: Any) -> tuple[SequenceStore | None, str]:
+    """The store, or None and the ValueError's text."""
+    try:
+        index([path], out, bad=bad, jobs=1)
+    except ValueError as error:
+        return (SequenceStore.open(out) if out.exists() else None), str(error)
+    return SequenceStore.open(out), ""
+
+
+def test_packings_give_the_same_bytes(tmp_path: Path) -> None:
+    """Plain, gzip, gzip of several members and bgzip, under whatever name, in blocks of whatever size."""
+    chains = ChainSet.open(CHAINS)
+    plain = "".join(f">{chains.ids[i]} chain {i}\n{chains.sequence(i)}\n" for i in range(40)).encode()
+    packed = {
+        "plain.gz": plain,
+        "gzip.txt": gzip.compress(plain),
+        "members": gzip.compress(plain[:999]) + gzip.compress(plain[999:]) + b"\0" * 512,
+        "bgzip.fa": bgzip(plain),
+    }
+    stores = []
+    for name, data in packed.items():
+        out = tmp_path / f"{name}.store"
+        index([write(tmp_path / name, data)], out, jobs=1)
+        stores.append(content(out))
+        manifest = json.loads(stores[-1].pop("manifest.json"))
+        assert manifest["sources"][0]["sha256"] == layout.fingerprint(tmp_path / name)["sha256"]
+    assert all(store == stores[0] for store in stores)
+    assert stores[0]["residues.bin"].decode() == "".join(chains.sequence(i) for i in range(40))
+
+
+def test_formats_agree(tmp_path: Path) -> None:
+    """FASTA, FASTQ and GenBank of the same sequences; GenBank's small letters are no mask."""
+    one, other = "ACGTN" * 31, "TTGCA" * 7
+    fasta = write(tmp_path / "a", f">X1.2 first of two\n{one}\n>X2 \n{other}\n")
+    wrapped = f"@X1.2 first of two\n{one[:99]}\n{one[99:]}\n+\n{'@' * 99}\n{'+' * 56}\n@X2\n{other}\n+X2\n{'I' * 35}\n"
+    fastq = write(tmp_path / "b", wrapped)
+    origin = "".join(
+        f"{at + 1:9} {' '.join(one[at + k : at + k + 10] for k in range(0, 60, 10)).strip().lower()}\n"
+        for at in range(0, len(one), 60)
+    )
+    genbank = write(
+        tmp_path / "c",
+        f"LOCUS       X1                155 bp    DNA     linear   BCT\nDEFINITION  first of\n            two\n"
+        f"ACCESSION   X1\nVERSION     X1.2\nFEATURES             Location/Qualifiers\n     source          1..155\n"
+        f'                     /note="ORIGIN"\nORIGIN      \n{origin}//\nLOCUS       X2    35 bp\nORIGIN\n'
+        f"        1 {other.lower()}\n//\n",
+    )
+    found = []
+    for path in (fasta, fastq, genbank):
+        index([path], tmp_path / "out", jobs=1)
+        store = SequenceStore.open(tmp_path / "out")
+        found.append([(store.name(i), store.description(i), letters(store, i), store.soft(i).any()) for i in range(2)])
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == ("X1.2", "first of two", one, False)
+
+
+# --- the store ----------------------------------------------------------------------------------------------------
+
+
+def test_stretches_and_masks(tmp_path: Path) -> None:
+    text = "NNacgtnACGT" * 40
+    path = write(tmp_path / "g.fa", f">chr1 x\n{text}\n>chr2\nacg\n>chr3\nNACGu\n")
+    summary = index([path], tmp_path / "out", jobs=1)
+    assert summary.replaced == {"U read as T": 1}
+    store = SequenceStore.open(tmp_path / "out")
+    assert store.alphabet == "dna"
+    small = np.array([letter.islower() for letter in text])
+    unknown = np.array([letter in "Nn" for letter in text])
+    rng = np.random.default_rng(0)
+    for start, stop in [(0, 440), (0, 0), (440, 440), (7, 8), *np.sort(rng.integers(0, 440, (60, 2)), 1).tolist()]:
+        assert letters(store, 0, start, stop) == text[start:stop].upper()
+        np.testing.assert_array_equal(store.soft(0, start, stop), small[start:stop])
+        np.testing.assert_array_equal(store.unknown(0, start, stop), unknown[start:stop])
+    assert store.soft_runs(1).tolist() == [[0, 3]]
+    assert store.unknown_runs(2).tolist() == [[0, 1]]
+    assert letters(store, 2) == "NACGT"
+    assert store.soft(2).tolist() == [False] * 4 + [True]
+    assert store.where(2) == f"{path}: line 5: record 'chr3'"
+    assert not store.residues(0).flags.writeable
+    with pytest.raises(KeyError, match="chr4"):
+        store.find("chr4")
+    with pytest.raises(IndexError, match="3 records"):
+        store.name(3)
+    with pytest.raises(ValueError, match=r"chr2.* 3 residues; 1:5"):
+        store.residues(1, 1, 5)
+    again = pickle.loads(pickle.dumps(store))
+    assert len(pickle.dumps(store)) < 1000
+    assert records_of(again) == records_of(store)
+
+
+def test_names_are_found_among_equal_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a hash that is the same for all, only slower."""
+    monkeypatch.setattr(names, "_mix", lambda value: np.zeros_like(value))
+    path = write(tmp_path / "g.fa", "".join(f">n{i}\nACGT\n" for i in range(20)))
+    index([path], tmp_path / "out", jobs=1)
+    store = SequenceStore.open(tmp_path / "out")
+    assert [store.find(f"n{i}") for i in range(20)] == list(range(20))
+    with pytest.raises(ValueError, match=r"line 3: record 'x'.*line 1"):
+        index([write(tmp_path / "d.fa", ">x\nAC\n>x\nGT\n")], tmp_path / "twice", jobs=1)
+
+
+@given(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=30))
+def test_hashes_depend_on_the_name_alone(listed: list[str]) -> None:
+    blobs = [name.encode("utf-8", "surrogatepass") for name in listed]
+    offsets = np.concatenate([[0], np.cumsum([len(blob) for blob in blobs])])
+    together = names.hashes(np.frombuffer(b"".join(blobs), np.uint8), offsets)
+    alone = [names.hashes(np.frombuffer(blob, np.uint8), np.array([0, len(blob)]))[0] for blob in blobs]
+    assert together.tolist() == alone
+    assert len(set(alone)) == len(set(blobs))
+
+
+@given(st.lists(st.booleans(), max_size=40), st.lists(st.integers(0, 40), max_size=4), st.data())
+def test_runs(values: list[bool], cuts: list[int], data: st.DataObject) -> None:
+    """Found in pieces and joined, they are those of the whole; and back."""
+    whole = np.array(values, bool)
+    bounds = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
+    found = [runs.find(whole[a:b]) + a for a, b in pairwise(bounds)]
+    joined = runs.join([part for part in found if len(part)])
+    np.testing.assert_array_equal(joined, runs.find(whole))
+    start = data.draw(st.integers(0, len(values)))
+    stop = data.draw(st.integers(start, len(values)))
+    np.testing.assert_array_equal(runs.flags(joined, start, stop), whole[start:stop])
+    np.testing.assert_array_equal(runs.within(joined, start, stop), runs.find(whole[start:stop]))
+    np.testing.assert_array_equal(runs.cut(joined, stop), runs.find(whole[:stop]))
+
+
+def test_checksums_and_sizes(tmp_path: Path) -> None:
+    path = write(tmp_path / "g.fa", ">a\nACGT\n>b\nNNNN\n")
+    index([path], tmp_path / "out", jobs=1)
+    store = SequenceStore.open(tmp_path / "out")
+    store.verify()
+    for name in sorted(store.manifest["files"]):
+        file = tmp_path / "out" / name
+        if not file.stat().st_size:
+            continue
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ValueError, match=re.escape(str(file))):
+            SequenceStore.open(tmp_path / "out").verify()
+        file.write_bytes(whole[:-1])
+        with pytest.raises(ValueError, match=re.escape(str(file)) + ".*index the sequences again"):
+            SequenceStore.open(tmp_path / "out")
+        file.unlink()
+        with pytest.raises(ValueError, match="is missing"):
+            SequenceStore.open(tmp_path / "out")
+        file.write_bytes(whole)
+    store.verify()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="no manifest of a sequence store"):
+        SequenceStore.open(tmp_path / "out")
+    with pytest.raises(ValueError, match="ds4sci data index"):
+        SequenceStore.open(tmp_path / "nowhere")
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+GOOD = f">good\n{NO_DETAIL}\n"
+BAD: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
+    # what is wrong: the file, the error, options
+    "inside stop": (">p\nMKV\nMW*LL\n>good\nMKWL\n", r"line 3: record 'p': '\*' at letter 6 is a stop inside", {}),
+    "two stops": (">p\nMKVW**\n>good\nMKWL*\n", r"line 2: record 'p': '\*' at letter 5", {}),
+    "dash": (f">x\nACGT\nAC-T\n{GOOD}", r"line 3: record 'x': '-' at letter 7 is a gap; an alignment", {}),
+    "dot": (f">x\nACGT\n\nA.GT\n{GOOD}", r"line 4: record 'x': '\.' at letter 6 is a gap", {}),
+    "empty record": (f">x\n\n{GOOD}", r"line 1: record 'x': no residues", {}),
+    "empty at the end": (f"{GOOD}>x\n", r"line 3: record 'x': no residues", {}),
+    "only a stop": (">x\n*\n>good\nMKWL\n", r"line 1: record 'x': no residues", {"alphabet": "protein"}),
+    "no name": (f"> \nACGT\n{GOOD}", r"line 1: a header without a name", {}),
+    "duplicate": (f"{GOOD}>x\nAC\n>good\nTT\n", r"line 5: record 'good': the name was used in .*in\.fa, line 1", {}),
+    "early text": (f"ACGT\n{GOOD}", r"line 1: no '>' before 'ACGT'", {}),
+    "protein in dna": (
+        f"{GOOD}>x\nAC\nGE\n", r"line 5: record 'x': 'E' at letter 4 is no base.*protein\?$", {"alphabet": "dna"}
+    ),
+    "protein in guessed dna": (
+        f">good\n{'ACGT' * 16}\n" + f">x\n{'ACGT' * 6}\nacgtq\n",
+        r"line 5: record 'x': 'q' at letter 29 is no base; expected ACGTN.*'dna' as .*in\.fa begins.*alphabet=",
+        {},
+    ),
+    "digit": (f">x\nAC1T\n{GOOD}", r"line 2: record 'x': '1' at letter 3 is no base", {}),
+    "byte": (f">x\nAC\xe9T\n{GOOD}".encode("latin-1"), r"line 2: record 'x': byte 0xE9 at letter 3", {}),
+    "too long": (f">x\n{'ACGT' * 30}\n{GOOD}", r"line 1: record 'x': longer than max_length, 100", {"max_length": 100}),
+    "quality": (
+        f"@x\nACGT\n+\nIII\n@good\n{NO_DETAIL}\n+\n{'@' * 15}\n", r"line 1: record 'x': 4 letters but 3 qualities", {}
+    ),
+    "no quality": (f"@good\n{NO_DETAIL}\n+\n{'@' * 15}\n@x\nACGT\n", r"line 5: record 'x': the file ends before", {}),
+    "text in fastq": (f"@good\n{NO_DETAIL}\n+\n{'@' * 15}\nACGT\n", r"line 5: expected '@'", {}),
+    "no ORIGIN": (
+        f"LOCUS       x    4 bp\nCONTIG      join(Y)\n//\nLOCUS  good\nORIGIN\n  1 {NO_DETAIL}\n//\n",
+        r"line 1: record 'x': no ORIGIN",
+        {},
+    ),
+    "no //": (
+        f"LOCUS       good\nORIGIN\n  1 {NO_DETAIL}\n//\nLOCUS  x\nORIGIN\n  1 acgt\n", r"line 5: record 'x': .*//", {}
+    ),
+    "LOCUS length": (
+        f"LOCUS       x  5 bp\nORIGIN\n  1 acgt\n//\nLOCUS  good\nORIGIN\n  1 {NO_DETAIL}\n//\n",
+        r"line 1: record 'x': LOCUS says 5 letters, ORIGIN has 4",
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("block", [17, 1 << 20])
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_record(what: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error with file, line and record, or with skip all the others and a count with the same words."""
+    monkeypatch.setattr(stream.Source.__init__, "__defaults__", (block,))
+    data, message, options = BAD[what]
+    path = write(tmp_path / "in.fa", data)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
+        index([path], tmp_path / "out", jobs=1, **options)
+    assert not (tmp_path / "out").exists()
+    summary = index([path], tmp_path / "out", jobs=1, bad="skip", **options)
+    store = SequenceStore.open(tmp_path / "out")
+    store.verify()
+    assert "good" in [store.name(i) for i in range(len(store))]
+    assert sum(told["count"] for told in summary.skipped.values()) == 1
+    (told,) = summary.skipped.values()
+    assert re.search(message, told["examples"][0])
+    assert re.search(message, str(summary))
+    kept = records_of(store)
+    assert all(name in ("good", "x") for name, _ in kept)
+    assert kept[[name for name, _ in kept].index("good")][1].upper() in (NO_DETAIL, "MKWL", "ACGT" * 16)
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "0 bytes": (lambda path: path.write_bytes(b""), "0 bytes"),
+    "truncated gz": (lambda path: path.write_bytes(gzip.compress(GOOD.encode() * 99, mtime=0)[:-12]), "truncated"),
+    "damaged gz": (lambda path: path.write_bytes(gzip.compress(GOOD.encode(), mtime=0)[:-8] + b"12345678"), "damaged"),
+    "truncated bgz": (lambda path: path.write_bytes(bgzip(GOOD.encode() * 99)[:-28]), "truncated bgzip"),
+    "gz of nothing": (lambda path: path.write_bytes(gzip.compress(b"")), "no record"),
+    "blank lines": (lambda path: path.write_bytes(b"\n\n"), "no record"),
+    "bzip2": (lambda path: path.write_bytes(b"BZh9123"), "packed with bzip2"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0"), "line 1: .* begins no FASTA"),
+    "missing": (lambda path: None, "no such file"),
+    "folder": (lambda path: path.mkdir(), "a folder"),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_file_that_cannot_be_read(what: str, tmp_path: Path) -> None:
+    """An error that names it; with skip it is left out whole and counted, an error where nothing is left."""
+    make, message = UNREADABLE[what]
+    path, good = tmp_path / "in.gz", write(tmp_path / "good.fa", GOOD)
+    make(path)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
+        index([good, path], tmp_path / "out", jobs=1)
+    summary = index([path, good], tmp_path / "out", jobs=1, bad="skip")
+    assert (summary.records, summary.skipped["unreadable file"]["count"]) == (1, 1)
+    assert index([path, good], tmp_path / "out", jobs=1, bad="skip").unchanged
+    with pytest.raises(ValueError, match="no record is left of 1 files.*" + message):
+        index([path], tmp_path / "nothing", jobs=1, bad="skip")
+
+
+def test_what_is_no_error(tmp_path: Path) -> None:
+    """Comments, blank lines, a byte order mark, a stop at the end, rare letters, names that are Latin-1."""
+    data = b"\xef\xbb\xbf;c\n\n> M\xfcller of K\xf6ln  \r\n\nMK v w\tBZ\n;c\nJUO*\n\n>two;three\nMKWL*\n\n"
+    summary = index([write(tmp_path / "p.fa", data)], tmp_path / "out", jobs=1)
+    store = SequenceStore.open(tmp_path / "out")
+    assert records_of(store) == [("Müller", "MKvwBZJUO"), ("two;three", "MKWL")]
+    assert store.description(0) == "of Köln"
+    assert store.find("Müller") == 0
+    assert store.alphabet == "protein"
+    assert summary.rare == {"B": 1, "J": 1, "O": 1, "U": 1, "Z": 1}
+    assert summary.replaced["stop (*) at the end dropped"] == 2
+    assert "Latin-1" in str(summary)
+    assert "B 1, J 1" in str(summary)
+
+
+def test_names_used_in_two_files(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.fa", ">x\nACGT\n>y\nAC\n")
+    b = write(tmp_path / "b.fa", ">z\nGGGG\n\n>x\nTTTT\n>w\nCC\n")
+    with pytest.raises(ValueError, match=r"b\.fa: line 4: record 'x': the name was used in .*a\.fa, line 1"):
+        index([a, b], tmp_path / "out", jobs=1)
+    summary = index([a, b], tmp_path / "out", jobs=1, bad="skip")
+    store = SequenceStore.open(tmp_path / "out")
+    assert records_of(store) == [("x", "ACGT"), ("y", "AC"), ("z", "GGGG"), ("w", "CC")]
+    assert store.where(3) == f"{b}: line 6: record 'w'"
+    assert summary.skipped["name used before"]["count"] == 1
+
+
+def test_calls_that_make_no_sense(tmp_path: Path) -> None:
+    dna, protein = write(tmp_path / "d.fa", GOOD), write(tmp_path / "p.fa", ">q\nMKWLLPEE\n")
+    with pytest.raises(ValueError, match=r"dna \(.*d\.fa\) and protein \(.*p\.fa\); a store has one alphabet"):
+        index([dna, protein], tmp_path / "out", jobs=1)
+    assert index([dna, protein], tmp_path / "out", alphabet="protein", jobs=1).records == 2
+    for call, message in (
+        (lambda: index([], tmp_path / "x"), "no files"),
+        (lambda: index([dna, dna], tmp_path / "x"), "given twice"),
+        (lambda: index([dna], tmp_path / "x", alphabet="rna"), "alphabet must be one of auto, protein, dna"),  # type: ignore[arg-type]
+        (lambda: index([dna], tmp_path / "x", bad="ignore"), "bad must be one of"),  # type: ignore[arg-type]
+        (lambda: index([dna], tmp_path / "x", max_length=0), "max_length"),
+        (lambda: index([dna], tmp_path), "exists and is no sequence store"),
+        (lambda: index([dna], dna), "exists and is no sequence store"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+# --- building -----------------------------------------------------------------------------------------------------
+
+
+def several(folder: Path, count: int = 5) -> list[Path]:
+    """Files of real chains."""
+    chains = ChainSet.open(CHAINS)
+    paths = []
+    for file in range(count):
+        text = "".join(f">{chains.ids[i]}\n{chains.sequence(i)}\n" for i in range(20 * file, 20 * file + 20))
+        data = text.encode()
+        paths.append(write(folder / f"{file}.fa", gzip.compress(data) if file % 2 else data))
+    return paths
+
+
+def test_jobs_give_the_same_bytes_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    paths = several(tmp_path)
+    calls: list[tuple[int, int]] = []
+    index(paths, tmp_path / "one", jobs=1, progress=lambda done, files: calls.append((done, files)))
+    assert calls == [(i, 5) for i in range(6)]
+    index(paths, tmp_path / "two", jobs=2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert not (tmp_path / "one.work").exists()
+
+    before = (tmp_path / "one" / "manifest.json").stat().st_mtime_ns
+    again = index(paths, tmp_path / "one", jobs=1)
+    assert again.unchanged
+    assert "unchanged" in str(again)
+    assert (tmp_path / "one" / "manifest.json").stat().st_mtime_ns == before
+
+    write(paths[2], ">new\nMKWL\n")
+    changed = index(paths, tmp_path / "one", jobs=1)
+    assert not changed.unchanged
+    assert SequenceStore.open(tmp_path / "one").find("new") == 40
+    assert len(SequenceStore.open(tmp_path / "one")) == 81
+    assert not index(paths, tmp_path / "one", jobs=1, max_length=10_000).unchanged
+
+
+def test_a_copy_of_all_records_is_the_same_store(tmp_path: Path) -> None:
+    """What is made by joining stretches has the bytes of what was written in one go; only the manifests differ."""
+    (path,) = several(tmp_path, 1)
+    index([path], tmp_path / "out", jobs=1)
+    store = SequenceStore.open(tmp_path / "out")
+    write_subset(store, range(len(store)), tmp_path / "copy")
+    one, other = content(tmp_path / "out"), content(tmp_path / "copy")
+    assert one.pop("manifest.json") != other.pop("manifest.json")
+    assert one == other
+
+
+def _die_at_the_third(path: Path, folder: Path, rules: Any) -> None:
+    if path.name == "2.fa":
+        import os
+
+        os._exit(9)  # as a kill does: nothing is tidied up
+    from ds4sci.data.sequences.part import write_part
+
+    write_part(path, folder, rules)
+
+
+def _killed_run(paths: list[Path], out: Path) -> None:
+    build.write_part = _die_at_the_third
+    index(paths, out, jobs=1)
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that were finished are kept if their files still are what they were; the store is that of one run."""
+    paths = several(tmp_path)
+    out = tmp_path / "out"
+    run = multiprocessing.get_context("fork").Process(target=_killed_run, args=(paths, out))
+    run.start()
+    run.join(60)
+    assert run.exitcode == 9
+    assert not out.exists()
+    write(paths[0], ">other\nMKWL\n")  # since then, one file has changed
+    (tmp_path / "out.work" / "0123.partial").mkdir()  # what a kill in the middle of a part leaves
+    read: list[str] = []
+
+    def counted(path: Path, folder: Path, rules: Any) -> None:
+        from ds4sci.data.sequences.part import write_part
+
+        read.append(path.name)
+        write_part(path, folder, rules)
+
+    monkeypatch.setattr(build, "write_part", counted)
+    summary = index(paths, out, jobs=1)
+    assert read == ["0.fa", "2.fa", "3.fa", "4.fa"]
+    assert summary.kept == 1
+    assert "1 of them read by an earlier run" in str(summary)
+    monkeypatch.undo()
+    index(paths, tmp_path / "fresh", jobs=1)
+    assert content(out) == content(tmp_path / "fresh")
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_a_damaged_part_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = several(tmp_path, 2)
+    monkeypatch.setattr(build, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        index(paths, tmp_path / "out", jobs=1)
+    monkeypatch.undo()
+    (part, _) = sorted(path for path in (tmp_path / "out.work").iterdir() if path.is_dir())
+    (part / "residues.bin").write_bytes(b"short")
+    assert index(paths, tmp_path / "out", jobs=1).kept == 1
+    SequenceStore.open(tmp_path / "out").verify()
+
+
+def test_two_runs_into_one_store(tmp_path: Path) -> None:
+    (path,) = several(tmp_path, 1)
+    with build._alone(tmp_path / "out.work", tmp_path / "out"), pytest.raises(ValueError, match="another run"):
+        index([path], tmp_path / "out", jobs=1)
+
+
+def test_a_header_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fasta, "LONGEST_HEADER", 100)
+    with pytest.raises(ValueError, match="line 3: a header of over 100 bytes"):
+        list(fasta.pieces([b">a\nAC\n", *[b">" + b"x" * 30] * 5], "in.fa"))
+
+
+# --- subsets ------------------------------------------------------------------------------------------------------
+
+
+def test_subset(tmp_path: Path) -> None:
+    path = write(tmp_path / "g.fa", ">a one\nACGTNNacgt\n>b two\nGGGgggNNNN\n>c\nTTTT\n>d\nnnAC\n")
+    index([path], tmp_path / "out", jobs=1)
+    store = SequenceStore.open(tmp_path / "out")
+    made = write_subset(store, [3, np.int64(0), 1, Range(2, 0, 4), Range(1, 2, 8)], tmp_path / "some")
+    made.verify()
+    assert records_of(made) == [
+        ("d", "nnAC"), ("a", "ACGTNNacgt"), ("b", "GGGgggNNNN"), ("c", "TTTT"), ("b:3-8", "GgggNN"),
+    ]  # fmt: skip
+    assert made.description(4) == "two"
+    assert made.where(0) == f"{path}: line 7: record 'd'"
+    assert made.unknown(4).tolist() == [False] * 4 + [True] * 2
+    assert made.find("b:3-8") == 4
+    with pytest.raises(ValueError, match="'a' is chosen twice"):
+        write_subset(store, [0, 1, 0], tmp_path / "bad")
+    with pytest.raises(ValueError, match="nothing chosen"):
+        write_subset(store, [], tmp_path / "bad")
+    with pytest.raises(ValueError, match="exists"):
+        write_subset(store, [0], tmp_path / "some")
+    with pytest.raises(IndexError, match="no record 4"):
+        write_subset(store, [4], tmp_path / "bad")
+    with pytest.raises(ValueError, match="no part of it"):
+        write_subset(store, [Range(2, 0, 5)], tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+    assert not index([path], tmp_path / "some", jobs=1).unchanged
