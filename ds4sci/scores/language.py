@@ -36,6 +36,7 @@ class LossSums:
     ) -> LossSums:
         """losses [t] nats of the tokens that were predicted; letters uint8 [t] ASCII of their residues; soft bool [t],
         True = soft-masked; weights [t], default 1. ``ValueError`` for different lengths or a loss that is no number.
+        Tokens of several residues are shared out first: ``np.repeat(losses / length, length)``, with each one's letter.
         """
         losses = np.asarray(losses, np.float64)
         letters = np.asarray(letters)
