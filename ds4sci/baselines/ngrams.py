@@ -117,7 +117,12 @@ def fit(
 
 
 def measure_ngrams(
-    train: Sequence[np.ndarray], test: Sequence[np.ndarray], order: int, *, method: Method = "jelinek_mercer", seed: int = 0
+    train: Sequence[np.ndarray],
+    test: Sequence[np.ndarray],
+    order: int,
+    *,
+    method: Method = "jelinek_mercer",
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Nats per residue of ``test`` for every order after training on ``train`` (uint8 letters), fit for JSON.
 
