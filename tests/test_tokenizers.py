@@ -15,8 +15,8 @@ import pytest
 from Bio.Seq import Seq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import EsmConfig, EsmTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import ByT5Tokenizer, EsmConfig, EsmTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from ds4sci.data.tokenizers import KINDS, build, load, residue_encoder
 from ds4sci.data.tokenizers.codon import amino_acids
@@ -259,6 +259,41 @@ def test_a_tokenizer_in_python_without_offsets(tmp_path: Path) -> None:
     assert encoder.prefix.tolist() == [3]
 
 
+def test_a_tokenizer_that_wants_spaces_gets_a_table() -> None:
+    """As ProtBert: without them it would say one [UNK] of a whole protein."""
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(["[UNK]", *"LAGVX"])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    assert api(fast, "LAG") == [0]
+    encoder = residue_encoder(fast)
+    assert encoder.encode_residues(array("LAGvZ")).tolist() == [*api(fast, "L A G V"), 0] == [1, 2, 3, 4, 0]
+
+
+def test_transformers_own_byte_tokenizer_gets_a_table() -> None:
+    encoder = residue_encoder(ByT5Tokenizer())
+    assert encoder.one_per_residue
+    ids = encoder.encode_residues(array("MKt-"))
+    assert encoder.wrap(ids).tolist() == ByT5Tokenizer()("MKt-")["input_ids"]
+    with pytest.raises(ValueError, match=r"byte 10 .* at position 1 is no token's letter"):
+        Letters(np.where(np.arange(256) == 10, -1, 5).astype(np.int32)).ids(array("A\nA"))
+
+
+def test_a_learnt_vocabulary_is_called() -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    rng = np.random.default_rng(0)
+    proteins = ["".join(rng.choice(list("LAGVSERTIDPKQNFYMHWC"), 200)) for _ in range(50)]
+    tokenizer.train_from_iterator(proteins, trainers.BpeTrainer(vocab_size=60, special_tokens=["[UNK]"]))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    encoder = residue_encoder(fast)
+    assert not encoder.one_per_residue
+    ids = encoder.encode_residues(array(proteins[0]))
+    assert ids.tolist() == api(fast, proteins[0])
+    start, length = encoder.token_spans(array(proteins[0]))
+    words = [proteins[0][a : a + n] for a, n in zip(start, length, strict=True)]
+    assert words == fast.convert_ids_to_tokens(ids.tolist())
+    assert max(map(len, words)) > 1
+
+
 def test_settings_that_do_not_fit_the_vocabulary_are_not_believed() -> None:
     tokenizer = build("codon")
     tokenizer.init_kwargs["ds4sci"]["frame"] = 1
@@ -285,6 +320,9 @@ def test_errors_say_what_is_known(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=says):
             build(kind, **options)
     with pytest.raises(ValueError, match=r"no tokenizer_config\.json"):
+        load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: no JSON"):
         load(tmp_path)
     encoder = residue_encoder_of(BUILT[0][0])
     with pytest.raises(ValueError, match=r"got int64 \[2\]"):
