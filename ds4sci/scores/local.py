@@ -92,8 +92,24 @@ def contact_precision(
     ``residue_index`` (default 0, 1, 2, …). Ties go to the pair first in the sequence. With fewer than L such
     pairs all are taken. NaN when no pair is left.
     """
-    probability, true_cb = np.asarray(probability, dtype=np.float64), np.asarray(true_cb, dtype=np.float64)
-    n = len(true_cb)
+    true_cb = np.asarray(true_cb, dtype=np.float64)
+    row, column = top_pairs(probability, len(true_cb), mask, top, min_separation, residue_index)
+    if not len(row):
+        return float("nan")
+    distance = np.linalg.norm(true_cb[row] - true_cb[column], axis=1)
+    return float((distance < CONTACT_CUTOFF).mean())
+
+
+def top_pairs(
+    probability: np.ndarray,
+    n: int,
+    mask: np.ndarray | None = None,
+    top: str = "L",
+    min_separation: int = 6,
+    residue_index: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns (row < column), best first, of the pairs of n residues that ``contact_precision`` looks at."""
+    probability = np.asarray(probability, dtype=np.float64)
     if probability.shape != (n, n):
         raise ValueError(f"Expected probabilities of shape [{n}, {n}] for {n} residues; got {probability.shape}.")
     parts = {"L": 1, "L/2": 2, "L/5": 5}
@@ -105,9 +121,6 @@ def contact_precision(
     keep = scored[row] & scored[column] & (index[column] - index[row] >= min_separation)
     row, column = row[keep], column[keep]
     count = min(max(int(scored.sum()) // parts[top], 1), len(row))
-    if not count:
-        return float("nan")
     symmetric = (probability[row, column] + probability[column, row]) / 2
     best = np.argsort(-symmetric, kind="stable")[:count]
-    distance = np.linalg.norm(true_cb[row[best]] - true_cb[column[best]], axis=1)
-    return float((distance < CONTACT_CUTOFF).mean())
+    return row[best], column[best]

@@ -1,0 +1,338 @@
+"""Tokenizers: golden ids, the vectorised way equal to the Hugging Face API, saved and loaded by anyone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from Bio.Seq import Seq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import ByT5Tokenizer, EsmConfig, EsmTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+from ds4sci.data.tokenizers import KINDS, build, load, residue_encoder
+from ds4sci.data.tokenizers.codon import amino_acids
+from ds4sci.data.tokenizers.encoder import Called
+from ds4sci.data.tokenizers.schemes import Letters
+
+RECIPES: list[tuple[str, dict[str, Any]]] = [
+    ("esm", {}),
+    ("nucleotide", {"ends": "bos_eos"}),
+    ("byte", {"ends": "eos"}),
+    ("kmer", {"k": 1}),
+    ("kmer", {"k": 3}),
+    ("kmer", {"k": 6, "ends": "bos"}),
+    ("kmer", {"k": 4, "stride": 1, "ends": "bos_eos"}),
+    ("kmer", {"k": 3, "stride": 2}),
+    ("codon", {}),
+    ("codon", {"frame": 1, "genetic_code": 11, "ends": "bos_eos"}),
+    ("codon", {"frame": 2}),
+]
+BUILT = [(build(kind, **options), kind) for kind, options in RECIPES]
+NAMES = ["-".join([kind, *(f"{k}{v}" for k, v in options.items())]) for kind, options in RECIPES]
+each = pytest.mark.parametrize(("tokenizer", "kind"), BUILT, ids=NAMES)
+
+
+def array(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def api(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
+    return tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+def test_golden_ids() -> None:
+    esm = build("esm")
+    order = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
+    assert isinstance(esm, EsmTokenizer)
+    assert [esm.convert_ids_to_tokens(i) for i in range(33)] == order
+    assert len(esm) == 33
+    assert (esm.cls_token_id, esm.pad_token_id, esm.eos_token_id, esm.unk_token_id, esm.mask_token_id) == (
+        0,
+        1,
+        2,
+        3,
+        32,
+    )
+    # facebook/esm2_t6_8M_UR50D says the same of this text.
+    assert esm("MKTAYIAK")["input_ids"] == [0, 20, 15, 11, 5, 19, 12, 5, 15, 2]
+    for name in ("nucleotide", "byte", "kmer", "codon"):
+        tokenizer = build(name)
+        ids = [getattr(tokenizer, f"{t}_token_id") for t in ("pad", "unk", "bos", "eos", "mask")]
+        assert ids == [0, 1, 2, 3, 4]
+    assert api(build("nucleotide"), "ACGTNacgtnURE-") == [5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 8, 9, 1, 1]
+    assert api(build("nucleotide", ends="bos_eos"), "AC<mask>", special=True) == [2, 5, 6, 4, 3]
+    assert api(build("byte"), "Aa\n é") == [70, 102, 15, 37, 200, 174]
+    assert api(build("byte", ends="eos"), "A", special=True) == [70, 3]
+    # AAC = 1, TTT = 63 after ten single tokens; N starts the words afresh, leftovers go base by base.
+    assert api(build("kmer", k=3), "AACTTTGNAACRA") == [11, 73, 7, 9, 11, 9, 5]
+    # Windows of 3 every 2: AAC, CTT, T left over; every window with the N is unknown.
+    assert api(build("kmer", k=3, stride=2), "AACTTT") == [6, 5 + 31]
+    assert api(build("kmer", k=3, stride=1), "AACTN") == [6, 5 + 7, 1]
+    # ATG = 14, TAA = 48, then two letters that are no codon.
+    assert api(build("codon"), "ATGTAANNNAC") == [19, 53, 1]
+    assert api(build("codon", frame=1), "CATGTAA") == [19, 53]
+    assert api(build("codon", frame=2), "CAUGUAAUGA") == [5 + 59, 5 + 3]
+
+
+@each
+@settings(max_examples=25)
+@given(data=st.data())
+def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.DataObject) -> None:
+    encoder = residue_encoder_of(tokenizer)
+    assert not isinstance(encoder.scheme, Called)
+    if kind == "esm":
+        letters = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
+    elif kind == "byte":
+        letters = "".join(map(chr, [*range(128), 228, 8491, 128512]))
+    else:
+        letters = "ACGT" * 12 + "acgtNnUuRYWSKMBDHVrywskmbdhvEx*-. \n\r"
+    text = data.draw(st.text(letters, max_size=120))
+    ids = encoder.encode_residues(array(text))
+    assert ids.dtype == np.int32
+    assert ids.tolist() == api(tokenizer, text)
+    assert encoder.wrap(ids).tolist() == api(tokenizer, text, special=True)
+    start, length = encoder.token_spans(array(text))
+    assert len(start) == len(length) == len(ids)
+    assert encoder.one_per_residue == (len(ids) == len(array(text)) and isinstance(encoder.scheme, Letters))
+    # Each token's letters, taken alone, are that token: the spans are the right ones.
+    names = tokenizer.convert_ids_to_tokens(ids.tolist())
+    if kind in ("nucleotide", "kmer", "codon"):
+        for name, a, n in zip(names, start, length, strict=True):
+            folded = re.sub("[NRYSWKMBDHV]", "N", text[a : a + n].upper().replace("U", "T"))
+            assert name == folded or (name == "<unk>" and re.search("[^ACGT]", folded))
+
+
+_ENCODERS: dict[int, Any] = {}
+
+
+def residue_encoder_of(tokenizer: Any) -> Any:
+    """One for each tokenizer: building it compares thousands of letters."""
+    return _ENCODERS.setdefault(id(tokenizer), residue_encoder(tokenizer))
+
+
+@each
+def test_saved_and_loaded_it_is_the_same(tokenizer: Any, kind: str, tmp_path: Path) -> None:
+    text = "ACGTTGCATGNNACGATCGATTAGC"
+    tokenizer.save_pretrained(tmp_path)
+    for again in (load(tmp_path), load(tmp_path)):
+        assert again.get_vocab() == tokenizer.get_vocab()
+        assert api(again, text, special=True) == api(tokenizer, text, special=True)
+        before, after = residue_encoder_of(tokenizer), residue_encoder(again)
+        assert type(after.scheme) is type(before.scheme)
+        np.testing.assert_array_equal(after.encode_residues(array(text)), before.encode_residues(array(text)))
+        np.testing.assert_array_equal(after.wrap(np.zeros(1, np.int32)), before.wrap(np.zeros(1, np.int32)))
+        assert again.pad_token_id == tokenizer.pad_token_id
+        assert again.mask_token_id == tokenizer.mask_token_id
+        batch = again(["ACGTACGT", "ACGTACGTACGT"], padding=True)
+        assert set(batch) == {"input_ids", "attention_mask"}
+        again.save_pretrained(tmp_path)  # what was loaded can be saved again
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, EsmConfig])
+@pytest.mark.parametrize("index", [1, 4, 6, 8], ids=lambda i: NAMES[i])
+def test_beside_a_model_s_config_it_stays_itself(config: Any, index: int, tmp_path: Path) -> None:
+    """AutoTokenizer looks at config.json first, and Llama and ESM have tokenizers of their own."""
+    config().save_pretrained(tmp_path)
+    tokenizer = BUILT[index][0]
+    tokenizer.save_pretrained(tmp_path)
+    assert api(load(tmp_path), "ACGTTGCATGNN", special=True) == api(tokenizer, "ACGTTGCATGNN", special=True)
+
+
+STRANGER = """
+import json, sys
+sys.modules["ds4sci"] = None  # importing it is an error
+from transformers import AutoTokenizer
+folders, text = json.loads(sys.argv[1]), sys.argv[2]
+print(json.dumps([
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)(text)["input_ids"] for folder, remote in folders
+]))
+"""
+
+
+def test_a_stranger_without_ds4sci_loads_all_of_them(tmp_path: Path) -> None:
+    folders = []
+    for (tokenizer, _), (_, options), name in zip(BUILT, RECIPES, NAMES, strict=True):
+        tokenizer.save_pretrained(tmp_path / name)
+        folders.append((str(tmp_path / name), options.get("stride", options.get("k")) != options.get("k")))
+    text = "ACGTTGCATGNNACGATCGATTAGC"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, json.dumps(folders), text], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [api(tokenizer, text, special=True) for tokenizer, _ in BUILT]
+
+
+@each
+def test_decoding_gives_the_letters_back(tokenizer: Any, kind: str) -> None:
+    text = "ACGTTGCATAACACGATCGATTAGC"
+    decoded = tokenizer.decode(api(tokenizer, text)).replace(" ", "")
+    start, length = residue_encoder_of(tokenizer).token_spans(array(text))
+    assert decoded == text[start[0] : start[-1] + length[-1]]
+    special = tokenizer.decode(api(tokenizer, text, special=True), skip_special_tokens=True).replace(" ", "")
+    assert special == decoded
+
+
+def test_small_letters_are_read_as_capitals() -> None:
+    for tokenizer, kind in BUILT:
+        encoder = residue_encoder_of(tokenizer)
+        if kind == "byte":
+            assert encoder.encode_residues(array("aA")).tolist() == [102, 70]
+        else:
+            np.testing.assert_array_equal(
+                encoder.encode_residues(array("acgttgcanac")), encoder.encode_residues(array("ACGTTGCANAC"))
+            )
+    assert residue_encoder_of(BUILT[0][0]).encode_residues(array("j*L")).tolist() == [3, 3, 4]
+
+
+@pytest.mark.parametrize("code", [1, 2, 11, 25])
+def test_codons_mean_what_the_genetic_code_says(code: int) -> None:
+    tokenizer = build("codon", genetic_code=code)
+    letters = amino_acids(tokenizer)
+    assert len(letters) == len(tokenizer)
+    gene = "".join(np.random.default_rng(0).choice(list("ACGT"), 3000))
+    ids = residue_encoder(tokenizer).encode_residues(array(gene))
+    assert letters[ids].tobytes().decode() == str(Seq(gene).translate(table=code))
+    assert not letters[:5].any()
+    with pytest.raises(ValueError, match="kind 'codon'"):
+        amino_acids(build("nucleotide"))
+
+
+def test_codons_after_saving_still_know_their_code(tmp_path: Path) -> None:
+    build("codon", genetic_code=2).save_pretrained(tmp_path)
+    tokenizer = load(tmp_path)
+    assert chr(amino_acids(tokenizer)[api(tokenizer, "TGA")[0]]) == "W"
+    assert chr(amino_acids(build("codon"))[api(tokenizer, "TGA")[0]]) == "*"
+
+
+def foreign(vocabulary: list[str], pattern: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that ds4sci has no settings of, as a hub model's own."""
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+def test_a_foreign_tokenizer_of_letters_gets_a_table() -> None:
+    tokenizer = foreign(["[UNK]", *"TGCANXYZ"], ".")
+    encoder = residue_encoder(tokenizer)
+    assert isinstance(encoder.scheme, Letters)
+    assert encoder.encode_residues(array("ACGTx?")).tolist() == [4, 3, 2, 1, 6, 0]
+    assert not len(encoder.prefix) + len(encoder.suffix)
+
+
+def test_a_foreign_tokenizer_of_words_is_called() -> None:
+    """Single letters have tokens, but not where a word fits: the table would be wrong, and is not taken."""
+    tokenizer = foreign(["[UNK]", *"ACGT", "ACG"], "ACG|.")
+    encoder = residue_encoder(tokenizer)
+    assert isinstance(encoder.scheme, Called)
+    text = "TACGACCACGA"
+    assert encoder.encode_residues(array(text)).tolist() == api(tokenizer, text) == [4, 5, 1, 2, 2, 5, 1]
+    start, length = encoder.token_spans(array(text))
+    assert start.tolist() == [0, 1, 4, 5, 6, 7, 10]
+    assert length.tolist() == [1, 3, 1, 1, 1, 3, 1]
+    with pytest.raises(ValueError, match="byte 200 at position 1"):
+        encoder.encode_residues(np.array([65, 200], np.uint8))
+
+
+def test_a_tokenizer_in_python_without_offsets(tmp_path: Path) -> None:
+    """The Nucleotide Transformer's own: EsmTokenizer over words of bases."""
+    file = tmp_path / "vocab.txt"
+    file.write_text("\n".join(["<unk>", "<pad>", "<mask>", "<cls>", "<eos>", "<bos>", "ACG", "CGT", *"ATCGN"]))
+    tokenizer = EsmTokenizer(str(file), eos_token=None)
+    encoder = residue_encoder(tokenizer)
+    assert isinstance(encoder.scheme, Called)
+    assert encoder.encode_residues(array("ACGTNCGT")).tolist() == api(tokenizer, "ACGTNCGT") == [6, 9, 12, 7]
+    start, length = encoder.token_spans(array("ACGTNCGT"))
+    assert length.tolist() == [3, 1, 1, 3]
+    assert start.tolist() == [0, 3, 4, 5]
+    with pytest.raises(ValueError, match="do not spell the sequence"):
+        encoder.token_spans(array("ACG?T T"))
+    assert encoder.prefix.tolist() == [3]
+
+
+def test_a_tokenizer_that_wants_spaces_gets_a_table() -> None:
+    """As ProtBert: without them it would say one [UNK] of a whole protein."""
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(["[UNK]", *"LAGVX"])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    assert api(fast, "LAG") == [0]
+    encoder = residue_encoder(fast)
+    assert encoder.encode_residues(array("LAGvZ")).tolist() == [*api(fast, "L A G V"), 0] == [1, 2, 3, 4, 0]
+
+
+def test_transformers_own_byte_tokenizer_gets_a_table() -> None:
+    encoder = residue_encoder(ByT5Tokenizer())
+    assert encoder.one_per_residue
+    ids = encoder.encode_residues(array("MKt-"))
+    assert encoder.wrap(ids).tolist() == ByT5Tokenizer()("MKt-")["input_ids"]
+    with pytest.raises(ValueError, match=r"byte 10 .* at position 1 is no token's letter"):
+        Letters(np.where(np.arange(256) == 10, -1, 5).astype(np.int32)).ids(array("A\nA"))
+
+
+def test_a_learnt_vocabulary_is_called() -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    rng = np.random.default_rng(0)
+    proteins = ["".join(rng.choice(list("LAGVSERTIDPKQNFYMHWC"), 200)) for _ in range(50)]
+    tokenizer.train_from_iterator(proteins, trainers.BpeTrainer(vocab_size=60, special_tokens=["[UNK]"]))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    encoder = residue_encoder(fast)
+    assert not encoder.one_per_residue
+    ids = encoder.encode_residues(array(proteins[0]))
+    assert ids.tolist() == api(fast, proteins[0])
+    start, length = encoder.token_spans(array(proteins[0]))
+    words = [proteins[0][a : a + n] for a, n in zip(start, length, strict=True)]
+    assert words == fast.convert_ids_to_tokens(ids.tolist())
+    assert max(map(len, words)) > 1
+
+
+def test_settings_that_do_not_fit_the_vocabulary_are_not_believed() -> None:
+    tokenizer = build("codon")
+    tokenizer.init_kwargs["ds4sci"]["frame"] = 1
+    encoder = residue_encoder(tokenizer)
+    assert isinstance(encoder.scheme, Called)
+    assert encoder.encode_residues(array("ATGTAA")).tolist() == [19, 53]
+
+
+def test_errors_say_what_is_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"'bpe'; known: {', '.join(KINDS)}"):
+        build("bpe")
+    with pytest.raises(ValueError, match="no option 'window'; it has k, stride, ends"):
+        build("kmer", window=3)
+    with pytest.raises(ValueError, match="no option 'k'; it has none"):
+        build("esm", k=3)
+    for kind, options, says in [
+        ("kmer", {"k": 9}, "expected 1 to 8"),
+        ("kmer", {"k": 3, "stride": 4}, "leave bases out"),
+        ("codon", {"frame": 3}, "expected 0, 1 or 2"),
+        ("codon", {"genetic_code": 7}, "NCBI has no such table"),
+        ("nucleotide", {"ends": "both"}, "expected one of none, bos, eos, bos_eos"),
+        ("kmer", {"k": 3, "stride": 1, "ends": "x"}, "expected one of none"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            build(kind, **options)
+    with pytest.raises(ValueError, match=r"no tokenizer_config\.json"):
+        load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: no JSON"):
+        load(tmp_path)
+    encoder = residue_encoder_of(BUILT[0][0])
+    with pytest.raises(ValueError, match=r"got int64 \[2\]"):
+        encoder.encode_residues(np.zeros(2, np.int64))
+
+
+def test_a_dotted_kind_is_imported_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "tokens.py").write_text(
+        "from ds4sci.data.tokenizers import build as ours\ndef build(k):\n    return ours('kmer', k=k)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert api(build("my_lab.tokens", k=2), "TT") == [25]
