@@ -2,8 +2,8 @@
 
 One owner per fact. The DeepSpeed JSON that the TOML names owns batch size, accumulation, precision, clipping,
 optimizer, schedule, ZeRO, offload and monitor, and reaches ``deepspeed.initialize`` byte for byte. The TOML owns the
-rest: ``seed``, ``[task]``, ``[train]``, ``[kernels]``, and the sections that belong to the task (its module's
-``Config``: for the fold task ``[model]``, ``[data]`` and ``[loss]``).
+rest: ``seed``, ``[task]``, ``[train]``, ``[parallel]``, ``[kernels]``, and the sections that belong to the task (its
+module's ``Config``: for the fold task ``[model]``, ``[data]`` and ``[loss]``).
 """
 
 from __future__ import annotations
@@ -58,6 +58,15 @@ class TrainConfig(BaseModel):
     """Folder of this run inside ``output``; without it the run file's name and the time."""
 
 
+class ParallelConfig(BaseModel):
+    """``[parallel]``: how many ranks work on one example."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sequence: int = Field(default=1, ge=1)
+    """Ranks that share each row of tokens (Ulysses); the number of ranks must be a multiple."""
+
+
 class _Owned(BaseModel):
     """The top-level keys that every run file has; the task owns the others."""
 
@@ -67,6 +76,7 @@ class _Owned(BaseModel):
     seed: int = Field(default=0, ge=0)
     task: TaskConfig
     train: TrainConfig
+    parallel: ParallelConfig = ParallelConfig()
     kernels: dict[str, str] = {}
 
 
@@ -79,6 +89,7 @@ class RunConfig:
     seed       of weights, data order, dropout
     task       ``[task]``
     train      ``[train]``
+    parallel   ``[parallel]``
     kernels    ``[kernels]``: op name → implementation name
     settings   the task module's ``Config``, with the task's own sections as attributes
     """
@@ -88,6 +99,7 @@ class RunConfig:
     seed: int
     task: TaskConfig
     train: TrainConfig
+    parallel: ParallelConfig
     kernels: dict[str, str]
     settings: BaseModel
 
@@ -122,7 +134,7 @@ class RunConfig:
         owned = source.validate(_Owned, own)
         settings = source.validate(settings_type, rest)
         json_file = find(Path(owned.deepspeed), near=file, what="DeepSpeed JSON", option="deepspeed")
-        config = cls(file, json_file, owned.seed, owned.task, owned.train, owned.kernels, settings)
+        config = cls(file, json_file, owned.seed, owned.task, owned.train, owned.parallel, owned.kernels, settings)
         config.deepspeed_config()
         return config
 
@@ -138,6 +150,7 @@ class RunConfig:
             "seed": self.seed,
             "task": self.task.model_dump(mode="json"),
             "train": train,
+            "parallel": self.parallel.model_dump(mode="json"),
             "kernels": dict(self.kernels),
             **self.settings.model_dump(mode="json", exclude_none=True),
         }
@@ -169,7 +182,7 @@ def import_task(name: str) -> ModuleType:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
         folder = Path(__file__).parent / "tasks"
-        known = sorted(f.stem for f in folder.glob("*.py") if f.stem != "__init__")
+        known = sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_"))
         raise ValueError(
             f"task.name = {name!r}: there is no module {module_name}; "
             f"tasks here: {', '.join(known) or 'none'}; a task of your own is a dotted module name, "

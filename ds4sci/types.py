@@ -132,12 +132,68 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``: the only host-to-device crossing of the data."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if hasattr(value, "to"):
-                moved[field.name] = value.to(device, non_blocking=True)
-        return replace(self, **moved)
+        return _moved(self, device)
+
+
+def _moved(batch: Any, device: torch.device | str, stay: tuple[str, ...] = ()) -> Any:
+    """``batch`` with its tensors on ``device``, but for those that ``stay``."""
+    moved: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if hasattr(value, "to") and field.name not in stay:
+            moved[field.name] = value.to(device, non_blocking=True)
+    return replace(batch, **moved)
+
+
+@dataclass(frozen=True)
+class LanguageBatch:
+    """b rows of n tokens, each row one document or several packed side by side; the padding is in no document.
+
+    input_ids     int64 [b, n]
+    labels        int64 [b, n], the token to be predicted here; -100 = nothing is. Shifted already for causal models
+    weights       float32 [b, n], of each token's loss
+    position_ids  int64 [b, n], from 0 in every document
+    spans         int64 [m, 2], first token and the one after the last of each document, in the rows laid end to end;
+                  always on the CPU
+    marked        bool [b, n], True = soft-masked (lower case) in the file
+    ids           names of the documents: RECORD:FIRST-LAST, 1-based residues
+    tokens        real tokens, special ones included
+    step          optimizer step that this batch belongs to
+    rope_factor   positions are divided by this (linear position interpolation)
+    """
+
+    ids: tuple[str, ...]
+    input_ids: Tensor
+    labels: Tensor
+    weights: Tensor
+    position_ids: Tensor
+    spans: Tensor
+    marked: Tensor
+    tokens: int
+    step: int = 0
+    rope_factor: float = 1.0
+
+    def to(self, device: torch.device | str) -> LanguageBatch:
+        """The same batch on ``device``; ``spans`` stay on the CPU, where kernels plan by them."""
+        return _moved(self, device, stay=("spans",))
+
+
+@dataclass(frozen=True)
+class LanguageOutput:
+    """What a language model says of this rank's part of the rows: s = n, or n / P under sequence parallelism.
+
+    losses   fp32 [b, s], nats of each label, 0 where there is none
+    right    bool [b, s], True = the label is what the model finds likeliest
+    labels   int64 [b, s]
+    weights  float32 [b, s]
+    marked   bool [b, s]
+    """
+
+    losses: Tensor
+    right: Tensor
+    labels: Tensor
+    weights: Tensor
+    marked: Tensor
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"types"},
     "scores": FOUNDATION,
     "data": FOUNDATION | {"machine"},
-    "losses": FOUNDATION | {"geometry"},
+    "losses": FOUNDATION | {"geometry", "parallel"},
     "parallel": {"types"},
     "nn": NN,
     "models": NN | {"nn"},
@@ -48,9 +48,11 @@ TOP = {
     "__main__",
     "alternatives",
     "bench",
+    "bench_attention",
     "bench_block",
     "bench_esmfold",
     "bench_kernels",
+    "bench_lm",
     "bench_operations",
     "bench_plot",
     "cli",
@@ -62,7 +64,7 @@ TOP = {
 """The command line and what only it calls: may use everything, and nothing below may use it."""
 
 NO_TORCH = ("config", "deepspeed_json", "types.py", "residues.py", "data/sources/", "data/features", "scores/")
-KERNEL_REQUIREMENTS = {"torch", "triton"}
+KERNEL_REQUIREMENTS = {"torch", "triton", "flash_attn"}  # the last two inside functions, where they are installed
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import count, pairwise
+from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ds4sci.data.batch import collate
 from ds4sci.data.features import FeatureConfig, featurize
 from ds4sci.types import Batch, Record
+
+B = TypeVar("B")
 
 _EPOCH, _STEP, _SAMPLE = range(3)
 """Which family a generator is of: two families never share a stream."""
@@ -145,12 +148,13 @@ def batches(
     places = ((step, accumulation) for step in count(start_step) for accumulation in range(accumulation_steps))
     if workers == 0:
         return (make(*place) for place in places)
-    return _ahead(make, places, workers)
+    return ahead(make, places, workers)
 
 
-def _ahead(make: Callable[[int, int], Batch], places: Iterator[tuple[int, int]], workers: int) -> Iterator[Batch]:
+def ahead(make: Callable[[int, int], B], places: Iterator[tuple[int, int]], workers: int) -> Iterator[B]:
+    """What ``make`` gives for each place, made by ``workers`` threads ahead of its use."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ds4sci-loader")
-    waiting: deque[Future[Batch]] = deque(pool.submit(make, *next(places)) for _ in range(2 * workers))
+    waiting: deque[Future[B]] = deque(pool.submit(make, *next(places)) for _ in range(2 * workers))
     try:
         while True:
             batch = waiting.popleft().result()

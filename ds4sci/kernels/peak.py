@@ -38,6 +38,26 @@ def fma_rate(threads: int, dtype: torch.dtype = torch.float32, seconds: float = 
     return max(threads * steps * per_step / run(steps) for _ in range(3))
 
 
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that ``device`` reaches at most: on the CPU multiply-adds on torch's threads, else a large matrix product.
+
+    None on a CPU without a compiler."""
+    if device.type == "cpu":
+        try:
+            return fma_rate(torch.get_num_threads(), dtype)
+        except native.BuildError:
+            return None
+    a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        a @ b
+        torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * 8192**3 / best
+
+
 def gemm_rate(dtype: torch.dtype, largest: int = 1024) -> float:
     """FLOP/s of torch's square matrix product, the best of five; as large as ``largest``, or as a second allows."""
     size, best = 128, 0.0

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ds4sci.config import RunConfig
+from ds4sci.config import RunConfig, import_task
 from ds4sci.train import randomness
 from ds4sci.train.build import build_task
 from ds4sci.train.durable import Writer, fingerprint, free_space, replace_text, sync_folder
@@ -264,6 +264,9 @@ def load_run(run: Path | str, *, which: str = "best", overrides: Sequence[str] =
     """
     folder = chosen(Path(run), which)
     config = RunConfig.load(folder / "config.json", list(overrides))
+    kept_by = getattr(import_task(config.task.name), "kept_by", None)
+    if kept_by is not None:
+        config = RunConfig.load(folder / "config.json", [*kept_by(Path(run).resolve()), *overrides])
     task = build_task(config)
     load_weights(task.model, folder / "model.safetensors")
     task.model.eval()

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from ds4sci import deepspeed_json
 from ds4sci.train import jit
+from ds4sci.train.gradient_scale import gradient_scale
 from ds4sci.train.ranks import Ranks, connect
 
 if TYPE_CHECKING:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
 
-def join(config: dict[str, Any]) -> Ranks:
-    """Build what DeepSpeed would build at first use, then connect the ranks."""
+def join(config: dict[str, Any], sequence: int = 1) -> Ranks:
+    """Build what DeepSpeed would build at first use, then connect the ranks, ``sequence`` of them to a row."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -39,7 +40,7 @@ def join(config: dict[str, Any]) -> Ranks:
         device = torch.device(accelerator.device_name(local_rank))
     with jit.quiet():
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
-    return connect(device)
+    return connect(device, sequence)
 
 
 def gather_whole(model: nn.Module) -> None:
@@ -67,7 +68,7 @@ class Engine:
         import deepspeed
 
         config = deepspeed_json.read(json_file)
-        deepspeed_json.batch_sizes(config, ranks.world_size, json_file)
+        deepspeed_json.batch_sizes(config, ranks.sequence.data_size, json_file)
         if deepspeed_json.zero_stage(config) == 3 and getattr(model, "trains_in_parts", False):
             raise ValueError(
                 f"{json_file}: ZeRO stage 3 cannot train a model that calls only part of its modules in some steps "
@@ -79,17 +80,19 @@ class Engine:
         try:
             with jit.quiet():
                 engine, _, _, _ = deepspeed.initialize(
-                    model=model, model_parameters=parameters, config=str(json_file), dist_init_required=False
-                )
+                    model=model, model_parameters=parameters, config=str(json_file), dist_init_required=False,
+                    mpu=ranks.sequence.mpu,
+                )  # fmt: skip
         except (AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) or type(error).__name__
             raise ValueError(f"{json_file}: DeepSpeed refuses this configuration: {reason}") from error
         self.deepspeed: DeepSpeedEngine = engine
+        self._correction = 1.0 if ranks.sequence.size == 1 else 1.0 / gradient_scale(config, ranks)
         self.ranks = ranks
-        self.batch = (
-            engine.train_batch_size(),
-            engine.train_micro_batch_size_per_gpu(),
-            engine.gradient_accumulation_steps(),
+        self.batch = (  # floats, where DeepSpeed divides by the ranks that share rows
+            int(engine.train_batch_size()),
+            int(engine.train_micro_batch_size_per_gpu()),
+            int(engine.gradient_accumulation_steps()),
         )
         self.zero_stage = int(engine.zero_optimization_stage())
         # Every wrapper of DeepSpeed (ZeRO 1–3, bf16, fp16) refuses a step whose global gradient norm is not finite.
@@ -118,6 +121,8 @@ class Engine:
         ranks, whose optimizers then refuse the step alike, as they do after an overflow in fp16.
         """
         finite = bool(torch.isfinite(loss.detach()))
+        if self._correction != 1.0:
+            loss = loss * self._correction
         self.deepspeed.backward(loss if finite else loss * float("nan"))
         return finite
 

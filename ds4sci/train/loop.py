@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from ds4sci.config import RunConfig
+from ds4sci.kernels.peak import peak_rate
 from ds4sci.tasks import Task
 from ds4sci.train import checkpoint, durable, randomness
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine
-from ds4sci.train.metrics import MetricsFile, Sums, memory_mb, plain
+from ds4sci.train.metrics import MetricsFile, Sums, Work, memory_mb, plain
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
 
@@ -69,10 +70,11 @@ class Loop:
     summary: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ranks = self.engine.ranks
+        self.ranks, self.group = self.engine.ranks, self.engine.ranks.sequence
         self.metrics = MetricsFile(self.run / "metrics.jsonl")
         self._began = time.monotonic() - self.state.seconds
         self._lap = (time.monotonic(), time.process_time(), self.state.step)
+        self._work = Work()
 
     def restore(self, folder: Path) -> None:
         """Take up the run at the checkpoint ``folder``; what the run wrote after it is dropped."""
@@ -96,7 +98,7 @@ class Loop:
             self._evaluate()
         _, micro, accumulation = self.engine.batch
         batches = _first_unseen(self.task.batches(
-            start_step=self.state.step, rank=self.ranks.rank, world_size=self.ranks.world_size,
+            start_step=self.state.step, rank=self.group.data_rank, world_size=self.group.data_size,
             micro_batch_size=micro, accumulation_steps=accumulation,
         ), self.ranks.device)  # fmt: skip
         self.engine.module.train()
@@ -137,6 +139,8 @@ class Loop:
                 raise RuntimeError(f"the task gave a batch of step {batch.step} at step {step}; see Task.batches")
             on_device = batch.to(self.ranks.device)
             loss, terms = self.task.loss(engine.deepspeed(on_device), on_device)
+            if hasattr(self.task, "work"):
+                self._work.add(*self.task.work(batch))
             values = _values(loss, terms)
             finite = engine.backward(loss)
             seen.append({"ids": list(batch.ids), "finite": finite} | values)
@@ -177,22 +181,26 @@ class Loop:
         now, cpu, step = time.monotonic(), time.process_time(), self.state.step
         began, cpu_began, step_began = self._lap
         self._lap = (now, cpu, step)
-        parts = self.ranks.gather((self.sums, cpu - cpu_began, memory_mb(self.ranks.device)))
+        if self._work.tokens and self._work.peak is None:
+            dtype = torch.bfloat16 if self.engine.deepspeed.bfloat16_enabled() else torch.float32
+            self._work.peak = peak_rate(self.ranks.device, dtype)
+        parts = self.ranks.gather((self.sums, cpu - cpu_began, memory_mb(self.ranks.device), self._work.taken()))
         self.sums = Sums()
         means = Sums.mean([part[0] for part in parts])
         loss = means.pop("loss", float("nan"))
         speed = self.engine.batch[0] * (step - step_began) / max(now - began, 1e-9)
         memory = max(part[2] for part in parts)
+        rates = Work.rates([part[3] for part in parts], max(now - began, 1e-9))
         norm = self.engine.grad_norm
         if self.ranks.is_main:
             self.metrics.write(
                 "train", step, progress=step / self.config.train.steps, loss=loss, loss_terms=means, lr=self._rate,
                 grad_norm=norm, samples_per_second=speed, seconds=now - self._began,
-                cpu_seconds=sum(part[1] for part in parts), memory_mb=memory,
+                cpu_seconds=sum(part[1] for part in parts), memory_mb=memory, **rates,
             )  # fmt: skip
         values = {"loss": loss} | means
-        self.progress.losses(values, samples_per_second=speed, memory_mb=memory)
-        scalars = {f"Train/{k}": v for k, v in values.items()} | {
+        self.progress.losses(values, samples_per_second=speed, memory_mb=memory, rates=rates)
+        scalars = {f"Train/{k}": v for k, v in (values | rates).items()} | {
             "Train/lr": self._rate,
             "Train/samples_per_second": speed,
         }
@@ -220,14 +228,15 @@ class Loop:
         try:
             with torch.no_grad(), self.ema.swapped(), randomness.undisturbed(self.ranks.device):
                 rows = self.task.evaluate(
-                    self.engine.deepspeed, rank=self.ranks.rank, world_size=self.ranks.world_size,
+                    self.engine.deepspeed, rank=self.group.data_rank, world_size=self.group.data_size,
                     device=self.ranks.device,
                 )  # fmt: skip
         finally:
             hook.remove()
             self.engine.module.train()
             self.progress.activity("training")
-        rows = [row for part in self.ranks.gather(rows) for row in part]
+        own = rows if self.group.rank == 0 else []  # the ranks that share rows score the same ones
+        rows = [row for part in self.ranks.gather(own) for row in part]
         if all("id" in row for row in rows):
             rows.sort(key=lambda row: str(row["id"]))
         self.summary = {name: float(value) for name, value in self.task.summarize(rows).items()}

@@ -6,6 +6,7 @@ import json
 import math
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,37 @@ def memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+@dataclass
+class Work:
+    """What a rank has computed since the last line of metrics: real tokens, FLOP; ``peak``: FLOP/s of its device."""
+
+    peak: float | None = None
+    tokens: int = 0
+    flops: float = 0.0
+
+    def add(self, tokens: int, flops: float) -> None:
+        """Take in one micro-batch."""
+        self.tokens += tokens
+        self.flops += flops
+
+    def taken(self) -> Work:
+        """The sums so far; they begin anew."""
+        sums = Work(self.peak, self.tokens, self.flops)
+        self.tokens, self.flops = 0, 0.0
+        return sums
+
+    @staticmethod
+    def rates(parts: list[Work], seconds: float) -> dict[str, float]:
+        """``tokens_per_second``, ``flops_per_second`` and ``utilization``, the share of what all devices could do."""
+        tokens, flops = sum(p.tokens for p in parts), sum(p.flops for p in parts)
+        if not tokens:
+            return {}
+        found = {"tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds}
+        if all(p.peak for p in parts):
+            found["utilization"] = flops / seconds / sum(p.peak or 0.0 for p in parts)
+        return found
 
 
 class Sums:

@@ -67,10 +67,16 @@ class Progress:
         if self._live is not None:
             self._bar.update(self._task, description=text)
 
-    def losses(self, values: dict[str, float], *, samples_per_second: float, memory_mb: float) -> None:
+    def losses(
+        self, values: dict[str, float], *, samples_per_second: float, memory_mb: float, rates: dict[str, float]
+    ) -> None:
         """The means of the last interval; ``values["loss"]`` is the total."""
         terms = " ".join(f"{name} {value:.3f}" for name, value in values.items())
-        self._line = f"{terms} · {samples_per_second:.2f} samples/s · {memory_mb:,.0f} MB"
+        speed = f"{samples_per_second:.2f} samples/s"
+        if "tokens_per_second" in rates:
+            share = f" ({rates['utilization']:.0%} of peak)" if "utilization" in rates else ""
+            speed = f"{rates['tokens_per_second']:,.0f} tokens/s{share}"
+        self._line = f"{terms} · {speed} · {memory_mb:,.0f} MB"
         if self._live is None:
             self.say(f"step {self.step}/{self.steps} · {self._line} · {_duration(self.seconds_left())} left")
 

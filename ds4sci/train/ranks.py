@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ds4sci.parallel.groups import ALONE, SequenceGroup, sequence_groups
+
 T = TypeVar("T")
 
 CONTROL_TIMEOUT = timedelta(hours=2)
@@ -23,13 +25,15 @@ CONTROL_TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among ``world_size``; ``control`` is the gloo group of control messages."""
+    """This process among ``world_size``; ``control`` is the gloo group of control messages, ``sequence`` the ranks that
+    share this one's rows."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
     control: Any
+    sequence: SequenceGroup = ALONE
 
     @property
     def is_main(self) -> bool:
@@ -79,12 +83,14 @@ def set_environment() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // local_size)))
 
 
-def connect(device: torch.device) -> Ranks:
-    """Join the run after ``deepspeed.init_distributed``; also gives torch its share of the threads."""
+def connect(device: torch.device, sequence: int = 1) -> Ranks:
+    """Join the run after ``deepspeed.init_distributed``, ``sequence`` ranks to a row; also gives torch its share of the
+    threads. Raises ValueError where ``sequence`` does not divide the ranks."""
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
-    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device, control)
+    group = sequence_groups(sequence)
+    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device, control, group)
 
 
 def cores() -> int:

@@ -45,8 +45,8 @@ class Session:
         """Connect the ranks and make the run folder, or take ``resume``. Raises ValueError on all ranks alike."""
         set_environment()
         engines.silence()
-        ranks = engines.join(config.deepspeed_config())
-        deepspeed_json.batch_sizes(config.deepspeed_config(), ranks.world_size, config.deepspeed)
+        ranks = engines.join(config.deepspeed_config(), config.parallel.sequence)
+        deepspeed_json.batch_sizes(config.deepspeed_config(), ranks.sequence.data_size, config.deepspeed)
         run, config = _folder(config, resume, ranks)
         return cls(config, ranks, run, resume is not None)
 
@@ -58,6 +58,15 @@ class Session:
         task = build_task(config)
         if config.train.weights is not None and not self.resumes:
             checkpoint.load_weights(task.model, checkpoint.weights_of(config.train.weights))
+        if ranks.sequence.size > 1:
+            if not hasattr(task, "share"):
+                raise ValueError(
+                    f"{config.source}: parallel.sequence = {ranks.sequence.size}, and the task {config.task.name} "
+                    "cannot spread a row over ranks (it has no `share`); remove the key"
+                )
+            task.share(ranks.sequence)
+        if ranks.is_main and hasattr(task, "keep") and not self.resumes:
+            task.keep(self.run / "model")
         parameters = sum(p.numel() for p in task.model.parameters())
         engine = engines.Engine(task.model, config.deepspeed, ranks)
         randomness.seed_all(config.seed, ranks.rank)
@@ -74,10 +83,12 @@ class Session:
             event = "resume" if self.resumes else "start"
             loop.metrics.write("event", loop.state.step, event=event, ranks=ranks.world_size)
         total, micro, accumulation = engine.batch
+        group = ranks.sequence
+        shared = f", {group.size} ranks to a row" if group.size > 1 else ""
         progress.say(
             f"{'Resuming' if self.resumes else 'Training'} {config.task.name} ({parameters:,} parameters) in "
             f"{self.run}, step {loop.state.step} of {config.train.steps}: {ranks.world_size} × {ranks.device.type}, "
-            f"ZeRO stage {engine.zero_stage}, batch {total} = {ranks.world_size} × {micro} × {accumulation}"
+            f"ZeRO stage {engine.zero_stage}{shared}, batch {total} = {group.data_size} × {micro} × {accumulation}"
         )
         with progress, stop:
             finished = loop.train()

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,10 @@ class Fleet:
         environment: dict[str, str] | None = None,
         *,
         launcher: bool = True,
+        target: Callable[..., None] | None = None,
     ) -> None:
-        """``launcher``: whether the ranks find the variables that a launcher sets."""
+        """``launcher``: whether the ranks find the variables that a launcher sets. ``target``: a function of a module,
+        called with ``arguments`` in place of ``ds4sci.train``."""
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         port = str(free_port())
         self.logs = [folder / f".rank{rank}.log" for rank in range(size)]
@@ -60,7 +63,9 @@ class Fleet:
             }  # fmt: skip
             variables = _environment | {"OMP_NUM_THREADS": "1"} | (launched if launcher else {}) | (environment or {})
             self.environment = variables
-            process = _server.Process(target=_rank, args=(arguments, str(folder), variables, str(self.logs[rank])))
+            process = _server.Process(
+                target=_rank, args=(arguments, str(folder), variables, str(self.logs[rank]), target)
+            )
             process.start()
             self.processes.append(process)
 
@@ -104,7 +109,16 @@ def run(
     return ended
 
 
-def _rank(arguments: list[str], folder: str, variables: dict[str, str], log: str) -> None:
+def call(size: int, target: Callable[..., None], arguments: list[str], folder: Path) -> Ended:
+    """``target(*arguments)`` on every rank; all must come to its end."""
+    ended = Fleet(size, arguments, folder, target=target).join()
+    assert ended.codes == [0] * size, f"exit codes {ended.codes}:\n{ended.output}"
+    return ended
+
+
+def _rank(
+    arguments: list[str], folder: str, variables: dict[str, str], log: str, target: Callable[..., None] | None
+) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -115,4 +129,10 @@ def _rank(arguments: list[str], folder: str, variables: dict[str, str], log: str
         sys.path.insert(0, str(ROOT))
     from ds4sci.train.__main__ import leave, main
 
-    leave(main(arguments))
+    if target is not None:
+        try:
+            target(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            leave(1)
+    leave(main(arguments) if target is None else 0)

@@ -1,0 +1,199 @@
+"""What a Hugging Face language model consists of, found by its structure rather than by its name."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds4sci.nn.token_loss import tiled
+from ds4sci.types import LanguageBatch
+
+
+@dataclass(frozen=True)
+class Parts:
+    """body: tokens → hidden states; head: hidden states → logits; layers that can be recomputed.
+
+    arguments        for every call of the body
+    weights          numbers in matrices that multiply each token
+    attention_width  Σ over the layers of heads × channels per head
+    """
+
+    body: nn.Module
+    head: Callable[[Tensor], Tensor]
+    layers: list[Any]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    weights: int = 0
+    attention_width: int = 0
+
+
+def take_apart(model: Any) -> Parts:
+    """The parts of a transformers model with a language modelling head.
+
+    Raises ValueError where there is no head beside the body, or where head(body(x)) are not the model's logits.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    prefix = model.base_model_prefix
+    body = getattr(model, prefix, None)
+    heads = [child for name, child in model.named_children() if name != prefix]
+    if body is None or not heads:
+        names = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(
+            f"{type(model).__name__}: expected a body {prefix!r} and a head beside it, found {names}; "
+            "ds4sci trains models of transformers with a head for each token"
+        )
+
+    def head(hidden: Tensor) -> Tensor:
+        for part in heads:  # dropout and classifier, in the order in which they were made
+            hidden = part(hidden)
+        return hidden
+
+    layers = [m for m in body.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__}: none of its layers can be recomputed (GradientCheckpointingLayer)")
+    accepted = inspect.signature(body.forward).parameters
+    if "position_ids" not in accepted:
+        raise ValueError(f"{type(model).__name__}: it takes no position_ids, so documents cannot be packed")
+    arguments = {"use_cache": False} if "use_cache" in accepted else {}
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    output = model.get_output_embeddings()
+    if output is not None:
+        tables.discard(id(output.weight))  # tied: it multiplies every token at the end
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in tables)
+    parts = Parts(body, head, layers, arguments, weights, len(layers) * config.num_attention_heads * width)
+    _compare(model, parts)
+    return parts
+
+
+@torch.no_grad()
+def _compare(model: Any, parts: Parts) -> None:
+    """That the head makes the model's logits of the body's hidden states, on eight tokens."""
+    from ds4sci.models.hf_attention import Layout, using
+    from ds4sci.parallel.groups import ALONE
+
+    training = model.training
+    model.eval()
+    try:
+        device = next(model.parameters()).device
+        tokens = torch.arange(8, device=device).remainder(model.config.vocab_size).view(1, 8)
+        positions = torch.arange(8, device=device).view(1, 8)
+        with using(Layout(torch.tensor([[0, 8]]), ALONE)):
+            hidden = parts.body(input_ids=tokens, position_ids=positions, **parts.arguments)[0]
+            logits = model(input_ids=tokens, position_ids=positions, **parts.arguments).logits
+        own = parts.head(hidden)
+    finally:
+        model.train(training)
+    if own.shape != logits.shape or not torch.allclose(own.float(), logits.float(), rtol=1e-3, atol=1e-4):
+        raise ValueError(
+            f"{type(model).__name__}: its logits are not those that its head makes of its last hidden states "
+            "(capped or scaled logits?); ds4sci cannot make them piece by piece"
+        )
+
+
+def tile_mlps(model: nn.Module, tile: Callable[[], int | None]) -> None:
+    """Let the MLPs of ``model`` take ``tile()`` tokens at a time, or all where that is None.
+
+    Known are modules whose class is called …MLP, and BERT-like layers with ``feed_forward_chunk``.
+    """
+    module: Any
+    for module in model.modules():
+        if type(module).__name__.endswith("MLP"):
+            module.forward = _tiled(module.forward, tile)
+        elif hasattr(module, "feed_forward_chunk"):
+            module.feed_forward_chunk = _tiled(module.feed_forward_chunk, tile)
+
+
+def _tiled(function: Callable[[Tensor], Tensor], tile: Callable[[], int | None]) -> Callable[..., Any]:
+    def run(x: Tensor, *rest: Any, **named: Any) -> Any:
+        tokens = tile()
+        if tokens is None or rest or named or x.ndim != 3:
+            return function(x, *rest, **named)
+        return tiled(function, x, tokens)
+
+    return run
+
+
+class TokenDropout:
+    """ESM's rescaling of embeddings by the share of masked tokens, for each document instead of each row.
+
+    ESM zeroes the embedding of mask tokens and multiplies the others by (1 − .15 · .8) / (1 − masked / length). Its own
+    code counts over a row, which is wrong where a row has several documents or is spread over ranks.
+    """
+
+    def __init__(self, embeddings: Any | None) -> None:
+        self._scale: Tensor | None = None
+        if embeddings is not None:
+            self.mask_token = int(embeddings.mask_token_id)
+            embeddings.token_dropout = False  # of this module; the config, which is exported, keeps it
+            embeddings.word_embeddings.register_forward_hook(self._apply)
+        self._active = embeddings is not None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> TokenDropout:
+        """For the one module of ``model`` that has ``token_dropout`` switched on, if any."""
+        found = [m for m in model.modules() if getattr(m, "token_dropout", False) is True]
+        return cls(found[0] if found else None)
+
+    @contextlib.contextmanager
+    def scaled(self, batch: LanguageBatch, shard: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Inside, embeddings are looked up for ``batch``."""
+        if self._active:
+            self._scale = shard(embedding_scale(batch.input_ids, batch.spans, self.mask_token))
+        try:
+            yield
+        finally:
+            self._scale = None
+
+    def _apply(self, module: nn.Module, arguments: Any, out: Tensor) -> Tensor:
+        return out if self._scale is None else out * self._scale.unsqueeze(-1).to(out.dtype)
+
+
+def embedding_scale(tokens: Tensor, spans: Tensor, mask_token: int) -> Tensor:
+    """What ESM multiplies the embeddings of tokens ``[b, n]`` by: 0 for masked ones, one factor a document; 0
+    outside."""
+    masked = (tokens == mask_token).flatten()
+    counts = torch.nn.functional.pad(masked.double().cumsum(0), (1, 0))
+    first, last = spans.to(tokens.device).unbind(1)
+    length = (last - first).double()
+    factor = (1 - 0.15 * 0.8) / (1 - (counts[last] - counts[first]) / length)
+    scale = torch.zeros(masked.numel(), dtype=torch.double, device=tokens.device)
+    scale[inside(spans.to(tokens.device))] = factor.repeat_interleave(last - first)
+    return scale.masked_fill(masked, 0.0).view(tokens.shape)
+
+
+def inside(spans: Tensor) -> Tensor:
+    """Places of all tokens of the documents ``spans``, one document after the other."""
+    first, last = spans.unbind(1)
+    length = last - first
+    before = length.cumsum(0) - length
+    return torch.arange(int(length.sum()), device=spans.device) + (first - before).repeat_interleave(length)
+
+
+def with_lora(model: Any, settings: dict[str, Any], *, trains_head: bool) -> nn.Module:
+    """``model`` with peft's adapters on its linear layers, everything else frozen but, ``trains_head``, a new head.
+
+    Raises ValueError without peft, and for layers that are not there."""
+    try:
+        import peft
+    except ImportError:
+        raise ValueError("model.lora needs peft: pip install 'ds4sci[lora]'") from None
+    targets = list(settings["targets"]) or "all-linear"
+    heads = [
+        name for name, child in model.named_children() if name != model.base_model_prefix and any(child.parameters())
+    ]
+    config = peft.LoraConfig(
+        r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=settings["dropout"], target_modules=targets,
+        modules_to_save=heads if trains_head else None, exclude_modules=heads,
+    )  # fmt: skip
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"model.lora.targets = {targets}: {error}") from None

@@ -1,0 +1,275 @@
+"""Science language models: any masked or causal model of Hugging Face's transformers, on packed and shared rows.
+
+A model is not edited. Its attention is asked for by name (``hf_attention``), its layers are recomputed and its MLPs cut
+into tiles by what transformers and torch offer, and its head is applied to the hidden states piece by piece, so that
+logits of all tokens never exist (``ds4sci.nn.token_loss``).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ds4sci.models import hf_attention, hf_parts
+from ds4sci.models.hf_attention import Layout, using
+from ds4sci.nn.token_loss import token_losses
+from ds4sci.parallel.groups import ALONE, SequenceGroup
+from ds4sci.types import LanguageBatch, LanguageOutput
+
+Kind = Literal["masked_lm", "causal_lm", "token_labels"]
+"""Which of transformers' heads: the last is its token classification, a class for every residue."""
+
+
+class LoraConfig(BaseModel):
+    """Low-rank adapters, by peft."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    rank: int = Field(8, ge=1)
+    """Columns of A and rows of B in W + (alpha / rank) B A."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale of what the adapters add, times 1 / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the adapters' inputs."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one, by their last part (``query``, ``q_proj``); by default all but the
+    head."""
+
+
+class Config(BaseModel):
+    """``[model]``: where the weights come from, and what of them is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    path: str | None = None
+    """A hub name, or a folder with config.json and safetensors; without it a new model is made of ``config``."""
+    weights: bool = True
+    """Whether ``path``'s weights are loaded too, and not only its architecture."""
+    config: dict[str, Any] = {}
+    """For a new model: ``model_type`` (``esm``, ``llama``, ``bert``, …) and the keys of its Hugging Face config."""
+    overrides: dict[str, Any] = {}
+    """Keys of a loaded model's config that are to differ, such as ``rope_parameters`` or ``attention_dropout``."""
+    lora: LoraConfig | None = None
+    """Adapters; then nothing else is trained."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are: patterns such as ``*embeddings*``; each must match at least one."""
+    recompute_above: int = Field(8192, ge=0)
+    """Layers keep only their inputs, and are computed again in the backward pass, where a rank has more tokens of a
+    micro-batch than this."""
+    mlp_tile: int = Field(4096, ge=16)
+    """Tokens that an MLP takes at a time in recomputed layers."""
+
+
+class LanguageModel(nn.Module):
+    """A Hugging Face model that takes ``LanguageBatch`` and gives ``LanguageOutput``.
+
+    model     as transformers (or peft) made it: what is saved, exported and sharded
+    group     the ranks that share each row; set before the first call (``Task.share``)
+    """
+
+    def __init__(self, model: nn.Module, config: Config, kind: Kind) -> None:
+        """Raises ValueError where the model's head is not a function of its last hidden states alone."""
+        super().__init__()
+        hf_attention.register()
+        self.model, self.config, self.kind = model, config, kind
+        self.group: SequenceGroup = ALONE
+        inner = unwrapped(model)
+        inner.set_attn_implementation(hf_attention.NAME)
+        self._parts = [hf_parts.take_apart(inner)]  # in a list, so that nn.Module does not register it twice
+        self.classes = int(inner.config.num_labels if kind == "token_labels" else inner.config.vocab_size)
+        inner.config.use_cache = False
+        hf_parts.tile_mlps(inner, self._tile)
+        self._embeddings = hf_parts.TokenDropout.of(inner)
+        self._recomputes = False
+
+    def _tile(self) -> int | None:
+        return self.config.mlp_tile if self._recomputes else None
+
+    def forward(self, batch: LanguageBatch) -> LanguageOutput:
+        hidden = self.hidden(batch)
+        shard = self.group.shard
+        labels = shard(batch.labels)
+        losses, right = token_losses(hidden, labels, self._parts[0].head, self.classes)
+        return LanguageOutput(losses, right, labels, shard(batch.weights), shard(batch.marked))
+
+    def hidden(self, batch: LanguageBatch) -> Tensor:
+        """Last hidden states ``[b, s, c]`` of this rank's part of the rows."""
+        parts = self._parts[0]
+        shard = self.group.shard
+        tokens = shard(batch.input_ids)
+        positions = shard(batch.position_ids)
+        if batch.rope_factor != 1.0:
+            positions = positions / batch.rope_factor
+        self._recomputes = self.training and torch.is_grad_enabled() and tokens.numel() > self.config.recompute_above
+        for layer in parts.layers:
+            layer.gradient_checkpointing = self._recomputes
+            layer._gradient_checkpointing_func = hf_attention.recompute
+        with using(Layout(batch.spans, self.group)), self._embeddings.scaled(batch, shard):
+            out = parts.body(input_ids=tokens, position_ids=positions, **parts.arguments)
+        return out[0]
+
+    def log_probabilities(self, batch: LanguageBatch) -> Tensor:
+        """fp32 ``[b, s, classes]``, nats: for short rows, in evaluation."""
+        return self._parts[0].head(self.hidden(batch)).float().log_softmax(-1)
+
+    def keep(self, folder: Path) -> None:
+        """Write the model's config into ``folder``."""
+        unwrapped(self.model).config.save_pretrained(folder)
+
+    def pretrained(self, *, adapter: bool, rope_factor: float, length: int) -> nn.Module:
+        """The model as transformers (``adapter``: peft) saves it; this object is of no use afterwards.
+
+        rope_factor, length  that it was trained for last; they go into the config
+        """
+        model: Any = self.model
+        if adapter:
+            if self.config.lora is None:
+                raise ValueError("there are no adapters: the run has no model.lora")
+            return model
+        inner = model.merge_and_unload() if self.config.lora is not None else model
+        own = inner.config
+        inner.set_attn_implementation("sdpa")
+        if hasattr(own, "use_cache"):
+            own.use_cache = self.kind == "causal_lm"
+        if rope_factor != 1.0:
+            own.rope_parameters = dict(own.rope_parameters) | {"rope_type": "linear", "factor": rope_factor}
+        if self.kind == "causal_lm" and getattr(own, "max_position_embeddings", length) < length:
+            own.max_position_embeddings = length
+        return inner
+
+    def check_rope(self, factors: list[float]) -> None:
+        """Raises ValueError where positions cannot be interpolated, or not by these factors in the end."""
+        inner = unwrapped(self.model)
+        rope = getattr(inner.config, "rope_parameters", None)
+        if any(factor != 1.0 for factor in factors) and (not rope or rope.get("rope_type", "default") != "default"):
+            kind = rope.get("rope_type") if rope else "no rope_parameters"
+            raise ValueError(
+                f"data.phases: rope_factor needs a model with plain rotary embeddings, whose config can "
+                f"say so when it is exported; {type(inner.config).__name__} has {kind}"
+            )
+
+    def flops(self, spans: Tensor) -> float:
+        """Of one training step on these documents, recomputation not counted.
+
+        6 N T + Σ 12 L h d n² (half of that where attention is causal): N weights of matrices without embeddings that
+        are looked up, T tokens, L layers, h heads of d channels, n tokens of a document (Kaplan et al. 2020, PaLM
+        appendix B).
+        """
+        parts = self._parts[0]
+        lengths = (spans[:, 1] - spans[:, 0]).double()
+        square = 12.0 * parts.attention_width * float(lengths.square().sum())
+        return 6.0 * parts.weights * float(lengths.sum()) + square / (2 if self.kind == "causal_lm" else 1)
+
+
+def unwrapped(model: Any) -> Any:
+    """transformers' model, without peft around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def build(
+    config: Config, kind: Kind, *, vocabulary: int, special: dict[str, int], labels: tuple[str, ...] = ()
+) -> LanguageModel:
+    """The model that ``config`` describes, on the CPU.
+
+    vocabulary, special  tokens and ids of special ones (``pad_token_id``, …) of the tokenizer, for a new model
+    labels               names of the classes of ``token_labels``, whose head is new where ``path`` has none
+
+    Raises ValueError: no such model, no head of this kind, unknown keys, a pattern of ``freeze`` that matches nothing.
+    """
+    model = _load(config, kind, labels) if config.path else _new(config, kind, vocabulary, special, labels)
+    if config.lora is not None:
+        model = hf_parts.with_lora(model, config.lora.model_dump(), trains_head=kind == "token_labels")
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in config.freeze:
+        if not fnmatch.filter(names, pattern):
+            some = ", ".join(names[:4])
+            raise ValueError(f"model.freeze: {pattern!r} matches no parameter; their names are such as {some}, …")
+    for name, parameter in model.named_parameters():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in config.freeze):
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"model.freeze = {list(config.freeze)} leaves nothing to train")
+    return LanguageModel(model, config, kind)
+
+
+def _auto(kind: Kind) -> Any:
+    import transformers
+
+    name = {"masked_lm": "MaskedLM", "causal_lm": "CausalLM", "token_labels": "TokenClassification"}[kind]
+    return getattr(transformers, f"AutoModelFor{name}")
+
+
+def _named(own: Any, labels: tuple[str, ...]) -> None:
+    if labels:
+        own.id2label = dict(enumerate(labels))
+        own.label2id = {label: i for i, label in enumerate(labels)}
+
+
+def _load(config: Config, kind: Kind, labels: tuple[str, ...]) -> nn.Module:
+    from transformers import AutoConfig
+
+    assert config.path
+    if config.config:
+        raise ValueError("[model] has path and config; config is for a new model, overrides changes a loaded one")
+    try:
+        own = AutoConfig.from_pretrained(config.path)
+        _change(own, config.overrides, "model.overrides")
+        _named(own, labels)
+        if not config.weights:
+            return _auto(kind).from_config(own)
+        model, report = _auto(kind).from_pretrained(
+            config.path, config=own, dtype=torch.float32, output_loading_info=True, weights_only=True
+        )
+    except (OSError, ValueError) as error:
+        where = "folder" if Path(config.path).exists() else "hub model, or folder,"
+        raise ValueError(f"model.path = {config.path!r}: the {where} cannot be loaded for {kind}: {error}") from None
+    body = model.base_model_prefix + "."
+    new_head = kind == "token_labels"
+    missing = sorted(
+        k for k in report["missing_keys"] if "position_ids" not in k and (k.startswith(body) or not new_head)
+    )
+    if missing:
+        raise ValueError(
+            f"model.path = {config.path!r}: it has no weights for {', '.join(missing[:4])}: it was made for another "
+            f"task than {kind}; take a model that has this head, or task.name of its own"
+        )
+    return model
+
+
+def _new(config: Config, kind: Kind, vocabulary: int, special: dict[str, int], labels: tuple[str, ...]) -> nn.Module:
+    from transformers import AutoConfig
+
+    given = dict(config.config)
+    if "model_type" not in given:
+        raise ValueError('model: give path (a hub name or folder), or config, such as config = {model_type = "esm", …}')
+    kind_of = given.pop("model_type")
+    try:
+        default = AutoConfig.for_model(kind_of)
+    except ValueError:
+        raise ValueError(f"model.config.model_type = {kind_of!r}: transformers knows no such model") from None
+    values = {"vocab_size": vocabulary} | given | config.overrides
+    _change(default, values, "model.config")
+    values = {key: value for key, value in special.items() if hasattr(default, key)} | values
+    own = AutoConfig.for_model(kind_of, **values)  # anew: a config derives some values from others
+    _named(own, labels)
+    try:
+        return _auto(kind).from_config(own)
+    except ValueError as error:
+        raise ValueError(f"model.config: {kind_of!r} cannot be made for {kind}: {error}") from None
+
+
+def _change(own: Any, values: dict[str, Any], what: str) -> None:
+    import difflib
+
+    known = own.to_dict()
+    for key, value in values.items():
+        if key not in known and not hasattr(own, key):
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{what}: {type(own).__name__} has no key {key!r}{hint}")
+        setattr(own, key, value)

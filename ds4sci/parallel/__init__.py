@@ -1,0 +1,1 @@
+"""Several processes for one sequence: who works with whom, and the exchanges that have gradients."""

@@ -1,0 +1,54 @@
+"""What DeepSpeed makes of gradients under sequence parallelism, measured.
+
+The gradient that we want is the sum over the ranks that share rows, and the mean over groups of such ranks. DeepSpeed
+0.19 gives that for ZeRO 0, 1 and 2, and 1 / P of it for stage 3 with its default reduce-scatter. Adam hides the
+difference; clipping, plain SGD and the norm in the log do not. So a model of one weight is asked, at start-up and with
+the user's own JSON, and the loss is multiplied by what was found to be missing.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from ds4sci.train import jit
+from ds4sci.train.ranks import Ranks
+
+_NOT_FOR_A_PROBE = ("wandb", "tensorboard", "csv_monitor", "comet", "scheduler", "flops_profiler", "checkpoint", "aio")
+"""Sections that open files, ask a network, or count on the run's own model."""
+
+
+def gradient_scale(config: dict[str, Any], ranks: Ranks) -> float:
+    """DeepSpeed's gradient over the wanted one: a weight whose loss has slope 1 on every rank should get P."""
+    import deepspeed
+
+    probe = {key: copy.deepcopy(value) for key, value in config.items() if key not in _NOT_FOR_A_PROBE}
+    probe |= {"gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 0.0}}}
+    probe |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    probe["train_batch_size"] = ranks.sequence.data_size
+    probe["zero_allow_untested_optimizer"] = True
+    zero = probe.get("zero_optimization")
+    if isinstance(zero, dict):
+        for key in ("offload_optimizer", "offload_param", "cpu_offload"):
+            zero.pop(key, None)  # where states lie does not change what gradients are
+    model = torch.nn.Linear(1, 1, bias=False)
+    with jit.quiet():
+        engine, _, _, _ = deepspeed.initialize(
+            model=model, model_parameters=list(model.parameters()), config=probe, dist_init_required=False,
+            mpu=ranks.sequence.mpu,
+        )  # fmt: skip
+        dtype = next(iter(engine.module.parameters())).dtype
+        loss = engine(torch.ones(1, 1, device=ranks.device, dtype=dtype)).sum()
+        engine.backward(loss.float() if dtype == torch.bfloat16 else loss)
+        bare = isinstance(engine.optimizer, torch.optim.Optimizer)
+        found = float(engine.module.weight.grad.norm()) if bare else 0.0
+        engine.step()
+        if not bare:
+            found = float(engine.get_global_grad_norm())
+        engine.destroy()
+    scale = found / ranks.sequence.size
+    if not scale > 0:
+        raise RuntimeError(f"DeepSpeed gave no gradient to a probe (norm {found}); its scale cannot be measured")
+    return scale

@@ -1,0 +1,86 @@
+"""Rows spread over ranks, on every ZeRO stage: loss, every gradient and its norm are those of one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import language_oracle as oracle
+from tests.train import fleet, shared_rows
+
+ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
+
+
+def plain(case: dict[str, Any], dtype: torch.dtype) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients by transformers on one process."""
+    kind, sizes, rows = shared_rows.rows(case)
+    model = oracle.model(kind, sizes, dtype)
+    loss = oracle.plain_loss(model, oracle.batch(kind, rows, 64))
+    loss.backward()
+    return float(loss.detach()), {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def run(cases: list[dict[str, Any]], world: int, folder: Path) -> list[dict[str, Any]]:
+    for case in cases:
+        case["deepspeed"] = {
+            "train_micro_batch_size_per_gpu": 4 // (world // case["sequence"]), "optimizer": ADAM,
+            "gradient_clipping": 1.0, "zero_optimization": {"stage": case["stage"]} | case.get("zero", {}),
+        }  # fmt: skip
+    (folder / "cases.json").write_text(json.dumps(cases))
+    fleet.call(world, shared_rows.steps, [str(folder / "cases.json"), str(folder / "out.pt")], folder)
+    return torch.load(folder / "out.pt", weights_only=True)
+
+
+def assert_as_right_as_one_process(case: dict[str, Any], found: dict[str, Any]) -> None:
+    """Against fp64, nothing errs by more than 3 times what transformers errs in fp32 on one process."""
+    exact_loss, exact = plain(case, torch.float64)
+    one_loss, one = plain(case, torch.float32)
+    allowed = 3 * max(float((one[name] - grad).norm() / grad.norm()) for name, grad in exact.items())
+    assert allowed < 1e-4
+    assert abs(found["loss"] - exact_loss) <= 3 * max(abs(one_loss - exact_loss), 1e-7 * abs(exact_loss))
+    assert {name for name, grad in found["grads"].items() if grad is not None} >= set(exact)
+    for name, grad in exact.items():
+        error = float((found["grads"][name].view_as(grad) - grad).norm() / grad.norm())
+        assert error <= allowed, f"{name}: {error} of {allowed}"
+    norm = torch.stack([grad.norm() for grad in exact.values()]).norm()
+    assert found["norm"] == pytest.approx(float(norm), rel=max(allowed, 1e-6))
+
+
+def cases(sequence: int, stage: int, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"kind": kind, "rows": rows, "stage": stage, "sequence": sequence, "dtype": "float32"} | more
+        for kind in ("masked_lm", "causal_lm")
+        for rows in ("packed", "padded")
+    ]
+
+
+def check(asked: list[dict[str, Any]], world: int, folder: Path) -> None:
+    for case, found in zip(asked, run(asked, world, folder), strict=True):
+        assert_as_right_as_one_process(case, found)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_share_rows(stage, tmp_path) -> None:
+    check(cases(2, stage), 2, tmp_path)
+
+
+def test_layers_recomputed_and_mlps_in_tiles(tmp_path) -> None:
+    check(cases(2, 3, recompute_above=0), 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("world", "sequence"), [(4, 4), (4, 2)])
+def test_four_ranks(world, sequence, stage, tmp_path) -> None:
+    """Two heads read one key head, one rank has one head of five; then two groups, each with rows of its own."""
+    check(cases(sequence, stage), world, tmp_path)
+
+
+@pytest.mark.slow
+def test_stage_3_without_its_reduce_scatter(tmp_path) -> None:
+    """DeepSpeed scales that way right, and the measured correction is 1."""
+    check(cases(2, 3, zero={"reduce_scatter": False}), 2, tmp_path)
