@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from Bio.Seq import Seq
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import EsmConfig, EsmTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import ByT5Tokenizer, EsmConfig, EsmTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from ds4sci.data.tokenizers import KINDS, build, load, residue_encoder
 from ds4sci.data.tokenizers.codon import amino_acids
@@ -62,7 +62,6 @@ def test_golden_ids() -> None:
         3,
         32,
     )
-    # facebook/esm2_t6_8M_UR50D says the same of this text.
     assert esm("MKTAYIAK")["input_ids"] == [0, 20, 15, 11, 5, 19, 12, 5, 15, 2]
     for name in ("nucleotide", "byte", "kmer", "codon"):
         tokenizer = build(name)
@@ -84,7 +83,7 @@ def test_golden_ids() -> None:
 
 
 @each
-@settings(max_examples=25)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.DataObject) -> None:
     encoder = residue_encoder_of(tokenizer)
@@ -94,8 +93,10 @@ def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.D
     elif kind == "byte":
         letters = "".join(map(chr, [*range(128), 228, 8491, 128512]))
     else:
-        letters = "ACGT" * 12 + "acgtNnUuRYWSKMBDHVrywskmbdhvEx*-. \n\r"
+        mixed = "ACGT" * 12 + "acgtNnUuRYWSKMBDHVrywskmbdhvEx*-. \n\r"
+        letters = data.draw(st.sampled_from(["ACGT", mixed]))  # bases alone have a way of their own
     text = data.draw(st.text(letters, max_size=120))
+    assume(not any(name in text for name in tokenizer.all_special_tokens))
     ids = encoder.encode_residues(array(text))
     assert ids.dtype == np.int32
     assert ids.tolist() == api(tokenizer, text)
@@ -116,7 +117,9 @@ _ENCODERS: dict[int, Any] = {}
 
 def residue_encoder_of(tokenizer: Any) -> Any:
     """One for each tokenizer: building it compares thousands of letters."""
-    return _ENCODERS.setdefault(id(tokenizer), residue_encoder(tokenizer))
+    if id(tokenizer) not in _ENCODERS:
+        _ENCODERS[id(tokenizer)] = residue_encoder(tokenizer)
+    return _ENCODERS[id(tokenizer)]
 
 
 @each
@@ -194,6 +197,12 @@ def test_small_letters_are_read_as_capitals() -> None:
     assert residue_encoder_of(BUILT[0][0]).encode_residues(array("j*L")).tolist() == [3, 3, 4]
 
 
+def test_letters_that_spell_a_special_token_are_letters() -> None:
+    tokenizer = BUILT[2][0]
+    assert api(tokenizer, "<pad>") == [0]
+    assert residue_encoder_of(tokenizer).encode_residues(array("<pad>")).tolist() == [65, 117, 102, 105, 67]
+
+
 @pytest.mark.parametrize("code", [1, 2, 11, 25])
 def test_codons_mean_what_the_genetic_code_says(code: int) -> None:
     tokenizer = build("codon", genetic_code=code)
@@ -259,6 +268,41 @@ def test_a_tokenizer_in_python_without_offsets(tmp_path: Path) -> None:
     assert encoder.prefix.tolist() == [3]
 
 
+def test_a_tokenizer_that_wants_spaces_gets_a_table() -> None:
+    """As ProtBert: without them it would say one [UNK] of a whole protein."""
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(["[UNK]", *"LAGVX"])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    assert api(fast, "LAG") == [0]
+    encoder = residue_encoder(fast)
+    assert encoder.encode_residues(array("LAGvZ")).tolist() == [*api(fast, "L A G V"), 0] == [1, 2, 3, 4, 0]
+
+
+def test_transformers_own_byte_tokenizer_gets_a_table() -> None:
+    encoder = residue_encoder(ByT5Tokenizer())
+    assert encoder.one_per_residue
+    ids = encoder.encode_residues(array("MKt-"))
+    assert encoder.wrap(ids).tolist() == ByT5Tokenizer()("MKt-")["input_ids"]
+    with pytest.raises(ValueError, match=r"byte 10 .* at position 1 is no token's letter"):
+        Letters(np.where(np.arange(256) == 10, -1, 5).astype(np.int32)).ids(array("A\nA"))
+
+
+def test_a_learnt_vocabulary_is_called() -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    rng = np.random.default_rng(0)
+    proteins = ["".join(rng.choice(list("LAGVSERTIDPKQNFYMHWC"), 200)) for _ in range(50)]
+    tokenizer.train_from_iterator(proteins, trainers.BpeTrainer(vocab_size=60, special_tokens=["[UNK]"]))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    encoder = residue_encoder(fast)
+    assert not encoder.one_per_residue
+    ids = encoder.encode_residues(array(proteins[0]))
+    assert ids.tolist() == api(fast, proteins[0])
+    start, length = encoder.token_spans(array(proteins[0]))
+    words = [proteins[0][a : a + n] for a, n in zip(start, length, strict=True)]
+    assert words == fast.convert_ids_to_tokens(ids.tolist())
+    assert max(map(len, words)) > 1
+
+
 def test_settings_that_do_not_fit_the_vocabulary_are_not_believed() -> None:
     tokenizer = build("codon")
     tokenizer.init_kwargs["ds4sci"]["frame"] = 1
@@ -285,6 +329,9 @@ def test_errors_say_what_is_known(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=says):
             build(kind, **options)
     with pytest.raises(ValueError, match=r"no tokenizer_config\.json"):
+        load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: no JSON"):
         load(tmp_path)
     encoder = residue_encoder_of(BUILT[0][0])
     with pytest.raises(ValueError, match=r"got int64 \[2\]"):

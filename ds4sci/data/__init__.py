@@ -5,6 +5,7 @@ chains      a prepared set of chains in one ``.npz``; packing makes its arrays
 build       a folder of structures (and alignments) → such a set; selection says which chains, workers run the processes
 split       train/validation by cluster of sequence identity, leakage check; identity finds the pairs
 letters     alphabets · profile: sequence profiles · secondary: DSSP states from coordinates
+tokenizers  letters → ids of language models · sequence_transform: the other strand, weights of residues
 features    one ``Record`` → one training example, after AlphaFold 2
 batch       padding and stacking (the first module that knows torch)
 loader      the order of the examples, a function of (seed, step) alone

@@ -57,7 +57,8 @@ def build(kind: str, **options: Any) -> PreTrainedTokenizerBase:
 def load(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved in a folder, or a hub model's own; code that lies in the folder is not run.
 
-    ``ValueError`` for a folder that holds none.
+    ``ValueError`` for a folder that holds none, ``OSError`` from transformers for a name that neither the hub nor its
+    cache has.
     """
     folder = Path(name_or_folder)
     if folder.is_dir():
@@ -66,7 +67,10 @@ def load(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
             raise ValueError(
                 f"{folder}: no tokenizer_config.json or tokenizer.json; save the tokenizer there with save_pretrained"
             )
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        try:
+            settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        except ValueError as error:
+            raise ValueError(f"{config}: no JSON ({error}); save the tokenizer again") from None
         if settings.get("tokenizer_class") == "OverlappingKmerTokenizer":
             from ds4sci.data.tokenizers.overlapping import OverlappingKmerTokenizer
 

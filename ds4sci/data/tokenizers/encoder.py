@@ -38,8 +38,9 @@ class ResidueEncoder:
     def encode_residues(self, letters: np.ndarray) -> np.ndarray:
         """int32 [t] ids of uint8 [n] ASCII letters, without special tokens.
 
-        Equal to calling the tokenizer on the same text. A small letter that the tokenizer does not know is read as its
-        capital: case is the soft mask, which has its own array. ``ValueError``: another dtype, a byte without a token.
+        Equal to calling the tokenizer on the same text, with two exceptions: what spells a special token (``<pad>``) is
+        letters here, and a small letter that the tokenizer does not know is read as its capital: case is the soft mask,
+        which has its own array. ``ValueError``: another dtype, a byte without a token.
         """
         return self.scheme.ids(_checked(letters))
 
@@ -83,7 +84,8 @@ def residue_encoder(tokenizer: PreTrainedTokenizerBase) -> ResidueEncoder:
 
     The rule of one of our kinds where the tokenizer has its settings with it; else a table of 256 entries where every
     letter proves to be a token of its own; else the tokenizer is called. A rule or table is compared with the
-    tokenizer on 16,000 letters drawn at random before it is used.
+    tokenizer on 16,000 letters drawn at random before it is used. A tokenizer that knows letters only with spaces
+    between them (ProtBert, ProtT5) gets the table too: called on a sequence as it is, it would say ``[UNK]``.
     """
     from ds4sci.data.tokenizers import KINDS
     from ds4sci.data.tokenizers.word_level import SETTINGS
@@ -97,7 +99,9 @@ def residue_encoder(tokenizer: PreTrainedTokenizerBase) -> ResidueEncoder:
         letters = _PRINTABLE if settings["kind"] == "byte" else "ACGT" * 8 + "acgtuUNnRYE-"
     else:
         found, letters = _letter_table(tokenizer)
-    if found is None or not _agrees(tokenizer, found, letters):
+    if found is None or not (
+        _agrees(tokenizer, found, letters) or (not settings and _wants_spaces(tokenizer, found, letters))
+    ):
         found = Called(tokenizer)
     return ResidueEncoder(found, np.asarray(prefix, np.int32), np.asarray(suffix, np.int32))
 
@@ -123,11 +127,18 @@ def _letter_table(tokenizer: PreTrainedTokenizerBase) -> tuple[Letters | None, s
     return Letters(table), known
 
 
-def _agrees(tokenizer: PreTrainedTokenizerBase, scheme: Scheme, letters: str) -> bool:
+def _agrees(tokenizer: PreTrainedTokenizerBase, scheme: Scheme, letters: str, separator: str = "") -> bool:
+    """Whether ``scheme`` gives the tokenizer's ids of random strings of ``letters``, set apart by ``separator``."""
     rng = np.random.default_rng(0)
     alphabet = np.frombuffer(letters.encode(), np.uint8)
     samples = [rng.choice(alphabet, int(n)) for n in rng.integers(1, 2 * _SAMPLE_LENGTH, _SAMPLES)]
-    return all(_call(tokenizer, _text(sample)) == scheme.ids(sample).tolist() for sample in samples)
+    return all(_call(tokenizer, separator.join(_text(s))) == scheme.ids(s).tolist() for s in samples)
+
+
+def _wants_spaces(tokenizer: PreTrainedTokenizerBase, scheme: Scheme, letters: str) -> bool:
+    """Whether letters that it knows one by one become unknown when they stand together, and known again with spaces."""
+    together = _call(tokenizer, letters)
+    return tokenizer.unk_token_id in together and _agrees(tokenizer, scheme, letters, " ")
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
