@@ -6,11 +6,8 @@ import itertools
 
 import numpy as np
 
-ESM = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
-"""ESM-2's 33 tokens in its order (Lin et al. 2023; ``facebook/esm2_t6_8M_UR50D``'s vocab.txt)."""
-
 SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>", "<mask>")
-"""Ids 0–4 of every vocabulary of ours but ESM's."""
+"""Ids 0–4 of every vocabulary of ours; ESM's is its own."""
 
 BASES = "ACGT"
 NUCLEOTIDES = (*SPECIALS, *BASES, "N")

@@ -38,8 +38,9 @@ class ResidueEncoder:
     def encode_residues(self, letters: np.ndarray) -> np.ndarray:
         """int32 [t] ids of uint8 [n] ASCII letters, without special tokens.
 
-        Equal to calling the tokenizer on the same text. A small letter that the tokenizer does not know is read as its
-        capital: case is the soft mask, which has its own array. ``ValueError``: another dtype, a byte without a token.
+        Equal to calling the tokenizer on the same text, with two exceptions: what spells a special token (``<pad>``) is
+        letters here, and a small letter that the tokenizer does not know is read as its capital: case is the soft mask,
+        which has its own array. ``ValueError``: another dtype, a byte without a token.
         """
         return self.scheme.ids(_checked(letters))
 

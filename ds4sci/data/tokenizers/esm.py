@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds4sci.data.tokenizers.alphabets import ESM
-
 if TYPE_CHECKING:
     from transformers import EsmTokenizer
 
@@ -17,10 +15,11 @@ def build() -> EsmTokenizer:
     among them) into one ``<unk>``; ``residue_encoder`` reads small letters as capitals and keeps one token a residue.
     """
     from transformers import EsmTokenizer
+    from transformers.models.esm.configuration_esm import get_default_vocab_list
 
     with tempfile.TemporaryDirectory() as folder:  # read once, at construction: it takes a file and nothing else
         file = Path(folder) / "vocab.txt"
-        file.write_text("\n".join(ESM), encoding="utf-8")
+        file.write_text("\n".join(get_default_vocab_list()), encoding="utf-8")
         tokenizer = EsmTokenizer(str(file))
     # Gone by now; a tokenizer is written from what it holds in memory.
     tokenizer.init_kwargs.pop("vocab_file", None)

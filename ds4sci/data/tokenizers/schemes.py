@@ -56,10 +56,14 @@ class Kmers:
 
     def ids(self, letters: np.ndarray) -> np.ndarray:
         digits = _look_up(DIGIT, letters)
+        if digits.max(initial=0) < NO_BASE:  # most stretches of a genome are one run: words at every k-th place
+            whole = len(digits) - len(digits) % self.k
+            words = _words(digits, self.k, self.k).astype(np.int32) + len(NUCLEOTIDES)
+            return np.concatenate([words, self.table[letters[whole:]]])
         starts, lengths = self._spans(digits)
         ids = np.empty(len(starts), np.int32)
         word = lengths == self.k
-        ids[word] = _words(digits, self.k)[starts[word]]
+        ids[word] = _words(digits, self.k, 1)[starts[word]]
         ids[word] += len(NUCLEOTIDES)
         ids[~word] = self.table[letters[starts[~word]]]
         return ids
@@ -91,7 +95,7 @@ class Windows:
     stride: int
 
     def ids(self, letters: np.ndarray) -> np.ndarray:
-        return _known_words(letters, self.k, slice(None, None, self.stride))
+        return _known_words(letters, self.k, self.stride)
 
     def spans(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = np.arange(0, len(letters) - self.k + 1, self.stride)
@@ -108,7 +112,7 @@ class Codons:
     frame: int
 
     def ids(self, letters: np.ndarray) -> np.ndarray:
-        return _known_words(letters, 3, slice(self.frame, None, 3))
+        return _known_words(letters[self.frame :], 3, 3)
 
     def spans(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = np.arange(self.frame, len(letters) - 2, 3)
@@ -125,25 +129,28 @@ def _look_up(table: np.ndarray, letters: np.ndarray) -> np.ndarray:
     return found
 
 
-def _words(digits: np.ndarray, k: int) -> np.ndarray:
-    """uint16 [n - k + 1]: the value in base 4 of the k digits from each place on; meaningless across a ``NO_BASE``."""
-    count = max(len(digits) - k + 1, 0)
-    value = np.zeros(count, np.uint16)  # k is at most 8
-    for start in range(0, count, _BLOCK):
+def _every(digits: np.ndarray, j: int, k: int, stride: int) -> np.ndarray:
+    """The j-th of the k digits of each word that begins at 0, stride, 2 · stride …: a view."""
+    return digits[j : len(digits) - k + 1 + j : stride] if len(digits) >= k else digits[:0]
+
+
+def _words(digits: np.ndarray, k: int, stride: int) -> np.ndarray:
+    """uint16: the value in base 4 of each whole word of k, one every ``stride``; meaningless across a ``NO_BASE``."""
+    value = np.zeros(len(_every(digits, 0, k, stride)), np.uint16)  # k is at most 8
+    for start in range(0, len(value), _BLOCK):
         block = value[start : start + _BLOCK]
-        for j in range(start, start + k):
+        for j in range(k):
             block <<= 2
-            block |= digits[j : j + len(block)] & 3
+            block |= _every(digits, j, k, stride)[start : start + _BLOCK] & 3
     return value
 
 
-def _known_words(letters: np.ndarray, k: int, chosen: slice) -> np.ndarray:
-    """Ids, in a vocabulary of ``SPECIALS`` and then all k-mers, of the words of k that begin at ``chosen`` places."""
+def _known_words(letters: np.ndarray, k: int, stride: int) -> np.ndarray:
+    """Ids, in a vocabulary of ``SPECIALS`` and then all k-mers, of the words of k, one every ``stride``."""
     digits = _look_up(DIGIT, letters)
-    ids = _words(digits, k)[chosen].astype(np.int32) + len(SPECIALS)
-    strange, count = digits == NO_BASE, max(len(digits) - k + 1, 0)
+    ids = _words(digits, k, stride).astype(np.int32) + len(SPECIALS)
+    strange = digits == NO_BASE
     if strange.any():
-        # A word is unknown where any of its letters is: the places from k - 1 before a strange letter up to it.
         for j in range(k):
-            ids[strange[j : j + count][chosen]] = _UNKNOWN
+            ids[_every(strange, j, k, stride)] = _UNKNOWN
     return ids
