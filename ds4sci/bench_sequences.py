@@ -25,8 +25,10 @@ READ = 1000
 """Residues of a read, less where the record is shorter."""
 
 
-def measure(files: Sequence[Path], *, rounds: int = 3, reads: int = 20_000) -> Measurement:
+def measure(files: Sequence[Path], *, note: str = "", rounds: int = 3, reads: int = 20_000) -> Measurement:
     """MB/s of indexing and reads/s, processor time, medians of ``rounds``, A B C A B C; one process.
+
+    ``note`` says what the files are.
 
     ``ValueError`` for no files, and as ``ds4sci.data.sequences.index``.
     """
@@ -48,6 +50,7 @@ def measure(files: Sequence[Path], *, rounds: int = 3, reads: int = 20_000) -> M
             "ours: checksums of source and store, soft mask, unknown residues, names; Biopython: SeqIO.parse;"
             " pyfaidx: Faidx, which makes the .fai index",
             f"reads: {reads} stretches of {READ} residues or the whole record, at random, the file in the page cache",
+            *([note] if note else []),
         ],
     )
 
@@ -116,9 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Indexing and random reads of FASTA beside Biopython and pyfaidx.")
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for sequences.json")
+    parser.add_argument("--note", default="", help="what the files are, for the table's readers")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
-    print(measure(given.files, rounds=given.rounds).save(given.out))
+    print(measure(given.files, note=given.note, rounds=given.rounds).save(given.out))
 
 
 if __name__ == "__main__":

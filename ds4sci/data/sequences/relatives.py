@@ -102,7 +102,7 @@ def candidates(store: SequenceStore, valid: SequenceStore | None = None) -> Cand
             which = _key(one, other, shift)
             _, first = np.unique(which, return_index=True)
             first = first[(one[first] != other[first]) & ~_among(which[first], seen)]
-            seen = np.union1d(seen, which[first])
+            seen = np.sort(np.concatenate([seen, which[first]]))  # union1d takes 15 times as long
             found.append(_extended(letters, left[first], right[first], shift[first], expected))
     return _best(found, split)
 
