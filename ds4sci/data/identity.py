@@ -44,17 +44,26 @@ def similar_pairs(
     Without ``targets`` the pairs are those of ``queries`` among themselves, each once, the first index the smaller.
     """
     for query, target in candidates(queries, targets):
-        one, other = queries[query], (queries if targets is None else targets)[target]
-        share = _identity(one, other, float(_score_of(SIGNIFICANT, len(one) * len(other), _GAPPED)))
+        share = significant_identity(queries[query], (queries if targets is None else targets)[target])
         if share >= threshold:
             yield query, target, share
+
+
+def significant_identity(one: str, other: str) -> float:
+    """The identity of a pair that passes the second sieve, 0 of one that does not."""
+    return _identity(one, other, float(_score_of(SIGNIFICANT, len(one) * len(other), _GAPPED)))
+
+
+def score_without_gaps(expected: float, area: np.ndarray) -> np.ndarray:
+    """The score that ``expected`` ungapped segments reach by chance in sequences with m · n = ``area``."""
+    return _score_of(expected, area, _UNGAPPED)
 
 
 def candidates(queries: Sequence[str], targets: Sequence[str] | None) -> Iterator[tuple[int, int]]:
     """The pairs that pass the first sieve. Time: 3 array operations over all targets for each residue of each query."""
     among = targets is None
     others = queries if targets is None else targets
-    scores = _scores()
+    scores = substitutions()
     codes = [np.minimum(encode(query), UNKNOWN) for query in queries]
     for first, last in _blocks(others):
         lengths = np.array([len(other) for other in others[first:last]])
@@ -123,7 +132,7 @@ def _aligner() -> Any:
 
 
 @cache
-def _scores() -> np.ndarray:
+def substitutions() -> np.ndarray:
     """int16 [21, 22]: BLOSUM62 of ``RESIDUES`` and X, and a column that ends any segment."""
     matrix = _aligner().substitution_matrix
     known = [[int(matrix[a][b]) for b in RESIDUES + "X"] for a in RESIDUES + "X"]

@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from ds4sci.data.chains import ChainSet
+from ds4sci.data.components import Components, check_fraction, draw
 from ds4sci.data.identity import similar_pairs
 from ds4sci.types import Record
 
@@ -29,12 +28,12 @@ def clusters(chains: Chains, threshold: float = 0.3) -> list[list[int]]:
     These are the connected components, not the greedy clusters around representatives of CD-HIT or MMseqs2: those leave
     relatives of a representative's relatives in different clusters, where a split may part them.
     """
-    _check_threshold(threshold)
+    check_threshold(threshold)
     sequences = _sequences(chains)
-    parent = list(range(len(sequences)))
+    related = Components(len(sequences))
     for one, other, _ in similar_pairs(sequences, None, threshold):
-        _join(parent, one, other)
-    return _groups(parent)
+        related.join(one, other)
+    return related.groups()
 
 
 def split(chains: Chains, fraction: float, threshold: float = 0.3, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -43,24 +42,18 @@ def split(chains: Chains, fraction: float, threshold: float = 0.3, seed: int = 0
     Clusters are taken for validation in an order drawn from ``seed``, as long as they fit into ``fraction`` of the
     chains; where none does, the smallest is taken. ``ValueError`` if everything is one cluster.
     """
-    if not 0.0 < fraction < 1.0:
-        raise ValueError(f"fraction must lie between 0 and 1 (the share of chains for validation); got {fraction}")
-    parent = list(range(len(chains)))
+    check_fraction(fraction, "chains")
+    together = Components(len(chains))
     for group in [*clusters(chains, threshold), *_by_entry(chains)]:
         for member in group[1:]:
-            _join(parent, group[0], member)
-    groups = _groups(parent)
+            together.join(group[0], member)
+    groups = together.groups()
     if len(groups) < 2:
         raise ValueError(
             f"the {len(chains)} chains are one cluster at {threshold:.0%} identity (or one PDB entry): cannot be split;"
             " add unrelated chains or raise the threshold"
         )
-    wanted = max(1, round(fraction * len(chains)))
-    valid: list[int] = []
-    for at in np.random.default_rng(seed).permutation(len(groups)):
-        if len(valid) + len(groups[at]) <= wanted:
-            valid += groups[at]
-    valid = sorted(valid or sorted(groups, key=len)[0])
+    valid = draw(groups, fraction, seed)
     return sorted(set(range(len(chains))) - set(valid)), valid
 
 
@@ -69,7 +62,7 @@ def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Pair]:
 
     Warns (``UserWarning``) of them, with their number and the worst five, and of PDB entries that have chains in both.
     """
-    _check_threshold(threshold)
+    check_threshold(threshold)
     train_ids, valid_ids = _ids(train), _ids(valid)
     found = [
         Pair(train_ids[target], valid_ids[query], share)
@@ -89,25 +82,6 @@ def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Pair]:
         some = ", ".join(shared[:5]) + (", …" if len(shared) > 5 else "")
         warnings.warn(f"leakage: {len(shared)} PDB entries have chains in both sets: {some}", stacklevel=2)
     return found
-
-
-def _root(parent: list[int], at: int) -> int:
-    while parent[at] != at:
-        parent[at] = parent[parent[at]]
-        at = parent[at]
-    return at
-
-
-def _join(parent: list[int], one: int, other: int) -> None:
-    a, b = _root(parent, one), _root(parent, other)
-    parent[max(a, b)] = min(a, b)
-
-
-def _groups(parent: list[int]) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for at in range(len(parent)):
-        groups.setdefault(_root(parent, at), []).append(at)
-    return list(groups.values())
 
 
 def _by_entry(chains: Chains) -> Iterator[list[int]]:
@@ -133,6 +107,7 @@ def _sequences(chains: Chains) -> list[str]:
     return [record.sequence for record in chains]
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
+    """``ValueError`` unless ``threshold`` can be a sequence identity."""
     if not 0.0 < threshold <= 1.0:
         raise ValueError(f"the identity threshold must lie between 0 and 1; got {threshold}")

@@ -34,18 +34,21 @@ def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
         else:
             ready, text = text, b""
         if ready:
-            piece = _piece(ready, line, at_line_start, begun)
-            line += ready.count(b"\n")
+            piece, line_ends = _piece(ready, line, at_line_start, begun)
+            line += line_ends
             at_line_start = ready.endswith(b"\n")
             begun = begun or bool(piece.names)
             yield piece
     if text:
-        yield _piece(text, line, at_line_start, begun)
+        yield _piece(text, line, at_line_start, begun)[0]
 
 
-def _piece(text: bytes, line: int, at_line_start: bool, begun: bool) -> Piece:
-    """``text`` as a piece; its first line is number ``line`` of the file, and goes on with one unless
-    ``at_line_start``. ``begun``: an earlier block had a header."""
+def _piece(text: bytes, line: int, at_line_start: bool, begun: bool) -> tuple[Piece, int]:
+    """``text`` as a piece, and the number of its line ends.
+
+    Its first line is number ``line`` of the file and, unless ``at_line_start``, goes on with one of an earlier block;
+    ``begun``: an earlier block had a header.
+    """
     if at_line_start and text.startswith(b";"):
         text = text[len(text.partition(b"\n")[0]) :]
     if b"\n;" in text:
@@ -76,7 +79,7 @@ def _piece(text: bytes, line: int, at_line_start: bool, begun: bool) -> Piece:
         letters, lengths[0], unowned = letters[lengths[0] :], 0, int(before[0]) if len(heads) else len(newlines) + 1
     names, descriptions = _headers(text, heads + 1, np.append(white, len(raw)), ends)
     numbered = cache(lambda: _numbered(text, line, at_line_start, unowned))
-    return Piece(
+    piece = Piece(
         letters=letters,
         starts=np.cumsum(lengths)[:-1],
         names=names,
@@ -85,6 +88,7 @@ def _piece(text: bytes, line: int, at_line_start: bool, begun: bool) -> Piece:
         line_of=lambda at: numbered()[1][bisect_right(numbered()[0], at) - 1],
         faults=faults,
     )
+    return piece, len(newlines)
 
 
 def _headers(text: bytes, begins: np.ndarray, white: np.ndarray, ends: np.ndarray) -> tuple[list[bytes], list[bytes]]:

@@ -1,0 +1,42 @@
+"""Sequence files for tests, and what a store made of them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ds4sci.data.sequences import SequenceStore
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def cased(store: SequenceStore, record: int) -> str:
+    """A record as its file had it: small letters where the mask is."""
+    upper = store.residues(record)
+    return np.where(store.soft(record), upper | 32, upper).astype(np.uint8).tobytes().decode()
+
+
+def records_of(store: SequenceStore) -> list[tuple[str, str]]:
+    return [(store.name(i), cased(store, i)) for i in range(len(store))]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def bgzip(data: bytes, block: int = 1000) -> bytes:
+    """As bgzip writes it: gzip members with their size in an extra field, the last one empty."""
+    members = []
+    for at in [*range(0, len(data), block), len(data)]:
+        part = data[at : at + block]
+        packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+        packed = packer.compress(part) + packer.flush()
+        head = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0" + struct.pack("<H", len(packed) + 25)
+        members.append(head + packed + struct.pack("<II", zlib.crc32(part), len(part)))
+    return b"".join(members)
