@@ -50,7 +50,7 @@ class Row:
 
 def proteins(tokens: int, mean: int, seed: int = 0) -> tuple[int, ...]:
     """Lengths from half to one and a half times ``mean`` that fill a row of ``tokens``."""
-    generator, lengths = torch.Generator().manual_seed(seed), []
+    generator, lengths = torch.Generator().manual_seed(seed), list[int]()
     while (left := tokens - sum(lengths)) > 0:
         lengths.append(min(left, int(mean * (0.5 + torch.rand((), generator=generator).item()))))
     return tuple(lengths)
@@ -100,8 +100,8 @@ def ways(row: Row, dtype: torch.dtype, device: torch.device) -> dict[str, tuple[
 
 def _torchs(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """``[b, n, h, d]``, as models' projections make them."""
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=causal).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
 
 
 def once(way: Way, given: list[Tensor], backward: bool) -> Tensor:

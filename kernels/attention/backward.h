@@ -97,7 +97,7 @@ static void deliver(const Array& to, int64_t head, int64_t at, int64_t count, fl
 }
 
 template <class N>
-static void backward_task(const Packed& p, const Task& task, int64_t key_head, Scratch<N>& w) {
+static void backward_task(const Packed& p, const Task& task, int64_t key_head, Ahead ahead, Scratch<N>& w) {
   pack_keys(p, task, key_head, true, w);
   const int64_t n = task.stop - task.start, group = p.heads / p.key_heads;
   for (auto* sums : {&w.dk, &w.dv}) std::fill(sums->begin(), sums->begin() + whole_tiles(n) * w.dp, 0.0f);
@@ -110,7 +110,10 @@ static void backward_task(const Packed& p, const Task& task, int64_t key_head, S
       }
       for (int64_t first = 0; first < w.tile[tiles - 1].reach; first += KB)
         for (int i = 0; i < tiles; ++i)
-          if (first < w.tile[i].reach) attend_back(p, task, first, w, w.tile[i]);
+          if (first < w.tile[i].reach) {
+            ahead.some();
+            attend_back(p, task, first, w, w.tile[i]);
+          }
       for (int i = 0; i < tiles; ++i) {
         lay_out(w.tile[i], w);
         deliver(p.grad_q, head, w.tile[i].at, w.tile[i].count, w.lines.data(), float(p.scale), w);

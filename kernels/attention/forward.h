@@ -74,7 +74,7 @@ static void finish(const Packed& p, int64_t head, Scratch<N>& w, Queries& tile) 
 }
 
 template <class N>
-static void forward_task(const Packed& p, const Task& task, int64_t key_head, Scratch<N>& w) {
+static void forward_task(const Packed& p, const Task& task, int64_t key_head, Ahead ahead, Scratch<N>& w) {
   pack_keys(p, task, key_head, false, w);
   const int64_t group = p.heads / p.key_heads;
   for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head)
@@ -87,7 +87,10 @@ static void forward_task(const Packed& p, const Task& task, int64_t key_head, Sc
       }
       for (int64_t first = 0; first < w.tile[tiles - 1].reach; first += KB)
         for (int i = 0; i < tiles; ++i)
-          if (first < w.tile[i].reach) attend(p, task, first, w, w.tile[i]);
+          if (first < w.tile[i].reach) {
+            ahead.some();
+            attend(p, task, first, w, w.tile[i]);
+          }
       for (int i = 0; i < tiles; ++i) finish(p, head, w, w.tile[i]);
     }
 }

@@ -82,6 +82,42 @@ static inline Rows rows_of(const Array& x, int64_t head, int64_t start) {
   return rows;
 }
 
+// The rows of the task after this one, asked for some at a time while this one works: they lie h·d apart, which no hardware
+// prefetcher follows. Of short documents alone: long ones have work enough beside their loads.
+class Ahead {
+  const Packed& p;
+  const bool backward;
+  int64_t at, to, step, key_head;
+
+  template <int WRITE>
+  void ask(const Array& x, int64_t head, int64_t until) const {
+    if (x.data) rows_of(x, head, 0).ahead<WRITE>(at, until, int(p.channels));
+  }
+
+ public:
+  // `next`: null where there is none
+  Ahead(const Packed& p, bool backward, const Task& own, const Task* next, int64_t key_head)
+      : p(p), backward(backward), at(0), to(0), step(0), key_head(key_head) {
+    if (!next || next->stop - next->start > 512) return;
+    at = next->start, to = next->stop;
+    const int64_t visits = ((own.queries() + QB - 1) / QB) * ((own.keys(p.causal) + KB - 1) / KB) * (p.heads / p.key_heads);
+    step = (to - at + visits - 1) / visits;
+  }
+
+  void some() {
+    if (at >= to) return;
+    const int64_t until = std::min(to, at + step), group = p.heads / p.key_heads;
+    for (const Array* x : {&p.k, &p.v}) ask<0>(*x, key_head, until);
+    for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head) {
+      ask<0>(p.q, head, until);
+      if (backward)
+        for (const Array* x : {&p.out, &p.grad_out}) ask<0>(*x, head, until);
+      ask<1>(backward ? p.grad_q : p.out, head, until);
+    }
+    at = until;
+  }
+};
+
 // `n` rows: transposed, and as they are. Either may be null. For Pair a row of zeros makes the number even.
 template <class N>
 static void pack(const Rows& from, int64_t n, std::vector<float>* turned, std::vector<float>* kept, Scratch<N>& w) {

@@ -35,10 +35,13 @@ static void work_with(const Packed& p, const std::vector<Task>& tasks, bool back
   const int64_t count = int64_t(tasks.size()) * p.key_heads;
   for (int64_t turn = next++; turn < count; turn = next++) {
     if (!scratch) scratch.reset(new Scratch<N>(p, tasks, backward));
+    const Task& task = tasks[turn / p.key_heads];
+    const int64_t then = turn + p.threads;  // most likely this thread's next
+    const Ahead ahead(p, backward, task, then < count ? &tasks[then / p.key_heads] : nullptr, then % p.key_heads);
     if (backward)
-      backward_task(p, tasks[turn / p.key_heads], turn % p.key_heads, *scratch);
+      backward_task(p, task, turn % p.key_heads, ahead, *scratch);
     else
-      forward_task(p, tasks[turn / p.key_heads], turn % p.key_heads, *scratch);
+      forward_task(p, task, turn % p.key_heads, ahead, *scratch);
   }
 }
 

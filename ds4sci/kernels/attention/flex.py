@@ -47,7 +47,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False,
 
     # compiled, or the mask of all pairs of tokens would exist at once
     blocks = create_block_mask(keep, None, None, tokens, tokens, device=str(q.device), _compile=not compiling)
-    attend = flex_attention if compiling else _compiled()
+    attend: Any = flex_attention if compiling else _compiled()
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     out = attend(q, k, v, block_mask=blocks, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
     return out.squeeze(0).transpose(0, 1)

@@ -24,8 +24,8 @@ def run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False,
         end = stop
     group = q.shape[1] // k.shape[1]
     # one split, whose gradient is one concatenation: a slice for each document would add up whole rows
-    pieces = zip(*(x.split(sizes) for x in (q, k, v)), is_document, strict=True)
-    return torch.cat([_one(*x, group, causal, scale) if real else torch.zeros_like(x[0]) for *x, real in pieces])
+    pieces = zip(q.split(sizes), k.split(sizes), v.split(sizes), is_document, strict=True)
+    return torch.cat([_one(a, b, c, group, causal, scale) if real else torch.zeros_like(a) for a, b, c, real in pieces])
 
 
 def _one(q: Tensor, k: Tensor, v: Tensor, group: int, causal: bool, scale: float | None) -> Tensor:
