@@ -58,16 +58,65 @@ def train(
 @app.command("eval")
 def evaluate(
     run: Run,
-    chains: Annotated[Path, typer.Option("--chains", metavar="FILE.npz", help="Chain set with the true structures.")],
-    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where means and per-chain scores go.")],
+    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
+    chains: Annotated[
+        Path | None, typer.Option("--chains", metavar="FILE.npz", help="fold: chain set with the true structures.")
+    ] = None,
+    fasta: Annotated[
+        Path | None, typer.Option("--fasta", metavar="FILE", help="Language models: nats per residue of its sequences.")
+    ] = None,
+    variants: Annotated[
+        Path | None,
+        typer.Option("--variants", metavar="CSV", help="Effects of variants of the one sequence in --fasta."),
+    ] = None,
+    contacts: Annotated[
+        Path | None,
+        typer.Option("--contacts", metavar="FILE.npz", help="Contacts from attention, on known structures."),
+    ] = None,
+    marginal: Annotated[str, typer.Option("--marginal", help="Of --variants: masked or wildtype.")] = "masked",
+    ngrams: Annotated[bool, typer.Option("--ngrams", help="Beside n-gram models of the training data.")] = False,
     overrides: Overrides = None,
-    which: Annotated[str, typer.Option("--checkpoint", help="best, latest, a step, or untrained.")] = "best",
+    which: Annotated[str, typer.Option("--checkpoint", help="best, latest, a step, or (fold) untrained.")] = "best",
 ) -> None:
-    """Score a run's structures of every chain in a set: lDDT-Cα, TM-score, GDT-TS, RMSD, …"""
-    from ds4sci.train.evaluate import evaluate_run
+    """Score a run: structures of a chain set (fold), or sequences, variants, contacts (language models)."""
+    if sum(x is not None for x in (chains, contacts, fasta)) != 1:
+        raise ValueError("say what to score: one of --chains (fold), --fasta or --contacts (language models)")
+    if variants is not None and fasta is None:
+        raise ValueError("--variants needs --fasta with the sequence that they are variants of")
+    changes = overrides or []
+    if chains is not None:
+        from ds4sci.train.evaluate import evaluate_run
 
-    evaluate_run(run, chains, json, which=which, overrides=overrides or ())
+        evaluate_run(run, chains, json, which=which, overrides=changes)
+    else:
+        from ds4sci.train import evaluate_language as language
+
+        if contacts is not None:
+            found = language.evaluate_contacts(run, contacts, json, which=which, overrides=changes)["precision"]
+            typer.echo("\n".join(f"{name}  {value:.3f}" for name, value in found.items()))
+        elif variants is not None and fasta is not None:
+            scored = language.evaluate_variants(
+                run, fasta, variants, json, which=which, marginal=marginal, overrides=changes
+            )
+            rank = scored["spearman"]
+            typer.echo(f"{len(scored['scores'])} variants" + ("" if rank is None else f", Spearman {rank:.3f}"))
+        elif fasta is not None:
+            language.evaluate_sequences(run, fasta, json, which=which, overrides=changes, ngrams=ngrams)
     typer.echo(f"wrote {json}")
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder.")],
+    which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapters alone, as peft reads them.")] = False,
+) -> None:
+    """Write a language model's weights, config and tokenizer as a Hugging Face folder."""
+    from ds4sci.train.export import export_run, files
+
+    for name, size in files(export_run(run, out, which=which, adapter=adapter)):
+        typer.echo(f"{out / name}  {size:,} bytes")
 
 
 @app.command()
@@ -129,6 +178,25 @@ def data_build(
             progress=lambda seen, files: bar.update(task, completed=seen, total=files),
         )
     typer.echo(done.summary())
+
+
+@data_app.command("index")
+def data_index(
+    paths: Annotated[list[Path], typer.Argument(metavar="FASTA… OUT_DIR", help="Sequence files, then the new store.")],
+    alphabet: Annotated[str, typer.Option("--alphabet", help="auto, protein or dna.")] = "auto",
+    bad: Annotated[
+        str, typer.Option("--bad", help="A record that cannot be read: error, or skip and count.")
+    ] = "error",
+    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Residues of a record.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; default: the cores.")] = None,
+) -> None:
+    """Index FASTA, FASTQ or GenBank files (plain, gz, bgz) into a memory-mapped store; restartable."""
+    from ds4sci.data.sequences import index
+
+    if len(paths) < 2:
+        raise ValueError("name the files and, last, the folder of the store: ds4sci data index FASTA… OUT_DIR")
+    done = index(paths[:-1], paths[-1], alphabet=alphabet, bad=bad, max_length=max_length, jobs=jobs)  # type: ignore[arg-type]
+    typer.echo(str(done))
 
 
 @data_app.command("split")
@@ -219,16 +287,18 @@ def bench_kernels(
     quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
 ) -> None:
     """An operation's implementations beside torch's ways: time, peak memory, share of the machine's limit."""
-    from ds4sci import bench_block, bench_kernels, bench_operations
+    from ds4sci import bench_attention, bench_block, bench_kernels, bench_operations
     from ds4sci.readme_table import section
 
-    known = ["evoformer_attention", *dict.fromkeys(p.operation for p in bench_operations.PROBLEMS), "all"]
+    known = ["evoformer_attention", "attention", *dict.fromkeys(p.operation for p in bench_operations.PROBLEMS), "all"]
     if op not in (*known, "evoformer_block"):
         raise ValueError(f"--op {op}: measured are: {', '.join((*known, 'evoformer_block'))}")
     if op == "evoformer_block":
         measured = bench_block.run(device, quick=quick, out=json)
     elif op == "evoformer_attention":
         measured = bench_kernels.run(device, quick=quick, out=json, cases=case or ())
+    elif op == "attention":
+        measured = bench_attention.run(device, quick=quick, out=json)
     else:
         measured = bench_operations.run(op, device, quick=quick, out=json)
     typer.echo(section(asdict(measured)))
@@ -258,6 +328,33 @@ def bench_esmfold(
     from ds4sci.readme_table import section
 
     measured = run(n or (), dtype or (), out=json, blocks=blocks, device=device, quick=quick)
+    typer.echo(section(asdict(measured)))
+    typer.echo(f"wrote {json}")
+
+
+@bench_app.command("sequences")
+def bench_sequences(
+    files: Annotated[list[Path], typer.Argument(metavar="FASTA…", help="Plain FASTA files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
+) -> None:
+    """MB/s of indexing and reads/s beside Biopython and pyfaidx."""
+    from ds4sci.bench_sequences import measure
+
+    show_measurement(measure(files), out)
+
+
+@bench_app.command("lm")
+def bench_lm(
+    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
+    n: Annotated[list[int] | None, typer.Option("--n", min=64, help="Tokens of the row; repeatable.")] = None,
+    longest: Annotated[bool, typer.Option("--longest/--no-longest", help="Search the longest row in 8 GB.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
+) -> None:
+    """A language model's training step by Hugging Face's Trainer and by ds4sci: time, peak memory, longest row."""
+    from ds4sci.bench_lm import run
+    from ds4sci.readme_table import section
+
+    measured = run(n or (), out=json, quick=quick, longest=longest)
     typer.echo(section(asdict(measured)))
     typer.echo(f"wrote {json}")
 

@@ -54,6 +54,7 @@ TOP = {
     "bench_kernels",
     "bench_lm",
     "bench_operations",
+    "bench_sequences",
     "bench_plot",
     "cli",
     "doctor",
@@ -63,7 +64,19 @@ TOP = {
 }
 """The command line and what only it calls: may use everything, and nothing below may use it."""
 
-NO_TORCH = ("config", "deepspeed_json", "types.py", "residues.py", "data/sources/", "data/features", "scores/")
+NO_TORCH = (
+    "config",
+    "deepspeed_json",
+    "types.py",
+    "residues.py",
+    "data/sources/",
+    "data/sequences/",
+    "data/tokenizers/",
+    "data/sequence_transform",
+    "data/rows",
+    "data/features",
+    "scores/",
+)
 KERNEL_REQUIREMENTS = {"torch", "triton", "flash_attn"}  # the last two inside functions, where they are installed
 
 

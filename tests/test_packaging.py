@@ -109,8 +109,10 @@ def test_what_the_package_imports_is_asked_for(wheel: Path) -> None:
                 modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.split(".")[0])
-    # triton comes with torch, where it can be had; the others are measured beside ours where a user has them
-    foreign = modules - sys.stdlib_module_names - {"ds4sci", "triton", "cuequivariance_torch", "trifast"}
+    # triton comes with torch, where it can be had; flash_attn and peft are extras; the others are measured beside ours
+    # where a user has them
+    optional = {"triton", "flash_attn", "peft", "cuequivariance_torch", "trifast", "pyfaidx"}
+    foreign = modules - sys.stdlib_module_names - {"ds4sci"} - optional
     distributions = importlib.metadata.packages_distributions()
     owners = {module: {name.lower() for name in distributions.get(module, [module])} for module in foreign}
     assert {module for module, names in owners.items() if not names & asked} == set()

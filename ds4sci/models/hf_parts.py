@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,8 +38,6 @@ def take_apart(model: Any) -> Parts:
 
     Raises ValueError where there is no head beside the body, or where head(body(x)) are not the model's logits.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     prefix = model.base_model_prefix
     body = getattr(model, prefix, None)
     heads = [child for name, child in model.named_children() if name != prefix]
@@ -54,7 +53,7 @@ def take_apart(model: Any) -> Parts:
             hidden = part(hidden)
         return hidden
 
-    layers = [m for m in body.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = [m for m in body.modules() if is_layer(m)]
     if not layers:
         raise ValueError(f"{type(model).__name__}: none of its layers can be recomputed (GradientCheckpointingLayer)")
     accepted = inspect.signature(body.forward).parameters
@@ -71,6 +70,13 @@ def take_apart(model: Any) -> Parts:
     parts = Parts(body, head, layers, arguments, weights, len(layers) * config.num_attention_heads * width)
     _compare(model, parts)
     return parts
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether transformers can compute ``module`` again in the backward pass: the layers of a model."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return isinstance(module, GradientCheckpointingLayer)
 
 
 @torch.no_grad()
@@ -112,6 +118,7 @@ def tile_mlps(model: nn.Module, tile: Callable[[], int | None]) -> None:
 
 
 def _tiled(function: Callable[[Tensor], Tensor], tile: Callable[[], int | None]) -> Callable[..., Any]:
+    @functools.wraps(function)  # transformers counts the arguments of what it is given
     def run(x: Tensor, *rest: Any, **named: Any) -> Any:
         tokens = tile()
         if tokens is None or rest or named or x.ndim != 3:
@@ -187,11 +194,15 @@ def with_lora(model: Any, settings: dict[str, Any], *, trains_head: bool) -> nn.
         raise ValueError("model.lora needs peft: pip install 'ds4sci[lora]'") from None
     targets = list(settings["targets"]) or "all-linear"
     heads = [
-        name for name, child in model.named_children() if name != model.base_model_prefix and any(child.parameters())
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and next(child.parameters(), None) is not None
     ]
+    layers = tuple(f"{name}." for name, module in model.named_modules() if is_layer(module))
+    outside = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(layers)]
     config = peft.LoraConfig(
         r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=settings["dropout"], target_modules=targets,
-        modules_to_save=heads if trains_head else None, exclude_modules=heads,
+        modules_to_save=heads if trains_head else None, exclude_modules=outside or None,
     )  # fmt: skip
     try:
         return peft.get_peft_model(model, config)

@@ -24,6 +24,12 @@ class Task(Protocol):
     target: str
     """Key of ``summarize``'s result that says which checkpoint is the best (higher is better)."""
 
+    # Optional, found by name:
+    #   share(group)      spread every row over the ranks of a group (``parallel.sequence``)
+    #   work(batch)       (real tokens, FLOP) of a micro-batch, for the speed in the log
+    #   keep(folder)      write what a run must have to be read anywhere; the module's ``kept_by(run)`` gives overrides
+    #   pretrained()      (model, tokenizer) of Hugging Face, for ``ds4sci export``
+
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[Any]:

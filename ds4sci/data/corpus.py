@@ -1,0 +1,201 @@
+"""Sequences and the tokenizer of a language task: opened, indexed where they are not yet, parted into two sides."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds4sci.data import tokenizers
+from ds4sci.data.rows import Regions
+from ds4sci.data.sequences import Range, SequenceStore, index
+from ds4sci.data.sequences.split import split_by_cluster, split_by_record
+
+
+class Coder:
+    """A tokenizer as rows need it.
+
+    tokenizer   of the Hugging Face API; what is saved with the model
+    vocabulary  its tokens
+    pad, mask   ids; mask is −1 for a tokenizer without one
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.encoder = tokenizers.residue_encoder(tokenizer)
+        self.vocabulary = len(tokenizer)
+        self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
+        self.mask = int(tokenizer.mask_token_id) if tokenizer.mask_token_id is not None else -1
+        self._ends = len(self.encoder.prefix) + len(self.encoder.suffix)
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """``pad_token_id`` and its like, for a new model's config."""
+        known = ("pad", "mask", "bos", "eos", "cls", "sep")
+        found = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id", None) for name in known}
+        return {
+            name: int(value) for name, value in found.items() if value is not None and name[:3] not in ("cls", "sep")
+        }
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Each token's text."""
+        return [str(name) for name in self.tokenizer.convert_ids_to_tokens(range(self.vocabulary))]
+
+    @cached_property
+    def residue_ids(self) -> np.ndarray:
+        """int64: ids that stand for residues, which a masked token may be replaced by."""
+        special = set(self.tokenizer.all_special_ids)
+        letters = {"A", "C", "D", "E", "F", "G", "H", "I", "K", "L", "M", "N", "P", "Q", "R", "S", "T", "V", "W", "Y"}
+        plain = [i for i in range(self.vocabulary) if i not in special]
+        amino = [i for i in plain if self.names[i] in letters]
+        return np.array(amino if len(amino) == len(letters) else plain, dtype=np.int64)
+
+    def encode(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ids, first residue, residues) of every token of a document; special tokens stand for 0 residues."""
+        ids = self.encoder.wrap(self.encoder.encode_residues(letters)).astype(np.int64)
+        start, size = self.encoder.token_spans(letters)
+        ends = (len(self.encoder.prefix), len(self.encoder.suffix))
+        return ids, np.pad(start, ends), np.pad(size, ends)
+
+    def tokens_of(self, residues: int) -> int:
+        """Tokens of a document of so many residues, special ones included; more where N interrupts its k-mers."""
+        if self.encoder.one_per_residue:
+            return residues + self._ends
+        return len(self.encoder.encode_residues(np.full(residues, ord("A"), np.uint8))) + self._ends
+
+    def residues_in(self, tokens: int) -> int:
+        """The most residues that a document of so many tokens holds."""
+        inner = tokens - self._ends
+        if self.encoder.one_per_residue or inner < 1:
+            return inner
+        low, high = 0, 64 * inner
+        while low < high:  # tokens of n residues rise with n but for a word's last bases
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.tokens_of(middle) <= tokens else (low, middle - 1)
+        return low
+
+
+def coder(model: str | None, options: dict[str, Any], *, causal: bool) -> Coder:
+    """The tokenizer of a loaded model, or a new one of ``options`` (``kind`` and its own).
+
+    Raises ValueError where neither says which, both do, or a masked model's tokenizer has no mask token.
+    """
+    if model is not None and not options:
+        found = tokenizers.load(model)
+    elif options:
+        given = dict(options)
+        if "kind" not in given:
+            raise ValueError(f"data.tokenizer: it needs kind, one of {', '.join(tokenizers.KINDS)}")
+        found = tokenizers.build(given.pop("kind"), **given)
+    else:
+        raise ValueError('data.tokenizer: a new model needs one, such as tokenizer = {kind = "esm"}')
+    one = Coder(found)
+    if not causal and one.mask < 0:
+        raise ValueError(
+            f"{type(found).__name__} has no mask token, which masked_lm needs; take causal_lm, or another one"
+        )
+    return one
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Stores and what of them belongs to training and to evaluation."""
+
+    train: SequenceStore
+    train_regions: Regions
+    valid: SequenceStore
+    valid_regions: Regions
+
+
+def open_store(path: Path, *, alphabet: str = "auto", bad: str = "error") -> SequenceStore:
+    """The store at ``path``; a sequence file is indexed first, into ``path``.ds4sci beside it (or, where that folder
+    cannot be written, in the cache), once: other processes wait.
+
+    Raises ValueError where there is nothing, or for what ``ds4sci.data.sequences.index`` refuses.
+    """
+    if path.is_dir():
+        return SequenceStore.open(path)
+    if not path.is_file():
+        raise ValueError(
+            f"data.path: {path}: no such file or folder; name a FASTA file, or what `ds4sci data index` made"
+        )
+    out = _beside(path, ".ds4sci")
+    with _one_at_a_time(out):
+        index([path], out, alphabet=alphabet, bad=bad, jobs=1)  # type: ignore[arg-type]
+    return SequenceStore.open(out)
+
+
+def open_sides(
+    path: Path, valid: Path | None, *, alphabet: str, bad: str, fraction: float, identity: float, seed: int
+) -> Sides:
+    """What is trained on and what is held out: two stores, or ``fraction`` of one.
+
+    Proteins are parted by homology clusters (``identity``), genomes by records, a single record at its end. Which
+    residues that are is kept beside the store, so that it is found once.
+    """
+    store = open_store(path, alphabet=alphabet, bad=bad)
+    if valid is not None:
+        other = open_store(valid, alphabet=alphabet, bad=bad)
+        if other.alphabet != store.alphabet:
+            raise ValueError(f"data.valid: {valid} has {other.alphabet} sequences, and data.path {store.alphabet} ones")
+        return Sides(store, _all(store), other, _all(other))
+    if store.alphabet == "dna":
+        train, held_out = (_regions(side) for side in split_by_record(store, fraction, seed))
+    else:
+        chosen = _clusters(store, path, fraction, identity, seed)
+        train, held_out = (Regions.whole(store.lengths, side) for side in chosen)
+    return Sides(store, train, store, held_out)
+
+
+def _regions(ranges: Sequence[Range]) -> Regions:
+    columns = np.array([(one.record, one.start, one.stop) for one in ranges], dtype=np.int64).T
+    return Regions(*columns)
+
+
+def _all(store: SequenceStore) -> Regions:
+    return Regions.whole(store.lengths, range(len(store)))
+
+
+def _clusters(
+    store: SequenceStore, path: Path, fraction: float, identity: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    told = hashlib.sha256(repr((store.lengths.tolist(), fraction, identity, seed)).encode()).hexdigest()[:16]
+    file = _beside(path, f".split-{told}.npz")
+    with _one_at_a_time(file):
+        if not file.is_file():
+            train, valid = split_by_cluster(store, fraction, identity, seed)
+            aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
+            with aside.open("wb") as handle:
+                np.savez(handle, train=train, valid=valid)
+            aside.replace(file)
+    with np.load(file, allow_pickle=False) as arrays:
+        return arrays["train"], arrays["valid"]
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """``path`` + ``ending``, or that name in the cache where the folder of ``path`` cannot be written."""
+    whole = path.resolve()
+    if os.access(whole.parent, os.W_OK):
+        return whole.with_name(whole.name + ending)
+    home = Path(os.environ.get("DS4SCI_CACHE") or Path.home() / ".cache" / "ds4sci")
+    folder = home / "sequences" / hashlib.sha256(str(whole.parent).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / (whole.name + ending)
+
+
+@contextmanager
+def _one_at_a_time(what: Path) -> Iterator[None]:
+    """A lock that other processes of this machine wait for and that ends with its holder."""
+    lock = what.with_name(f".{what.name}.lock")
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,30 @@
+"""Attention maps of a Hugging Face model, which fused kernels never make."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds4sci.models import hf_attention
+from ds4sci.models.language import LanguageModel, unwrapped
+
+
+@torch.no_grad()
+def attention_maps(model: LanguageModel, tokens: Tensor) -> np.ndarray:
+    """float32 [layers · heads, n, n] of tokens int64 [1, n], by transformers' own eager attention; memory grows as
+    n²."""
+    inner = unwrapped(model.model)
+    model.eval()
+    inner.set_attn_implementation("eager")
+    dropout = [m for m in inner.modules() if hasattr(m, "token_dropout")]
+    try:
+        for module in dropout:
+            module.token_dropout = bool(inner.config.token_dropout)
+        body = getattr(inner, inner.base_model_prefix)
+        found = body(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_attentions=True).attentions
+    finally:
+        for module in dropout:
+            module.token_dropout = False
+        inner.set_attn_implementation(hf_attention.NAME)
+    return torch.cat(found, 1)[0].float().cpu().numpy()

@@ -1,0 +1,290 @@
+"""What masked and causal language models have in common: data, model, loss, evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from ds4sci.data import corpus
+from ds4sci.data.language import Phase, Reader, Target, batches, evaluation_batches, marked_as_padding
+from ds4sci.data.rows import Regions, Rows, make_rows
+from ds4sci.losses.language import weighted_mean
+from ds4sci.models import language
+from ds4sci.parallel.groups import ALONE, SequenceGroup
+from ds4sci.types import LanguageBatch, LanguageOutput
+
+KEPT = "model"
+"""Folder of a run with the model's config and tokenizer."""
+
+
+class LengthPhase(BaseModel):
+    """Lengths of documents and rows from one point of the run on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    from_progress: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the run's steps that lies behind when the phase begins."""
+    length: int = Field(ge=4)
+    """The most tokens of a document, special ones included; longer sequences are cut into windows."""
+    row: int | None = Field(None, ge=4)
+    """Tokens of a packed row; by default ``length``."""
+    rope_factor: float = Field(1.0, ge=1.0)
+    """Positions are divided by this: linear position interpolation, for lengths beyond what the model was trained
+    on."""
+
+
+class DataConfig(BaseModel):
+    """``[data]``: sequences to learn from and to be judged on, and the rows that they are made into."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    path: Path
+    """What to train on: a folder made by ``ds4sci data index``, or a FASTA, FASTQ or GenBank file (plain or gzipped),
+    which is indexed beside itself."""
+    valid: Path | None = None
+    """What to be judged on, of the same kinds; without it a part of ``path`` is held out."""
+    valid_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the residues of ``path`` that is held out: whole homology clusters of proteins, whole records of
+    genomes, the end of a single record."""
+    identity: float = Field(0.5, gt=0, le=1)
+    """Proteins at least this alike are on the same side."""
+    alphabet: str = Field("auto", pattern="^(auto|protein|dna)$")
+    """Letters that the files may have; ``auto`` looks."""
+    bad: str = Field("error", pattern="^(error|skip)$")
+    """What a record that cannot be read does to the run: ends it, or is counted and left out."""
+    tokenizer: dict[str, Any] = {}
+    """For a new model: ``kind`` (esm, nucleotide, byte, kmer, codon) and its options. A model from ``model.path``
+    brings its own."""
+    phases: tuple[LengthPhase, ...] = Field(default=(LengthPhase(length=1024),), min_length=1)
+    """Lengths over the run; the first phase begins at 0 and each later one after the one before."""
+    packing: bool = True
+    """Rows of several documents; otherwise each document is a row, padded to the longest of its batch."""
+    reverse_complement: float = Field(0.0, ge=0, le=1)
+    """How often a window of DNA is read on the other strand."""
+    soft_weight: float = Field(1.0, ge=0)
+    """Weight of soft-masked (lower case) residues in the loss."""
+    unknown_weight: float = Field(0.0, ge=0)
+    """Weight of N and X in the loss."""
+    workers: int = Field(0, ge=0)
+    """Threads that prepare batches ahead; 0 = in the training loop. Never changes the batches."""
+    evaluation_tokens: int = Field(65536, ge=0)
+    """Tokens of the held-out part that evaluations during training score, evenly spread; 0 = all."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> DataConfig:
+        starts = [phase.from_progress for phase in self.phases]
+        if starts[0] != 0.0 or starts != sorted(set(starts)):
+            raise ValueError(f"from_progress must be 0 in the first phase and rise from phase to phase; got {starts}")
+        return self
+
+
+class Config(BaseModel):
+    """The run file's sections that a language task owns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: language.Config
+    """Where the weights come from."""
+    data: DataConfig
+    """Sequences and rows."""
+
+
+@dataclass
+class LanguageTask:
+    """See ``ds4sci.tasks.Task``. ``fraction``: share of tokens that a masked model predicts; 0 for a causal one."""
+
+    config: Config
+    seed: int
+    steps: int
+    fraction: float
+
+    target = "score"
+
+    def __post_init__(self) -> None:
+        data = self.config.data
+        self.coder = corpus.coder(self.config.model.path, data.tokenizer, causal=not self.fraction)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            kind: language.Kind = "masked_lm" if self.fraction else "causal_lm"
+            self.model: nn.Module = language.build(
+                self.config.model, kind, vocabulary=self.coder.vocabulary, special=self.coder.special_ids
+            )
+        self.language.check_rope([phase.rope_factor for phase in data.phases])
+        self.group: SequenceGroup = ALONE
+        self._sides: tuple[Reader, Regions, Reader, Regions] | None = None
+
+    def keep(self, folder: Path) -> None:
+        """Write the model's config and the tokenizer into ``folder``, so that a run needs nothing else to be read."""
+        self.language.keep(folder)
+        self.coder.tokenizer.save_pretrained(folder)
+
+    def pretrained(self, *, adapter: bool = False) -> tuple[nn.Module, Any]:
+        """(model, tokenizer) of transformers, ready for ``save_pretrained``; see ``LanguageModel.pretrained``."""
+        last = self.config.data.phases[-1]
+        model = self.language.pretrained(adapter=adapter, rope_factor=last.rope_factor, length=last.length)
+        return model, self.coder.tokenizer
+
+    def share(self, group: SequenceGroup) -> None:
+        """Spread every row over the ranks of ``group``."""
+        self.group = group
+        self.language.group = group
+
+    @property
+    def language(self) -> language.LanguageModel:
+        """The model, with its type."""
+        assert isinstance(self.model, language.LanguageModel)
+        return self.model
+
+    def sides(self) -> tuple[Reader, Regions, Reader, Regions]:
+        """Training and held-out sequences, opened (and indexed) at the first call."""
+        if self._sides is None:
+            data = self.config.data
+            found = corpus.open_sides(
+                data.path, data.valid, alphabet=data.alphabet, bad=data.bad, fraction=data.valid_fraction,
+                identity=data.identity, seed=self.seed,
+            )  # fmt: skip
+            how = {"soft_weight": data.soft_weight, "unknown_weight": data.unknown_weight}
+            train = Reader(found.train, self.coder, reverse_complement=data.reverse_complement, **how)
+            valid = Reader(found.valid, self.coder, **how)
+            self._sides = train, found.train_regions, valid, found.valid_regions
+        return self._sides
+
+    @property
+    def prediction(self) -> Target:
+        return Target(self.fraction, self.coder.mask, self.coder.residue_ids)
+
+    def _rows(self, regions: Regions, phase: LengthPhase) -> tuple[Rows, int | None]:
+        row = (phase.row or phase.length) if self.config.data.packing else None
+        return make_rows(regions, self.coder, document=phase.length, row=row, seed=self.seed), row
+
+    def batches(
+        self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
+    ) -> Iterator[LanguageBatch]:
+        reader, regions, _, _ = self.sides()
+        phases = []
+        for phase in self.config.data.phases:
+            rows, budget = self._rows(regions, phase)
+            first = math.ceil(phase.from_progress * self.steps)
+            phases.append(Phase(first, rows, budget, multiple(self.group), phase.rope_factor))
+        return batches(
+            reader, self.prediction, phases, seed=self.seed, start_step=start_step, rank=rank, world_size=world_size,
+            micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps, pad=self.coder.pad,
+            workers=self.config.data.workers,
+        )  # fmt: skip
+
+    def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, nats = weighted_mean(output, self.group)
+        return loss, {"nats": nats}
+
+    def work(self, batch: LanguageBatch) -> tuple[int, float]:
+        """(real tokens, FLOP of a training step) of this rank's share of ``batch``."""
+        return batch.tokens // self.group.size, self.language.flops(batch.spans) / self.group.size
+
+    def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
+        _, _, reader, regions = self.sides()
+        last = self.config.data.phases[-1]
+        rows, budget = self._rows(regions, last)
+        wanted = self.config.data.evaluation_tokens
+        size = budget or int(rows.tokens.max())
+        count = min(len(rows), max(1, wanted // size)) if wanted else len(rows)
+        chosen = [round(i * (len(rows) - 1) / max(1, count - 1)) for i in range(count)]
+        return self.score(model, reader, rows, chosen, budget, rank=rank, world_size=world_size, device=device,
+                          rope_factor=last.rope_factor)  # fmt: skip
+
+    def score(
+        self, model: nn.Module, reader: Reader, rows: Rows, chosen: list[int], budget: int | None, *, rank: int = 0,
+        world_size: int = 1, device: torch.device, every_token: bool = False, rope_factor: float = 1.0,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """A row for each batch of this rank's share of the rows: sums of nats and counts, by class."""
+        share = share_of(chosen, rank, world_size)
+        found: list[dict[str, Any]] = []
+        turns = self.prediction.turns() if every_token else 1
+        made = evaluation_batches(
+            reader, self.prediction, rows, share.rows, seed=self.seed, pad=self.coder.pad, batch=1,
+            budget=budget or (int(rows.tokens.max()) if world_size > 1 else None), multiple=multiple(self.group),
+            every_token=every_token, rope_factor=rope_factor,
+        )  # fmt: skip
+        for number, batch in enumerate(made):
+            real = number // turns < share.real
+            output = model((batch if real else marked_as_padding(batch)).to(device))
+            if real:
+                found.append({"id": f"row {share.rows[number // turns]}"} | self._sums(output))
+        return found
+
+    def _sums(self, output: LanguageOutput) -> dict[str, Any]:
+        table = class_sums(output, self.coder.vocabulary, self.group)
+        classes = {
+            name: [float(table[:, i, 0].sum()), int(table[:, i, 1].sum())]
+            for i, name in enumerate(self.coder.names)
+            if table[:, i, 1].sum() > 0
+        }
+        marked = [float(table[1, :, 0].sum()), int(table[1, :, 1].sum())]
+        nats, tokens, right = table.sum((0, 1)).tolist()
+        return {"nats": nats, "tokens": int(tokens), "right": int(right), "classes": classes, "soft": marked}
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        tokens = sum(row["tokens"] for row in rows)
+        nats = sum(row["nats"] for row in rows) / max(1, tokens)
+        right = sum(row["right"] for row in rows) / max(1, tokens)
+        return {
+            "score": -nats, "nats": nats, "perplexity": math.exp(min(nats, 700.0)), "accuracy": right,
+            "tokens": float(tokens),
+        }  # fmt: skip
+
+
+def kept_by(run: Path) -> list[str]:
+    """Overrides by which a run is read from what ``LanguageTask.keep`` left in it, wherever its model came from."""
+    folder = run / KEPT
+    if not (folder / "config.json").is_file():
+        return []
+    return [
+        f'model.path="{folder}"',
+        "model.weights=false",
+        "model.config={}",
+        "model.overrides={}",
+        "data.tokenizer={}",
+    ]
+
+
+def multiple(group: SequenceGroup) -> int:
+    """Rows are padded to this many tokens: every rank of a group gets as many, and vectors are full."""
+    return math.lcm(group.size, 8)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows that a rank evaluates; from number ``real`` on they are another's, computed and not counted."""
+
+    rows: list[int]
+    real: int
+
+
+def share_of(chosen: list[int], rank: int, world_size: int) -> Share:
+    """Every ``world_size``-th of the rows, as many on every rank: ZeRO-3 gathers parameters collectively."""
+    turns = -(-len(chosen) // world_size)
+    places = [turn * world_size + rank for turn in range(turns)]
+    return Share([chosen[min(i, len(chosen) - 1)] for i in places], sum(i < len(chosen) for i in places))
+
+
+def class_sums(output: LanguageOutput, classes: int, group: SequenceGroup) -> Tensor:
+    """fp64 [2, classes, 3] on the CPU: nats, count and hits of the tokens that have a label and a weight, over all
+    ranks of the group; by soft-masking and label."""
+    keep = ((output.labels >= 0) & (output.weights > 0)).flatten().cpu()
+    labels = output.labels.clamp(min=0).flatten().cpu()
+    place = (output.marked.flatten().cpu().long() * classes + labels)[keep]
+    values = torch.stack(
+        [
+            x.detach().flatten().double().cpu()[keep]
+            for x in (output.losses, torch.ones_like(output.losses), output.right)
+        ],
+        dim=1,
+    )
+    table = torch.zeros(2 * classes, 3, dtype=torch.float64).index_add_(0, place, values).view(2, classes, 3)
+    return group.total(table.to(output.losses.device)).cpu()

@@ -1,0 +1,29 @@
+"""Predict masked tokens from both sides: ESM-2, ESM-C, BERT and their kin."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ds4sci.tasks import _language
+
+
+class DataConfig(_language.DataConfig):
+    """``[data]``: sequences, rows, and what of them is masked."""
+
+    mask_fraction: float = Field(0.15, gt=0, lt=1)
+    """Share of the residues that is predicted: of these 80 % are masked, 10 % replaced, 10 % left (BERT, ESM-2)."""
+
+
+class Config(_language.Config):
+    """The run file's sections that this task owns."""
+
+    data: DataConfig
+    """Sequences, rows and masks."""
+
+
+kept_by = _language.kept_by
+
+
+def build(config: Config, *, seed: int, steps: int) -> _language.LanguageTask:
+    """The task with its model, loaded or freshly initialised from ``seed``, for a run of ``steps`` steps."""
+    return _language.LanguageTask(config, seed, steps, config.data.mask_fraction)

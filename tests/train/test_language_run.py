@@ -1,0 +1,238 @@
+"""Language runs from end to end: shared rows, resuming on other ranks, adapters, export, evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ds4sci.train import checkpoint, evaluate_language, export
+from tests import language_oracle as oracle
+from tests.train import fleet
+
+SEED = "ACGTTGCAAGCTTAGCCGATATCGGATCCTAGGCAT"
+LLAMA = "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in oracle.LLAMA.items()) + "}"
+ESM = "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in oracle.ESM.items()) + "}"
+
+
+@pytest.fixture
+def genome(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    file = tmp_path / "genome.fa"
+    file.write_text(">chromosome\n" + "".join(rng.choice(list("AACGT"), 3000)) + "\n")
+    return file
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes run.toml and ds.json."""
+
+    def run_file(task: str, model: str, data: str, *, stage: int = 0, steps: int = 8, **train: Any) -> Path:
+        config = {
+            "train_batch_size": 4, "train_micro_batch_size_per_gpu": 1, "gradient_clipping": 1.0,
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+            "zero_optimization": {"stage": stage},
+        }  # fmt: skip
+        (tmp_path / "ds.json").write_text(json.dumps(config))
+        settings = {"steps": steps, "log_every": 1, "save_every": 4, "keep_last": 9, "name": "run"} | train
+        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+        file = tmp_path / "run.toml"
+        head = f'deepspeed = "ds.json"\nseed = 3\n[task]\nname = "{task}"\n[train]\n{lines}'
+        file.write_text(f"{head}\n[model]\n{model}\n[data]\n{data}\n")
+        return file
+
+    return run_file
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def assert_alike(one: dict[int, float], other: dict[int, float]) -> None:
+    assert one.keys() == other.keys()
+    for step, loss in one.items():
+        assert loss == pytest.approx(other[step], rel=2e-5), step
+
+
+def test_rows_shared_by_two_ranks_train_as_on_one_and_resume_on_either(tmp_path, genome, write) -> None:
+    data = (
+        f'path = "{genome}"\ntokenizer = {{kind = "nucleotide"}}\nreverse_complement = 0.5\nphases = [{{length = 128}}]'
+    )
+    file = write("causal_lm", f"config = {LLAMA}", data)
+    fleet.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path)
+    fleet.run(1, ["--config", str(file), "train.name=one"], tmp_path)
+    runs = tmp_path / "runs"
+    assert_alike(losses(runs / "run"), losses(runs / "one"))
+    for name, ranks in (("run", 1), ("one", 2)):
+        again = runs / f"{name}_again"
+        shutil.copytree(runs / name, again)
+        shutil.rmtree(checkpoint.folder_of(again, 8))
+        fleet.run(ranks, ["--resume", str(again), f"parallel.sequence={ranks}"], tmp_path)
+        assert_alike(losses(again), losses(runs / name))
+    line = json.loads((runs / "run" / "metrics.jsonl").read_text().splitlines()[-2])
+    assert line["tokens_per_second"] > 0
+    assert 0 < line["utilization"] < 1
+
+
+def test_what_is_exported_is_what_was_trained(tmp_path, genome, write) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    data = f'path = "{genome}"\ntokenizer = {{kind = "nucleotide"}}\nphases = [{{length = 128}}]'
+    file = write("causal_lm", f"config = {LLAMA}", data, steps=2)
+    fleet.run(1, ["--config", str(file)], tmp_path)
+    run, out = tmp_path / "runs/run", tmp_path / "out"
+    export.export_run(run, out)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    _, task = checkpoint.load_run(run)
+    inner = task.model.model
+    inner.set_attn_implementation("sdpa")
+    letters = SEED * 3
+    tokens = torch.tensor(tokenizer(letters)["input_ids"])[None]
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits
+        assert torch.equal(logits, inner(input_ids=tokens).logits)
+    (tmp_path / "one.fa").write_text(f">one\n{letters}\n")
+    found = evaluate_language.evaluate_sequences(run, tmp_path / "one.fa", tmp_path / "one.json", show=False)
+    nats = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none")
+    bases = [i for i, t in enumerate(tokens[0, 1:].tolist()) if t not in tokenizer.all_special_ids]
+    assert found["residues"] == len(bases)
+    assert found["nats"] == pytest.approx(float(nats[bases].mean()), rel=1e-5)
+    assert json.loads((tmp_path / "one.json").read_text())["classes"].keys() >= set("ACGT")
+    with pytest.raises(ValueError, match="exists already"):
+        export.export_run(run, out)
+
+
+@pytest.fixture
+def proteins(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(1)
+    file = tmp_path / "proteins.fa"
+    chains = ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), rng.integers(20, 90))) for _ in range(40)]
+    file.write_text("".join(f">p{i}\n{chain}\n" for i, chain in enumerate(chains)))
+    return file
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A small ESM with its tokenizer, as a folder."""
+    from ds4sci.data import tokenizers
+
+    model = oracle.model("masked_lm", oracle.ESM)
+    inner = model.pretrained(adapter=False, rope_factor=1.0, length=64)
+    inner.save_pretrained(tmp_path / "base")
+    tokenizers.build("esm").save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_adapters_of_a_loaded_model_under_zero_3(tmp_path, proteins, base, write) -> None:
+    import peft
+    from transformers import AutoModelForMaskedLM
+
+    data = f'path = "{proteins}"\nvalid = "{proteins}"\nphases = [{{length = 128, row = 256}}]'
+    file = write("masked_lm", f'path = "{base}"\n[model.lora]\nrank = 4', data, stage=3, steps=3)
+    fleet.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path)
+    run = tmp_path / "runs/run"
+    shutil.move(base, tmp_path / "moved")  # the run needs it no more
+    export.export_run(run, tmp_path / "adapter", adapter=True)
+    export.export_run(run, tmp_path / "merged")
+    assert {f.name for f in (tmp_path / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    plain = AutoModelForMaskedLM.from_pretrained(tmp_path / "moved").eval()
+    tokens = torch.arange(4, 24)[None]
+    with torch.no_grad():
+        before = plain(input_ids=tokens).logits
+        merged = AutoModelForMaskedLM.from_pretrained(tmp_path / "merged").eval()(input_ids=tokens).logits
+        adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()(input_ids=tokens).logits
+    assert torch.allclose(adapted, merged, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(adapted, before, rtol=1e-4, atol=1e-5)
+
+
+def test_secondary_structure_on_top_of_a_loaded_model(tmp_path, base, write) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    chains = fleet.ROOT / "examples/fold/data/chains_valid.npz"
+    data = f'train = "{chains}"\nvalid = "{chains}"\nlength = 256'
+    file = write("residue_labels", f'path = "{base}"', data, steps=3)
+    fleet.run(1, ["--config", str(file)], tmp_path)
+    run = tmp_path / "runs/run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (summary,) = [line for line in lines if line["kind"] == "eval"]
+    assert 0 < summary["accuracy"] < 1
+    assert {"recall_helix", "recall_strand", "recall_loop", "nats"} <= summary.keys()
+    export.export_run(run, tmp_path / "out")
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "helix", 1: "strand", 2: "loop"}
+
+
+def test_masked_models_score_every_residue_variants_and_contacts(tmp_path, proteins, base, write) -> None:
+    data = f'path = "{proteins}"\nphases = [{{length = 128, row = 256}}]\nvalid_fraction = 0.2'
+    file = write("masked_lm", f'path = "{base}"', data, steps=2)
+    fleet.run(1, ["--config", str(file)], tmp_path)
+    run = tmp_path / "runs/run"
+    found = evaluate_language.evaluate_sequences(run, proteins, ngrams=True, show=False)
+    letters = sum(len(line) for line in proteins.read_text().splitlines() if not line.startswith(">"))
+    assert found["residues"] == letters
+    assert set(found["ngrams"]["nats"]) == {"0", "1", "2", "3"}
+    chain = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+    (tmp_path / "one.fa").write_text(f">one\n{chain}\n")
+    (tmp_path / "v.csv").write_text("mutant,DMS_score\nK2A,0.5\nT3V:Y5F,0.1\nA4G,0.7\n")
+    for marginal in ("masked", "wildtype"):
+        scored = evaluate_language.evaluate_variants(run, tmp_path / "one.fa", tmp_path / "v.csv", marginal=marginal)
+        assert set(scored["scores"]) == {"K2A", "T3V:Y5F", "A4G"}
+        assert -1 <= scored["spearman"] <= 1
+    (tmp_path / "v.csv").write_text("mutant,DMS_score\nK2A,0.5\nA2G,0.7\n")
+    with pytest.raises(ValueError, match=r"v.csv: line 3: column 'mutant': 'A2G': the sequence has 'K' at 2"):
+        evaluate_language.evaluate_variants(run, tmp_path / "one.fa", tmp_path / "v.csv")
+    chains = fleet.ROOT / "examples/fold/data/chains_valid.npz"
+    contacts = evaluate_language.evaluate_contacts(run, chains, learn=3, longest=48)
+    assert contacts["scored"] >= 1
+    assert 0 <= contacts["precision"]["P@L, ≥ 6"] <= 1
+
+
+def test_masked_marginals_are_those_of_one_mask_at_a_time(tmp_path, proteins, base, write) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    data = f'path = "{proteins}"\nvalid = "{proteins}"\nphases = [{{length = 128}}]'
+    fleet.run(1, ["--config", str(write("masked_lm", f'path = "{base}"', data, steps=1))], tmp_path)
+    _, task, _ = evaluate_language.load(tmp_path / "runs/run", "latest")
+    chain = "MKTAYIAKQRQISFVKSH"
+    table = evaluate_language.residue_log_probabilities(task, np.frombuffer(chain.encode(), np.uint8), np.array([2, 7]))
+    export.export_run(tmp_path / "runs/run", tmp_path / "out", which="latest")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    for position in (2, 7):
+        ids = tokenizer(chain, return_tensors="pt")["input_ids"]
+        ids[0, position + 1] = tokenizer.mask_token_id
+        with torch.no_grad():
+            own = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, position + 1].log_softmax(-1)
+        columns = tokenizer.convert_tokens_to_ids(list("ARNDCQEGHILKMFPSTWYV"))
+        assert np.allclose(table[position], own[columns].numpy(), atol=1e-5)
+    assert np.isnan(table[3]).all()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "override", "words"),
+    [
+        (2, "parallel.sequence=3", "parallel.sequence = 3 does not divide the 2 ranks"),
+        (1, "model.overrides={attention_probs_dropout_prob=0.1}", "attention_probs_dropout_prob=0.0"),
+        (1, "data.tokenizer={kind=\"codons\"}", "no tokenizer is called 'codons'"),
+        (1, "data.phases=[{length=64, rope_factor=2.0}]", "rope_factor needs a model with plain rotary"),
+        (1, "data.alphabet=dna", "proteins.fa"),
+    ],
+)  # fmt: skip
+def test_what_a_run_refuses(ranks, override, words, tmp_path, proteins, write) -> None:
+    data = f'path = "{proteins}"\nvalid = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = [{{length = 128}}]'
+    file = write("masked_lm", f"config = {ESM}", data, steps=1)
+    ended = fleet.run(ranks, ["--config", str(file), override], tmp_path, code=2)
+    assert words in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_task_that_cannot_share_rows(tmp_path, run_file) -> None:
+    ended = fleet.run(2, ["--config", str(run_file()), "parallel.sequence=2"], tmp_path, code=2)
+    assert "the task tests.train.toy_task cannot spread a row over ranks" in ended.output
