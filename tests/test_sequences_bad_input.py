@@ -64,6 +64,9 @@ GOOD = f">good\n{PLAIN}\n"
 BAD: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
     # what is wrong: the file, the error, options
     "inside stop": (">p\nMKV\nMW*LL\n>good\nMKWL\n", r"line 3: record 'p': '\*' at letter 6 is a stop inside", {}),
+    "stop, then blank lines": (
+        ">p\nMKV*\n" + "\n" * 60 + "MW\n>good\nMKWL\n", r"line 2: record 'p': '\*' at letter 4 is a stop inside", {}
+    ),
     "two stops": (">p\nMKVW**\n>good\nMKWL*\n", r"line 2: record 'p': '\*' at letter 5", {}),
     "dash": (f">x\nACGT\nAC-T\n{GOOD}", r"line 3: record 'x': '-' at letter 7 is a gap; an alignment", {}),
     "dot": (f">x\nACGT\n\nA.GT\n{GOOD}", r"line 4: record 'x': '\.' at letter 6 is a gap", {}),

@@ -22,12 +22,12 @@ _BLOCK = 1 << 20
 def shared(train: SequenceStore, valid: SequenceStore) -> Iterator[tuple[int, int, float]]:
     """(training record, validation record, identity) of the pairs that share a word.
 
-    Time: 0.15 µs a base. Memory: 12 bytes a sampled word of ``train``, at most 16 million of them.
+    Time: 0.27 µs a base. Memory: 12 bytes a sampled word of ``train``, at most 16 million of them.
     """
     sample = max(1, -(-max(train.total, valid.total) // _MOST))
     words, owner = _table(train, sample)
     for record in range(len(valid)):
-        mine = np.unique(np.concatenate([np.zeros(0, np.uint64), *_words(valid, record, sample)]))
+        mine = _distinct(valid, record, sample)
         first, last = np.searchsorted(words, mine, "left"), np.searchsorted(words, mine, "right")
         found = np.repeat(first, last - first) + _counting(last - first)
         records, counts = np.unique(owner[found], return_counts=True)
@@ -39,12 +39,18 @@ def _table(store: SequenceStore, sample: int) -> tuple[np.ndarray, np.ndarray]:
     """Words of all records, rising, each record's once, and whose they are."""
     words, owner = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
     for record in range(len(store)):
-        own = np.unique(np.concatenate([np.zeros(0, np.uint64), *_words(store, record, sample)]))
+        own = _distinct(store, record, sample)
         words.append(own)
         owner.append(np.full(len(own), record, np.int32))
     joined = np.concatenate(words)
     order = np.argsort(joined, kind="stable")
     return joined[order], np.concatenate(owner)[order]
+
+
+def _distinct(store: SequenceStore, record: int, sample: int) -> np.ndarray:
+    """The words of a record, rising, each once; by sorting, since np.unique's hash table takes five times as long."""
+    words = np.sort(np.concatenate([np.zeros(0, np.uint64), *_words(store, record, sample)]))
+    return words[np.concatenate([[True], words[1:] != words[:-1]])] if len(words) else words
 
 
 def _words(store: SequenceStore, record: int, sample: int) -> Iterator[np.ndarray]:

@@ -77,8 +77,11 @@ def sequence(store: SequenceStore, index: int) -> str:
 def candidates(store: SequenceStore, valid: SequenceStore | None = None) -> Candidates:
     """Pairs within a store, or of ``store`` and ``valid``.
 
-    Time: 1.3 s for 1 million residues, 45 s for 20 million. Memory: 45 bytes a residue. ``ValueError`` for DNA, and for
-    more than 4 billion residues.
+    Of the 50 pairs of 30 % identity and more that an exhaustive search (``ds4sci.data.identity``) finds among 2000 real
+    chains, chosen to be unrelated, 33 are found: 27 of 43 below 40 % and 6 of 7 above, in 1.3 s instead of 37. The
+    larger the set, the longer the words, and the fewer are found below 40 %.
+    Time: 46 s for 80,000 proteins, 20.5 million residues (one Zen 4 core). Memory: 70 bytes a residue. ``ValueError``
+    for DNA, and for more than 4 billion residues.
     """
     for one in (store, *([valid] if valid else [])):
         if one.alphabet != "protein":

@@ -19,8 +19,12 @@ def clusters(store: SequenceStore, identity: float = 0.3) -> list[list[int]]:
     """Indices of the proteins, by cluster: relatives of identity ≥ ``identity`` that the search finds are in one.
 
     As ``ds4sci.data.split.clusters`` (identity in the best local alignment over the shorter length; connected
-    components), with candidates by shared words instead of all pairs, so that 80,000 chains take minutes. Pairs are
-    aligned from the most alike on, and only those that are not in one cluster already.
+    components), with candidates by shared words instead of all pairs. Pairs are aligned from the most alike on, and
+    only those that are not in one cluster already.
+
+    Not all relatives are found. Of made-up families of 80,003 chains (20.5 million residues, exchanges as BLOSUM62 has
+    them, one gap; 135 s on one Zen 4 core) these shares came into their founder's cluster: at 30–40 % identity 40 %,
+    at 40–50 % 76 %, at 50–60 % 95 %, above 99.7 %; 2 of 32,618 clusters mixed families. In smaller sets more are found.
     """
     check_threshold(identity)
     related = Components(len(store))
