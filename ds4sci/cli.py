@@ -201,14 +201,20 @@ def data_index(
 
 @data_app.command("split")
 def data_split(
-    chains: Annotated[Path, typer.Argument(metavar="CHAINS.npz")],
-    train_out: Annotated[Path, typer.Argument(metavar="TRAIN.npz")],
-    valid_out: Annotated[Path, typer.Argument(metavar="VALID.npz")],
-    fraction: Annotated[float, typer.Option(help="Share of the chains for validation.")] = 0.1,
-    identity: Annotated[float, typer.Option(help="Chains at least this alike stay together.")] = 0.3,
-    seed: Annotated[int, typer.Option(help="Draws which clusters go to validation.")] = 0,
+    chains: Annotated[Path, typer.Argument(metavar="CHAINS.npz|STORE", help="Chain set, or what data index made.")],
+    train_out: Annotated[Path, typer.Argument(metavar="TRAIN")],
+    valid_out: Annotated[Path, typer.Argument(metavar="VALID")],
+    fraction: Annotated[float, typer.Option(help="Share for validation.")] = 0.1,
+    identity: Annotated[float, typer.Option(help="Proteins at least this alike stay together.")] = 0.3,
+    seed: Annotated[int, typer.Option(help="Draws which clusters or records go to validation.")] = 0,
 ) -> None:
-    """Part a chain set for training and validation, by clusters of sequence identity and whole PDB entries."""
+    """Part sequences for training and validation: proteins by clusters of identity, genomes by whole records."""
+    if chains.is_dir():
+        from ds4sci.data.sequences import SequenceStore, split_store
+
+        for store in split_store(SequenceStore.open(chains), train_out, valid_out, fraction, identity, seed):
+            typer.echo(f"{store.folder}: {len(store):,} records, {store.total:,} residues")
+        return
     from ds4sci.data.chains import ChainSet
     from ds4sci.data.split import split
 
@@ -221,26 +227,35 @@ def data_split(
 
 @data_app.command("leakage")
 def data_leakage(
-    train_set: Annotated[Path, typer.Argument(metavar="TRAIN.npz")],
-    valid_set: Annotated[Path, typer.Argument(metavar="VALID.npz")],
-    identity: Annotated[float, typer.Option(help="Chains at least this alike are relatives.")] = 0.3,
+    train_set: Annotated[Path, typer.Argument(metavar="TRAIN.npz|STORE")],
+    valid_set: Annotated[Path, typer.Argument(metavar="VALID.npz|STORE")],
+    identity: Annotated[
+        float | None, typer.Option(help="At least this alike are relatives. Default: 0.3; of stores of DNA 0.9.")
+    ] = None,
 ) -> None:
-    """List validation chains that have relatives in the training set; exit code 1 if there are any."""
+    """List validation sequences that have relatives in the training set; exit code 1 if there are any."""
     import warnings
-
-    from ds4sci.data.chains import ChainSet
-    from ds4sci.data.split import leakage
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pairs = leakage(ChainSet.open(train_set), ChainSet.open(valid_set), identity)
+        pairs: list[Any]
+        if train_set.is_dir():
+            from ds4sci.data.sequences import SequenceStore
+            from ds4sci.data.sequences.split import leakage as between_stores
+
+            pairs = list(between_stores(SequenceStore.open(train_set), SequenceStore.open(valid_set), identity))
+        else:
+            from ds4sci.data.chains import ChainSet
+            from ds4sci.data.split import leakage
+
+            pairs = list(leakage(ChainSet.open(train_set), ChainSet.open(valid_set), identity or 0.3))
     for one in pairs:
         typer.echo(f"{one.train}\t{one.valid}\t{one.identity:.0%}")
     for warning in caught:
         typer.echo(f"warning: {warning.message}", err=True)
     if pairs:
         raise typer.Exit(1)
-    typer.echo(f"no relatives of {identity:.0%} identity or more")
+    typer.echo("no relatives" if identity is None else f"no relatives of {identity:.0%} identity or more")
 
 
 def pair(text: str) -> tuple[str, str]:

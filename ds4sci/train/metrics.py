@@ -64,9 +64,11 @@ def memory_mb(device: torch.device) -> float:
 
 @dataclass
 class Work:
-    """What a rank has computed since the last line of metrics: real tokens, FLOP; ``peak``: FLOP/s of its device."""
+    """What a rank has computed since the last line of metrics: real tokens, FLOP; ``peak``: FLOP/s of its device, the
+    best of ``measured`` measurements."""
 
     peak: float | None = None
+    measured: int = 0
     tokens: int = 0
     flops: float = 0.0
 
@@ -77,7 +79,7 @@ class Work:
 
     def taken(self) -> Work:
         """The sums so far; they begin anew."""
-        sums = Work(self.peak, self.tokens, self.flops)
+        sums = Work(self.peak, self.measured, self.tokens, self.flops)
         self.tokens, self.flops = 0, 0.0
         return sums
 

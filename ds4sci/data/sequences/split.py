@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from ds4sci.data.components import Components, check_fraction, draw
 from ds4sci.data.identity import significant_identity
 from ds4sci.data.sequences import kmers, relatives
 from ds4sci.data.sequences.store import SequenceStore
-from ds4sci.data.sequences.subset import Range
+from ds4sci.data.sequences.subset import Range, write_subset
 from ds4sci.data.split import Pair, check_threshold
 
 
@@ -91,6 +92,19 @@ def split_by_record(
                 f"{store.folder}: {len(taken)} of {len(store)} records for validation; both sides need some"
             )
     return [part for part in whole if part.record not in taken], [part for part in whole if part.record in taken]
+
+
+def split_store(
+    store: SequenceStore, train: str | Path, valid: str | Path, fraction: float, identity: float = 0.3, seed: int = 0
+) -> tuple[SequenceStore, SequenceStore]:
+    """Write the two sides as stores of their own: proteins by clusters, DNA by records."""
+    sides: tuple[Iterable[int | Range], Iterable[int | Range]]
+    if store.alphabet == "protein":
+        one, other = split_by_cluster(store, fraction, identity, seed)
+        sides = one.tolist(), other.tolist()
+    else:
+        sides = split_by_record(store, fraction, seed)
+    return write_subset(store, sides[0], train), write_subset(store, sides[1], valid)
 
 
 def leakage(train: SequenceStore, valid: SequenceStore, identity: float | None = None) -> list[Pair]:
