@@ -194,7 +194,7 @@ def run(lengths: Sequence[int] = (), *, out: Path, quick: bool = False, longest:
             f"from 16,384 tokens on one step after a first one; {cores()} threads",
         ],
     )
-    write(out, asdict(measured))
+    write(out, asdict(measured) | {"plot": out.with_suffix(".png").name})
     if longest and not quick:
         write(out.with_name(f"{out.stem}_longest.json"), asdict(search()))
     return measured

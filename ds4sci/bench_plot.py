@@ -25,11 +25,32 @@ def _short(dtype: str) -> str:
 def plot(path: Path) -> Path:
     """What the JSON at ``path`` has measured, drawn beside it; the picture's path."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    figure = block(saved) if "shares" in saved else attention(saved)
+    figure = language(saved) if saved["name"] == "lm" else block(saved) if "shares" in saved else attention(saved)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
     return picture
+
+
+def language(saved: dict[str, Any]) -> Figure:
+    """A step of a language model: memory and seconds against the row's tokens."""
+    columns = {name: at for at, name in enumerate(saved["columns"])}
+    kinds = list(dict.fromkeys(row[0] for row in saved["rows"]))
+    figure, axes = plt.subplots(len(kinds), 2, figsize=(11, 4 * len(kinds)), layout="constrained", squeeze=False)
+    for kind, (memory, seconds) in zip(kinds, axes, strict=True):
+        for way in dict.fromkeys(row[2] for row in saved["rows"]):
+            mine = [row for row in saved["rows"] if row[0] == kind and row[2] == way]
+            tokens = [row[columns["tokens"]] for row in mine]
+            memory.loglog(tokens, [row[columns["peak MB"]] for row in mine], marker="o", label=way)
+            seconds.loglog(tokens, [row[columns["seconds"]] for row in mine], marker="o", label=way)
+        for axis, what in ((memory, "MB that the process held at most"), (seconds, "seconds a step")):
+            axis.set_xticks(tokens, [f"{n // 1024} K" if n >= 1024 else str(n) for n in tokens])
+            axis.minorticks_off()
+            axis.set_xlabel(f"tokens of a row, {kind}")
+            axis.set_ylabel(what)
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8)
+    return figure
 
 
 def block(saved: dict[str, Any]) -> Figure:

@@ -369,9 +369,11 @@ def bench_lm(
     from ds4sci.bench_lm import run
     from ds4sci.readme_table import section
 
+    from ds4sci.bench_plot import plot
+
     measured = run(n or (), out=json, quick=quick, longest=longest)
     typer.echo(section(asdict(measured)))
-    typer.echo(f"wrote {json}")
+    typer.echo(f"wrote {json} and {plot(json)}")
 
 
 @bench_app.command("step")

@@ -72,7 +72,7 @@ def test_layers_recomputed_and_mlps_in_tiles(tmp_path) -> None:
     check(cases(2, 3, recompute_above=0), 2, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(("world", "sequence"), [(4, 4), (4, 2)])
 def test_four_ranks(world, sequence, stage, tmp_path) -> None:
