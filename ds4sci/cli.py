@@ -367,9 +367,8 @@ def bench_lm(
 ) -> None:
     """A language model's training step by Hugging Face's Trainer and by ds4sci: time, peak memory, longest row."""
     from ds4sci.bench_lm import run
-    from ds4sci.readme_table import section
-
     from ds4sci.bench_plot import plot
+    from ds4sci.readme_table import section
 
     measured = run(n or (), out=json, quick=quick, longest=longest)
     typer.echo(section(asdict(measured)))
