@@ -25,7 +25,7 @@ def _short(dtype: str) -> str:
 def plot(path: Path) -> Path:
     """What the JSON at ``path`` has measured, drawn beside it; the picture's path."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    figure = language(saved) if saved["name"] == "lm" else block(saved) if "shares" in saved else attention(saved)
+    figure = language(saved) if saved.get("name") == "lm" else block(saved) if "shares" in saved else attention(saved)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)

@@ -175,7 +175,7 @@ def test_memory_grows_linearly(implementation: str) -> None:
         peak = peak_over_inputs(lambda: with_gradients(function, given, weight), torch.device("cpu"))  # noqa: B023
         assert peak is not None
         peaks.append(peak)
-    assert peaks[1] < 2.6 * peaks[0]
+    assert peaks[1] < 3.2 * peaks[0]  # 2 by the tensors, 4 for anything that grows as t²; the heap adds its own
     assert peaks[1] < 20 * weight.nbytes / 1e6
 
 

@@ -95,5 +95,5 @@ def test_offload_devices() -> None:
 )
 def test_the_jsons_that_we_ship_are_sound(file: Path) -> None:
     config = deepspeed_json.read(file)
-    ranks = 2
-    deepspeed_json.batch_sizes(config, ranks, file)
+    groups = 1 if file.name == "cpu_extend.json" else 2  # there two ranks share each row
+    deepspeed_json.batch_sizes(config, groups, file)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ds4sci.models import hf_attention, hf_parts
 from ds4sci.models.hf_attention import Layout, using
+from ds4sci.nn import heap
 from ds4sci.nn.token_loss import token_losses
 from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.types import LanguageBatch, LanguageOutput
@@ -61,7 +62,7 @@ class Config(BaseModel):
     recompute_above: int = Field(8192, ge=0)
     """Layers keep only their inputs, and are computed again in the backward pass, where a rank has more tokens of a
     micro-batch than this."""
-    mlp_tile: int = Field(4096, ge=16)
+    mlp_tile: int = Field(2048, ge=16)
     """Tokens that an MLP takes at a time in recomputed layers."""
 
 
@@ -85,6 +86,7 @@ class LanguageModel(nn.Module):
         inner.config.use_cache = False
         hf_parts.tile_mlps(inner, self._tile)
         self._embeddings = hf_parts.TokenDropout.of(inner)
+        self._width = int(inner.config.hidden_size)
         self._recomputes = False
 
     def _tile(self) -> int | None:
@@ -106,6 +108,8 @@ class LanguageModel(nn.Module):
         if batch.rope_factor != 1.0:
             positions = positions / batch.rope_factor
         self._recomputes = self.training and torch.is_grad_enabled() and tokens.numel() > self.config.recompute_above
+        if self._recomputes and tokens.device.type == "cpu" and tokens.numel() * self._width * 4 >= heap.WORTHWHILE:
+            heap.give_back_large_tensors()
         for layer in parts.layers:
             layer.gradient_checkpointing = self._recomputes
             layer._gradient_checkpointing_func = hf_attention.recompute
