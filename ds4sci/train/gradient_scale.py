@@ -25,10 +25,9 @@ def gradient_scale(config: dict[str, Any], ranks: Ranks) -> float:
     import deepspeed
 
     probe = {key: copy.deepcopy(value) for key, value in config.items() if key not in _NOT_FOR_A_PROBE}
-    probe |= {"gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 0.0}}}
+    probe |= {"gradient_clipping": 0.0, "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}}}
     probe |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     probe["train_batch_size"] = ranks.sequence.data_size
-    probe["zero_allow_untested_optimizer"] = True
     zero = probe.get("zero_optimization")
     if isinstance(zero, dict):
         for key in ("offload_optimizer", "offload_param", "cpu_offload"):
