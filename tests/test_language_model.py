@@ -55,6 +55,34 @@ def test_bert_with_position_table() -> None:
     assert float(mean(model(batch))) == pytest.approx(float(oracle.plain_loss(model, batch)), rel=1e-6)
 
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "esmc": ("masked_lm", SMALL),
+    "gpt_neox": ("causal_lm", SMALL | {"intermediate_size": 64}),
+    "qwen3": ("causal_lm", SMALL | {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64}),
+    "mistral": ("causal_lm", SMALL | {"num_key_value_heads": 2, "intermediate_size": 64, "sliding_window": None}),
+    "gpt2": (
+        "causal_lm",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(family) -> None:
+    kind, sizes = FAMILIES[family]
+    model = oracle.model(kind, {"model_type": family} | sizes, torch.float64).eval()
+    batch = oracle.batch(kind, [[17, 9, 30]], 64)
+    own, theirs = mean(model(batch)), oracle.plain_loss(model, batch)
+    assert float(own.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
+
+
+def test_sliding_windows_are_refused() -> None:
+    sizes = SMALL | {"model_type": "modernbert", "num_hidden_layers": 3, "intermediate_size": 64}
+    with pytest.raises(ValueError, match=r"asks for a sliding window \(sliding_window\)"):
+        oracle.model("masked_lm", sizes)
+
+
 def test_documents_never_see_each_other() -> None:
     for kind, sizes in SIZES.items():
         model = oracle.model(kind, sizes).eval()
