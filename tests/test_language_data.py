@@ -189,3 +189,14 @@ def test_what_cannot_be_opened(tmp_path) -> None:
         corpus.open_sides(
             tmp_path / "p.fa", tmp_path / "d.fa", alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0
         )
+
+
+def test_evaluation_hides_everything_that_it_asks_for(store) -> None:
+    own, target = reader(store), masked(store)
+    rows = make_rows(Regions.whole(store.lengths, range(len(store))), own.coder, document=64, row=128, seed=1)
+    settings: dict[str, Any] = {"seed": 0, "pad": own.coder.pad, "batch": 2, "budget": 128, "multiple": 8}
+    batches_made = list(evaluation_batches(own, target, rows, range(len(rows)), **settings))
+    asked = torch.cat([batch.input_ids[batch.labels != IGNORED] for batch in batches_made])
+    assert len(asked) > 20
+    assert (asked == target.mask).all()
+    assert sum(batch.tokens for batch in batches_made) / len(asked) == pytest.approx(target.turns(), rel=0.2)

@@ -257,7 +257,9 @@ def evaluation_batches(
 ) -> Iterator[LanguageBatch]:
     """The rows ``chosen``, ``batch`` at a time, unmoved and on their own strand; masks are drawn by the row's number.
 
-    every_token  a masked model gets each row ``target.turns()`` times, so that every token is predicted once
+    A masked model predicts what is behind masks alone: tokens that training leaves as they are would be told to it.
+
+    every_token  each row ``target.turns()`` times, so that every token is predicted once; else the first of these
     """
     turns = target.turns() if every_token else 1
     for first in range(0, len(chosen), batch):
@@ -272,8 +274,7 @@ def evaluation_batches(
                 for document in rows.documents(number):
                     at = [int(x[document]) for x in (rows.record, rows.start, rows.stop, rows.tokens)]
                     read = reader.document(at[0], at[1], at[2], at[3])
-                    how = target.turn(read, turn, rng) if every_token else target.apply(read, rng)
-                    examples.append((read, how))
+                    examples.append((read, target.turn(read, turn, rng)))
                 made.append(examples)
             yield collate(made, n, pad, rope_factor=rope_factor)
 
