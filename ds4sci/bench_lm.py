@@ -163,11 +163,13 @@ def one(way: str, kind: str, n: int, steps: int) -> tuple[list[float], int]:
         return pool.submit(trainer_steps, kind, n, "checkpointed" in way, steps).result()
 
 
-def run(lengths: Sequence[int] = (), *, out: Path, quick: bool = False, longest: bool = True) -> Measurement:
+def run(
+    lengths: Sequence[int] = (), *, out: Path, kinds: Sequence[str] = (), quick: bool = False, longest: bool = True
+) -> Measurement:
     """Every way at every length, then the longest sequence that fits; writes ``out``."""
     asked = [256] if quick else list(lengths or LENGTHS)
     rows = []
-    for kind in KINDS:
+    for kind in kinds or KINDS:
         for n in asked:
             rounds, steps = (1, 2) if quick else (1, 1) if n >= 16384 else (3, 4)
             found: dict[str, tuple[list[float], list[int]]] = {way: ([], []) for way in WAYS}
@@ -185,7 +187,7 @@ def run(lengths: Sequence[int] = (), *, out: Path, quick: bool = False, longest:
     measured = Measurement(
         name="lm",
         title="A training step of a language model, 4 layers, 256 wide, beside Hugging Face's Trainer",
-        command="ds4sci bench lm" + "".join(f" --n {n}" for n in lengths),
+        command="ds4sci bench lm" + "".join([*(f" --kind {k}" for k in kinds), *(f" --n {n}" for n in lengths)]),
         columns=COLUMNS,
         rows=rows,
         notes=[

@@ -362,15 +362,21 @@ def bench_sequences(
 def bench_lm(
     json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
     n: Annotated[list[int] | None, typer.Option("--n", min=64, help="Tokens of the row; repeatable.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", metavar="NAME", help="causal_lm or masked_lm; repeatable.")
+    ] = None,
     longest: Annotated[bool, typer.Option("--longest/--no-longest", help="Search the longest row in 8 GB.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
 ) -> None:
     """A language model's training step by Hugging Face's Trainer and by ds4sci: time, peak memory, longest row."""
-    from ds4sci.bench_lm import run
+    from ds4sci.bench_lm import KINDS, run
     from ds4sci.bench_plot import plot
     from ds4sci.readme_table import section
 
-    measured = run(n or (), out=json, quick=quick, longest=longest)
+    for name in kind or ():
+        if name not in KINDS:
+            raise ValueError(f"--kind {name}: measured are {', '.join(KINDS)}")
+    measured = run(n or (), out=json, kinds=kind or (), quick=quick, longest=longest)
     typer.echo(section(asdict(measured)))
     typer.echo(f"wrote {json} and {plot(json)}")
 
