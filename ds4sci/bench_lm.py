@@ -196,7 +196,8 @@ def run(
             f"medians of 9 steps after 3 first ones; from 16,384 tokens on of one step, the first; {cores()} threads",
         ],
     )
-    write(out, asdict(measured) | {"plot": out.with_suffix(".png").name})
+    drawn = {"plot": out.with_suffix(".png").name} if len(asked) > 1 else {}
+    write(out, asdict(measured) | drawn)
     if longest and not quick:
         write(out.with_name(f"{out.stem}_longest.json"), asdict(search()))
     return measured

@@ -378,7 +378,7 @@ def bench_lm(
             raise ValueError(f"--kind {name}: measured are {', '.join(KINDS)}")
     measured = run(n or (), out=json, kinds=kind or (), quick=quick, longest=longest)
     typer.echo(section(asdict(measured)))
-    typer.echo(f"wrote {json} and {plot(json)}")
+    typer.echo(f"wrote {json}" + (f" and {plot(json)}" if len(n or (1, 2)) > 1 and not quick else ""))
 
 
 @bench_app.command("step")
