@@ -42,7 +42,7 @@ def measure(files: Sequence[Path], *, note: str = "", rounds: int = 3, reads: in
     return Measurement(
         name="sequences",
         title="Indexing FASTA, and reading at random",
-        command="python -m ds4sci.bench_sequences " + " ".join(path.name for path in files),
+        command="ds4sci bench sequences " + " ".join(path.name for path in files),
         columns=["file", "reader", "MB/s", "spread", "reads/s", "times Biopython's MB/s", "times pyfaidx's reads/s"],
         rows=rows,
         notes=[
