@@ -18,6 +18,7 @@ from ds4sci.data.rows import Regions, Rows, make_rows
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
+from ds4sci.tasks.fold import located
 from ds4sci.types import LanguageBatch, LanguageOutput
 
 KEPT = "model"
@@ -147,8 +148,8 @@ class LanguageTask:
         if self._sides is None:
             data = self.config.data
             found = corpus.open_sides(
-                data.path, data.valid, alphabet=data.alphabet, bad=data.bad, fraction=data.valid_fraction,
-                identity=data.identity, seed=self.seed,
+                located(data.path), data.valid and located(data.valid), alphabet=data.alphabet, bad=data.bad,
+                fraction=data.valid_fraction, identity=data.identity, seed=self.seed,
             )  # fmt: skip
             how = {"soft_weight": data.soft_weight, "unknown_weight": data.unknown_weight}
             train = Reader(found.train, self.coder, reverse_complement=data.reverse_complement, **how)
