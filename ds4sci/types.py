@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+IGNORED = -100
+"""A label that stands for none."""
+
 RESIDUES = "ARNDCQEGHILKMFPSTWYV"
 """The twenty amino acids in AlphaFold's order; index 20 is X (unknown)."""
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ds4sci.data.language import IGNORED, Document, Target, collate
+from ds4sci.data.language import Document, Target, collate
 from ds4sci.models import language
-from ds4sci.types import LanguageBatch
+from ds4sci.types import IGNORED, LanguageBatch
 
 VOCABULARY = 33
 MASK, PAD, CLS, EOS = 32, 1, 0, 2

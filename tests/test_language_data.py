@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from ds4sci.data import corpus
-from ds4sci.data.language import IGNORED, Phase, Reader, Target, batches, evaluation_batches
+from ds4sci.data.language import Phase, Reader, Target, batches, evaluation_batches
 from ds4sci.data.rows import Regions, make_rows
 from ds4sci.data.sequences import SequenceStore, index
+from ds4sci.types import IGNORED
 
 
 @pytest.fixture(scope="module")

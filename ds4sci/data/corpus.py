@@ -18,6 +18,7 @@ from ds4sci.data import tokenizers
 from ds4sci.data.rows import Regions
 from ds4sci.data.sequences import Range, SequenceStore, index
 from ds4sci.data.sequences.split import split_by_cluster, split_by_record
+from ds4sci.types import RESIDUES
 
 
 class Coder:
@@ -39,11 +40,10 @@ class Coder:
     @property
     def special_ids(self) -> dict[str, int]:
         """``pad_token_id`` and its like, for a new model's config."""
-        known = ("pad", "mask", "bos", "eos", "cls", "sep")
-        found = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id", None) for name in known}
-        return {
-            name: int(value) for name, value in found.items() if value is not None and name[:3] not in ("cls", "sep")
+        found = {
+            f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("pad", "mask", "bos", "eos")
         }
+        return {name: int(value) for name, value in found.items() if value is not None}
 
     @cached_property
     def names(self) -> list[str]:
@@ -54,10 +54,9 @@ class Coder:
     def residue_ids(self) -> np.ndarray:
         """int64: ids that stand for residues, which a masked token may be replaced by."""
         special = set(self.tokenizer.all_special_ids)
-        letters = {"A", "C", "D", "E", "F", "G", "H", "I", "K", "L", "M", "N", "P", "Q", "R", "S", "T", "V", "W", "Y"}
         plain = [i for i in range(self.vocabulary) if i not in special]
-        amino = [i for i in plain if self.names[i] in letters]
-        return np.array(amino if len(amino) == len(letters) else plain, dtype=np.int64)
+        amino = [i for i in plain if self.names[i] in [*RESIDUES]]
+        return np.array(amino if len(amino) == len(RESIDUES) else plain, dtype=np.int64)
 
     def encode(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids, first residue, residues) of every token of a document; special tokens stand for 0 residues."""

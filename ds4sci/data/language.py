@@ -14,9 +14,8 @@ import torch
 from ds4sci.data.loader import ahead, generator
 from ds4sci.data.rows import EVALUATE, SAMPLE, Rows, row_of, window
 from ds4sci.data.sequence_transform import residue_weights, reverse_complement
-from ds4sci.types import LanguageBatch
+from ds4sci.types import IGNORED, LanguageBatch
 
-IGNORED = -100
 _KEPT, _RANDOM = 0.1, 0.1
 """Shares of the chosen tokens that stay as they are and that become another letter (BERT, ESM-2)."""
 

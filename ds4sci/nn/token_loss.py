@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ds4sci.types import IGNORED
+
 LOGITS = 2**24
 """Logits made at a time (64 MB in fp32)."""
-
-IGNORED = -100
-"""A label that stands for none."""
 
 
 def token_losses(

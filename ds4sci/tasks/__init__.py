@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+KEPT = "model"
+"""Folder of a run into which ``Task.keep`` writes."""
+
+
 class Task(Protocol):
     """Data, model, loss, metric and target of one kind of training; the loop in ``ds4sci.train`` knows nothing else."""
 

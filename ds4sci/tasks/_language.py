@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,9 @@ from ds4sci.data.rows import Regions, Rows, make_rows
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
+from ds4sci.tasks import KEPT
 from ds4sci.tasks.fold import located
 from ds4sci.types import LanguageBatch, LanguageOutput
-
-KEPT = "model"
-"""Folder of a run with the model's config and tokenizer."""
 
 
 class LengthPhase(BaseModel):
@@ -205,19 +203,13 @@ class LanguageTask:
     ) -> list[dict[str, Any]]:  # fmt: skip
         """A row for each batch of this rank's share of the rows: sums of nats and counts, by class."""
         share = share_of(chosen, rank, world_size)
-        found: list[dict[str, Any]] = []
         turns = self.prediction.turns() if every_token else 1
         made = evaluation_batches(
             reader, self.prediction, rows, share.rows, seed=self.seed, pad=self.coder.pad, batch=1,
             budget=budget or (int(rows.tokens.max()) if world_size > 1 else None), multiple=multiple(self.group),
             every_token=every_token, rope_factor=rope_factor,
         )  # fmt: skip
-        for number, batch in enumerate(made):
-            real = number // turns < share.real
-            output = model((batch if real else marked_as_padding(batch)).to(device))
-            if real:
-                found.append({"id": f"row {share.rows[number // turns]}"} | self._sums(output))
-        return found
+        return [{"id": f"row {row}"} | self._sums(output) for row, output in outputs(model, made, share, device, turns)]
 
     def _sums(self, output: LanguageOutput) -> dict[str, Any]:
         table = class_sums(output, self.coder.vocabulary, self.group)
@@ -272,6 +264,18 @@ def share_of(chosen: list[int], rank: int, world_size: int) -> Share:
     turns = -(-len(chosen) // world_size)
     places = [turn * world_size + rank for turn in range(turns)]
     return Share([chosen[min(i, len(chosen) - 1)] for i in places], sum(i < len(chosen) for i in places))
+
+
+def outputs(
+    model: nn.Module, made: Iterable[LanguageBatch], share: Share, device: torch.device, turns: int = 1
+) -> Iterator[tuple[int, LanguageOutput]]:
+    """(row, output) of the batches of a rank's share, ``turns`` for each row; what is another's is computed, and
+    left."""
+    for number, batch in enumerate(made):
+        real = number // turns < share.real
+        output = model((batch if real else marked_as_padding(batch)).to(device))
+        if real:
+            yield share.rows[number // turns], output
 
 
 def class_sums(output: LanguageOutput, classes: int, group: SequenceGroup) -> Tensor:

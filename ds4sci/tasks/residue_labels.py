@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ds4sci.data import corpus
 from ds4sci.data.chains import ChainSet
-from ds4sci.data.language import IGNORED, Document, Phase, Target, batches, evaluation_batches, marked_as_padding
+from ds4sci.data.language import Document, Phase, Target, batches, evaluation_batches
 from ds4sci.data.letters import secondary_classes
 from ds4sci.data.rows import Regions, Rows, make_rows
 from ds4sci.losses.language import weighted_mean
@@ -26,7 +26,7 @@ from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.tasks import _language
 from ds4sci.tasks.fold import located
-from ds4sci.types import LanguageBatch, LanguageOutput
+from ds4sci.types import IGNORED, LanguageBatch, LanguageOutput
 
 kept_by = _language.kept_by
 
@@ -171,23 +171,20 @@ class ResidueLabelsTask:
             multiple=_language.multiple(self.group),
         )  # fmt: skip
         found = []
-        for number, batch in enumerate(made):
-            real = number < share.real
-            output = model((batch if real else marked_as_padding(batch)).to(device))
-            if real:
-                table = _language.class_sums(output, len(self.names), self.group)
-                found.append(
-                    {
-                        "id": f"row {share.rows[number]}",
-                        "nats": float(table[..., 0].sum()),
-                        "right": int(table[..., 2].sum()),
-                        "tokens": int(table[..., 1].sum()),
-                        "classes": {
-                            name: [int(table[:, i, 2].sum()), int(table[:, i, 1].sum())]
-                            for i, name in enumerate(self.names)
-                        },
-                    }
-                )
+        for number, output in _language.outputs(model, made, share, device):
+            table = _language.class_sums(output, len(self.names), self.group)
+            found.append(
+                {
+                    "id": f"row {number}",
+                    "nats": float(table[..., 0].sum()),
+                    "right": int(table[..., 2].sum()),
+                    "tokens": int(table[..., 1].sum()),
+                    "classes": {
+                        name: [int(table[:, i, 2].sum()), int(table[:, i, 1].sum())]
+                        for i, name in enumerate(self.names)
+                    },
+                }
+            )
         return found
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:

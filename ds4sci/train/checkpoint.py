@@ -231,7 +231,7 @@ def _conversion(folder: Path) -> str:
 
 
 def chosen(run: Path, which: str = "best") -> Path:
-    """The folder of a run's checkpoint: ``best``, ``latest`` or ``step_NNNNNN``.
+    """The folder of a run's checkpoint: ``best``, ``latest``, ``step_NNNNNN`` or the number alone.
 
     Raises ValueError naming what is missing. Without a best one yet, the latest is taken with a warning.
     """
@@ -247,10 +247,10 @@ def chosen(run: Path, which: str = "best") -> Path:
             warnings.warn(f"{run}: no {which} checkpoint; taking {folder.name}", stacklevel=2)
             return folder
         return run / "checkpoints" / name
-    folder = run / "checkpoints" / which
+    folder = folder_of(run, int(which)) if which.isdigit() else run / "checkpoints" / which
     if not folder.is_dir():
         have = ", ".join(folder_of(run, step).name for step in steps_of(run))
-        raise ValueError(f"{run}: no checkpoint {which!r}; there are best, latest, {have}")
+        raise ValueError(f"{run}: no checkpoint {folder.name!r}; there are best, latest, {have}")
     return folder
 
 

@@ -132,8 +132,6 @@ def load(run: Path, which: str, overrides: Sequence[str] = ()) -> tuple[RunConfi
         task.model.eval()
         step = 0
     else:
-        if which.isdigit():
-            which = f"step_{int(which):06d}"
         config, task = checkpoint.load_run(run, which=which, overrides=overrides)
         step = int(checkpoint.chosen(run, which).name.removeprefix("step_"))
     if not hasattr(task, "predict") or not hasattr(task, "featurize"):

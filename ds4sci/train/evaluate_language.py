@@ -18,9 +18,9 @@ from ds4sci import machine
 from ds4sci.baselines.ngrams import measure_ngrams
 from ds4sci.config import RunConfig
 from ds4sci.data.chains import ChainSet
-from ds4sci.data.language import Reader, collate
+from ds4sci.data.language import Document, Reader, collate
 from ds4sci.data.rows import Regions, make_rows
-from ds4sci.data.sequences import SequenceStore
+from ds4sci.data.sequences import SequenceStore, index
 from ds4sci.models.hf_contacts import attention_maps
 from ds4sci.scores import contacts as contact_scores
 from ds4sci.scores import variants as variant_scores
@@ -29,7 +29,7 @@ from ds4sci.scores.local import pseudo_beta
 from ds4sci.tasks._language import LanguageTask
 from ds4sci.train import checkpoint
 from ds4sci.train.durable import replace_text
-from ds4sci.types import RESIDUES, LanguageBatch
+from ds4sci.types import IGNORED, RESIDUES, LanguageBatch
 
 ORDERS = {"protein": 3, "dna": 12}
 """Residues of context of the n-gram models that a run is compared with, at most."""
@@ -37,8 +37,6 @@ ORDERS = {"protein": 3, "dna": 12}
 
 def load(run: Path, which: str, overrides: Sequence[str] = ()) -> tuple[RunConfig, LanguageTask, int]:
     """Config, task with the weights of ``which``, and their step. Raises ValueError for a run of another kind."""
-    if which.isdigit():
-        which = f"step_{int(which):06d}"
     config, task = checkpoint.load_run(run, which=which, overrides=overrides)
     if not isinstance(task, LanguageTask):
         raise ValueError(f"{run}: its task {config.task.name!r} is no language model; --chains is for `fold` runs")
@@ -249,8 +247,6 @@ def residue_log_probabilities(
 
 def _rows(rows: list[np.ndarray], task: LanguageTask) -> LanguageBatch:
     """One document a row, all of one length, nothing to predict."""
-    from ds4sci.data.language import IGNORED, Document
-
     n = len(rows[0])
     none = np.full(n, IGNORED)
     made = []
@@ -290,8 +286,8 @@ def evaluate_contacts(
         )
     examples, tables, chance = [], [], []
     model: contact_scores.ContactRegression | None = None
-    for number, index in enumerate(kept):
-        record = records[index]
+    for number, place in enumerate(kept):
+        record = records[place]
         points, present = pseudo_beta(record.atom_positions, record.atom_mask, record.sequence)
         touching = contact_scores.contacts_of(points, present)
         ids, _, size = task.coder.encode(np.frombuffer(record.sequence.encode(), np.uint8))
@@ -320,8 +316,6 @@ def _store(task: LanguageTask, path: Path, folder: Path) -> SequenceStore:
     """The sequences of ``path``, indexed in ``folder`` if they are a file."""
     if path.is_dir():
         return SequenceStore.open(path)
-    from ds4sci.data.sequences import index
-
     if not path.is_file():
         raise ValueError(f"--fasta {path}: no such file")
     index([path], folder / "store", alphabet=task.config.data.alphabet, bad=task.config.data.bad, jobs=1)  # type: ignore[arg-type]

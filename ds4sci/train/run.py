@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ds4sci import deepspeed_json, machine
 from ds4sci.config import RunConfig
+from ds4sci.tasks import KEPT
 from ds4sci.train import checkpoint, randomness
 from ds4sci.train import engine as engines
 from ds4sci.train.build import build_task
@@ -66,7 +67,7 @@ class Session:
                 )
             task.share(ranks.sequence)
         if ranks.is_main and hasattr(task, "keep") and not self.resumes:
-            task.keep(self.run / "model")
+            task.keep(self.run / KEPT)
         parameters = sum(p.numel() for p in task.model.parameters())
         engine = engines.Engine(task.model, config.deepspeed, ranks)
         randomness.seed_all(config.seed, ranks.rank)

@@ -163,15 +163,6 @@ def _protein_pairs(train: SequenceStore, valid: SequenceStore) -> list[tuple[int
     ]
 
 
-def _identity(store: SequenceStore, one: int, valid: SequenceStore, other: int, shift: int) -> float:
-    """The identity along the candidates' diagonal where that is half and more, which needs no alignment, or else the
-    best local alignment's."""
-    same = _along_diagonal(store, one, valid, other, shift)
-    if same >= 0.5:
-        return same
-    return significant_identity(relatives.sequence(store, one), relatives.sequence(valid, other))
-
-
 def _along_diagonal(store: SequenceStore, one: int, valid: SequenceStore, other: int, shift: int) -> float:
     """Share of the shorter sequence's residues that are the same along the candidates' diagonal."""
     a, b = store.residues(one), valid.residues(other)
