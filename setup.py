@@ -24,6 +24,7 @@ REQUIRES = [
     "torch>=2.6,<2.14",  # torch.library custom ops with autograd and weights_only=True by default; 2.13 is tested
     "transformers>=5,<6",  # ESMFold as the independent check of the fold modules; language models
     "tokenizers>=0.20",  # tokenizer.json of our own vocabularies, which transformers reads without ds4sci
+    "scipy>=1.11",  # reference solutions of differential equations; Spearman's correlation in tests
     "numpy>=1.26",  # data up to the batch; arrays of both the 1.x and the 2.x line work
     "safetensors>=0.4.3",  # model weights on disk, never a pickle
     "gemmi>=0.7",  # mmCIF and PDB in and out: the faster reader (see benchmarks/)
@@ -45,12 +46,12 @@ EXTRAS = {
     "wandb": ["wandb>=0.17"],  # "wandb" section of the DeepSpeed JSON; offline works
     "tensorboard": ["tensorboard>=2.16"],  # "tensorboard" section of the DeepSpeed JSON
     "lora": ["peft>=0.14"],  # [model.lora]: low-rank adapters of Hugging Face models
+    "deepxde": ["deepxde>=1.15"],  # `ds4sci bench zcs` measures its zero coordinate shift beside ours
     "dev": [
         "pytest>=8.2",
         "peft>=0.14",  # tests of adapters
         "accelerate>=1.1",  # transformers.Trainer, which `ds4sci bench lm` measures beside ours
         "pyfaidx>=0.8",  # measured beside our index of FASTA files
-        "scipy>=1.11",  # Spearman's correlation: the check on ours
         "hypothesis>=6.100",  # property-based tests of the parsers
         "tmtools>=0.2",  # TM-score of the original program: the check on ours
         "biotite>=1.0",  # lDDT and superposition: the check on ours

@@ -172,7 +172,7 @@ def loading(config_path: str, overrides: list[str], *, batches: int = 8, rounds:
         rates["step"].append(batches * micro / (time.perf_counter() - loaded))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return Measurement(
-        name="loading",
+        name="loading" if config.task.name == "fold" else f"loading_{Path(config_path).stem}",
         title="Loader alone against the training step",
         command=f"ds4sci bench data {config_path}",
         columns=["", "samples/s", "spread", "times the step"],

@@ -155,12 +155,29 @@ def our_batch(kind: str, n: int, document: int | None) -> Any:
     )  # fmt: skip
 
 
-def one(way: str, kind: str, n: int, steps: int) -> tuple[list[float], int]:
-    """Seconds of steps and the peak of a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+def one(way: str, kind: str, n: int, steps: int) -> tuple[list[float], int | None]:
+    """Seconds of steps and the peak of a fresh process; no seconds and None where the machine's memory did not do."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_keep_within_memory) as pool:
         if way == "ds4sci":
-            return pool.submit(our_steps, kind, n, steps).result()
-        return pool.submit(trainer_steps, kind, n, "checkpointed" in way, steps).result()
+            asked = pool.submit(our_steps, kind, n, steps)
+        else:
+            asked = pool.submit(trainer_steps, kind, n, "checkpointed" in way, steps)
+        try:
+            return asked.result()
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+                return [], None
+            raise
+
+
+def _keep_within_memory() -> None:
+    """An allocation beyond what the machine has free fails, where otherwise the kernel would kill a process."""
+    import resource
+
+    free = next(
+        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line[:12] == "MemAvailable"
+    )
+    resource.setrlimit(resource.RLIMIT_DATA, (int(free * 1024 * 0.9), resource.RLIM_INFINITY))
 
 
 def run(
@@ -168,23 +185,47 @@ def run(
 ) -> Measurement:
     """Every way at every length, then the longest sequence that fits; writes ``out``."""
     asked = [256] if quick else list(lengths or LENGTHS)
-    rows = []
-    for kind in kinds or KINDS:
-        for n in asked:
-            rounds, steps = (1, 2) if quick else (1, 1) if n >= 16384 else (3, 4)
-            found: dict[str, tuple[list[float], list[int]]] = {way: ([], []) for way in WAYS}
-            for _ in range(rounds):
-                for way in WAYS:
-                    print(f"ds4sci: {kind}, {n} tokens, {way} …", file=sys.stderr, flush=True)
-                    took, peak = one(way, kind, n, steps)
-                    found[way][0].extend(took)
-                    found[way][1].append(peak)
-            base = statistics.median(found["Trainer"][0]), min(found["Trainer"][1])
-            for way, (took, peaks) in found.items():
-                median, peak = statistics.median(took), min(peaks)
-                shown = f"{spread(took):.0%}" if len(took) > 1 else None
-                rows.append([kind, n, way, median, shown, peak / 1e6, base[0] / median, base[1] / peak])
-    measured = Measurement(
+    asked_kinds = list(kinds or KINDS)
+    rows: list[list[Any]] = []
+    for n in asked:
+        for kind in asked_kinds:
+            rows += _ways(kind, n, quick)
+            rows.sort(key=lambda row: (asked_kinds.index(row[0]), row[1]))
+            measured = _measurement(kinds, lengths, rows)
+            write(out, asdict(measured) | ({"plot": out.with_suffix(".png").name} if len(asked) > 1 else {}))
+    if longest and not quick:
+        write(out.with_name(f"{out.stem}_longest.json"), asdict(search()))
+    return measured
+
+
+def _ways(kind: str, n: int, quick: bool) -> list[list[Any]]:
+    """Rows of the table: every way on a row of ``n`` tokens."""
+    rounds, steps = (1, 2) if quick else (1, 1) if n >= 16384 else (3, 4)
+    found: dict[str, tuple[list[float], list[int | None]]] = {way: ([], []) for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            print(f"ds4sci: {kind}, {n} tokens, {way} …", file=sys.stderr, flush=True)
+            took, peak = one(way, kind, n, steps)
+            found[way][0].extend(took)
+            found[way][1].append(peak)
+    base: tuple[float, int] | None = None
+    rows: list[list[Any]] = []
+    for way, (took, peaks) in found.items():
+        held = [peak for peak in peaks if peak is not None]
+        if not held:
+            rows.append([kind, n, way, None, "out of memory", None, None, None])
+            continue
+        median, peak = statistics.median(took), min(held)
+        if way == WAYS[0]:
+            base = median, peak
+        shown = f"{spread(took):.0%}" if len(took) > 1 else None
+        ratios = [base[0] / median, base[1] / peak] if base else [None, None]
+        rows.append([kind, n, way, median, shown, peak / 1e6, *ratios])
+    return rows
+
+
+def _measurement(kinds: Sequence[str], lengths: Sequence[int], rows: list[list[Any]]) -> Measurement:
+    return Measurement(
         name="lm",
         title="A training step of a language model, 4 layers, 256 wide, beside Hugging Face's Trainer",
         command="ds4sci bench lm" + "".join([*(f" --kind {k}" for k in kinds), *(f" --n {n}" for n in lengths)]),
@@ -196,11 +237,6 @@ def run(
             f"medians of 9 steps after 3 first ones; from 16,384 tokens on of one step, the first; {cores()} threads",
         ],
     )
-    drawn = {"plot": out.with_suffix(".png").name} if len(asked) > 1 else {}
-    write(out, asdict(measured) | drawn)
-    if longest and not quick:
-        write(out.with_name(f"{out.stem}_longest.json"), asdict(search()))
-    return measured
 
 
 def search() -> Measurement:

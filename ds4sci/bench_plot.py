@@ -25,7 +25,8 @@ def _short(dtype: str) -> str:
 def plot(path: Path) -> Path:
     """What the JSON at ``path`` has measured, drawn beside it; the picture's path."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    figure = language(saved) if saved.get("name") == "lm" else block(saved) if "shares" in saved else attention(saved)
+    named = {"lm": language, "zcs": shifts}.get(saved.get("name"))
+    figure = named(saved) if named else block(saved) if "shares" in saved else attention(saved)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
@@ -39,10 +40,13 @@ def language(saved: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(len(kinds), 2, figsize=(11, 4 * len(kinds)), layout="constrained", squeeze=False)
     for kind, (memory, seconds) in zip(kinds, axes, strict=True):
         for way in dict.fromkeys(row[2] for row in saved["rows"]):
-            mine = [row for row in saved["rows"] if row[0] == kind and row[2] == way]
+            mine = [row for row in saved["rows"] if row[0] == kind and row[2] == way and row[columns["peak MB"]]]
             tokens = [row[columns["tokens"]] for row in mine]
             memory.loglog(tokens, [row[columns["peak MB"]] for row in mine], marker="o", label=way)
             seconds.loglog(tokens, [row[columns["seconds"]] for row in mine], marker="o", label=way)
+        tokens = sorted({row[columns["tokens"]] for row in saved["rows"]})
+        sizes = [500 * 2**k for k in range(6)]
+        memory.set_yticks(sizes, [f"{size:,}" for size in sizes])
         for axis, what in ((memory, "MB that the process held at most"), (seconds, "seconds a step")):
             axis.set_xticks(tokens, [f"{n // 1024} K" if n >= 1024 else str(n) for n in tokens])
             axis.minorticks_off()
@@ -50,6 +54,38 @@ def language(saved: dict[str, Any]) -> Figure:
             axis.set_ylabel(what)
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
+    return figure
+
+
+def shifts(saved: dict[str, Any]) -> Figure:
+    """Ways of making derivatives: bytes kept, peak and seconds against functions, by equation; and against order."""
+    equations = [pde for pde in dict.fromkeys(r["pde"] for r in saved["rows"]) if pde != "derivative"]
+    views = [(pde, "functions", [r for r in saved["rows"] if r["pde"] == pde]) for pde in equations]
+    views = [(pde, by, [r for r in rows if r["points"] == rows[0]["points"]]) for pde, by, rows in views]
+    views.append(("∂ᵏu/∂xᵏ, 64 functions", "order", [r for r in saved["rows"] if r["pde"] == "derivative"]))
+    figure, axes = plt.subplots(3, len(views), figsize=(3.4 * len(views), 8.6), layout="constrained", squeeze=False)
+    kinds = (
+        ("saved_bytes", 1e6, "MB kept for backward"),
+        ("peak_bytes", 1e6, "peak MB of a step"),
+        ("seconds", 1.0, "seconds a step"),
+    )
+    for column, (title, by, rows) in zip(axes.T, views, strict=True):
+        places = sorted({r[by] for r in rows})
+        for axis, (key, unit, what) in zip(column, kinds, strict=True):
+            for method in dict.fromkeys(r["method"] for r in saved["rows"]):
+                mine = sorted((r[by], r[key] / unit) for r in rows if r["method"] == method and r[key])
+                style = "--" if method in ("func_loop", "data_vect") else "-"
+                axis.plot(*zip(*mine, strict=True) if mine else ((), ()), style, marker="o", ms=4, label=method)
+            axis.set_yscale("log")
+            if by == "functions":
+                axis.set_xscale("log")
+            axis.set_xticks(places, [str(place) for place in places])
+            axis.minorticks_off()
+            axis.set_xlabel(by)
+            axis.set_ylabel(what)
+            axis.grid(alpha=0.3)
+        column[0].set_title(title.replace("_", " and "), fontsize=10)
+    axes[0][0].legend(fontsize=7)
     return figure
 
 

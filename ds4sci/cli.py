@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ds4sci.cli_bench import Overrides, bench_app
+
 app = typer.Typer(
     help="Train protein-structure models on DeepSpeed, on any machine.",
     no_args_is_help=True,
@@ -17,11 +19,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure speed; every result is JSON with machine and commit.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", show_default=False)]
 Run = Annotated[Path, typer.Option("--run", help="Run folder, such as runs/quickstart.", metavar="RUN")]
 
 
@@ -78,8 +78,9 @@ def evaluate(
     overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest, a step, or (fold) untrained.")] = "best",
 ) -> None:
-    """Score a run: structures of a chain set (fold), or sequences, variants, contacts (language models)."""
-    if sum(x is not None for x in (chains, contacts, fasta)) != 1:
+    """Score a run: structures of a chain set (fold); sequences, variants, contacts (language models); unseen functions
+    (operator), which need no file."""
+    if sum(x is not None for x in (chains, contacts, fasta)) > 1:
         raise ValueError("say what to score: one of --chains (fold), --fasta or --contacts (language models)")
     if variants is not None and fasta is None:
         raise ValueError("--variants needs --fasta with the sequence that they are variants of")
@@ -88,6 +89,11 @@ def evaluate(
         from ds4sci.train.evaluate import evaluate_run
 
         evaluate_run(run, chains, json, which=which, overrides=changes)
+    elif fasta is None and contacts is None:
+        from ds4sci.train.evaluate_operator import evaluate_operator
+
+        evaluate_operator(run, json, which=which, overrides=changes)
+        typer.echo(f"wrote {json.with_suffix('.png')}")
     else:
         from ds4sci.train import evaluate_language as language
 
@@ -266,152 +272,6 @@ def pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-@bench_app.command("data")
-def bench_data(
-    config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/tiny_cpu.toml",
-    overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
-) -> None:
-    """Samples/s of the loader alone against the training step."""
-    from ds4sci.bench import loading
-
-    show_measurement(loading(config, overrides or []), out)
-
-
-@bench_app.command("parse")
-def bench_parse(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of mmCIF files.")] = Path("tests/data/mmcif"),
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
-) -> None:
-    """Entries/s of the mmCIF readers, side by side."""
-    from ds4sci.bench import parsing
-
-    show_measurement(parsing(folder), out)
-
-
-@bench_app.command("kernels")
-def bench_kernels(
-    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
-    op: Annotated[
-        str, typer.Option("--op", metavar="NAME", help="An operation of ds4sci.kernels, all, or evoformer_block.")
-    ] = "evoformer_attention",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    case: Annotated[
-        list[str] | None, typer.Option("--case", metavar="NAME", help="This case alone; repeatable.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
-) -> None:
-    """An operation's implementations beside torch's ways: time, peak memory, share of the machine's limit."""
-    from ds4sci import bench_attention, bench_block, bench_kernels, bench_operations
-    from ds4sci.readme_table import section
-
-    known = ["evoformer_attention", "attention", *dict.fromkeys(p.operation for p in bench_operations.PROBLEMS), "all"]
-    if op not in (*known, "evoformer_block"):
-        raise ValueError(f"--op {op}: measured are: {', '.join((*known, 'evoformer_block'))}")
-    if op == "evoformer_block":
-        measured = bench_block.run(device, quick=quick, out=json)
-    elif op == "evoformer_attention":
-        measured = bench_kernels.run(device, quick=quick, out=json, cases=case or ())
-    elif op == "attention":
-        measured = bench_attention.run(device, quick=quick, out=json)
-    else:
-        measured = bench_operations.run(op, device, quick=quick, out=json)
-    typer.echo(section(asdict(measured)))
-    typer.echo(f"wrote {json}")
-    if not quick and not case and op.startswith("evoformer"):
-        from ds4sci.bench_plot import plot
-
-        typer.echo(f"wrote {plot(json)}")
-
-
-@bench_app.command("esmfold")
-def bench_esmfold(
-    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
-    n: Annotated[
-        list[int] | None, typer.Option("--n", min=2, help="Residues; repeatable. Default: 64, 128, 256.")
-    ] = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option("--dtype", metavar="NAME", help="float32 or bfloat16; repeatable. Default: both."),
-    ] = None,
-    blocks: Annotated[int, typer.Option("--blocks", min=1, help="Blocks of the trunk.")] = 2,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
-) -> None:
-    """Blocks of ESMFold's trunk, plain beside patched: time and peak memory."""
-    from ds4sci.bench_esmfold import run
-    from ds4sci.readme_table import section
-
-    measured = run(n or (), dtype or (), out=json, blocks=blocks, device=device, quick=quick)
-    typer.echo(section(asdict(measured)))
-    typer.echo(f"wrote {json}")
-
-
-@bench_app.command("sequences")
-def bench_sequences(
-    files: Annotated[list[Path], typer.Argument(metavar="FASTA…", help="Plain FASTA files.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
-) -> None:
-    """MB/s of indexing and reads/s beside Biopython and pyfaidx."""
-    from ds4sci.bench_sequences import measure
-
-    show_measurement(measure(files), out)
-
-
-@bench_app.command("lm")
-def bench_lm(
-    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
-    n: Annotated[list[int] | None, typer.Option("--n", min=64, help="Tokens of the row; repeatable.")] = None,
-    kind: Annotated[
-        list[str] | None, typer.Option("--kind", metavar="NAME", help="causal_lm or masked_lm; repeatable.")
-    ] = None,
-    longest: Annotated[bool, typer.Option("--longest/--no-longest", help="Search the longest row in 8 GB.")] = True,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke test, not a measurement.")] = False,
-) -> None:
-    """A language model's training step by Hugging Face's Trainer and by ds4sci: time, peak memory, longest row."""
-    from ds4sci.bench_lm import KINDS, run
-    from ds4sci.bench_plot import plot
-    from ds4sci.readme_table import section
-
-    for name in kind or ():
-        if name not in KINDS:
-            raise ValueError(f"--kind {name}: measured are {', '.join(KINDS)}")
-    measured = run(n or (), out=json, kinds=kind or (), quick=quick, longest=longest)
-    typer.echo(section(asdict(measured)))
-    typer.echo(f"wrote {json}" + (f" and {plot(json)}" if len(n or (1, 2)) > 1 and not quick else ""))
-
-
-@bench_app.command("step")
-def bench_step(
-    config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/small.toml",
-    overrides: Overrides = None,
-    crops: Annotated[str, typer.Option("--crops", help="Residues, comma between.")] = "64,128,192,256",
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--against",
-            metavar="KEY=VALUE",
-            help="Beside the same with this, or with `reference` for every kernel; one crop.",
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
-) -> None:
-    """Seconds and peak memory of a training step by crop length."""
-    from ds4sci.bench import steps, steps_against
-
-    if not all(part.isdigit() and int(part) > 0 for part in crops.split(",")):
-        raise ValueError(f"--crops {crops!r}: expected lengths in residues with commas between, such as 64,128")
-    lengths = [int(part) for part in crops.split(",")]
-    if against and len(lengths) > 1:
-        raise ValueError(f"--against compares at one crop; --crops names {len(lengths)}")
-    measured = (
-        steps_against(config, overrides or [], against, lengths[0])
-        if against
-        else steps(config, overrides or [], lengths)
-    )
-    show_measurement(measured, out)
-
-
 @app.command()
 def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Say what this machine has, what would run on it, and how to get what is missing."""
@@ -448,14 +308,6 @@ def show_findings(findings: list[Any]) -> None:
                 table.add_row("", "", Text(f"→ {finding.remedy}", "cyan"))
         console.print(Text(section, "bold"))
         console.print(table)
-
-
-def show_measurement(measurement: Any, out: Path) -> None:
-    """A benchmark's table on the terminal; its JSON goes to ``out``."""
-    from ds4sci.readme_table import section
-
-    typer.echo(section(asdict(measurement)))
-    typer.echo(f"wrote {measurement.save(out)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

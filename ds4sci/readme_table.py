@@ -37,11 +37,12 @@ def where(machine: dict[str, Any]) -> str:
 
 
 def section(measurement: dict[str, Any]) -> str:
-    """One table with its title and what it was measured on."""
+    """One table with its title and what it was measured on; ``table`` where not every row is to be shown."""
+    table = measurement.get("table", measurement)
     lines = [f"**{measurement['title']}**", ""]
-    lines.append("| " + " | ".join(measurement["columns"]) + " |")
-    lines.append("|" + "---|" * len(measurement["columns"]))
-    lines += ["| " + " | ".join(shown(value) for value in row) + " |" for row in measurement["rows"]]
+    lines.append("| " + " | ".join(table["columns"]) + " |")
+    lines.append("|" + "---|" * len(table["columns"]))
+    lines += ["| " + " | ".join(shown(value) for value in row) + " |" for row in table["rows"]]
     if measurement.get("plot"):
         lines += ["", f"![{measurement['title']}](benchmarks/{measurement['plot']})"]
     notes = [*measurement["notes"], where(measurement["machine"]), measurement["date"], f"`{measurement['command']}`"]

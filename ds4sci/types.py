@@ -200,6 +200,33 @@ class LanguageOutput:
 
 
 @dataclass(frozen=True)
+class OperatorBatch:
+    """m functions at points that they share.
+
+    functions  float32 [m, q], values at the sensors
+    points     point set → float32 [n, d]; without residuals ``{"grid": …}``
+    given      name → float32 [m, n], what the equation knows of the functions at its points
+    ids        names of the functions
+    residuals  whether the equation's residuals are asked for, or u on the grid
+    step       optimizer step that this batch belongs to
+    """
+
+    ids: tuple[str, ...]
+    functions: Tensor
+    points: dict[str, Tensor]
+    given: dict[str, Tensor]
+    residuals: bool = True
+    step: int = 0
+
+    def to(self, device: torch.device | str) -> OperatorBatch:
+        """The same batch on ``device``."""
+        points, given = (
+            {name: x.to(device, non_blocking=True) for name, x in own.items()} for own in (self.points, self.given)
+        )
+        return replace(self, functions=self.functions.to(device, non_blocking=True), points=points, given=given)
+
+
+@dataclass(frozen=True)
 class Output:
     """What the structure model says of a batch; logits of an absent head are None.
 

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "ds4sci"
 
 FOUNDATION = {"types", "residues"}
 NN = FOUNDATION | {"geometry", "kernels", "parallel"}
-TASKS = NN | {"nn", "models", "losses", "data", "scores", "config"}
+TASKS = NN | {"nn", "models", "losses", "data", "scores", "config", "physics"}
 CONFIG = {"config_errors", "deepspeed_json"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
@@ -53,10 +53,13 @@ TOP = {
     "bench_esmfold",
     "bench_kernels",
     "bench_lm",
+    "bench_packing",
     "bench_operations",
     "bench_sequences",
     "bench_plot",
+    "bench_zcs",
     "cli",
+    "cli_bench",
     "doctor",
     "quickstart",
     "readme_table",

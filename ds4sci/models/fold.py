@@ -172,9 +172,14 @@ class FoldModel(nn.Module):
         self.heads = nn.ModuleDict({name: makers[name]() for name in config.heads})
 
     @property
-    def trains_in_parts(self) -> bool:
-        """Whether some training steps call only part of the modules; ZeRO-3 cannot."""
-        return self.config.stem.alone_until > 0
+    def why_not_zero3(self) -> str | None:
+        """Why ZeRO-3 cannot train it, or None."""
+        if not self.config.stem.alone_until:
+            return None
+        return (
+            "a model that calls only part of its modules in some steps (DeepSpeed 0.19 loses track of what is "
+            "gathered); take stage 0, 1 or 2, or model.stem.alone_until=0"
+        )
 
     def forward(self, batch: Batch) -> Output | StemOutput:
         """``batch.recycling`` passes without gradient, each feeding the next, then the one that is returned.

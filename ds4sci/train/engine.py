@@ -69,11 +69,9 @@ class Engine:
 
         config = deepspeed_json.read(json_file)
         deepspeed_json.batch_sizes(config, ranks.sequence.data_size, json_file)
-        if deepspeed_json.zero_stage(config) == 3 and getattr(model, "trains_in_parts", False):
-            raise ValueError(
-                f"{json_file}: ZeRO stage 3 cannot train a model that calls only part of its modules in some steps "
-                "(DeepSpeed 0.19 loses track of what is gathered); take stage 0, 1 or 2, or model.stem.alone_until=0"
-            )
+        reason = getattr(model, "why_not_zero3", None)
+        if deepspeed_json.zero_stage(config) == 3 and reason:
+            raise ValueError(f"{json_file}: ZeRO stage 3 cannot train {reason}")
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._parameters = parameters  # listing them costs milliseconds a step
         gather_whole(model)

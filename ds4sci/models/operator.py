@@ -1,0 +1,164 @@
+"""Networks that map a function, known by its values at sensors, to another function: u = network(functions, points).
+
+``functions`` [m, q] and ``points`` [n, d] give u [m, n], or [m, n, c] of c > 1 components; points [m, n, d] are each
+function's own. Every point is treated by itself, and all activations have derivatives of every order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh, "silu": nn.functional.silu, "gelu": nn.functional.gelu, "sin": torch.sin,
+}  # fmt: skip
+
+
+class Config(BaseModel):
+    """``[model]``: the network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    kind: Literal["deeponet", "mlp"] = "deeponet"
+    """``deeponet``: a branch and a trunk, and their inner product. ``mlp``: one network of the function's code and the
+    point, which is more general and costs functions × points."""
+    branch: tuple[int, ...] = Field(default=(128, 128, 128), min_length=1)
+    """Widths of the hidden layers that read the function."""
+    trunk: tuple[int, ...] = Field(default=(128, 128, 128), min_length=1)
+    """Widths of the hidden layers that read the point."""
+    latent: int = Field(128, ge=1)
+    """Products of branch and trunk for each component; of ``mlp`` the size of a function's code."""
+    activation: Literal["tanh", "silu", "gelu", "sin"] = "tanh"
+    """Smooth ones only: derivatives of high order go through it."""
+    period: tuple[float, ...] = ()
+    """For each coordinate its period, 0 for none: a periodic one is read as ``waves`` sines and cosines, so that u is
+    periodic exactly. Empty: no coordinate is periodic."""
+    waves: int = Field(4, ge=1)
+    """Sines and cosines of a periodic coordinate."""
+    fourier: int = Field(0, ge=0)
+    """Random Fourier features of the point beside its coordinates (Tancik et al. 2020); 0 = none."""
+    fourier_scale: float = Field(1.0, gt=0)
+    """Standard deviation of their frequencies, in waves over the domain."""
+
+
+def build(config: Config, *, sensors: int, coordinates: int, components: int, seed: int) -> DeepONet | MLPOperator:
+    """A new network with weights from ``seed``. Raises ValueError for periods of another number of coordinates."""
+    if config.period and len(config.period) != coordinates:
+        raise ValueError(f"model.period = {list(config.period)}: expected {coordinates} numbers, one a coordinate")
+    kind = DeepONet if config.kind == "deeponet" else MLPOperator
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(config, sensors=sensors, coordinates=coordinates, components=components)
+
+
+class MLP(nn.Module):
+    """Linear layers of the ``sizes`` with the activation between them; Glorot's initialisation."""
+
+    def __init__(self, sizes: Sequence[int], activation: str) -> None:
+        super().__init__()
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        for layer in layers:
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+class Embedding(nn.Module):
+    """A point's coordinates, in [0, 1]^d, as what the trunk reads: [..., d] → [..., ``size``]."""
+
+    turns: Tensor
+    random: Tensor
+
+    def __init__(self, config: Config, coordinates: int) -> None:
+        super().__init__()
+        period = config.period or (0.0,) * coordinates
+        self.plain = [axis for axis, length in enumerate(period) if not length]
+        self.periodic = [axis for axis, length in enumerate(period) if length]
+        turns = [2 * math.pi * k / period[axis] for axis in self.periodic for k in range(1, config.waves + 1)]
+        self.repeat = config.waves
+        self.register_buffer("turns", torch.tensor(turns), persistent=False)
+        self.register_buffer("random", 2 * math.pi * config.fourier_scale * torch.randn(coordinates, config.fourier))
+        if config.fourier and self.periodic:
+            raise ValueError("model.fourier: random features of a periodic coordinate would not be periodic; take one")
+        self.size = len(self.plain) + 2 * len(turns) + 2 * config.fourier
+
+    def forward(self, points: Tensor) -> Tensor:
+        parts = [2 * points[..., self.plain] - 1] if self.plain else []
+        if self.periodic:
+            phase = points[..., self.periodic].repeat_interleave(self.repeat, dim=-1) * self.turns
+            parts += [phase.cos(), phase.sin()]
+        if self.random.shape[1]:
+            phase = points @ self.random
+            parts += [phase.cos(), phase.sin()]
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+class DeepONet(nn.Module):
+    """Unstacked DeepONet (Lu et al. 2021): u_c = Σ_k branch_ck(function) · trunk_ck(point) + bias_c."""
+
+    def __init__(self, config: Config, *, sensors: int, coordinates: int, components: int) -> None:
+        super().__init__()
+        self.components, self.latent = components, config.latent
+        self.embedding = Embedding(config, coordinates)
+        out = components * config.latent
+        self.branch = MLP([sensors, *config.branch, out], config.activation)
+        self.trunk = MLP([self.embedding.size, *config.trunk, out], config.activation)
+        self.bias = nn.Parameter(torch.zeros(components))
+
+    def bind(self, functions: Tensor) -> Callable[[Tensor], Tensor]:
+        """points → u of ``functions``, which the branch reads now, once."""
+        codes = self.branch(functions).unflatten(-1, (self.components, self.latent)) / math.sqrt(self.latent)
+
+        def call(points: Tensor) -> Tensor:
+            basis = self.trunk(self.embedding(points)).unflatten(-1, (self.components, self.latent))
+            if self.components == 1:
+                code, own = codes[:, 0], basis[..., 0, :]
+                # Matrix products: einsum would make copies in another order of axes.
+                u = code @ own.T if points.dim() == 2 else torch.einsum("mk,mnk->mn", code, own)
+                return u + self.bias
+            pattern = "mck,nck->mnc" if points.dim() == 2 else "mck,mnck->mnc"
+            return torch.einsum(pattern, codes, basis) + self.bias
+
+        return call
+
+    def forward(self, functions: Tensor, points: Tensor) -> Tensor:
+        return self.bind(functions)(points)
+
+
+class MLPOperator(nn.Module):
+    """A nonlinear decoder, as in NOMAD (Seidman et al. 2022): u = MLP(A code(function) + B point) of all (m, n)."""
+
+    def __init__(self, config: Config, *, sensors: int, coordinates: int, components: int) -> None:
+        super().__init__()
+        self.components = components
+        self.embedding = Embedding(config, coordinates)
+        self.branch = MLP([sensors, *config.branch, config.latent], config.activation)
+        self.code = nn.Linear(config.latent, config.trunk[0])
+        self.point = nn.Linear(self.embedding.size, config.trunk[0], bias=False)
+        self.decoder = MLP([*config.trunk, components], config.activation)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def bind(self, functions: Tensor) -> Callable[[Tensor], Tensor]:
+        """points → u of ``functions``, whose code is made now, once."""
+        codes = self.code(self.branch(functions))
+
+        def call(points: Tensor) -> Tensor:
+            u = self.decoder(self.activation(codes[:, None] + self.point(self.embedding(points))))
+            return u[..., 0] if self.components == 1 else u
+
+        return call
+
+    def forward(self, functions: Tensor, points: Tensor) -> Tensor:
+        return self.bind(functions)(points)

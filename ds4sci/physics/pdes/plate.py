@@ -1,0 +1,85 @@
+"""Kirchhoff and Love's plate: D ∇⁴w = q(x, y) on [0, 1]², simply supported: w = 0 and ∇²w = 0 at the edges. q → w.
+
+The load is a sine series, for which Navier's solution is exact: w_ij = q_ij / (D π⁴ (i² + j²)²). Lengths and D are in
+units that make w of order 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from ds4sci.physics.functions import FunctionSpace, sine_series
+from ds4sci.physics.pdes import At, grid_points
+
+LARGEST = 4 * np.pi**4
+"""D π⁴ (1² + 1²)² of the slowest mode, by D: loads are measured in it."""
+
+
+def build(*, modes: int = 4, decay: float = 1.0, sensors: int = 10) -> Plate:
+    """modes    waves of the load along each side; sensors: points of its grid along each side, inside
+
+    Raises ValueError for fewer sensors than waves.
+    """
+    if sensors < modes:
+        raise ValueError(f"sensors = {sensors}: {modes} waves need at least as many")
+    inside = np.arange(1, sensors + 1) / (sensors + 1)
+    return Plate(modes, sine_series(modes, decay=decay), grid_points((inside, inside)))
+
+
+@dataclass(frozen=True)
+class Plate:
+    """See ``ds4sci.physics.pdes.Pde``. The equation is divided by 4π⁴D, so that load and deflection are of order 1."""
+
+    modes: int
+    space: FunctionSpace
+    sensors: np.ndarray
+    axes: tuple[np.ndarray, ...] = field(default_factory=lambda: (np.linspace(0, 1, 65), np.linspace(0, 1, 65)))
+
+    names: ClassVar[str] = "xy"
+    components: ClassVar[tuple[str, ...]] = ("w",)
+    up_to_constant: ClassVar[tuple[str, ...]] = ()
+    orders: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "interior": ("xxxx", "xxyy", "yyyy"), "sides": ("xx",), "ends": ("yy",),
+    }  # fmt: skip
+    weights: ClassVar[Mapping[str, float]] = {"equation": 1.0, "deflection": 100.0, "moment": 1.0}
+
+    def points(self, rng: np.random.Generator, interior: int, boundary: int) -> dict[str, np.ndarray]:
+        edge = np.arange(boundary) % 2.0
+        along = rng.random((2, boundary))
+        return {
+            "interior": rng.random((interior, 2)),
+            "sides": np.stack([edge, along[0]], axis=1),
+            "ends": np.stack([along[1], edge], axis=1),
+        }
+
+    def given(self, coefficients: np.ndarray, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"load": self.space.values(coefficients, points["interior"])}
+
+    def residuals(self, at: At, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        import torch
+
+        sides, ends = at("sides"), at("ends")
+        bent = at("interior").linear({"xxxx": 1 / LARGEST, "xxyy": 2 / LARGEST, "yyyy": 1 / LARGEST})
+        return {
+            "equation": bent - given["load"],
+            "deflection": torch.cat([sides.value, ends.value], dim=1),
+            "moment": torch.cat([sides("xx"), ends("yy")], dim=1) / np.sqrt(LARGEST),
+        }
+
+    def constrain(self, u: Tensor, functions: Tensor, points: Tensor) -> Tensor:
+        """16x(1 - x)·y(1 - y)·u, which is zero at the edges; their moment stays a residual."""
+        x, y = points.unbind(-1)
+        return 16 * x * (1 - x) * y * (1 - y) * u
+
+    def solve(self, coefficients: np.ndarray) -> np.ndarray:
+        """Navier's series: exact."""
+        i, j = (x.ravel() for x in np.meshgrid(*[np.arange(1, self.modes + 1)] * 2, indexing="ij"))
+        shrink = LARGEST / (np.pi**4 * (i**2 + j**2) ** 2.0)
+        points = grid_points(self.axes)
+        found = self.space.values(coefficients * shrink, points)
+        return found.reshape(len(coefficients), *(len(axis) for axis in self.axes), 1)

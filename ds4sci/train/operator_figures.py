@@ -1,0 +1,80 @@
+"""Pictures of learnt operators: the function, the reference solution, the prediction and their difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ds4sci.physics.pdes import grid_points
+from ds4sci.tasks.operator import OperatorTask
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+NAMES = ("best", "median", "worst")
+
+
+def save_picture(
+    task: OperatorTask,
+    coefficients: np.ndarray,
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    errors: np.ndarray,
+    chosen: Sequence[int],
+    out: Path,
+) -> Path:
+    """Rows of the ``chosen`` functions, drawn beside ``out`` as PNG; the picture's path."""
+    components = task.pde.components
+    columns = 1 + 3 * len(components)
+    figure, axes = plt.subplots(
+        len(chosen), columns, figsize=(3.1 * columns, 2.7 * len(chosen)), layout="constrained", squeeze=False
+    )
+    for row, number, name in zip(axes, chosen, NAMES, strict=False):
+        _input(figure, row[0], task, coefficients[number])
+        row[0].set_title(f"{name} of {len(errors)}: {errors[number]:.1%}", fontsize=10)
+        for c, component in enumerate(components):
+            true, ours = reference[number, ..., c], predicted[number, ..., c]
+            if component in task.pde.up_to_constant:
+                true, ours = true - true.mean(), ours - ours.mean()
+            reach = float(np.quantile(np.abs(true), 0.998)) or 1.0
+            shown = ((f"{component}, reference", true), (f"{component}, predicted", ours), ("difference", ours - true))
+            for axis, (title, field) in zip(row[1 + 3 * c : 4 + 3 * c], shown, strict=True):
+                limit = reach if title != "difference" else reach / 5
+                _field(figure, axis, task, field, limit)
+                axis.set_title(title, fontsize=10)
+    picture = out.with_suffix(".png")
+    figure.savefig(picture, dpi=90)
+    plt.close(figure)
+    return picture
+
+
+def _input(figure: Figure, axis: plt.Axes, task: OperatorTask, coefficients: np.ndarray) -> None:
+    sensors = task.pde.sensors
+    if sensors.shape[1] == 1:
+        x = np.linspace(0, 1, 201)
+        axis.plot(x, task.pde.space.values(coefficients[None], x[:, None])[0], color="#0072b2")
+        axis.plot(sensors[:, 0], task.pde.space.values(coefficients[None], sensors)[0], ".", ms=3, color="#0072b2")
+        axis.grid(alpha=0.3)
+        axis.set_xlabel("x")
+        axis.set_ylabel("given function")
+        return
+    grid = (np.linspace(0, 1, 65),) * 2
+    field = task.pde.space.values(coefficients[None], grid_points(grid)).reshape(65, 65)
+    _field(figure, axis, task, field, float(np.abs(field).max()))
+    axis.plot(sensors[:, 0], sensors[:, 1], ".", ms=2, color="black")
+
+
+def _field(figure: Figure, axis: plt.Axes, task: OperatorTask, field: np.ndarray, limit: float) -> None:
+    """A field over the unit square, the time to the right or y upwards."""
+    across = 1 if task.pde.names[1] == "t" else 0
+    shown = axis.imshow(
+        field if across else field.T, origin="lower", extent=(0, 1, 0, 1), cmap="RdBu_r", vmin=-limit, vmax=limit,
+        aspect="auto", interpolation="nearest",
+    )  # fmt: skip
+    axis.set_xlabel(task.pde.names[across])
+    axis.set_ylabel(task.pde.names[1 - across])
+    figure.colorbar(shown, ax=axis, pad=0.02)
