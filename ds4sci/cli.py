@@ -112,6 +112,21 @@ def evaluate(
 
 
 @app.command()
+def embed(
+    run: Run,
+    fasta: Annotated[Path, typer.Option("--fasta", metavar="FILE", help="Sequences, of any length.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for safetensors and index.json.")],
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Processes that share each sequence.")] = 1,
+    mean: Annotated[bool, typer.Option("--mean", help="One vector a sequence: the mean over its tokens.")] = False,
+    which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
+) -> None:
+    """Embed sequences with a language model: the last hidden state of every token, or their mean."""
+    from ds4sci.train.embed import embed as write
+
+    typer.echo(f"{write(run, fasta, out, which=which, ranks=ranks, mean=mean)} sequences in {out}")
+
+
+@app.command()
 def export(
     run: Run,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder.")],

@@ -71,7 +71,7 @@ def evaluate_sequences(
     _, task, step = load(run, which, overrides)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(task, fasta, Path(folder))
+        store = store_of(task, fasta, Path(folder))
         reader = Reader(store, task.coder, unknown_weight=task.config.data.unknown_weight)
         last = task.config.data.phases[-1]
         row = last.row or last.length
@@ -187,7 +187,7 @@ def evaluate_variants(
         raise ValueError(f"marginal = {marginal!r}: expected masked or wildtype")
     _, task, step = load(run, which, overrides)
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(task, fasta, Path(folder))
+        store = store_of(task, fasta, Path(folder))
         if len(store) != 1:
             raise ValueError(f"{fasta}: variants are of one sequence; the file has {len(store)}")
         letters = np.array(store.residues(0))
@@ -312,7 +312,7 @@ def evaluate_contacts(
     return result
 
 
-def _store(task: LanguageTask, path: Path, folder: Path) -> SequenceStore:
+def store_of(task: LanguageTask, path: Path, folder: Path) -> SequenceStore:
     """The sequences of ``path``, indexed in ``folder`` if they are a file."""
     if path.is_dir():
         return SequenceStore.open(path)

@@ -109,6 +109,39 @@ def test_what_is_exported_is_what_was_trained(tmp_path, genome, write) -> None:
         export.export_run(run, out)
 
 
+def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, genome, write) -> None:
+    """Three bases a token, five heads' worth of rows on two ranks, sequences longer than those of training."""
+    from safetensors.torch import load_file
+
+    from ds4sci.train.embed import embed
+
+    data = f'path = "{genome}"\ntokenizer = {{kind = "kmer", k = 3}}\nphases = [{{length = 64}}]'
+    file = write("causal_lm", f"config = {LLAMA}", data, steps=1)
+    fleet.run(1, ["--config", str(file)], tmp_path)
+    run, fasta = tmp_path / "runs/run", tmp_path / "two.fa"
+    fasta.write_text(f">long\n{SEED * 20}\n>short\n{SEED[:20]}\n")
+    assert embed(run, fasta, tmp_path / "one") == embed(run, fasta, tmp_path / "two", ranks=2) == 2
+    index = json.loads((tmp_path / "two" / "index.json").read_text())
+    assert list(index["sequences"]) == ["long", "short"]
+    _, task = checkpoint.load_run(run)
+    inner = task.model.model
+    inner.set_attn_implementation("sdpa")
+    for name, letters in (("long", SEED * 20), ("short", SEED[:20])):
+        ids, place, size = task.coder.encode(np.frombuffer(letters.encode(), np.uint8))
+        with torch.no_grad():
+            states = inner.model(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0][size > 0]
+        one, two = (load_file(tmp_path / folder / index["sequences"][name]) for folder in ("one", "two"))
+        for found in (one, two):
+            torch.testing.assert_close(found["embedding"], states, rtol=1e-4, atol=1e-5)
+            assert found["start"].tolist() == place[size > 0].tolist()
+            assert int(found["size"].sum()) == len(letters)
+    embed(run, fasta, tmp_path / "mean", mean=True)
+    means = load_file(tmp_path / "mean" / "means.safetensors")["embedding"]
+    torch.testing.assert_close(means[1], states.mean(0), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="not empty"):
+        embed(run, fasta, tmp_path / "mean")
+
+
 @pytest.fixture
 def proteins(tmp_path: Path) -> Path:
     rng = np.random.default_rng(1)

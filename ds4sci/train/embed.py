@@ -1,0 +1,112 @@
+"""Embeddings of sequences by a trained language model, each sequence whole, spread over ranks where it is long.
+
+``ds4sci embed``: the last hidden states of every token, with the residues that it stands for; or a mean per sequence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from ds4sci.data.language import Document, collate
+from ds4sci.tasks._language import LanguageTask, multiple
+from ds4sci.train import evaluate_language
+from ds4sci.train.durable import replace_text
+from ds4sci.train.ranks import cores, free_port
+from ds4sci.types import IGNORED
+
+INDEX = "index.json"
+
+
+def embed(
+    run: Path | str, fasta: Path | str, out: Path | str, *, which: str = "best", ranks: int = 1, mean: bool = False
+) -> int:
+    """Write embeddings of the sequences in ``fasta`` into the new folder ``out``; how many there are.
+
+    Each sequence is one document, however long: with ``ranks`` > 1 its tokens are spread over them (Ulysses), which
+    divides time and memory. ``out`` gets ``index.json`` (name → file; model, step) and for each sequence
+    ``NNNNNN.safetensors`` with ``embedding`` fp32 [tokens, c], ``start`` and ``size`` int64 [tokens]: first residue
+    (0-based) and number of residues of each token; special tokens are left out. With ``mean`` there is one file, whose
+    ``embedding`` [sequences, c] are the means over tokens.
+
+    Raises ValueError for a run of another kind, a file that cannot be read, and a folder that is not empty.
+    """
+    run, fasta, out = Path(run), Path(fasta), Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: not empty; name a new folder")
+    evaluate_language.load(run, which)  # what is wrong with it is said here, before ranks start
+    out.mkdir(parents=True, exist_ok=True)
+    arguments = (str(run), str(fasta), str(out), which, mean, ranks)
+    with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
+        port = free_port()
+        waiting = [pool.submit(_rank, rank, port, *arguments) for rank in range(ranks)]
+        return max(one.result() for one in waiting)
+
+
+def _rank(rank: int, port: int, run: str, fasta: str, out: str, which: str, mean: bool, ranks: int) -> int:
+    from ds4sci.train import engine
+
+    engine.silence()
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )  # fmt: skip
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
+    joined = engine.join({}, ranks)
+    try:
+        _, task, step = evaluate_language.load(Path(run), which)
+        task.model.to(joined.device).eval()
+        task.share(joined.sequence)
+        return _write(task, Path(fasta), Path(out), mean, {"run": run, "checkpoint": which, "step": step})
+    finally:
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[str, object]) -> int:
+    group = task.group
+    files: dict[str, str | int] = {}
+    means = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = evaluate_language.store_of(task, fasta, Path(folder))
+        for record in range(len(store)):
+            letters = np.array(store.residues(record))
+            hidden, start, size = _embedding(task, letters)
+            name = store.name(record)
+            if mean:
+                means.append(hidden.mean(0))
+                files[name] = record
+            elif group.rank == 0:
+                file = f"{record:06d}.safetensors"
+                tensors = {"embedding": hidden, "start": torch.from_numpy(start), "size": torch.from_numpy(size)}
+                save_file(tensors, out / file)
+                files[name] = file
+    if group.rank == 0:
+        if mean:
+            save_file({"embedding": torch.stack(means)}, out / "means.safetensors")
+        replace_text(out / INDEX, json.dumps(facts | {"sequences": files}, indent=1) + "\n")
+    return len(store)
+
+
+def _embedding(task: LanguageTask, letters: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """fp32 [tokens, c] on the CPU, whole on every rank, and each token's first residue and residues."""
+    ids, place, size = task.coder.encode(letters)
+    n = -(-len(ids) // multiple(task.group)) * multiple(task.group)
+    document = Document(ids, np.zeros(len(ids), np.float32), np.zeros(len(ids), bool), size == 0, "sequence")
+    batch = collate([[(document, (ids, np.full(len(ids), IGNORED), document.weights))]], n, task.coder.pad)
+    own = task.language.hidden(batch.to(next(task.model.parameters()).device)).float()
+    if task.group.size > 1:
+        parts = [torch.empty_like(own) for _ in range(task.group.size)]
+        dist.all_gather(parts, own.contiguous(), group=task.group.handle)
+        own = torch.cat(parts, dim=1)
+    real = np.flatnonzero(size)
+    return own[0, : len(ids)].cpu()[real].contiguous(), place[real].astype(np.int64), size[real].astype(np.int64)
