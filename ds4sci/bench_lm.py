@@ -28,7 +28,7 @@ WAYS = ("Trainer", "Trainer, checkpointed", "ds4sci")
 LAYERS, WIDTH, HEADS, HIDDEN = 4, 256, 8, 1024
 LIMIT = 8e9
 """Bytes that a process may hold in the search for the longest sequence."""
-DOCUMENT = 4096
+DOCUMENT = 1024
 """Tokens of the documents that ds4sci's rows are made of in that search; a test compares with one whole document."""
 COLUMNS = ["model", "tokens", "way", "seconds", "spread", "peak MB", "times as fast as Trainer", "times leaner"]
 LONGEST = ["model", "way", "longest in 8 GB", "times Trainer's"]
@@ -271,7 +271,7 @@ def _probe(kind: str, way: str) -> Callable[[int], int]:
             return _two_ranks(kind, n)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             if way == "ds4sci":
-                return pool.submit(our_steps, kind, n, 2, DOCUMENT).result()[1]
+                return pool.submit(our_steps, kind, n, 1, DOCUMENT).result()[1]
             return pool.submit(_plain_memory, kind, n, "checkpointed" in way).result()
 
     return peak
@@ -282,7 +282,7 @@ def _plain_memory(kind: str, n: int, checkpointed: bool) -> int:
 
     if kind == "causal_lm":
         torch.nn.functional.scaled_dot_product_attention = stand_in  # type: ignore[assignment]
-    return trainer_steps(kind, n, checkpointed, 2)[1]
+    return trainer_steps(kind, n, checkpointed, 1)[1]
 
 
 def stand_in(
@@ -322,23 +322,28 @@ def _rank(rank: int, port: int, kind: str, n: int) -> int:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_SIZE="2", MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )  # fmt: skip
-    return our_steps(kind, n, 2, DOCUMENT, sequence=2)[1]
+    return our_steps(kind, n, 1, DOCUMENT, sequence=2)[1]
 
 
-def _longest(peak: Callable[[int], int], step: int = 1024, start: int = 8192) -> int:
-    """The largest multiple of ``step`` whose peak is within ``LIMIT``, to 2 %: doubling, then by the line or the
-    parabola through the last two."""
-    good, bad = 0, 0
-    n = start
-    while not bad or bad - good > max(step, good // 50):
+def _longest(peak: Callable[[int], int], step: int = 1024, first: int = 32768) -> int:
+    """The largest multiple of ``step`` whose peak is within ``LIMIT``, to 2 %: where the line through the last two
+    lengths meets it, measured, until it does."""
+    known: dict[int, int] = {}
+
+    def measured(n: int) -> int:
         print(f"ds4sci:   {n:,} tokens …", end="", file=sys.stderr, flush=True)
-        found = peak(n)
-        print(f" {found / 1e9:.2f} GB", file=sys.stderr, flush=True)
-        if found <= LIMIT:
-            good = n
-        else:
-            bad = n
-        n = 2 * good if not bad else (good + bad) // 2 // step * step
-        if n in (good, bad):
+        known[n] = peak(n)
+        print(f" {known[n] / 1e9:.2f} GB", file=sys.stderr, flush=True)
+        return known[n]
+
+    while measured(first) > 0.8 * LIMIT:
+        first //= 2
+    n = first * 3 // 2
+    for _ in range(8):
+        if 0.98 * LIMIT <= measured(n) <= LIMIT:
             break
-    return good
+        (low, held), (high, more) = sorted(known.items(), key=lambda one: abs(one[1] - LIMIT))[:2]
+        n = int(high + (0.99 * LIMIT - more) * (low - high) / (held - more)) // step * step
+        if n in known:
+            break
+    return max(n for n, held in known.items() if held <= LIMIT)

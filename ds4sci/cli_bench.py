@@ -155,6 +155,20 @@ def bench_zcs(
     typer.echo(f"wrote {json} and {plot(json)}")
 
 
+@bench_app.command("operators")
+def bench_operators(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[EQUATION]…", show_default=False)] = None,
+    folder: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Runs, scores and pictures.")] = Path(
+        "runs/operators"
+    ),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the JSON.")] = Path("benchmarks"),
+) -> None:
+    """Train the equations of configs/operator, each to its end, and score unseen functions."""
+    from ds4sci.bench_operators import measure
+
+    show_measurement(measure(names or (), folder=folder), out)
+
+
 @bench_app.command("step")
 def bench_step(
     config: Annotated[str, typer.Argument(metavar="CONFIG")] = "configs/fold/small.toml",

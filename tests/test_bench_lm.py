@@ -33,10 +33,20 @@ def test_documents_of_the_search_cover_the_row() -> None:
     assert masked.spans.tolist() == [[0, 75]]
 
 
-def test_the_search_finds_the_last_length_that_fits() -> None:
-    limit = 300_000
-    found = bench_lm._longest(lambda n: int(bench_lm.LIMIT * n / limit))
-    assert limit * 0.98 <= found <= limit
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("limit", [17_000, 300_000])
+def test_the_search_finds_the_last_length_that_fits(limit, power) -> None:
+    """Of memory that grows as a line or as a parabola, over what a process has anyway."""
+    base = 0.05 * bench_lm.LIMIT
+    asked = []
+
+    def peak(n: int) -> int:
+        asked.append(n)
+        return int(base + (bench_lm.LIMIT - base) * (n / limit) ** power)
+
+    found = bench_lm._longest(peak)
+    assert limit * 0.93 <= found <= limit
+    assert len(asked) <= 10
 
 
 def test_attention_that_only_keeps_has_the_shapes_of_the_real_one() -> None:

@@ -55,6 +55,7 @@ TOP = {
     "bench_lm",
     "bench_packing",
     "bench_operations",
+    "bench_operators",
     "bench_sequences",
     "bench_plot",
     "bench_zcs",

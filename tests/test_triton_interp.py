@@ -62,7 +62,9 @@ def test_the_contract_of_kernels() -> None:
 
 @pytest.mark.interp
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("bfloat16", "float16"))]
+)
 def test_the_contract_on_large_cases(dtype: str) -> None:
     run(
         CONTRACT,

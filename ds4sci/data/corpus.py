@@ -185,7 +185,8 @@ def _beside(path: Path, ending: str) -> Path:
     whole = path.resolve()
     if os.access(whole.parent, os.W_OK):
         return whole.with_name(whole.name + ending)
-    home = Path(os.environ.get("DS4SCI_CACHE") or Path.home() / ".cache" / "ds4sci")
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds4sci"
+    home = Path(os.environ.get("DS4SCI_CACHE") or usual)
     folder = home / "sequences" / hashlib.sha256(str(whole.parent).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return folder / (whole.name + ending)
