@@ -15,10 +15,19 @@ from ds4sci.train.ranks import cores
 
 
 def measure(
-    names: Sequence[str] = (), overrides: Sequence[str] = (), *, folder: Path, ranks: int | None = None
+    names: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path,
+    out: Path,
+    ranks: int | None = None,
 ) -> Measurement:
-    """A row for each equation; runs, scores and pictures go to ``folder``. Raises RuntimeError where a run fails."""
-    rows = []
+    """A row for each equation; runs, scores and pictures go to ``folder``, rows of other equations in ``out`` stay.
+
+    Raises RuntimeError where a run fails.
+    """
+    before = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
+    rows = [row for row in before if row[0] not in (names or PDES)]
     for name in names or PDES:
         began = time.monotonic()
         own = [f"train.output={folder}", f"train.name={name}", *overrides]
@@ -35,6 +44,7 @@ def measure(
                 f"{found['worst']:.1%}", by_component, line["ranks"],
             ]
         )  # fmt: skip
+    rows.sort(key=lambda row: PDES.index(row[0]) if row[0] in PDES else len(PDES))
     return Measurement(
         name="operators",
         title="Solution operators learnt from the equation alone: relative L2 on 100 unseen functions",

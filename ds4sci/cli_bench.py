@@ -166,7 +166,7 @@ def bench_operators(
     """Train the equations of configs/operator, each to its end, and score unseen functions."""
     from ds4sci.bench_operators import measure
 
-    show_measurement(measure(names or (), folder=folder), out)
+    show_measurement(measure(names or (), folder=folder, out=out / "operators.json"), out)
 
 
 @bench_app.command("step")

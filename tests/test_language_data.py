@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,24 @@ def test_one_record_is_parted_at_its_end(tmp_path) -> None:
     again = corpus.open_store(file)
     assert len(again) == 1
     assert Path(str(file) + ".ds4sci").is_dir()
+
+
+def test_a_run_warns_of_relatives_across_its_two_files(tmp_path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    chains = ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 80)) for _ in range(4)]
+    train, leaking, clean = (tmp_path / name for name in ("train.fa", "leaking.fa", "clean.fa"))
+    train.write_text(f">a\n{chains[0]}\n>b\n{chains[1]}\n")
+    leaking.write_text(f">c\n{chains[2]}\n>d\n{chains[1][5:]}\n")
+    clean.write_text(f">e\n{chains[3]}\n")
+    settings: dict[str, Any] = {"alphabet": "auto", "bad": "error", "fraction": 0.1, "identity": 0.5, "seed": 0}
+    with pytest.warns(UserWarning, match=r"1 of 2 validation records have relatives of 50%.*d and b"):
+        corpus.open_sides(train, leaking, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corpus.open_sides(train, clean, **settings)
+    monkeypatch.setattr(corpus, "CHECKED", 100)
+    with pytest.warns(UserWarning, match=r"too many to look for relatives.*ds4sci data leakage"):
+        corpus.open_sides(train, leaking, **settings)
 
 
 def test_what_cannot_be_opened(tmp_path) -> None:

@@ -145,8 +145,10 @@ def test_components_share_their_operators() -> None:
 def test_forward_mode_takes_as_few_chains_as_can_be() -> None:
     orders = [(1, 0), (2, 0), (2, 2), (0, 1), (0, 4)]
     assert sorted(chains(orders, "xy")) == ["xxyy", "yyyy"]
-    assert chosen(("t", "x")) == "zcs_forward"
-    assert chosen(("t", "xx")) == chosen(()) == chosen(("",)) == "zcs_reverse"
+    assert chosen(("t", "x")) == chosen(("t", "xx")) == "zcs_reverse"
+    with torch.no_grad():
+        assert chosen(("t", "x")) == "zcs_forward"
+        assert chosen(("t", "xx")) == chosen(()) == chosen(("",)) == "zcs_reverse"
 
 
 class Doubled(torch.autograd.Function):
@@ -167,7 +169,8 @@ def test_zcs_takes_reverse_mode_where_forward_mode_cannot_go() -> None:
     def net(f: Tensor, p: Tensor) -> Tensor:
         return f[:, :1] * Doubled.apply(p).sin().sum(-1)
 
-    u = differentiate(net, functions, points, names="xt", orders=("x",))
+    with torch.no_grad():
+        u = differentiate(net, functions, points, names="xt", orders=("x",))
     torch.testing.assert_close(u("x"), functions[:, :1] * 2 * (2 * points[:, 0]).cos())
     with pytest.raises((NotImplementedError, RuntimeError)):
         differentiate(net, functions, points, names="xt", orders=("x",), method="zcs_forward")("x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ import numpy as np
 from ds4sci.data import tokenizers
 from ds4sci.data.rows import Regions
 from ds4sci.data.sequences import Range, SequenceStore, index
-from ds4sci.data.sequences.split import split_by_cluster, split_by_record
+from ds4sci.data.sequences.split import leakage, split_by_cluster, split_by_record
 from ds4sci.types import RESIDUES
+
+CHECKED = 2_000_000
+"""Residues of both sides in which a run looks for relatives across them when it starts."""
 
 
 class Coder:
@@ -139,13 +143,15 @@ def open_sides(
     """What is trained on and what is held out: two stores, or ``fraction`` of one.
 
     Proteins are parted by homology clusters (``identity``), genomes by records, a single record at its end. Which
-    residues that are is kept beside the store, so that it is found once.
+    residues that are is kept beside the store, so that it is found once. Of relatives across two stores of
+    ``CHECKED`` residues or less there is a warning.
     """
     store = open_store(path, alphabet=alphabet, bad=bad)
     if valid is not None:
         other = open_store(valid, alphabet=alphabet, bad=bad)
         if other.alphabet != store.alphabet:
             raise ValueError(f"data.valid: {valid} has {other.alphabet} sequences, and data.path {store.alphabet} ones")
+        _look_for_relatives(store, other, identity)
         return Sides(store, _all(store), other, _all(other))
     if store.alphabet == "dna":
         train, held_out = (_regions(side) for side in split_by_record(store, fraction, seed))
@@ -153,6 +159,18 @@ def open_sides(
         chosen = _clusters(store, path, fraction, identity, seed)
         train, held_out = (Regions.whole(store.lengths, side) for side in chosen)
     return Sides(store, train, store, held_out)
+
+
+def _look_for_relatives(train: SequenceStore, valid: SequenceStore, identity: float) -> None:
+    """Warn of held-out sequences with relatives among those to train on, where looking takes seconds."""
+    if train.total + valid.total > CHECKED:
+        warnings.warn(
+            f"data.valid: {train.total + valid.total:,} residues are too many to look for relatives at every start; "
+            f"`ds4sci data leakage {train.folder} {valid.folder}` does",
+            stacklevel=2,
+        )
+    else:
+        leakage(train, valid, identity if train.alphabet == "protein" else None)
 
 
 def _regions(ranges: Sequence[Range]) -> Regions:

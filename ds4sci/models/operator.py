@@ -90,26 +90,25 @@ def _linear(width: int, out: int) -> nn.Linear:
 class Embedding(nn.Module):
     """A point's coordinates, in [0, 1]^d, as what the trunk reads: [..., d] → [..., ``size``]."""
 
-    turns: Tensor
+    waves: Tensor
     random: Tensor
 
     def __init__(self, config: Config, coordinates: int) -> None:
         super().__init__()
         period = config.period or (0.0,) * coordinates
         self.plain = [axis for axis, length in enumerate(period) if not length]
-        self.periodic = [axis for axis, length in enumerate(period) if length]
-        turns = [2 * math.pi * k / period[axis] for axis in self.periodic for k in range(1, config.waves + 1)]
-        self.repeat = config.waves
-        self.register_buffer("turns", torch.tensor(turns), persistent=False)
+        self.periodic = [(axis, 2 * math.pi / length) for axis, length in enumerate(period) if length]
+        # Whole numbers: exact in any dtype, and u as periodic as the dtype can say.
+        self.register_buffer("waves", torch.arange(1.0, config.waves + 1), persistent=False)
         self.register_buffer("random", 2 * math.pi * config.fourier_scale * torch.randn(coordinates, config.fourier))
         if config.fourier and self.periodic:
             raise ValueError("model.fourier: random features of a periodic coordinate would not be periodic; take one")
-        self.size = len(self.plain) + 2 * len(turns) + 2 * config.fourier
+        self.size = len(self.plain) + 2 * config.waves * len(self.periodic) + 2 * config.fourier
 
     def forward(self, points: Tensor) -> Tensor:
         parts = [2 * points[..., self.plain] - 1] if self.plain else []
-        if self.periodic:
-            phase = points[..., self.periodic].repeat_interleave(self.repeat, dim=-1) * self.turns
+        for axis, turn in self.periodic:
+            phase = (turn * points[..., axis, None]) * self.waves
             parts += [phase.cos(), phase.sin()]
         if self.random.shape[1]:
             phase = points @ self.random
