@@ -8,6 +8,7 @@ its own.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -165,9 +166,13 @@ def one(way: str, kind: str, n: int, steps: int) -> tuple[list[float], int | Non
         try:
             return asked.result()
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "allocate memory" in str(error):
-                return [], None
-            raise
+            if not _is_shortage(error):
+                raise
+            return [], None
+
+
+def _is_shortage(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def _keep_within_memory() -> None:
@@ -269,10 +274,15 @@ def _probe(kind: str, way: str) -> Callable[[int], int]:
     def peak(n: int) -> int:
         if way == "ds4sci, 2 ranks":
             return _two_ranks(kind, n)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            if way == "ds4sci":
-                return pool.submit(our_steps, kind, n, 1, DOCUMENT).result()[1]
-            return pool.submit(_plain_memory, kind, n, "checkpointed" in way).result()
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_keep_within_memory) as pool:
+            try:
+                if way == "ds4sci":
+                    return pool.submit(our_steps, kind, n, 1, DOCUMENT).result()[1]
+                return pool.submit(_plain_memory, kind, n, "checkpointed" in way).result()
+            except (MemoryError, RuntimeError) as error:
+                if not _is_shortage(error):
+                    raise
+                return int(4 * LIMIT)
 
     return peak
 
@@ -326,8 +336,11 @@ def _rank(rank: int, port: int, kind: str, n: int) -> int:
 
 
 def _longest(peak: Callable[[int], int], step: int = 1024, first: int = 32768) -> int:
-    """The largest multiple of ``step`` whose peak is within ``LIMIT``, to 2 %: where the line through the last two
-    lengths meets it, measured, until it does."""
+    """The largest multiple of ``step`` whose peak is within ``LIMIT``, to 2 %.
+
+    Three lengths say whether memory grows as a line or as a parabola; where that meets the limit is measured, and then
+    what the line through the lengths on both sides of the limit says.
+    """
     known: dict[int, int] = {}
 
     def measured(n: int) -> int:
@@ -336,14 +349,21 @@ def _longest(peak: Callable[[int], int], step: int = 1024, first: int = 32768) -
         print(f" {known[n] / 1e9:.2f} GB", file=sys.stderr, flush=True)
         return known[n]
 
-    while measured(first) > 0.8 * LIMIT:
+    while measured(first) > 0.5 * LIMIT and first > step:
         first //= 2
-    n = first * 3 // 2
-    for _ in range(8):
-        if 0.98 * LIMIT <= measured(n) <= LIMIT:
+    a, b, c = first, first * 3 // 2, first * 2
+    one, two = ((measured(y) - known[x]) / (y - x) for x, y in ((a, b), (b, c)))
+    bend = (two - one) / (c - a) if two > 1.15 * one else 0.0
+    slope = one - bend * (a + b) if bend else (known[c] - known[a]) / (c - a)
+    rest = 0.99 * LIMIT - known[a] + slope * a + bend * a * a  # = slope·n + bend·n²
+    n = rest / slope if not bend else (math.sqrt(slope * slope + 4 * bend * rest) - slope) / (2 * bend)
+    for _ in range(6):
+        n = int(n) // step * step
+        if n in known or 0.98 * LIMIT <= measured(n) <= LIMIT:
             break
-        (low, held), (high, more) = sorted(known.items(), key=lambda one: abs(one[1] - LIMIT))[:2]
-        n = int(high + (0.99 * LIMIT - more) * (low - high) / (held - more)) // step * step
-        if n in known:
-            break
-    return max(n for n, held in known.items() if held <= LIMIT)
+        low = max(x for x, held in known.items() if held <= LIMIT)
+        high = min((x for x, held in known.items() if held > LIMIT), default=None)
+        if high is None:  # the line through the last two
+            low, high = sorted(known)[-2:]
+        n = low + (0.99 * LIMIT - known[low]) * (high - low) / (known[high] - known[low])
+    return max(x for x, held in known.items() if held <= LIMIT)
