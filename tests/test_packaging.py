@@ -111,7 +111,7 @@ def test_what_the_package_imports_is_asked_for(wheel: Path) -> None:
                 modules.add(node.module.split(".")[0])
     # triton comes with torch, where it can be had; flash_attn and peft are extras; the others are measured beside ours
     # where a user has them
-    optional = {"triton", "flash_attn", "peft", "cuequivariance_torch", "trifast", "pyfaidx"}
+    optional = {"triton", "flash_attn", "peft", "cuequivariance_torch", "trifast", "pyfaidx", "deepxde"}
     foreign = modules - sys.stdlib_module_names - {"ds4sci"} - optional
     distributions = importlib.metadata.packages_distributions()
     owners = {module: {name.lower() for name in distributions.get(module, [module])} for module in foreign}
