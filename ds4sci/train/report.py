@@ -28,21 +28,40 @@ def write_report(run: Path | str) -> Path:
     makes it. Nothing is computed but pictures. Raises ``ValueError`` when ``run`` is no run folder.
     """
     story = read_story(Path(run))
-    body = [
-        _scores(story),
-        html.section("Learning curves", *_curves(story)),
-        html.section("Every held-out chain", *_chains(story)),
-        html.section("Predicted beside true", *_pictures(story)),
-        html.section("Does it know what it knows?", *_calibration(story)),
-        html.section("Is it shaped like protein?", *_geometry(story)),
-        html.section("Run", *_run(story)),
-    ]
+    curves = html.section("Learning curves", *_curves(story))
+    if story.task == "fold":
+        body = [
+            _scores(story),
+            curves,
+            html.section("Every held-out chain", *_chains(story)),
+            html.section("Predicted beside true", *_pictures(story)),
+            html.section("Does it know what it knows?", *_calibration(story)),
+            html.section("Is it shaped like protein?", *_geometry(story)),
+        ]
+    else:
+        body = [html.section("How good is it?", *_held_out(story)), curves]
+    body.append(html.section("Run", *_run(story)))
     said = html.escape(" · ".join(part for part in _subtitle(story) if part))
     header = f"<h1>{html.escape(story.name)}</h1><p>{said}</p>"
     footer = "Made by <code>ds4sci report</code>. Self-contained: no network, no scripts."
     path = story.run / "report.html"
     replace_text(path, html.page(f"{story.name} · ds4sci", header, body, footer))
     return path
+
+
+def _held_out(story: Story) -> list[str]:
+    """A task's own metrics at every evaluation, the best one marked."""
+    if not story.evaluations:
+        return [html.missing("Not evaluated yet.", eval_command(story))]
+    keys = figures.metrics_of(story.evaluations)
+    rows = [
+        [f"{line['step']:,}", *(f"{line[key]:.4g}" if key in line else "–" for key in keys)]
+        for line in story.evaluations
+    ]
+    best = [number for number, line in enumerate(story.evaluations) if line["step"] == story.best_step]
+    header = ["step", *(key.replace("_", " ") for key in keys)]
+    note = "Held-out data, with the averaged (EMA) weights."
+    return [html.table(header, rows, main=best), html.paragraph(note)]
 
 
 def _subtitle(story: Story) -> list[str]:
@@ -156,7 +175,9 @@ def _curves(story: Story) -> list[str]:
     first, final = float(story.train[0]["loss"]), float(story.train[-1]["loss"])
     alt = f"Loss from {first:.3g} to {final:.3g} in {story.train[-1]['step']} steps"
     if last:
-        alt += f"; lDDT-Cα {show('lddt_ca', last.get('lddt_ca'))} at step {last['step']}"
+        key = "lddt_ca" if story.task == "fold" else next(iter(figures.metrics_of([last])), "score")
+        name = "lDDT-Cα" if key == "lddt_ca" else key.replace("_", " ")
+        alt += f"; {name} {show(key, last.get(key))} at step {last['step']}"
     caption = "Faint: as logged; strong: running mean. Held-out scores are of the averaged (EMA) weights"
     chains = (story.config or {}).get("data", {}).get("evaluation_chains")
     return [html.figure(picture, alt, caption + (f", on {chains} of the chains." if chains else "."), wide=True)]

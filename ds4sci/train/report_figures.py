@@ -58,10 +58,17 @@ def svg(draw: Any, *arguments: Any, size: tuple[float, float], panels: tuple[int
     return buffer.getvalue()
 
 
+def metrics_of(evaluations: list[dict[str, Any]]) -> list[str]:
+    """Names of what a task's evaluations measure, without what only says which is the best."""
+    beside = {"kind", "step", "seconds", "score", "tokens"}
+    return list(dict.fromkeys(key for line in evaluations for key in line if key not in beside))
+
+
 def learning_curves(
     axes: Sequence[Axes], train: list[dict[str, Any]], evaluations: list[dict[str, Any]], floors: dict[str, float]
 ) -> None:
-    """Left: loss and its terms against step. Right: held-out lDDT-Cα and TM; ``floors`` (label → lDDT) as lines."""
+    """Left: loss and its terms against step. Right: held-out lDDT-Cα and TM, or another task's metrics; ``floors``
+    (label → lDDT) as lines."""
     left, right = axes
     steps = np.array([line["step"] for line in train], dtype=float)
     columns: dict[str, np.ndarray] = {"total": np.array([_number(line.get("loss")) for line in train])}
@@ -84,7 +91,12 @@ def learning_curves(
         left.yaxis.set_major_formatter("{x:g}")
         left.yaxis.set_minor_formatter(NullFormatter())
     left.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    for key, label, colour, marker in (("lddt_ca", "lDDT-Cα", BLUE, "o"), ("tm_score", "TM-score", RED, "s")):
+    shown = [("lddt_ca", "lDDT-Cα", BLUE, "o"), ("tm_score", "TM-score", RED, "s")]
+    fold = not evaluations or any("lddt_ca" in line for line in evaluations)
+    if not fold:
+        others = [key for key in metrics_of(evaluations) if key != "perplexity"]
+        shown = [(key, key.replace("_", " "), SERIES[i % len(SERIES)], "o") for i, key in enumerate(others)]
+    for key, label, colour, marker in shown:
         points = [(line["step"], _number(line[key])) for line in evaluations if line.get(key) is not None]
         if points:
             right.plot(
@@ -92,7 +104,7 @@ def learning_curves(
             )
     for (label, value), style in zip(floors.items(), ("--", ":", "-."), strict=False):
         right.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"lDDT-Cα of {label}")
-    right.set(xlabel="step", title="Held-out chains during training", ylim=(0, None))
+    right.set(xlabel="step", title=f"Held-out {'chains' if fold else 'data'} during training", ylim=(0, None))
     if right.get_legend_handles_labels()[0]:
         right.legend(loc="lower right")
     else:

@@ -32,6 +32,11 @@ class Story:
     broken: list[str] = field(default_factory=list)
 
     @property
+    def task(self) -> str:
+        """The task's name; a run whose config is lost is taken for the fold task's."""
+        return str((self.config or {}).get("task", {}).get("name", "fold"))
+
+    @property
     def name(self) -> str:
         """The run's name."""
         return str((self.config or {}).get("train", {}).get("name") or self.run.name)
@@ -93,6 +98,9 @@ def data_file(story: Story, which: str) -> str:
 
 def eval_command(story: Story, which: str = "best") -> str:
     """The command that scores the run's validation set."""
+    if story.task != "fold":
+        what = "" if story.task == "operator" else " --fasta FILE"
+        return f"ds4sci eval --run {story.run}{what} --json {story.run}/scores.json"
     extra = "" if which == "best" else f" --checkpoint {which}"
     name = "scores" if which == "best" else which
     return f"ds4sci eval --run {story.run} --chains {data_file(story, 'valid')} --json {story.run}/{name}.json{extra}"

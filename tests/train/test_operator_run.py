@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from ds4sci.cli import app
 from ds4sci.train import checkpoint
 from ds4sci.train.evaluate_operator import evaluate_operator
+from ds4sci.train.report import write_report
 from tests.train import fleet, operator_step
 from tests.train.test_language_run import losses
 
@@ -107,6 +108,11 @@ def test_a_run_resumes_scores_and_draws(tmp_path: Path, run_file: Path) -> None:
     assert found["relative_l2"] == pytest.approx(errors.mean())
     assert 0.05 < found["relative_l2"] < 5
     assert out.with_suffix(".png").stat().st_size > 10_000
+    page = write_report(run).read_text()
+    assert "<h2>How good is it?</h2>" in page
+    assert "relative l2" in page
+    assert f"ds4sci eval --run {run} --json {run}/scores.json" in page
+    assert not any(word in page for word in ("chains", "protein", "lDDT"))
 
 
 def test_the_error_is_that_of_the_definition(tmp_path: Path, run_file: Path) -> None:
