@@ -75,7 +75,9 @@ def learning_curves(
     # terms come and go with the phases of a run; a score logged among them belongs to the right panel
     for name in dict.fromkeys(name for line in train for name in line.get("loss_terms", {}) if name not in METRICS):
         columns[name] = np.array([_number(line.get("loss_terms", {}).get(name)) for line in train])
-    drawn = {name: values for name, values in columns.items() if np.nanmax(np.abs(values), initial=0) > 0}
+    size = {name: np.nanmax(np.abs(values), initial=0) for name, values in columns.items()}
+    # a term that is zero but for round-off would stretch the axis by ten decades
+    drawn = {name: values for name, values in columns.items() if size[name] > 1e-8 * size["total"]}
     smooth = max(1, len(steps) // 40)
     for place, (name, values) in enumerate(drawn.items()):
         colour = INK if name == "total" else SERIES[(place - 1) % len(SERIES)]
