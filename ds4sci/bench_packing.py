@@ -41,18 +41,21 @@ def measure(
     phase = task.config.data.phases[-1]
     reader, regions, _, _ = task.sides()
     rows = make_rows(regions, task.coder, document=phase.length, row=phase.row or phase.length, seed=task.seed)
-    first = 0
+    chosen = (
+        np.random.default_rng(task.seed).permutation(len(rows)).tolist()
+    )  # the first rows are the longest documents
     examples: list[tuple[int, Any]] = []  # (row, document with its inputs and labels)
-    while len(examples) < documents:
-        for number in rows.documents(first):
-            rng = np.random.default_rng([task.seed, first, number])
+    taken = 0
+    while len(examples) < documents and taken < len(chosen):
+        for number in rows.documents(chosen[taken]):
+            rng = np.random.default_rng([task.seed, taken, number])
             read = reader.document(
                 int(rows.record[number]), int(rows.start[number]), int(rows.stop[number]), int(rows.tokens[number])
             )
-            examples.append((first, (read, task.prediction.apply(read, rng))))
-        first += 1
+            examples.append((taken, (read, task.prediction.apply(read, rng))))
+        taken += 1
     row = phase.row or phase.length
-    packed = [collate([[e for r, e in examples if r == number]], row, task.coder.pad) for number in range(first)]
+    packed = [collate([[e for r, e in examples if r == number]], row, task.coder.pad) for number in range(taken)]
     own = [example for _, example in examples]
     order = np.random.default_rng(0).permutation(len(own))
     padded = []

@@ -27,25 +27,27 @@ def save_picture(
     chosen: Sequence[int],
     out: Path,
 ) -> Path:
-    """Rows of the ``chosen`` functions, drawn beside ``out`` as PNG; the picture's path."""
+    """Drawn beside ``out`` as PNG; the picture's path.
+
+    A row for each of the ``chosen`` functions (best, median, worst); of several components a row each, of the median
+    function."""
     components = task.pde.components
-    columns = 1 + 3 * len(components)
-    figure, axes = plt.subplots(
-        len(chosen), columns, figsize=(3.1 * columns, 2.7 * len(chosen)), layout="constrained", squeeze=False
-    )
-    for row, number, name in zip(axes, chosen, NAMES, strict=False):
+    rows = [(number, name, 0) for number, name in zip(chosen, NAMES, strict=True)]
+    if len(components) > 1:
+        rows = [(chosen[1], NAMES[1], c) for c in range(len(components))]
+    figure, axes = plt.subplots(len(rows), 4, figsize=(12.4, 2.7 * len(rows)), layout="constrained", squeeze=False)
+    for row, (number, name, c) in zip(axes, rows, strict=True):
         _input(figure, row[0], task, coefficients[number])
         row[0].set_title(f"{name} of {len(errors)}: {errors[number]:.1%}", fontsize=10)
-        for c, component in enumerate(components):
-            true, ours = reference[number, ..., c], predicted[number, ..., c]
-            if component in task.pde.up_to_constant:
-                true, ours = true - true.mean(), ours - ours.mean()
-            reach = float(np.quantile(np.abs(true), 0.998)) or 1.0
-            shown = ((f"{component}, reference", true), (f"{component}, predicted", ours), ("difference", ours - true))
-            for axis, (title, field) in zip(row[1 + 3 * c : 4 + 3 * c], shown, strict=True):
-                limit = reach if title != "difference" else reach / 5
-                _field(figure, axis, task, field, limit)
-                axis.set_title(title, fontsize=10)
+        component = components[c]
+        true, ours = reference[number, ..., c], predicted[number, ..., c]
+        if component in task.pde.up_to_constant:
+            true, ours = true - true.mean(), ours - ours.mean()
+        reach = float(np.quantile(np.abs(true), 0.998)) or 1.0
+        shown = ((f"{component}, reference", true), (f"{component}, predicted", ours), ("difference", ours - true))
+        for axis, (title, field) in zip(row[1:], shown, strict=True):
+            _field(figure, axis, task, field, reach / 5 if title == "difference" else reach)
+            axis.set_title(title, fontsize=10)
     picture = out.with_suffix(".png")
     figure.savefig(picture, dpi=90)
     plt.close(figure)
