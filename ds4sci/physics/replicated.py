@@ -16,16 +16,13 @@ from torch import Tensor
 from ds4sci.physics.fields import Fields, Order, gradient, path_to, raised, summed
 
 
-class FuncLoop(Fields):
-    """Function after function: its own evaluation and its own gradients at the n points."""
+class ByPoints(Fields):
+    """u in ``parts``, each differentiated by the points in ``leaf`` that it was made of; all lower orders are kept."""
 
-    def __init__(self, network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str) -> None:
+    def __init__(self, parts: list[Tensor], leaf: Tensor, names: str, whole: Callable[[list[Tensor]], Tensor]) -> None:
         super().__init__(names)
-        with torch.enable_grad():
-            self._leaf = points.detach().clone().requires_grad_()
-            parts = [network(functions[i : i + 1], self._leaf)[0] for i in range(len(functions))]
-            self.value = torch.stack(parts)
-        self._parts = parts
+        self._parts, self._leaf, self._whole = parts, leaf, whole
+        self.value = whole(parts)
         self._known: dict[tuple[Order, int | None], list[Tensor]] = {}
 
     def _field(self, order: Order, component: int | None) -> Tensor:
@@ -37,8 +34,8 @@ class FuncLoop(Fields):
             if (above, component) not in known:
                 slopes = [gradient(u, self._leaf) for u in known[below, component]]
                 for axis in range(len(order)):
-                    known.setdefault((raised(below, axis), component), [slope[:, axis] for slope in slopes])
-        return torch.stack(known[order, component])
+                    known.setdefault((raised(below, axis), component), [slope[..., axis] for slope in slopes])
+        return self._whole(known[order, component])
 
     def _derive(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
         with torch.enable_grad():
@@ -46,29 +43,16 @@ class FuncLoop(Fields):
         return field if torch.is_grad_enabled() else field.detach()
 
 
-class DataVect(Fields):
+def func_loop(network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str) -> ByPoints:
+    """Function after function: its own evaluation and its own gradients at the n points."""
+    with torch.enable_grad():
+        leaf = points.detach().clone().requires_grad_()
+        parts = [network(functions[i : i + 1], leaf)[0] for i in range(len(functions))]
+        return ByPoints(parts, leaf, names, torch.stack)
+
+
+def data_vect(network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str) -> ByPoints:
     """Points repeated for each function, [m, n, d], and one gradient for all of them."""
-
-    def __init__(self, network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str) -> None:
-        super().__init__(names)
-        with torch.enable_grad():
-            self._leaf = points.detach().expand(len(functions), *points.shape).clone().requires_grad_()
-            self.value = network(functions, self._leaf)
-        self._known: dict[tuple[Order, int | None], Tensor] = {}
-
-    def _field(self, order: Order, component: int | None) -> Tensor:
-        known = self._known
-        zero = (0,) * len(order)
-        if (zero, component) not in known:
-            known[zero, component] = self.value if component is None else self.value[..., component]
-        for below, above in pairwise(path_to(order, lambda low: (low, component) in known)):
-            if (above, component) not in known:
-                slopes = gradient(known[below, component], self._leaf)
-                for axis in range(len(order)):
-                    known.setdefault((raised(below, axis), component), slopes[..., axis])
-        return known[order, component]
-
-    def _derive(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
-        with torch.enable_grad():
-            field = summed(terms, self._field)
-        return field if torch.is_grad_enabled() else field.detach()
+    with torch.enable_grad():
+        leaf = points.detach().expand(len(functions), *points.shape).clone().requires_grad_()
+        return ByPoints([network(functions, leaf)], leaf, names, lambda parts: parts[0])

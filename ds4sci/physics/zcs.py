@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ds4sci.physics.fields import Fields, Order, bound, chains, counted, gradient, path_to, raised, summed
 from ds4sci.physics.pointwise import require_pointwise
-from ds4sci.physics.replicated import DataVect, FuncLoop
+from ds4sci.physics.replicated import data_vect, func_loop
 
 METHODS = ("zcs", "zcs_reverse", "zcs_forward", "func_loop", "data_vect")
 """``zcs`` takes one of the next two by what is asked for; the last two are the ways before it, to compare with."""
@@ -177,9 +177,9 @@ def differentiate(
     if check:
         require_pointwise(network, functions, points)
     if method == "func_loop":
-        return FuncLoop(network, functions, points, names)
+        return func_loop(network, functions, points, names)
     if method == "data_vect":
-        return DataVect(network, functions, points, names)
+        return data_vect(network, functions, points, names)
     call = bound(network, functions)
     wanted = chosen(orders) if method == "zcs" else method
     if wanted == "zcs_forward":
