@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -140,9 +139,3 @@ def chains(orders: Sequence[Order], names: str) -> list[str]:
         if not any(longer.startswith(word) for longer in kept):
             kept.append(word)
     return kept
-
-
-def counted(word: str, names: str) -> Order:
-    """``"xxt"`` as (2, 1)."""
-    count = Counter(word)
-    return tuple(count[name] for name in names)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.physics.fields import Fields, Order, bound, chains, counted, gradient, path_to, raised, summed
+from ds4sci.physics.fields import Fields, Order, bound, chains, gradient, path_to, raised, summed
 from ds4sci.physics.pointwise import require_pointwise
 from ds4sci.physics.replicated import data_vect, func_loop
 
@@ -114,7 +114,7 @@ class ForwardShift(Fields):
             along[self.names.index(letter)] = 1.0
             fields = _longer(fields, along)
         for stop, field in enumerate(fields(origin)):
-            self._fields.setdefault(counted(word[:stop], self.names), field)
+            self._fields.setdefault(self.order(word[:stop]), field)
 
     def _field(self, order: Order, component: int | None) -> Tensor:
         if order not in self._fields:
