@@ -33,7 +33,7 @@ def mean(output: Any) -> torch.Tensor:
 @pytest.mark.parametrize("kind", SIZES)
 def test_loss_and_gradients_are_transformers_own(kind, rows, recompute_above) -> None:
     """fp64, to the fp32 that transformers itself rounds to inside (rotary embedding, RMSNorm)."""
-    model = oracle.model(kind, SIZES[kind], torch.float64, recompute_above=recompute_above, mlp_tile=16).train()
+    model = oracle.model(kind, SIZES[kind], torch.float64, recompute_above=recompute_above, tile=16).train()
     batch = oracle.batch(kind, *ROWS[rows])
     own = mean(model(batch))
     found = gradients(model, own)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ds4sci.kernels import attention
+from ds4sci.nn import offload
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.ulysses import attend_across
 
@@ -54,15 +55,19 @@ def using(layout: Layout) -> Iterator[None]:
         _current = before
 
 
-def recompute(function: Callable[..., Any], *args: Any) -> Any:
-    """``torch.utils.checkpoint`` for Hugging Face's layers: the recomputation has the layout of its forward."""
+def recompute(function: Callable[..., Any], *args: Any, on_host: bool = False) -> Any:
+    """``torch.utils.checkpoint`` for Hugging Face's layers: the recomputation has the layout of its forward.
+
+    on_host  whether the layers' inputs wait in host memory
+    """
     layout = _current
 
     def run(*given: Any) -> Any:
         with using(layout) if layout is not None else contextlib.nullcontext():
             return function(*given)
 
-    return checkpoint(run, *args, use_reentrant=False)
+    with offload.on_host() if on_host else contextlib.nullcontext():
+        return checkpoint(run, *args, use_reentrant=False)
 
 
 def register() -> None:

@@ -104,14 +104,15 @@ def _compare(model: Any, parts: Parts) -> None:
         )
 
 
-def tile_mlps(model: nn.Module, tile: Callable[[], int | None]) -> None:
-    """Let the MLPs of ``model`` take ``tile()`` tokens at a time, or all where that is None.
+def tile_parts(model: nn.Module, tile: Callable[[], int | None]) -> None:
+    """Let what ``model`` does to each token alone take ``tile()`` tokens at a time, or all where that is None.
 
-    Known are modules whose class is called …MLP, and BERT-like layers with ``feed_forward_chunk``.
+    Known are modules whose class is called …MLP, BERT-like layers with ``feed_forward_chunk``, and …RMSNorm, whose
+    torch code keeps two tensors of hidden states and makes three more in its backward.
     """
     module: Any
     for module in model.modules():
-        if type(module).__name__.endswith("MLP"):
+        if type(module).__name__.endswith(("MLP", "RMSNorm")):
             module.forward = _tiled(module.forward, tile)
         elif hasattr(module, "feed_forward_chunk"):
             module.feed_forward_chunk = _tiled(module.feed_forward_chunk, tile)

@@ -1,13 +1,14 @@
 """Science language models: any masked or causal model of Hugging Face's transformers, on packed and shared rows.
 
-A model is not edited. Its attention is asked for by name (``hf_attention``), its layers are recomputed and its MLPs cut
-into tiles by what transformers and torch offer, and its head is applied to the hidden states piece by piece, so that
-logits of all tokens never exist (``ds4sci.nn.token_loss``).
+A model is not edited. Its attention is asked for by name (``hf_attention``), its layers are recomputed, its MLPs and
+norms cut into tiles by what transformers and torch offer, and its head is applied to the hidden states piece by piece,
+so that logits of all tokens never exist (``ds4sci.nn.token_loss``).
 """
 
 from __future__ import annotations
 
 import fnmatch
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,8 +63,11 @@ class Config(BaseModel):
     recompute_above: int = Field(8192, ge=0)
     """Layers keep only their inputs, and are computed again in the backward pass, where a rank has more tokens of a
     micro-batch than this."""
-    mlp_tile: int = Field(2048, ge=16)
-    """Tokens that an MLP takes at a time in recomputed layers."""
+    offload: bool = False
+    """What recomputed layers keep waits in pinned host memory where the model is on a GPU: one tensor of hidden states
+    a layer goes over the bus twice a step. On a CPU it is there already."""
+    tile: int = Field(2048, ge=16)
+    """Tokens that MLPs and RMSNorms take at a time in recomputed layers."""
 
 
 class LanguageModel(nn.Module):
@@ -84,13 +88,13 @@ class LanguageModel(nn.Module):
         self._parts = [hf_parts.take_apart(inner)]  # in a list, so that nn.Module does not register it twice
         self.classes = int(inner.config.num_labels if kind == "token_labels" else inner.config.vocab_size)
         inner.config.use_cache = False
-        hf_parts.tile_mlps(inner, self._tile)
+        hf_parts.tile_parts(inner, self._tile)
         self._embeddings = hf_parts.TokenDropout.of(inner)
         self._width = int(inner.config.hidden_size)
         self._recomputes = False
 
     def _tile(self) -> int | None:
-        return self.config.mlp_tile if self._recomputes else None
+        return self.config.tile if self._recomputes else None
 
     def forward(self, batch: LanguageBatch) -> LanguageOutput:
         hidden = self.hidden(batch)
@@ -110,9 +114,10 @@ class LanguageModel(nn.Module):
         self._recomputes = self.training and torch.is_grad_enabled() and tokens.numel() > self.config.recompute_above
         if self._recomputes and tokens.device.type == "cpu" and tokens.numel() * self._width * 4 >= heap.WORTHWHILE:
             heap.give_back_large_tensors()
+        recompute = functools.partial(hf_attention.recompute, on_host=self.config.offload)
         for layer in parts.layers:
             layer.gradient_checkpointing = self._recomputes
-            layer._gradient_checkpointing_func = hf_attention.recompute
+            layer._gradient_checkpointing_func = recompute
         with using(Layout(batch.spans, self.group)), self._embeddings.scaled(batch, shard):
             out = parts.body(input_ids=tokens, position_ids=positions, **parts.arguments)
         return out[0]
