@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ds4sci.bench import Measurement, peak_bytes, spread, write
+from ds4sci.bench import Measurement, keep_within, peak_bytes, spread, write
 from ds4sci.train.ranks import cores, free_port
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
@@ -158,7 +158,7 @@ def our_batch(kind: str, n: int, document: int | None) -> Any:
 
 def one(way: str, kind: str, n: int, steps: int) -> tuple[list[float], int | None]:
     """Seconds of steps and the peak of a fresh process; no seconds and None where the machine's memory did not do."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_keep_within_memory) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=keep_within) as pool:
         if way == "ds4sci":
             asked = pool.submit(our_steps, kind, n, steps)
         else:
@@ -173,16 +173,6 @@ def one(way: str, kind: str, n: int, steps: int) -> tuple[list[float], int | Non
 
 def _is_shortage(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "allocate memory" in str(error)
-
-
-def _keep_within_memory() -> None:
-    """An allocation beyond what the machine has free fails, where otherwise the kernel would kill a process."""
-    import resource
-
-    free = next(
-        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line[:12] == "MemAvailable"
-    )
-    resource.setrlimit(resource.RLIMIT_DATA, (int(free * 1024 * 0.9), resource.RLIM_INFINITY))
 
 
 def run(
@@ -274,7 +264,7 @@ def _probe(kind: str, way: str) -> Callable[[int], int]:
     def peak(n: int) -> int:
         if way == "ds4sci, 2 ranks":
             return _two_ranks(kind, n)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_keep_within_memory) as pool:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=keep_within) as pool:
             try:
                 if way == "ds4sci":
                     return pool.submit(our_steps, kind, n, 1, DOCUMENT).result()[1]

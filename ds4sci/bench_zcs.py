@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.bench import Measurement, spread, write
+from ds4sci.bench import Measurement, keep_within, spread, write
 from ds4sci.bench_kernels import peak_over_inputs
 from ds4sci.physics import Fields, differentiate
 from ds4sci.physics.fields import summed
@@ -35,6 +35,8 @@ WAYS = ("func_loop", "data_vect", "zcs_reverse", "zcs_forward")
 DEEPXDE = "DeepXDE's ZCS"
 BASELINES = WAYS[:2]
 FUNCTIONS = (4, 16, 64, 256)
+POINTS = 1000
+"""Where functions or orders vary."""
 LIMIT = 8e9
 """Bytes that a way may take over what the process holds without it."""
 PATIENCE = 8.0
@@ -58,9 +60,9 @@ def cases(quick: bool) -> list[Case]:
     """All that the table shows."""
     if quick:
         return [Case("burgers", 4, 32, 2), Case("derivative", 4, 32, 3)]
-    by_functions = [Case(pde, m, 1000, order) for pde, order in ORDERS.items() for m in FUNCTIONS]
+    by_functions = [Case(pde, m, POINTS, order) for pde, order in ORDERS.items() for m in FUNCTIONS]
     by_points = [Case("burgers", 64, n, 2) for n in (250, 4000)]
-    by_order = [Case("derivative", 64, 1000, k) for k in (1, 2, 3, 4)]
+    by_order = [Case("derivative", 64, POINTS, k) for k in (1, 2, 3, 4)]
     return [*by_functions, *by_points, *by_order]
 
 
@@ -165,7 +167,7 @@ def measure(case: Case, methods: Sequence[str], rounds: int) -> list[dict[str, A
     """A row for each method, in this process."""
     for method in methods:
         step_of(case, method)  # imports what it needs, before memory is short
-    _limit()
+    keep_within(LIMIT)
     steps: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     times: dict[str, list[float]] = {}
@@ -220,15 +222,6 @@ class _Kept:
         self.seconds = time.perf_counter() - began
 
 
-def _limit() -> None:
-    """Let no allocation go beyond ``LIMIT`` over what the process has now."""
-    import resource
-
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    held = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmData"))
-    resource.setrlimit(resource.RLIMIT_DATA, (int(held + LIMIT), resource.RLIM_INFINITY))
-
-
 def run(*, out: Path, quick: bool = False) -> Measurement:
     """Every case by every way; writes ``out`` as it goes."""
     rows: list[dict[str, Any]] = []
@@ -254,20 +247,19 @@ TABLE = [
 
 
 def _summary(rows: list[dict[str, Any]]) -> Measurement:
-    """The README's table: growth from 4 to 64 functions at 1000 points, beside the better of the older ways."""
+    """The README's table: growth from 4 to 64 functions at ``POINTS`` points, beside the better of the older ways."""
     table = []
     known = {(r["pde"], r["functions"], r["points"], r["order"], r["method"]): r for r in rows}
-    points = max((r["points"] for r in rows if r["functions"] == 64), default=0) and 1000
     for pde, order in ORDERS.items():
         best = {
             key: min(
-                (v for m in BASELINES if (v := known.get((pde, 64, points, order, m), {}).get(key)) is not None),
+                (v for m in BASELINES if (v := known.get((pde, 64, POINTS, order, m), {}).get(key)) is not None),
                 default=None,
             )
             for key in ("peak_bytes", "seconds")
         }
         for method in (*WAYS, DEEPXDE):
-            few, many = (known.get((pde, m, points, order, method)) for m in (4, 64))
+            few, many = (known.get((pde, m, POINTS, order, method)) for m in (4, 64))
             if few is None or many is None:
                 continue
             first, last = few["saved_bytes"], many["saved_bytes"]
@@ -284,7 +276,7 @@ def _summary(rows: list[dict[str, Any]]) -> Measurement:
             )  # fmt: skip
     return Measurement(
         name="zcs",
-        title="A step of physics-informed training by every way of making the derivatives, 1000 points",
+        title=f"A step of physics-informed training by every way of making the derivatives, {POINTS} points",
         command="ds4sci bench zcs",
         columns=TABLE,
         rows=table,

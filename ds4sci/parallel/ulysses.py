@@ -1,9 +1,10 @@
 """Attention over a sequence that is spread over ranks: Ulysses, for any number of heads.
 
-Each rank holds all heads of its part of every row. One all-to-all turns that into whole rows of some heads, attention
-runs there as on one process, a second one turns the result back. Heads need not divide evenly: rank r of P gets heads
-``head_range(h, P, r)``, some one more than others, and none where there are more ranks than heads. Grouped queries: a
-rank gets the key and value heads that its queries read; two ranks may read the same one, whose gradient is then summed.
+Each rank holds all heads of its part of every row. An all-to-all of q, of k and of v turns that into whole rows of some
+heads, attention runs there as on one process, a last one turns the result back. Heads need not divide evenly: rank r of
+P gets heads ``head_range(h, P, r)``, some one more than others, and none where there are more ranks than heads. Grouped
+queries: a rank gets the key and value heads that its queries read; two ranks may read the same one, whose gradient is
+then summed.
 
 Elements sent by each rank, s = n / P tokens of its own, d channels a head:  s · d · (h + 2 h_kv r)(P − 1) / P  to
 attention (r ≥ 1 the mean number of ranks that read a key head), s · d · h (P − 1) / P back, and the same again for
@@ -65,28 +66,39 @@ def attend_across(
     """
     if group.size == 1:
         return attend(q, k, v)
-    b, s, h, d = q.shape
-    ratio = h // k.shape[2]
-    shares = [head_range(h, group.size, r) for r in range(group.size)]
+    ratio = q.shape[2] // k.shape[2]
+    shares = [head_range(q.shape[2], group.size, r) for r in range(group.size)]
     reads = [key_heads(share, ratio) for share in shares]
-    parts = [
-        torch.cat([q[:, :, a.start : a.stop], k[:, :, c.start : c.stop], v[:, :, c.start : c.stop]], 2).flatten()
-        for a, c in zip(shares, reads, strict=True)
-    ]
+    queries = _to_heads(q, shares, group)
+    keys, values = (_to_heads(x, reads, group) for x in (k, v))
     own, own_keys = shares[group.rank], reads[group.rank]
-    width = len(own) + 2 * len(own_keys)
-    got: Tensor = _Exchange.apply(
-        torch.cat(parts), [part.numel() for part in parts], [b * s * width * d] * group.size, group.handle
-    )
-    rows = got.view(group.size, b, s, width, d).movedim(0, 1).flatten(1, 2)
-    queries, keys, values = rows.split([len(own), len(own_keys), len(own_keys)], dim=2)
-    if own and len(own) != ratio * len(own_keys):  # the first or last key head is read by fewer
+    if not own:  # nothing, and yet backward must come through all three
+        return _to_tokens(queries + keys + values, shares, group)
+    if len(own) != ratio * len(own_keys):  # the first or last key head is read by fewer
         index = torch.tensor([head // ratio - own_keys.start for head in own], device=q.device)
         keys, values = keys.index_select(2, index), values.index_select(2, index)
-    out = attend(queries, keys, values) if own else queries
-    back = out.unflatten(1, (group.size, s)).movedim(1, 0)
-    sent = [b * s * len(own) * d] * group.size
+    return _to_tokens(attend(queries, keys, values), shares, group)
+
+
+def _to_heads(x: Tensor, shares: list[range], group: SequenceGroup) -> Tensor:
+    """From this rank's tokens of all heads to all tokens of its heads: ``[b, s, h, d]`` → ``[b, P·s, own, d]``.
+
+    q, k and v go one after the other: what is packed and sent of one is gone before the next.
+    """
+    b, s, _, d = x.shape
+    parts = [x[:, :, share.start : share.stop].flatten() for share in shares]
+    own = len(shares[group.rank])
+    got: Tensor = _Exchange.apply(
+        torch.cat(parts), [part.numel() for part in parts], [b * s * own * d] * group.size, group.handle
+    )
+    return got.view(group.size, b, s, own, d).movedim(0, 1).flatten(1, 2)
+
+
+def _to_tokens(x: Tensor, shares: list[range], group: SequenceGroup) -> Tensor:
+    """The way back: ``[b, P·s, own, d]`` → ``[b, s, h, d]``."""
+    b, n, own, d = x.shape
+    s = n // group.size
+    sent = x.unflatten(1, (group.size, s)).movedim(1, 0).flatten()
     received = [b * s * len(share) * d for share in shares]
-    returned: Tensor = _Exchange.apply(back.flatten(), sent, received, group.handle)
-    pieces = returned.split(received)
-    return torch.cat([p.view(b, s, len(a), d) for p, a in zip(pieces, shares, strict=True)], 2)
+    got: Tensor = _Exchange.apply(sent, [b * s * own * d] * group.size, received, group.handle)
+    return torch.cat([p.view(b, s, len(a), d) for p, a in zip(got.split(received), shares, strict=True)], 2)

@@ -28,6 +28,8 @@ class Fields(ABC):
     """
 
     value: Tensor
+    by_gradients = True
+    """Whether derivatives are gradients: they need a graph even where the caller records none."""
 
     def __init__(self, names: str) -> None:
         if len(set(names)) != len(names) or not names.isalpha():
@@ -53,7 +55,7 @@ class Fields(ABC):
             return self.value if component is None else self.value[..., component]
         key = (order, component)
         if key not in self._made:
-            self._made[key] = self._derive([(1.0, order, component)])
+            self._made[key] = self._derived([(1.0, order, component)])
         return self._made[key]
 
     def linear(self, terms: Mapping[Term, float]) -> Tensor:
@@ -69,7 +71,7 @@ class Fields(ABC):
             letters, component = (term, None) if isinstance(term, str) else term
             self._check(component)
             wanted.append((float(coefficient), self.order(letters), component))
-        return self._derive(wanted)
+        return self._derived(wanted)
 
     def _check(self, component: int | None) -> None:
         components = self.value.shape[2] if self.value.dim() == 3 else None
@@ -78,6 +80,12 @@ class Fields(ABC):
             raise ValueError(f"component = {component}: the network's output has {has}")
         if component is not None and not 0 <= component < (components or 0):
             raise ValueError(f"component = {component}: the network's output has {components} components")
+
+    def _derived(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
+        if not self.by_gradients or torch.is_grad_enabled():
+            return self._derive(terms)
+        with torch.enable_grad():
+            return self._derive(terms).detach()
 
     @abstractmethod
     def _derive(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:

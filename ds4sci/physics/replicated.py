@@ -38,9 +38,7 @@ class ByPoints(Fields):
         return self._whole(known[order, component])
 
     def _derive(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
-        with torch.enable_grad():
-            field = summed(terms, self._field)
-        return field if torch.is_grad_enabled() else field.detach()
+        return summed(terms, self._field)
 
 
 def func_loop(network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str) -> ByPoints:

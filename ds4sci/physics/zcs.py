@@ -73,14 +73,12 @@ class ReverseShift(Fields):
         for coefficient, order, component in terms:
             operators.setdefault(component, []).append((coefficient, order))
         parts = []
-        with torch.enable_grad():
-            for component, own in operators.items():
-                lead = own[0][0] or 1.0  # -∂p/∂x and ∂p/∂x are one operator
-                whole = self._operator(tuple((c / lead, order) for c, order in own))
-                part = whole if component is None else whole[..., component]
-                parts.append(part if lead == 1.0 else lead * part)
-            field = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-        return field if torch.is_grad_enabled() else field.detach()
+        for component, own in operators.items():
+            lead = own[0][0] or 1.0  # -∂p/∂x and ∂p/∂x are one operator
+            whole = self._operator(tuple((c / lead, order) for c, order in own))
+            part = whole if component is None else whole[..., component]
+            parts.append(part if lead == 1.0 else lead * part)
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 class ForwardShift(Fields):
@@ -89,6 +87,8 @@ class ForwardShift(Fields):
     A chain of products gives all its lower orders too, for all components at once. ``orders`` says what will be asked,
     so that chains are as few as can be; what was not said is made when it is asked.
     """
+
+    by_gradients = False
 
     def __init__(
         self, call: Callable[[Tensor], Tensor], points: Tensor, names: str, orders: Iterable[str] = ()

@@ -191,16 +191,10 @@ class OperatorTask:
         total = torch.stack([self.weights[name] * square for name, square in squares.items()]).sum()
         return total, {name: square.detach() for name, square in squares.items()}
 
-    def grid_batch(self, coefficients: np.ndarray, ids: tuple[str, ...]) -> OperatorBatch:
-        """A batch that asks for u on the grid of the reference solution."""
-        return OperatorBatch(
-            ids, _float(coefficients @ self._at_sensors), {"grid": _float(grid_points(self.pde.axes))}, {},
-            residuals=False,
-        )  # fmt: skip
-
     def predict(self, model: nn.Module, coefficients: np.ndarray, device: torch.device) -> np.ndarray:
         """u on the grid of the reference solution, float64 [m, …, c]."""
-        batch = self.grid_batch(coefficients, tuple(map(str, range(len(coefficients)))))
+        points = {"grid": _float(grid_points(self.pde.axes))}
+        batch = OperatorBatch((), _float(coefficients @ self._at_sensors), points, {}, residuals=False)
         with torch.no_grad():
             u = model(batch.to(device))
         return u.double().cpu().numpy().reshape(len(coefficients), *map(len, self.pde.axes), len(self.pde.components))
