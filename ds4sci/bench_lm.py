@@ -189,7 +189,7 @@ def run(
             measured = _measurement(kinds, lengths, rows)
             write(out, asdict(measured) | ({"plot": out.with_suffix(".png").name} if len(asked) > 1 else {}))
     if longest and not quick:
-        write(out.with_name(f"{out.stem}_longest.json"), asdict(search()))
+        write(out.with_name(f"{out.stem}_longest.json"), asdict(search(asked_kinds)))
     return measured
 
 
@@ -234,19 +234,20 @@ def _measurement(kinds: Sequence[str], lengths: Sequence[int], rows: list[list[A
     )
 
 
-def search() -> Measurement:
+def search(kinds: Sequence[str] = KINDS) -> Measurement:
     """The longest row whose training step stays within ``LIMIT``, by each way."""
     rows = []
-    for kind in KINDS:
+    for kind in kinds:
         found: dict[str, int] = {}
         for way in (*WAYS, "ds4sci, 2 ranks"):
             print(f"ds4sci: the longest {kind} row by {way} …", file=sys.stderr, flush=True)
-            found[way] = _longest(_probe(kind, way))
+            ranks = 2 if "2 ranks" in way else 1
+            found[way] = _longest(_probe(kind, way), first=32768 * ranks)
             rows.append([kind, way, found[way], found[way] / found["Trainer"]])
     return Measurement(
         name="lm_longest",
         title="The longest row that trains in 8 GB a process, 4 layers, 256 wide",
-        command="ds4sci bench lm",
+        command="ds4sci bench lm" + "".join(f" --kind {kind}" for kind in kinds if tuple(kinds) != KINDS),
         columns=LONGEST,
         rows=rows,
         notes=[

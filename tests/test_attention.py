@@ -19,7 +19,9 @@ from ds4sci.bench_kernels import peak_over_inputs
 from ds4sci.kernels import attention, native
 from ds4sci.kernels.attention import KERNEL, flash, flex
 from ds4sci.kernels.attention import native as native_attention
-from ds4sci.kernels.attention.spans import documents, token_documents
+from ds4sci.kernels.attention.cases import CASES
+from ds4sci.kernels.attention.spans import documents, padding, token_documents
+from ds4sci.kernels.operator import apart
 
 ROOT = Path(__file__).resolve().parent.parent
 LINEAR = ["native", "sdpa"]
@@ -241,6 +243,63 @@ def test_under_activation_checkpointing() -> None:
         assert torch.equal(one, other)
 
 
+def recomputed(case: dict[str, Any], keep: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[bool]]:
+    """(gradients of twice q, k and v, whether each was written over the recomputed tensor), asked for twice.
+
+    keep  gets the tensors that attention reads in the recomputation, if it is not empty
+    """
+    leaves = [case[name].detach().requires_grad_() for name in "qkv"]
+    made: list[list[int]] = []
+    landed: list[int] = []
+
+    def function(*given: torch.Tensor) -> torch.Tensor:
+        double = [x * 2 for x in given]
+        made.append([x.data_ptr() for x in double])
+        for x in double:
+            x.register_hook(lambda grad: landed.append(grad.data_ptr()))
+        if made[1:] and keep:
+            keep.extend(double)
+        return attention(*double, case["spans"], causal=case["causal"], scale=case["scale"], implementation="native")
+
+    out = checkpoint(function, *leaves, use_reentrant=False)
+    weight = normal(*out.shape, seed=9, dtype=out.dtype)
+    first = torch.autograd.grad(out, leaves, weight, retain_graph=True)
+    over = [pointer in made[1] for pointer in landed]
+    second = torch.autograd.grad(out, leaves, weight)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    return list(first), over
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gradients_take_the_place_of_what_was_computed_again(case: Any, dtype: torch.dtype) -> None:
+    """And of nothing that anybody else has."""
+    given = case.make(torch.Generator().manual_seed(0), dtype, torch.device("cpu"))
+    skip_unless("native", given)
+    leaves = {name: given[name].detach().requires_grad_() for name in "qkv"}
+    out = attention(**(given | {name: x * 2 for name, x in leaves.items()}), implementation="native")
+    plain = torch.autograd.grad(out, list(leaves.values()), normal(*out.shape, seed=9, dtype=dtype))
+    found, over = recomputed(given, [])
+    assert over == [True] * 3
+    held = [torch.empty(0)]
+    again, over = recomputed(given, held)
+    assert over == [False] * 3
+    for name, one, other, wanted, kept in zip("qkv", found, again, plain, held[1:4], strict=True):
+        assert torch.equal(one, wanted), name
+        assert torch.equal(other, wanted), name
+        assert torch.equal(kept, given[name] * 2), name
+
+
+def test_elements_that_share_a_place_are_seen() -> None:
+    x = torch.zeros(6, 4)
+    assert apart(x)
+    assert apart(x.t()[:, 1:])
+    assert apart(x[:, :1])
+    assert not apart(x[:1].expand(6, 4))
+    assert not apart(x.view(-1).unfold(0, 3, 1))
+
+
 def test_channels_that_lie_apart() -> None:
     """Stride 1 along d is read in place; any other is copied, and its gradient is right too."""
     given = example()
@@ -326,6 +385,12 @@ def test_wrong_spans_are_named_by_document(implementation: str) -> None:
         given["spans"] = torch.tensor(spans)
         with pytest.raises(ValueError, match=words):
             attention(**given, implementation=implementation)
+
+
+def test_what_is_in_no_document() -> None:
+    assert padding(torch.tensor([[1, 9], [12, 13], [13, 15]]), 20) == [(0, 1), (9, 12), (15, 20)]
+    assert padding(torch.tensor([[0, 20]]), 20) == []
+    assert padding(torch.zeros(0, 2, dtype=torch.int64), 3) == [(0, 3)]
 
 
 def test_tokens_know_their_documents() -> None:

@@ -20,13 +20,15 @@ def differentiable(
     shape: Callable[..., Any],
     *,
     saves_result: bool = False,
+    in_place: Callable[..., list[Tensor]] | None = None,
 ) -> Callable[..., Any]:
     """Register ``ds4sci::name`` and ``ds4sci::name_backward`` and return the first.
 
     ``forward(*tensors, *options)`` gives the result, or a tuple of it and of what backward needs besides the tensors;
     ``saves_result``: the result too, before the others.
     ``backward(grad, *tensors, *saved, *options, wanted)`` gives a gradient for every tensor, an empty one where
-    ``wanted`` is False. ``shape(*tensors, *options)`` gives empty results for the compiler.
+    ``wanted`` is False. ``shape(*tensors, *options)`` gives empty results for the compiler. ``in_place`` is a backward
+    that takes one more list: which of the tensors are ``alone``, so that their gradients may be written over them.
     """
     signature = inspect.signature(forward)
     tensors = sum("Tensor" in str(p.annotation) for p in signature.parameters.values())
@@ -53,7 +55,13 @@ def differentiable(
         if grad is None:
             return (None,) * (tensors + len(ctx.options))
         wanted = list(ctx.needs_input_grad[:tensors])
-        grads = reverse(grad, *ctx.saved_tensors, *ctx.options, wanted)
+        saved = ctx.saved_tensors
+        may = in_place and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        free = [alone(x) for x in saved[:tensors]] if may else []
+        if in_place and any(free):
+            grads = in_place(grad, *saved, *ctx.options, wanted, free)
+        else:
+            grads = reverse(grad, *saved, *ctx.options, wanted)
         found = (g if want else None for g, want in zip(grads, wanted, strict=True))
         return *found, *(None for _ in ctx.options)
 
@@ -65,3 +73,22 @@ def differentiable(
     operator.register_autograd(differentiate, setup_context=setup)
     reverse.register_autograd(refuse, setup_context=lambda ctx, inputs, output: None)
     return operator
+
+
+def alone(x: Tensor | None) -> bool:
+    """Whether nothing else refers to the memory of ``x``, so that nobody can see it being overwritten.
+
+    True of what a checkpoint made again for the backward pass that asks; never of what autograd itself keeps.
+    """
+    count = getattr(torch._C, "_storage_Use_Count", None)  # torch's own, for CUDA graphs
+    return count is not None and type(x) is Tensor and count(x.untyped_storage()._cdata) == 2  # x's, and the one asked
+
+
+def apart(x: Tensor) -> bool:
+    """Whether every element of ``x`` has a place of its own: no broadcast, no windows that overlap."""
+    reach = 0
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    return True

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ds4sci.kernels import attention
+from ds4sci.kernels.attention import halves
 from ds4sci.nn import offload
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.ulysses import attend_across
@@ -109,4 +110,4 @@ def attend(
         return attention(q, k, v, spans, causal=causal, scale=scaling).unflatten(0, (b, n))
 
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return attend_across(whole, q, k, v, _current.group), None
+    return attend_across(whole, q, k, v, _current.group, halves(q, spans, causal=causal, scale=scaling)), None

@@ -112,7 +112,8 @@ class LanguageModel(nn.Module):
         if batch.rope_factor != 1.0:
             positions = positions / batch.rope_factor
         self._recomputes = self.training and torch.is_grad_enabled() and tokens.numel() > self.config.recompute_above
-        if self._recomputes and tokens.device.type == "cpu" and tokens.numel() * self._width * 4 >= heap.WORTHWHILE:
+        whole = tokens.numel() * self.group.size * self._width * 4
+        if self._recomputes and tokens.device.type == "cpu" and whole >= heap.WORTHWHILE:
             heap.give_back_large_tensors()
         recompute = functools.partial(hf_attention.recompute, on_host=self.config.offload)
         for layer in parts.layers:

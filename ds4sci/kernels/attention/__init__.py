@@ -56,6 +56,16 @@ def attention(
     return KERNEL(q, k, v, spans, causal=causal, scale=scale, implementation=implementation)
 
 
+def halves(q: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None) -> native.Halves | None:
+    """``attention`` as a forward and a backward of their own, where C++ computes it on the CPU; otherwise None.
+
+    q is any tensor of the type that q, k and v will have, with their channels last.
+    """
+    if native.why_not(q, q, q, spans) is not None:
+        return None
+    return native.Halves(spans, causal, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> None:
     if q.dim() != 3 or k.dim() != 3:
         raise ValueError(f"q is [t, h, d], k [t, g, d]; they came as {tuple(q.shape)} and {tuple(k.shape)}")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ds4sci.kernels import native
 from ds4sci.kernels.arrays import Array, array, dense
-from ds4sci.kernels.attention.spans import check_spans
-from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.attention.spans import check_spans, padding
+from ds4sci.kernels.operator import alone, apart, differentiable
 from ds4sci.kernels.spec import constant_to_compiler
 
 NAME = "attention"
@@ -79,9 +80,23 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, spans: Tensor, out: Tensor, lse: Tensor, rest: Tensor,
     causal: bool, scale: float, wanted: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
-    padded = int((spans[:, 1] - spans[:, 0]).sum()) < q.shape[0]
-    make = torch.zeros_like if padded else torch.empty_like
-    grads = {name: make(x) for name, x, want in zip("qkv", (q, k, v), wanted, strict=False) if want}
+    return _in_place(grad, q, k, v, spans, out, lse, rest, causal, scale, wanted, (False,) * 4)
+
+
+def _in_place(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, spans: Tensor, out: Tensor, lse: Tensor, rest: Tensor,
+    causal: bool, scale: float, wanted: Sequence[bool], alone: Sequence[bool],
+) -> list[Tensor]:  # fmt: skip
+    """Gradients, written over those inputs that are ``alone``: a head of a document is one task, which has read its
+    queries, and all of its keys and values, when it writes their gradients."""
+    grads = {
+        name: x.detach() if free and dense(x) is x and apart(x) else torch.empty_like(x)
+        for name, x, want, free in zip("qkv", (q, k, v), wanted, alone, strict=False)
+        if want
+    }
+    for start, stop in padding(spans, q.shape[0]):
+        for x in grads.values():
+            x[start:stop] = 0
     # channels that lie apart, as theirs do, cannot be written to
     rows = {name: x if dense(x) is x else torch.zeros(x.shape, dtype=x.dtype) for name, x in grads.items()}
     _run(q, k, v, spans, (out, lse, rest), causal, scale, grad, rows)
@@ -112,9 +127,37 @@ def _run(
         raise MemoryError(f"attention: no memory for the keys and values of a document among {t} tokens")
 
 
-OPERATOR = differentiable("attention", _forward, _backward, _results, saves_result=True)
+OPERATOR = differentiable("attention", _forward, _backward, _results, saves_result=True, in_place=_in_place)
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
     out, _, _ = OPERATOR(q, k, v, spans, causal, q.shape[-1] ** -0.5 if scale is None else scale)
     return out
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Forward and backward apart, on ``[b, n, h, d]``, for who keeps the output in another place than where it is made:
+    attention that is spread over ranks keeps that of its own tokens."""
+
+    spans: Tensor
+    causal: bool
+    scale: float
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(out, lse, rest) as the operator makes them."""
+        rows, keys, values = (x.flatten(0, 1) for x in (q, k, v))
+        out, lse, rest = _forward(rows, keys, values, self.spans, self.causal, self.scale)
+        return out.view(q.shape), lse, rest
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: Tensor,
+        wanted: Sequence[bool],
+    ) -> list[Tensor]:  # fmt: skip
+        """Gradients of q, k, v, an empty one where it is not wanted; written over those that are ``alone``."""
+        free = [alone(x) for x in (q, k, v)]
+        grad, out, *rows = (x.flatten(0, 1) for x in (grad, out, q, k, v))
+        grads = _in_place(
+            grad, rows[0], rows[1], rows[2], self.spans, out, lse, rest, self.causal, self.scale, [*wanted, False], free
+        )
+        return [one.view(x.shape) if want else one for one, x, want in zip(grads, (q, k, v), wanted, strict=False)]

@@ -28,6 +28,12 @@ def documents(spans: Tensor, tokens: int) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in spans.tolist() if stop > start]
 
 
+def padding(spans: Tensor, tokens: int) -> list[tuple[int, int]]:
+    """(start, stop) of what lies before, between and behind the documents."""
+    edges = torch.cat([spans.new_zeros(1), spans.reshape(-1), spans.new_full((1,), tokens)]).view(-1, 2)
+    return [(start, stop) for start, stop in edges[edges[:, 1] > edges[:, 0]].tolist()]
+
+
 def token_documents(spans: Tensor, tokens: int, device: torch.device) -> Tensor:
     """``[t]`` int64 on ``device``: each token's document, -1 for padding. Nothing in it depends on a value."""
     if not spans.shape[0]:
