@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -289,6 +290,40 @@ def test_gradients_take_the_place_of_what_was_computed_again(case: Any, dtype: t
         assert torch.equal(one, wanted), name
         assert torch.equal(other, wanted), name
         assert torch.equal(kept, given[name] * 2), name
+
+
+@pytest.mark.parametrize("keeps", ["leaves", "products", "hooks", "host", "reentrant"])
+def test_what_others_have_is_not_written_to(keeps: str) -> None:
+    """Inputs of a graph that autograd keeps, of hooks that give out what they were given, of the older checkpoint."""
+    given = example()
+    skip_unless("native", given)
+    leaves = [given[name].clone().requires_grad_() for name in "qkv"]
+    made: list[torch.Tensor] = []
+
+    def function(*x: torch.Tensor) -> torch.Tensor:
+        made[:] = x if keeps == "leaves" else [one * 2 for one in x]
+        return attention(*made, given["spans"], implementation="native")
+
+    hooks: Any = contextlib.nullcontext()
+    if keeps == "hooks":
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    elif keeps == "host":
+        hooks = torch.autograd.graph.save_on_cpu()
+    with hooks:
+        out = checkpoint(function, *leaves, use_reentrant=True) if keeps == "reentrant" else function(*leaves)
+    before = [x.detach().clone() for x in made]
+    if keeps in ("hooks", "host"):
+        made.clear()  # the hooks alone have them
+    weight = normal(*out.shape, seed=9)
+    if keeps == "reentrant":
+        out.backward(weight)
+        pairs = zip(made, [given[name] * 2 for name in "qkv"], strict=True)
+    else:
+        first = torch.autograd.grad(out, leaves, weight, retain_graph=True)
+        second = torch.autograd.grad(out, leaves, weight)
+        pairs = zip([*first, *made], [*second, *before[: len(made)]], strict=True)
+    for one, other in pairs:
+        assert torch.equal(one, other)
 
 
 def test_elements_that_share_a_place_are_seen() -> None:

@@ -5,8 +5,10 @@ Both take tensors first (``None`` where one may be absent), then numbers and wor
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ def differentiable(
         wanted = list(ctx.needs_input_grad[:tensors])
         saved = ctx.saved_tensors
         may = in_place and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        free = [alone(x) for x in saved[:tensors]] if may else []
+        free = alone(saved)[:tensors] if may else []
         if in_place and any(free):
             grads = in_place(grad, *saved, *ctx.options, wanted, free)
         else:
@@ -75,13 +77,31 @@ def differentiable(
     return operator
 
 
-def alone(x: Tensor | None) -> bool:
-    """Whether nothing else refers to the memory of ``x``, so that nobody can see it being overwritten.
+def alone(saved: Sequence[Tensor | None]) -> list[bool]:
+    """Which of the tensors a backward pass was given nobody else has, so that nobody can see them being overwritten.
 
-    True of what a checkpoint made again for the backward pass that asks; never of what autograd itself keeps.
+    True of what a checkpoint made again for the pass that asks. Never of what autograd itself keeps, nor of what a hook
+    keeps that gives it out again, nor of a tensor that any name but ``saved`` still refers to: counted are Python's
+    references, torch's to the tensor, and the tensors that share its memory.
     """
-    count = getattr(torch._C, "_storage_Use_Count", None)  # torch's own, for CUDA graphs
-    return count is not None and type(x) is Tensor and count(x.untyped_storage()._cdata) == 2  # x's, and the one asked
+    nobody = _of_nobody()
+    return [nobody is not None and type(x) is Tensor and found == nobody for x, found in _references(saved)]
+
+
+def _references(saved: Sequence[Tensor | None]) -> Iterator[tuple[Tensor | None, tuple[int, ...] | None]]:
+    """(tensor, (references in Python, to the tensor in C++, to its memory)) of each."""
+    count = torch._C._storage_Use_Count  # torch's own, for CUDA graphs
+    for x in saved:
+        plain = type(x) is Tensor
+        yield x, (sys.getrefcount(x), x._use_count(), count(x.untyped_storage()._cdata)) if plain else None  # type: ignore[union-attr]
+
+
+@functools.cache
+def _of_nobody() -> tuple[int, ...] | None:
+    """``_references`` of a tensor that nobody else has; None where this torch cannot count."""
+    if not hasattr(torch._C, "_storage_Use_Count") or not hasattr(Tensor, "_use_count"):
+        return None
+    return next(found for _, found in _references((torch.empty(1),)))
 
 
 def apart(x: Tensor) -> bool:

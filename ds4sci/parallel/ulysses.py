@@ -15,7 +15,7 @@ Source: DeepSpeed-Ulysses (arXiv 2309.14509); the uneven split is ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -84,7 +84,11 @@ class Halves(Protocol):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]: ...
 
     def backward(self, grad: Tensor, *saved: Any) -> list[Tensor]:
-        """grad, q, k, v, out, what else forward gave, which gradients are wanted → gradients of q, k, v."""
+        """grad, q, k, v, out, what else forward gave, which gradients are wanted, and over which of q, k and v they may
+        be written → gradients of q, k, v."""
+
+    def alone(self, saved: Sequence[Tensor]) -> list[bool]:
+        """Which tensors nobody else has."""
 
 
 class _Across(torch.autograd.Function):
@@ -125,12 +129,15 @@ class _Across(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad: Tensor, wanted: tuple[bool, ...]) -> list[Tensor]:
     """Those of this rank's heads, of what ``_Across`` saved."""
-    q, k, v, tokens, *others = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    free = ctx.halves.alone(saved)
+    q, k, v, tokens, *others = saved
+    del saved
     if not ctx.shares[ctx.group.rank]:
         to_heads(tokens, ctx.shares, ctx.group), to_heads(grad, ctx.shares, ctx.group)
         return [q, k, v]
     out, grad = (to_heads(x, ctx.shares, ctx.group) for x in (tokens, grad))
-    grads = ctx.halves.backward(grad, q, k, v, out, *others, wanted)
+    grads = ctx.halves.backward(grad, q, k, v, out, *others, wanted, free[:3])
     if ctx.index is not None:
         count = len(ctx.reads[ctx.group.rank])
         for i in (1, 2):

@@ -150,12 +150,14 @@ class Halves:
         out, lse, rest = _forward(rows, keys, values, self.spans, self.causal, self.scale)
         return out.view(q.shape), lse, rest
 
+    alone = staticmethod(alone)
+    """For what the backward pass is given: which of q, k and v may be ``free``."""
+
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: Tensor,
-        wanted: Sequence[bool],
+        wanted: Sequence[bool], free: Sequence[bool],
     ) -> list[Tensor]:  # fmt: skip
-        """Gradients of q, k, v, an empty one where it is not wanted; written over those that are ``alone``."""
-        free = [alone(x) for x in (q, k, v)]
+        """Gradients of q, k, v, an empty one where it is not wanted; written over those that are ``free``."""
         grad, out, *rows = (x.flatten(0, 1) for x in (grad, out, q, k, v))
         grads = _in_place(
             grad, rows[0], rows[1], rows[2], self.spans, out, lse, rest, self.causal, self.scale, [*wanted, False], free
