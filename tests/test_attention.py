@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ds4sci.bench_kernels import peak_over_inputs
-from ds4sci.kernels import attention, native
+from ds4sci.kernels import attention, native, operator
 from ds4sci.kernels.attention import KERNEL, flash, flex
 from ds4sci.kernels.attention import native as native_attention
 from ds4sci.kernels.attention.cases import CASES
@@ -324,6 +324,15 @@ def test_what_others_have_is_not_written_to(keeps: str) -> None:
         pairs = zip([*first, *made], [*second, *before[: len(made)]], strict=True)
     for one, other in pairs:
         assert torch.equal(one, other)
+
+
+def test_without_a_count_nothing_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator._of_nobody.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.delattr(torch._C, "_storage_Use_Count")
+        assert operator.alone((torch.empty(2), None)) == [False, False]
+    operator._of_nobody.cache_clear()
+    assert operator.alone((torch.empty(2), None)) == [True, False]
 
 
 def test_elements_that_share_a_place_are_seen() -> None:

@@ -85,15 +85,19 @@ def alone(saved: Sequence[Tensor | None]) -> list[bool]:
     references, torch's to the tensor, and the tensors that share its memory.
     """
     nobody = _of_nobody()
-    return [nobody is not None and type(x) is Tensor and found == nobody for x, found in _references(saved)]
+    if nobody is None:
+        return [False] * len(saved)
+    return [found == nobody for found in _references(saved)]
 
 
-def _references(saved: Sequence[Tensor | None]) -> Iterator[tuple[Tensor | None, tuple[int, ...] | None]]:
-    """(tensor, (references in Python, to the tensor in C++, to its memory)) of each."""
-    count = torch._C._storage_Use_Count  # torch's own, for CUDA graphs
+def _references(saved: Sequence[Tensor | None]) -> Iterator[tuple[int, ...] | None]:
+    """References to each tensor in Python, in C++, and to its memory; None for what is no plain tensor."""
     for x in saved:
-        plain = type(x) is Tensor
-        yield x, (sys.getrefcount(x), x._use_count(), count(x.untyped_storage()._cdata)) if plain else None  # type: ignore[union-attr]
+        if x is None or type(x) is not Tensor:
+            yield None
+        else:  # the last is torch's own, for CUDA graphs
+            uses: int = x._use_count()  # type: ignore[attr-defined]
+            yield sys.getrefcount(x), uses, torch._C._storage_Use_Count(x.untyped_storage()._cdata)
 
 
 @functools.cache
@@ -101,7 +105,7 @@ def _of_nobody() -> tuple[int, ...] | None:
     """``_references`` of a tensor that nobody else has; None where this torch cannot count."""
     if not hasattr(torch._C, "_storage_Use_Count") or not hasattr(Tensor, "_use_count"):
         return None
-    return next(found for _, found in _references((torch.empty(1),)))
+    return next(_references((torch.empty(1),)))
 
 
 def apart(x: Tensor) -> bool:
