@@ -64,18 +64,27 @@ def attend_across(
         return attend(q, k, v)
     if halves is not None:
         return _Across.apply(q, k, v, halves, group)
-    ratio = q.shape[2] // k.shape[2]
-    shares = [head_range(q.shape[2], group.size, r) for r in range(group.size)]
-    reads = [key_heads(share, ratio) for share in shares]
+    shares, reads, index = _division(q, k, group)
     queries: Tensor = _ToHeads.apply(q, shares, group)
     keys, values = (_ToHeads.apply(x, reads, group) for x in (k, v))
-    own, own_keys = shares[group.rank], reads[group.rank]
-    if not own:  # nothing, and yet backward must come through all three
+    if not shares[group.rank]:  # nothing, and yet backward must come through all three
         return _ToTokens.apply(queries + keys + values, shares, group)
-    if len(own) != ratio * len(own_keys):  # the first or last key head is read by fewer
-        index = torch.tensor([head // ratio - own_keys.start for head in own], device=q.device)
+    if index is not None:
         keys, values = keys.index_select(2, index), values.index_select(2, index)
     return _ToTokens.apply(attend(queries, keys, values), shares, group)
+
+
+def _division(q: Tensor, k: Tensor, group: SequenceGroup) -> tuple[list[range], list[range], Tensor | None]:
+    """The heads of each rank, the key heads that they read, and, where this rank's read them unevenly, which of those
+    each of its heads reads."""
+    heads, ratio = q.shape[2], q.shape[2] // k.shape[2]
+    shares = [head_range(heads, group.size, r) for r in range(group.size)]
+    reads = [key_heads(share, ratio) for share in shares]
+    own, own_keys = shares[group.rank], reads[group.rank]
+    index = None
+    if len(own) != ratio * len(own_keys):  # the first or last key head is read by fewer
+        index = torch.tensor([head // ratio - own_keys.start for head in own], device=q.device)
+    return shares, reads, index
 
 
 class Halves(Protocol):
@@ -97,16 +106,11 @@ class _Across(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, halves: Halves, group: SequenceGroup) -> Tensor:
         heads, key_count = q.shape[2], k.shape[2]
-        ratio = heads // key_count
-        shares = [head_range(heads, group.size, r) for r in range(group.size)]
-        reads = [key_heads(share, ratio) for share in shares]
-        own, own_keys = shares[group.rank], reads[group.rank]
+        shares, reads, index = _division(q, k, group)
         given = [to_heads(x, of, group) for x, of in ((q, shares), (k, reads), (v, reads))]
-        index = None
-        if len(own) != ratio * len(own_keys):  # the first or last key head is read by fewer
-            index = torch.tensor([head // ratio - own_keys.start for head in own], device=q.device)
+        if index is not None:
             given[1:] = (x.index_select(2, index) for x in given[1:])
-        out, *saved = halves.forward(*given) if own else given[:1]
+        out, *saved = halves.forward(*given) if shares[group.rank] else given[:1]
         tokens = to_tokens(out, shares, group, heads)
         ctx.save_for_backward(*given, tokens, *saved)
         ctx.halves, ctx.group, ctx.index = halves, group, index
