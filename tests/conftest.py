@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +23,20 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
     triton_interpreter.check_overflow(False)
 
 
+RANKS = Path(__file__).parent / "train"
+"""Tests that start several ranks. They run one after the other: two ranks each take both cores of a small machine."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where torch sees none."""
+    """Skip tests marked ``gpu`` where torch sees none; say which tests pytest-xdist must keep on one process.
+
+    A file stays whole, so that its fixtures are made once. Tests of several ranks are one group, the first to start,
+    since it takes longest.
+    """
+    items.sort(key=lambda item: RANKS not in item.path.parents)
+    for item in items:
+        group = RANKS if RANKS in item.path.parents else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(RANKS.parent))))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not torch.cuda.is_available():
         for item in wanting:
