@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -36,13 +36,29 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Growing:
+    """A family of cases whose sums have ``size`` summands: errors beside plain torch's must not grow with it.
+
+    ``sizes`` rise. Tests take the first two; the nightly ones take all.
+    """
+
+    name: str
+    case: Callable[[int], Case]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """An operation: ``reference`` is readable torch and, in fp64, the oracle; ``implementations`` best first."""
+    """An operation: ``reference`` is readable torch and, in fp64, the oracle; ``implementations`` best first.
+
+    ``growing``: a family of cases for every sum whose length depends on the inputs; empty where there is none.
+    """
 
     name: str
     reference: Callable[..., Any]
     implementations: tuple[Implementation, ...]
-    cases: tuple[Case, ...] = field(default=())
+    cases: tuple[Case, ...] = ()
+    growing: tuple[Growing, ...] = ()
 
     def named(self, name: str) -> Implementation:
         for implementation in self.implementations:
@@ -80,11 +96,6 @@ def constant_to_compiler(function: F) -> F:
 
 def always(*args: Any, **kwargs: Any) -> None:
     """The ``why_not`` of an implementation that runs anywhere."""
-
-
-def reference_only(name: str, reference: Callable[..., Any], cases: tuple[Case, ...] = ()) -> Kernel:
-    """A kernel that has its readable torch version and nothing faster yet."""
-    return Kernel(name, reference, (Implementation("reference", reference, always),), cases)
 
 
 _preferred: dict[str, str] = {}

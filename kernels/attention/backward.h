@@ -15,9 +15,7 @@ static void pack_gradients(const Packed& p, int64_t head, Scratch<N>& w, Queries
     fetch(from_out, q, w.d, out);
     DVec dots = {};
     for (int c = 0; c < w.d; c += W) dots += wide(load(grad + c)) * wide(load(out + c));
-    double parts[4] = {};
-    for (int l = 0; l < W; ++l) parts[l % 4] += dots[l];
-    tile.delta[q] = float(parts[0] + parts[1] + (parts[2] + parts[3]));
+    tile.delta[q] = float(sum_of(dots));
     to_words(N{}, grad, w.d, &tile.g[q * w.wp]);
   }
   for (int x = 0; x < QB; x += W) {  // as a sum of two; past the last query: every weight 0
@@ -38,8 +36,10 @@ static void pack_gradients(const Packed& p, int64_t head, Scratch<N>& w, Queries
 }
 
 // What a tile of queries gives to, and takes from, the tile of keys from key `first` on.
+// Gradients of the keys are added to `dk`, those of the values to `dv`, both [KB][dp].
 template <class N>
-static void attend_back(const Packed& p, const Task& task, int64_t first, Scratch<N>& w, Queries& tile) {
+static void attend_back(const Packed& p, const Task& task, int64_t first, float* dk, float* dv, Scratch<N>& w,
+                        Queries& tile) {
   const int keys = int(std::min<int64_t>(KB, tile.reach - first));
   const Sight sight(p, task, tile, first);
   const Vec factor = set(float(p.scale * LOG2E));
@@ -71,16 +71,23 @@ static void attend_back(const Packed& p, const Task& task, int64_t first, Scratc
   // scores holds P, weights dS; a gradient that nobody asked for is not made
   const float* pairs = N::PER == 2 ? w.zipped.data() : w.weights.data();
   if (p.grad_q.data && first)
-    product<N, 1, true>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, pairs, QB, tile.sums.data(), QB);
+    product<N, 1, ADD>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, pairs, QB, tile.sums.data(), QB);
   else if (p.grad_q.data)
-    product<N, 1, false>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, pairs, QB, tile.sums.data(), QB);
+    product<N, 1, SET>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, pairs, QB, tile.sums.data(), QB);
   const int steps = (tile.count + N::PER - 1) / N::PER;
-  auto along_queries = [&](const Array& wanted, const float* a, const std::vector<float>& b, std::vector<float>& c) {
-    if (wanted.data)
-      product<N, QB / N::PER, true>(keys, w.dp, steps, a, 1, b.data(), w.dp, &c[first * w.dp], w.dp);
+  auto along_queries = [&](const Array& wanted, const float* a, const std::vector<float>& b, float* c) {
+    if (wanted.data) product<N, QB / N::PER, ADD>(keys, w.dp, steps, a, 1, b.data(), w.dp, c, w.dp);
   };
-  along_queries(p.grad_k, w.weights.data(), N::PER == 2 ? tile.qz : tile.q, w.dk);
-  along_queries(p.grad_v, w.scores.data(), N::PER == 2 ? tile.gz : tile.g, w.dv);
+  along_queries(p.grad_k, w.weights.data(), N::PER == 2 ? tile.qz : tile.q, dk);
+  along_queries(p.grad_v, w.scores.data(), N::PER == 2 ? tile.gz : tile.g, dv);
+}
+
+// What some tiles of queries gave, to the sums of all.
+static inline void move_into(std::vector<float>& near, float* sums) {
+  for (size_t i = 0; i < near.size(); i += W) {
+    store(sums + i, load(sums + i) + load(&near[i]));
+    store(&near[i], Vec{});
+  }
 }
 
 // Rows of sums, times a factor, to where they belong.
@@ -108,12 +115,19 @@ static void backward_task(const Packed& p, const Task& task, int64_t key_head, A
         pack_queries(p, task, head, from + i * QB, w, w.tile[i]);
         pack_gradients(p, head, w, w.tile[i]);
       }
-      for (int64_t first = 0; first < w.tile[tiles - 1].reach; first += KB)
+      for (int64_t first = 0; first < w.tile[tiles - 1].reach; first += KB) {
         for (int i = 0; i < tiles; ++i)
           if (first < w.tile[i].reach) {
             ahead.some();
-            attend_back(p, task, first, w, w.tile[i]);
+            if constexpr (N::PER == 1)
+              attend_back(p, task, first, w.near_k.data(), w.near_v.data(), w, w.tile[i]);
+            else
+              attend_back(p, task, first, &w.dk[first * w.dp], &w.dv[first * w.dp], w, w.tile[i]);
           }
+        if (N::PER == 2) continue;
+        if (p.grad_k.data) move_into(w.near_k, &w.dk[first * w.dp]);
+        if (p.grad_v.data) move_into(w.near_v, &w.dv[first * w.dp]);
+      }
       for (int i = 0; i < tiles; ++i) {
         lay_out(w.tile[i], w);
         deliver(p.grad_q, head, w.tile[i].at, w.tile[i].count, w.lines.data(), float(p.scale), w);

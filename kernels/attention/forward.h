@@ -27,20 +27,19 @@ static void attend(const Packed& p, const Task& task, int64_t first, Scratch<N>&
         highest[x0 / W + x] = high;
       }
     });
+  Vec shrink[QB / W];
   for (int x = 0; x < QB / W; ++x) {
     // every query sees key 0, so there is a highest score, unless all are -inf by themselves
     const Vec base = highest[x] == set(NONE) ? Vec{} : highest[x];
-    const Vec shrink = exp2<5>(tile.top[x] - base);
-    tile.total[x] = tile.total[x] * shrink + weigh(N{}, keys, base, &w.scores[x * W], w.zipped.data() + x * W);
+    shrink[x] = exp2<5>(tile.top[x] - base);
+    tile.total[x] = tile.total[x] * shrink[x] + weigh(N{}, keys, base, &w.scores[x * W], w.zipped.data() + x * W);
     tile.top[x] = highest[x];
-    if (first)
-      for (int c = 0; c < w.d; ++c) store(&tile.sums[c * QB + x * W], load(&tile.sums[c * QB + x * W]) * shrink);
   }
   const float* weights = N::PER == 2 ? w.zipped.data() : w.scores.data();
   if (first)
-    product<N, 1, true>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, weights, QB, tile.sums.data(), QB);
+    product<N, 1, RESCALE>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, weights, QB, tile.sums.data(), QB, shrink);
   else
-    product<N, 1, false>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, weights, QB, tile.sums.data(), QB);
+    product<N, 1, SET>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, weights, QB, tile.sums.data(), QB);
 }
 
 // The sums of a tile as rows [QB][dp].

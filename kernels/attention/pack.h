@@ -34,6 +34,7 @@ struct Scratch {
   std::vector<float> rows;                     // of values (forward) or keys (backward): [key][wp]; zipped [key / 2][dp]
   std::vector<float> stage;                    // [KB][wp]
   std::vector<float> dk, dv;                   // [key][dp]
+  std::vector<float> near_k, near_v;           // [KB][dp] (Single alone): sums over TILES tiles of queries
   std::vector<float> scores, weights, zipped;  // [KB][QB], [KB][QB], [KB / 2][QB]
   std::vector<float> lines;                    // [QB][dp]
   std::vector<float> line, line2;              // [dp]
@@ -59,6 +60,8 @@ struct Scratch {
     if (backward) {
       vt.resize(padded * wp);
       for (auto* x : {&dk, &dv}) x->resize(padded * dp);
+      if (N::PER == 1)
+        for (auto* x : {&near_k, &near_v}) x->resize(KB * dp);
       weights.resize(KB * QB);
     }
     for (Queries& one : tile) {

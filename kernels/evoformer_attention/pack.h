@@ -5,6 +5,10 @@
 
 using ds4sci::Problem;
 
+// Sums over more than so many rows, and queries, are made of sums over so many: rounding then grows with the root of both
+// numbers instead of with their product's.
+constexpr int64_t SOME_ROWS = 64, SOME_QUERIES = 1024;
+
 // Where one thread works. Sizes depend on the problem alone.
 template <class N>
 struct Scratch {
@@ -24,6 +28,9 @@ struct Scratch {
   std::vector<float> sums, lines;              // [dp][QB] and, transposed, [QB][dp]
   std::vector<float> line, line2, line3;       // [dp]
   std::vector<float> nothing;                  // [QB]: a bias of 0
+  std::vector<double> of_mask;                 // [key]: the float mask's gradient
+  std::vector<float> recent, lost;             // like bias: its gradient, see run_task
+  std::vector<float> near_k, near_v;           // like dk and dv, of SOME_QUERIES queries where there are more
 
   Scratch(const Problem& p, bool backward) {
     d = int(p.channels);
@@ -55,7 +62,10 @@ struct Scratch {
         for (auto* x : {&qz, &gz}) x->resize(QB / 2 * dp);
       dk.resize(keys * dp);
       dv.resize(keys * dp);
+      if (N::PER == 1 && p.queries > SOME_QUERIES)
+        for (auto* x : {&near_k, &near_v}) x->resize(keys * dp);
       weights.resize(KB * QB);
+      if (p.grad_mask) of_mask.resize(p.keys);
     }
   }
 
@@ -79,7 +89,7 @@ static void pack_bias(const Problem& p, int64_t b, int64_t h, Scratch<N>& w) {
           fetch(Rows(p.bias, at), 0, length, square[q]);
         else
           for (int k = 0; k < length; ++k) square[q][k] = element(p.bias, at + k * p.bias.stride[3]);
-        store(square[q], load(square[q]) * float(LOG2E));
+        store(square[q], binary(load(square[q])));
       }
       transpose(square[0], W, turned[0], W);
       for (int k = 0; k < length; ++k)
@@ -104,7 +114,7 @@ static int64_t pack_keys(const Problem& p, int64_t b, int64_t s, int64_t h, bool
       }
     }
     w.kept[n] = k;
-    w.added[n] = add * float(LOG2E);
+    w.added[n] = binary(set(add))[0];
     row(N{}, from_k, k, w.d, &w.k[n * w.wp]);
     row(N{}, from_v, k, w.d, &w.v[n * w.wp]);
     ++n;

@@ -44,7 +44,7 @@ static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool 
     ask(p, b, s, h, q0, more, false);
     pack_queries(p, b, s, h, q0, count, w);
     const float* bias = p.bias.data ? &w.bias[q0 * p.keys] : w.nothing.data();
-    Vec top[QB / W], sum[QB / W], highest[QB / W];
+    Vec top[QB / W], sum[QB / W], highest[QB / W], shrink[QB / W];
     for (int x = 0; x < QB / W; ++x) top[x] = set(NONE), sum[x] = Vec{};
     for (int64_t first = 0; first < n; first += KB) {
       const int keys = int(std::min<int64_t>(KB, n - first));
@@ -68,28 +68,25 @@ static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool 
       for (int x = 0; x < QB / W; ++x) {
         // nothing but -inf so far: subtract 0, so that the weights are 0 and not NaN
         const Vec base = highest[x] == set(NONE) ? Vec{} : highest[x];
-        const Vec shrink = exp2<5>(top[x] - base);
-        sum[x] = sum[x] * shrink + weigh(N{}, keys, base, &w.scores[x * W], w.zipped.data() + x * W);
+        shrink[x] = exp2<5>(top[x] - base);
+        sum[x] = sum[x] * shrink[x] + weigh(N{}, keys, base, &w.scores[x * W], w.zipped.data() + x * W);
         top[x] = highest[x];
-        if (first)
-          for (int c = 0; c < d; ++c) store(&w.sums[c * QB + x * W], load(&w.sums[c * QB + x * W]) * shrink);
       }
       const float* values = w.along_keys(w.v, first);
       const float* weights = N::PER == 2 ? w.zipped.data() : w.scores.data();
       if (first)
-        product<N, 1, true>(d, QB, keys / N::PER, values, dp, weights, QB, w.sums.data(), QB);
+        product<N, 1, RESCALE>(d, QB, keys / N::PER, values, dp, weights, QB, w.sums.data(), QB, shrink);
       else
-        product<N, 1, false>(d, QB, keys / N::PER, values, dp, weights, QB, w.sums.data(), QB);
+        product<N, 1, SET>(d, QB, keys / N::PER, values, dp, weights, QB, w.sums.data(), QB);
     }
     for (int c = 0; c < dp; c += W)
       for (int q = 0; q < QB; q += W) transpose(&w.sums[c * QB + q], QB, &w.lines[q * dp + c], dp);
     float scales[QB], lse[QB], rest[QB];
     for (int x = 0; x < QB / W; ++x) {
       const Vec total = n ? sum[x] : Vec{};
-      const DVec exact = (wide(top[x]) + log2(total)) * LN2;
-      const Vec whole = total > 0.0f ? narrow(exact) : set(NONE);
-      store(lse + x * W, whole);
-      store(rest + x * W, total > 0.0f ? narrow(exact - wide(whole)) : Vec{});
+      const Vec whole = natural(top[x], log2(total));
+      store(lse + x * W, total > 0.0f ? whole : set(NONE));
+      store(rest + x * W, total > 0.0f ? narrow((wide(top[x]) - wide(binary(whole)) + log2(total)) * LN2) : Vec{});
       store(scales + x * W, total > 0.0f ? 1.0f / total : Vec{});
     }
     for (int q = 0; q < count; ++q) {
@@ -108,28 +105,38 @@ static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool 
 }
 
 // A tile of dO: rows, and its delta and lse for each query; gradient of the gate on the way.
+//
+// A weight is 2^(score - lse - left), lse being rounded: dO and delta take the factor 2^-left, as the weights' products
+// with them are all that is needed.
 template <class N>
 static void pack_gradients(const Problem& p, int64_t b, int64_t s, int64_t h, int64_t q0, int count, Scratch<N>& w,
-                           float* lse, float* rest, float* delta) {
+                           float* lse, float* delta) {
   const int d = w.d;
   const Rows from_grad(p.grad_out, b, s, h), from_out(p.out, b, s, h), from_gate(p.gate, b, s, h);
   const Rows to_gate(p.grad_gate, b, s, h);
   const float* lses = static_cast<const float*>(p.lse.data) + place(p.lse, b, s, h, 0);
   const float* rests = p.rest.data ? static_cast<const float*>(p.rest.data) + place(p.rest, b, s, h, 0) : nullptr;
-  for (int q = 0; q < QB; ++q) lse[q] = NONE, rest[q] = delta[q] = 0.0f;  // past the last query: every weight 0
+  float shares[QB];
+  for (int q = 0; q < QB; ++q) lse[q] = NONE, shares[q] = delta[q] = 0.0f;  // past the last query: every weight 0
   copy(lses + q0, lse, count);
-  if (rests) copy(rests + q0, rest, count);
+  if (rests) copy(rests + q0, shares, count);
+  for (int x = 0; x < QB; x += W) {  // no keys: every weight 0
+    const Vec own = load(lse + x);
+    store(shares + x, exp2<5>(load(shares + x) * float(-LOG2E)));
+    store(lse + x, own == NONE ? set(-NONE) : binary(own));
+  }
   std::fill(w.g.begin() + count * w.wp, w.g.end(), 0.0f);
   for (int q = 0; q < count; ++q) {
     float *grad = w.line.data(), *out = w.line2.data(), *gate = w.line3.data();
     fetch(from_grad, q0 + q, d, grad);
     fetch(from_out, q0 + q, d, out);
+    const float share = shares[q];
     DVec dots = {};
-    for (int c = 0; c < d; c += W) dots += wide(load(grad + c)) * wide(load(out + c));
     if (p.gate.data) {
       fetch(from_gate, q0 + q, d, gate);
       for (int c = 0; c < d; c += W) {  // the lanes beyond d are padding in all three
-        const Vec open = sigmoid(load(gate + c)), given = load(grad + c), all = given * open;
+        const Vec open = sigmoid(load(gate + c)), given = load(grad + c), all = given * open * share;
+        dots += wide(given * share) * wide(load(out + c));
         // σ(g) stands in out instead of in dO; what dO loses when it becomes words, the dots must lose too, or weights'
         // gradients of a query, whose sum is 0, are all wrong by the same
         if (N::PER == 2) dots += wide(open > 1e-6f ? (from_bf16(to_bf16(all)) - all) * load(out + c) / open : Vec{});
@@ -137,19 +144,17 @@ static void pack_gradients(const Problem& p, int64_t b, int64_t s, int64_t h, in
         store(grad + c, all);
       }
       if (p.grad_gate.data) put(to_gate, q0 + q, d, out);
+    } else {
+      for (int c = 0; c < d; c += W) {
+        const Vec all = load(grad + c) * share;
+        dots += wide(N::PER == 2 ? from_bf16(to_bf16(all)) : all) * wide(load(out + c));
+        store(grad + c, all);
+      }
     }
-    double parts[4] = {};
-    for (int l = 0; l < W; ++l) parts[l % 4] += dots[l];
-    delta[q] = float(parts[0] + parts[1] + (parts[2] + parts[3]));
+    delta[q] = float(sum_of(dots));
     to_words(N{}, grad, d, &w.g[q * w.wp]);
-    if (p.grad_lse.data) delta[q] -= static_cast<const float*>(p.grad_lse.data)[place(p.grad_lse, b, s, h, q0 + q)];
-  }
-  for (int x = 0; x < QB; x += W) {  // in units of log 2, as a sum of two; no keys: every weight 0
-    const Vec own = load(lse + x);
-    const DVec exact = (wide(own) + wide(load(rest + x))) * LOG2E;
-    const Vec whole = own == NONE ? set(-NONE) : narrow(exact);
-    store(lse + x, whole);
-    store(rest + x, own == NONE ? Vec{} : narrow(exact - wide(whole)));
+    if (p.grad_lse.data)
+      delta[q] -= share * static_cast<const float*>(p.grad_lse.data)[place(p.grad_lse, b, s, h, q0 + q)];
   }
   turn(w, w.g, w.gt);
 #if defined(__AVX512BF16__)
@@ -171,17 +176,19 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool
   const Vec factor = set(float(p.scale * LOG2E));
   std::fill(w.dk.begin(), w.dk.begin() + n * dp, 0.0f);
   std::fill(w.dv.begin(), w.dv.begin() + n * dp, 0.0f);
+  const bool many = !w.near_k.empty();
+  float *dk = many ? w.near_k.data() : w.dk.data(), *dv = many ? w.near_v.data() : w.dv.data();
   float* grad_mask = p.grad_mask ? p.grad_mask + ((b * p.rows + s) * p.heads + h) * p.keys : nullptr;
-  if (grad_mask) std::fill(grad_mask, grad_mask + p.keys, 0.0f);
+  if (grad_mask) std::fill(w.of_mask.begin(), w.of_mask.end(), 0.0);
   const int64_t step = p.bias.data ? QB : 0;
   const Rows grad_q(p.grad_q, b, s, h), grad_k(p.grad_k, b, s, h), grad_v(p.grad_v, b, s, h);
   for (int64_t q0 = 0; q0 < p.queries; q0 += QB) {
     const int count = int(std::min<int64_t>(QB, p.queries - q0));
-    float lse[QB], rest[QB], delta[QB];
+    float lse[QB], delta[QB];
     ask(p, b, s, h, q0, more, true);
     pack_queries(p, b, s, h, q0, count, w);
     const float* bias = p.bias.data ? &w.bias[q0 * p.keys] : w.nothing.data();
-    pack_gradients(p, b, s, h, q0, count, w, lse, rest, delta);
+    pack_gradients(p, b, s, h, q0, count, w, lse, delta);
     float* into = grad_bias ? grad_bias + q0 * p.keys : nullptr;
     for (int64_t first = 0; first < n; first += KB) {
       const int keys = int(std::min<int64_t>(KB, n - first));
@@ -197,16 +204,11 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool
               const int at = x0 + x * W;
               Vec score = own[i][x] * factor + load(bias + key * step + at);
               if (adds) score += w.added[first + i0 + i];
-              score -= load(lse + at);
-              if (N::PER == 1 || adds) score -= load(rest + at);
-              own[i][x] = exp2<N::DEGREE>(score);
+              own[i][x] = exp2<N::DEGREE>(score - load(lse + at));
               slope[i][x] = own[i][x] * (slope[i][x] - load(delta + at));
               if (into) store(into + key * QB + at, load(into + key * QB + at) + slope[i][x]);
             }
-            if (grad_mask) {
-              const Vec total = slope[i][0] + slope[i][1];
-              for (int l = 0; l < W; ++l) grad_mask[key] += total[l];
-            }
+            if (grad_mask) w.of_mask[key] += sum_of(wide(slope[i][0]) + wide(slope[i][1]));
           }
           keep(N{}, own, slope, i0, x0, w.scores.data(), w.weights.data(), w.zipped.data());
         });
@@ -215,18 +217,24 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool
       const float* packed = w.along_keys(w.k, first);
       constexpr int QW = QB / N::PER;
       if (p.grad_q.data && first)
-        product<N, 1, true>(d, QB, keys / N::PER, packed, dp, pairs, QB, w.sums.data(), QB);
+        product<N, 1, ADD>(d, QB, keys / N::PER, packed, dp, pairs, QB, w.sums.data(), QB);
       else if (p.grad_q.data)
-        product<N, 1, false>(d, QB, keys / N::PER, packed, dp, pairs, QB, w.sums.data(), QB);
+        product<N, 1, SET>(d, QB, keys / N::PER, packed, dp, pairs, QB, w.sums.data(), QB);
       auto along_queries = [&](const Array& wanted, const float* a, const std::vector<float>& b, float* c) {
         if (wanted.data && w.twin)
-          product<Twin<N>, QW, true>(keys, dp, QW / 2, a, 2, b.data(), dp, c, dp);
+          product<Twin<N>, QW, ADD>(keys, dp, QW / 2, a, 2, b.data(), dp, c, dp);
         else if (wanted.data)
-          product<N, QW, true>(keys, dp, (count + N::PER - 1) / N::PER, a, 1, b.data(), dp, c, dp);
+          product<N, QW, ADD>(keys, dp, (count + N::PER - 1) / N::PER, a, 1, b.data(), dp, c, dp);
       };
-      along_queries(p.grad_k, w.weights.data(), N::PER == 2 ? w.qz : w.q, &w.dk[first * dp]);
-      along_queries(p.grad_v, w.scores.data(), N::PER == 2 ? w.gz : w.g, &w.dv[first * dp]);
+      along_queries(p.grad_k, w.weights.data(), N::PER == 2 ? w.qz : w.q, &dk[first * dp]);
+      along_queries(p.grad_v, w.scores.data(), N::PER == 2 ? w.gz : w.g, &dv[first * dp]);
     }
+    if (many && ((q0 + QB) % SOME_QUERIES == 0 || q0 + QB >= p.queries))
+      for (auto [from, to] : {std::pair{&w.near_k, &w.dk}, {&w.near_v, &w.dv}})
+        for (int64_t i = 0; i < n * dp; i += W) {
+          store(&(*to)[i], load(&(*to)[i]) + load(&(*from)[i]));
+          store(&(*from)[i], Vec{});
+        }
     if (p.grad_q.data) {
       for (int c = 0; c < dp; c += W)
         for (int q = 0; q < QB; q += W) transpose(&w.sums[c * QB + q], QB, &w.lines[q * dp + c], dp);
@@ -237,6 +245,7 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool
       }
     }
   }
+  if (grad_mask) std::copy(w.of_mask.begin(), w.of_mask.end(), grad_mask);
   int64_t next = 0;
   for (int64_t k = 0; k < p.keys; ++k) {
     const bool is_kept = next < n && w.kept[next] == k;
@@ -257,6 +266,16 @@ static void backward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool
   }
 }
 
+// Adds `recent` to `sums` and makes it 0; `lost` keeps what their rounding loses (Knuth's sum of two).
+static inline void move_into(std::vector<float>& recent, float* sums, std::vector<float>& lost) {
+  for (size_t i = 0; i < recent.size(); i += W) {
+    const Vec a = load(sums + i), b = load(&recent[i]), whole = a + b, part = whole - a;
+    store(sums + i, whole);
+    store(&lost[i], load(&lost[i]) + ((a - (whole - part)) + (b - part)));
+    store(&recent[i], Vec{});
+  }
+}
+
 template <class N>
 static void run_task(const Problem& p, int64_t task, bool backward, Scratch<N>& w) {
   const int64_t group = task % p.groups, h = task / p.groups % p.heads, b = task / p.groups / p.heads;
@@ -264,12 +283,19 @@ static void run_task(const Problem& p, int64_t task, bool backward, Scratch<N>& 
   pack_bias(p, b, h, w);
   float* grad_bias =
       p.grad_bias ? p.grad_bias + ((group * p.batch + b) * p.heads + h) * w.tiles * p.keys * QB : nullptr;
+  // of many rows, the pair bias's gradient is summed over some at a time, and then over those sums without a loss
+  const bool many = grad_bias && to - from > SOME_ROWS;
+  if (many)
+    for (auto* x : {&w.recent, &w.lost}) x->assign(w.tiles * p.keys * QB, 0.0f);
   for (int64_t s = from; s < to; ++s) {
     if (backward)
-      backward_row(p, b, s, h, s + 1 < to, grad_bias, w);
+      backward_row(p, b, s, h, s + 1 < to, many ? w.recent.data() : grad_bias, w);
     else
       forward_row(p, b, s, h, s + 1 < to, w);
+    if (many && ((s + 1 - from) % SOME_ROWS == 0 || s + 1 == to)) move_into(w.recent, grad_bias, w.lost);
   }
+  if (many)
+    for (size_t i = 0; i < w.lost.size(); ++i) grad_bias[i] += w.lost[i];
 }
 
 // Tasks are taken from a shared counter; each writes its own part of the results, so who took it does not matter. Each

@@ -31,6 +31,7 @@ struct Pair {
 // lanes 2c and 2c + 1 are summed at the very end.
 template <class N>
 struct Twin {
+  static constexpr int PER = N::PER;
   static inline Vec spread(const float* a) {
     typedef long long Two __attribute__((vector_size(4 * DS4SCI_LANES)));
     long long two;
@@ -75,9 +76,16 @@ static inline void blocks(int m, Body body) {
   }
 }
 
-// C[m][width] = or += Σ_t a[i·AI + t·at] · B[t·bt + x]; width a multiple of W.
-template <class N, int AI, bool ADD>
-static void product(int m, int width, int steps, const float* a, long at, const float* b, long bt, float* c, long ci) {
+enum Into { SET, ADD, RESCALE };
+
+// C[m][width] = Σ_t a[i·AI + t·at] · B[t·bt + x], or C + that, or C · shrink[x] + that; width a multiple of W.
+//
+// The product is a sum of its own that is added to C at last: of n summands in all, a number then goes through steps and
+// n / steps roundings, not through n. Pairs of bf16 round more in their own numbers, and add to C as they go.
+template <class N, int AI, Into INTO>
+static void product(int m, int width, int steps, const float* a, long at, const float* b, long bt, float* c, long ci,
+                    const Vec* shrink = nullptr) {
+  constexpr bool ONWARD = INTO == ADD && N::PER == 2;
   auto columns = [&](auto vectors, int x0) {
     constexpr int NV = vectors;
     blocks<MR, 1>(m, [&](auto height, int i0) {
@@ -85,10 +93,15 @@ static void product(int m, int width, int steps, const float* a, long at, const 
       float* into = c + i0 * ci + x0;
       Vec acc[M][NV];
       DS4SCI_UNROLL for (int i = 0; i < M; ++i)
-        DS4SCI_UNROLL for (int x = 0; x < NV; ++x) acc[i][x] = ADD ? load(into + i * ci + x * W) : Vec{};
+        DS4SCI_UNROLL for (int x = 0; x < NV; ++x) acc[i][x] = ONWARD ? load(into + i * ci + x * W) : Vec{};
       accumulate<N, AI>(acc, steps, a + i0 * AI, at, b + x0, bt);
       DS4SCI_UNROLL for (int i = 0; i < M; ++i)
-        DS4SCI_UNROLL for (int x = 0; x < NV; ++x) store(into + i * ci + x * W, acc[i][x]);
+        DS4SCI_UNROLL for (int x = 0; x < NV; ++x) {
+          float* const at = into + i * ci + x * W;
+          if (INTO == ADD && !ONWARD) acc[i][x] += load(at);
+          if (INTO == RESCALE) acc[i][x] += load(at) * shrink[x0 / W + x];
+          store(at, acc[i][x]);
+        }
     });
   };
   int x = 0;
@@ -99,11 +112,16 @@ static void product(int m, int width, int steps, const float* a, long at, const 
 // exp2(scores - base) of one vector of queries and a tile of keys, as the words that a product along the keys takes:
 // Single in place, Pair to `zipped`. Returns their sum.
 static inline Vec weigh(Single, int keys, Vec base, float* scores, float*) {
+  constexpr int SOME = 16;  // summed by themselves first, see product()
   Vec total = Vec{};
-  for (int k = 0; k < keys; ++k) {
-    const Vec weight = exp2<Single::DEGREE>(load(scores + k * QB) - base);
-    store(scores + k * QB, weight);
-    total += weight;
+  for (int begin = 0; begin < keys; begin += SOME) {
+    Vec part = Vec{};
+    for (int k = begin; k < std::min(keys, begin + SOME); ++k) {
+      const Vec weight = exp2<Single::DEGREE>(load(scores + k * QB) - base);
+      store(scores + k * QB, weight);
+      part += weight;
+    }
+    total += part;
   }
   return total;
 }

@@ -59,6 +59,12 @@ typedef double DVec __attribute__((vector_size(8 * DS4SCI_LANES)));
 static inline DVec wide(Vec x) { return __builtin_convertvector(x, DVec); }
 static inline Vec narrow(DVec x) { return __builtin_convertvector(x, Vec); }
 
+static inline double sum_of(DVec x) {
+  double parts[4] = {};
+  for (int l = 0; l < W; ++l) parts[l % 4] += x[l];
+  return parts[0] + parts[1] + (parts[2] + parts[3]);
+}
+
 // log2 of what is positive and normal, to 1e-12: x = 2^e m, log m = log √2 + 2 artanh((m - √2) / (m + √2)).
 static inline DVec log2(Vec x) {
   const IVec bits = reinterpret_cast<IVec>(x), exponent = (bits >> 23) - 127;

@@ -5,6 +5,19 @@ using ds4sci::Array;
 constexpr double LOG2E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
 constexpr float NONE = -std::numeric_limits<float>::infinity();
 
+// A bias in units of log 2, and back as the logarithm of a sum of 2^x whose highest x is `top` (rounded).
+//
+// Below -2^32 scores differ by hundreds or not at all, so their unit no longer matters: there they are kept as they are.
+// finfo.min times log2 e would be -inf, which is no key; and top alone, without the sum, is the rounded logarithm.
+constexpr float FAR = 4294967296.0f, FAR_BINARY = FAR * float(LOG2E);
+static inline Vec binary(Vec x) {
+  const Vec far = x < -FAR_BINARY ? x : set(-FAR_BINARY);
+  return x < -FAR ? far : x * float(LOG2E);
+}
+static inline Vec natural(Vec top, DVec log2_sum) {
+  return top < -FAR_BINARY ? narrow(wide(top) + log2_sum * LN2) : narrow((wide(top) + log2_sum) * LN2);
+}
+
 static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 
 static inline float element(const Array& x, int64_t at) {

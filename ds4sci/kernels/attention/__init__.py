@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.attention import flash, flex, native, sdpa
-from ds4sci.kernels.attention.cases import CASES
+from ds4sci.kernels.attention.cases import CASES, GROWING
 from ds4sci.kernels.attention.reference import reference
 from ds4sci.kernels.spec import Implementation, Kernel, always
 
@@ -21,6 +21,7 @@ KERNEL = Kernel(
         Implementation("reference", reference, always),
     ),
     CASES,
+    GROWING,
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ds4sci.kernels.spec import Case
+from ds4sci.kernels.spec import Case, Growing
 
 Layout = Literal["tokens", "heads", "fused"]
 """q, k, v as [t, h, d]; as views of [h, t, d]; as views of one [t, h + 2·g, d]."""
@@ -57,4 +57,9 @@ CASES = (
     _case("wide heads", (50,), 2, 1, 128, causal=True, scale=0.02),
     _case("sharp", (40, 90), 2, 2, 16, causal=False, spread=30.0),
     _case("sharp, causal", (40, 90), 2, 2, 16, causal=True, spread=30.0),
+)
+
+GROWING = (
+    Growing("tokens", lambda n: _case(f"{n} tokens", (n,), 1, 1, 16, causal=False), (32, 1_024, 4_096)),
+    Growing("tokens, causal", lambda n: _case(f"{n} tokens", (n,), 1, 1, 16, causal=True), (32, 1_024, 4_096)),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention import native, op, triton
-from ds4sci.kernels.evoformer_attention.cases import CASES
+from ds4sci.kernels.evoformer_attention.cases import CASES, GROWING
 from ds4sci.kernels.evoformer_attention.reference import reference, reference_lse
 from ds4sci.kernels.spec import Implementation, Kernel, always
 
@@ -41,6 +41,7 @@ KERNEL = Kernel(
         Implementation("reference", reference, always),
     ),
     CASES,
+    GROWING,
 )
 LSE = Kernel(
     "evoformer_attention",

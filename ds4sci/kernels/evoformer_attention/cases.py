@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ds4sci.kernels.spec import Case
+from ds4sci.kernels.spec import Case, Growing
 
 Mask = Literal["none", "bool", "float", "empty rows", "-1e9"]
 
@@ -63,4 +63,11 @@ CASES = (
     _case("wide heads", 1, 2, 20, 20, 2, 128),
     _case("odd width", 1, 2, 20, 21, 3, 10, mask="none", gate=False),
     _case("sharp", 1, 2, 40, 40, 2, 16, spread=30.0),
+)
+
+GROWING = (
+    Growing("residues", lambda n: _case(f"n {n}", 1, 2, n, n, 2, 16), (32, 256, 1_024)),
+    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 12, 12, 2, 8), (100, 10_000, 100_000)),
+    Growing("keys", lambda n: _case(f"{n} keys", 1, 4, 8, n, 1, 16, mask="float"), (32, 4_000, 100_000)),
+    Growing("queries", lambda n: _case(f"{n} queries", 1, 4, n, 8, 1, 16, mask="float"), (32, 4_000, 100_000)),
 )

@@ -74,7 +74,7 @@ def forward(
     """``into``: where to write the output, like q, any strides but 1 along the channels."""
     out = torch.empty(q.shape, dtype=q.dtype) if into is None else into
     lse = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=torch.float32)
-    rest = rest_like(lse, q.dtype, mask)
+    rest = rest_like(lse, q.dtype, mask, pair_bias)
     problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
     problem.groups = _for_threads(problem)
     _run(problem, False)

@@ -31,7 +31,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out ``[b, s, q, h, d]`` in q's dtype; lse ``[b, s, h, q]`` and what its rounding left, fp32 (fp64 for fp64).
 
-    The last is empty for bf16 and fp16 without a float mask: their own rounding is a thousand times larger."""
+    The last is empty for bf16 and fp16 without a bias: their own rounding is a thousand times larger."""
     out, lse, rest = FUSED[implementation].forward(q, k, v, mask, pair_bias, gate, scale)
     return out, lse, rest
 
@@ -65,7 +65,7 @@ def _(q, k, v, mask, pair_bias, gate, scale, implementation):
     b, s, n, h, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = q.new_empty((b, s, h, n), dtype=dtype)
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse, rest_like(lse, q.dtype, mask)
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse, rest_like(lse, q.dtype, mask, pair_bias)
 
 
 @backward.register_fake

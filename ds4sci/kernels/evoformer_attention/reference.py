@@ -44,12 +44,12 @@ def reference_lse(
     return torch.einsum("bshqk,bskhd->bsqhd", weights.to(v.dtype), v), lse
 
 
-def rest_like(lse: Tensor, dtype: torch.dtype, mask: Tensor | None) -> Tensor:
+def rest_like(lse: Tensor, dtype: torch.dtype, mask: Tensor | None, pair_bias: Tensor | None) -> Tensor:
     """An empty tensor for what lse's rounding leaves; of no elements where that cannot matter.
 
-    For fp32 it is half a digit of the gradients. For 16 bits it matters where a float mask pushes every score of a
-    query to some -1e9: there lse in fp32 does not even know the logarithm of the number of keys.
+    For fp32 it is half a digit of the gradients. For 16 bits it matters where a float mask or a bias pushes every score
+    of a query to some -1e9: there lse in fp32 does not even know the logarithm of the number of keys.
     """
-    if dtype == lse.dtype or (mask is not None and mask.is_floating_point()):
+    if dtype == lse.dtype or pair_bias is not None or (mask is not None and mask.is_floating_point()):
         return torch.empty_like(lse)
     return lse.new_empty(0)

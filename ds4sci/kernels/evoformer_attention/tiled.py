@@ -71,7 +71,7 @@ def forward(
     wide = _wide(q.dtype)
     out = q.new_empty(q.shape)
     lse = torch.empty(b, s, h, n, dtype=wide, device=q.device)
-    rest = rest_like(lse, q.dtype, mask)
+    rest = rest_like(lse, q.dtype, mask, pair_bias)
     for p in pieces(q, k):
         scores = _scores(p, q[p.b, p.rows, p.queries].to(wide) * scale, k[p.b, p.rows].to(wide), mask, pair_bias)
         top = scores.amax(-1, keepdim=True) if k.shape[2] else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
@@ -87,7 +87,9 @@ def forward(
         rounded = exact.to(wide)
         lse[p.b, p.rows, :, p.queries] = rounded
         if rest.numel():
-            rest[p.b, p.rows, :, p.queries] = (exact - rounded).nan_to_num(0.0).to(wide)  # -inf - -inf: no keys
+            # the logarithm of the sum, by itself: of -1e30 and it, a double would keep nothing; -inf - -inf: no keys
+            left = (top.squeeze(-1).double() - rounded.double()) + total.double().log()
+            rest[p.b, p.rows, :, p.queries] = left.nan_to_num(0.0).to(wide)
     return out, lse, rest
 
 

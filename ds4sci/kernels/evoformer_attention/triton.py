@@ -55,7 +55,7 @@ def forward(
     b, s, n, h, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((b, s, h, n), dtype=torch.float32, device=q.device)
-    rest = rest_like(lse, q.dtype, mask)
+    rest = rest_like(lse, q.dtype, mask, pair_bias)
     run([plan_forward(q, k, v, mask, pair_bias, gate, out, lse, rest, scale, architecture(q.device))], q.device)
     return out, lse, rest
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention import KERNEL as ATTENTION
 from ds4sci.kernels.gated_self_attention import fused
-from ds4sci.kernels.gated_self_attention.cases import CASES
+from ds4sci.kernels.gated_self_attention.cases import CASES, GROWING
 from ds4sci.kernels.gated_self_attention.reference import Weights, reference
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
@@ -38,7 +38,7 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("gated_self_attention", reference, implementations(_fused, reference, _attention), CASES)
+KERNEL = Kernel("gated_self_attention", reference, implementations(_fused, reference, _attention), CASES, GROWING)
 
 
 def gated_self_attention(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from ds4sci.kernels.gated_self_attention.reference import Layer, Weights
-from ds4sci.kernels.spec import Case
+from ds4sci.kernels.spec import Case, Growing
 
 
 def _case(
@@ -56,4 +56,9 @@ CASES = (
     _case("empty rows", 1, 4, 9, 16, 2, 8, mask="empty rows"),
     _case("one residue", 1, 1, 1, 9, 1, 8, mask="none"),
     _case("several tiles", 1, 130, 65, 64, 4, 16),
+)
+
+GROWING = (
+    Growing("residues", lambda n: _case(f"n {n}", 1, 2, n, 16, 2, 8), (32, 256, 1_024)),
+    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 12, 16, 2, 8), (100, 5_000, 50_000)),
 )

@@ -23,7 +23,7 @@ TILES = 4
 
 
 def _results(
-    x: Tensor, inner: int, mask: Tensor | None, heads: int, implementation: str
+    x: Tensor, inner: int, mask: Tensor | None, pair_bias: Tensor | None, heads: int, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Empty: the output, the gated one before its projection, lse and its rest.
 
@@ -34,7 +34,7 @@ def _results(
     b, s, n = x.shape[:3]
     gated = x.new_empty(b, s, n, inner, dtype=wide(x.dtype) if implementation == "native" else x.dtype)
     lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
-    return like(x, row_order(x)), gated, lse, rest_like(lse, x.dtype, mask)
+    return like(x, row_order(x)), gated, lse, rest_like(lse, x.dtype, mask, pair_bias)
 
 
 def _tiles(x: Tensor, width: int) -> list[slice]:
@@ -66,7 +66,7 @@ def forward(
     b, _, n, _ = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
-    out, gated, lse, rest = _results(x, inner, mask, heads, implementation)
+    out, gated, lse, rest = _results(x, inner, mask, pair_bias, heads, implementation)
     for i in range(b):
         bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
         for tile in _tiles(x, weight_in.shape[0]):
@@ -160,7 +160,7 @@ def backward(
 def shape(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor | None,
           weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
           eps: float, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _results(x, weight_out.shape[1], mask, heads, implementation)
+    return _results(x, weight_out.shape[1], mask, pair_bias, heads, implementation)
 
 
 OPERATOR = differentiable("gated_self_attention", forward, backward, shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ds4sci.kernels.layer_norm import fused
-from ds4sci.kernels.layer_norm.cases import CASES
+from ds4sci.kernels.layer_norm.cases import CASES, GROWING
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 
@@ -31,7 +31,7 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("layer_norm", reference, implementations(_fused, reference, _why_not), CASES)
+KERNEL = Kernel("layer_norm", reference, implementations(_fused, reference, _why_not), CASES, GROWING)
 
 
 def layer_norm(

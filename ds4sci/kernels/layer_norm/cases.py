@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ds4sci.kernels.spec import Case
+from ds4sci.kernels.spec import Case, Growing
 
 
 def _case(name: str, *shape: int, bias: bool = True, transposed: bool = False, shift: float = 0.0) -> Case:
@@ -31,4 +31,9 @@ CASES = (
     _case("one row", 1, 9),
     _case("wide", 3, 1025),
     _case("far from 0", 5, 40, 64, shift=30.0),
+)
+
+GROWING = (
+    Growing("rows", lambda rows: _case(f"{rows} rows", rows, 32), (500, 50_000, 1_000_000)),
+    Growing("channels", lambda c: _case(f"{c} channels", 64, c), (500, 8_000, 100_000)),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ds4sci.kernels.outer_product_mean import fused
-from ds4sci.kernels.outer_product_mean.cases import CASES
+from ds4sci.kernels.outer_product_mean.cases import CASES, GROWING
 from ds4sci.kernels.outer_product_mean.reference import reference
 from ds4sci.kernels.spec import Implementation, Kernel, always
 
@@ -27,6 +27,7 @@ KERNEL = Kernel(
     reference,
     (Implementation("tiled", _fused("tiled"), always), Implementation("reference", reference, always)),
     CASES,
+    GROWING,
 )
 
 

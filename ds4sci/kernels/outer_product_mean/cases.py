@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ds4sci.kernels.spec import Case
+from ds4sci.kernels.spec import Case, Growing
 
 
 def _case(
@@ -41,4 +41,10 @@ CASES = (
     _case("ESMFold2: token first, at least one", 1, 10, 17, 8, 24, eps=None, transposed=True, mask="float"),
     _case("one row, one residue, no bias", 1, 1, 1, 5, 7, bias=False, mask="all"),
     _case("several tiles", 1, 6, 90, 16, 12),
+)
+
+GROWING = (
+    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 6, 4, 16), (500, 20_000, 100_000)),
+    Growing("pairs", lambda n: _case(f"n {n}", 1, 6, n, 4, 16), (24, 200, 1_024)),
+    Growing("pairs, few rows", lambda n: _case(f"n {n}", 1, 2, n, 8, 8), (24, 200, 1_024)),
 )

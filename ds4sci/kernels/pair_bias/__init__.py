@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ds4sci.kernels.pair_bias import fused
-from ds4sci.kernels.pair_bias.cases import CASES
+from ds4sci.kernels.pair_bias.cases import CASES, GROWING
 from ds4sci.kernels.pair_bias.reference import reference
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
@@ -23,7 +23,7 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("pair_bias", reference, implementations(_fused, reference), CASES)
+KERNEL = Kernel("pair_bias", reference, implementations(_fused, reference), CASES, GROWING)
 
 
 def pair_bias(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ds4sci.kernels.spec import Case
+from ds4sci.kernels.spec import Case, Growing
 
 
 def _case(name: str, b: int, q: int, k: int, c: int, h: int, *, norm: bool = True, transposed: bool = False) -> Case:
@@ -30,4 +30,8 @@ CASES = (
     _case("batch, no norm", 2, 17, 21, 24, 3, norm=False),
     _case("one pair", 1, 1, 1, 7, 1),
     _case("several tiles", 1, 150, 130, 64, 4),
+)
+
+GROWING = (
+    Growing("pairs", lambda n: _case(f"n {n}", 1, n, n, 32, 4), (24, 200, 1_000)),
 )

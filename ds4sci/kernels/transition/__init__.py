@@ -9,7 +9,7 @@ from torch import Tensor
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.transition import fused
-from ds4sci.kernels.transition.cases import CASES
+from ds4sci.kernels.transition.cases import CASES, GROWING
 from ds4sci.kernels.transition.reference import Activation, reference
 
 
@@ -34,7 +34,7 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("transition", reference, implementations(_fused, reference), CASES)
+KERNEL = Kernel("transition", reference, implementations(_fused, reference), CASES, GROWING)
 
 
 def transition(

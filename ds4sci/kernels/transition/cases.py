@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ds4sci.kernels.spec import Case
+from ds4sci.kernels.spec import Case, Growing
 from ds4sci.kernels.transition.reference import Activation
 
 
@@ -42,4 +42,11 @@ CASES = (
     _case("no norm", (191,), 20, 2, norm=False),
     _case("one row of odd width", (1, 1), 9, 3),
     _case("several tiles", (70, 100), 40, 4),
+)
+
+GROWING = (
+    Growing("rows", lambda rows: _case(f"{rows} rows", (rows,), 16, 2), (500, 50_000, 1_000_000)),
+    Growing(
+        "rows, SwiGLU", lambda rows: _case(f"{rows} rows", (rows,), 16, 2, activation="swiglu"), (500, 50_000, 1_000_000)
+    ),
 )

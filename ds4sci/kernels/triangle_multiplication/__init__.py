@@ -10,7 +10,7 @@ from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.tiles import join
 from ds4sci.kernels.triangle_multiplication import fused
-from ds4sci.kernels.triangle_multiplication.cases import CASES
+from ds4sci.kernels.triangle_multiplication.cases import CASES, GROWING
 from ds4sci.kernels.triangle_multiplication.reference import Direction, Weights, reference
 
 __all__ = ["KERNEL", "Direction", "Weights", "triangle_multiplication"]
@@ -27,7 +27,7 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("triangle_multiplication", reference, implementations(_fused, reference), CASES)
+KERNEL = Kernel("triangle_multiplication", reference, implementations(_fused, reference), CASES, GROWING)
 
 
 def triangle_multiplication(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ds4sci.kernels.spec import Case
+from ds4sci.kernels.spec import Case, Growing
 from ds4sci.kernels.triangle_multiplication.reference import Direction, Layer, Weights
 
 
@@ -59,4 +59,9 @@ CASES = (
     _case("everything masked", 1, 5, 8, 8, "outgoing", mask="empty"),
     _case("one residue", 1, 1, 8, 4, "outgoing", mask="none"),
     _case("several tiles", 1, 100, 28, 28, "outgoing"),
+)
+
+GROWING = (
+    Growing("outgoing", lambda n: _case(f"n {n}", 1, n, 8, 8, "outgoing"), (24, 200, 1_024)),
+    Growing("incoming", lambda n: _case(f"n {n}", 1, n, 8, 8, "incoming"), (24, 200, 1_024)),
 )
