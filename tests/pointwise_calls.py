@@ -33,8 +33,7 @@ def spread(x: Tensor) -> Tensor:
 
 def sums(like: Tensor, size: int) -> Tensor:
     """What is added to: no zeros, so that an assignment is seen."""
-    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.linspace(-1, 1, size, dtype=wide, device=like.device)
+    return torch.linspace(-1, 1, size, dtype=torch.float64, device=like.device)
 
 
 def norm(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Outcome:

@@ -97,7 +97,7 @@ def test_awkward_calls_compile(case: str, arch: str, call: Call, monkeypatch: py
 def test_rows_in_planes_compile(arch: str) -> None:
     x = torch.empty(384, 48, 128, dtype=torch.bfloat16).transpose(0, 1)
     y, moment, weight = x.reshape(-1, 128), torch.empty(384 * 48), torch.empty(128, dtype=torch.bfloat16)
-    sums = torch.zeros(128), torch.zeros(128)
+    sums = torch.zeros(128, dtype=torch.float64), torch.zeros(128, dtype=torch.float64)
     for launch in (
         *triton_plan.norm(x, weight, weight, 1e-5, y, moment, moment),
         *triton_plan.norm_backward(y, x, moment, moment, weight, x, sums),

@@ -57,39 +57,84 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.add_(a @ b)
 
 
+class CascadeSum:
+    """A sum of many tensors: of ``base`` at a time, then of ``base`` such sums, and so on, so that rounding grows with
+    the logarithm of their number. As many tensors are kept as that number has digits in this base."""
+
+    def __init__(self, base: int = 16) -> None:
+        self.base = base
+        self._levels: list[Tensor | None] = [None]
+        self._count = 0
+
+    def add(self, x: Tensor) -> None:
+        """``x`` becomes this sum's own memory."""
+        self._put(0, x)
+        self._carry()
+
+    def add_product(self, a: Tensor, b: Tensor) -> None:
+        """Adds ``a b``. That of one tile alone is the product as it is: no second copy."""
+        total = self._levels[0]
+        if total is None:
+            self._levels[0] = a @ b
+        else:
+            self._levels[0] = total = total.to(wide(a.dtype))
+            add_product(total, a, b)
+        self._carry()
+
+    def _put(self, level: int, x: Tensor) -> None:
+        mine = self._levels[level]
+        self._levels[level] = x.to(wide(x.dtype)) if mine is None else mine.add_(x)
+
+    def _carry(self) -> None:
+        self._count += 1
+        count, level = self._count, 0
+        while count % self.base == 0:
+            if level + 1 == len(self._levels):
+                self._levels.append(None)
+            done, self._levels[level] = self._levels[level], None
+            assert done is not None
+            self._put(level + 1, done)
+            count, level = count // self.base, level + 1
+
+    def result(self) -> Tensor | None:
+        """The sum, in fp32 (fp64 for fp64) but for one product alone; None of nothing. Ends the adding."""
+        total: Tensor | None = None
+        while self._levels:
+            part = self._levels.pop(0)
+            if part is not None:
+                total = part if total is None else part.to(wide(part.dtype)).add_(total)
+        return total
+
+
 class Sum:
-    """A gradient that tiles add up to; without ``parameter``, or not ``wanted``, none is made."""
+    """A vector's gradient that tiles add up to, in fp64; without ``parameter``, or not ``wanted``, none is made."""
 
     def __init__(self, parameter: Tensor | None, wanted: bool) -> None:
         self.parameter = parameter
         self.total: Tensor | None = None
         if parameter is not None and wanted:
-            self.total = torch.zeros(parameter.shape, dtype=wide(parameter.dtype), device=parameter.device)
+            self.total = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
 
     def result(self) -> Tensor | None:
         return None if self.total is None or self.parameter is None else self.total.to(self.parameter.dtype)
 
 
 class Product:
-    """A weight's gradient, ``Σ over tiles a b``. That of one tile alone is the product as it comes: no second copy."""
+    """A weight's gradient, ``Σ over tiles a b``."""
 
     def __init__(self, parameter: Tensor, wanted: bool) -> None:
-        self.parameter, self.wanted = parameter, wanted
-        self.total: Tensor | None = None
+        self.parameter = parameter
+        self.sum = CascadeSum() if wanted else None
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        if not self.wanted:
-            return
-        if self.total is None:
-            self.total = a @ b
-        else:
-            self.total = self.total.to(wide(a.dtype))
-            add_product(self.total, a, b)
+        if self.sum is not None:
+            self.sum.add_product(a, b)
 
     def result(self) -> Tensor | None:
-        if not self.wanted:
+        if self.sum is None:
             return None
-        return torch.zeros_like(self.parameter) if self.total is None else self.total.to(self.parameter.dtype)
+        total = self.sum.result()
+        return torch.zeros_like(self.parameter) if total is None else total.to(self.parameter.dtype)
 
 
 class Norm:

@@ -84,6 +84,27 @@ static inline float total(Vec v) {
 #endif
 }
 
+// Additions in fp32, one after another, after which a sum goes on in fp64: rounding does not grow with its length.
+constexpr int FEW = 64;
+
+// f(begin, end) for parts of a row of n, FEW vectors each.
+template <class F>
+static inline void in_parts(int64_t n, F f) {
+  for (int64_t begin = 0; begin < n; begin += FEW * W) f(begin, std::min(n, begin + FEW * W));
+}
+
+// Σ f(first element, place) over a row of n.
+template <class F>
+static inline float sum_over(int64_t n, F f) {
+  double all = 0;
+  in_parts(n, [&](int64_t begin, int64_t end) {
+    Vec part = {};
+    each(end - begin, [&](int64_t j, auto at) { part += f(begin + j, at); });
+    all += total(part);
+  });
+  return float(all);
+}
+
 // sigmoid(x) and 1 - sigmoid(x), both to a relative 2e-7: no exponential of a positive number, no difference.
 struct Gate { Vec open, shut; };
 static inline Gate sigmoid(Vec x) {

@@ -123,23 +123,25 @@ struct NormColumnsBackward {
 template <class F>
 static void run_columns(const Call& c) {
   const int64_t panels = (c.rows + PANEL - 1) / PANEL, blocks = std::max<int64_t>(1, std::min<int64_t>(32, panels));
-  const bool sums = F::SUMS && (c.sums[0] || c.sums[1]);
-  std::vector<float> made(sums ? blocks * F::SUMS * c.channels : 0);
+  const int64_t size = F::SUMS && (c.sums[0] || c.sums[1]) ? F::SUMS * c.channels : 0;
+  std::vector<double> made(blocks * size);
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   auto run = [&] {
-    const std::unique_ptr<float[]> panel(new (std::nothrow) float[2 * c.channels * PANEL]);
-    if (!panel) failed = true;
-    for (int64_t b; panel && (b = next++) < blocks;) {
-      float* mine = sums ? made.data() + b * F::SUMS * c.channels : nullptr;
-      for (int64_t p = panels * b / blocks; p < panels * (b + 1) / blocks; ++p)
-        F{c}(p * PANEL, int(std::min<int64_t>(PANEL, c.rows - p * PANEL)), panel.get(), mine);
+    const std::unique_ptr<float[]> panel(new (std::nothrow) float[2 * c.channels * PANEL]), few(new (std::nothrow) float[size]());
+    if (!panel || !few) failed = true;
+    for (int64_t b; panel && few && (b = next++) < blocks;) {
+      const Sums sums{few.get(), size ? made.data() + b * size : nullptr, size};
+      const int64_t from = panels * b / blocks, to = panels * (b + 1) / blocks;
+      for (int64_t p = from; p < to; ++p) {
+        F{c}(p * PANEL, int(std::min<int64_t>(PANEL, c.rows - p * PANEL)), panel.get(), size ? sums.few : nullptr);
+        sums.move(PANEL / W * (p + 1 - from), p + 1 == to);
+      }
     }
   };
   on_threads(std::min(c.threads, blocks), c.team, run);
   if (failed) throw std::bad_alloc();
-  if (sums)
-    for (int64_t b = 0; b < blocks; ++b) add_sums(c, made.data() + b * F::SUMS * c.channels, F::SUMS, c.channels);
+  for (int64_t b = 0; size && b < blocks; ++b) add_sums(c, made.data() + b * size, F::SUMS, c.channels);
 }
 
 // The gated linear unit needs no panels: channels are independent, and a task is a channel's row of the tile.
@@ -175,20 +177,26 @@ struct GluBackward {
     const T* g = static_cast<const T*>(c.tile[0].data) + k * c.tile[0].stride[1];
     T *u = joint + k * c.tile[1].stride[1], *v = joint + (c.channels + k) * c.tile[1].stride[1];
     const float bias = c.vector[0] ? c.vector[0][k] : 0.0f, gate_bias = c.vector[0] ? c.vector[0][c.channels + k] : 0.0f;
-    Vec first = {}, second = {};
-    each(c.rows, [&](int64_t i, auto at) {
-      Vec grad = read(g + i, at);
-      if (c.vector[1]) grad = grad * read(c.vector[1] + i, at);
-      const Gate gate = sigmoid(read(v + i, at) + gate_bias);
-      const Vec du = grad * gate.open, dv = du * (read(u + i, at) + bias) * gate.shut;
-      write(u + i, du, at);
-      write(v + i, dv, at);
-      first += du;  // behind the last column the gradient is read as 0
-      second += dv;
+    double first = 0, second = 0;
+    in_parts(c.rows, [&](int64_t begin, int64_t end) {
+      Vec of_u = {}, of_v = {};
+      each(end - begin, [&](int64_t j, auto at) {
+        const int64_t i = begin + j;
+        Vec grad = read(g + i, at);
+        if (c.vector[1]) grad = grad * read(c.vector[1] + i, at);
+        const Gate gate = sigmoid(read(v + i, at) + gate_bias);
+        const Vec du = grad * gate.open, dv = du * (read(u + i, at) + bias) * gate.shut;
+        write(u + i, du, at);
+        write(v + i, dv, at);
+        of_u += du;  // behind the last column the gradient is read as 0
+        of_v += dv;
+      });
+      first += total(of_u);
+      second += total(of_v);
     });
     if (c.sums[0]) {
-      c.sums[0][k] += total(first);
-      c.sums[0][c.channels + k] += total(second);
+      c.sums[0][k] += first;
+      c.sums[0][c.channels + k] += second;
     }
   }
 };

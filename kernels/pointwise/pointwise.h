@@ -22,7 +22,7 @@ struct Call {
   Tile tile[3];
   const float* vector[2];  // weights, biases, a mask
   float* stats[2];         // mean and rstd of each row
-  float* sums[2];          // added to; null where nobody asks
+  double* sums[2];         // added to; null where nobody asks
 };
 
 }  // namespace ds4sci

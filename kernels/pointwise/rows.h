@@ -1,6 +1,6 @@
 // Functions on tiles of rows. Included by width.cpp inside its namespace.
 //
-// A function object works on one row and adds what it sums to `mine`, a block's own copy of the sums.
+// A function object works on one row and adds what it sums to `mine`, in fp32: a sum of few rows, see Sums.
 
 template <class T>
 static inline T* row_of(const Tile& t, int64_t rows, int64_t i) {
@@ -15,14 +15,12 @@ struct NormForward {
     const int64_t n = c.channels;
     const T* x = row_of<T>(c.tile[0], c.rows, i);
     T* y = row_of<T>(c.tile[1], c.rows * c.outer, i);
-    Vec sum = {}, square = {};
-    each(n, [&](int64_t k, auto at) { sum += read(x + k, at); });
-    const float mean = total(sum) / float(n);
-    each(n, [&](int64_t k, auto at) {
+    const float mean = sum_over(n, [&](int64_t k, auto at) { return read(x + k, at); }) / float(n);
+    const float square = sum_over(n, [&](int64_t k, auto at) {
       const Vec d = (read(x + k, at) - mean) * there(at);
-      square += d * d;
+      return d * d;
     });
-    const float rstd = 1.0f / std::sqrt(total(square) / float(n) + float(c.eps));
+    const float rstd = 1.0f / std::sqrt(square / float(n) + float(c.eps));
     each(n, [&](int64_t k, auto at) {
       write(y + k, plus((read(x + k, at) - mean) * rstd * read(c.vector[0] + k, at), c.vector[1], k, at), at);
     });
@@ -41,17 +39,22 @@ struct NormBackward {
     const T* x = row_of<T>(c.tile[1], c.rows, i);
     T* out = row_of<T>(c.tile[2], c.rows, i);
     const float mean = c.stats[0][i], rstd = c.stats[1][i];
-    Vec sum = {}, inner = {};
-    each(n, [&](int64_t k, auto at) {
-      const Vec grad = read(g + k, at), scaled = (read(x + k, at) - mean) * rstd, a = grad * read(c.vector[0] + k, at);
-      sum += a;
-      inner += a * scaled;
-      if (mine) {
-        write(mine + k, read(mine + k, at) + grad * scaled, at);
-        write(mine + n + k, read(mine + n + k, at) + grad, at);
-      }
+    double all[2] = {};
+    in_parts(n, [&](int64_t begin, int64_t end) {
+      Vec sum = {}, inner = {};
+      each(end - begin, [&](int64_t j, auto at) {
+        const int64_t k = begin + j;
+        const Vec grad = read(g + k, at), scaled = (read(x + k, at) - mean) * rstd, a = grad * read(c.vector[0] + k, at);
+        sum += a;
+        inner += a * scaled;
+        if (mine) {
+          write(mine + k, read(mine + k, at) + grad * scaled, at);
+          write(mine + n + k, read(mine + n + k, at) + grad, at);
+        }
+      });
+      all[0] += total(sum), all[1] += total(inner);
     });
-    const float first = total(sum) / float(n), second = total(inner) / float(n);
+    const float first = float(all[0] / double(n)), second = float(all[1] / double(n));
     each(n, [&](int64_t k, auto at) {
       const Vec scaled = (read(x + k, at) - mean) * rstd, a = read(g + k, at) * read(c.vector[0] + k, at);
       write(out + k, (a - first - scaled * second) * rstd, at);
@@ -171,27 +174,47 @@ struct ColumnSums {
   }
 };
 
+// A block's sums: in fp32 of at most FEW additions, those in fp64. Rounding then does not grow with the number of rows.
+struct Sums {
+  float* few;
+  double* all;
+  int64_t size;
+
+  // After `done` additions to `few`, or with none to come.
+  void move(int64_t done, bool last) const {
+    if (!all || (done % FEW && !last)) return;
+    for (int64_t i = 0; i < size; ++i) all[i] += double(few[i]), few[i] = 0.0f;
+  }
+};
+
 // Adds a block's sums, SUMS times `n` numbers, to the caller's: the gradients of biases that nobody asks for are left out.
-static inline void add_sums(const Call& c, const float* made, int count, int64_t n) {
+static inline void add_sums(const Call& c, const double* made, int count, int64_t n) {
   for (int s = 0; s < count; ++s)
-    if (c.sums[s]) each(n, [&](int64_t k, auto at) { write(c.sums[s] + k, read(c.sums[s] + k, at) + read(made + s * n + k, at), at); });
+    for (int64_t k = 0; c.sums[s] && k < n; ++k) c.sums[s][k] += made[s * n + k];
 }
 
 // All rows, in blocks whose number depends on the shape alone; their sums are added in their order.
 template <class F>
 static void run_rows(const Call& c) {
   const int64_t rows = c.rows * c.outer, blocks = std::max<int64_t>(1, std::min<int64_t>(32, rows / 16));
-  const bool sums = F::SUMS && (c.sums[0] || c.sums[1]);
-  std::vector<float> made(sums ? blocks * F::SUMS * c.channels : 0);
+  const int64_t size = F::SUMS && (c.sums[0] || c.sums[1]) ? F::SUMS * c.channels : 0;
+  std::vector<double> made(blocks * size);
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
   auto run = [&] {
-    for (int64_t b; (b = next++) < blocks;) {
+    const std::unique_ptr<float[]> few(new (std::nothrow) float[size]());
+    if (!few) failed = true;
+    for (int64_t b; few && (b = next++) < blocks;) {
       const F one{c};
-      float* mine = sums ? made.data() + b * F::SUMS * c.channels : nullptr;
-      for (int64_t i = rows * b / blocks; i < rows * (b + 1) / blocks; ++i) one(i, mine);
+      const Sums sums{few.get(), size ? made.data() + b * size : nullptr, size};
+      const int64_t from = rows * b / blocks, to = rows * (b + 1) / blocks;
+      for (int64_t i = from; i < to; ++i) {
+        one(i, size ? sums.few : nullptr);
+        sums.move(i + 1 - from, i + 1 == to);
+      }
     }
   };
   on_threads(std::min(c.threads, blocks), c.team, run);
-  if (sums)
-    for (int64_t b = 0; b < blocks; ++b) add_sums(c, made.data() + b * F::SUMS * c.channels, F::SUMS, c.channels);
+  if (failed) throw std::bad_alloc();
+  for (int64_t b = 0; size && b < blocks; ++b) add_sums(c, made.data() + b * size, F::SUMS, c.channels);
 }

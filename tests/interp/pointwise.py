@@ -143,7 +143,7 @@ def test_a_gradient_that_is_one_number() -> None:
         want = BY_NAME[name].run(triton, **(given | {"grad": torch.ones(33, 20)}))
         for part, x in BY_NAME[name].run(triton, **(given | {"grad": one})).items():
             assert torch.equal(x, want[part]), part
-    made = torch.zeros(20)
+    made = torch.zeros(20, dtype=torch.float64)
     triton.column_sums(one, made)
     assert made.tolist() == [33] * 20
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention.reference import rest_like
+from ds4sci.kernels.tiles import CascadeSum
 
 PIECE = 2**21
 """Scores made at a time (8 MB in fp32)."""
@@ -106,6 +107,8 @@ def backward(
         for x, want in zip(inputs, wanted, strict=True)
     ]
     dq, dk, dv, dmask, dbias, dgate = sums
+    of_bias: dict[tuple[int, ...], CascadeSum] = {}  # by the place in dbias that a sum's pieces share
+    places: dict[tuple[int, ...], Tensor] = {}
     for p in pieces(q, k):
         queries = q[p.b, p.rows, p.queries].to(wide) * scale
         keys, values = k[p.b, p.rows].to(wide), v[p.b, p.rows].to(wide)
@@ -137,5 +140,11 @@ def backward(
             dmask[p.b, p.rows] += slope.sum((1, 2))
         if dbias is not None:
             part = _part(dbias, p)
-            part += slope.sum(0).sum_to_size(part.shape)
+            place = (part.storage_offset(), *part.shape)
+            places[place] = part
+            of_bias.setdefault(place, CascadeSum()).add(slope.sum(0).sum_to_size(part.shape))
+    for place, part in places.items():
+        total = of_bias.pop(place).result()
+        assert total is not None
+        part.copy_(total)
     return [None if x is None or total is None else total.to(x.dtype) for x, total in zip(inputs, sums, strict=True)]

@@ -16,7 +16,7 @@ from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.evoformer_attention.reference import rest_like
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Product, Sum, finish, like, linear, row_order, spans, wide
+from ds4sci.kernels.tiles import CascadeSum, Norm, Product, Sum, finish, like, linear, row_order, spans, wide
 
 TILES = 4
 """q, k, v and gate of one call of attention take so many tiles' budget: its rows share what it makes of the bias."""
@@ -117,8 +117,8 @@ def backward(
     out = like(x, row_order(x))
     grad_mask = torch.empty_like(mask) if mask is not None and wanted[7] else None
     grads: list[Any]
-    sum_pair = Sum(pair_bias, wanted[8])
-    asked = [True, True, True, grad_mask is not None, sum_pair.total is not None, parts == 4]
+    sums_pair = [CascadeSum() for _ in range(len(pair_bias))] if pair_bias is not None and wanted[8] else []
+    asked = [True, True, True, grad_mask is not None, bool(sums_pair), parts == 4]
     for i in range(b):
         shared = pair_bias is not None and len(pair_bias) == 1
         bias = None if pair_bias is None else pair_bias if shared else pair_bias[i : i + 1]
@@ -146,14 +146,18 @@ def backward(
                     place.copy_(part)
             if grad_mask is not None:
                 grad_mask[i, tile] = grads[3][0]
-            if sum_pair.total is not None:
-                (sum_pair.total if shared else sum_pair.total[i : i + 1]).add_(grads[4])
+            if sums_pair:
+                sums_pair[0 if shared else i].add(grads[4])
             product_in.add(made.t(), y)
             if sum_in.total is not None:
                 pointwise.column_sums(made, sum_in.total)
             norm.backward(made @ weight_in, x[i, tile], out[i, tile])
     made_of = (product_in.result(), sum_in.result(), product_out.result(), sum_out.result())
-    results = [*norm.results(), *made_of, grad_mask, sum_pair.result()]
+    grad_pair = None
+    if pair_bias is not None and sums_pair:
+        made_pair = [torch.zeros_like(pair_bias[:1]) if (made := one.result()) is None else made for one in sums_pair]
+        grad_pair = (torch.cat(made_pair) if len(made_pair) > 1 else made_pair[0]).to(pair_bias.dtype)
+    results = [*norm.results(), *made_of, grad_mask, grad_pair]
     return finish(x, [out, *results])
 
 

@@ -7,7 +7,6 @@ With few rows the weight is applied to a_i first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +14,11 @@ from torch import Tensor
 
 from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.outer_product_mean.reference import count
-from ds4sci.kernels.tiles import Sum, add_product, finish, spans, wide
+from ds4sci.kernels.tiles import CascadeSum, Sum, finish, spans, wide
+
+
+ROWS = 256
+"""Rows that one matrix product sums over: thin ones, of c columns, add their rows one after another."""
 
 
 def _kept(x: Tensor, mask: Tensor) -> Tensor:
@@ -29,43 +32,43 @@ class OuterFirst:
         self.x, self.y, self.weight, self.c = x, y, weight, x.shape[-1]
         self.turned = weight.unflatten(-1, (self.c, self.c)).transpose(1, 2).flatten(1)
         self.right = y.flatten(1).t().contiguous()  # [j·c, s]
-        self.grad_y = torch.zeros(y.flatten(1).shape, dtype=wide(x.dtype), device=x.device)
+        self.grad_y = CascadeSum(64)  # as large as y: a second one for many tiles alone
 
     @staticmethod
     def bytes_each(x: Tensor, weight: Tensor) -> int:
         """Of one i."""
         return x.shape[1] * weight.shape[1] * x.itemsize
 
-    @staticmethod
-    def empty_grad(weight: Tensor) -> Tensor:
-        return torch.zeros(weight.shape, dtype=wide(weight.dtype), device=weight.device)
-
     def _outer(self, tile: slice) -> Tensor:
         """[i·j, c·c], b's channel in front."""
         left = self.x[:, tile]
         made = self.right.new_empty(left.shape[1], len(self.right), self.c)
         for k in range(len(made)):
-            torch.mm(self.right, left[:, k], out=made[k])
+            torch.mm(self.right[:, :ROWS], left[:ROWS, k], out=made[k])
+            for rows in (slice(begin, begin + ROWS) for begin in range(ROWS, len(left), ROWS)):
+                made[k] += self.right[:, rows] @ left[rows, k]  # by itself first, or it would go on adding row by row
         return made.view(-1, self.c**2)
 
     def forward(self, tile: slice) -> Tensor:
         return self._outer(tile) @ self.turned.t()
 
-    def backward(self, grad: Tensor, tile: slice, total: Tensor | None) -> Tensor:
+    def backward(self, grad: Tensor, tile: slice, total: CascadeSum | None) -> Tensor:
         """From ``grad`` [i·j, c_z]: x's gradient [s, i, c]; y's and the weight's are added."""
         if total is not None:
-            add_product(total, grad.t(), self._outer(tile))
+            total.add_product(grad.t(), self._outer(tile))
         # a's channel in front, and in front of j: then both products below are over rows as they lie
         inner = (grad @ self.weight).view(-1, self.x.shape[1], self.c, self.c).transpose(1, 2)
-        inner = inner.reshape(-1, self.grad_y.shape[1])
-        add_product(self.grad_y, self.x[:, tile].flatten(1), inner)
+        inner = inner.reshape(-1, len(self.right))
+        self.grad_y.add_product(self.x[:, tile].flatten(1), inner)
         return (self.y.flatten(1) @ inner.t()).view(len(self.x), -1, self.c)
 
     def grad_of_y(self) -> Tensor:
-        return self.grad_y.view(self.y.shape)
+        total = self.grad_y.result()
+        return torch.zeros_like(self.y) if total is None else total.view(self.y.shape)
 
-    def weight_grad(self, total: Tensor) -> Tensor:
-        return total.unflatten(-1, (self.c, self.c)).transpose(1, 2).flatten(1)
+    @staticmethod
+    def weight_grad(total: Tensor, c: int) -> Tensor:
+        return total.unflatten(-1, (c, c)).transpose(1, 2).flatten(1)
 
 
 class WeightFirst:
@@ -77,16 +80,11 @@ class WeightFirst:
             weight.unflatten(-1, (self.c, self.c)).permute(1, 2, 0).flatten(1)
         )  # [c, c·c_z], b's channel first
         self.right = y.transpose(0, 1).flatten(1)  # [j, s·c]
-        self.grad_y = torch.zeros(self.right.shape, dtype=wide(x.dtype), device=x.device)
+        self.grad_y = CascadeSum(64)
 
     @staticmethod
     def bytes_each(x: Tensor, weight: Tensor) -> int:
         return max(x.shape[1], x.shape[0] * x.shape[2]) * len(weight) * x.itemsize
-
-    @staticmethod
-    def empty_grad(weight: Tensor) -> Tensor:
-        c = math.isqrt(weight.shape[1])
-        return torch.zeros(c, c * len(weight), dtype=wide(weight.dtype), device=weight.device)
 
     def _weighted(self, tile: slice) -> tuple[Tensor, Tensor]:
         """a's rows [i·s, c], and of each i their products with the weight, [i, s·c, c_z]."""
@@ -97,21 +95,23 @@ class WeightFirst:
     def forward(self, tile: slice) -> Tensor:
         return torch.matmul(self.right, self._weighted(tile)[1]).flatten(0, 1)
 
-    def backward(self, grad: Tensor, tile: slice, total: Tensor | None) -> Tensor:
+    def backward(self, grad: Tensor, tile: slice, total: CascadeSum | None) -> Tensor:
         rows, weighted = self._weighted(tile)
         above = grad.view(len(weighted), -1, grad.shape[-1])
         for g, w in zip(above, weighted, strict=True):
-            add_product(self.grad_y, g, w.t())
+            self.grad_y.add_product(g, w.t())
         inner = torch.matmul(self.right.t(), above).view(len(rows), -1)
         if total is not None:
-            add_product(total, rows.t(), inner)
+            total.add_product(rows.t(), inner)
         return (inner @ self.weight.t()).view(-1, len(self.x), self.c).transpose(0, 1)
 
     def grad_of_y(self) -> Tensor:
-        return self.grad_y.view(len(self.right), -1, self.c).transpose(0, 1)
+        total = self.grad_y.result()
+        return torch.zeros_like(self.y) if total is None else total.view(len(self.right), -1, self.c).transpose(0, 1)
 
-    def weight_grad(self, total: Tensor) -> Tensor:
-        return total.view(self.c, self.c, -1).permute(2, 0, 1).flatten(1)
+    @staticmethod
+    def weight_grad(total: Tensor, c: int) -> Tensor:
+        return total.view(c, c, -1).permute(2, 0, 1).flatten(1)
 
 
 def _way(a: Tensor) -> type[OuterFirst] | type[WeightFirst]:
@@ -156,18 +156,19 @@ def backward(
     way = _way(a)
     divisor = count(mask, wide(a.dtype), eps)
     grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
-    total, sums_bias = way.empty_grad(weight) if wanted[2] else None, Sum(bias, wanted[3])
-    grad_weight: Tensor | None = None
+    total, sums_bias = CascadeSum() if wanted[2] else None, Sum(bias, wanted[3])
     for x, y, g, d, ga, gb in zip(_kept(a, mask), _kept(b, mask), grad, divisor, grad_a, grad_b, strict=True):
         product = way(x, y, weight)
         for tile in spans(n, way.bytes_each(x, weight), a.device):
             scaled = (g[tile] / d[tile]).to(a.dtype).flatten(0, 1)
             if sums_bias.total is not None:
-                sums_bias.total.add_(scaled.sum(0, dtype=sums_bias.total.dtype))
+                sums_bias.total.add_(scaled.sum(0, dtype=wide(scaled.dtype)))
             ga[:, tile] = product.backward(scaled, tile, total)
         gb.copy_(product.grad_of_y())
-        if total is not None:
-            grad_weight = product.weight_grad(total).to(weight.dtype)
+    grad_weight: Tensor | None = None
+    if total is not None:
+        made = total.result()
+        grad_weight = torch.zeros_like(weight) if made is None else way.weight_grad(made, a.shape[-1]).to(weight.dtype)
     keep = mask.to(a.dtype).unsqueeze(-1)
     return finish(a, [grad_a.mul_(keep), grad_b.mul_(keep), grad_weight, sums_bias.result(), None])
 

@@ -4,8 +4,8 @@ Modules with the same functions: ``triton`` (GPUs), ``native`` (C++, CPUs) and `
 is the reference. An operation's implementation of a name calls the module that ``BACKENDS`` has for it.
 
 Tiles are ``rows``, [rows, c] with stride 1 along c, or ``columns``, [c, columns] with stride 1 along the columns. Their
-other stride is free. Sums over a tile are *added* to fp32 tensors (fp64 for fp64), in an order that depends on
-shapes alone.
+other stride is free. Sums over a tile, made in fp32 of few numbers at a time, are *added* to fp64 tensors, in an
+order that depends on shapes alone: rounding does not grow with the number of rows or of tiles.
 """
 
 from __future__ import annotations

@@ -61,10 +61,11 @@ def _run(
     function: str, sizes: tuple[int, int, int], tiles: tuple[Tensor, ...], *, vectors: tuple[Tensor | None, ...] = (),
     stats: tuple[Tensor, ...] = (), sums: tuple[Tensor | None, ...] = (), eps: float = 0.0,
 ) -> None:  # fmt: skip
-    """``tiles`` of 2 dimensions, or 3 where the rows are not evenly spaced; ``vectors`` and ``sums`` in fp32."""
+    """``tiles`` of 2 dimensions, or 3 where the rows are not evenly spaced; ``vectors`` in fp32, ``sums`` in fp64."""
     if 0 in sizes:
         return
     call = Call(TYPES[tiles[0].dtype], torch.get_num_threads(), native.team(), *sizes, eps)
+    assert all(x is None or x.dtype == torch.float64 for x in sums)
     for i, tile in enumerate(tiles):
         assert tile.dtype == tiles[0].dtype
         assert tile.stride(-1) == 1 or tile.shape[-1] == 1

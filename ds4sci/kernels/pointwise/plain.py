@@ -72,7 +72,7 @@ def glu_columns_backward(
     both = torch.cat([g * gate, g * u * gate * (1 - gate)])
     joint.copy_(both)
     if sums is not None:
-        sums.add_(both.sum(1, dtype=sums.dtype))
+        sums.add_(both.sum(1, dtype=wide(both.dtype)))
 
 
 def gate(value: Tensor, value_bias: Tensor | None, logits: Tensor, logits_bias: Tensor | None, out: Tensor) -> None:
@@ -93,7 +93,7 @@ def gate_backward(
     torch.mul(grad, opened, out=value)
     for x, sums in ((value, value_sums), (logits, logits_sums)):
         if sums is not None:
-            sums.add_(x.sum(0, dtype=sums.dtype))
+            sums.add_(x.sum(0, dtype=wide(x.dtype)))
 
 
 def relu(hidden: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,7 +105,7 @@ def relu_backward(grad: Tensor, hidden: Tensor, sums: Tensor | None) -> None:
     """``grad`` [rows, f] becomes 0 where relu's result ``hidden`` is; the bias's gradient is added to ``sums`` [f]."""
     grad.mul_(hidden > 0)
     if sums is not None:
-        sums.add_(grad.sum(0, dtype=sums.dtype))
+        sums.add_(grad.sum(0, dtype=wide(grad.dtype)))
 
 
 def swiglu(joint: Tensor, bias: Tensor | None) -> Tensor:
@@ -121,9 +121,9 @@ def swiglu_backward(grad: Tensor, joint: Tensor, bias: Tensor | None, sums: Tens
     both = torch.cat([grad * v * opened * (1 + u * (1 - opened)), grad * u * opened], dim=-1)
     joint.copy_(both)
     if sums is not None:
-        sums.add_(both.sum(0, dtype=sums.dtype))
+        sums.add_(both.sum(0, dtype=wide(both.dtype)))
 
 
 def column_sums(x: Tensor, sums: Tensor) -> None:
     """Σ over the rows of x [rows, c], added to ``sums`` [c]."""
-    sums.add_(x.sum(0, dtype=sums.dtype))
+    sums.add_(x.sum(0, dtype=wide(x.dtype)))

@@ -64,11 +64,11 @@ def launches(kernel: str, c: int, dtype: torch.dtype, rows: int = ROWS) -> list[
         return torch.empty(size, dtype=dtype, device="meta")
 
     def sums(*size: int) -> Tensor:
-        return meta(*size, dtype=torch.float32)
+        return meta(*size, dtype=torch.float64)
 
     bias, mask = meta(c), meta(rows, dtype=torch.bool)
     tile, wide, columns, wide_columns = meta(rows, c), meta(rows, 2 * c), meta(c, rows), meta(2 * c, rows)
-    moments = sums(rows), sums(rows)
+    moments = meta(rows, dtype=torch.float32), meta(rows, dtype=torch.float32)
     calls = {
         "norm": lambda: plan.norm(tile, bias, bias, 1e-5, tile, *moments),
         "norm_backward": lambda: plan.norm_backward(tile, tile, *moments, bias, tile, (sums(c), sums(c))),

@@ -26,7 +26,8 @@ def column_sums(x, sums, strides, rows, channels, ROWS: tl.constexpr, CHANNELS: 
 
 @triton.jit
 def add(partial, first, second, strides, parts, channels, PARTS: tl.constexpr, CHANNELS: tl.constexpr):
-    """first += Σ partial[0], second += Σ partial[1], a block of channels a program; partial [1 or 2, parts, c]."""
+    """first += Σ partial[0], second += Σ partial[1], a block of channels a program; partial [1 or 2, parts, c], the
+    others fp64."""
     blocks = tl.cdiv(channels, CHANNELS)
     program = tl.program_id(0)
     which = program // blocks
