@@ -8,11 +8,12 @@ import torch
 
 from ds4sci.kernels.spec import Case, Growing
 
-Mask = Literal["none", "bool", "float", "empty rows", "-1e9"]
+Mask = Literal["none", "bool", "float", "empty rows", "-1e9", "-1e30", "lowest"]
 
 
 def _case(
-    name: str, b: int, s: int, queries: int, keys: int, h: int, d: int, *, mask: Mask = "bool", bias: bool = True,
+    name: str, b: int, s: int, queries: int, keys: int, h: int, d: int, *, mask: Mask = "bool",
+    bias: bool | Literal["lowest"] = True,
     gate: bool = True, transposed: bool = False, bias_shape: tuple[bool, bool, bool, bool] = (True,) * 4,
     spread: float = 1.0,
 ) -> Case:  # fmt: skip
@@ -26,9 +27,15 @@ def _case(
         given: dict[str, Any] = {"q": strided(queries) * spread, "k": strided(keys), "v": strided(keys)}
         if mask == "float":
             given["mask"] = normal(b, s, keys)
-        elif mask == "-1e9":  # as OpenFold has it: every second row is padding, and its softmax a mean
-            given["mask"] = (-1e9 * (torch.rand(b, s, keys, generator=generator) < 0.25)).to(device, dtype)
-            given["mask"][:, ::2] = -1e9
+        elif mask in ("-1e9", "-1e30"):  # as OpenFold has it: every second row is padding, and its softmax a mean
+            lowest = float(mask)
+            given["mask"] = (lowest * (torch.rand(b, s, keys, generator=generator) < 0.25)).to(device, dtype)
+            given["mask"][:, ::2] = lowest
+        elif mask == "lowest":  # in every second row the keys that are there, those not of -inf, have finfo.min
+            kinds = torch.tensor([0.0, torch.finfo(dtype).min, -torch.inf], dtype=dtype)
+            chosen = torch.randint(3, (b, s, keys), generator=generator)
+            chosen[:, ::2].clamp_(min=1)
+            given["mask"] = kinds[chosen].to(device)
         elif mask != "none":
             keep = torch.rand(b, s, keys, generator=generator) > 0.25
             if mask == "empty rows":
@@ -37,6 +44,9 @@ def _case(
         if bias:
             full = (b, h, queries, keys)
             given["pair_bias"] = normal(*(x if own else 1 for x, own in zip(full, bias_shape, strict=True)))
+            if bias == "lowest":  # every second query has equal scores, of every third one half of the keys is not there
+                given["pair_bias"][:, :, ::2] = torch.finfo(dtype).min
+                given["pair_bias"][:, :, ::3, ::2] = -torch.inf
         if gate:
             given["gate"] = strided(queries)
         return given
@@ -58,6 +68,9 @@ CASES = (
     _case("empty rows", 1, 4, 9, 9, 2, 8, mask="empty rows"),
     _case("float mask", 2, 3, 17, 17, 2, 8, mask="float"),
     _case("float mask of -1e9", 1, 4, 40, 40, 2, 16, mask="-1e9"),
+    _case("float mask of -1e30", 1, 4, 40, 40, 2, 16, mask="-1e30"),
+    _case("float mask of finfo.min", 1, 4, 37, 40, 2, 16, mask="lowest"),
+    _case("bias of finfo.min", 1, 4, 37, 40, 2, 16, bias="lowest"),
     _case("bias for all heads", 2, 3, 17, 19, 3, 12, bias_shape=(False, False, True, True)),
     _case("bias of the keys", 1, 3, 17, 19, 3, 12, bias_shape=(True, True, False, True)),
     _case("wide heads", 1, 2, 20, 20, 2, 128),

@@ -12,6 +12,7 @@ import triton.language as tl
 from ds4sci.kernels.evoformer_attention.triton_tiles import (
     BOOL_MASK,
     LOG2_E,
+    binary,
     entry_offset,
     kept_keys,
     load_bias,
@@ -69,14 +70,10 @@ def prepare(
         sums -= tl.load(grad_lse + place, mask=keep, other=0.0)
     whole = tl.load(lse + place, mask=keep, other=0.0)
     empty = whole == float("-inf")
-    exact = tl.where(empty, 0.0, whole).to(tl.float64)
+    tl.store(high + place, tl.where(empty, float("inf"), binary(whole)), mask=keep)  # no keys: every weight 0
     if EXACT:
-        exact += tl.load(rest + place, mask=keep, other=0.0).to(tl.float64)
-    exact *= LOG2_E
-    rounded = exact.to(tl.float32)
-    tl.store(high + place, tl.where(empty, float("inf"), rounded), mask=keep)  # no keys: every weight 0
-    if EXACT:
-        tl.store(low + place, tl.where(empty, 0.0, (exact - rounded.to(tl.float64)).to(tl.float32)), mask=keep)
+        left = tl.load(rest + place, mask=keep, other=0.0) * LOG2_E
+        tl.store(low + place, tl.where(empty, 0.0, left), mask=keep)
     tl.store(delta + place, sums, mask=keep)
 
 

@@ -8,11 +8,13 @@ import triton.language as tl
 from ds4sci.kernels.evoformer_attention.triton_tiles import (
     BOOL_MASK,
     LN_2,
+    binary,
     entry_offset,
     kept_keys,
     load_bias,
     load_keys_bias,
     load_tile,
+    natural,
     plane_offset,
     store_tile,
 )
@@ -29,8 +31,8 @@ def attend(
 ):  # fmt: skip
     """BLOCK_M queries of one head in ROWS rows, which share each tile of the pair bias.
 
-    Scores are in units of log2 (``scale`` has log2 e in it). lse + rest is the logarithm of the sum, in two fp32,
-    the second if EXACT.
+    Scores are in units of log2 (``scale`` has log2 e in it). lse is the logarithm of the sum, and rest, if EXACT, what
+    its rounding leaves.
     The bias has ``width`` keys, a multiple of 16. EVEN: BLOCK_N divides the number of keys. Tiles of keys past the last
     one that any of the rows keeps are left out. Neighbouring programs share keys and values, then the bias: from L2.
     """
@@ -118,11 +120,12 @@ def attend(
             result *= tl.sigmoid(tile_gate.to(tl.float32))
         line = tl.cast(entry, tl.int64) * rows + row
         store_tile(out + (line * queries * heads + head) * D, heads * D, first_query, there, result, D, PADDED, BLOCK_M)
-        exact = tl.where(empty, 0.0, top[r]).to(tl.float64) * LN_2 + tl.log(whole.to(tl.float64))
-        rounded = exact.to(tl.float32)
+        level = tl.where(empty, 0.0, top[r])
+        log_total = tl.log(whole.to(tl.float64))
+        rounded = natural(level, log_total)
         query = first_query + tl.arange(0, BLOCK_M)
         place = (line * heads + head) * queries + query
         tl.store(lse + place, tl.where(empty, float("-inf"), rounded), mask=query < there)
         if EXACT:
-            left = (exact - rounded.to(tl.float64)).to(tl.float32)
-            tl.store(rest + place, tl.where(empty, 0.0, left), mask=query < there)
+            left = (level.to(tl.float64) - binary(rounded).to(tl.float64)) * LN_2 + log_total
+            tl.store(rest + place, tl.where(empty, 0.0, left.to(tl.float32)), mask=query < there)

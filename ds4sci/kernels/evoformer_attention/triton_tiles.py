@@ -10,9 +10,25 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+FAR = tl.constexpr(-4294967296.0)
+FAR_BINARY = tl.constexpr(-4294967296.0 * 1.44269502162933349609375)
 NO_MASK = tl.constexpr(0)
 BOOL_MASK = tl.constexpr(1)
 FLOAT_MASK = tl.constexpr(2)
+
+
+@triton.jit
+def binary(x):
+    """A bias, fp32, in units of log2. Below -2³² scores differ by hundreds or not at all, so that their unit no longer
+    matters, and are kept as they are: finfo.min times log2 e would be -inf, which is no key."""
+    return tl.maximum(x * LOG2_E, tl.minimum(x, FAR_BINARY), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def natural(top, log_total):
+    """The logarithm of a sum, fp32, from the highest score in units of log2 and the logarithm of the rest's sum."""
+    exact = top.to(tl.float64)
+    return (tl.where(top < FAR_BINARY, exact, exact * LN_2) + log_total).to(tl.float32)
 
 
 @triton.jit
@@ -73,7 +89,7 @@ def load_bias(
     corner = start + tl.cast(first_i, tl.int64) * stride_i + tl.cast(first_j, tl.int64) * stride_j
     keep = (first_i + tl.arange(0, BLOCK_I) < size_i)[:, None] & (first_j + tl.arange(0, BLOCK_J) < size_j)[None, :]
     tile = tl.load(corner + (i[:, None] * stride_i + j[None, :] * stride_j), mask=keep, other=0.0)
-    return tile.to(tl.float32) * LOG2_E
+    return binary(tile.to(tl.float32))
 
 
 @triton.jit
@@ -87,7 +103,7 @@ def load_keys_bias(start, stride, first, size, MASK: tl.constexpr, BLOCK: tl.con
         if MASK == BOOL_MASK:
             return tl.where(tl.load(place, mask=there, other=0) != 0, 0.0, float("-inf"))
         else:
-            return tl.load(place, mask=there, other=float("-inf")).to(tl.float32) * LOG2_E
+            return binary(tl.load(place, mask=there, other=float("-inf")).to(tl.float32))
 
 
 @triton.jit

@@ -12,7 +12,8 @@ from ds4sci.kernels.spec import Case, Growing
 
 def _case(
     name: str, b: int, s: int, n: int, c: int, h: int, d: int, *,
-    mask: Literal["bool", "float", "empty rows", "none"] = "bool", bias: Literal["own", "shared", "none"] = "own",
+    mask: Literal["bool", "float", "empty rows", "none", "lowest"] = "bool",
+    bias: Literal["own", "shared", "none", "lowest"] = "own",
     norm: bool = True, gate: bool = True, biases: bool = False, transposed: bool = False,
 ) -> Case:  # fmt: skip
     def make(generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -26,12 +27,17 @@ def _case(
         given["mask"] = None
         if mask == "float":
             given["mask"] = normal(b, s, n)
+        elif mask == "lowest":  # every second row is padding, and its softmax a mean
+            given["mask"] = torch.zeros(b, s, n, dtype=dtype, device=device)
+            given["mask"][:, ::2] = torch.finfo(dtype).min
         elif mask != "none":
             keep = torch.rand(b, s, n, generator=generator) > 0.25
             if mask == "empty rows":
                 keep[:, ::2] = False
             given["mask"] = keep.to(device)
-        given["pair_bias"] = None if bias == "none" else normal(b if bias == "own" else 1, h, n, n)
+        given["pair_bias"] = None if bias == "none" else normal(1 if bias == "shared" else b, h, n, n)
+        if bias == "lowest":
+            given["pair_bias"][:, :, ::2] = torch.finfo(dtype).min
         given["weights"] = Weights(
             (1 + normal(c, scale=0.2), normal(c, scale=0.2)) if norm else None,
             layer(h * d, c, biases),
@@ -54,6 +60,8 @@ CASES = (
     _case("no gate, a bias for all batches", 2, 3, 17, 16, 2, 8, gate=False, bias="shared"),
     _case("float mask", 1, 4, 17, 16, 2, 8, mask="float"),
     _case("empty rows", 1, 4, 9, 16, 2, 8, mask="empty rows"),
+    _case("mask of finfo.min", 1, 4, 17, 16, 2, 8, mask="lowest"),
+    _case("bias of finfo.min", 2, 3, 17, 16, 2, 8, bias="lowest"),
     _case("one residue", 1, 1, 1, 9, 1, 8, mask="none"),
     _case("several tiles", 1, 130, 65, 64, 4, 16),
 )
