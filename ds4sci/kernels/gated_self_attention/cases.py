@@ -68,5 +68,5 @@ CASES = (
 
 GROWING = (
     Growing("residues", lambda n: _case(f"n {n}", 1, 2, n, 16, 2, 8), (32, 256, 1_024)),
-    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 12, 16, 2, 8), (100, 5_000, 50_000)),
+    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 12, 16, 2, 8), (64, 500, 50_000)),
 )

@@ -34,6 +34,6 @@ CASES = (
 )
 
 GROWING = (
-    Growing("rows", lambda rows: _case(f"{rows} rows", rows, 32), (500, 50_000, 1_000_000)),
-    Growing("channels", lambda c: _case(f"{c} channels", 64, c), (500, 8_000, 100_000)),
+    Growing("rows", lambda rows: _case(f"{rows} rows", rows, 32), (256, 8_000, 1_000_000)),
+    Growing("channels", lambda c: _case(f"{c} channels", 64, c), (256, 8_000, 100_000)),
 )

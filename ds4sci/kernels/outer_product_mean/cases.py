@@ -44,7 +44,7 @@ CASES = (
 )
 
 GROWING = (
-    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 6, 4, 16), (500, 20_000, 100_000)),
-    Growing("pairs", lambda n: _case(f"n {n}", 1, 6, n, 4, 16), (24, 200, 1_024)),
-    Growing("pairs, few rows", lambda n: _case(f"n {n}", 1, 2, n, 8, 8), (24, 200, 1_024)),
+    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 6, 4, 16), (256, 8_000, 100_000)),
+    Growing("pairs", lambda n: _case(f"n {n}", 1, 6, n, 4, 16), (16, 96, 1_024)),
+    Growing("pairs, few rows", lambda n: _case(f"n {n}", 1, 2, n, 8, 8), (16, 96, 1_024)),
 )

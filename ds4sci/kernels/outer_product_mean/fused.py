@@ -16,7 +16,6 @@ from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.outer_product_mean.reference import count
 from ds4sci.kernels.tiles import CascadeSum, Sum, finish, spans, wide
 
-
 ROWS = 256
 """Rows that one matrix product sums over: thin ones, of c columns, add their rows one after another."""
 

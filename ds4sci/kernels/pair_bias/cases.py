@@ -32,6 +32,4 @@ CASES = (
     _case("several tiles", 1, 150, 130, 64, 4),
 )
 
-GROWING = (
-    Growing("pairs", lambda n: _case(f"n {n}", 1, n, n, 32, 4), (24, 200, 1_000)),
-)
+GROWING = (Growing("pairs", lambda n: _case(f"n {n}", 1, n, n, 32, 4), (16, 96, 1_024)),)

@@ -45,8 +45,8 @@ CASES = (
 )
 
 GROWING = (
-    Growing("rows", lambda rows: _case(f"{rows} rows", (rows,), 16, 2), (500, 50_000, 1_000_000)),
+    Growing("rows", lambda rows: _case(f"{rows} rows", (rows,), 16, 2), (256, 8_000, 1_000_000)),
     Growing(
-        "rows, SwiGLU", lambda rows: _case(f"{rows} rows", (rows,), 16, 2, activation="swiglu"), (500, 50_000, 1_000_000)
+        "rows, SwiGLU", lambda rows: _case(f"{rows} rows", (rows,), 16, 2, activation="swiglu"), (256, 8_000, 1_000_000)
     ),
 )

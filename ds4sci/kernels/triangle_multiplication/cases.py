@@ -62,6 +62,6 @@ CASES = (
 )
 
 GROWING = (
-    Growing("outgoing", lambda n: _case(f"n {n}", 1, n, 8, 8, "outgoing"), (24, 200, 1_024)),
-    Growing("incoming", lambda n: _case(f"n {n}", 1, n, 8, 8, "incoming"), (24, 200, 1_024)),
+    Growing("outgoing", lambda n: _case(f"n {n}", 1, n, 8, 8, "outgoing"), (16, 64, 1_024)),
+    Growing("incoming", lambda n: _case(f"n {n}", 1, n, 8, 8, "incoming"), (16, 64, 1_024)),
 )
