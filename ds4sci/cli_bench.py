@@ -71,6 +71,23 @@ def bench_kernels(
         typer.echo(f"wrote {plot(json)}")
 
 
+@bench_app.command("commits")
+def bench_commits(
+    against: Annotated[str, typer.Option("--against", metavar="COMMIT", help="A commit, or a checkout's folder.")],
+    json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],
+    case: Annotated[
+        list[str] | None, typer.Option("--case", metavar="PART", help="Cases with this in their name; repeatable.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each checkout.")] = 7,
+) -> None:
+    """The kernels beside those of another commit, A B A B: time and peak memory, geometric mean and worst case."""
+    from ds4sci.bench_commits import run
+    from ds4sci.readme_table import section
+
+    typer.echo(section(asdict(run(against, out=json, only=case or (), rounds=rounds))))
+    typer.echo(f"wrote {json}")
+
+
 @bench_app.command("esmfold")
 def bench_esmfold(
     json: Annotated[Path, typer.Option("--json", metavar="OUT", help="Where every figure goes.")],

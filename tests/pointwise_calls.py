@@ -193,7 +193,8 @@ def widened(given: Given) -> Given:
 def assert_as_right(got: Outcome, plain: Outcome, want: Outcome) -> None:
     """The rule of the contract test: at most 3 times as wrong, against fp64, as plain torch in the same dtype.
 
-    Or as rounding the result alone; of few elements, where plain torch errs little by luck, as eps.
+    Or as rounding the result alone; of few elements, where plain torch errs little by luck, as eps. Sums in fp64 are made
+    of numbers in fp32.
     """
     assert got.keys() == want.keys()
     for name, expected in want.items():
@@ -201,5 +202,6 @@ def assert_as_right(got: Outcome, plain: Outcome, want: Outcome) -> None:
         assert got[name].shape == expected.shape, name
         assert got[name].isfinite().all(), name
         error, honest = ((x[name].double() - expected).norm() for x in (got, plain))
-        floor = (0.3 if expected.numel() >= FEW else 1.0) * torch.finfo(got[name].dtype).eps * expected.norm()
+        eps = max(torch.finfo(dtype).eps for dtype in (got[name].dtype, torch.float32))
+        floor = (0.3 if expected.numel() >= FEW else 1.0) * eps * expected.norm()
         assert error <= 3 * max(honest, floor), f"{name}: {error:.3g}, plain torch {honest:.3g}, {expected.norm():.3g}"

@@ -50,6 +50,7 @@ TOP = {
     "bench",
     "bench_attention",
     "bench_block",
+    "bench_commits",
     "bench_esmfold",
     "bench_kernels",
     "bench_lm",

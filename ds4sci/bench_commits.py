@@ -1,0 +1,215 @@
+"""``ds4sci bench commits``: the kernels of this checkout beside those of another commit.
+
+Two processes, one for each checkout, take turns: A B A B for every case. Medians of seconds, of processor seconds and of
+peak memory over the inputs; the geometric mean and the worst of their ratios. Cases are those that both checkouts'
+benchmarks have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROUNDS, LEAST_SECONDS = 7, 0.2
+"""Turns of each checkout, and how long a case is repeated within a turn."""
+MEASURED = ("seconds", "cpu_seconds", "memory_mb")
+Action = Callable[[], object]
+
+
+def cases() -> Iterator[tuple[str, Callable[[], Action]]]:
+    """Name of every case, and what makes its inputs; of the checkout that this process imports."""
+    import torch
+
+    from ds4sci import bench_attention, bench_kernels, bench_operations
+    from ds4sci.kernels import KERNELS, attention, evoformer_attention
+
+    def with_gradients(function: Callable[..., Any], given: dict[str, Any], backward: bool) -> Action:
+        def once() -> None:
+            asked: list[torch.Tensor] = []
+            with torch.set_grad_enabled(backward):
+                out = function(**(bench_operations._leaves(given, asked) if backward else given))
+            if backward:
+                torch.autograd.grad(out, asked, torch.ones_like(out))
+
+        return once
+
+    def normal_of(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return lambda *size, scale=1.0: (scale * torch.randn(*size, generator=generator)).to(dtype)
+
+    cpu = torch.device("cpu")
+    for dtype in (torch.float32, torch.bfloat16):
+        for backward in (False, True):
+            end = f"{str(dtype).removeprefix('torch.')}, {'forward + backward' if backward else 'forward'}"
+            for shape in bench_kernels.SHAPES:
+                if dtype in shape.dtypes:
+                    yield (
+                        f"evoformer_attention, {shape.name}, {end}",
+                        lambda s=shape, t=dtype, b=backward: with_gradients(evoformer_attention, s.inputs(t, cpu), b),
+                    )
+            for problem in bench_operations.PROBLEMS:
+                yield (
+                    f"{problem.operation}, {problem.name}, n 128, {end}",
+                    lambda p=problem, t=dtype, b=backward: with_gradients(
+                        KERNELS[p.operation], p.make(128, normal_of(t)), b
+                    ),
+                )
+            for row in bench_attention.ROWS:
+                yield (
+                    f"attention, {row.name}, {end}",
+                    lambda r=row, t=dtype, b=backward: with_gradients(
+                        lambda **x: attention(**x, spans=r.spans, causal=r.causal),
+                        dict(zip("qkv", (normal_of(t)(sum(r.lengths), r.h, r.d) for _ in range(3)), strict=True)),
+                        b,
+                    ),
+                )
+
+
+def serve() -> None:
+    """A checkout's process: a case's name on each line of standard input, its figures as JSON on each of the output."""
+    import torch
+
+    from ds4sci.bench_kernels import peak_over_inputs
+
+    known = dict(cases())
+    print(json.dumps({"package": __import__("ds4sci").__file__, "cases": list(known)}), flush=True)
+    name, action = "", None
+    for line in sys.stdin:
+        if line.strip() != name or action is None:
+            name, action = line.strip(), None  # the case before gives back its memory first
+            action = known[name]()
+        memory = peak_over_inputs(action, torch.device("cpu"))
+        times: list[float] = []
+        began, cpu = time.perf_counter(), time.process_time()
+        while not times or times[-1] - began < LEAST_SECONDS:
+            action()
+            times.append(time.perf_counter())
+        figures = ((times[-1] - began) / len(times), (time.process_time() - cpu) / len(times), memory)
+        print(json.dumps(dict(zip(MEASURED, figures, strict=True))), flush=True)
+
+
+class Checkout:
+    """The process of one checkout."""
+
+    def __init__(self, root: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", __file__], env=os.environ | {"PYTHONPATH": str(root)}, cwd=root, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        hello = self._answer()
+        if not Path(hello["package"]).is_relative_to(root.resolve()):
+            raise ValueError(f"{root}: the process imported {hello['package']}; name the root of a checkout of ds4sci")
+        self.cases: list[str] = hello["cases"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise ValueError(f"the process of a checkout ended with {self.process.wait()}; its words are above")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def measure(self, case: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        print(case, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def checkout_of(against: str) -> Iterator[Path]:
+    """``against`` itself where it is a folder; else that commit, checked out for as long as it takes."""
+    if Path(against).is_dir():
+        yield Path(against).resolve()
+        return
+    here = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "checkout"
+        made = subprocess.run(
+            ["git", "-C", str(here), "worktree", "add", "--detach", str(root), against],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if made.returncode:
+            raise ValueError(f"--against {against}: neither a folder nor a commit: {made.stderr.strip()}")
+        try:
+            yield root
+        finally:
+            subprocess.run(["git", "-C", str(here), "worktree", "remove", "--force", str(root)], check=True)
+
+
+def compare(against: str, *, only: Sequence[str] = (), rounds: int = ROUNDS) -> dict[str, Any]:
+    """Every case that both know and whose name has one of ``only`` in it. Ratios are this checkout's over the other's:
+    ``rows`` by case, ``geometric_mean`` and ``worst`` of each figure. ValueError where no case is left."""
+    here = Path(__file__).resolve().parent.parent
+    rows: list[dict[str, Any]] = []
+    with checkout_of(against) as root, contextlib.ExitStack() as stack:
+        other, own = Checkout(root), Checkout(here)
+        for one in (other, own):
+            stack.callback(one.close)
+        chosen = [x for x in own.cases if x in other.cases and (not only or any(part in x for part in only))]
+        if not chosen:
+            raise ValueError(f"--case {list(only)}: no case has it in its name; there are: {'; '.join(own.cases)}")
+        for case in chosen:
+            print(f"ds4sci: {case} …", file=sys.stderr, flush=True)
+            turns = [(other.measure(case), own.measure(case)) for _ in range(rounds)]
+            row: dict[str, Any] = {"case": case}
+            for figure in MEASURED:
+                before, after = ([turn[i][figure] for turn in turns] for i in range(2))
+                if None not in (*before, *after):
+                    row[figure] = [statistics.median(before), statistics.median(after)]
+                    row[f"{figure} ratio"] = row[figure][1] / row[figure][0] if row[figure][0] else 1.0
+            rows.append(row)
+    found: dict[str, Any] = {"rows": rows, "geometric_mean": {}, "worst": {}}
+    for figure in MEASURED:
+        ratios = {row["case"]: row[f"{figure} ratio"] for row in rows if f"{figure} ratio" in row}
+        if ratios:
+            found["geometric_mean"][figure] = math.exp(statistics.fmean(map(math.log, ratios.values())))
+            worst = max(ratios, key=ratios.__getitem__)
+            found["worst"][figure] = {"case": worst, "ratio": ratios[worst]}
+    return found
+
+
+def run(against: str, *, out: Path, only: Sequence[str] = (), rounds: int = ROUNDS) -> Any:
+    """``compare`` as a ``Measurement``, every figure written to ``out``."""
+    from ds4sci.bench import Measurement, write
+
+    found = compare(against, only=only, rounds=rounds)
+    measurement = Measurement(
+        name=out.stem,
+        title=f"Kernels beside those of {against}",
+        command=f"ds4sci bench commits --against {against} --rounds {rounds}" + "".join(f" --case '{x}'" for x in only),
+        columns=["case", "ms before", "ms", "time", "processor time", "peak memory"],
+        rows=[
+            [
+                row["case"], 1e3 * row["seconds"][0], 1e3 * row["seconds"][1],
+                *(f"{row[f'{figure} ratio']:.3f} ×" if f"{figure} ratio" in row else "–" for figure in MEASURED),
+            ]
+            for row in found["rows"]
+        ],
+        notes=[
+            f"{figure}: geometric mean {mean:.3f} ×, worst {found['worst'][figure]['ratio']:.3f} × "
+            f"({found['worst'][figure]['case']})"
+            for figure, mean in found["geometric_mean"].items()
+        ],
+    )  # fmt: skip
+    write(out, asdict(measurement) | found)
+    return measurement
+
+
+if __name__ == "__main__":
+    serve()
