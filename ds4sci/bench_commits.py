@@ -1,13 +1,15 @@
 """``ds4sci bench commits``: the kernels of this checkout beside those of another commit.
 
-Two processes, one for each checkout, take turns: A B A B for every case. Medians of seconds, of processor seconds and of
-peak memory over the inputs; the geometric mean and the worst of their ratios. Cases are those that both checkouts'
-benchmarks have.
+Two processes, one for each checkout, take turns: A B A B for every case. Medians of seconds and of processor seconds,
+and peak memory over the inputs; the geometric mean and the worst of their ratios. Cases are those that both checkouts'
+benchmarks have. Memory is measured by processes of its own, whose allocator keeps nothing that was given back: what an
+earlier case left in the heap would hide what a case takes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -24,6 +26,8 @@ from typing import Any
 ROUNDS, LEAST_SECONDS = 7, 0.2
 """Turns of each checkout, and how long a case is repeated within a turn."""
 MEASURED = ("seconds", "cpu_seconds", "memory_mb")
+KEEPS_NOTHING = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""For glibc's allocator."""
 Action = Callable[[], object]
 
 
@@ -32,52 +36,51 @@ def cases() -> Iterator[tuple[str, Callable[[], Action]]]:
     import torch
 
     from ds4sci import bench_attention, bench_kernels, bench_operations
-    from ds4sci.kernels import KERNELS, attention, evoformer_attention
-
-    def with_gradients(function: Callable[..., Any], given: dict[str, Any], backward: bool) -> Action:
-        def once() -> None:
-            asked: list[torch.Tensor] = []
-            with torch.set_grad_enabled(backward):
-                out = function(**(bench_operations._leaves(given, asked) if backward else given))
-            if backward:
-                torch.autograd.grad(out, asked, torch.ones_like(out))
-
-        return once
+    from ds4sci.kernels import KERNELS
 
     def normal_of(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         return lambda *size, scale=1.0: (scale * torch.randn(*size, generator=generator)).to(dtype)
 
-    cpu = torch.device("cpu")
+    def given_of(problem: Any, dtype: torch.dtype) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Operation, tensors that may want gradients, and its other arguments."""
+        normal = normal_of(dtype)
+        if isinstance(problem, bench_kernels.Shape):
+            return "evoformer_attention", problem.inputs(dtype, torch.device("cpu")), {}
+        if isinstance(problem, bench_attention.Row):
+            size = (sum(problem.lengths), problem.h, problem.d)
+            return "attention", {x: normal(*size) for x in "qkv"}, {"spans": problem.spans, "causal": problem.causal}
+        return problem.operation, problem.make(128, normal), {}
+
+    def prepare(problem: Any, dtype: torch.dtype, backward: bool) -> Action:
+        operation, given, fixed = given_of(problem, dtype)
+
+        def once() -> None:
+            asked: list[torch.Tensor] = []
+            with torch.set_grad_enabled(backward):
+                out = KERNELS[operation](**(bench_operations._leaves(given, asked) if backward else given), **fixed)
+            if backward:
+                torch.autograd.grad(out, asked, torch.ones_like(out))
+
+        return once
+
+    problems: list[tuple[str, Any]] = [
+        *((f"evoformer_attention, {x.name}", x) for x in bench_kernels.SHAPES),
+        *((f"{x.operation}, {x.name}, n 128", x) for x in bench_operations.PROBLEMS),
+        *((f"attention, {x.name}", x) for x in bench_attention.ROWS),
+    ]
     for dtype in (torch.float32, torch.bfloat16):
         for backward in (False, True):
-            end = f"{str(dtype).removeprefix('torch.')}, {'forward + backward' if backward else 'forward'}"
-            for shape in bench_kernels.SHAPES:
-                if dtype in shape.dtypes:
-                    yield (
-                        f"evoformer_attention, {shape.name}, {end}",
-                        lambda s=shape, t=dtype, b=backward: with_gradients(evoformer_attention, s.inputs(t, cpu), b),
-                    )
-            for problem in bench_operations.PROBLEMS:
-                yield (
-                    f"{problem.operation}, {problem.name}, n 128, {end}",
-                    lambda p=problem, t=dtype, b=backward: with_gradients(
-                        KERNELS[p.operation], p.make(128, normal_of(t)), b
-                    ),
-                )
-            for row in bench_attention.ROWS:
-                yield (
-                    f"attention, {row.name}, {end}",
-                    lambda r=row, t=dtype, b=backward: with_gradients(
-                        lambda **x: attention(**x, spans=r.spans, causal=r.causal),
-                        dict(zip("qkv", (normal_of(t)(sum(r.lengths), r.h, r.d) for _ in range(3)), strict=True)),
-                        b,
-                    ),
-                )
+            for name, problem in problems:
+                if dtype in getattr(problem, "dtypes", (dtype,)):
+                    direction = "forward + backward" if backward else "forward"
+                    full = f"{name}, {str(dtype).removeprefix('torch.')}, {direction}"
+                    yield full, functools.partial(prepare, problem, dtype, backward)
 
 
 def serve() -> None:
-    """A checkout's process: a case's name on each line of standard input, its figures as JSON on each of the output."""
+    """A checkout's process: ``time`` or ``memory`` and a case's name on each line of standard input, its figures as
+    JSON on each of the output."""
     import torch
 
     from ds4sci.bench_kernels import peak_over_inputs
@@ -86,26 +89,30 @@ def serve() -> None:
     print(json.dumps({"package": __import__("ds4sci").__file__, "cases": list(known)}), flush=True)
     name, action = "", None
     for line in sys.stdin:
-        if line.strip() != name or action is None:
-            name, action = line.strip(), None  # the case before gives back its memory first
+        what, _, case = line.strip().partition(" ")
+        if case != name or action is None:
+            name, action = case, None  # the case before gives back its memory first
             action = known[name]()
-        memory = peak_over_inputs(action, torch.device("cpu"))
+            action()
+        if what == "memory":
+            print(json.dumps({"memory_mb": peak_over_inputs(action, torch.device("cpu"))}), flush=True)
+            continue
         times: list[float] = []
         began, cpu = time.perf_counter(), time.process_time()
         while not times or times[-1] - began < LEAST_SECONDS:
             action()
             times.append(time.perf_counter())
-        figures = ((times[-1] - began) / len(times), (time.process_time() - cpu) / len(times), memory)
-        print(json.dumps(dict(zip(MEASURED, figures, strict=True))), flush=True)
+        figures = {"seconds": (times[-1] - began) / len(times), "cpu_seconds": (time.process_time() - cpu) / len(times)}
+        print(json.dumps(figures), flush=True)
 
 
 class Checkout:
-    """The process of one checkout."""
+    """A process of one checkout, with more environment variables."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **variables: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-P", __file__], env=os.environ | {"PYTHONPATH": str(root)}, cwd=root, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-P", __file__], env=os.environ | {"PYTHONPATH": str(root)} | variables, cwd=root,
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         hello = self._answer()
         if not Path(hello["package"]).is_relative_to(root.resolve()):
@@ -120,9 +127,10 @@ class Checkout:
         found: dict[str, Any] = json.loads(line)
         return found
 
-    def measure(self, case: str) -> dict[str, Any]:
+    def measure(self, what: str, case: str) -> dict[str, Any]:
+        """``what``: time or memory."""
         assert self.process.stdin is not None
-        print(case, file=self.process.stdin, flush=True)
+        print(what, case, file=self.process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
@@ -159,14 +167,19 @@ def compare(against: str, *, only: Sequence[str] = (), rounds: int = ROUNDS) -> 
     rows: list[dict[str, Any]] = []
     with checkout_of(against) as root, contextlib.ExitStack() as stack:
         other, own = Checkout(root), Checkout(here)
-        for one in (other, own):
+        memory = Checkout(root, **KEEPS_NOTHING), Checkout(here, **KEEPS_NOTHING)
+        for one in (other, own, *memory):
             stack.callback(one.close)
         chosen = [x for x in own.cases if x in other.cases and (not only or any(part in x for part in only))]
         if not chosen:
             raise ValueError(f"--case {list(only)}: no case has it in its name; there are: {'; '.join(own.cases)}")
         for case in chosen:
             print(f"ds4sci: {case} …", file=sys.stderr, flush=True)
-            turns = [(other.measure(case), own.measure(case)) for _ in range(rounds)]
+            held = [one.measure("memory", case) for one in memory]
+            turns = [
+                tuple(one.measure("time", case) | more for one, more in zip((other, own), held, strict=True))
+                for _ in range(rounds)
+            ]
             row: dict[str, Any] = {"case": case}
             for figure in MEASURED:
                 before, after = ([turn[i][figure] for turn in turns] for i in range(2))

@@ -193,8 +193,8 @@ def widened(given: Given) -> Given:
 def assert_as_right(got: Outcome, plain: Outcome, want: Outcome) -> None:
     """The rule of the contract test: at most 3 times as wrong, against fp64, as plain torch in the same dtype.
 
-    Or as rounding the result alone; of few elements, where plain torch errs little by luck, as eps. Sums in fp64 are made
-    of numbers in fp32.
+    Or as rounding the result alone; of few elements, where plain torch errs little by luck, as eps. Sums in fp64 are
+    made of numbers in fp32.
     """
     assert got.keys() == want.keys()
     for name, expected in want.items():

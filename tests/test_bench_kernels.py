@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds4sci import bench_block, bench_kernels, bench_plot, readme_table
+from ds4sci import bench_block, bench_commits, bench_kernels, bench_plot, readme_table
 from ds4sci.alternatives import alternatives
 from ds4sci.cli import main
 from ds4sci.kernels import evoformer_attention
@@ -102,3 +102,19 @@ def test_unknown_operation_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
     with pytest.raises(SystemExit):
         main(["bench", "kernels", "--case", "circle", "--json", str(tmp_path / "x.json")])
     assert "--case 'circle': there are: MSA row, " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_checkouts_by_turns() -> None:
+    root = str(Path(__file__).resolve().parent.parent)
+    found = bench_commits.compare(root, only=["layer_norm, c 128, n 128, float32"], rounds=1)
+    assert [row["case"].rpartition(", ")[2] for row in found["rows"]] == ["forward", "forward + backward"]
+    assert found["geometric_mean"].keys() >= {"seconds", "cpu_seconds"}
+    assert found["worst"]["seconds"]["ratio"] >= found["geometric_mean"]["seconds"] > 0
+    with pytest.raises(ValueError, match="no case has it in its name"):
+        bench_commits.compare(root, only=["convolution"])
+
+
+def test_what_is_no_commit_is_refused() -> None:
+    with pytest.raises(ValueError, match="--against nowhere: neither a folder nor a commit"):
+        bench_commits.compare("nowhere")

@@ -155,8 +155,9 @@ def backward(
     made_of = (product_in.result(), sum_in.result(), product_out.result(), sum_out.result())
     grad_pair = None
     if pair_bias is not None and sums_pair:
-        made_pair = [torch.zeros_like(pair_bias[:1]) if (made := one.result()) is None else made for one in sums_pair]
-        grad_pair = (torch.cat(made_pair) if len(made_pair) > 1 else made_pair[0]).to(pair_bias.dtype)
+        totals = [one.result() for one in sums_pair]
+        of_each = [torch.zeros_like(pair_bias[:1]) if total is None else total for total in totals]
+        grad_pair = (torch.cat(of_each) if len(of_each) > 1 else of_each[0]).to(pair_bias.dtype)
     results = [*norm.results(), *made_of, grad_mask, grad_pair]
     return finish(x, [out, *results])
 
