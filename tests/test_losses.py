@@ -127,7 +127,7 @@ def test_distance_losses_cannot_tell_a_mirror_image_but_chirality_can(entry: dic
     mirror = ca * torch.tensor([-1.0, 1.0, 1.0])
     mask = torch.ones(ca.shape[:-1], dtype=torch.bool)
     d, dm = distances.pair_distances(ca), distances.pair_distances(mirror)
-    torch.testing.assert_close(distances.relative_distance(d, dm, mask), torch.zeros((), dtype=d.dtype))
+    torch.testing.assert_close(distances.relative_distance(d, dm, mask), torch.zeros(1, dtype=d.dtype))
     assert float(distances.smooth_lddt(d, d, mask)) == pytest.approx(
         1 - np.mean([1 / (1 + np.exp(-t)) for t in (0.5, 1, 2, 4)])
     )

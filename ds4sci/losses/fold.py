@@ -95,18 +95,25 @@ def _truth(batch: Batch, like: Tensor) -> Truth:
 
 
 def fold_loss(output: Output | StemOutput, batch: Batch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of the terms and the terms themselves, unweighted and detached. Units: Å-free ratios and nats."""
+    """Weighted sum of the terms and the terms themselves, unweighted and detached. Units: Å-free ratios and nats.
+
+    Each term is a mean over samples, and of each sample over its own residues, atoms or pairs (AlphaFold 2 computes a
+    loss per sample and averages over the batch). A sample with nothing to judge, such as pLDDT at a resolution out of
+    range, counts as 0.
+    """
     if config.geometry_from > 0:
         ramp = min(max(10 * (batch.progress - config.geometry_from), 0.0), 1.0)
         config = config.model_copy(update={name: ramp * getattr(config, name) for name in GEOMETRY})
     with torch.autocast(batch.aatype.device.type, enabled=False):
-        terms = _stem_terms(output, batch, config) if isinstance(output, StemOutput) else _terms(output, batch, config)
+        each = _stem_terms(output, batch, config) if isinstance(output, StemOutput) else _terms(output, batch, config)
+        terms = {name: of_samples.mean() for name, of_samples in each.items()}
     # lddt_ca is shown, not trained on
     total = sum(getattr(config, name) * value for name, value in terms.items() if name != "lddt_ca")
     return total, {name: value.detach() for name, value in terms.items()}
 
 
 def _terms(output: Output, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
+    """Name → [b], the term of each sample."""
     truth = _truth(batch, output.translations)
     terms: dict[str, Tensor] = {}
     terms |= _frame_terms(output, batch, truth, c)
@@ -133,7 +140,7 @@ def _start_terms(start: tuple[Tensor, Tensor], batch: Batch, truth: Truth, c: Lo
         return {}
     error = aligned_errors(Rigid(*start), start[1], truth.frames, truth.ca)
     loss = mean_error(error, truth.frame_mask, truth.ca_mask, clamp=None, pair_mask=_near(batch))
-    return {"start_fape": loss.mean()}
+    return {"start_fape": loss}
 
 
 def _secondary_terms(logits: Tensor | None, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
@@ -153,9 +160,9 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> d
         # which samples go unclamped is a pure function of (step, id), so that ranks and resumes agree
         free = torch.tensor([hash_unit(batch.step, i) < c.unclamped for i in batch.ids], device=ca.device)
         limit = torch.where(free, torch.inf, clamp)[:, None, None]
-        terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit).mean()
+        terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit).mean(0)
     if c.local_fape:
-        terms["local_fape"] = mean_error(error, mask, ca_mask, clamp=None, pair_mask=_near(batch)).mean()
+        terms["local_fape"] = mean_error(error, mask, ca_mask, clamp=None, pair_mask=_near(batch)).mean(0)
     if c.chirality:
         terms["chirality"] = distances.chirality(ca, truth.ca, ca_mask, batch.residue_index)
     if c.chain_bonds:
@@ -225,7 +232,7 @@ def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> di
             true14[:, :, columns].flatten(1, 2),
             frame_mask[:, :, groups].flatten(1, 2),
             mask14[:, :, columns].flatten(1, 2),
-        ).mean()
+        )
     if c.violation:
         # what the truth has not resolved cannot be judged; the atoms that exist there can
         terms["violation"] = violation(predicted14, mask14, aatype, batch.residue_index)

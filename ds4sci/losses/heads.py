@@ -1,4 +1,8 @@
-"""Losses of torsion angles and of the auxiliary heads (supplement 1.9.1, 1.9.3, 1.9.6, 1.9.8–1.9.10)."""
+"""Losses of torsion angles and of the auxiliary heads (supplement 1.9.1, 1.9.3, 1.9.6, 1.9.8–1.9.10).
+
+Every loss of a structure is that of one sample, [b]: as in AlphaFold 2, terms are means over a sample's residues, atoms
+or pairs, and the batch's loss is the mean over samples. What else a batch holds changes no sample's loss.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +14,50 @@ from ds4sci.geometry import distogram_edges, table
 
 
 def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``value`` where ``mask`` (bool or weights, same shape), 0 where nothing is kept."""
-    weight = mask.to(value.dtype)
-    return (value * weight).sum() / weight.sum().clamp(min=1e-6)
+    """Mean of each sample's values where ``mask`` (bool or weights), 0 where nothing is kept.
+
+    value [..., b, *axes], of which the leading axes (iterations of the structure module) are averaged too; mask
+    [b, *axes]. Returns [b].
+    """
+    weight = mask.to(value.dtype).flatten(1)
+    kept = (value.reshape(-1, *mask.shape).flatten(2) * weight).sum(-1).mean(0)
+    return kept / weight.sum(-1).clamp(min=1e-6)
+
+
+def wide(logits: Tensor) -> Tensor:
+    """``logits`` in fp32, or fp64 as they are: what exponentials are taken in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def torsion(angles: Tensor, raw: Tensor, true: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, Tensor]:
     """Algorithm 27: squared chord to the nearer of the true angle and its half-turn twin; and ``||raw| - 1|``.
 
-    angles, raw [l, b, n, 7, 2], true [b, n, 7, 2], mask bool [b, n, 7]. Returns the two means (weights .5·2 and .01).
+    angles, raw [l, b, n, 7, 2], true [b, n, 7, 2], mask bool [b, n, 7]. Returns the two means, [b] each (weights .5·2
+    and .01).
     """
     periodic = F.pad(table("CHI_PI_PERIODIC", true)[aatype], (3, 0)).unsqueeze(-1)
     twin = torch.where(periodic, -true, true)
     error = torch.minimum((angles - true).square().sum(-1), (angles - twin).square().sum(-1))
-    keep = mask.expand(error.shape)
-    return masked_mean(error, keep), masked_mean((raw.norm(dim=-1) - 1.0).abs(), keep)
+    return masked_mean(error, mask), masked_mean((raw.norm(dim=-1) - 1.0).abs(), mask)
 
 
 def distogram(logits: Tensor, beta: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy (nats) of Cβ distance bins (1.9.8). logits [b, n, n, bins], beta [b, n, 3] Å, mask bool [b, n]."""
+    """Cross-entropy (nats) of Cβ distance bins (1.9.8). logits [b, n, n, bins], beta [b, n, 3] Å, mask bool [b, n].
+
+    Returns [b].
+    """
     edges = distogram_edges(logits.shape[-1], beta)
     target = torch.bucketize(torch.cdist(beta, beta), edges)
-    error = F.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
+    error = F.cross_entropy(wide(logits).flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
     return masked_mean(error, mask.unsqueeze(-1) & mask.unsqueeze(-2))
 
 
 def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor) -> Tensor:
-    """Cross-entropy (nats) at masked places (1.9.9). logits [b, s, n, 23], true_msa int64, masked bool [b, s, n]."""
-    error = F.cross_entropy(logits.float().flatten(0, 2), true_msa.flatten(), reduction="none").view(true_msa.shape)
+    """Cross-entropy (nats) at masked places (1.9.9). logits [b, s, n, 23], true_msa int64, masked bool [b, s, n].
+
+    Returns [b].
+    """
+    error = F.cross_entropy(wide(logits).flatten(0, 2), true_msa.flatten(), reduction="none").view(true_msa.shape)
     return masked_mean(error, masked)
 
 
@@ -52,20 +72,29 @@ def lddt_ca(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0)
 
 
 def plddt(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy (nats) of binned lDDT. logits [b, n, bins], target [b, n] in [0, 1], mask bool [b, n]."""
+    """Cross-entropy (nats) of binned lDDT. logits [b, n, bins], target [b, n] in [0, 1], mask bool [b, n].
+
+    Returns [b].
+    """
     bins = logits.shape[-1]
     index = (target * bins).long().clamp(max=bins - 1)
-    error = F.cross_entropy(logits.float().flatten(0, 1), index.flatten(), reduction="none").view(index.shape)
+    error = F.cross_entropy(wide(logits).flatten(0, 1), index.flatten(), reduction="none").view(index.shape)
     return masked_mean(error, mask)
 
 
 def experimentally_resolved(logits: Tensor, atom_mask: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy (nats) of 'has coordinates' (1.9.10). logits, atom_mask, mask (atom exists) [b, n, 37]."""
-    error = F.binary_cross_entropy_with_logits(logits.float(), atom_mask.float(), reduction="none")
+    """Binary cross-entropy (nats) of 'has coordinates' (1.9.10). logits, atom_mask, mask (atom exists) [b, n, 37].
+
+    Returns [b].
+    """
+    error = F.binary_cross_entropy_with_logits(wide(logits), atom_mask.to(wide(logits).dtype), reduction="none")
     return masked_mean(error, mask)
 
 
 def secondary(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy (nats) of helix, strand, loop. logits [b, n, 3], target int64 [b, n] (-1 unknown), mask bool."""
-    error = F.cross_entropy(logits.float().flatten(0, 1), target.clamp(min=0).flatten(), reduction="none")
+    """Cross-entropy (nats) of helix, strand, loop. logits [b, n, 3], target int64 [b, n] (-1 unknown), mask bool.
+
+    Returns [b].
+    """
+    error = F.cross_entropy(wide(logits).flatten(0, 1), target.clamp(min=0).flatten(), reduction="none")
     return masked_mean(error.view(target.shape), mask & (target >= 0))

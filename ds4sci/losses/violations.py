@@ -1,4 +1,7 @@
-"""Structural violations (supplement 1.9.11): peptide bonds and angles, clashes between and within residues. Å."""
+"""Structural violations (supplement 1.9.11): peptide bonds and angles, clashes between and within residues. Å.
+
+Each gives one value for each sample, [b].
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def clashes(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor,
     disulphide = sulphur.unsqueeze(2) & sulphur.unsqueeze(1)
     pairs = keep.flatten(1).unsqueeze(2) & keep.flatten(1).unsqueeze(1) & (apart < 0) & ~peptide & ~disulphide
     overlap = (radius.unsqueeze(2) + radius.unsqueeze(1) - tolerance - distance).relu()
-    return (overlap * pairs).sum() / keep.sum().clamp(min=1)
+    return (overlap * pairs).sum((1, 2)) / keep.flatten(1).sum(-1).clamp(min=1)
 
 
 @cache
@@ -108,7 +111,7 @@ def within_residue(
     distance = torch.sqrt((atom14.unsqueeze(-2) - atom14.unsqueeze(-3)).square().sum(-1) + 1e-6)
     pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~torch.eye(14, dtype=torch.bool, device=mask.device)
     excess = F.relu(lower - distance) + F.relu(distance - upper)
-    return (excess * pairs).sum() / mask.sum().clamp(min=1)
+    return (excess * pairs).flatten(1).sum(-1) / mask.flatten(1).sum(-1).clamp(min=1)
 
 
 def violation(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor) -> Tensor:
