@@ -50,19 +50,11 @@ ALONE = SequenceGroup()
 """One rank, whole rows."""
 
 
-def world_total(x: Tensor) -> Tensor:
-    """The sum of ``x`` over all ranks, without gradient; ``x`` itself where there is but one process."""
-    x = x.detach().clone()
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(x)
-    return x
-
-
 def sequence_groups(size: int) -> SequenceGroup:
     """Part the world into groups of ``size``; every rank calls it, once, after ``init_distributed``.
 
-    DeepSpeed's own groups are made, so that its ZeRO shards over the whole world and its gradients are sums over a
-    group and means over the groups. Raises ValueError where ``size`` does not divide the number of ranks.
+    DeepSpeed's own groups are made, so that its ZeRO shards over the whole world. Raises ValueError where ``size`` does
+    not divide the number of ranks.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     if world % size:

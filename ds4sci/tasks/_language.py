@@ -132,8 +132,8 @@ class LanguageTask:
 
     def share(self, group: SequenceGroup) -> None:
         """Spread every row over the ranks of ``group``."""
-        self.group = group
-        self.language.group = group
+        self.group = self.language.group = group
+        refuse_to_skip_layers(self.language)
 
     @property
     def language(self) -> language.LanguageModel:
@@ -179,8 +179,12 @@ class LanguageTask:
         )  # fmt: skip
 
     def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, nats = weighted_mean(output, self.group)
-        return loss, {"nats": nats}
+        loss = weighted_mean(output, batch)
+        return loss, {"nats": loss.detach()}
+
+    def weight(self, batch: LanguageBatch) -> float:
+        """Weights of the tokens of ``batch`` that are to be predicted, added up."""
+        return float(batch.weights.double().sum())
 
     def work(self, batch: LanguageBatch) -> tuple[int, float]:
         """(real tokens, FLOP of a training step) of this rank's share of ``batch``."""
@@ -244,6 +248,19 @@ def kept_by(run: Path) -> list[str]:
         "model.overrides={}",
         "data.tokenizer={}",
     ]
+
+
+def refuse_to_skip_layers(model: nn.Module) -> None:
+    """Raises ValueError where layers are skipped by chance: ranks that share rows draw apart, and would then wait for
+    each other in different layers."""
+    for name, module in model.named_modules():
+        rate = getattr(module, "layerdrop", 0.0)
+        if isinstance(rate, float) and rate > 0:
+            raise ValueError(
+                f"parallel.sequence: {name or type(module).__name__} skips layers by chance (layerdrop = {rate}), and "
+                "ranks that share rows would do so each for itself; set model.overrides.layerdrop=0.0, or remove "
+                "parallel.sequence"
+            )
 
 
 def multiple(group: SequenceGroup) -> int:

@@ -125,6 +125,7 @@ class ResidueLabelsTask:
     def share(self, group: SequenceGroup) -> None:
         """Spread every row over the ranks of ``group``."""
         self.group = self.language.group = group
+        _language.refuse_to_skip_layers(self.language)
 
     def keep(self, folder: Path) -> None:
         """Write the model's config and the tokenizer into ``folder``."""
@@ -155,8 +156,12 @@ class ResidueLabelsTask:
         )  # fmt: skip
 
     def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, nats = weighted_mean(output, self.group)
-        return loss, {"nats": nats}
+        loss = weighted_mean(output, batch)
+        return loss, {"nats": loss.detach()}
+
+    def weight(self, batch: LanguageBatch) -> float:
+        """Weights of the tokens of ``batch`` that are to be named, added up."""
+        return float(batch.weights.double().sum())
 
     def work(self, batch: LanguageBatch) -> tuple[int, float]:
         """(real tokens, FLOP of a training step) of this rank's share of ``batch``."""

@@ -2,9 +2,10 @@
 
 ``RUN/checkpoints/step_NNNNNN/`` holds ``deepspeed/`` (weights, optimizer, schedule, as DeepSpeed writes them),
 ``model.safetensors`` (EMA weights, whole: what evaluation and prediction read), ``state.json`` (data position,
-counters, best so far), ``rank_NNNNN.npz`` (random generators and running sums of one rank), the resolved config, and
-``manifest.json`` (size and SHA-256 of every file). It is written as ``.step_NNNNNN.partial``, synced, and renamed by
-rank 0 once every rank has said that its part is on the disk. ``latest`` and ``best`` are text files that name a step.
+counters, best so far, every rank's running sums of losses), the resolved config, and ``manifest.json`` (size and
+SHA-256 of every file). States of random generators are not needed (``ds4sci.train.randomness``). It is written as
+``.step_NNNNNN.partial``, synced, and renamed by rank 0 once every rank has said that its part is on the disk.
+``latest`` and ``best`` are text files that name a step.
 """
 
 from __future__ import annotations
@@ -16,13 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 
 from ds4sci.config import RunConfig, import_task
-from ds4sci.train import randomness
 from ds4sci.train.build import build_task
 from ds4sci.train.durable import Writer, fingerprint, free_space, replace_text, sync_folder
 
@@ -49,7 +48,7 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     """Write the checkpoint of ``state["step"]``; every rank calls it.
 
     state  plain values, the same on all ranks → state.json
-    sums   plain values of this rank → its npz
+    sums   plain values of this rank, kept with those of the others in state.json
 
     Raises OSError on all ranks alike when any rank could not write (a full disk, say), with the path and the free
     space; then nothing is left of the attempt, and earlier checkpoints are untouched.
@@ -74,14 +73,12 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     engine.deepspeed._copy_recovery_script = lambda save_path: None
     engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
     weights = ema.full(engine.module)
-    own: dict[str, Any] = dict(randomness.capture(ranks.device))
-    own["sums"] = np.frombuffer(json.dumps(sums).encode(), dtype=np.uint8)
-    writer.write(partial / f"rank_{ranks.rank:05d}.npz", lambda handle: np.savez(handle, **own))
+    everyones = ranks.gather(sums)
     if ranks.is_main:
         # safetensors writes by itself and reports a full disk badly; its bytes go through our hands.
         content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, {"format": "pt"})
         writer.write_bytes(partial / "model.safetensors", content)
-        writer.write_bytes(partial / "state.json", json.dumps(state, indent=2).encode())
+        writer.write_bytes(partial / "state.json", json.dumps(state | {"sums": everyones}, indent=2).encode())
         for name in ("config.json", "deepspeed.json", "commit.txt"):
             writer.write_bytes(partial / name, (run / name).read_bytes())
     _agree(engine, writer, partial)
@@ -175,15 +172,15 @@ def newest(run: Path, say: Any = print) -> Path:
     raise ValueError(f"{run}: no whole checkpoint in {run / 'checkpoints'}; start the run anew")
 
 
-def restore(folder: Path, engine: Engine, ema: Ema) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Bring engine, EMA and random generators to the checkpoint ``folder``; every rank calls it.
+def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
+    """Bring engine and EMA to the checkpoint ``folder``; every rank calls it.
 
-    Returns (state, sums) as ``save`` got them. Raises ValueError where the number of ranks, ZeRO stage or batch size
-    forbids an exact continuation.
+    Returns the state as ``save`` got it, with the ``"sums"`` of every rank that saved. Raises ValueError where the
+    number of ranks, ZeRO stage or batch size forbids an exact continuation.
     """
     from ds4sci.train.storage import DurableCheckpointEngine
 
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tag = DEEPSPEED
     if engine.deepspeed.load_universal_checkpoint():
         tag = "universal"
@@ -199,12 +196,7 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> tuple[dict[str, Any], dic
     if loaded is None:
         raise ValueError(f"{folder / tag}: DeepSpeed finds nothing to load there")
     ema.restore(safetensors.torch.load_file(folder / "model.safetensors"), state["ema_updates"])
-    own = folder / f"rank_{engine.ranks.rank:05d}.npz"
-    if not own.is_file():  # more ranks than before, by a universal checkpoint
-        return state, {}
-    with np.load(own, allow_pickle=False) as arrays:
-        randomness.apply(dict(arrays), engine.ranks.device)
-        return state, json.loads(arrays["sums"].tobytes())
+    return state
 
 
 def _check_same_shape(folder: Path, state: dict[str, Any], engine: Engine) -> None:

@@ -85,7 +85,7 @@ class Engine:
             reason = str(error) or type(error).__name__
             raise ValueError(f"{json_file}: DeepSpeed refuses this configuration: {reason}") from error
         self.deepspeed: DeepSpeedEngine = engine
-        self._correction = 1.0 if ranks.sequence.size == 1 else 1.0 / gradient_scale(config, ranks)
+        self._factor = 1.0 / gradient_scale(config, ranks)
         self.ranks = ranks
         self.batch = (  # floats, where DeepSpeed divides by the ranks that share rows
             int(engine.train_batch_size()),
@@ -112,16 +112,18 @@ class Engine:
         """Rate of the first parameter group at the coming step."""
         return float(self.deepspeed.get_lr()[0])
 
-    def backward(self, loss: Tensor) -> bool:
+    def backward(self, loss: Tensor, share: float) -> bool:
         """Accumulate the gradient of one micro-batch; returns whether its loss was finite.
+
+        share  of this micro-batch in the loss of the step, which is Σ share · loss over its micro-batches on all ranks:
+               the gradient of that sum is what the optimizer gets
 
         A loss that is not finite is multiplied by NaN, so that every gradient says so: the reduction carries it to all
         ranks, whose optimizers then refuse the step alike, as they do after an overflow in fp16.
         """
         finite = bool(torch.isfinite(loss.detach()))
-        if self._correction != 1.0:
-            loss = loss * self._correction
-        self.deepspeed.backward(loss if finite else loss * float("nan"))
+        factor = share * self._factor if finite else float("nan")
+        self.deepspeed.backward(loss * factor, scale_wrt_gas=False)
         return finite
 
     def step(self) -> bool:

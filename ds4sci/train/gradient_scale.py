@@ -1,9 +1,10 @@
-"""What DeepSpeed makes of gradients under sequence parallelism, measured.
+"""What DeepSpeed makes of the gradients of the ranks.
 
-The gradient that we want is the sum over the ranks that share rows, and the mean over groups of such ranks. DeepSpeed
-0.19 gives that for ZeRO 0, 1 and 2, and 1 / P of it for stage 3 with its default reduce-scatter. Adam hides the
-difference; clipping, plain SGD and the norm in the log do not. So a model of one weight is asked, at start-up and with
-the user's own JSON, and the loss is multiplied by what was found to be missing.
+The gradient of a step is the sum over all ranks and micro-batches, each of which has its share of the step's loss.
+DeepSpeed averages over the ranks instead: it gives 1 / W of the sum on W ranks. Where ranks share rows, DeepSpeed 0.19
+gives the sum over the ranks of a group and the mean over groups for ZeRO 0, 1 and 2, and 1 / P of that for stage 3 with
+its default reduce-scatter. Adam hides such factors; clipping, plain SGD and the norm in the log do not. So for shared
+rows a model of one weight is asked, at start-up and with the user's own JSON; the loss is divided by what was found.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ _NOT_FOR_A_PROBE = ("wandb", "tensorboard", "csv_monitor", "comet", "scheduler",
 
 
 def gradient_scale(config: dict[str, Any], ranks: Ranks) -> float:
-    """DeepSpeed's gradient over the wanted one: a weight whose loss has slope 1 on every rank should get P."""
+    """DeepSpeed's gradient over the sum of the ranks' gradients."""
+    return (1.0 if ranks.sequence.size == 1 else _found_by_a_probe(config, ranks)) / ranks.world_size
+
+
+def _found_by_a_probe(config: dict[str, Any], ranks: Ranks) -> float:
+    """DeepSpeed's gradient of a weight whose loss has slope 1 on every rank."""
     import deepspeed
 
     probe = {key: copy.deepcopy(value) for key, value in config.items() if key not in _NOT_FOR_A_PROBE}
@@ -47,7 +53,6 @@ def gradient_scale(config: dict[str, Any], ranks: Ranks) -> float:
         if not bare:
             found = float(engine.get_global_grad_norm())
         engine.destroy()
-    scale = found / ranks.sequence.size
-    if not scale > 0:
+    if not found > 0:
         raise RuntimeError(f"DeepSpeed gave no gradient to a probe (norm {found}); its scale cannot be measured")
-    return scale
+    return found

@@ -1,7 +1,9 @@
 """The training loop: the same for every task.
 
 One step: ``accumulation_steps`` micro-batches forward and backward, one optimizer step, EMA. Between steps: evaluate,
-save, stop. Every decision that the ranks must take together goes through one control message a step.
+save, stop. The loss of a step is one mean over its tokens or samples on all ranks: all micro-batches are fetched, and
+the share of each is known, before the first forward pass. Every decision that the ranks must take together goes through
+one control message a step.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 
 from ds4sci.config import RunConfig
 from ds4sci.kernels.peak import peak_rate
-from ds4sci.tasks import Task
+from ds4sci.tasks import Task, weight_of
 from ds4sci.train import checkpoint, durable, randomness
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine
@@ -37,7 +39,7 @@ class _Stopped(Exception):
 
 @dataclass
 class State:
-    """What a checkpoint must know besides weights, optimizer and random generators; the same on all ranks.
+    """What a checkpoint must know besides weights, optimizer and sums of losses; the same on all ranks.
 
     step            optimizer steps done, skipped ones included: the data position
     evaluated_step  step of the last evaluation
@@ -78,9 +80,9 @@ class Loop:
 
     def restore(self, folder: Path) -> None:
         """Take up the run at the checkpoint ``folder``; what the run wrote after it is dropped."""
-        state, sums = checkpoint.restore(folder, self.engine, self.ema)
+        state = checkpoint.restore(folder, self.engine, self.ema)
         self.state = State(**{name: state[name] for name in State.__dataclass_fields__})
-        self.sums.restore(sums)
+        self.sums.restore(state.get("sums", []), self.ranks.rank, self.ranks.world_size)
         self.saved_step = self.state.step
         self.__post_init__()
         if self.ranks.is_main:
@@ -97,10 +99,13 @@ class Loop:
         if self._evaluation_due():  # interrupted in the evaluation that belongs to the checkpoint we come from
             self._evaluate()
         _, micro, accumulation = self.engine.batch
-        batches = _first_unseen(self.task.batches(
-            start_step=self.state.step, rank=self.group.data_rank, world_size=self.group.data_size,
-            micro_batch_size=micro, accumulation_steps=accumulation,
-        ), self.ranks.device)  # fmt: skip
+        batches = self.task.batches(
+            start_step=self.state.step,
+            rank=self.group.data_rank,
+            world_size=self.group.data_size,
+            micro_batch_size=micro,
+            accumulation_steps=accumulation,
+        )
         self.engine.module.train()
         stopped = False
         while self.state.step < train.steps and not stopped:
@@ -125,30 +130,33 @@ class Loop:
                 )
             if due or improved or last or stopped:
                 self.save()
-        batches.close()
+        if hasattr(batches, "close"):  # a generator: it may have threads
+            batches.close()
         return self.state.step == train.steps and not self._evaluation_due()
 
     def _step(self, batches: Iterator[Any], accumulation: int) -> bool:
         """One optimizer step; returns whether any rank was asked to stop."""
-        engine, step = self.engine, self.state.step
+        engine, step, group = self.engine, self.state.step, self.group
         rate = engine.learning_rate()
-        fine, applied, seen = True, False, []
-        for _ in range(accumulation):
-            batch = next(batches)
-            if batch.step != step:
-                raise RuntimeError(f"the task gave a batch of step {batch.step} at step {step}; see Task.batches")
+        fine, applied, seen, losses = True, False, [], []
+        parts = self._of_step(batches, accumulation)
+        for number, (batch, share) in enumerate(parts):
+            place = number * group.data_size + group.data_rank  # of the micro-batch in the step, over all ranks
+            randomness.seed_all(self.config.seed, randomness.MICRO_BATCH, step, place, part=group.rank)
             on_device = batch.to(self.ranks.device)
             loss, terms = self.task.loss(engine.deepspeed(on_device), on_device)
             if hasattr(self.task, "work"):
                 self._work.add(*self.task.work(batch))
             values = _values(loss, terms)
-            finite = engine.backward(loss)
+            finite = engine.backward(loss, share)
             seen.append({"ids": list(batch.ids), "finite": finite} | values)
-            if finite:
-                self.sums.add(values)
+            losses.append(values)
             fine = fine and finite
             applied = engine.step()
         stop, any_bad = self.ranks.any(bool(self.stop), not fine)
+        if not any_bad:
+            for (_, share), values in zip(parts, losses, strict=True):
+                self.sums.add(values, share, parts=group.size)
         self.state.step = step + 1
         self._rate = rate
         if applied and any_bad:
@@ -159,6 +167,19 @@ class Loop:
             self._skipped(seen, "loss" if any_bad else "gradient")
         self.progress.advance(self.state.step)
         return stop
+
+    def _of_step(self, batches: Iterator[Any], count: int) -> list[tuple[Any, float]]:
+        """This rank's micro-batches of the coming step, each with its share: its weight over that of all of the step's
+        micro-batches on all ranks. 0 for all where there is nothing to learn from in the whole step."""
+        made = [next(batches) for _ in range(count)]
+        for batch in made:
+            if batch.step != self.state.step:
+                raise RuntimeError(
+                    f"the task gave a batch of step {batch.step} at step {self.state.step}; see Task.batches"
+                )
+        weights = [weight_of(self.task, batch) for batch in made]
+        total = self.ranks.total(sum(weights)) / self.group.size  # ranks that share rows all counted them
+        return [(batch, weight / total if total else 0.0) for batch, weight in zip(made, weights, strict=True)]
 
     def _skipped(self, seen: list[dict[str, Any]], what: str) -> None:
         """Count a step that no rank applied, and keep what it was made of."""
@@ -177,7 +198,8 @@ class Loop:
         self.progress.say(f"step {step}: the {what} is not finite; skipped on all ranks. Samples: {', '.join(ids)}")
 
     def _log(self) -> None:
-        """Write one line of metrics: means since the line before, over all ranks."""
+        """Write one line of metrics: means over the steps since the line before, but for those with a loss that was not
+        finite."""
         now, cpu, step = time.monotonic(), time.process_time(), self.state.step
         began, cpu_began, step_began = self._lap
         self._lap = (now, cpu, step)
@@ -227,7 +249,8 @@ class Loop:
         hook = self.engine.module.register_forward_pre_hook(look_out, prepend=True)
         self.engine.module.eval()
         try:
-            with torch.no_grad(), self.ema.swapped(), randomness.undisturbed(self.ranks.device):
+            with torch.no_grad(), self.ema.swapped():
+                randomness.seed_all(self.config.seed, randomness.EVALUATION, step, self.group.data_rank)
                 rows = self.task.evaluate(
                     self.engine.deepspeed, rank=self.group.data_rank, world_size=self.group.data_size,
                     device=self.ranks.device,
@@ -278,18 +301,6 @@ class Loop:
             best = self.state.best["step"] if self.state.best else None
             checkpoint.prune(self.run, self.config.train.keep_last, best)
         self.progress.activity("training")
-
-
-def _first_unseen(batches: Iterator[Any], device: torch.device) -> Generator[Any, None, None]:
-    """``batches``; what fetching the first one draws from the global random generators is put back.
-
-    A loader that starts may draw a seed, as torch's DataLoader does: at the start of a run, and again at every
-    resumption, which would then differ from the uninterrupted run.
-    """
-    with randomness.undisturbed(device):
-        first = next(batches)
-    yield first
-    yield from batches
 
 
 def _values(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:

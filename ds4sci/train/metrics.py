@@ -97,31 +97,43 @@ class Work:
 
 class Sums:
     """Running sums of a rank's losses since the last line of metrics; kept in the checkpoint, so that the lines of a
-    resumed run are those of an uninterrupted one."""
+    resumed run are those of an uninterrupted one.
+
+    A line holds the mean over steps of what each step's loss was over all its micro-batches and ranks: every
+    micro-batch counts by its share of the step."""
 
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, float] = {}
 
-    def add(self, values: dict[str, float]) -> None:
-        """Take in one micro-batch; a term need not be in every one."""
+    def add(self, values: dict[str, float], share: float, *, parts: int = 1) -> None:
+        """Take in one micro-batch, ``share`` of its step; a term need not be in every one.
+
+        parts  ranks that share its rows: ``values`` are then this rank's part, and add up to the micro-batch's
+        """
         for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
+            self.totals[name] = self.totals.get(name, 0.0) + share * value
+            self.counts[name] = self.counts.get(name, 0.0) + share / parts
 
     def state(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
         return {"totals": self.totals, "counts": self.counts}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up where ``state`` left."""
-        self.totals, self.counts = dict(state.get("totals", {})), dict(state.get("counts", {}))
+    def restore(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Take up where the ranks left that saved ``states``; with another number of ranks the first takes all."""
+        mine = states[rank : rank + 1] if len(states) == world_size else states if rank == 0 else []
+        self.totals, self.counts = {}, {}
+        for state in mine:
+            for own, kept in ((self.totals, state["totals"]), (self.counts, state["counts"])):
+                for name, value in kept.items():
+                    own[name] = own.get(name, 0.0) + value
 
     @staticmethod
     def mean(parts: list[Sums]) -> dict[str, float]:
-        """Means over the micro-batches of all ranks that had the term, keyed in a fixed order."""
-        names = list(dict.fromkeys(name for part in parts for name in part.totals))
-        return {
-            name: sum(part.totals.get(name, 0.0) for part in parts) / sum(part.counts.get(name, 0) for part in parts)
-            for name in names
-        }
+        """Means over what the ranks took in that had the term, keyed in a fixed order; no term without any count."""
+        found = {}
+        for name in dict.fromkeys(name for part in parts for name in part.totals):
+            count = sum(part.counts.get(name, 0.0) for part in parts)
+            if count:
+                found[name] = sum(part.totals.get(name, 0.0) for part in parts) / count
+        return found

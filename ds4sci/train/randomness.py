@@ -1,57 +1,30 @@
-"""The random generators of one process: seeded, captured, put back."""
+"""The global random generators of one process: seeded anew before all that draws from them.
+
+Every micro-batch has a key of its own, (seed, step, its number in the step over all ranks). So dropout depends neither
+on which rank computes the micro-batch nor on what was computed before it, and a resumed run needs no state of a
+generator.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-
-def seed_all(seed: int, rank: int) -> None:
-    """Seed Python, NumPy and torch, differently on every rank (dropout must differ between ranks)."""
-    entropy = np.random.SeedSequence([seed, rank]).generate_state(3, dtype=np.uint64)
-    random.seed(int(entropy[0]))
-    np.random.seed(int(entropy[1] % 2**32))  # noqa: NPY002  (libraries that we call may use the global generator)
-    torch.manual_seed(int(entropy[2] % 2**63))
+WEIGHTS, MICRO_BATCH, EVALUATION = range(3)
+"""What is drawn for: two purposes never share a stream."""
 
 
-def capture(device: torch.device) -> dict[str, np.ndarray]:
-    """The state of every global generator, as plain arrays."""
-    version, words, gauss = random.getstate()
-    assert version == 3, "CPython's Mersenne Twister"
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
-    assert kind == "MT19937"
-    state = {
-        "python": np.array(words, dtype=np.uint64),
-        "python_gauss": np.array(np.nan if gauss is None else gauss),
-        "numpy": np.asarray(keys),
-        "numpy_rest": np.array([position, has_gauss, cached]),
-        "torch": torch.get_rng_state().numpy(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device).numpy()
-    return state
+def seed_all(*key: int, part: int = 0) -> None:
+    """Seed Python's, NumPy's and torch's global generators by ``key``, numbers of at least 0.
 
-
-def apply(state: dict[str, np.ndarray], device: torch.device) -> None:
-    """Put back what ``capture`` gave."""
-    gauss = float(state["python_gauss"])
-    random.setstate((3, tuple(int(x) for x in state["python"]), None if np.isnan(gauss) else gauss))
-    position, has_gauss, cached = state["numpy_rest"]
-    np.random.set_state(("MT19937", state["numpy"], int(position), int(has_gauss), float(cached)))  # noqa: NPY002
-    torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(torch.from_numpy(state["cuda"].copy()), device)
-
-
-@contextlib.contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Whatever the block draws, the generators stand afterwards where they stood before."""
-    state = capture(device)
-    try:
-        yield
-    finally:
-        apply(state, device)
+    part  of the rows that this rank holds under sequence parallelism: torch's generators differ by it, because the
+          parts are different tokens, whose dropout is independent. The others do not, because what they decide (which
+          layers to skip, say) must be decided alike by ranks that exchange parts of the same rows
+    """
+    common = np.random.SeedSequence(key).generate_state(2, dtype=np.uint64)
+    own = np.random.SeedSequence((*key, part)).generate_state(1, dtype=np.uint64)
+    random.seed(int(common[0]))
+    np.random.seed(int(common[1] % 2**32))  # noqa: NPY002  (libraries that we call may use the global generator)
+    torch.manual_seed(int(own[0] % 2**63))

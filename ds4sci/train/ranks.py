@@ -46,6 +46,12 @@ class Ranks:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return tuple(bool(x) for x in tensor.tolist())
 
+    def total(self, value: float) -> float:
+        """The sum of every rank's ``value``."""
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        return float(tensor)
+
     def gather(self, value: T) -> list[T]:
         """Every rank's ``value``, in rank order, on every rank."""
         values: list[Any] = [None] * self.world_size

@@ -55,7 +55,7 @@ class Session:
         """Train to the end, or until a signal asks any rank to stop; before the first step signals kill as usual."""
         stop = StopRequest()
         config, ranks = self.config, self.ranks
-        randomness.seed_all(config.seed, 0)  # the same initial weights everywhere
+        randomness.seed_all(config.seed, randomness.WEIGHTS)  # the same on all ranks
         task = build_task(config)
         if config.train.weights is not None and not self.resumes:
             checkpoint.load_weights(task.model, checkpoint.weights_of(config.train.weights))
@@ -70,7 +70,6 @@ class Session:
             task.keep(self.run / KEPT)
         parameters = sum(p.numel() for p in task.model.parameters())
         engine = engines.Engine(task.model, config.deepspeed, ranks)
-        randomness.seed_all(config.seed, ranks.rank)
         progress = Progress(config.train.steps, shown=ranks.is_main)
         loop = Loop(config, task, engine, Ema(engine.module, config.train.ema_decay), self.run, stop, progress)
         if self.resumes:

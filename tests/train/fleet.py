@@ -1,4 +1,5 @@
-"""Ranks for tests, without a launcher: processes forked from a server that has imported torch and DeepSpeed once.
+"""Ranks for tests, without a launcher: processes forked from a server that has imported torch, DeepSpeed and the parts
+of transformers that tests train once.
 
 A two-rank run takes about a second this way, instead of fifteen.
 """
@@ -20,9 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 _environment = dict(os.environ)  # now, before a test has changed anything: the server keeps that of its start
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    # the last one is what deepspeed.initialize imports late: torch's compiler, four seconds
-    ["deepspeed", "ds4sci.train.run", "ds4sci.train.storage", "deepspeed.runtime.zero.muon.muon_optimizer"]
-)
+    # muon_optimizer is what deepspeed.initialize imports late: torch's compiler, four seconds; the rest are imported
+    # when a language model is built: four seconds too
+    ["deepspeed", "ds4sci.train.run", "ds4sci.train.storage", "deepspeed.runtime.zero.muon.muon_optimizer",
+     "ds4sci.tasks.masked_lm", "ds4sci.data.tokenizers", "transformers.models.auto.modeling_auto",
+     "transformers.models.auto.tokenization_auto", "transformers.models.esm.modeling_esm",
+     "transformers.models.llama.modeling_llama", "Bio.Align"]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,11 @@ def run(
     return ended
 
 
-def call(size: int, target: Callable[..., None], arguments: list[str], folder: Path) -> Ended:
+def call(
+    size: int, target: Callable[..., None], arguments: list[str], folder: Path, *, seconds: float = 90
+) -> Ended:
     """``target(*arguments)`` on every rank; all must come to its end."""
-    ended = Fleet(size, arguments, folder, target=target).join()
+    ended = Fleet(size, arguments, folder, target=target).join(seconds)
     assert ended.codes == [0] * size, f"exit codes {ended.codes}:\n{ended.output}"
     return ended
 

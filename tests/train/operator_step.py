@@ -52,7 +52,7 @@ def steps(cases_file: str, out: str) -> None:
         engine.module.train()
         own = batch(made, ranks.rank, ranks.world_size)
         loss, _ = made.loss(engine.deepspeed(own), own)
-        engine.backward(loss)
+        engine.backward(loss, 1 / ranks.world_size)
         grads = {
             name: (p.grad if engine.zero_stage == 0 else safe_get_full_grad(p)).detach().double().clone()
             for name, p in engine.module.named_parameters()

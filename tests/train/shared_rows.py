@@ -50,15 +50,17 @@ def _step(case: dict[str, Any], file: Path, ranks: Any) -> dict[str, Any]:
     engine.module.train()
     share = len(all_rows) // group.data_size
     mine = part(oracle.batch(kind, all_rows, 64), group.data_rank * share, (group.data_rank + 1) * share)
-    loss, _ = weighted_mean(engine.deepspeed(mine), group)
-    engine.backward(loss)
+    loss = weighted_mean(engine.deepspeed(mine), mine)
+    count = float(mine.weights.double().sum())
+    share = count / (ranks.total(count) / group.size)
+    engine.backward(loss, share)
     grads = {}
     for name, p in engine.module.named_parameters():
         grad = p.grad if engine.zero_stage == 0 else safe_get_full_grad(p)
         grads[name] = grad.detach().double().clone() if grad is not None else None
     engine.step()
     engine.deepspeed.destroy()
-    return {"loss": float(loss.detach()), "norm": engine.grad_norm, "grads": grads}
+    return {"loss": ranks.total(share * float(loss.detach())), "norm": engine.grad_norm, "grads": grads}
 
 
 def part(batch: Any, first: int, last: int) -> Any:

@@ -46,38 +46,52 @@ def test_metrics_are_cut_after_the_checkpoint_and_torn_lines_go(tmp_path: Path) 
     assert lines[0] == {"kind": "train", "step": 1, "loss": "nan", "values": [0, 1], "tensor": 1.5}
 
 
-def test_means_are_over_the_micro_batches_that_had_the_term() -> None:
+def test_means_are_over_steps_and_the_micro_batches_that_had_the_term() -> None:
+    """Two ranks: a step of two micro-batches each, shares 1/8, 3/8 and 1/8, 3/8; then one of one each, 1/4 and 3/4."""
     one, two = Sums(), Sums()
-    one.add({"loss": 1.0})
-    one.add({"loss": 2.0, "clash": 6.0})
-    two.add({"loss": 6.0, "clash": 2.0})
-    again = Sums()
-    again.restore(json.loads(json.dumps(one.state())))
-    assert Sums.mean([again, two]) == {"loss": 3.0, "clash": 4.0}
-    assert Sums.mean([Sums()]) == {}
+    one.add({"loss": 8.0}, 1 / 8)
+    one.add({"loss": 16.0, "clash": 6.0}, 3 / 8)
+    two.add({"loss": 24.0}, 1 / 8)
+    two.add({"loss": 8.0, "clash": 2.0}, 3 / 8)
+    assert Sums.mean([one, two]) == {"loss": 1 + 6 + 3 + 3, "clash": 4.0}
+    one.add({"loss": 4.0}, 1 / 4)
+    two.add({"loss": 8.0}, 3 / 4)
+    assert Sums.mean([one, two]) == {"loss": (13 + 7) / 2, "clash": 4.0}
+    kept = json.loads(json.dumps([one.state(), two.state()]))
+    again = [Sums(), Sums()]
+    for rank, sums in enumerate(again):
+        sums.restore(kept, rank, 2)
+    assert [sums.state() for sums in again] == kept
+    more = [Sums(), Sums(), Sums()]
+    for rank, sums in enumerate(more):
+        sums.restore(kept, rank, 3)
+    assert Sums.mean(more) == Sums.mean([one, two])
+    nothing = Sums()
+    nothing.add({"loss": 0.0}, 0.0)
+    assert Sums.mean([nothing]) == Sums.mean([Sums()]) == {}
 
 
-def test_random_generators_come_back(tmp_path: Path) -> None:
+def test_ranks_that_share_rows_add_up_to_the_mean() -> None:
+    parts = [Sums(), Sums()]
+    for rank, sums in enumerate(parts):
+        sums.add({"loss": 1.0 + rank}, 1.0, parts=2)
+    assert Sums.mean(parts) == {"loss": 3.0}
+
+
+def test_random_numbers_are_a_function_of_the_key() -> None:
     import random
 
-    device = torch.device("cpu")
-    randomness.seed_all(5, rank=1)
-    random.gauss(0, 1)  # leaves a cached second value
-    np.random.standard_normal(3)  # noqa: NPY002
-    np.savez(tmp_path / "r.npz", **randomness.capture(device))
+    def draw(*key: int, part: int = 0) -> tuple[tuple[float, float], float]:
+        randomness.seed_all(*key, part=part)
+        return (random.gauss(0, 1), np.random.standard_normal()), float(torch.rand(()))  # noqa: NPY002
 
-    def draw() -> tuple:
-        return random.gauss(0, 1), random.random(), np.random.standard_normal(), float(torch.rand(()))  # noqa: NPY002
-
-    expected = draw()
-    with np.load(tmp_path / "r.npz", allow_pickle=False) as arrays:
-        randomness.apply(dict(arrays), device)
-    assert draw() == expected
-    with randomness.undisturbed(device):
-        draw()
-    after = draw()
-    randomness.seed_all(5, rank=0)
-    assert draw() != after
+    first = draw(5, randomness.MICRO_BATCH, 2, 0)
+    others = [draw(5, randomness.MICRO_BATCH, 2, 1), draw(5, randomness.MICRO_BATCH, 0, 2), draw(5, randomness.WEIGHTS)]
+    assert draw(5, randomness.MICRO_BATCH, 2, 0) == first
+    assert all(a != b for other in others for a, b in zip(first, other, strict=True))
+    part = draw(5, randomness.MICRO_BATCH, 2, 0, part=1)
+    assert part[0] == first[0], "what ranks that share rows decide alike"
+    assert part[1] != first[1]
 
 
 def test_pickled_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:

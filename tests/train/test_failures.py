@@ -151,7 +151,6 @@ def test_another_number_of_ranks_is_refused_with_both_ways_out(tmp_path, run_fil
 def test_a_converted_checkpoint_goes_on_with_another_number_of_ranks(stage, tmp_path, run_file) -> None:
     """2 → 1 ranks through DeepSpeed's universal checkpoint, by the command that the refusal prints."""
     file = run_file(steps=4, data="", ds={"zero_optimization": {"stage": stage}}, save_every=2, evaluate_every=0)
-    file.write_text(file.read_text() + "\n[model]\ndropout = 0.0\n")
     fleet.run(2, ["--config", str(file), "train.name=two"], tmp_path)
     shutil.copytree(tmp_path / "runs/two", tmp_path / "runs/run")
     shutil.rmtree(tmp_path / "runs/run/checkpoints/step_000004")

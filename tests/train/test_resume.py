@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -77,9 +76,8 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(kind, tmp_path, r
     ours, theirs = deepspeed_files(whole, 12), deepspeed_files(broken, 12)
     assert ours.keys() == theirs.keys()
     assert_same_tree(ours, theirs)
-    for rank in range(2):
-        a, b = (np.load(run / last / f"rank_{rank:05d}.npz") for run in (whole, broken))
-        assert all(np.array_equal(a[name], b[name], equal_nan=True) for name in a.files)
+    states = [json.loads((run / last / "state.json").read_text()) for run in (whole, broken)]
+    assert_same_tree(*states, ignore=("seconds",))
 
 
 @pytest.mark.parametrize("fault", ["nan_at = [5]", "bad_gradient_at = [5]"], ids=["loss", "gradient"])
@@ -90,10 +88,9 @@ def test_a_step_that_is_not_finite_changes_nothing_on_any_rank(kind, fault, tmp_
     ended = fleet.run(2, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
     before, after = deepspeed_files(run, 5), deepspeed_files(run, 6)
+    counters = ("global_steps", "global_samples", "skipped_steps", "overflow")
     for name, part in before.items():
-        assert_same_tree(
-            part, after[name], name, ignore=("global_steps", "global_samples", "skipped_steps", "overflow")
-        )
+        assert_same_tree(part, after[name], name, ignore=counters)
     states = [json.loads((run / f"checkpoints/step_00000{s}/state.json").read_text()) for s in (5, 6)]
     assert [s["nonfinite"] for s in states] == [0, 1]
     assert states[0]["ema_updates"] == states[1]["ema_updates"]

@@ -84,3 +84,16 @@ def test_four_ranks(world, sequence, stage, tmp_path) -> None:
 def test_stage_3_without_its_reduce_scatter(tmp_path) -> None:
     """DeepSpeed scales that way right, and the measured correction is 1."""
     check(cases(2, 3, zero={"reduce_scatter": False}), 2, tmp_path)
+
+
+def test_a_model_that_skips_layers_by_chance_is_not_shared() -> None:
+    """Its ranks would wait for each other in different layers."""
+    import transformers
+
+    from ds4sci.tasks._language import refuse_to_skip_layers
+
+    sizes = {"hidden_size": 8, "ffn_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
+    made = {rate: transformers.OPTModel(transformers.OPTConfig(**sizes, layerdrop=rate)) for rate in (0.0, 0.1)}
+    refuse_to_skip_layers(made[0.0])
+    with pytest.raises(ValueError, match=r"decoder skips layers by chance \(layerdrop = 0\.1\)"):
+        refuse_to_skip_layers(made[0.1])

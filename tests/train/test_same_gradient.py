@@ -1,0 +1,147 @@
+"""One loss and one gradient on any layout: ranks, ZeRO stages, micro-batches, accumulation, against fp64 torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ds4sci.config import RunConfig
+from ds4sci.tasks import weight_of
+from ds4sci.train.build import build_task
+from tests.train import fleet, layouts
+from tests.train.layouts import SPLITS, Case
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@functools.cache
+def exact(task: str, home: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    return layouts.plain(layouts.configure(task, home))
+
+
+def _run(home: Path, ranks: int, asked: dict[str, tuple[RunConfig, dict[str, Any]]]) -> dict[str, list[float]]:
+    """Losses of each named run of (config, DeepSpeed JSON) on ``ranks`` ranks."""
+    rows = []
+    for name, (config, tree) in asked.items():
+        (home / f"{name}.json").write_text(json.dumps(tree))
+        rows.append({"config": str(config.source), "deepspeed": str(home / f"{name}.json"), "name": name})
+    (home / "cases.json").write_text(json.dumps(rows))
+    fleet.call(ranks, layouts.run, [str(home / "cases.json")], home, seconds=300)
+    return {name: layouts.curve(home / "runs" / name)[0] for name in asked}
+
+
+def check(cases: list[Case], ranks: int, home: Path) -> dict[str, tuple[float, float, float]]:
+    """Train every case on ``ranks`` ranks; returns the relative errors of loss, gradient norm and weights."""
+    _run(home, ranks, {
+        case.name(ranks): (
+            layouts.configure(case.task, home), layouts.deepspeed(case.stage, case.micro, case.accumulation)
+        )
+        for case in cases
+    })  # fmt: skip
+    errors = {}
+    for case in cases:
+        losses, norms, weights = layouts.curve(home / "runs" / case.name(ranks))
+        want_losses, want_norms, want_weights = exact(case.task, home)
+        assert min(want_norms) > layouts.CLIP, "every step is to be clipped"
+        size = torch.stack([w.norm() for w in want_weights.values()]).norm()
+        off = torch.stack([(weights[name].double() - w).norm() for name, w in want_weights.items()]).norm()
+        errors[case.name(ranks)] = (
+            max(abs(a / b - 1) for a, b in zip(losses, want_losses, strict=True)),
+            max(abs(a / b - 1) for a, b in zip(norms, want_norms, strict=True)),
+            float(off / size),
+        )
+    for name, found in errors.items():
+        print(name, *(f"{x:.1e}" for x in found))
+    wrong = {name: e for name, e in errors.items() if not (e[0] <= 2e-6 and e[1] <= 1e-5 and e[2] <= 1e-6)}
+    assert not wrong
+    return errors
+
+
+def stages(task: str) -> list[int]:
+    """Networks that differentiate themselves refuse stage 3."""
+    return [0, 1, 2] if task == "operator" else [0, 1, 2, 3]
+
+
+def test_two_ranks_train_as_fp64_torch_in_one_process(home) -> None:
+    """Every task on two ranks, stages and splits in turn."""
+    cases = [
+        Case(task, min(number % 4, stages(task)[-1]), *SPLITS[2][(number + 1) % 3])
+        for number, task in enumerate(layouts.TASKS)
+    ]
+    check(sorted(cases, key=lambda case: case.stage), 2, home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_one_and_four_ranks_train_so_too(ranks, home) -> None:
+    tasks = ("fold", "masked_lm", "causal_lm unpacked", "residue_labels", "operator")
+    cases = [
+        Case(task, min((number + 1) % 4, stages(task)[-1]), *SPLITS[ranks][(number + 2) % 3])
+        for number, task in enumerate(tasks)
+    ]
+    check(sorted(cases, key=lambda case: case.stage), ranks, home)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("task", layouts.TASKS)
+@pytest.mark.parametrize("ranks", SPLITS)
+def test_every_layout_trains_so(task, ranks, home) -> None:
+    check([Case(task, stage, *split) for stage in stages(task) for split in SPLITS[ranks]], ranks, home)
+
+
+@pytest.mark.slow
+def test_dropout_does_not_depend_on_ranks(tmp_path) -> None:
+    """The same micro-batches have the same masks on one rank and on two."""
+    fold, esm = layouts.SMALL_FOLD, layouts.SMALL_ESM | {"hidden_dropout_prob": 0.5}
+    dropped = fold["evoformer"] | {"dropout_msa": 0.5, "dropout_pair": 0.5}
+    structure = fold["structure"] | {"dropout": 0.5}
+    configs = {
+        "fold": layouts.configure("fold", tmp_path, model={"evoformer": dropped, "structure": structure}),
+        "masked_lm": layouts.configure("masked_lm", tmp_path, model={"config": esm}),
+    }
+    found = {
+        ranks: _run(tmp_path, ranks, {
+            f"{task}_{ranks}": (config, layouts.deepspeed(1, 2, 8 // ranks)) for task, config in configs.items()
+        })
+        for ranks in (1, 2)
+    }  # fmt: skip
+    for task in configs:
+        one, two = (found[ranks][f"{task}_{ranks}"] for ranks in (1, 2))
+        assert two == pytest.approx(one, rel=2e-6)
+        still = layouts.plain(layouts.configure(task, tmp_path))[0]
+        assert all(abs(a / b - 1) > 1e-3 for a, b in zip(one, still, strict=True)), "there is dropout"
+
+
+@pytest.mark.parametrize("task", layouts.TASKS)
+def test_any_split_of_a_batch_gives_the_same_gradient(task, home) -> None:
+    """Σ share · ∇ loss over pieces of any sizes is ∇ loss of the whole batch, in fp64."""
+    made = build_task(layouts.configure(task, home))
+    size = 7
+    whole = layouts.in_double(
+        next(made.batches(start_step=1, rank=0, world_size=1, micro_batch_size=size, accumulation_steps=1))
+    )
+    model = made.model.double().train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    wanted = None
+    for pieces in layouts.splits(size, seed=5):
+        batches = [layouts.part(whole, first, last) for first, last in pieces]
+        weights = [weight_of(made, batch) for batch in batches]
+        total, loss = sum(weights), 0.0
+        for parameter in parameters:
+            parameter.grad = None
+        for batch, weight in zip(batches, weights, strict=True):
+            part = made.loss(model(batch), batch)[0] * (weight / total)
+            part.backward()
+            loss += float(part.detach())
+        found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        wanted = wanted or (loss, found)
+        assert loss == pytest.approx(wanted[0], rel=1e-12)
+        assert float((found - wanted[1]).norm() / wanted[1].norm()) < 1e-11, pieces
