@@ -76,7 +76,7 @@ class Engine:
         self._parameters = parameters  # listing them costs milliseconds a step
         gather_whole(model)
         try:
-            with jit.quiet():
+            with jit.quiet(), _no_step_at_start():
                 engine, _, _, _ = deepspeed.initialize(
                     model=model, model_parameters=parameters, config=str(json_file), dist_init_required=False,
                     mpu=ranks.sequence.mpu,
@@ -151,6 +151,26 @@ class Engine:
         monitor = self.deepspeed.monitor
         if monitor.enabled and self.ranks.is_main:
             monitor.write_events([(name, value, samples) for name, value in values.items()])
+
+
+@contextlib.contextmanager
+def _no_step_at_start() -> Iterator[None]:
+    """Keep DeepSpeed's 16-bit optimizers without ZeRO from a step of their own.
+
+    They take one on zero gradients when they are made, so that the optimizer has its state: Adam's count then begins
+    at 1, and the first weight decay comes twice. The first step of training makes that state as well.
+    """
+    from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    kinds = {kind: kind.initialize_optimizer_states for kind in (FP16_Optimizer, FP16_UnfusedOptimizer)}
+    for kind in kinds:
+        kind.initialize_optimizer_states = lambda self: None
+    try:
+        yield
+    finally:
+        for kind, own in kinds.items():
+            kind.initialize_optimizer_states = own
 
 
 @contextlib.contextmanager

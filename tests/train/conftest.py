@@ -17,6 +17,7 @@ SCHEDULE = {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-2, "warmup_num_st
 
 ZERO = {
     "stage 0": {},
+    "stage 0 bf16": {"bf16": {"enabled": True}},
     "stage 1": {"zero_optimization": {"stage": 1}},
     "stage 1 accumulating": {
         "zero_optimization": {"stage": 1}, "train_batch_size": 8, "gradient_accumulation_steps": 2,

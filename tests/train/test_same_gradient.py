@@ -15,6 +15,7 @@ from ds4sci.tasks import weight_of
 from ds4sci.train.build import build_task
 from tests.train import fleet, layouts
 from tests.train.layouts import SPLITS, Case
+from tests.train.test_resume import deepspeed_files
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,20 @@ def test_dropout_does_not_depend_on_ranks(tmp_path) -> None:
         assert two == pytest.approx(one, rel=2e-6)
         still = layouts.plain(layouts.configure(task, tmp_path))[0]
         assert all(abs(a / b - 1) > 1e-3 for a, b in zip(one, still, strict=True)), "there is dropout"
+
+
+def test_bf16_without_zero_takes_no_step_of_its_own(home) -> None:
+    """DeepSpeed's optimizer of stage 0 does, on zero gradients, when it is made; stage 1 does not."""
+    adam = {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1, "torch_adam": True}}
+    config = layouts.configure("masked_lm", home)
+    found = _run(home, 1, {
+        f"bf16_{stage}": (config, layouts.deepspeed(stage, 4, 4, bf16={"enabled": True}, optimizer=adam))
+        for stage in (0, 1)
+    })  # fmt: skip
+    assert found["bf16_0"] == pytest.approx(found["bf16_1"], rel=1e-5)
+    (state,) = deepspeed_files(home / "runs" / "bf16_0", layouts.STEPS).values()
+    steps = {int(own["step"]) for own in state["optimizer"]["optimizer_state_dict"]["state"].values()}
+    assert steps == {layouts.STEPS}
 
 
 @pytest.mark.parametrize("task", layouts.TASKS)
