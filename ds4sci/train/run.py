@@ -79,6 +79,7 @@ class Session:
                 config.save(self.run)  # only now: settings that cannot go on must not replace those that can
             ranks.barrier()
         self._note_the_schedule(progress)
+        self._note_the_clipping(progress, engine)
         if ranks.is_main:
             event = "resume" if self.resumes else "start"
             loop.metrics.write("event", loop.state.step, event=event, ranks=ranks.world_size)
@@ -113,6 +114,14 @@ class Session:
             progress.say(
                 f"Note: scheduler.params.total_num_steps of the DeepSpeed JSON is {total}, and train.steps is "
                 f"{self.config.train.steps}: the learning rate is that of a run of {total} steps"
+            )
+
+    def _note_the_clipping(self, progress: Progress, engine: engines.Engine) -> None:
+        """What DeepSpeed does to gradients that the JSON does not mention."""
+        if "gradient_clipping" not in self.config.deepspeed_config():
+            progress.say(
+                f"Note: {self.config.deepspeed} has no gradient_clipping, and DeepSpeed then clips gradients to norm "
+                f'{engine.deepspeed.gradient_clipping()}; "gradient_clipping": 0 leaves them as they are'
             )
 
     def _newest(self, progress: Progress) -> Path:
