@@ -191,12 +191,28 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
             )
     else:
         _check_same_shape(folder, state, engine)
+    _check_same_batch(folder, state, engine)
     engine.deepspeed.checkpoint_engine = DurableCheckpointEngine()
     loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=tag)
     if loaded is None:
         raise ValueError(f"{folder / tag}: DeepSpeed finds nothing to load there")
     ema.restore(safetensors.torch.load_file(folder / "model.safetensors"), state["ema_updates"])
     return state
+
+
+def _check_same_batch(folder: Path, state: dict[str, Any], engine: Engine) -> None:
+    """The data position is step × train_batch_size: with another batch, samples would be left out or seen twice."""
+    before, now = state["train_batch_size"], engine.batch[0]
+    if before != now:
+        micro, accumulation = engine.batch[1:]
+        ranks = engine.ranks.sequence.data_size
+        raise ValueError(
+            f"{engine.json_file}: train_batch_size is {now} here ({ranks} × {micro} × {accumulation}: ranks × micro "
+            f"batch × accumulation), and {folder} was written with {before}; the data position is step × "
+            f"train_batch_size, so the run would go on elsewhere in its data. Resume with train_batch_size = {before} "
+            "(change gradient_accumulation_steps or the micro batch to fit the ranks), or start a new run with "
+            f"train.weights = {json.dumps(str(folder / 'model.safetensors'))}"
+        )
 
 
 def _check_same_shape(folder: Path, state: dict[str, Any], engine: Engine) -> None:

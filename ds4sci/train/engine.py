@@ -59,6 +59,7 @@ def gather_whole(model: nn.Module) -> None:
 class Engine:
     """DeepSpeed's engine around ``model``, with a step that a non-finite number anywhere undoes everywhere.
 
+    json_file      the DeepSpeed JSON
     batch          (train_batch_size, micro batch per rank, accumulation steps), as DeepSpeed resolved them
     zero_stage     0–3
     """
@@ -86,7 +87,7 @@ class Engine:
             raise ValueError(f"{json_file}: DeepSpeed refuses this configuration: {reason}") from error
         self.deepspeed: DeepSpeedEngine = engine
         self._factor = 1.0 / gradient_scale(config, ranks)
-        self.ranks = ranks
+        self.json_file, self.ranks = json_file, ranks
         self.batch = (  # floats, where DeepSpeed divides by the ranks that share rows
             int(engine.train_batch_size()),
             int(engine.train_micro_batch_size_per_gpu()),

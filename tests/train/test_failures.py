@@ -170,7 +170,7 @@ def test_a_converted_checkpoint_goes_on_with_another_number_of_ranks(stage, tmp_
     assert "or resume with a JSON without that key" in ended.output
 
 
-def test_another_zero_stage_is_refused(tmp_path, run_file) -> None:
+def test_another_zero_stage_or_batch_is_refused(tmp_path, run_file) -> None:
     file = run_file(steps=2, ds={"zero_optimization": {"stage": 1}})
     fleet.run(1, ["--config", str(file)], tmp_path)
     other = tmp_path / "other.json"
@@ -178,6 +178,11 @@ def test_another_zero_stage_is_refused(tmp_path, run_file) -> None:
     other.write_text(json.dumps(config | {"zero_optimization": {"stage": 2}}))
     ended = fleet.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
     assert "written with ZeRO stage 1, and the DeepSpeed JSON asks for 2" in ended.output
+    other.write_text(json.dumps(config | {"train_batch_size": 8}))
+    ended = fleet.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
+    assert f"{other}: train_batch_size is 8 here (1 × 2 × 4" in ended.output
+    assert "step_000002 was written with 4" in ended.output
+    assert "Resume with train_batch_size = 4" in ended.output
     fleet.run(1, ["--resume", "runs/run"], tmp_path)  # the refused JSON has not taken the place of the run's own
 
 
