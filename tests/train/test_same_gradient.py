@@ -39,11 +39,14 @@ def _run(home: Path, ranks: int, asked: dict[str, tuple[RunConfig, dict[str, Any
     return {name: layouts.curve(home / "runs" / name)[0] for name in asked}
 
 
-def check(cases: list[Case], ranks: int, home: Path) -> dict[str, tuple[float, float, float]]:
-    """Train every case on ``ranks`` ranks; returns the relative errors of loss, gradient norm and weights."""
+def check(cases: list[Case], ranks: int, home: Path, **more: Any) -> dict[str, tuple[float, float, float]]:
+    """Train every case on ``ranks`` ranks; returns the relative errors of loss, gradient norm and weights.
+
+    more  sections of the run file
+    """
     _run(home, ranks, {
         case.name(ranks): (
-            layouts.configure(case.task, home), layouts.deepspeed(case.stage, case.micro, case.accumulation)
+            layouts.configure(case.task, home, **more), layouts.deepspeed(case.stage, case.micro, case.accumulation)
         )
         for case in cases
     })  # fmt: skip
@@ -89,6 +92,12 @@ def test_one_and_four_ranks_train_so_too(ranks, home) -> None:
         for number, task in enumerate(tasks)
     ]
     check(sorted(cases, key=lambda case: case.stage), ranks, home)
+
+
+@pytest.mark.slow
+def test_ranks_that_share_rows_train_so_too(tmp_path) -> None:
+    """Each gives its part of the loss; DeepSpeed's stage 3 scales gradients as no other stage does."""
+    check([Case("residue_labels", 3, 8, 2)], 2, tmp_path, parallel={"sequence": 2})
 
 
 @pytest.mark.nightly
