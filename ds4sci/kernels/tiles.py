@@ -34,14 +34,25 @@ def as_rows(x: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def from_rows(rows: Tensor, x: Tensor, order: Sequence[int]) -> Tensor:
-    """Dense [rows, c] that lie in this order of x's dimensions, as a view of x's shape: ``as_rows`` back."""
-    places = (*order, x.dim() - 1)
-    return rows.view([x.shape[i] for i in places]).permute([places.index(i) for i in range(x.dim())])
+    """Dense [rows, c] that lie in this order of x's dimensions, with x's shape: ``as_rows`` back, without a copy.
+
+    No view of ``rows``: autograd refuses to modify a view in place where a custom operator returns it.
+    """
+    return rows.new_empty(0).set_(rows.untyped_storage(), rows.storage_offset(), x.shape, _strides(x, order))
 
 
 def like(x: Tensor, order: Sequence[int]) -> Tensor:
     """An empty dense tensor of x's shape whose rows lie in this order."""
-    return from_rows(x.new_empty(x.numel()), x, order)
+    return torch.empty_strided(x.shape, _strides(x, order), dtype=x.dtype, device=x.device)
+
+
+def _strides(x: Tensor, order: Sequence[int]) -> list[int]:
+    """Of a dense tensor of x's shape whose rows lie in this order."""
+    strides, step = [1] * x.dim(), x.shape[-1]
+    for i in reversed(order):
+        strides[i] = step
+        step = step * x.shape[i]
+    return strides
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
