@@ -69,9 +69,9 @@ KNOWN = {"start", "end", "transition"}
 def test_report(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     report = patch(model)
     assert capsys.readouterr().out == (
-        "ds4sci: 3 modules of Model run on ds4sci's kernels\n"
-        "  TriangleAttention     2  pair_bias, gated_self_attention\n"
-        "  PairTransition        1  transition\n"
+        "ds4sci: 3 modules of Model are patched\n"
+        "  TriangleAttention     2  pair_bias, gated_self_attention  no call yet\n"
+        "  PairTransition        1  transition                       no call yet\n"
     )
     assert report.replaced["PairTransition"] == (1, ("transition",))
     patch(model, verbose=False)

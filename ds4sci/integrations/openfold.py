@@ -16,12 +16,14 @@ from ds4sci.integrations.rehearsal import normal, random_mask
 from ds4sci.integrations.replacement import Example, Replacement, Unserved
 from ds4sci.integrations.serving import (
     batched,
+    halves,
     kept,
     layer,
     no_autocast,
     norm,
     pair_bias,
     product_dtype,
+    promoted,
     refuse,
     unbatched,
 )  # fmt: skip
@@ -55,7 +57,8 @@ def triangle_attention(
     scores = None if mask is None else batched(module.inf * (mask - 1), shape[:-1], 2)
     if not module.starting:
         x, scores = x.transpose(1, 2), None if scores is None else scores.transpose(1, 2)
-    bias = pair_bias(x, module.layer_norm, module.linear, implementation)
+    linear = module.linear if hasattr(module, "linear") else module.linear_z  # OpenFold3 calls it as the MSA's
+    bias = pair_bias(x, module.layer_norm, linear, implementation)
     out = _attention(module, x, module.layer_norm, scores, bias, implementation)
     return unbatched(out if module.starting else out.transpose(1, 2), shape[:-3])
 
@@ -78,13 +81,15 @@ def multiply(
     dtype = product_dtype(z)
     if dtype == torch.float16 != z.dtype:
         raise Unserved("under autocast to float16 it makes its sums in fp32")
-    x = batched(z.to(dtype), z.shape, 3)
+    x = batched(z.to(promoted(dtype, z, mask)), z.shape, 3)
     norm_in, norm_out = norm(module.layer_norm_in, x), norm(module.layer_norm_out, x)
     if norm_in[2] != norm_out[2]:
         raise Unserved("its two norms differ in eps")
-    a_p, a_g, b_p, b_g, to_z, g = (
-        layer(getattr(module, f"linear_{name}"), x) for name in ("a_p", "a_g", "b_p", "b_g", "z", "g")
-    )
+    if hasattr(module, "linear_ab_p"):
+        (a_p, b_p), (a_g, b_g) = halves(module.linear_ab_p, x), halves(module.linear_ab_g, x)
+    else:
+        a_p, a_g, b_p, b_g = (layer(getattr(module, f"linear_{name}"), x) for name in ("a_p", "a_g", "b_p", "b_g"))
+    to_z, g = layer(module.linear_z, x), layer(module.linear_g, x)
     weights = MultiplicationWeights(norm_in[:2], a_p, a_g, b_p, b_g, norm_out[:2], to_z, g)
     keep = kept(mask, x)
     with no_autocast(x):
@@ -108,7 +113,8 @@ def outer_product_mean(
         raise Unserved("under autocast to float16 it makes its sums in fp32")
     normed = module.layer_norm(m)
     a, b = module.linear_1(normed), module.linear_2(normed)
-    a, b = batched(a, a.shape, 3), batched(b, b.shape, 3)
+    dtype = promoted(a.dtype, m, mask)
+    a, b = batched(a.to(dtype), a.shape, 3), batched(b.to(dtype), b.shape, 3)
     keep = a.new_ones(a.shape[:-1]) if mask is None else batched(mask, m.shape[:-1], 2)
     weight, bias = layer(module.linear_out, a)
     with no_autocast(a):
@@ -172,7 +178,7 @@ def _msa_example(module: Any, generator: torch.Generator) -> Example:
     return normal(generator, 1, 3, 5, c), given
 
 
-def _has(module: nn.Module, *names: str) -> bool:
+def has(module: nn.Module, *names: str) -> bool:
     return all(isinstance(getattr(module, name, None), nn.Module) for name in names)
 
 
@@ -182,37 +188,45 @@ def _attends(module: Any) -> bool:
     if not isinstance(mha, nn.Module) or not hasattr(module, "inf"):
         return False
     linears = tuple(f"linear_{name}" for name in "qkvo")
-    return _has(mha, *linears) and hasattr(mha, "linear_g") and hasattr(mha, "no_heads")
+    return has(mha, *linears) and hasattr(mha, "linear_g") and hasattr(mha, "no_heads")
 
 
 PROJECTIONS = tuple(f"mha.linear_{name}" for name in "qkvgo")
 MULTIPLICATION = ("linear_a_p", "linear_a_g", "linear_b_p", "linear_b_g", "linear_z", "linear_g")
+FUSED_MULTIPLICATION = ("linear_ab_p", "linear_ab_g", "linear_z", "linear_g")
 
 REPLACEMENTS = (
     Replacement(
         "TriangleAttention", triangle_attention, pair_example("layer_norm"), ("pair_bias", "gated_self_attention"),
-        reads=("layer_norm", "linear", *PROJECTIONS),
-        looks=lambda m: _has(m, "layer_norm", "linear") and _attends(m) and hasattr(m, "starting"),
+        reads=("layer_norm", "linear", "linear_z", *PROJECTIONS),
+        looks=lambda m: (
+            has(m, "layer_norm") and (has(m, "linear") or has(m, "linear_z")) and _attends(m) and hasattr(m, "starting")
+        ),
     ),
     Replacement(
         "TriangleMultiplicativeUpdate", multiply, pair_example("layer_norm_in"), ("triangle_multiplication",),
         reads=("layer_norm_in", "layer_norm_out", *MULTIPLICATION),
-        looks=lambda m: _has(m, "layer_norm_in", "layer_norm_out", *MULTIPLICATION) and hasattr(m, "_outgoing"),
+        looks=lambda m: has(m, "layer_norm_in", "layer_norm_out", *MULTIPLICATION) and hasattr(m, "_outgoing"),
+    ),
+    Replacement(
+        "FusedTriangleMultiplicativeUpdate", multiply, pair_example("layer_norm_in"), ("triangle_multiplication",),
+        reads=("layer_norm_in", "layer_norm_out", *FUSED_MULTIPLICATION),
+        looks=lambda m: has(m, "layer_norm_in", "layer_norm_out", *FUSED_MULTIPLICATION) and hasattr(m, "_outgoing"),
     ),
     Replacement(
         "OuterProductMean", outer_product_mean, pair_example("layer_norm"), ("outer_product_mean",),
         reads=("linear_out",),
-        looks=lambda m: _has(m, "layer_norm", "linear_1", "linear_2", "linear_out") and hasattr(m, "eps"),
+        looks=lambda m: has(m, "layer_norm", "linear_1", "linear_2", "linear_out") and hasattr(m, "eps"),
     ),
     Replacement(
         "PairTransition, MSATransition", transition, pair_example("layer_norm"), ("transition",),
         reads=("layer_norm", "linear_1", "relu", "linear_2"),
-        looks=lambda m: _has(m, "layer_norm", "linear_1", "linear_2") and isinstance(getattr(m, "relu", None), nn.ReLU),
+        looks=lambda m: has(m, "layer_norm", "linear_1", "linear_2") and isinstance(getattr(m, "relu", None), nn.ReLU),
     ),
     Replacement(
         "MSARowAttentionWithPairBias, MSAColumnAttention", msa_attention, _msa_example,
         ("pair_bias", "gated_self_attention"),
         reads=("layer_norm_m", "layer_norm_z", "linear_z", *PROJECTIONS),
-        looks=lambda m: _has(m, "layer_norm_m") and _attends(m) and hasattr(m, "layer_norm_z"),
+        looks=lambda m: has(m, "layer_norm_m") and _attends(m) and hasattr(m, "layer_norm_z"),
     ),
 )  # fmt: skip

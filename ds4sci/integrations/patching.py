@@ -2,43 +2,68 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from ds4sci.integrations import esmfold, esmfold2, openfold
+from ds4sci.integrations import alphafold3, esmfold, esmfold2, openfold
 from ds4sci.integrations.rehearsal import rehearse
-from ds4sci.integrations.replacement import Forward, Replacement
+from ds4sci.integrations.replacement import Calls, Forward, Replacement, Run
 from ds4sci.kernels import KERNELS
 
 FAMILIES: dict[str, tuple[Replacement, ...]] = {
     "ESMFold (transformers)": esmfold.REPLACEMENTS,
     "ESMFold2 (transformers)": esmfold2.REPLACEMENTS,
     "OpenFold-style": openfold.REPLACEMENTS,
+    "AlphaFold 3-style (Boltz, OpenFold3, Protenix)": alphafold3.REPLACEMENTS,
 }
 """What is known. By its name before by its attributes: ESMFold's modules look like OpenFold's."""
+
+LOOKALIKE = re.compile("Attention|Triang|OuterProduct|Transition|PairWeighted")
+"""Names of modules that a reader of the report would take for known ones."""
 
 
 @dataclass(frozen=True)
 class Patched:
-    """What ``patch`` did.
+    """What ``patch`` did, and what the model's calls have run since: print it again after the first step.
 
     model     class of the model
     replaced  class of module → how many, and the kernels they run on
     left      (class of module, why it was left alone) → how many
+    unknown   class of module that has the name of a known one and is none → how many
+    modules   path of a module in the model → its class, and its ``Calls`` so far: served, or its own method's and why
     """
 
     model: str
     replaced: dict[str, tuple[int, tuple[str, ...]]]
     left: dict[tuple[str, str], int]
+    unknown: dict[str, int] = field(default_factory=dict)
+    modules: dict[str, tuple[str, Calls]] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> dict[str, Calls]:
+        """Class of module → the calls of all its modules together."""
+        total = {name: Calls() for name in self.replaced}
+        for name, own in self.modules.values():
+            total[name].served += own.served
+            total[name].own += own.own
+        return total
 
     def __str__(self) -> str:
         number = sum(count for count, _ in self.replaced.values())
-        lines = [f"ds4sci: {number} modules of {self.model} run on ds4sci's kernels"]
+        lines = [f"ds4sci: {number} modules of {self.model} are patched"]
         width = max(len(name) for name in self.replaced)
-        lines += [f"  {name:{width}}  {count:4}  {', '.join(by)}" for name, (count, by) in self.replaced.items()]
+        by_width = max(len(", ".join(by)) for _, by in self.replaced.values())
+        calls = self.calls
+        lines += [
+            f"  {name:{width}}  {count:4}  {', '.join(by):{by_width}}  {calls[name]}"
+            for name, (count, by) in self.replaced.items()
+        ]
         lines += [f"  left alone: {count} {name}: {why}" for (name, why), count in self.left.items()]
+        lines += [f"  left alone: {count} {name}: not a kind that is known" for name, count in self.unknown.items()]
         return "\n".join(lines)
 
 
@@ -47,14 +72,16 @@ def patch(model: nn.Module, *, implementation: str | None = None, verbose: bool 
 
     Weights, their names, classes and hooks stay. A module gets an attribute in place of its method, which its copies
     and pickles get too. A call that the kernels do not serve runs the module's own method, with a warning that says
-    why. Before the first of its kind is replaced, a module and its replacement make the same small call with random
+    why; the report that is returned counts both, so that printed after a step it says what really ran. Before the first of its kind is replaced, a module and its replacement make the same small call with random
     weights; where they differ it is left alone. ``unpatch`` undoes everything; to patch again changes the
     implementation.
 
     implementation  of the kernels, by name; None takes the first that can run, call by call
     verbose         print the report
 
-    Known are ESMFold and ESMFold2 of transformers, by name, and modules that look like OpenFold's, by their attributes.
+    Known are ESMFold and ESMFold2 of transformers and Boltz' triangle multiplication, by name, and modules that look
+    like OpenFold's, OpenFold3's, Protenix' and Boltz', by their attributes. Modules whose class has the name of such a
+    one and that are not known are named in the report.
     Patch before ``torch.compile``, DistributedDataParallel or DeepSpeed wrap the model. ``nn.DataParallel``, whose
     replicas share their original's attributes, is not supported.
 
@@ -62,10 +89,10 @@ def patch(model: nn.Module, *, implementation: str | None = None, verbose: bool 
     not; then nothing is changed.
     """
     left: Counter[tuple[str, str]] = Counter()
-    chosen: list[tuple[nn.Module, Replacement]] = []
+    chosen: list[tuple[str, nn.Module, Replacement]] = []
     refused: list[nn.Module] = []
     verdicts: dict[tuple[object, ...], str | None] = {}
-    for module in model.modules():
+    for path, module in model.named_modules():
         replacement = find(module)
         if replacement is None:
             continue
@@ -76,7 +103,7 @@ def patch(model: nn.Module, *, implementation: str | None = None, verbose: bool 
                 verdicts[key] = rehearse(replacement, module)
             reason = verdicts[key]
         if reason is None:
-            chosen.append((module, replacement))
+            chosen.append((path, module, replacement))
         else:
             refused.append(module)
             left[type(module).__name__, reason] += 1
@@ -85,16 +112,20 @@ def patch(model: nn.Module, *, implementation: str | None = None, verbose: bool 
         why = f" ({reasons})" if reasons else ""
         raise ValueError(f"{type(model).__name__} has no module to patch{why}. {known()}")
     if implementation is not None:
-        for kernel in {kernel for _, replacement in chosen for kernel in replacement.kernels}:
+        for kernel in {kernel for *_, replacement in chosen for kernel in replacement.kernels}:
             KERNELS[kernel].named(implementation)
     replaced: dict[str, tuple[int, tuple[str, ...]]] = {}
-    for module, replacement in chosen:
-        module.__dict__[replacement.method] = Forward(module, replacement, implementation)
+    modules: dict[str, tuple[str, Calls]] = {}
+    run = Run()
+    for path, module, replacement in chosen:
+        forward = module.__dict__[replacement.method] = Forward(module, replacement, implementation, run)
         name = type(module).__name__
         replaced[name] = (replaced.get(name, (0, ()))[0] + 1, replacement.kernels)
+        modules[path] = name, forward.calls
     for module in refused:  # patched once, and since then changed
         _restore(module)
-    report = Patched(type(model).__name__, replaced, dict(left))
+    unknown = _unknown(model, [*refused, *(module for _, module, _ in chosen)])
+    report = Patched(type(model).__name__, replaced, dict(left), unknown, modules)
     if verbose:
         print(report)
     return report
@@ -119,6 +150,26 @@ def find(module: nn.Module) -> Replacement | None:
         if replacement.looks is None and replacement.kind in names:
             return replacement
     return next((one for one in everything if one.looks is not None and one.looks(module)), None)
+
+
+def _unknown(model: nn.Module, known: Iterable[nn.Module]) -> dict[str, int]:
+    """Classes that have the name of a known one, neither known, nor part of a known one, nor made of such."""
+    found: Counter[str] = Counter()
+    seen = {id(module) for module in known}
+    covered = set(seen)
+
+    def visit(module: nn.Module) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        if LOOKALIKE.search(type(module).__name__) and not any(id(part) in covered for part in module.modules()):
+            found[type(module).__name__] += 1
+            return
+        for child in module.children():
+            visit(child)
+
+    visit(model)
+    return dict(found)
 
 
 def known() -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,20 +59,64 @@ class Replacement:
         return None
 
 
+@dataclass
+class Calls:
+    """Calls of a patched module so far, those inside a compiled graph aside.
+
+    served  made by the kernels
+    own     made by the module's own method: reason → how many
+    """
+
+    served: int = 0
+    own: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        total = self.served + self.own.total()
+        if not total:
+            return "no call yet"
+        reasons = "; ".join(f"{count} by its own method: {reason}" for reason, count in self.own.most_common())
+        return f"{self.served} of {total} calls served" + (f"; {reasons}" if reasons else "")
+
+
+@dataclass
+class Run:
+    """The calls of all modules that one ``patch`` replaced, and whether it was said that none of them was served."""
+
+    calls: list[Calls] = field(default_factory=list)
+    warned: bool = False
+
+    def warn_if_none_served(self) -> None:
+        if not self.warned and not any(one.served for one in self.calls):
+            self.warned = True
+            warnings.warn(
+                f"ds4sci: none of the {len(self.calls)} patched modules was served so far, all run their own methods; "
+                "print the report of patch() for the reasons",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
 class Forward:
     """Stands in ``module.__dict__`` under the method's name: class, weights and state dict stay as they are.
 
     The module is held weakly: a cycle would keep a deleted model's memory until the collector comes by. A copy or a
-    pickle of the module gets its own.
+    pickle of the module gets its own. An option that has the method's own default is not handed on: the comparison
+    before the replacement was made with it.
     """
 
-    def __init__(self, module: nn.Module, replacement: Replacement, implementation: str | None) -> None:
+    def __init__(self, module: nn.Module, replacement: Replacement, implementation: str | None, run: Run) -> None:
         own = getattr(type(module), replacement.method)
         self.method = replacement.method
         self.serve = replacement.serve
         self.implementation = implementation
+        self.calls, self.run = Calls(), run
+        run.calls.append(self.calls)
         parameters = list(inspect.signature(own).parameters.values())[1:]
         self.names = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+        ours = {p.name for p in inspect.signature(self.serve).parameters.values()}
+        self.defaults = {
+            p.name: p.default for p in parameters if p.name not in ours and isinstance(p.default, bool | int | float | str)
+        }
         self.read = {path: type(module.get_submodule(path)) for path in replacement.reads if _reaches(module, path)}
         self.module = weakref.ref(module)
 
@@ -81,13 +126,29 @@ class Forward:
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         well_formed = self.names and self.names[0] in given and len(given) == len(args) + len(kwargs)
         if well_formed:  # else its own method says what is wrong with the call
+            first = given.pop(self.names[0])
+            given = {name: x for name, x in given.items() if not self._is_default(name, x)}
             try:
                 self._check(module)
-                return self.serve(module, given.pop(self.names[0]), implementation=self.implementation, **given)
+                result = self.serve(module, first, implementation=self.implementation, **given)
             except Unserved as refusal:
                 reason = str(refusal)
+            else:
+                if not torch.compiler.is_compiling():  # a count would make the compiler compile anew for each call
+                    self.calls.served += 1
+                return result
+            if not torch.compiler.is_compiling():
+                self._count_own(reason)
             warnings.warn(f"{type(module).__name__} runs its own {self.method}: {reason}", RuntimeWarning, stacklevel=2)
         return getattr(type(module), self.method)(module, *args, **kwargs)
+
+    def _is_default(self, name: str, x: Any) -> bool:
+        return name in self.defaults and type(x) is type(self.defaults[name]) and bool(x == self.defaults[name])
+
+    def _count_own(self, reason: str) -> None:
+        if self.calls.own:  # its second call, so that the model has been through once
+            self.run.warn_if_none_served()
+        self.calls.own[reason] += 1
 
     def _check(self, module: nn.Module) -> None:
         """Raise Unserved where reading a submodule's weights is no longer what calling it is."""

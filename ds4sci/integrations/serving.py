@@ -15,21 +15,31 @@ from ds4sci.integrations.replacement import Unserved
 Layer = tuple[Tensor, Tensor | None]
 """Weight and bias."""
 
-KNOBS = frozenset(
-    {
-        "chunk_size", "inplace_safe", "use_memory_efficient_kernel", "use_lma", "lma_q_chunk_size", "lma_kv_chunk_size",
-        "use_deepspeed_evo_attention", "use_cuequivariance_attention", "use_cuequivariance_multiplicative_update",
-        "_chunk_logits", "_checkpoint_chunks",
-    }
-)  # fmt: skip
-"""Arguments that choose how the same numbers are made and in how much memory: nothing is left for them to choose."""
+IGNORED_ARGUMENTS: dict[str, frozenset[str] | None] = {
+    **dict.fromkeys(
+        (
+            "chunk_size", "ckpt_chunk_size", "inplace_safe", "use_memory_efficient_kernel", "use_lma",
+            "lma_q_chunk_size", "lma_kv_chunk_size", "use_deepspeed_evo_attention", "use_cuequivariance_attention",
+            "use_cuequivariance_multiplicative_update", "use_cueq_triangle_kernels", "use_kernels", "_chunk_logits",
+            "_checkpoint_chunks",
+        )
+    ),
+    "triangle_attention": frozenset({"torch", "triattention", "deepspeed", "cuequivariance"}),
+    "triangle_multiplicative": frozenset({"torch", "cuequivariance"}),
+}  # fmt: skip
+"""Arguments that choose how the same numbers are made and in how much memory: nothing is left for them to choose.
+OpenFold's, OpenFold3's, Boltz' and Protenix'; the words that the last two take, any other is an error of the model's
+own."""
 
 
 def refuse(options: Mapping[str, Any]) -> None:
     """Raise Unserved for an argument that is set and that we do not know."""
     for name, value in options.items():
-        if name not in KNOBS and value is not None and value is not False:
-            raise Unserved(f"{name} is set")
+        if value is None or value is False:
+            continue
+        words = IGNORED_ARGUMENTS.get(name, frozenset())
+        if words is not None and value not in words:
+            raise Unserved(f"{name} is {value!r}" if isinstance(value, str) else f"{name} is set")
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -39,6 +49,14 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if cast else x.dtype
 
 
+def promoted(dtype: torch.dtype, x: Tensor, mask: Tensor | None) -> torch.dtype:
+    """What activations of ``dtype`` become when a module multiplies them by ``mask``: outside autocast torch takes the
+    wider of the two, inside it the next product brings them back."""
+    if mask is None or not mask.is_floating_point() or torch.is_autocast_enabled(x.device.type):
+        return dtype
+    return torch.promote_types(dtype, mask.dtype)
+
+
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """The casts are made already; inside a kernel autocast would undo its fp32."""
     kind = x.device.type
@@ -46,15 +64,41 @@ def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def layer(linear: Any, x: Tensor) -> Layer:
-    """Weight and bias of a linear layer, for activations ``x``; Unserved where it is none or the dtypes differ."""
+    """Weight and bias of a linear layer, for activations ``x``; Unserved where it is none or the dtypes differ.
+
+    Outside autocast weights are cast to narrower activations where the layer's own forward does that, as OpenFold's,
+    OpenFold3's, Boltz' and Protenix' do beside bf16.
+    """
     weight, bias = getattr(linear, "weight", None), getattr(linear, "bias", None)
     if not isinstance(linear, nn.Linear) or weight is None or not weight.is_floating_point():
         raise Unserved(f"a {type(linear).__name__} where a linear layer is expected")
+    precision = getattr(linear, "precision", None)
+    if isinstance(precision, torch.dtype) and precision != x.dtype:
+        raise Unserved(f"a linear layer of its computes in {_name(precision)} whatever its activations are")
     if weight.dtype != x.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
+        if not torch.is_autocast_enabled(x.device.type) and not _takes(linear, x):
             raise Unserved(f"activations are {_name(x.dtype)} and weights {_name(weight.dtype)}")
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     return weight, bias
+
+
+def halves(linear: Any, x: Tensor) -> list[Layer]:
+    """Weight and bias of the upper and the lower half of a layer's outputs."""
+    weight, bias = layer(linear, x)
+    biases = (None, None) if bias is None else bias.chunk(2)
+    return list(zip(weight.chunk(2), biases, strict=True))
+
+
+def _takes(linear: nn.Linear, x: Tensor) -> bool:
+    """Whether the layer's own forward makes x's dtype of activations like ``x`` beside its weights of another dtype."""
+    own = type(linear).forward
+    if own is nn.Linear.forward:
+        return False
+    try:
+        with torch.no_grad():
+            return own(linear, x.new_empty(0, linear.in_features)).dtype == x.dtype
+    except RuntimeError:  # torch's, for dtypes that differ
+        return False
 
 
 def norm(module: Any, x: Tensor) -> tuple[Tensor, Tensor | None, float]:

@@ -1,0 +1,135 @@
+"""AlphaFold 3-style modules that OpenFold's do not cover: SwiGLU transitions of Boltz, OpenFold3 and Protenix, Boltz'
+triangle multiplication and outer product mean. Their triangle attention is OpenFold's, in ``openfold.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds4sci import kernels
+from ds4sci.integrations.openfold import has
+from ds4sci.integrations.rehearsal import normal, random_mask
+from ds4sci.integrations.replacement import Example, Replacement, Unserved
+from ds4sci.integrations.serving import batched, halves, kept, layer, no_autocast, norm, product_dtype, refuse
+from ds4sci.kernels.tiles import join
+from ds4sci.kernels.triangle_multiplication import Direction, Weights
+
+TransitionNames = tuple[str, str, str, str]
+"""Paths of a transition's norm, of the layer whose result goes through SiLU, of that it multiplies, of the last."""
+
+BOLTZ: TransitionNames = ("norm", "fc1", "fc2", "fc3")
+OPENFOLD3: TransitionNames = ("layer_norm", "swiglu.linear_a", "swiglu.linear_b", "linear_out")
+PROTENIX: TransitionNames = ("layernorm1", "linear_no_bias_a", "linear_no_bias_b", "linear_no_bias")
+
+
+def transition(
+    module: Any, x: Tensor, *, names: TransitionNames, mask: Tensor | None = None, implementation: str | None,
+    **options: Any,
+) -> Tensor:  # fmt: skip
+    """AlphaFold 3, Algorithm 11: x ``[*, c]`` times the mask ``[*]`` at the end."""
+    refuse(options)
+    layer_norm, gate, value, last = (module.get_submodule(name) for name in names)
+    x = x.to(product_dtype(x))
+    weight, shift, eps = norm(layer_norm, x)
+    first = join(layer(gate, x), layer(value, x))
+    second = layer(last, x)
+    with no_autocast(x):
+        out = kernels.transition(
+            x, weight, shift, *first, *second, activation="swiglu", eps=eps, implementation=implementation
+        )
+    return out if mask is None else out * mask.unsqueeze(-1)
+
+
+def multiply(
+    module: Any, x: Tensor, *, direction: Direction, mask: Tensor | None = None, implementation: str | None,
+    **options: Any,
+) -> Tensor:  # fmt: skip
+    """Boltz' triangle multiplication: x ``[b, n, n, c]``, mask ``[b, n, n]``; one matrix holds the rows of a and b."""
+    refuse(options)
+    dtype = product_dtype(x)
+    if torch.float16 in (dtype, x.dtype):
+        raise Unserved("in float16 it makes its sums in fp32")
+    z = x.to(dtype)
+    norm_in, norm_out = norm(module.norm_in, z), norm(module.norm_out, z)
+    if norm_in[2] != norm_out[2]:
+        raise Unserved("its two norms differ in eps")
+    (a_p, b_p), (a_g, b_g) = (halves(projection, z) for projection in (module.p_in, module.g_in))
+    to_z, gate = layer(module.p_out, z), layer(module.g_out, z)
+    weights = Weights(norm_in[:2], a_p, a_g, b_p, b_g, norm_out[:2], to_z, gate)
+    with no_autocast(z):
+        return kernels.triangle_multiplication(
+            z, kept(mask, z), weights, direction, eps=norm_in[2], implementation=implementation
+        )
+
+
+def outer_product_mean(
+    module: Any, m: Tensor, *, mask: Tensor, implementation: str | None, **options: Any
+) -> Tensor:
+    """Boltz' outer product mean: m ``[b, s, n, c]``, mask ``[b, s, n]``; divided by max(1, count) before the bias."""
+    refuse(options)
+    if torch.float16 in (product_dtype(m), m.dtype):
+        raise Unserved("in float16 it makes its sums in fp32")
+    normed = module.norm(m)
+    a, b = module.proj_a(normed), module.proj_b(normed)
+    weight, bias = layer(module.proj_o, a)
+    keep = batched(mask.to(a.dtype), m.shape[:-1], 2)
+    with no_autocast(a):
+        out = kernels.outer_product_mean(a, b, keep, weight, None, eps=None, implementation=implementation)
+    return out if bias is None else out + bias
+
+
+def _transition_example(names: TransitionNames) -> Any:
+    def example(module: Any, generator: torch.Generator) -> Example:
+        return normal(generator, 1, 4, module.get_submodule(names[1]).in_features), {}
+
+    return example
+
+
+def _multiply_example(module: Any, generator: torch.Generator) -> Example:
+    return normal(generator, 1, 5, 5, module.p_in.in_features), {"mask": random_mask(generator, 1, 5, 5)}
+
+
+def _outer_product_mean_example(module: Any, generator: torch.Generator) -> Example:
+    # three rows of which some are masked: counts of 0 too, where max(1, count) shows
+    return normal(generator, 1, 3, 5, module.proj_a.in_features), {"mask": random_mask(generator, 1, 3, 5)}
+
+
+def _transition(kind: str, names: TransitionNames) -> Replacement:
+    def looks(module: nn.Module) -> bool:
+        return has(module, names[0], *(name.partition(".")[0] for name in names[1:])) and all(
+            isinstance(_part(module, name), nn.Linear) for name in names[1:]
+        )
+
+    serve = functools.partial(transition, names=names)
+    return Replacement(kind, serve, _transition_example(names), ("transition",), reads=names, looks=looks)
+
+
+def _part(module: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+    return module
+
+
+def _multiplication(kind: str, direction: Direction) -> Replacement:
+    return Replacement(
+        f"boltz.model.layers.triangular_mult.{kind}", functools.partial(multiply, direction=direction),
+        _multiply_example, ("triangle_multiplication",),
+        reads=("norm_in", "norm_out", "p_in", "g_in", "p_out", "g_out"),
+    )  # fmt: skip
+
+
+REPLACEMENTS = (
+    _transition("Transition (Boltz)", BOLTZ),
+    _transition("SwiGLUTransition (OpenFold3)", OPENFOLD3),
+    _transition("Transition (Protenix)", PROTENIX),
+    _multiplication("TriangleMultiplicationOutgoing", "outgoing"),
+    _multiplication("TriangleMultiplicationIncoming", "incoming"),
+    Replacement(
+        "OuterProductMean (Boltz)", outer_product_mean, _outer_product_mean_example, ("outer_product_mean",),
+        reads=("proj_o",), looks=lambda m: has(m, "norm", "proj_a", "proj_b", "proj_o") and not hasattr(m, "eps"),
+    ),
+)  # fmt: skip
