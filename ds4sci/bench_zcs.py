@@ -116,7 +116,7 @@ def _with_deepxde(model: Any) -> operator.ResidualModel:
 
     class Lazy(Fields):
         def __init__(self, network: Any, functions: Tensor, points: Tensor, names: str) -> None:
-            super().__init__(names)
+            super().__init__(points, names)
             leaves = [torch.zeros((), requires_grad=True) for _ in names]
             self.value = network(functions, points + torch.stack(leaves))
             self.lazy = LazyGrad({"leaves": leaves}, self.value)

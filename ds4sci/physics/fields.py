@@ -16,6 +16,12 @@ Order = tuple[int, ...]
 Term = str | tuple[str, int]
 """``"xx"``, or ``("xx", 1)``: that of the second component."""
 
+Coefficient = float | Tensor | Callable[[Tensor], Tensor]
+"""A number; a tensor, of one element or of [n], [m, 1] or [m, n]; or a function of the points [n, d] that gives one."""
+
+Part = tuple[float | Tensor, Order, int | None]
+"""Coefficient, order and component of a term of a sum."""
+
 
 class Fields(ABC):
     """u of m functions at n points and its derivatives, each made when it is first asked for.
@@ -30,11 +36,13 @@ class Fields(ABC):
     value: Tensor
     by_gradients = True
     """Whether derivatives are gradients: they need a graph even where the caller records none."""
+    on_second_order: Callable[[], None] | None = None
+    """Called when a derivative of second or higher order is first asked for."""
 
-    def __init__(self, names: str) -> None:
+    def __init__(self, points: Tensor, names: str) -> None:
         if len(set(names)) != len(names) or not names.isalpha():
             raise ValueError(f"names = {names!r}: expected one letter for each coordinate, none twice")
-        self.names = names
+        self.points, self.names = points, names
         self._made: dict[tuple[Order, int | None], Tensor] = {}
 
     def order(self, letters: str) -> Order:
@@ -58,20 +66,52 @@ class Fields(ABC):
             self._made[key] = self._derived([(1.0, order, component)])
         return self._made[key]
 
-    def linear(self, terms: Mapping[Term, float]) -> Tensor:
+    def linear(self, terms: Mapping[Term, Coefficient]) -> Tensor:
         """Σ coefficient · ∂u/∂term, [m, n]: ``linear({"xxxx": 1, "xxyy": 2, "yyyy": 1})``.
 
-        Cheaper than the sum of the fields: by zero coordinate shift in reverse mode one gradient for all of it.
-        Coefficients are numbers; a term whose coefficient varies in space is a field of its own.
+        Cheaper than the sum of the fields: by zero coordinate shift in reverse mode one gradient for all terms whose
+        coefficients are one number, and one for each of the others.
+
+        A coefficient is a number, a tensor of one element such as a ``Parameter`` (``{"t": 1, "xx": -nu}``), a tensor
+        that varies: [n] over the points, [m, 1] over the functions, [m, n] over both, or a function of the points
+        [n, d] that gives such a tensor (``{"xx": lambda points: -a(points)}``). Gradients flow to coefficients as to
+        the network's parameters.
+
+        Raises ValueError for a sum of no terms, an unknown letter or component, and a coefficient of another kind or
+        shape, naming the term.
         """
         if not terms:
             raise ValueError("a sum of no terms")
-        wanted = []
+        wanted: list[Part] = []
         for term, coefficient in terms.items():
             letters, component = (term, None) if isinstance(term, str) else term
             self._check(component)
-            wanted.append((float(coefficient), self.order(letters), component))
+            wanted.append((self._coefficient(term, coefficient), self.order(letters), component))
         return self._derived(wanted)
+
+    def _coefficient(self, term: Term, given: Coefficient) -> float | Tensor:
+        """A number, or a tensor: of no dimensions, or one that broadcasts to [m, n]."""
+        if callable(given) and not isinstance(given, Tensor):
+            given = given(self.points)
+        if not isinstance(given, Tensor):
+            try:
+                return float(given)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"the coefficient of {term!r} is a {type(given).__name__}: expected a number, a tensor or a "
+                    "function of the points"
+                ) from None
+        if given.numel() == 1:
+            return given.reshape(())
+        m, n = self.value.shape[:2]
+        sizes = zip(given.shape[::-1], (n, m), strict=False)
+        fits = given.dim() <= 2 and all(size in (1, full) for size, full in sizes)
+        if not fits:
+            raise ValueError(
+                f"the coefficient of {term!r} is {list(given.shape)}: expected one element, [{n}] over the points, "
+                f"[{m}, 1] over the functions or [{m}, {n}]"
+            )
+        return given
 
     def _check(self, component: int | None) -> None:
         components = self.value.shape[2] if self.value.dim() == 3 else None
@@ -81,23 +121,30 @@ class Fields(ABC):
         if component is not None and not 0 <= component < (components or 0):
             raise ValueError(f"component = {component}: the network's output has {components} components")
 
-    def _derived(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
+    def _derived(self, terms: list[Part]) -> Tensor:
+        if self.on_second_order is not None and any(sum(order) > 1 for _, order, _ in terms):
+            self.on_second_order()
         if not self.by_gradients or torch.is_grad_enabled():
             return self._derive(terms)
         with torch.enable_grad():
             return self._derive(terms).detach()
 
     @abstractmethod
-    def _derive(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
+    def _derive(self, terms: list[Part]) -> Tensor:
         """Σ coefficient · derivative, [m, n]."""
 
 
-def summed(terms: list[tuple[float, Order, int | None]], field: Callable[[Order, int | None], Tensor]) -> Tensor:
+def is_one(coefficient: float | Tensor) -> bool:
+    """Whether it is the number 1; a tensor may be asked for its gradient and is not looked at."""
+    return not isinstance(coefficient, Tensor) and coefficient == 1.0
+
+
+def summed(terms: list[Part], field: Callable[[Order, int | None], Tensor]) -> Tensor:
     """Σ coefficient · field, for methods that have nothing better."""
     total: Tensor | None = None
     for coefficient, order, component in terms:
         one = field(order, component)
-        one = one if coefficient == 1.0 else coefficient * one
+        one = one if is_one(coefficient) else coefficient * one
         total = one if total is None else total + one
     assert total is not None
     return total

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.physics.fields import Fields, Order, gradient, path_to, raised, summed
+from ds4sci.physics.fields import Fields, Order, Part, gradient, path_to, raised, summed
 
 
 class ByPoints(Fields):
     """u in ``parts``, each differentiated by the points in ``leaf`` that it was made of; all lower orders are kept."""
 
-    def __init__(self, parts: list[Tensor], leaf: Tensor, names: str, whole: Callable[[list[Tensor]], Tensor]) -> None:
-        super().__init__(names)
+    def __init__(
+        self, parts: list[Tensor], leaf: Tensor, points: Tensor, names: str, whole: Callable[[list[Tensor]], Tensor]
+    ) -> None:
+        super().__init__(points, names)
         self._parts, self._leaf, self._whole = parts, leaf, whole
         self.value = whole(parts)
         self._known: dict[tuple[Order, int | None], list[Tensor]] = {}
@@ -37,20 +39,25 @@ class ByPoints(Fields):
                     known.setdefault((raised(below, axis), component), [slope[..., axis] for slope in slopes])
         return self._whole(known[order, component])
 
-    def _derive(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
+    def _derive(self, terms: list[Part]) -> Tensor:
         return summed(terms, self._field)
 
 
 def func_loop(network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str) -> ByPoints:
     """Function after function: its own evaluation and its own gradients at the n points."""
     with torch.enable_grad():
-        leaf = points.detach().clone().requires_grad_()
+        leaf = _leaf(points)
         parts = [network(functions[i : i + 1], leaf)[0] for i in range(len(functions))]
-        return ByPoints(parts, leaf, names, torch.stack)
+        return ByPoints(parts, leaf, points, names, torch.stack)
 
 
 def data_vect(network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str) -> ByPoints:
     """Points repeated for each function, [m, n, d], and one gradient for all of them."""
     with torch.enable_grad():
-        leaf = points.detach().expand(len(functions), *points.shape).clone().requires_grad_()
-        return ByPoints([network(functions, leaf)], leaf, names, lambda parts: parts[0])
+        leaf = _leaf(points.expand(len(functions), *points.shape))
+        return ByPoints([network(functions, leaf)], leaf, points, names, lambda parts: parts[0])
+
+
+def _leaf(points: Tensor) -> Tensor:
+    """Points to differentiate by: their own, or, where the caller wants their gradient, a step behind them."""
+    return points * 1 if points.requires_grad else points.detach().clone().requires_grad_()

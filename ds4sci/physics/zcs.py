@@ -20,15 +20,16 @@ derivative of a rigid shift of all of them. ``differentiate`` looks, and refuses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ds4sci.physics.fields import Fields, Order, bound, chains, gradient, path_to, raised, summed
-from ds4sci.physics.pointwise import require_pointwise
+from ds4sci.physics.fields import Fields, Order, Part, bound, chains, gradient, is_one, path_to, raised, summed
+from ds4sci.physics.pointwise import require_pointwise, warn_of_kinks
 from ds4sci.physics.replicated import data_vect, func_loop
 
 METHODS = ("zcs", "zcs_reverse", "zcs_forward", "func_loop", "data_vect")
@@ -43,7 +44,7 @@ class ReverseShift(Fields):
     """
 
     def __init__(self, call: Callable[[Tensor], Tensor], points: Tensor, names: str) -> None:
-        super().__init__(names)
+        super().__init__(points, names)
         with torch.enable_grad():
             self._shift = points.new_zeros(points.shape[1], requires_grad=True)
             self.value = call(points + self._shift)
@@ -64,20 +65,34 @@ class ReverseShift(Fields):
     def _operator(self, terms: tuple[tuple[float, Order], ...]) -> Tensor:
         """Σ coefficient · ∂^order u of all components: one gradient of the sum of scalars."""
         if terms not in self._operators:
-            scalars = [self._scalar(order) if c == 1.0 else c * self._scalar(order) for c, order in terms]
-            self._operators[terms] = gradient(torch.stack(scalars).sum(), self._weight)
+            self._operators[terms] = self._field_of(terms)
         return self._operators[terms]
 
-    def _derive(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
-        operators: dict[int | None, list[tuple[float, Order]]] = {}
-        for coefficient, order, component in terms:
-            operators.setdefault(component, []).append((coefficient, order))
-        parts = []
-        for component, own in operators.items():
-            lead = own[0][0] or 1.0  # -∂p/∂x and ∂p/∂x are one operator
-            whole = self._operator(tuple((c / lead, order) for c, order in own))
+    def _field_of(self, terms: Sequence[tuple[float | Tensor, Order]]) -> Tensor:
+        scalars = [self._scalar(order) if is_one(c) else c * self._scalar(order) for c, order in terms]
+        return gradient(torch.stack(scalars).sum(), self._weight)
+
+    def _derive(self, terms: list[Part]) -> Tensor:
+        numbers: dict[int | None, list[tuple[float, Order]]] = {}
+        scalars: dict[int | None, list[tuple[Tensor, Order]]] = {}
+        parts: list[Tensor] = []
+
+        def add(whole: Tensor, component: int | None, factor: float | Tensor = 1.0) -> None:
             part = whole if component is None else whole[..., component]
-            parts.append(part if lead == 1.0 else lead * part)
+            parts.append(part if is_one(factor) else factor * part)
+
+        for coefficient, order, component in terms:
+            if not isinstance(coefficient, Tensor):
+                numbers.setdefault(component, []).append((coefficient, order))
+            elif not coefficient.dim():
+                scalars.setdefault(component, []).append((coefficient, order))
+            else:  # a weight of its own for every u: no scalar has that
+                add(self._operator(((1.0, order),)), component, coefficient)
+        for component, found in scalars.items():  # with the numbers: one gradient for both
+            add(self._field_of([*found, *numbers.pop(component, [])]), component)
+        for component, own in numbers.items():
+            lead = own[0][0] or 1.0  # -∂p/∂x and ∂p/∂x are one operator
+            add(self._operator(tuple((c / lead, order) for c, order in own)), component, lead)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
@@ -93,8 +108,8 @@ class ForwardShift(Fields):
     def __init__(
         self, call: Callable[[Tensor], Tensor], points: Tensor, names: str, orders: Iterable[str] = ()
     ) -> None:
-        super().__init__(names)
-        self._call, self._points = call, points
+        super().__init__(points, names)
+        self._call = call
         self._fields: dict[Order, Tensor] = {}
         for word in chains([self.order(letters) for letters in orders], names):
             self._follow(word)
@@ -105,10 +120,10 @@ class ForwardShift(Fields):
         """The fields of every prefix of ``word``."""
 
         def function(shift: Tensor) -> tuple[Tensor, ...]:
-            return (self._call(self._points + shift),)
+            return (self._call(self.points + shift),)
 
         fields: Callable[[Tensor], tuple[Tensor, ...]] = function
-        origin = self._points.new_zeros(self._points.shape[1])
+        origin = self.points.new_zeros(self.points.shape[1])
         for letter in word:
             along = torch.zeros_like(origin)
             along[self.names.index(letter)] = 1.0
@@ -123,7 +138,7 @@ class ForwardShift(Fields):
         whole = self._fields[order]
         return whole if component is None else whole[..., component]
 
-    def _derive(self, terms: list[tuple[float, Order, int | None]]) -> Tensor:
+    def _derive(self, terms: list[Part]) -> Tensor:
         return summed(terms, self._field)
 
 
@@ -157,7 +172,8 @@ def differentiate(
     orders     the derivatives that will be asked, such as ``("t", "xx")``: forward mode plans by them, and ``zcs``
                chooses by them
     method     one of ``METHODS``
-    check      refuse a network that mixes points: it is looked at once (``ds4sci.physics.pointwise``)
+    check      refuse a network that mixes points, and warn where a derivative of second order is asked of one that is
+               piecewise linear in them (ReLU): it is looked at once (``ds4sci.physics.pointwise``)
 
     Raises ValueError for an unknown method, points that are not [n, d] in fp32 or fp64, and a network that mixes
     points, naming the module that does.
@@ -174,8 +190,17 @@ def differentiate(
             "coordinate to three digits; take fp32 in the DeepSpeed JSON)"
         )
     orders = tuple(orders)
-    if check:
-        require_pointwise(network, functions, points)
+    kinks = require_pointwise(network, functions, points) if check else None
+    fields = _fields(network, functions, points, names, orders, method)
+    if kinks is not None:
+        fields.on_second_order = functools.partial(warn_of_kinks, kinks)
+    return fields
+
+
+def _fields(
+    network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str, orders: tuple[str, ...],
+    method: str,
+) -> Fields:  # fmt: skip
     if method == "func_loop":
         return func_loop(network, functions, points, names)
     if method == "data_vect":
