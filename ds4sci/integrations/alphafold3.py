@@ -14,7 +14,7 @@ from ds4sci import kernels
 from ds4sci.integrations.openfold import has
 from ds4sci.integrations.rehearsal import normal, random_mask
 from ds4sci.integrations.replacement import Example, Replacement, Unserved
-from ds4sci.integrations.serving import batched, halves, kept, layer, no_autocast, norm, product_dtype, refuse
+from ds4sci.integrations.serving import batched, halves, kept, layer, masked, no_autocast, norm, product_dtype, refuse
 from ds4sci.kernels.tiles import join
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
 
@@ -26,11 +26,8 @@ OPENFOLD3: TransitionNames = ("layer_norm", "swiglu.linear_a", "swiglu.linear_b"
 PROTENIX: TransitionNames = ("layernorm1", "linear_no_bias_a", "linear_no_bias_b", "linear_no_bias")
 
 
-def transition(
-    module: Any, x: Tensor, *, names: TransitionNames, mask: Tensor | None = None, implementation: str | None,
-    **options: Any,
-) -> Tensor:  # fmt: skip
-    """AlphaFold 3, Algorithm 11: x ``[*, c]`` times the mask ``[*]`` at the end."""
+def transition(module: Any, x: Tensor, *, names: TransitionNames, implementation: str | None, **options: Any) -> Tensor:
+    """AlphaFold 3, Algorithm 11: x ``[*, c]``."""
     refuse(options)
     layer_norm, gate, value, last = (module.get_submodule(name) for name in names)
     x = x.to(product_dtype(x))
@@ -38,10 +35,14 @@ def transition(
     first = join(layer(gate, x), layer(value, x))
     second = layer(last, x)
     with no_autocast(x):
-        out = kernels.transition(
+        return kernels.transition(
             x, weight, shift, *first, *second, activation="swiglu", eps=eps, implementation=implementation
         )
-    return out if mask is None else out * mask.unsqueeze(-1)
+
+
+def masked_transition(module: Any, x: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
+    """OpenFold3's, times the mask ``[*]`` at the end."""
+    return masked(transition(module, x, names=OPENFOLD3, **options), mask, x)
 
 
 def multiply(
@@ -67,15 +68,20 @@ def multiply(
 
 
 def outer_product_mean(
-    module: Any, m: Tensor, *, mask: Tensor, implementation: str | None, **options: Any
+    module: Any, m: Tensor, *, mask: Tensor, chunk_size: int | None = None, implementation: str | None, **options: Any
 ) -> Tensor:
-    """Boltz' outer product mean: m ``[b, s, n, c]``, mask ``[b, s, n]``; divided by max(1, count) before the bias."""
+    """Boltz' outer product mean: m ``[b, s, n, c]``, mask ``[b, s, n]``; divided by max(1, count) before the bias.
+
+    Where Boltz makes it in chunks its bias is not cast by autocast, and makes the result fp32.
+    """
     refuse(options)
     if torch.float16 in (product_dtype(m), m.dtype):
         raise Unserved("in float16 it makes its sums in fp32")
     normed = module.norm(m)
     a, b = module.proj_a(normed), module.proj_b(normed)
     weight, bias = layer(module.proj_o, a)
+    if chunk_size is not None and not module.training:
+        bias = module.proj_o.bias
     keep = batched(mask.to(a.dtype), m.shape[:-1], 2)
     with no_autocast(a):
         out = kernels.outer_product_mean(a, b, keep, weight, None, eps=None, implementation=implementation)
@@ -104,7 +110,7 @@ def _transition(kind: str, names: TransitionNames) -> Replacement:
             isinstance(_part(module, name), nn.Linear) for name in names[1:]
         )
 
-    serve = functools.partial(transition, names=names)
+    serve = masked_transition if names is OPENFOLD3 else functools.partial(transition, names=names)
     return Replacement(kind, serve, _transition_example(names), ("transition",), reads=names, looks=looks)
 
 

@@ -19,6 +19,7 @@ from ds4sci.integrations.serving import (
     halves,
     kept,
     layer,
+    masked,
     no_autocast,
     norm,
     pair_bias,
@@ -127,12 +128,12 @@ def transition(
 ) -> Tensor:
     """AlphaFold 2, Algorithms 9 and 15: x ``[*, c]`` times the mask ``[*]`` at the end."""
     refuse(options)
-    x = x.to(product_dtype(x))
-    weight, shift, eps = norm(module.layer_norm, x)
-    first, second = layer(module.linear_1, x), layer(module.linear_2, x)
-    with no_autocast(x):
-        out = kernels.transition(x, weight, shift, *first, *second, eps=eps, implementation=implementation)
-    return out if mask is None else out * mask.unsqueeze(-1)
+    y = x.to(product_dtype(x))
+    weight, shift, eps = norm(module.layer_norm, y)
+    first, second = layer(module.linear_1, y), layer(module.linear_2, y)
+    with no_autocast(y):
+        out = kernels.transition(y, weight, shift, *first, *second, eps=eps, implementation=implementation)
+    return masked(out, mask, x)
 
 
 def msa_attention(

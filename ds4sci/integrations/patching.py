@@ -72,9 +72,9 @@ def patch(model: nn.Module, *, implementation: str | None = None, verbose: bool 
 
     Weights, their names, classes and hooks stay. A module gets an attribute in place of its method, which its copies
     and pickles get too. A call that the kernels do not serve runs the module's own method, with a warning that says
-    why; the report that is returned counts both, so that printed after a step it says what really ran. Before the first of its kind is replaced, a module and its replacement make the same small call with random
-    weights; where they differ it is left alone. ``unpatch`` undoes everything; to patch again changes the
-    implementation.
+    why; the report that is returned counts both, so that printed after a step it says what really ran. Before the first
+    of its kind is replaced, a module and its replacement make the same small call with random weights; where they
+    differ it is left alone. ``unpatch`` undoes everything; to patch again changes the implementation.
 
     implementation  of the kernels, by name; None takes the first that can run, call by call
     verbose         print the report

@@ -113,9 +113,11 @@ class Forward:
         run.calls.append(self.calls)
         parameters = list(inspect.signature(own).parameters.values())[1:]
         self.names = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-        ours = {p.name for p in inspect.signature(self.serve).parameters.values()}
+        ours = inspect.signature(self.serve).parameters
         self.defaults = {
-            p.name: p.default for p in parameters if p.name not in ours and isinstance(p.default, bool | int | float | str)
+            p.name: p.default
+            for p in parameters
+            if p.name not in ours and isinstance(p.default, bool | int | float | str)
         }
         self.read = {path: type(module.get_submodule(path)) for path in replacement.reads if _reaches(module, path)}
         self.module = weakref.ref(module)

@@ -127,6 +127,11 @@ def kept(mask: Tensor | None, x: Tensor) -> Tensor | None:
     return mask if mask is None or mask.dtype == torch.bool or mask.is_floating_point() else mask.to(x.dtype)
 
 
+def masked(out: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
+    """``out [*, c]`` times the mask ``[*]``; without one OpenFold multiplies by ones of x's dtype, often a wider one."""
+    return out.to(torch.promote_types(out.dtype, x.dtype)) if mask is None else out * mask.unsqueeze(-1)
+
+
 def batched(x: Tensor, shape: Sequence[int], own: int) -> Tensor:
     """``x`` broadcast to ``shape``, whose last ``own`` axes stay and whose others become one batch axis."""
     return x.expand(*shape).reshape(-1, *shape[len(shape) - own :])
