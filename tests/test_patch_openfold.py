@@ -78,17 +78,19 @@ def test_dtypes_under_autocast() -> None:
 def test_everything_of_the_evoformer_is_replaced() -> None:
     report = patch(Evoformer(), verbose=False)
     assert {name: count for name, (count, _) in report.replaced.items()} == {
-        "MSAAttention": 4, "MSATransition": 2, "OuterProductMean": 2, "TriangleMultiplicativeUpdate": 4,
-        "TriangleAttention": 4, "PairTransition": 2,
+        "MSARowAttentionWithPairBias": 2, "MSAAttention": 2, "MSATransition": 2, "OuterProductMean": 2,
+        "TriangleMultiplicationOutgoing": 2, "TriangleMultiplicationIncoming": 2, "TriangleAttention": 4,
+        "PairTransition": 2,
     }  # fmt: skip
     assert not report.left
+    assert not report.unknown
 
 
 class Unscaled(openfold.Attention):
     """Looks like the attention; its queries are not scaled."""
 
     def forward(self, q_x: Tensor, kv_x: Tensor, biases: list[Tensor]) -> Tensor:
-        return super().forward(q_x, kv_x, [self.c_hidden * bias for bias in biases])
+        return super().forward(q_x=q_x, kv_x=kv_x, biases=[self.c_hidden * bias for bias in biases])
 
 
 class BiasNotDivided(openfold.OuterProductMean):
@@ -111,7 +113,7 @@ class Refusing(openfold.TriangleAttention):
 
 def unscaled() -> nn.Module:
     module = openfold.TriangleAttention(C_Z, 8, 4)
-    module.mha = Unscaled(C_Z, 8, 4)
+    module.mha = Unscaled(C_Z, C_Z, C_Z, 8, 4)
     return module
 
 
@@ -171,6 +173,9 @@ def test_a_kernel_chosen_by_the_model_is_ours_and_an_unknown_option_is_its_own()
     want = module(x)
     patch(module, verbose=False)
     torch.testing.assert_close(module(x, use_deepspeed_evo_attention=True, chunk_size=2), want)
-    with pytest.warns(RuntimeWarning, match="TriangleAttention runs its own forward: use_flash is set"):
-        own = module(x, use_flash=True)
+    attention, m = randomize(openfold.MSAAttention(C_M, 8, 3)), normal(3, 5, C_M)
+    want = attention(m)
+    patch(attention, verbose=False)
+    with pytest.warns(RuntimeWarning, match="MSAAttention runs its own forward: use_flash is set"):
+        own = attention(m, use_flash=True)
     assert torch.equal(own, want)

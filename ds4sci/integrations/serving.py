@@ -128,7 +128,7 @@ def kept(mask: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def masked(out: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
-    """``out [*, c]`` times the mask ``[*]``; without one OpenFold multiplies by ones of x's dtype, often a wider one."""
+    """``out [*, c]`` times the mask ``[*]``; without one OpenFold multiplies by ones of x's dtype, maybe wider."""
     return out.to(torch.promote_types(out.dtype, x.dtype)) if mask is None else out * mask.unsqueeze(-1)
 
 

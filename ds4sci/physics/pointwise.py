@@ -57,8 +57,8 @@ def warn_of_kinks(kinks: str) -> None:
     """That second derivatives are asked of a network with piecewise linear functions, which ``kinks`` names."""
     warnings.warn(
         "a derivative of second or higher order is asked of a network that is piecewise linear in the points: "
-        f"{kinks}. Its second derivative is 0 almost everywhere, and so is its share of such derivatives; take a smooth "
-        "activation function (tanh, silu, gelu, sin)",
+        f"{kinks}. Its second derivative is 0 almost everywhere, and so is its share of such derivatives; take a "
+        "smooth activation function (tanh, silu, gelu, sin)",
         UserWarning,
         stacklevel=4,
     )
