@@ -41,6 +41,39 @@ def test_upstreams_function(which: tuple[int, ...]) -> None:
     same(got, plain(*heads_first, used).transpose(2, 3), [q, k, v, *used])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 17, 17, 4, 32), (1, 9, 33, 4, 32)])
+def test_as_deepspeeds_own_test_calls_it(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """tests/unit/ops/deepspeed4science of DeepSpeed: a mask of -1e9 (in fp16 -inf), gradients of Q, K, V and bias 2,
+    against plain attention in fp32 within its 2 % of the largest."""
+    b, s, n, h, d = shape
+    given = [normal(*shape, seed=i).detach().to(dtype).requires_grad_() for i in range(3)]
+    mask = torch.randint(0, 2, (b, s, 1, 1, n), generator=torch.Generator().manual_seed(5))
+    mask[..., 0] = 1  # a row without keys is NaN there
+    bias = normal(b, 1, h, n, n, seed=6).detach().to(dtype).requires_grad_()
+    mask_bias = (1e9 * (mask - 1)).to(dtype)
+    weight = normal(*shape, seed=7).detach().to(dtype)
+    out = DS4Sci_EvoformerAttention(*given, [mask_bias, bias])
+    out.backward(weight)
+    wide = [x.detach().float().requires_grad_() for x in (*given, bias)]
+    q, k, v = (x.transpose(2, 3) for x in wide[:3])
+    want = plain(q * d**-0.5, k, v, [mask_bias.float(), wide[3]]).transpose(2, 3)
+    want.backward(weight.float())
+    assert out.dtype == dtype
+    assert (out - want).abs().max() < 2e-2 * want.abs().max()
+    for got, expected in zip((*given, bias), wide, strict=True):
+        assert (got.grad - expected.grad).abs().max() < 2e-2 * expected.grad.abs().max()
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3, 2)])
+def test_any_leading_axes_without_biases(lead: tuple[int, ...]) -> None:
+    q, k, v = (normal(*lead, 7, 2, 8, seed=i) for i in range(3))
+    got = DS4Sci_EvoformerAttention(q, k, v, [])
+    same(got, plain(*(x.transpose(-2, -3) for x in (q * 8**-0.5, k, v)), []).transpose(-2, -3), [q, k, v])
+    with pytest.raises(ValueError, match=r"Q is \[b, s, n, h, d\] beside biases"):
+        DS4Sci_EvoformerAttention(q, k, v, [normal(1)])
+
+
 def test_wrong_biases_are_named() -> None:
     q = normal(1, 2, 5, 2, 8)
     with pytest.raises(ValueError, match=r"biases\[0\] must be \(1, 2, 1, 1, 5\)"):

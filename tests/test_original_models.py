@@ -122,7 +122,7 @@ def test_a_block_as_right_as_itself(name: str, training: bool, autocast: torch.d
 def test_openfold_trains_under_autocast_with_its_dropout() -> None:
     model = randomize(evoformer_block()).train()
     patch(model, verbose=False)
-    m, z = (x.clone().requires_grad_() for x in (M, Z))
+    m, z = (x.detach().clone().requires_grad_() for x in (M, Z))
     with torch.autocast("cpu", torch.bfloat16):
         out = model(m * 1, z * 1, MSA_MASK, PAIR_MASK)
     sum(x.float().square().sum() for x in out).backward()

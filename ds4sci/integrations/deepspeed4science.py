@@ -22,12 +22,19 @@ def DS4Sci_EvoformerAttention(
     """``softmax(Q Kᵀ / √d + bias₁ + bias₂) V`` as ``deepspeed.ops.deepspeed4science`` has it.
 
     Q, K, V ``[b, s, n, h, d]``; bias₁ ``[b, s, 1, 1, n]``, bias₂ ``[b, 1, h, n, n]``, either None or left out. Returns
-    ``[b, s, n, h, d]``. Gradients go to both biases. ``biases`` is not changed (upstream appends to it).
-    Raises ValueError for other shapes.
+    ``[b, s, n, h, d]``. Gradients go to both biases. ``biases`` is not changed (upstream appends to it). Without
+    biases any leading axes will do, ``[*, n, h, d]``, as upstream.
+    Raises ValueError for other shapes. Like upstream's, the result is kept for backward: to modify it in place before
+    is an error.
     """
     if len(biases) > 2:
         raise ValueError(f"biases holds at most two tensors, [b, s, 1, 1, n] and [b, 1, h, n, n]; {len(biases)} came")
     first, second = (*biases, None, None)[:2]
+    if first is None and second is None and Q.dim() >= 3:
+        flat = (x.reshape(1, -1, *x.shape[-3:]) for x in (Q, K, V))
+        return evoformer_attention(*flat, implementation=implementation).view(Q.shape)
+    if Q.dim() != 5:
+        raise ValueError(f"Q is [b, s, n, h, d] beside biases; it came as {tuple(Q.shape)}")
     b, s, n, h, _ = Q.shape
     keys = K.shape[2]
     for name, bias, want in (("biases[0]", first, (b, s, 1, 1, keys)), ("biases[1]", second, (b, 1, h, n, keys))):
