@@ -23,7 +23,7 @@ from patched_model import randomize
 from torch import Tensor, nn
 
 from ds4sci import kernels
-from ds4sci.integrations import patch, patching, unpatch
+from ds4sci.integrations import patch, patching, rehearsal, unpatch
 from ds4sci.integrations.attention_map import AttentionMap
 
 C_Z, N = 16, 6
@@ -233,6 +233,27 @@ def test_a_rehearsal_calls_and_copies_no_hook(model: nn.Module) -> None:
     model.start.linear.register_forward_hook(lambda module, args, out: pytest.fail("called"))
     model.end.mha.register_forward_pre_hook(partial(lambda held, module, args: pytest.fail("called"), lock))
     assert len(patch(model, verbose=False).replaced) == 2
+
+
+class OfGpus(openfold.PairTransition):
+    """Its code runs on one kind of device alone: here that is told by counting its calls."""
+
+    calls = 0
+
+    def forward(self, z: Tensor, mask: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
+        type(self).calls += 1
+        if type(self).calls == 1:
+            raise RuntimeError("no kernel for CPU tensors")
+        return super().forward(z, mask)
+
+
+def test_code_that_the_cpu_does_not_run_is_rehearsed_where_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rehearsal._devices(OfGpus(C_Z, 2)) == [torch.device("cpu")]
+    with pytest.raises(ValueError, match="1 OfGpus: a small call of its own forward fails: no kernel for CPU tensors"):
+        patch(OfGpus(C_Z, 2), verbose=False)
+    OfGpus.calls = 0
+    monkeypatch.setattr(rehearsal, "_devices", lambda module: [torch.device("cpu")] * 2)
+    assert list(patch(OfGpus(C_Z, 2), verbose=False).replaced) == ["OfGpus"]
 
 
 def test_mixed_dtypes_are_the_models_own_affair(model: nn.Module) -> None:

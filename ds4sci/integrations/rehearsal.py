@@ -5,12 +5,15 @@ A class is known by its name or its attributes, and either may stay while the co
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ds4sci.integrations.replacement import Replacement, Unserved
 
@@ -31,26 +34,56 @@ def rehearse(replacement: Replacement, module: nn.Module) -> str | None:
     """Why the replacement must not stand in for the module's method; None when the two give the same numbers.
 
     A copy of the module is asked, in fp32 on the CPU, with weights drawn for the purpose (fresh ones are often zero);
-    our side runs the kernels' references. The module itself is not touched.
+    our side runs the kernels' references. Code that no CPU runs, such as a layer norm of CUDA's, is asked where
+    the module is. The module itself is not touched.
     """
     if not all(p.is_floating_point() for p in module.parameters()):
         return "its weights are quantized"
+    reason: str | None = None
+    for device in _devices(module):
+        fails, reason = _compare(replacement, module, device)
+        if not fails:
+            break
+    return reason
+
+
+def _devices(module: nn.Module) -> list[torch.device]:
+    """The CPU, and where the module's weights are if that is a place with memory."""
+    own = {p.device for p in module.parameters() if p.device.type not in ("cpu", "meta")}
+    return [torch.device("cpu"), *own]
+
+
+def _compare(replacement: Replacement, module: nn.Module, device: torch.device) -> tuple[bool, str | None]:
+    """Whether the module's own call fails on ``device``, and why the replacement must not stand in for it."""
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        double = _double(module, generator)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _exact_products():
+        double = _double(module, generator).to(device)
         try:
-            first, others = replacement.example(double, generator)
+            first, others = tree_map(
+                lambda x: x.to(device) if isinstance(x, Tensor) else x, replacement.example(double, generator)
+            )
             got = replacement.serve(double, first.clone(), implementation="reference", **others)
         except Unserved as refusal:
-            return str(refusal)
+            return False, str(refusal)
         try:
             want = getattr(type(double), replacement.method)(double, first.clone(), **others)
         except Exception as error:  # a stranger's code may raise anything; it is left alone, and the report says why
-            return f"a small call of its own {replacement.method} fails: {error}".splitlines()[0]
+            return True, f"a small call of its own {replacement.method} fails: {error}".splitlines()[0]
         pairs = zip(*((x,) if not isinstance(x, tuple) else x for x in (got, want)), strict=True)
         if all(_agree(one, other) for one, other in pairs):
-            return None
-    return "its numbers differ from those of the published algorithm"
+            return False, None
+    return False, "its numbers differ from those of the published algorithm"
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """fp32 products in fp32, whatever the user allows a GPU to round them to."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _double(module: nn.Module, generator: torch.Generator) -> Any:
