@@ -4,7 +4,7 @@
 
 The folder holds ``openfold``, ``openfold-3``, ``boltz`` and ``Protenix``, as ``git clone`` names them, or some of them.
 What they import and a machine without a GPU does not have (CUDA extensions, RDKit, Lightning) is replaced by mocks:
-their modules are made, their data pipelines are not run.
+their modules are made, their data pipelines are not run. ``ml_collections``, ``dm-tree`` and ``optree`` are needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOTS = {"openfold": "openfold", "openfold3": "openfold-3", "boltz": "boltz/src"
 class Mocked(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds nothing but what is absent, and makes a mock of it."""
 
-    names = ("attn_core_inplace_cuda", "modelcif", "rdkit", "fairscale", "pytorch_lightning", "tree", "optree")
+    names = ("attn_core_inplace_cuda", "modelcif", "rdkit", "fairscale", "pytorch_lightning")
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         known = fullname.partition(".")[0] in self.names

@@ -51,7 +51,7 @@ def results(model: nn.Module, call: Call, dtype: torch.dtype, autocast: torch.dt
     leaves: list[torch.Tensor] = []
 
     def leaf(x: torch.Tensor) -> torch.Tensor:
-        leaves.append(x.to(dtype).requires_grad_())
+        leaves.append(x.detach().to(dtype, copy=True).requires_grad_())
         return leaves[-1] * 1  # models write into what they are given
 
     torch.manual_seed(7)  # dropout
@@ -64,9 +64,12 @@ def results(model: nn.Module, call: Call, dtype: torch.dtype, autocast: torch.dt
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
         total = total + (out.double() * weight).sum()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    grads = torch.autograd.grad(total, [*leaves, *named.values()], allow_unused=True)
+    model.zero_grad(set_to_none=True)
+    total.backward()  # and not autograd.grad, which reentrant checkpoints refuse
     names = [*(f"input {i}" for i in range(len(leaves))), *named]
-    return found | {f"gradient of {name}": grad for name, grad in zip(names, grads, strict=True)}
+    grads = {f"gradient of {name}": x.grad for name, x in zip(names, [*leaves, *named.values()], strict=True)}
+    model.zero_grad(set_to_none=True)
+    return found | grads
 
 
 def as_right_as_itself(

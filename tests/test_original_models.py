@@ -219,3 +219,18 @@ def test_what_looks_alike_is_named() -> None:
     report = patch(block, verbose=False)
     assert report.unknown == {"MSAColumnGlobalAttention": 1}
     assert "left alone: 1 MSAColumnGlobalAttention: not a kind that is known" in str(report)
+
+
+def test_openfolds_stack_trains_with_checkpoints_and_dropout() -> None:
+    """Blocks made again in backward draw the same dropout and multiply it in place; by the rule in fp32."""
+    stack = original("openfold.model.evoformer").EvoformerStack(
+        c_m=24, c_z=32, c_hidden_msa_att=8, c_hidden_opm=6, c_hidden_mul=16, c_hidden_pair_att=8, c_s=20,
+        no_heads_msa=3, no_heads_pair=4, no_blocks=2, transition_n=2, msa_dropout=0.15, pair_dropout=0.25,
+        no_column_attention=False, opm_first=False, fuse_projection_weights=False, blocks_per_ckpt=1, inf=1e9, eps=1e-8,
+    )  # fmt: skip
+
+    def call(model: nn.Module, leaf: Leaf) -> list[Tensor]:
+        m, z = leaf(M), leaf(Z)
+        return list(model(m, z, MSA_MASK.to(z.dtype), PAIR_MASK.to(z.dtype), chunk_size=None))
+
+    as_right_as_itself(stack.train(), call, widen=widen, draws=8)

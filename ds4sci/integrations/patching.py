@@ -28,7 +28,8 @@ LOOKALIKE = re.compile("Attention|Triang|OuterProduct|Transition|PairWeighted")
 
 @dataclass(frozen=True)
 class Patched:
-    """What ``patch`` did, and what the model's calls have run since: print it again after the first step.
+    """What ``patch`` did, and what the model's calls have run since: print it again after the first step. A copy of the
+    model has counts of its own.
 
     model     class of the model
     replaced  class of module → how many, and the kernels they run on
