@@ -4,7 +4,8 @@
 
 The folder holds ``openfold``, ``openfold-3``, ``boltz`` and ``Protenix``, as ``git clone`` names them, or some of them.
 What they import and a machine without a GPU does not have (CUDA extensions, RDKit, Lightning) is replaced by mocks:
-their modules are made, their data pipelines are not run. ``ml_collections``, ``dm-tree`` and ``optree`` are needed.
+their modules are made, their data pipelines are not run. ``ml_collections`` (OpenFold3) and ``optree`` (Protenix) are
+needed.
 """
 
 from __future__ import annotations
