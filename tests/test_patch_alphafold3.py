@@ -156,6 +156,11 @@ def test_the_report_says_what_ran_and_what_looks_alike() -> None:
     assert "3 of 4 calls served; 1 by its own method: its linear has hooks" in str(report)
 
 
+def test_a_model_of_which_nothing_is_known_is_an_error_that_names_what_looks_alike() -> None:
+    with pytest.raises(ValueError, match=r"no module to patch \(2 GlobalAttention: not a kind that is known\)"):
+        patch(nn.ModuleList([GlobalAttention(), GlobalAttention()]))
+
+
 def test_a_model_of_which_nothing_is_served_says_so_once() -> None:
     model = randomize(nn.Sequential(openfold.PairTransition(C, 2), openfold.PairTransition(C, 2)))
     report = patch(model, verbose=False)

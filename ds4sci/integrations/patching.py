@@ -109,7 +109,8 @@ def patch(model: nn.Module, *, implementation: str | None = None, verbose: bool 
             refused.append(module)
             left[type(module).__name__, reason] += 1
     if not chosen:
-        reasons = "; ".join(f"{count} {name}: {reason}" for (name, reason), count in left.items())
+        alike = {(name, "not a kind that is known"): count for name, count in _unknown(model, refused).items()}
+        reasons = "; ".join(f"{count} {name}: {reason}" for (name, reason), count in {**left, **alike}.items())
         why = f" ({reasons})" if reasons else ""
         raise ValueError(f"{type(model).__name__} has no module to patch{why}. {known()}")
     if implementation is not None:
