@@ -1,105 +1,139 @@
-"""A gemmi structure → one ``Record`` for each protein chain: what mmCIF and PDB have in common."""
+"""An atom table → one ``Record`` for each protein chain: what mmCIF and PDB have in common.
+
+- Sequence: the entity's (``_entity_poly_seq``, SEQRES, or the one-letter code of ``_entity_poly``); residues without
+  coordinates are masked. Without one, the residues that have coordinates, with ``residue_index`` following their
+  numbers: the label's and the author's, the larger step of the two, but 1 across a peptide bond and 1 where numbers
+  fall (an insertion code counts as the next number). A TER inside a chain is a break.
+- Modified residues become their parent: MODRES / _pdbx_struct_mod_residue, the names of simulation programs
+  (``ds4sci.data.sources.names``), gemmi's table, the canonical one-letter code, else X. Selenium becomes the parent's
+  sulphur. Atoms that the parent has not are dropped, as are hydrogens.
+- Alternate locations: one label for each residue: the one with most backbone atoms, then with most atoms, then of
+  highest mean occupancy, then the first; and atoms without a label. A backbone atom that only another label has is
+  taken from there. Of several residues at one position, those named as the entity says go first, then the same order.
+- Arginine's NH1 is the one nearer to CD, as in AlphaFold 2 (supplement 1.2.1).
+
+A chain whose residues contradict its sequence is left out with the reason. Every atom record gets a status
+(``ds4sci.data.sources.atoms.REASONS``).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from itertools import pairwise
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain as flatten
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import gemmi
 import numpy as np
 
+from ds4sci.data.sources.atoms import REASONS, AtomTable, Residue
+from ds4sci.data.sources.conformers import atoms_of_conformer, choose_residue, fill_atoms
+from ds4sci.data.sources.names import kind, parent_of, simulation_parent
+from ds4sci.data.sources.polymers import Chain, LeftOut, is_bonded, left_out_chains, protein_chains
 from ds4sci.data.sources.text import stem
-from ds4sci.residues import ATOM14, ATOM37, ATOM37_INDEX, RESTYPE_1TO3, RESTYPE_3TO1
+from ds4sci.residues import RESTYPE_3TO1
 from ds4sci.types import RESIDUES, Record
 
-LETTERS = RESIDUES + "X"
-ALLOWED = np.array(
-    [[name in ATOM14[RESTYPE_1TO3[letter]] or name == "OXT" for name in ATOM37] for letter in LETTERS], dtype=bool
-)
-"""bool [21, 37]: the atoms that a residue of each letter may have."""
 
-_RARE_PARENT = {"SEC": "C", "PYL": "K"}
-"""Selenocysteine and pyrrolysine, whose own letters (U, O) no model knows."""
-_SELENIUM = {"M": ATOM37_INDEX["SD"], "C": ATOM37_INDEX["SG"]}
+@dataclass(frozen=True)
+class ParsedStructure:
+    """Everything that became of a structure file.
 
-
-class _Residue(NamedTuple):
-    name: str
-    label_seq: int | None
-    number: int | None
-    atoms: slice
-
-
-def records(
-    structure: gemmi.Structure,
-    path: str | Path,
-    *,
-    chain: str | None = None,
-    label: bool = False,
-    canonical: Mapping[str, str] | None = None,
-) -> Record | list[Record]:
-    """The first model's protein chains (L-peptides) as records: all of them, or the one called ``chain``.
-
-    ``chain`` is the author's id, with ``label`` the mmCIF label id (one polymer each). ``canonical`` has an entity's
-    one-letter sequence by entity id, for residues whose parent is told nowhere else.
-
-    - Sequence: the entity's (SEQRES); residues without coordinates are masked. Without one, the residues that have
-      coordinates, with ``residue_index`` following their numbers (an insertion code counts as the next number).
-    - Modified residues become their parent: MODRES / _pdbx_struct_mod_residue, else gemmi's table, else ``canonical``,
-      else X. Selenium becomes the parent's sulphur. Atoms that the parent has not are dropped, as are hydrogens.
-    - Alternate locations: in each residue the label of highest mean occupancy (the first label wins a tie), and atoms
-      without a label. Of several residues at one position, those named as the entity says go first.
-    - Arginine's NH1 is the one nearer to CD, as in AlphaFold 2 (supplement 1.2.1).
-
-    ``ValueError`` names the file: no protein chain, no chain of that name, or a residue outside its entity.
+    records   protein chains of the first model, in the file's order
+    ids       author and label chain id of each record
+    left_out  chains that became no record
+    atoms     atom records by what became of them (``REASONS``); the sum is the number of records in the file
     """
-    if len(structure) == 0 or structure[0].count_atom_sites() == 0:
-        raise ValueError(f"{path}: no atoms; expected coordinates of at least one protein chain")
-    del structure[1:]
-    proteins = {
-        name: entity
-        for entity in structure.entities
-        if entity.entity_type == gemmi.EntityType.Polymer and entity.polymer_type == gemmi.PolymerType.PeptideL
-        for name in entity.subchains
-    }
-    spans: dict[tuple[str, str], list[_Residue]] = {}
-    start = 0
-    for author in structure[0]:
-        for residue in author:
-            atoms = slice(start, start + len(residue))
-            start = atoms.stop
-            if residue.subchain in proteins:
-                one = _Residue(residue.name, residue.label_seq, residue.seqid.num, atoms)
-                spans.setdefault((author.name, residue.subchain), []).append(one)
-    if not spans:
-        kinds = sorted({f"{e.entity_type.name} {e.polymer_type.name}" for e in structure.entities})
-        raise ValueError(f"{path}: no protein chain with coordinates; the file has {', '.join(kinds) or 'no entities'}")
 
+    path: str | Path
+    records: list[Record]
+    ids: list[tuple[str, str]]
+    left_out: list[LeftOut]
+    atoms: dict[str, int]
+
+
+class ContradictionError(ValueError):
+    """The residues of a chain cannot be placed in its sequence."""
+
+
+def select(parsed: ParsedStructure, chain: str | None, *, label: bool = False) -> Record | list[Record]:
+    """All records, or the one of chain ``chain`` (author id, or ``label`` id); warns of chains that were refused.
+
+    ``ValueError`` names the file: no protein chain, no chain of that name, several, or one that was refused.
+    """
+    path = parsed.path
+    refused = [one for one in parsed.left_out if one.kind != "not a protein"]
+    if chain is None:
+        if not parsed.records:
+            reasons = "; ".join(f"chain {one.chain or '(blank)'}: {one.reason}" for one in parsed.left_out)
+            raise ValueError(f"{path}: no protein chain with coordinates; {reasons}")
+        for one in refused:
+            warnings.warn(f"{path}: chain {one.chain} is left out: {one.reason}", stacklevel=3)
+        return parsed.records
     column = 1 if label else 0
-    if chain is not None:
-        wanted = [key for key in spans if key[column] == chain]
-        if not wanted:
-            have = ", ".join(f"{author} (label {sub})" for author, sub in spans)
-            raise ValueError(
-                f"{path}: no protein chain with {'label' if label else 'author'} id {chain!r}; it has {have}"
-            )
-        if len(wanted) > 1:
-            labels = ", ".join(sub for _, sub in wanted)
-            raise ValueError(f"{path}: author id {chain!r} names several chains; choose a label id of: {labels}")
-        spans = {wanted[0]: spans[wanted[0]]}
+    wanted = [at for at, ids in enumerate(parsed.ids) if ids[column] == chain]
+    which = f"{'label' if label else 'author'} id {chain!r}"
+    if not wanted:
+        for one in refused:
+            if one.chain == chain:
+                raise ValueError(f"{path}: chain {chain} is refused: {one.reason}")
+        have = ", ".join(f"{author or '(blank)'} (label {sub})" if sub else author for author, sub in parsed.ids)
+        raise ValueError(f"{path}: no protein chain with {which}; it has {have or 'none'}")
+    if len(wanted) > 1:
+        labels = ", ".join(parsed.ids[at][1] for at in wanted)
+        raise ValueError(f"{path}: {which} names several chains; choose a label id of: {labels}")
+    return parsed.records[wanted[0]]
 
-    flat = gemmi.FlatStructure(structure)
-    entry = _entry(structure, path)
-    shared = [author for author, _ in spans]
-    made = []
-    for (owner, sub), residues in spans.items():
-        name = sub if label else owner if shared.count(owner) == 1 else f"{owner}-{sub}"
-        letters = _Letters(structure, owner, proteins[sub], (canonical or {}).get(proteins[sub].name, ""))
-        made.append(_record(f"{entry}_{name}", residues, proteins[sub], letters, flat, structure.resolution, path))
-    return made if chain is None else made[0]
+
+def make_records(
+    table: AtomTable,
+    header: gemmi.Structure,
+    *,
+    sequences: Mapping[str, Sequence[str]],
+    canonical: Mapping[str, str] | None = None,
+    compounds: Mapping[str, str] | None = None,
+    label: bool = False,
+) -> ParsedStructure:
+    """Records of the protein chains in ``table``.
+
+    ``header``: what the file says besides atoms. ``sequences``: residue names by entity, or by chain id in a PDB file.
+    ``canonical``: one-letter sequences by entity. ``compounds``: types of residue names.
+    """
+    chains = protein_chains(table, header, sequences, compounds or {})
+    used = {chain.author for chain in chains}
+    left_out = left_out_chains(table, used, REASONS)
+    entry = _entry(header, table.path)
+    authors = [chain.author for chain in chains]
+    records: list[Record] = []
+    ids: list[tuple[str, str]] = []
+    taken: set[str] = set()
+    for chain in chains:
+        shared = authors.count(chain.author) > 1 and chain.entity
+        name = chain.label if label else f"{chain.author}-{chain.label}" if shared else chain.author
+        name = _unused(name, taken)
+        entity = chain.entity or chain.author
+        letters = _Letters(header, chain.author, sequences.get(entity, ()), (canonical or {}).get(entity, ""))
+        try:
+            record = _record(f"{entry}_{name}" if name else entry, table, chain, letters, header.resolution)
+        except ContradictionError as error:
+            table.mark(chain.residues, "refused chain")
+            left_out.append(LeftOut(name, "contradiction", str(error)))
+            continue
+        records.append(record)
+        ids.append((chain.author, chain.label))
+    return ParsedStructure(table.path, records, ids, left_out, table.counts())
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """``name``, or with a number where a molecule of the same chain id has it already."""
+    found, count = name, 1
+    while found in taken:
+        count += 1
+        found = f"{name}-{count}"
+    taken.add(found)
+    return found
 
 
 def _entry(structure: gemmi.Structure, path: str | Path) -> str:
@@ -112,8 +146,8 @@ def _entry(structure: gemmi.Structure, path: str | Path) -> str:
 class _Letters:
     """One-letter parent of a residue's name, for one chain."""
 
-    def __init__(self, structure: gemmi.Structure, author: str, entity: gemmi.Entity, canonical: str) -> None:
-        self.sequence = [gemmi.Entity.first_mon(item) for item in entity.full_sequence]
+    def __init__(self, structure: gemmi.Structure, author: str, sequence: Sequence[str], canonical: str) -> None:
+        self.sequence = [gemmi.Entity.first_mon(item) for item in sequence]
         self._told = {
             item.res_id.name: RESTYPE_3TO1[item.parent_comp_id]
             for item in structure.mod_residues
@@ -121,129 +155,159 @@ class _Letters:
         }
         self._canonical = canonical if len(canonical) == len(self.sequence) else ""
 
-    def parent(self, name: str, position: int | None = None) -> str:
-        letter = RESTYPE_3TO1.get(name) or self._told.get(name) or _RARE_PARENT.get(name)
-        if letter is None:
-            letter = gemmi.find_tabulated_residue(name).one_letter_code.upper().strip()
-        if letter not in RESTYPE_1TO3 and self._canonical and position is not None:
-            letter = self._canonical[position]
-        return letter if letter in RESTYPE_1TO3 else "X"
+    def parent(self, name: str, position: int | None = None, atoms: set[str] | None = None) -> str:
+        letter = RESTYPE_3TO1.get(name) or self._told.get(name)
+        if letter is not None:
+            return letter
+        told = self._canonical[position] if self._canonical and position is not None else "X"
+        three = simulation_parent(name, atoms or set()) if told not in RESIDUES else None
+        letter = RESTYPE_3TO1[three] if three else parent_of(name)
+        letter = letter if letter in RESIDUES else told
+        return letter if letter in RESIDUES else "X"
+
+    def parent_of(self, table: AtomTable, residue: Residue) -> str:
+        if residue.name in RESTYPE_3TO1:
+            return RESTYPE_3TO1[residue.name]
+        return self.parent(residue.name, None, {table.names[atom] for atom in residue.atoms})
 
 
-def _record(
-    name: str,
-    residues: list[_Residue],
-    entity: gemmi.Entity,
-    letters: _Letters,
-    flat: Any,
-    resolution: float,
-    path: str | Path,
-) -> Record:
+def _record(name: str, table: AtomTable, chain: Chain, letters: _Letters, resolution: float) -> Record:
+    sites = _sites(table, chain.residues)
     if letters.sequence:
-        n = len(letters.sequence)
+        positions = _places(table, sites, letters)
+        residue_index = np.arange(len(letters.sequence), dtype=np.int32)
         sequence = [letters.parent(item, position) for position, item in enumerate(letters.sequence)]
-        residue_index = np.arange(n, dtype=np.int32)
-        strange = [one for one in residues if one.label_seq is None or not 1 <= one.label_seq <= n]
-        if strange:
-            raise ValueError(
-                f"{path}: chain {name}: residue {strange[0].name} {strange[0].number} does not fit into the entity's"
-                f" sequence of {n} residues; the file contradicts itself"
-            )
-        positions = [one.label_seq - 1 for one in residues if one.label_seq is not None]
     else:
-        positions, residue_index = _number(residues)
-        sequence = ["X"] * len(residue_index)
+        positions = list(range(len(sites)))
+        residue_index = _number(table, [site[0] for site in sites])
+        sequence = ["X"] * len(sites)
 
-    occupancy, altlocs = flat.occ, flat.altlocs
-    at: dict[int, list[_Residue]] = {}
-    for position, one in zip(positions, residues, strict=True):
-        at.setdefault(position, []).append(one)
-    chosen: list[tuple[int, int, int]] = []  # position, first atom, one past the last
-    dropped: list[np.ndarray] = []
+    at: dict[int, list[Residue]] = {}
+    for position, site in zip(positions, sites, strict=True):
+        if position is None:  # a cap or a ligand that the sequence does not have
+            table.mark(site, "ligand")
+        else:
+            at.setdefault(position, []).extend(site)
+    chosen: list[tuple[int, Sequence[int]]] = []
     for position, several in at.items():
-        expected = letters.sequence[position] if letters.sequence else several[0].name
-        same = [one for one in several if one.name == expected] or several
-        best = max(same, key=lambda one: float(occupancy[one.atoms].mean())) if len(same) > 1 else same[0]
-        if best.name != expected or not letters.sequence:
-            sequence[position] = letters.parent(best.name)
-        chosen.append((position, best.atoms.start, best.atoms.stop))
-        locations = altlocs[best.atoms]
-        if locations.any():
-            dropped.append(best.atoms.start + _other_locations(locations, occupancy[best.atoms]))
+        expected = letters.sequence[position] if letters.sequence else None
+        best = choose_residue(table, several, expected) if len(several) > 1 else several[0]
+        if len(several) > 1:
+            table.mark(several, "other residue at the position")
+        if best.name != expected:
+            letter = letters.parent_of(table, best)
+            if expected is None or letter != "X":
+                sequence[position] = letter
+        chosen.append((position, atoms_of_conformer(table, best)))
 
-    spans = np.array(chosen)
-    sizes = spans[:, 2] - spans[:, 1]
-    residue = np.repeat(spans[:, 0], sizes)
-    atom = np.arange(sizes.sum()) + np.repeat(spans[:, 1] - np.cumsum(sizes) + sizes, sizes)
-    keep = ~np.isin(atom, np.concatenate(dropped)) if dropped else np.ones(len(atom), bool)
-    residue, atom = residue[keep], atom[keep]
-    return _fill(name, "".join(sequence), residue_index, residue, atom, flat, resolution)
-
-
-def _number(residues: list[_Residue]) -> tuple[list[int], np.ndarray]:
-    """Positions and ``residue_index`` of a chain whose entity has no sequence: follow the numbers, never go back."""
-    labels = [one.label_seq for one in residues]
-    known = [number for number in labels if number is not None]
-    rising = len(known) == len(labels) and all(b > a for a, b in pairwise(known))
-    numbers = known if rising else [one.number or 0 for one in residues]
-    index = [0]
-    for before, after in pairwise(numbers):
-        index.append(index[-1] + max(after - before, 1))
-    return list(range(len(residues))), np.array(index, np.int32)
-
-
-def _other_locations(locations: np.ndarray, occupancy: np.ndarray) -> np.ndarray:
-    """Which atoms of a residue have an alternate location other than the one to keep."""
-    labels = np.unique(locations[locations != 0])
-    keep = max(labels, key=lambda label: (float(occupancy[locations == label].mean()), -int(label)))
-    return np.flatnonzero((locations != 0) & (locations != keep))
-
-
-def _fill(
-    name: str,
-    sequence: str,
-    residue_index: np.ndarray,
-    residue: np.ndarray,
-    atom: np.ndarray,
-    flat: Any,
-    resolution: float,
-) -> Record:
-    letter = np.array([LETTERS.index(one) for one in sequence])[residue]
-    names, inverse = np.unique(flat.atom_names.view("S8").ravel()[atom], return_inverse=True)
-    column = np.array([ATOM37_INDEX.get(one.decode("ascii", "replace"), -1) for one in names])[inverse]
-    selenium = np.array([one == b"SE" for one in names])[inverse]
-    for parent, sulphur in _SELENIUM.items():
-        column[selenium & (letter == LETTERS.index(parent))] = sulphur
-    position = flat.pos[atom]
-    keep = (column >= 0) & ALLOWED[letter, column] & np.isfinite(position).all(1)
-    # Of two atoms with one name the first stays: the last assignment wins, so assign from the end.
-    residue, column, position = residue[keep][::-1], column[keep][::-1], position[keep][::-1]
-    n = len(sequence)
-    atom_positions = np.zeros((n, 37, 3), np.float32)
-    atom_mask = np.zeros((n, 37), bool)
-    b_factors = np.zeros((n, 37), np.float32)
-    atom_positions[residue, column] = position
-    atom_mask[residue, column] = True
-    b_factors[residue, column] = flat.b_iso[atom][keep][::-1]
-    _name_arginines(sequence, atom_positions, atom_mask, b_factors)
+    sizes = [len(atoms) for _, atoms in chosen]
+    residue = np.repeat(np.array([position for position, _ in chosen]), sizes)
+    atom = np.fromiter(flatten.from_iterable(atoms for _, atoms in chosen), np.int64, sum(sizes))
+    positions37, mask, b_factors = fill_atoms(table, "".join(sequence), residue, atom)
     return Record(
         id=name,
-        sequence=sequence,
-        atom_positions=atom_positions,
-        atom_mask=atom_mask,
+        sequence="".join(sequence),
+        atom_positions=positions37,
+        atom_mask=mask,
         residue_index=residue_index,
         b_factors=b_factors,
         resolution=resolution or None,
     )
 
 
-def _name_arginines(sequence: str, positions: np.ndarray, mask: np.ndarray, b_factors: np.ndarray) -> None:
-    """Swap NH1 and NH2, in place, where NH2 is the one nearer to CD."""
-    cd, nh1, nh2 = (ATOM37_INDEX[name] for name in ("CD", "NH1", "NH2"))
-    rows = np.flatnonzero(np.frombuffer(sequence.encode(), "S1") == b"R")
-    rows = rows[mask[rows][:, [cd, nh1, nh2]].all(1)]
-    first = np.linalg.norm(positions[rows, nh1] - positions[rows, cd], axis=1)
-    second = np.linalg.norm(positions[rows, nh2] - positions[rows, cd], axis=1)
-    swap = rows[second < first]
-    for array in (positions, b_factors):
-        array[swap[:, None], [nh1, nh2]] = array[swap[:, None], [nh2, nh1]]
+def _sites(table: AtomTable, residues: list[Residue]) -> list[list[Residue]]:
+    """Residues of a chain by position: several where they are alternatives of each other."""
+    sites: list[list[Residue]] = []
+    at: dict[tuple[int | None, int | None, str], int] = {}
+    for residue in residues:
+        key = (residue.label_seq, residue.number, residue.insertion)
+        earlier = at.setdefault(key, len(sites))
+        if earlier < len(sites) and _is_alternative(table, sites[earlier][-1], residue, earlier == len(sites) - 1):
+            sites[earlier].append(residue)
+        else:
+            at[key] = len(sites)
+            sites.append([residue])
+    return sites
+
+
+def _is_alternative(table: AtomTable, one: Residue, other: Residue, adjacent: bool) -> bool:
+    """Whether two residues of one number stand at one place: by their altlocs, or by their CAs."""
+    if one.label_seq is not None:
+        return True
+    first, second = ({table.altlocs[atom] for atom in residue.atoms} - {""} for residue in (one, other))
+    if first and second:
+        return not first & second
+    apart = table.distance(one, "CA", other, "CA")
+    return adjacent and apart is not None and apart < 2.0
+
+
+def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> list[int | None]:
+    """Position in the sequence of each site: as the file says, else aligned; None for caps that it does not have."""
+    n = len(letters.sequence)
+    told = [site[0].label_seq for site in sites]
+    if any(number is not None for number in told):
+        for site, number in zip(sites, told, strict=True):
+            if number is None or not 1 <= number <= n:
+                raise ContradictionError(_misfit(site[0], n))
+        return [number - 1 for number in told if number is not None]
+    wanted = [letters.parent(item, position) for position, item in enumerate(letters.sequence)]
+    wanted = [letter if letter != "X" else name for letter, name in zip(wanted, letters.sequence, strict=True)]
+    have = []
+    for site in sites:
+        letter = letters.parent_of(table, site[0])
+        have.append(letter if letter != "X" else site[0].name)
+    if wanted == have:
+        return list(range(n))
+    scoring = gemmi.AlignmentScoring()
+    gaps = [0]
+    for before, after in zip(sites, sites[1:], strict=False):
+        gaps.append(scoring.bad_gapo if is_bonded(table, before[0], after[0]) else scoring.good_gapo)
+    gaps.append(0)
+    cigar = gemmi.align_string_sequences(wanted, have, gaps, scoring).cigar_str()
+    places: list[int | None] = []
+    position = 0
+    for count, operation in re.findall(r"(\d+)([MID])", cigar):
+        if operation == "D":
+            for site in sites[len(places) : len(places) + int(count)]:
+                if kind(site[0].name) != "cap" and not (site[0].het and kind(site[0].name) == "other"):
+                    raise ContradictionError(_misfit(site[0], n))
+                places.append(None)
+            continue
+        if operation == "M":
+            places += range(position, position + int(count))
+        position += int(count)
+    return places
+
+
+def _misfit(residue: Residue, n: int) -> str:
+    number = f"{residue.number}{residue.insertion}" if residue.number is not None else "without a number"
+    return (
+        f"residue {residue.name} {number} does not fit into the entity's sequence of {n} residues; the file"
+        " contradicts itself"
+    )
+
+
+def _number(table: AtomTable, residues: list[Residue]) -> np.ndarray:
+    """``residue_index`` of a chain whose entity has no sequence: follow the numbers, never go back."""
+    index = [0]
+    for before, after in zip(residues, residues[1:], strict=False):
+        step = max(_step(before.number, after.number), _step(before.label_seq, after.label_seq))
+        broken = after.section != before.section
+        if step > 1 and is_bonded(table, before, after):
+            step = 1
+        elif step == 1 and broken and is_bonded(table, before, after) is False:
+            step = 2
+        index.append(index[-1] + step)
+    if index[-1] >= 2**31:
+        raise ContradictionError("the residue numbers run beyond 2³¹")
+    if any(one.number is None and one.label_seq is None for one in residues):
+        raise ContradictionError("residues without numbers (auth_seq_id or label_seq_id)")
+    return np.array(index, np.int32)
+
+
+def _step(before: int | None, after: int | None) -> int:
+    if before is None or after is None:
+        return 1
+    if (before, after) == (9999, 0):  # four columns, counted on from the start
+        return 1
+    return max(after - before, 1)

@@ -33,8 +33,9 @@ def read_text(path: str | Path) -> str:
 
 
 def read_ascii(path: str | Path) -> str:
-    """``read_bytes`` as ASCII, ``?`` for every other byte: gemmi cuts fields by bytes, which may split a character."""
-    return read_bytes(path).decode("ascii", "replace").replace("\ufffd", "?")
+    """``read_bytes`` as ASCII, ``?`` for every other byte, so that columns are counted in bytes; no byte order mark."""
+    raw = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+    return raw.decode() if raw.isascii() else raw.decode("ascii", "replace").replace("\ufffd", "?")
 
 
 def stem(path: str | Path) -> str:

@@ -1,0 +1,132 @@
+"""The table of a file's atom records, and why a record is not part of any chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+KEPT = "kept"
+REASONS = (
+    KEPT,
+    "not in a chain",
+    "water",
+    "ligand",
+    "nucleic acid",
+    "other polymer",
+    "refused chain",
+    "other model",
+    "other data block",
+    "hydrogen",
+    "alternate location",
+    "other residue at the position",
+    "duplicate atom",
+    "atom unknown to the residue",
+    "side chain of an unknown residue",
+)
+"""What can become of an atom record. Every record of a file gets one of them; "not in a chain" is never left over."""
+CODE = {reason: code for code, reason in enumerate(REASONS)}
+
+
+class Residue(NamedTuple):
+    """Consecutive atom records of one residue; ``atoms`` are their rows in the table.
+
+    ``author`` and ``label`` are chain ids, ``entity`` the entity's id or "", ``label_seq`` the position in the entity.
+    ``section`` counts the TER records before it. ``repeats``: an earlier residue of this identity has the same atoms.
+    """
+
+    name: str
+    author: str
+    label: str
+    entity: str
+    label_seq: int | None
+    number: int | None
+    insertion: str
+    het: bool
+    section: int
+    atoms: Sequence[int]
+    repeats: bool = False
+
+
+@dataclass
+class AtomTable:
+    """Every atom record of a file, and the residues of its first model.
+
+    names, altlocs (``""`` for none)   [records]
+    positions float64 [records, 3] Å, occupancies and b_factors float64 [records]
+    status                             uint8 [records], index into ``REASONS``
+    elsewhere                          records in other data blocks, which have no row
+    terminated                         the author chain id that each TER record ends
+    """
+
+    path: str | Path
+    names: list[str]
+    altlocs: list[str]
+    positions: np.ndarray
+    occupancies: np.ndarray
+    b_factors: np.ndarray
+    residues: list[Residue]
+    elsewhere: int = 0
+    terminated: Sequence[str] = ()
+    status: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.status = np.full(len(self.names), CODE["not in a chain"], np.uint8)
+
+    def mark(self, residues: Sequence[Residue], reason: str) -> None:
+        """Set the status of all atoms of ``residues``."""
+        for residue in residues:
+            self.mark_atoms(residue.atoms, reason)
+
+    def mark_atoms(self, atoms: Sequence[int] | np.ndarray, reason: str) -> None:
+        if isinstance(atoms, range):
+            self.status[atoms.start : atoms.stop] = CODE[reason]
+        else:
+            self.status[atoms] = CODE[reason]
+
+    def counts(self) -> dict[str, int]:
+        """Records by what became of them, the commonest reason first after those that were kept."""
+        found = np.bincount(self.status, minlength=len(REASONS))
+        found[CODE["other data block"]] += self.elsewhere
+        order = sorted(range(1, len(REASONS)), key=lambda code: -int(found[code]))
+        return {KEPT: int(found[0])} | {REASONS[code]: int(found[code]) for code in order if found[code]}
+
+    def place(self, residue: Residue, name: str) -> np.ndarray | None:
+        """Position [3] of the first atom of that name, or None."""
+        for atom in residue.atoms:
+            if self.names[atom] == name:
+                return self.positions[atom]
+        return None
+
+    def distance(self, one: Residue, name: str, other: Residue, other_name: str) -> float | None:
+        """Å between two named atoms, or None where one is missing."""
+        first, second = self.place(one, name), self.place(other, other_name)
+        return None if first is None or second is None else float(np.linalg.norm(first - second))
+
+
+class ResidueCollector:
+    """Consecutive records to residues. Records of a residue that lie apart are joined, unless they repeat its atoms."""
+
+    def __init__(self, names: list[str], altlocs: list[str]) -> None:
+        self._names, self._altlocs = names, altlocs
+        self._at: dict[tuple, int] = {}
+        self.residues: list[Residue] = []
+
+    def add(self, residue: Residue) -> None:
+        key = residue[:7]
+        at = self._at.setdefault(key, len(self.residues))
+        if at == len(self.residues):
+            self.residues.append(residue)
+            return
+        earlier = self.residues[at]
+        if self._atoms(earlier) & self._atoms(residue):
+            self._at[key] = len(self.residues)
+            self.residues.append(residue._replace(repeats=True))
+        else:
+            self.residues[at] = earlier._replace(atoms=[*earlier.atoms, *residue.atoms])
+
+    def _atoms(self, residue: Residue) -> set[tuple[str, str]]:
+        return {(self._names[atom], self._altlocs[atom]) for atom in residue.atoms}
