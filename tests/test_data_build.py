@@ -72,9 +72,15 @@ def test_what_is_taken_and_what_is_not(source: Path, alignments: Path, tmp_path:
     assert "truncated or damaged gzip" in rows["cut.cif.gz"]["reason"]
     assert "not mmCIF" in rows["letter.cif"]["reason"]
     assert "at residue 1 the alignment has A, the chain M" in rows["1UBQ_A"]["reason"]
-    assert report.counts == {"accepted": 3, "duplicate": 5, "unreadable": 2, "alignment": 2}
+    assert report.counts == {"accepted": 3, "duplicate": 5, "unreadable": 2, "alignment": 2, "not a protein": 1}
+    assert rows["2Q2K_F"]["reason"] == "its residues are 20 nucleic acid"
     assert "3 chains, 142 residues from 6 files" in report.summary()
     assert "5 duplicate" in report.summary()
+    read = {row["file"]: row["atoms"] for row in report.rows if row["status"] == "read"}
+    assert read.keys() == {"1kd8.cif.gz", "1ubq.cif.gz", "deeper/2q2k.cif.gz", "copy_of_1ubq.cif"}
+    assert read["1ubq.cif.gz"] == {"kept": 602, "water": 58}
+    assert sum(report.atoms.values()) == 1992 + 660 + 1184 + 660  # rows of _atom_site
+    assert "4,496 atom records: 3,664 kept (81.5%); 407 nucleic acid, 404 water, 15 ligand, 6 side" in report.summary()
 
     chains = ChainSet.open(report.out)
     assert chains.ids == ["1KD8_A", "1KD8_B", "2Q2K_A"]

@@ -26,19 +26,24 @@ from ds4sci.data.profile import msa_profile
 from ds4sci.data.secondary import assign
 from ds4sci.data.selection import BuildSettings, refusal_of
 from ds4sci.data.sources import mmcif, msa, pdb
+from ds4sci.data.sources.atoms import KEPT
 from ds4sci.data.workers import run_each
 from ds4sci.types import Msa, Record
 
-READERS = {".cif": mmcif.read, ".mmcif": mmcif.read, ".pdb": pdb.read, ".ent": pdb.read}
+READERS = {".cif": mmcif.parse, ".mmcif": mmcif.parse, ".pdb": pdb.parse, ".ent": pdb.parse}
 PAIRED_RESIDUES = 6000
 """Entries up to this size have their strands paired across chains; the table of pairs grows with its square."""
-FORMAT = 1
+FORMAT = 2
 """Part of the cache's key: raise it when what is stored for the same file changes."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of every file and chain; ``rows`` are the lines of ``report`` (OUT.report.jsonl)."""
+    """What became of every file, chain and atom record; ``rows`` are the lines of ``report`` (OUT.report.jsonl).
+
+    A row with status ``read`` is a file that could be read; its ``atoms`` counts the file's atom records by what became
+    of them (``ds4sci.data.sources.atoms.REASONS``). The other rows are chains, or files that could not be read.
+    """
 
     out: Path
     report: Path
@@ -49,7 +54,16 @@ class BuildReport:
     @property
     def counts(self) -> dict[str, int]:
         """Chains (or files, where none could be read) by status: accepted, duplicate, and the refusals by kind."""
-        return dict(Counter(row["status"] if row["status"] != "refused" else row["kind"] for row in self.rows))
+        chains = [row for row in self.rows if row["status"] != "read"]
+        return dict(Counter(row["status"] if row["status"] != "refused" else row["kind"] for row in chains))
+
+    @property
+    def atoms(self) -> dict[str, int]:
+        """Atom records of all files that could be read, by what became of them; the commonest first."""
+        total: Counter[str] = Counter()
+        for row in self.rows:
+            total.update(row.get("atoms", {}))
+        return dict(total.most_common())
 
     def summary(self) -> str:
         """A few lines for people: how many were taken, and the refusals by kind with one example each."""
@@ -63,6 +77,17 @@ class BuildReport:
             if kind != "accepted":
                 example = next(row for row in self.rows if kind in (row["status"], row.get("kind")))
                 lines.append(f"  {count} {kind}, such as {example['chain'] or example['file']}: {example['reason']}")
+        unknown = sum(row["unknown"] for row in accepted)
+        if unknown:
+            lines.append(f"  {unknown} residues of the accepted chains are of unknown type (X)")
+        found = self.atoms
+        records = sum(found.values())
+        if records:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.items() if reason != KEPT)
+            kept = found.get(KEPT, 0)
+            lines.append(
+                f"  {records:,} atom records: {kept:,} kept ({kept / records:.1%})" + (f"; {reasons}" * bool(reasons))
+            )
         return "\n".join([*lines, f"  every file and chain: {self.report}"])
 
 
@@ -108,7 +133,7 @@ def build(
     report = out.with_name(out.name + ".report.jsonl")
     _write_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if not parts:
-        reasons = Counter(row["reason"] for row in rows).most_common(1)
+        reasons = Counter(row["reason"] for row in rows if row["reason"]).most_common(1)
         raise ValueError(
             f"{src_dir}: not one chain accepted of {len(files)} files; the commonest reason: {reasons[0][0]}"
         )
@@ -222,7 +247,8 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
     alignments = where.by_chain()
     seen: dict[str, Any] = {}
     try:
-        chains = READERS[_suffix(path)](path)
+        parsed = READERS[_suffix(path)](path)
+        chains = parsed.records
         together = sum(len(chain.sequence) for chain in chains) <= PAIRED_RESIDUES
         letters = assign(chains) if together else [assign([chain])[0] for chain in chains]
     except (ValueError, OSError) as error:
@@ -231,11 +257,18 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
     except Exception as error:  # a reader's bug must cost one file, not the build; the report shows it
         _store(entry, [], [_row(name, None, "refused", "crashed the reader", f"{type(error).__name__}: {error}")], {})
         return
-    rows: list[dict[str, Any]] = []
+    rows = [_row(name, None, "read", None, None, atoms=parsed.atoms)]
+    rows += [_row(name, f"{parsed.entry}_{one.chain}", "refused", one.kind, one.reason) for one in parsed.left_out]
     taken: dict[str, Record] = {}
     for chain, dssp in zip(chains, letters, strict=True):
-        size: dict[str, Any] = {"length": len(chain.sequence), "resolved": int(chain.atom_mask[:, :3].all(1).sum())}
-        refusal = refusal_of(chain, size["resolved"], settings)
+        resolved = int(chain.atom_mask[:, :3].all(1).sum())
+        size: dict[str, Any] = {
+            "length": len(chain.sequence),
+            "resolved": resolved,
+            "unknown": chain.sequence.count("X"),
+            "atoms_kept": int(chain.atom_mask.sum()),
+        }
+        refusal = refusal_of(chain, resolved, settings)
         if any(chain.id == other.id for other in taken.values()):
             refusal = ("same id", "an earlier chain of this file has the same id")
         first = taken.get(chain.sequence)

@@ -72,8 +72,10 @@ class AtomTable:
     elsewhere: int = 0
     terminated: Sequence[str] = ()
     status: np.ndarray = field(init=False)
+    has_altlocs: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        self.has_altlocs = any(self.altlocs)
         self.status = np.full(len(self.names), CODE["not in a chain"], np.uint8)
 
     def mark(self, residues: Sequence[Residue], reason: str) -> None:
@@ -107,26 +109,24 @@ class AtomTable:
         return None if first is None or second is None else float(np.linalg.norm(first - second))
 
 
-class ResidueCollector:
-    """Consecutive records to residues. Records of a residue that lie apart are joined, unless they repeat its atoms."""
+def join_parts(residues: list[Residue], names: list[str], altlocs: list[str]) -> list[Residue]:
+    """Residues whose records lie apart in the file made whole, unless the later ones repeat atoms of the earlier."""
 
-    def __init__(self, names: list[str], altlocs: list[str]) -> None:
-        self._names, self._altlocs = names, altlocs
-        self._at: dict[tuple, int] = {}
-        self.residues: list[Residue] = []
+    def atoms(residue: Residue) -> set[tuple[str, str]]:
+        return {(names[atom], altlocs[atom]) for atom in residue.atoms}
 
-    def add(self, residue: Residue) -> None:
-        key = residue[:7]
-        at = self._at.setdefault(key, len(self.residues))
-        if at == len(self.residues):
-            self.residues.append(residue)
-            return
-        earlier = self.residues[at]
-        if self._atoms(earlier) & self._atoms(residue):
-            self._at[key] = len(self.residues)
-            self.residues.append(residue._replace(repeats=True))
+    identities = [residue[:7] for residue in residues]
+    if len(set(identities)) == len(identities):
+        return residues
+    at: dict[tuple, int] = {}
+    joined: list[Residue] = []
+    for identity, residue in zip(identities, residues, strict=True):
+        earlier = at.setdefault(identity, len(joined))
+        if earlier == len(joined):
+            joined.append(residue)
+        elif atoms(joined[earlier]) & atoms(residue):
+            at[identity] = len(joined)
+            joined.append(residue._replace(repeats=True))
         else:
-            self.residues[at] = earlier._replace(atoms=[*earlier.atoms, *residue.atoms])
-
-    def _atoms(self, residue: Residue) -> set[tuple[str, str]]:
-        return {(self._names[atom], self._altlocs[atom]) for atom in residue.atoms}
+            joined[earlier] = joined[earlier]._replace(atoms=[*joined[earlier].atoms, *residue.atoms])
+    return joined

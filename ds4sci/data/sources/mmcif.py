@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from itertools import compress, islice
+from operator import ne
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import gemmi
 import numpy as np
 
-from ds4sci.data.sources.atoms import AtomTable, Residue, ResidueCollector
+from ds4sci.data.sources.atoms import AtomTable, Residue, join_parts
+from ds4sci.data.sources.numbers import from_texts
 from ds4sci.data.sources.structure import ParsedStructure, make_records, select
 from ds4sci.data.sources.text import read_ascii
 from ds4sci.residues import RESTYPE_1TO3
@@ -81,83 +84,76 @@ class _Columns:
     """The columns of ``_atom_site``, with errors that name the line."""
 
     def __init__(self, path: str | Path, text: str, block: gemmi.cif.Block, site: gemmi.cif.Table) -> None:
-        self._path, self._text = path, text
-        tags = [tag.lower().removeprefix("_atom_site.") for tag in site.tags]
-        if site.loop is not None:
-            values, width = site.loop.values, len(tags)
-            self._have = {tag: values[at::width] for at, tag in enumerate(tags)}
-        else:
-            self._have = {tag: [value] for tag, value in zip(tags, site[0], strict=True)}
+        self._path, self._text, self._block = path, text, block
+        self._tags = {tag.lower().removeprefix("_atom_site."): tag for tag in site.tags}
         self._rows = len(site)
-        self._first_tag = site.tags[0]
-        self._block = block
 
-    def _texts(self, *tags: str) -> list[str] | None:
-        """The first of these columns that has any value; quotes are taken off."""
-        for tag in tags:
-            column = self._have.get(tag)
-            if column is not None and not _NULL.issuperset(column):
-                cache = {value: gemmi.cif.as_string(value) for value in set(column)}
-                return [cache[value] for value in column]
+    def _column(self, *names: str) -> list[str] | None:
+        """The first of these columns that has any value, as written."""
+        for name in names:
+            if name in self._tags:
+                column = list(self._block.find_values(self._tags[name]))
+                if not _NULL.issuperset(column):
+                    return column
         return None
 
-    def _integers(self, tag: str) -> list[int | None] | None:
-        column = self._have.get(tag)
-        if column is None or _NULL.issuperset(column):
-            return None
-        cache: dict[str, int | None] = {}
-        for value in set(column):
-            if value in _NULL:
-                cache[value] = None
-            elif re.fullmatch(r"[-+]?\d{1,9}", value):
-                cache[value] = int(value)
-            else:
-                raise self._refuse(column.index(value), tag, value, "an integer of at most nine digits")
-        return [cache[value] for value in column]
-
-    def _reals(self, tag: str, default: float | None) -> np.ndarray:
-        column = self._have.get(tag)
+    def _texts(self, *names: str) -> list[str] | None:
+        """The same with quotes taken off, and "" where a value is missing."""
+        column = self._column(*names)
         if column is None:
+            return None
+        plain = {value: gemmi.cif.as_string(value) for value in set(column)}
+        if all(value == text for value, text in plain.items()):
+            return column
+        return [plain[value] for value in column]
+
+    def _integer(self, name: str, value: str, row: int) -> int | None:
+        if value.isdigit() and len(value) < 10:
+            return int(value)
+        if value in _NULL or not value:
+            return None
+        if re.fullmatch(r"[-+]?\d{1,9}", value):
+            return int(value)
+        raise self._refuse(row, name, value, "an integer of at most nine digits")
+
+    def _reals(self, name: str, default: float | None) -> np.ndarray:
+        if name not in self._tags:
             if default is None:
-                raise ValueError(f"{self._path}: no _atom_site.{tag.capitalize()}; expected coordinates in Å")
+                raise ValueError(f"{self._path}: no _atom_site.{name.capitalize()}; expected coordinates in Å")
             return np.full(self._rows, default)
-        try:
-            values = np.array(list(map(float, column)))
-            if np.isfinite(values).all() and "_" not in "".join(column):
-                return values
-        except ValueError:
-            pass  # nulls or uncertainties, or not a number: look at each
-        values = np.empty(self._rows)
-        for at, text in enumerate(column):
-            told = _NUMBER.fullmatch(text)
-            if told is None and (text not in _NULL or default is None):
-                raise self._refuse(at, tag, text, "a number")
-            values[at] = float(told[1]) if told else default
-            if not np.isfinite(values[at]):
-                raise self._refuse(at, tag, text, "a finite number")
+        column = list(self._block.find_values(self._tags[name]))
+        values = from_texts(column)
+        if values is None:  # exponents, uncertainties, nulls, or not numbers
+            values = np.array([self._real(name, text, at, default) for at, text in enumerate(column)])
         return values
 
-    def _refuse(self, row: int, tag: str, value: str, expected: str) -> ValueError:
-        name = next(one for one in self._block.find_mmcif_category("_atom_site.").tags if one.lower().endswith(tag))
-        return ValueError(f"{self._path}: {self._where(row)}: {name} is {value!r}; expected {expected}")
+    def _real(self, name: str, text: str, row: int, default: float | None) -> float:
+        if text in _NULL and default is not None:
+            return default
+        told = _NUMBER.fullmatch(text)
+        if told is None or not np.isfinite(float(told[1])):
+            raise self._refuse(row, name, text, "a finite number")
+        return float(told[1])
+
+    def _refuse(self, row: int, name: str, value: str, expected: str) -> ValueError:
+        return ValueError(f"{self._path}: {self._where(row)}: {self._tags[name]} is {value!r}; expected {expected}")
 
     def _where(self, row: int) -> str:
         """Line of a row, where every row has a line of its own; else its number."""
-        item = self._block.find_loop_item(self._first_tag)
+        item = self._block.find_loop_item(next(iter(self._tags.values())).lower())
         if item is None:
             return "_atom_site"
         lines = self._text.split("\n")
         at = item.line_number - 1
         while at < len(lines) and (not lines[at].strip() or lines[at].lstrip()[0] in "_#" or "loop_" in lines[at]):
             at += 1
-        width = len(self._have)
-        if all(len(line.split()) == width for line in lines[at : at + row + 1]):
+        if all(len(line.split()) == len(self._tags) for line in lines[at : at + row + 1]):
             return f"line {at + row + 1}"
         return f"row {row + 1} of _atom_site"
 
     def atoms(self) -> AtomTable:
         n = self._rows
-        blank, nothing = [""] * n, [None] * n
+        blank = [""] * n
         names = self._texts("label_atom_id", "auth_atom_id")
         residues = self._texts("label_comp_id", "auth_comp_id")
         if names is None or residues is None:
@@ -168,28 +164,30 @@ class _Columns:
         label = self._texts("label_asym_id", "auth_asym_id") or blank
         entity = self._texts("label_entity_id") or blank
         insertion = self._texts("pdbx_pdb_ins_code") or blank
-        label_seq = self._integers("label_seq_id") or nothing
-        number = self._integers("auth_seq_id") or label_seq
-        group = self._have.get("group_pdb") or ["ATOM"] * n
-        model = self._have.get("pdbx_pdb_model_num") or blank
-        positions = np.stack([self._reals(tag, None) for tag in _POSITION], axis=1)
+        label_seq = self._column("label_seq_id") or blank
+        number = self._column("auth_seq_id") or label_seq
+        number_name = "auth_seq_id" if number is not label_seq else "label_seq_id"
+        group = self._column("group_pdb") or blank
+        model = self._column("pdbx_pdb_model_num") or blank
+        positions = np.stack([self._reals(name, None) for name in _POSITION], axis=1)
         occupancies = self._reals("occupancy", 1.0)
         b_factors = self._reals("b_iso_or_equiv", 0.0)
 
-        found = ResidueCollector(names, altlocs)
-        keys: list[tuple[Any, ...]] = list(
-            zip(residues, author, label, entity, label_seq, number, insertion, group, model, strict=True)
-        )
-        starts = [at for at in range(n) if at == 0 or keys[at] != keys[at - 1]]
-        first_model = model[0]
+        found: list[Residue] = []
         elsewhere = []
+        keys = list(zip(model, author, label, entity, label_seq, number, insertion, residues, strict=True))
+        starts = [0, *compress(range(1, n), map(ne, keys, islice(keys, 1, None)))]
         for start, end in zip(starts, [*starts[1:], n], strict=True):
-            *identity, record, in_model = keys[start]
-            if in_model == first_model:
-                found.add(Residue(*identity, record == "HETATM", 0, range(start, end)))
-            else:
+            in_model, chain, sub, kind_of, place, told, code, name = keys[start]
+            if in_model != model[0]:
                 elsewhere.append(range(start, end))
-        table = AtomTable(self._path, names, altlocs, positions, occupancies, b_factors, found.residues)
+                continue
+            position = self._integer("label_seq_id", place, start)
+            seq = self._integer(number_name, told, start)
+            het = group[start] == "HETATM"
+            found.append(Residue(name, chain, sub, kind_of, position, seq, code, het, 0, range(start, end)))
+        joined = join_parts(found, names, altlocs)
+        table = AtomTable(self._path, names, altlocs, positions, occupancies, b_factors, joined)
         for atoms in elsewhere:
             table.mark_atoms(atoms, "other model")
         return table

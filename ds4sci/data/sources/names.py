@@ -40,7 +40,8 @@ ATOM_ALIASES: dict[str, str] = {
 """Other names of the oxygens at the C terminus."""
 
 _WATER = frozenset(
-    "HOH WAT DOD H2O HHO OHH OH2 SOL SPC TIP TIP2 TIP3 TIP4 TIP5 T3P T4P T5P TP3 TP4 TP5".split()
+    {"HOH", "WAT", "DOD", "H2O", "HHO", "OHH", "OH2", "SOL", "SPC", "TIP", "TIP2", "TIP3", "TIP4", "TIP5"}
+    | {"T3P", "T4P", "T5P", "TP3", "TP4", "TP5"}
 )
 _CAPS = frozenset(["ACE", "NME", "NMA", "NH2", "NHE", "FOR"])
 _NUCLEIC = re.compile(r"[DR]?[ACGTU][53N]?|ADE|GUA|THY|CYT|URA")

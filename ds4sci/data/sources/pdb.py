@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import overload
 
 import gemmi
 import numpy as np
 
-from ds4sci.data.sources.atoms import AtomTable, Residue, ResidueCollector
+from ds4sci.data.sources.atoms import AtomTable, Residue, join_parts
 from ds4sci.data.sources.names import SIMULATION_PARENT, kind
+from ds4sci.data.sources.numbers import from_columns
 from ds4sci.data.sources.structure import ParsedStructure, make_records, select
 from ds4sci.data.sources.text import read_ascii
 from ds4sci.types import Record
@@ -56,91 +60,81 @@ def parse(path: str | Path) -> ParsedStructure:
 
 
 def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
-    rows: list[int] = []  # index of each record's line
-    starts: list[tuple[int, str, int]] = []  # first record of each residue of the first model, its key, TERs before
-    ended: list[int] = []  # residues before each TER
-    section = model = 0
-    first_model: int | None = None
-    first_model_end = 0
-    before: str | None = None
-    for at, line in enumerate(lines):
-        head = line[:6]
-        if head == "ATOM  " or head == "HETATM":
-            if first_model is None:
-                first_model = model
-            if model == first_model:
-                # A blank chain id may be told by the segment, which CHARMM and NAMD write.
-                key = head + (line[17:27] if line[21:22] != " " else line[17:27] + line[72:76])
-                if key != before:
-                    starts.append((len(rows), key, section))
-                    before = key
-                first_model_end = len(rows) + 1
-            rows.append(at)
-        elif head[:3] == "TER":
-            if model == first_model:
-                section += 1
-                ended.append(len(starts) - 1)
-            before = None
-        elif head[:5] == "MODEL" or head == "ENDMDL" or line.rstrip() == "END":
-            model += 1
-            before = None
-        elif head[:4].upper() == "ATOM" or head[:4].upper() == "HETA":
-            raise ValueError(
-                f"{path}: line {at + 1}: the record is called {head!r}; expected 'ATOM  ' or 'HETATM' and the serial"
-                " number from column 7 on; write large structures as mmCIF"
-            )
+    is_atom = [line.startswith(("ATOM  ", "HETATM")) for line in lines]
+    rows = list(compress(range(len(lines)), is_atom))
     if not rows:
         raise ValueError(f"{path}: no ATOM records; expected a PDB file with coordinates")
+    terminators: list[int] = []  # records before each TER of the first model
+    end = None  # records of the first model
+    for at in compress(range(len(lines)), map(not_, is_atom)):
+        line = lines[at]
+        if line.startswith("TER"):
+            if end is None:
+                terminators.append(bisect_left(rows, at))
+        elif line.startswith(("MODEL", "ENDMDL")) or line.rstrip() == "END":
+            before = bisect_left(rows, at)
+            if end is None and before:
+                end = before
+        elif line[:4].upper() in ("ATOM", "HETA"):
+            raise ValueError(
+                f"{path}: line {at + 1}: the record is called {line[:6]!r}; expected 'ATOM  ' or 'HETATM' and the"
+                " serial number from column 7 on; write large structures as mmCIF"
+            )
+    end = len(rows) if end is None else end
     records = [lines[at] for at in rows]
-    positions, occupancies, b_factors = _numbers(path, records, rows)
-    cache: dict[str, str] = {}
-    names = [cache.get(raw) or cache.setdefault(raw, raw.strip()) for raw in (line[12:16] for line in records)]
-    altlocs = ["" if line[16] == " " else line[16] for line in records]
+    if set(map(len, records)) != {80}:
+        for at, line in zip(rows, records, strict=True):
+            if len(line) < 54:
+                raise ValueError(
+                    f"{path}: line {at + 1}: ends at column {len(line)}; expected x, y and z up to column 54"
+                )
+        records = [line[:80].ljust(80) for line in records]
+    columns = np.frombuffer("".join(records).encode("ascii"), np.uint8).reshape(-1, 80)
+    positions, occupancies, b_factors = _numbers(path, columns, records, rows)
+    names, altlocs = _strings(columns[:, 12:16]), _strings(columns[:, 16:17])
 
-    split_name = _name_splitter({key[6:16] for _, key, _ in starts})
-    segments = {key[16:].strip() for _, key, _ in starts if len(key) > 16}
-    found = ResidueCollector(names, altlocs)
-    chains: list[str] = []
-    ends = [start for start, _, _ in starts[1:]] + [first_model_end]
-    for (start, key, ters), end in zip(starts, ends, strict=True):
-        name, chain = split_name(key[6:11])
+    # A residue ends where its columns change, or at a TER. Without chain id a segment (CHARMM, NAMD) may tell it.
+    identity = columns[:end, 17:27].copy().view("S10").ravel()
+    segment = np.where(columns[:end, 21] == ord(" "), columns[:end, 72:76].copy().view("S4").ravel(), b"")
+    kind_of = columns[:end, 0]
+    changes = (identity[1:] != identity[:-1]) | (segment[1:] != segment[:-1]) | (kind_of[1:] != kind_of[:-1])
+    starts = sorted({0, *(np.flatnonzero(changes) + 1).tolist(), *(at for at in terminators if 0 < at < end)})
+    keys = [records[start][17:27] for start in starts]
+    split_name = _name_splitter(set(keys))
+    segments = {one.strip() for one in np.unique(segment)} - {b""}
+    found: list[Residue] = []
+    for start, stop, key in zip(starts, [*starts[1:], end], keys, strict=True):
+        name, chain = split_name(key)
         if not chain and len(segments) > 1:
-            chain = key[16:].strip()
-        number = _residue_number(key[11:15])
+            chain = segment[start].decode().strip()
+        number = _residue_number(key[5:9])
         if number is None:
-            raise ValueError(f"{path}: line {rows[start] + 1}: residue number {key[11:15]!r}; expected an integer")
-        insertion, het = key[15].strip(), key[0] == "H"
-        chains.append(chain)
-        found.add(Residue(name, chain, "", "", None, number, insertion, het, ters, range(start, end)))
-    table = AtomTable(path, names, altlocs, positions, occupancies, b_factors, found.residues)
-    table.terminated = [chains[at] for at in ended]
-    table.mark_atoms(range(first_model_end, len(rows)), "other model")
+            raise ValueError(f"{path}: line {rows[start] + 1}: residue number {key[5:9]!r}; expected an integer")
+        het, section = records[start][0] == "H", bisect_right(terminators, start)
+        found.append(Residue(name, chain, "", "", None, number, key[9].strip(), het, section, range(start, stop)))
+    table = AtomTable(path, names, altlocs, positions, occupancies, b_factors, join_parts(found, names, altlocs))
+    table.terminated = [found[bisect_left(starts, at) - 1].author if at else "" for at in terminators]
+    table.mark_atoms(range(end, len(rows)), "other model")
     return table
 
 
-def _numbers(path: str | Path, records: list[str], rows: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _strings(columns: np.ndarray) -> list[str]:
+    """Text of columns (bytes [n, width]) without blanks around it."""
+    raw = np.ascontiguousarray(columns).view(f"S{columns.shape[1]}").ravel().tolist()
+    text = {one: one.decode().strip() for one in set(raw)}
+    return [text[one] for one in raw]
+
+
+def _numbers(
+    path: str | Path, columns: np.ndarray, records: list[str], rows: list[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions, occupancies (default 1) and B-factors (default 0); refuses a number that its columns do not hold."""
-    try:
-        coordinates = "".join([line[30:54] for line in records]).encode("ascii")
-        if len(coordinates) != 24 * len(records) or coordinates.translate(None, b"0123456789.-+ "):
-            raise ValueError
-        positions = np.frombuffer(coordinates, "S8").astype(np.float64).reshape(-1, 3)
-        digits = np.frombuffer(coordinates, np.uint8).reshape(-1, 8)
-        dots = digits == ord(".")
-        if not dots.any(1).all() or ((digits[:, 0] != ord(" ")) & (dots.argmax(1) > 4)).any():
-            raise ValueError
-        columns = []
-        for begin, end in ((54, 60), (60, 66)):
-            texts = [line[begin:end] for line in records]
-            if not all(map(_NUMBER.fullmatch, set(texts))):
-                raise ValueError
-            columns.append(np.array(list(map(float, texts))))
-        if any(_is_shifted(text) for text in {line[54:60] for line in records}):
-            raise ValueError
-        return positions, *columns
-    except ValueError:  # something is damaged or left out: look at each record
+    positions = from_columns(np.ascontiguousarray(columns[:, 30:54]).reshape(-1, 8), 4)
+    occupancies, b_factors = from_columns(columns[:, 54:60], 3), from_columns(columns[:, 60:66], 3)
+    if positions is None or occupancies is None or b_factors is None:
         values = np.array([_line_numbers(path, line, at + 1) for line, at in zip(records, rows, strict=True)])
         return values[:, :3], values[:, 3], values[:, 4]
+    return positions.reshape(-1, 3), occupancies, b_factors
 
 
 def _line_numbers(path: str | Path, line: str, number: int) -> list[float]:

@@ -12,8 +12,10 @@ Residues whose names and numbers come a second time are another molecule with th
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import gemmi
@@ -55,15 +57,19 @@ def protein_chains(
     """
     entities = {entity.name: entity for entity in header.entities}
     by_label = {label: entity for entity in header.entities for label in entity.subchains}
+
+    @cache
+    def key(author: str, label: str, name: str) -> tuple[str, str, str]:
+        entity = entities.get(name) or by_label.get(label)
+        if name and (entity is None or entity.entity_type == gemmi.EntityType.Unknown):
+            known = name if name in polymers else ""
+        else:
+            known = "" if entity is None or not label else entity.name
+        return (author, label, known) if known else (author, "", "")
+
     groups: dict[tuple[str, str, str], list[Residue]] = {}
     for residue in table.residues:
-        entity = entities.get(residue.entity) or by_label.get(residue.label)
-        if residue.entity and (entity is None or entity.entity_type == gemmi.EntityType.Unknown):
-            name = residue.entity if residue.entity in polymers else ""
-        else:
-            name = "" if entity is None or not residue.label else entity.name
-        key = (residue.author, residue.label, name) if name else (residue.author, "", "")
-        groups.setdefault(key, []).append(residue)
+        groups.setdefault(key(residue.author, residue.label, residue.entity), []).append(residue)
 
     chains: list[Chain] = []
     for (author, label, name), residues in groups.items():
@@ -120,9 +126,7 @@ def _untyped(table: AtomTable, author: str, residues: list[Residue], known: set[
     core = [at for at, one in enumerate(residues) if kinds[at] == "amino acid" and not one.het]
     if not core:  # programs that write everything as HETATM
         amino = [at for at, what in enumerate(kinds) if what == "amino acid"]
-        bonded = [
-            (a, b) for a, b in zip(amino, amino[1:], strict=False) if is_bonded(table, residues[a], residues[b])
-        ]
+        bonded = [(a, b) for a, b in itertools.pairwise(amino) if is_bonded(table, residues[a], residues[b])]
         core = sorted({at for pair in bonded for at in pair})
     members = set(core)
     if core:
@@ -158,6 +162,8 @@ def _untyped(table: AtomTable, author: str, residues: list[Residue], known: set[
 
 def _molecules(chain: list[Residue]) -> list[list[Residue]]:
     """Parts of a chain in which no residue's identity comes twice with the same atoms."""
+    if not any(residue.repeats for residue in chain):
+        return [chain] if chain else []
     parts: list[list[Residue]] = []
     seen: set[tuple] = set()
     for residue in chain:

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain as flatten
+from itertools import pairwise
 from pathlib import Path
 
 import gemmi
@@ -41,6 +42,7 @@ from ds4sci.types import RESIDUES, Record
 class ParsedStructure:
     """Everything that became of a structure file.
 
+    entry     what the chain ids begin with
     records   protein chains of the first model, in the file's order
     ids       author and label chain id of each record
     left_out  chains that became no record
@@ -48,6 +50,7 @@ class ParsedStructure:
     """
 
     path: str | Path
+    entry: str
     records: list[Record]
     ids: list[tuple[str, str]]
     left_out: list[LeftOut]
@@ -123,7 +126,7 @@ def make_records(
             continue
         records.append(record)
         ids.append((chain.author, chain.label))
-    return ParsedStructure(table.path, records, ids, left_out, table.counts())
+    return ParsedStructure(table.path, entry, records, ids, left_out, table.counts())
 
 
 def _unused(name: str, taken: set[str]) -> str:
@@ -217,10 +220,12 @@ def _record(name: str, table: AtomTable, chain: Chain, letters: _Letters, resolu
 
 def _sites(table: AtomTable, residues: list[Residue]) -> list[list[Residue]]:
     """Residues of a chain by position: several where they are alternatives of each other."""
+    keys = [(residue.label_seq, residue.number, residue.insertion) for residue in residues]
+    if len(set(keys)) == len(keys):
+        return [[residue] for residue in residues]
     sites: list[list[Residue]] = []
     at: dict[tuple[int | None, int | None, str], int] = {}
-    for residue in residues:
-        key = (residue.label_seq, residue.number, residue.insertion)
+    for key, residue in zip(keys, residues, strict=True):
         earlier = at.setdefault(key, len(sites))
         if earlier < len(sites) and _is_alternative(table, sites[earlier][-1], residue, earlier == len(sites) - 1):
             sites[earlier].append(residue)
@@ -260,7 +265,7 @@ def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> 
         return list(range(n))
     scoring = gemmi.AlignmentScoring()
     gaps = [0]
-    for before, after in zip(sites, sites[1:], strict=False):
+    for before, after in pairwise(sites):
         gaps.append(scoring.bad_gapo if is_bonded(table, before[0], after[0]) else scoring.good_gapo)
     gaps.append(0)
     cigar = gemmi.align_string_sequences(wanted, have, gaps, scoring).cigar_str()
@@ -290,7 +295,7 @@ def _misfit(residue: Residue, n: int) -> str:
 def _number(table: AtomTable, residues: list[Residue]) -> np.ndarray:
     """``residue_index`` of a chain whose entity has no sequence: follow the numbers, never go back."""
     index = [0]
-    for before, after in zip(residues, residues[1:], strict=False):
+    for before, after in pairwise(residues):
         step = max(_step(before.number, after.number), _step(before.label_seq, after.label_seq))
         broken = after.section != before.section
         if step > 1 and is_bonded(table, before, after):
