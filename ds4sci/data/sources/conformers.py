@@ -45,6 +45,8 @@ def atoms_of_conformer(table: AtomTable, residue: Residue) -> Sequence[int]:
     for atom in atoms:
         by_label.setdefault(altlocs[atom], []).append(atom)
     shared = by_label.pop("", [])
+    if not by_label:
+        return atoms
 
     def rank(label: str) -> tuple[int, int, float]:
         heavy = {names[atom] for atom in [*shared, *by_label[label]] if not is_hydrogen(names[atom])}

@@ -51,7 +51,10 @@ def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
     except (RuntimeError, IndexError, ValueError) as error:
         message = str(error).removeprefix("string:")
         raise ValueError(f"{path}: not mmCIF, or truncated ({message})") from error
-    sites = [(block, site) for block in document if len(site := block.find_mmcif_category("_atom_site."))]
+    try:
+        sites = [(block, site) for block in document if len(site := block.find_mmcif_category("_atom_site."))]
+    except RuntimeError as error:
+        raise ValueError(f"{path}: damaged mmCIF ({error})") from error
     if not sites:
         raise ValueError(f"{path}: no _atom_site in it; expected an mmCIF file with coordinates")
     block, site = sites[0]
