@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import gemmi
@@ -375,3 +376,49 @@ def test_of_conformers_as_complete_the_occupancy_decides(first: float, second: f
         ]
     (record,) = accounted(write_pdb(tmp_path / "x.pdb", lines)).records
     assert record.atom_positions[0, ATOM37_INDEX["OG"], 0] == x
+
+
+def test_one_contradictory_chain_of_an_mmcif_file_costs_one_chain(tmp_path: Path) -> None:
+    whole = text_of(next(path for path in ENTRIES if path.name.startswith("2q2k")))
+    path = tmp_path / "2q2k.cif"
+    path.write_text(re.sub(r"(?m)^(ATOM +\d+ .* C +2 +)45( .*)$", r"\g<1>99\2", whole))
+    assert path.read_text() != whole
+    parsed = accounted(path)
+    assert [record.id for record in parsed.records] == ["2Q2K_A"]
+    assert [(one.chain, one.kind) for one in parsed.left_out] == [("F", "not a protein"), ("B", "contradiction")]
+
+
+def test_a_sequence_without_atoms_is_a_chain_left_out(tmp_path: Path) -> None:
+    lines = ["SEQRES   1 A    2  ALA GLY", "SEQRES   1 B    3  ALA GLY TRP"]
+    lines += residue_lines("ALA", "1", 0.0) + residue_lines("GLY", "2", 3.8)
+    parsed = accounted(write_pdb(tmp_path / "x.pdb", lines))
+    assert [record.id for record in parsed.records] == ["x_A"]
+    assert parsed.left_out == [("B", "no atoms", "a sequence of 3 residues, and no atom record")]
+
+
+def test_chains_of_d_amino_acids_are_no_records(tmp_path: Path) -> None:
+    lines = [line for at, name in enumerate(["DAL", "DSN", "DVA"]) for line in residue_lines(name, str(at), 3.8 * at)]
+    parsed = accounted(write_pdb(tmp_path / "x.pdb", lines))
+    assert parsed.records == []
+    assert parsed.left_out == [("A", "not a protein", "its residues are 3 other polymer")]
+    assert parsed.atoms == {"kept": 0, "other polymer": 12}
+
+
+def test_everything_as_hetatm(tmp_path: Path) -> None:
+    lines = [line for at in range(1, 4) for line in residue_lines("ALA", str(at), 3.8 * at, kind="HETATM")]
+    lines += residue_lines("GLY", "400", 99.0, kind="HETATM")
+    parsed = accounted(write_pdb(tmp_path / "x.pdb", lines))
+    assert [record.sequence for record in parsed.records] == ["AAA"]
+    assert parsed.atoms == {"kept": 12, "ligand": 4}
+
+
+def test_scattered_records_of_a_residue_are_joined(tmp_path: Path) -> None:
+    """Hydrogens or conformers at the end of the file; many of them take time in proportion."""
+    lines = residue_lines("ALA", "1", 0.0) + residue_lines("GLY", "2", 3.8)
+    late = [atom_line("CB", "ALA", "1", (0.0, 1.0, 1.0)), atom_line("OXT", "GLY", "2", (9.0, 1.0, 1.0))]
+    ids = [("ALA", "1"), ("GLY", "2")]
+    many = [atom_line(f"X{at // 2:03d}", *ids[at % 2], (1.0, 1.0, 1.0)) for at in range(1800)]
+    parsed = accounted(write_pdb(tmp_path / "x.pdb", [*lines, *late, *many]))
+    (record,) = parsed.records
+    assert record.sequence == "AG"
+    assert record.atom_mask.sum() == 10

@@ -111,22 +111,25 @@ class AtomTable:
 
 def join_parts(residues: list[Residue], names: list[str], altlocs: list[str]) -> list[Residue]:
     """Residues whose records lie apart in the file made whole, unless the later ones repeat atoms of the earlier."""
-
-    def atoms(residue: Residue) -> set[tuple[str, str]]:
-        return {(names[atom], altlocs[atom]) for atom in residue.atoms}
-
     identities = [residue[:7] for residue in residues]
     if len(set(identities)) == len(identities):
         return residues
     at: dict[tuple, int] = {}
+    rows: list[list[int]] = []
+    atoms: list[set[tuple[str, str]]] = []
     joined: list[Residue] = []
     for identity, residue in zip(identities, residues, strict=True):
+        these = {(names[atom], altlocs[atom]) for atom in residue.atoms}
         earlier = at.setdefault(identity, len(joined))
-        if earlier == len(joined):
-            joined.append(residue)
-        elif atoms(joined[earlier]) & atoms(residue):
-            at[identity] = len(joined)
-            joined.append(residue._replace(repeats=True))
-        else:
-            joined[earlier] = joined[earlier]._replace(atoms=[*joined[earlier].atoms, *residue.atoms])
-    return joined
+        if earlier < len(joined) and atoms[earlier].isdisjoint(these):
+            rows[earlier] += residue.atoms
+            atoms[earlier] |= these
+            continue
+        at[identity] = len(joined)
+        joined.append(residue._replace(repeats=earlier < len(joined)))
+        rows.append(list(residue.atoms))
+        atoms.append(these)
+    return [
+        residue if len(residue.atoms) == len(own) else residue._replace(atoms=own)
+        for residue, own in zip(joined, rows, strict=True)
+    ]

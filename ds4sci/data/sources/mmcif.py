@@ -125,6 +125,10 @@ class _Columns:
                 raise ValueError(f"{self._path}: no _atom_site.{name.capitalize()}; expected coordinates in Å")
             return np.full(self._rows, default)
         column = list(self._block.find_values(self._tags[name]))
+        different = list(set(column)) if default is not None else column
+        if 8 * len(different) < len(column):  # few occupancies are not 1
+            value_of = {text: self._real(name, text, column.index(text), default) for text in different}
+            return np.array([value_of[text] for text in column])
         values = from_texts(column)
         if values is None:  # exponents, uncertainties, nulls, or not numbers
             values = np.array([self._real(name, text, at, default) for at, text in enumerate(column)])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_POWERS = 10 ** np.arange(18)
 _RANK = np.full(256, 3, np.uint8)
 _RANK[ord(" ")], _RANK[ord("-")], _RANK[ord("0") : ord("9") + 1] = 0, 1, 2
 
@@ -21,29 +22,30 @@ def from_columns(columns: np.ndarray, dot: int) -> np.ndarray | None:
     fits = in_order.all() and (rank[:, -1] == 2).all() and (columns[:, dot] == ord(".")).all()
     if not fits or not (digits[:, dot + 1 :] < 10).all():
         return None
-    number = np.zeros(len(columns), np.int64)
+    digits = np.where(digits < 10, digits, 0).astype(np.int32)
+    number = np.zeros(len(columns), np.int32)  # at most nine digits
     for at in (*range(dot), *range(dot + 1, columns.shape[1])):
         number *= 10
-        number += np.where(digits[:, at] < 10, digits[:, at], 0)
+        number += digits[:, at]
     return np.where((rank == 1).any(1), -number, number) / 10.0 ** (columns.shape[1] - dot - 1)
 
 
 def from_texts(texts: Sequence[str]) -> np.ndarray | None:
     """Numbers such as -12.345, of at most 15 digits; None if any is written in another way."""
     raw = np.frombuffer(" ".join(texts).encode(), np.uint8)
-    digits = raw - np.uint8(ord("0"))
     blanks, dots = np.flatnonzero(raw == ord(" ")), np.flatnonzero(raw == ord("."))
-    signs = np.flatnonzero(raw == ord("-"))
     starts, ends = np.concatenate([[0], blanks + 1]), np.append(blanks, len(raw))
-    if len(starts) != len(texts) or len(dots) != len(texts):
+    if len(starts) != len(texts) or len(dots) != len(texts) or not len(raw):
         return None
+    digits = raw - np.uint8(ord("0"))
     is_digit = digits < 10
-    negative = np.isin(starts, signs) if len(signs) else np.zeros(len(starts), bool)
-    fits = (starts + negative < dots).all() and (dots < ends - 1).all() and (ends - starts <= 16).all()
-    if not fits or negative.sum() != len(signs) or is_digit.sum() + len(blanks) + len(dots) + len(signs) != len(raw):
+    negative = raw[np.minimum(starts, len(raw) - 1)] == ord("-")
+    lengths = ends - starts
+    fits = (starts + negative < dots).all() and (dots < ends - 1).all() and (lengths <= 16).all()
+    if not fits or is_digit.sum() + len(blanks) + len(dots) + negative.sum() != len(raw):
         return None
-    place = np.repeat(ends - 1, ends - starts + 1)[: len(raw)] - np.arange(len(raw))
-    place -= np.arange(len(raw)) < np.repeat(dots, ends - starts + 1)[: len(raw)]
-    weighed = np.where(is_digit, digits, 0) * 10 ** np.maximum(place, 0)
-    number = np.add.reduceat(weighed, starts)
-    return np.where(negative, -number, number) / 10.0 ** (ends - dots - 1)
+    # Each digit times its power of ten: places count from the end of its number, where the point takes one.
+    place = np.repeat(ends - 1, lengths + 1)[: len(raw)] - np.arange(len(raw))
+    place -= np.arange(len(raw)) < np.repeat(dots, lengths + 1)[: len(raw)]
+    number = np.add.reduceat(np.where(is_digit, digits, 0) * _POWERS[place], starts)
+    return np.where(negative, -number, number) / _POWERS[ends - dots - 1]

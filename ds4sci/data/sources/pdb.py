@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import compress
 from operator import not_
 from pathlib import Path
@@ -100,11 +100,11 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
     changes = (identity[1:] != identity[:-1]) | (segment[1:] != segment[:-1]) | (kind_of[1:] != kind_of[:-1])
     starts = sorted({0, *(np.flatnonzero(changes) + 1).tolist(), *(at for at in terminators if 0 < at < end)})
     keys = [records[start][17:27] for start in starts]
-    split_name = _name_splitter(set(keys))
+    names_and_chains = _split_names({key[:5] for key in keys})
     segments = {one.strip() for one in np.unique(segment)} - {b""}
     found: list[Residue] = []
     for start, stop, key in zip(starts, [*starts[1:], end], keys, strict=True):
-        name, chain = split_name(key)
+        name, chain = names_and_chains[key[:5]]
         if not chain and len(segments) > 1:
             chain = segment[start].decode().strip()
         number = _residue_number(key[5:9])
@@ -183,8 +183,8 @@ def _residue_number(text: str) -> int | None:
         return None
 
 
-def _name_splitter(keys: set[str]) -> Callable[[str], tuple[str, str]]:
-    """How columns 18–22 are read where column 21, which the format leaves blank, is used.
+def _split_names(keys: set[str]) -> dict[str, tuple[str, str]]:
+    """Residue name and chain id by columns 18–22, also where column 21, which the format leaves blank, is used.
 
     Simulation programs write four-letter residue names there (NMET, HISE), others (PHENIX, gemmi) chain ids of two
     letters. The ids win where any residue of that chain could not have such a name but has a known one of three.
@@ -195,12 +195,12 @@ def _name_splitter(keys: set[str]) -> Callable[[str], tuple[str, str]]:
         others = [name for name in names if not _is_four_letter_name(name + pair[0])]
         four_letters[pair] = all(kind(name) == "other" for name in others)
 
-    def split(columns: str) -> tuple[str, str]:
-        if columns[3] != " " and four_letters[columns[3:5]]:
-            return columns[:4].strip(), columns[4].strip()
-        return columns[:3].strip(), columns[3:5].strip()
-
-    return split
+    return {
+        key: (key[:4].strip(), key[4].strip())
+        if key[3] != " " and four_letters[key[3:5]]
+        else (key[:3].strip(), key[3:5].strip())
+        for key in keys
+    }
 
 
 def _is_four_letter_name(name: str) -> bool:

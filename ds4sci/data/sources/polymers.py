@@ -144,12 +144,16 @@ def _untyped(table: AtomTable, author: str, residues: list[Residue], known: set[
             inside = one.section in sections and (first < at < last or (amino_acid and at < first))
             if inside or (amino_acid and one.section in sections & closed):
                 members.add(at)
+        end = last
         for at in range(last + 1, len(residues)):
-            if may_belong(at) and _joined(table, residues[max(one for one in members if one < at)], residues[at]):
+            if at in members or (may_belong(at) and _joined(table, residues[end], residues[at])):
                 members.add(at)
-        for at in range(first - 1, -1, -1):
-            if may_belong(at) and _joined(table, residues[at], residues[min(one for one in members if one > at)]):
+                end = at
+        end = min(members)
+        for at in range(end - 1, -1, -1):
+            if may_belong(at) and _joined(table, residues[at], residues[end]):
                 members.add(at)
+                end = at
     for at, one in enumerate(residues):
         if at not in members:
             table.mark_atoms(one.atoms, _REASONS.get(kinds[at], "ligand"))

@@ -67,7 +67,7 @@ def select(parsed: ParsedStructure, chain: str | None, *, label: bool = False) -
     ``ValueError`` names the file: no protein chain, no chain of that name, several, or one that was refused.
     """
     path = parsed.path
-    refused = [one for one in parsed.left_out if one.kind != "not a protein"]
+    refused = [one for one in parsed.left_out if one.kind == "contradiction"]
     if chain is None:
         if not parsed.records:
             reasons = "; ".join(f"chain {one.chain or '(blank)'}: {one.reason}" for one in parsed.left_out)
@@ -107,6 +107,7 @@ def make_records(
     chains = protein_chains(table, header, sequences, compounds or {})
     used = {chain.author for chain in chains}
     left_out = left_out_chains(table, used, REASONS)
+    left_out += _without_atoms(table, header, sequences)
     entry = _entry(header, table.path)
     authors = [chain.author for chain in chains]
     records: list[Record] = []
@@ -127,6 +128,19 @@ def make_records(
         records.append(record)
         ids.append((chain.author, chain.label))
     return ParsedStructure(table.path, entry, records, ids, left_out, table.counts())
+
+
+def _without_atoms(table: AtomTable, header: gemmi.Structure, sequences: Mapping[str, Sequence[str]]) -> list[LeftOut]:
+    """Polymers that the header tells of, and the atom records do not."""
+    there = {one for residue in table.residues for one in (residue.author, residue.label)}
+    told = {label: entity.name for entity in header.entities for label in entity.subchains if entity.full_sequence}
+    if not told:  # in a PDB file sequences have chain ids
+        told = {name: name for name in sequences if not any(residue.entity for residue in table.residues)}
+    return [
+        LeftOut(label, "no atoms", f"a sequence of {len(sequences[name])} residues, and no atom record")
+        for label, name in told.items()
+        if label not in there and name in sequences
+    ]
 
 
 def _unused(name: str, taken: set[str]) -> str:
