@@ -422,3 +422,11 @@ def test_scattered_records_of_a_residue_are_joined(tmp_path: Path) -> None:
     (record,) = parsed.records
     assert record.sequence == "AG"
     assert record.atom_mask.sum() == 10
+
+
+def test_residue_numbers_that_start_again_at_ten_thousand_are_one_chain(tmp_path: Path) -> None:
+    """OpenMM and MDAnalysis count modulo 10000."""
+    lines = [line for at in range(3) for line in residue_lines("ALA", str(at), 3.8 * at)]
+    lines += [line for at in range(9996, 10003) for line in residue_lines("ALA", str(at % 10000), 3.8 * at % 9000)]
+    (record,) = accounted(write_pdb(tmp_path / "x.pdb", lines)).records
+    assert record.residue_index.tolist() == [0, 1, 2, *range(9996, 10003)]

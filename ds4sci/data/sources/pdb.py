@@ -103,6 +103,7 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
     names_and_chains = _split_names({key[:5] for key in keys})
     segments = {one.strip() for one in np.unique(segment)} - {b""}
     found: list[Residue] = []
+    counted: dict[str, tuple[int, int]] = {}
     for start, stop, key in zip(starts, [*starts[1:], end], keys, strict=True):
         name, chain = names_and_chains[key[:5]]
         if not chain and len(segments) > 1:
@@ -110,6 +111,10 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
         number = _residue_number(key[5:9])
         if number is None:
             raise ValueError(f"{path}: line {rows[start] + 1}: residue number {key[5:9]!r}; expected an integer")
+        before, turns = counted.get(chain, (0, 0))
+        turns += before == 9999 and number == 0  # four columns, counted on from 0
+        counted[chain] = number, turns
+        number += 10000 * turns
         het, section = records[start][0] == "H", bisect_right(terminators, start)
         found.append(Residue(name, chain, "", "", None, number, key[9].strip(), het, section, range(start, stop)))
     table = AtomTable(path, names, altlocs, positions, occupancies, b_factors, join_parts(found, names, altlocs))

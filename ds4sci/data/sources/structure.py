@@ -325,8 +325,4 @@ def _number(table: AtomTable, residues: list[Residue]) -> np.ndarray:
 
 
 def _step(before: int | None, after: int | None) -> int:
-    if before is None or after is None:
-        return 1
-    if (before, after) == (9999, 0):  # four columns, counted on from the start
-        return 1
-    return max(after - before, 1)
+    return 1 if before is None or after is None else max(after - before, 1)
