@@ -9,34 +9,15 @@ import gemmi
 import numpy as np
 import pytest
 from Bio.PDB import MMCIFParser
+from structure_inputs import ENTRIES as FILES
+from structure_inputs import atom_line, residue_lines, write_pdb
 
 from ds4sci.data.sources import mmcif, pdb
 from ds4sci.residues import ATOM37, ATOM37_INDEX
 from ds4sci.types import Record
 
-FILES = sorted((Path(__file__).parent / "data" / "mmcif").glob("*.cif.gz"))
 ENTRY = {path.name[:4]: path for path in FILES}
-BACKBONE = {"N": (0.0, 0.0, 0.0), "CA": (1.46, 0.0, 0.0), "C": (2.0, 1.42, 0.0), "O": (1.3, 2.4, 0.0)}
 CAP_ATOMS = {"C", "O"}
-
-
-def atom_line(name: str, residue: str, number: str, where: tuple[float, float, float], **more: object) -> str:
-    """One PDB line; ``number`` may end in an insertion code."""
-    code = number[-1] if number[-1].isalpha() else " "
-    element = str(more.get("element", name[0]))
-    head = f"{more.get('kind', 'ATOM'):<6}{more.get('serial', 1):>5} {name if len(name) > 3 else ' ' + name:<4}"
-    place = f"{more.get('altloc', ' ')}{residue:>3} {more.get('chain', 'A')}{number.rstrip(code).strip():>4}{code}   "
-    numbers = "".join(f"{x:8.3f}" for x in where) + f"{more.get('occupancy', 1.0):6.2f}{20.0:6.2f}"
-    return f"{head}{place}{numbers}          {element:>2}"
-
-
-def residue_lines(residue: str, number: str, shift: float, **more: object) -> list[str]:
-    return [atom_line(name, residue, number, (x + shift, y, z), **more) for name, (x, y, z) in BACKBONE.items()]
-
-
-def write_pdb(path: Path, lines: list[str]) -> Path:
-    path.write_text("\n".join([*lines, "END", ""]))
-    return path
 
 
 def as_cif(path: Path, out: Path) -> Path:
@@ -58,8 +39,12 @@ def biopython_atoms(path: Path, chain: str) -> dict[tuple[int, str], tuple[np.nd
             continue
         atoms = [one for atom in residue for one in (atom.disordered_get_list() if atom.is_disordered() else [atom])]
         labels = sorted({atom.altloc for atom in atoms} - {" "})
+        heavy = {
+            label: {atom.name for atom in atoms if atom.altloc in (" ", label) and atom.element not in ("H", "D")}
+            for label in labels
+        }
         mean = {label: np.mean([atom.occupancy for atom in atoms if atom.altloc == label]) for label in labels}
-        best = min(labels, key=lambda label: (-mean[label], label)) if labels else " "
+        best = min(labels, key=lambda label: (-len(heavy[label]), -mean[label], label)) if labels else " "
         for atom in atoms:
             name = "SD" if residue.resname == "MSE" and atom.name == "SE" else atom.name
             wanted = name in CAP_ATOMS if residue.resname == "ACE" else name in ATOM37

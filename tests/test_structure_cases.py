@@ -117,6 +117,7 @@ BAD_LINES = {
     "stars": ("ATOM      2  CA  ALA A   1    ************************  1.00 20.00           C", "x is '[*]{8}'"),
     "wide x": ("ATOM      2  CA  ALA A   1    -1000.123   2.000   3.000  1.00 20.00           C", "x is '-1000.12'"),
     "wide numbers": ("ATOM      2  CA  ALA A   1    -1000.1231000.1231000.123  1.00 20.00", "x is '-1000.12'"),
+    "wide, full occupancy": ("ATOM      2  CA  ALA A   1    -1000.1231000.1231000.123100.00 20.00", "x is '-1000.12'"),
     "wide, no occupancy": ("ATOM      2  CA  ALA A   1    -1000.1231000.1231000.123", "x is '-1000.12'"),
     "serial": ("ATOM  100000  CA  ALA A   1      11.000   2.000   3.000  1.00 20.00           C", "y is '0   2.00'"),
     "nan": ("ATOM      2  CA  ALA A   1         nan     nan     nan  1.00 20.00           C", "x is '     nan'"),
