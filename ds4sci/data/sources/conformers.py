@@ -39,7 +39,7 @@ def choose_residue(table: AtomTable, several: Sequence[Residue], expected: str |
 def atoms_of_conformer(table: AtomTable, residue: Residue) -> Sequence[int]:
     """Rows of one conformer; the atoms of the others get their status."""
     atoms, altlocs, names = residue.atoms, table.altlocs, table.names
-    if not table.has_altlocs or (isinstance(atoms, range) and not any(altlocs[atoms.start : atoms.stop])):
+    if isinstance(atoms, range) and not any(altlocs[atoms.start : atoms.stop]):
         return atoms
     by_label: dict[str, list[int]] = {}
     for atom in atoms:

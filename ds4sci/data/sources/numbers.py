@@ -16,18 +16,19 @@ _RANK[ord(" ")], _RANK[ord("-")], _RANK[ord("0") : ord("9") + 1] = 0, 1, 2
 
 def from_columns(columns: np.ndarray, dot: int) -> np.ndarray | None:
     """Numbers right-aligned in ``columns`` (uint8 [n, width]), the decimal point at ``dot``; None if any is not so."""
-    digits = columns - np.uint8(ord("0"))
-    rank = _RANK[columns[:, :dot]]  # blanks, a minus, digits
-    in_order = (rank[:, :-1] <= rank[:, 1:]) & ((rank[:, :-1] != 1) | (rank[:, 1:] == 2))
-    fits = in_order.all() and (rank[:, -1] == 2).all() and (columns[:, dot] == ord(".")).all()
-    if not fits or not (digits[:, dot + 1 :] < 10).all():
+    places = np.ascontiguousarray(columns.T)  # one column of all numbers after the other
+    rank = _RANK[places[:dot]]  # blanks, a minus, digits
+    in_order = (rank[:-1] <= rank[1:]) & ((rank[:-1] != 1) | (rank[1:] == 2))
+    fits = in_order.all() and (rank[-1] == 2).all() and (places[dot] == ord(".")).all()
+    digits = places - np.uint8(ord("0"))
+    if not fits or not (digits[dot + 1 :] < 10).all():
         return None
-    digits = np.where(digits < 10, digits, 0).astype(np.int32)
+    digits[:dot][rank != 2] = 0
     number = np.zeros(len(columns), np.int32)  # at most nine digits
-    for at in (*range(dot), *range(dot + 1, columns.shape[1])):
+    for at in (*range(dot), *range(dot + 1, len(places))):
         number *= 10
-        number += digits[:, at]
-    return np.where((rank == 1).any(1), -number, number) / 10.0 ** (columns.shape[1] - dot - 1)
+        number += digits[at]
+    return np.where((rank == 1).any(0), -number, number) / 10.0 ** (len(places) - dot - 1)
 
 
 def from_texts(texts: Sequence[str]) -> np.ndarray | None:

@@ -215,7 +215,7 @@ def _record(name: str, table: AtomTable, chain: Chain, letters: _Letters, resolu
             letter = letters.parent_of(table, best)
             if expected is None or letter != "X":
                 sequence[position] = letter
-        chosen.append((position, atoms_of_conformer(table, best)))
+        chosen.append((position, atoms_of_conformer(table, best) if table.has_altlocs else best.atoms))
 
     sizes = [len(atoms) for _, atoms in chosen]
     residue = np.repeat(np.array([position for position, _ in chosen]), sizes)
