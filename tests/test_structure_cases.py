@@ -431,3 +431,13 @@ def test_residue_numbers_that_start_again_at_ten_thousand_are_one_chain(tmp_path
     lines += [line for at in range(9996, 10003) for line in residue_lines("ALA", str(at % 10000), 3.8 * at % 9000)]
     (record,) = accounted(write_pdb(tmp_path / "x.pdb", lines)).records
     assert record.residue_index.tolist() == [0, 1, 2, *range(9996, 10003)]
+
+
+def test_bonds_told_with_the_atoms_do_not_matter(tmp_path: Path) -> None:
+    """OpenMM writes _struct_conn without the author's ids."""
+    tags = [f"ptnr{at}_label_{what}_id" for at in (1, 2) for what in ("asym", "comp", "seq", "atom")]
+    before = "loop_\n_struct_conn.id\n_struct_conn.conn_type_id\n"
+    before += "".join(f"_struct_conn.{tag}\n" for tag in tags) + "bond1 covale A ALA 1 C A GLY 2 N\n#\n"
+    rows = cif_residue("ALA", "A 1 1", 0.0) + cif_residue("GLY", "A 2 2", 3.8)
+    path = write_cif(tmp_path / "x.cif", ["label_asym_id", "label_seq_id", "auth_seq_id"], rows, before)
+    assert [record.sequence for record in accounted(path).records] == ["AG"]

@@ -6,7 +6,7 @@ import re
 from itertools import compress, islice
 from operator import ne
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import gemmi
 import numpy as np
@@ -21,6 +21,10 @@ from ds4sci.types import Record
 _NULL = frozenset(["?", "."])
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(\d+\))?")
 """A CIF number, perhaps with its standard uncertainty."""
+_HEADER = (
+    "_entry.", "_entity.", "_entity_poly.", "_entity_poly_seq.", "_struct_asym.", "_pdbx_struct_mod_residue.",
+    "_refine.", "_em_3d_reconstruction.", "_reflns.", "_exptl.",
+)  # fmt: skip
 _POSITION = ("cartn_x", "cartn_y", "cartn_z")
 
 
@@ -60,9 +64,8 @@ def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
     block, site = sites[0]
     table = _Columns(path, text, block, site).atoms()
     table.elsewhere = sum(len(other) for _, other in sites[1:])
-    site.erase()
     try:
-        header = gemmi.make_structure_from_block(block)
+        header = gemmi.make_structure_from_block(_header(block))
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: damaged mmCIF ({error})") from error
     sequences = {entity.name: list(entity.full_sequence) for entity in header.entities if entity.full_sequence}
@@ -75,6 +78,16 @@ def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
             sequences[entity] = _residue_names(code) or _residue_names(parents)
     compounds = {row.str(0): row.str(1).lower() for row in block.find("_chem_comp.", ["id", "type"])}
     return make_records(table, header, sequences=sequences, canonical=canonical, compounds=compounds, label=label)
+
+
+def _header(block: gemmi.cif.Block) -> gemmi.cif.Block:
+    """What is read besides atoms: gemmi looks for the atoms of other categories, such as ``_struct_conn``."""
+    header = gemmi.cif.Block(block.name)
+    for item in block:
+        tags: Any = item.pair or (item.loop.tags if item.loop else None)
+        if tags and tags[0].lower().startswith(_HEADER):
+            header.add_item(item)
+    return header
 
 
 def _residue_names(code: str) -> list[str]:
