@@ -196,7 +196,7 @@ def cif_residue(name: str, ids: str, shift: float, group: str = "ATOM") -> list[
     return [f"{group} 1 {atom} {name} {ids} {x + shift:.3f} {y:.3f} {z:.3f}" for atom, (x, y, z) in BACKBONE.items()]
 
 
-@pytest.mark.parametrize("value", ["?", ".", "abc", "nan", "inf", "1_0", "1e999", "'1.0 2'"])
+@pytest.mark.parametrize("value", ["?", ".", "abc", "nan", "inf", "1_0", "1e999", "1e39", "'1.0 2'"])
 def test_mmcif_coordinates_that_are_no_numbers_are_refused_by_line(value: str, tmp_path: Path) -> None:
     rows = cif_residue("ALA", "A 1", 0.0)
     rows[2] = rows[2].replace("2.000", value)

@@ -21,6 +21,7 @@ from ds4sci.types import Record
 _NULL = frozenset(["?", "."])
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(\d+\))?")
 """A CIF number, perhaps with its standard uncertainty."""
+_LARGEST = float(np.finfo(np.float32).max)
 _HEADER = (
     "_entry.", "_entity.", "_entity_poly.", "_entity_poly_seq.", "_struct_asym.", "_pdbx_struct_mod_residue.",
     "_refine.", "_em_3d_reconstruction.", "_reflns.", "_exptl.",
@@ -151,7 +152,7 @@ class _Columns:
         if text in _NULL and default is not None:
             return default
         told = _NUMBER.fullmatch(text)
-        if told is None or not np.isfinite(float(told[1])):
+        if told is None or abs(float(told[1])) > _LARGEST:
             raise self._refuse(row, name, text, "a finite number")
         return float(told[1])
 
