@@ -116,7 +116,7 @@ class RunConfig:
         valid one), a key that the DeepSpeed JSON owns, a value of the wrong type, a malformed override, no such JSON.
         """
         file = find(Path(path), near=None, what="run file")
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         tree = _parse(file, text)
         for override in overrides:
             _apply(tree, override)

@@ -19,7 +19,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises ValueError naming the file and the key: malformed, a key given twice, a Hugging Face style ``"auto"``,
     no optimizer, no batch size.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     config = _parse(path, text)
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object with DeepSpeed's keys, got {type(config).__name__}")

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ds4sci.data.letters import GAP, decode, encode
-from ds4sci.data.sources import fasta, mmcif, msa, pdb
+from ds4sci.data.sources import alignment_files, fasta, mmcif, msa, pdb
 from ds4sci.types import RESIDUES, Msa, Record
 
 DATA = Path(__file__).parent / "data"
@@ -48,7 +48,7 @@ def test_stockholm_against_biopython(name: str) -> None:
     path = DATA / "msa" / f"{name}_hits.sto"
     rows = {row.id: str(row.seq) for row in AlignIO.read(path, "stockholm")}
     query = next(iter(rows.values()))
-    got = msa.read_stockholm(path)
+    got = msa.read(path)
     for at, row_name in enumerate(got.names):
         row, waiting = rows[row_name], 0
         letters, deletions = [], []
@@ -71,17 +71,22 @@ def test_merged_alignments_have_each_row_once() -> None:
     assert set(merged.names) >= {"query", "UniRef90_UPI000A061283/1-51"}
 
 
-def test_find_by_chain_whatever_the_case_of_the_entry(tmp_path: Path) -> None:
+def test_index_by_chain_whatever_the_case_of_the_entry(tmp_path: Path) -> None:
     for name in ("1abc_A.a3m", "1abc_a.sto.gz", "2XYZ_B/x.sto", "2XYZ_B/notes.txt", "lone.a3m"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    assert [path.name for path in msa.find(tmp_path, "1ABC_A")] == ["1abc_A.a3m"]
-    assert [path.name for path in msa.find(tmp_path, "1ABC_a")] == ["1abc_a.sto.gz"]
-    assert [path.name for path in msa.find(tmp_path, "2xyz_B")] == ["x.sto"]
-    assert [path.name for path in msa.find(tmp_path, "lone")] == ["lone.a3m"]
-    assert msa.find(tmp_path, "3ABC_A") == []
+    (tmp_path / "notes.txt").write_text("")
+    found = alignment_files.index(tmp_path)
+    assert {key: [path.name for path in paths] for key, paths in found.items()} == {
+        "1abc_A": ["1abc_A.a3m"],
+        "1abc_a": ["1abc_a.sto.gz"],
+        "2xyz_B": ["notes.txt", "x.sto"],
+        "lone": ["lone.a3m"],
+    }
+    assert alignment_files.chain_key("1ABC_A") == "1abc_A"
+    assert [alignment_files.why_not(path) is None for path in found["2xyz_B"]] == [False, True]
     with pytest.raises(ValueError, match="no such folder"):
-        msa.find(tmp_path / "absent", "x")
+        alignment_files.index(tmp_path / "absent")
 
 
 # --- formats by hand ----------------------------------------------------------------------------------------------
@@ -92,7 +97,7 @@ def test_a3m_letters_and_deletions(tmp_path: Path) -> None:
         tmp_path / "x.a3m",
         "#A3M#\n>ss_pred\nCCCC\n>q desc\nACDE\n>one\nA--E\n>two\nabAcC\nD-ggg\n>again\nxA--E\n>rare\nBUZJ\n",
     )
-    got = msa.read_a3m(path)
+    got = msa.read(path)
     assert got.names == ("q", "one", "two", "rare")
     assert [decode(row) for row in got.sequences] == ["ACDE", "A--E", "ACD-", "DCEX"]
     assert got.deletions.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [2, 1, 0, 0], [0, 0, 0, 0]]
@@ -100,9 +105,9 @@ def test_a3m_letters_and_deletions(tmp_path: Path) -> None:
 
 def test_gaps_of_the_query_become_deletions(tmp_path: Path) -> None:
     path = write(tmp_path / "x.a3m", ">q\n-A-C-\n>r\nGxAyGC-\n>s\n-A-CG\n")
-    got = msa.read_a3m(path)
+    got = msa.read(path)
     assert [decode(row) for row in got.sequences] == ["AC"]  # r and s say the same letters
-    again = msa.read_a3m(write(tmp_path / "y.a3m", ">q\n-A-C-\n>r\nGxAyGW-\n"))
+    again = msa.read(write(tmp_path / "y.a3m", ">q\n-A-C-\n>r\nGxAyGW-\n"))
     assert decode(again.sequences[1]) == "AW"
     assert again.deletions[1].tolist() == [2, 2]
 
@@ -122,7 +127,8 @@ def test_gaps_of_the_query_become_deletions(tmp_path: Path) -> None:
         ("x.sto", "# STOCKHOLM 1.0\nq ACDE\nr ACD\n//\n", "line 3: row 'r' has 3 columns"),
         ("x.sto", "# STOCKHOLM 1.0\nq AC DE\n//\n", "line 2: expected a name"),
         ("x.sto", "# STOCKHOLM 1.0\nq AC*E\n//\n", r"line 2: row 'q' has '\*' in column 3"),
-        ("x.sto", "# STOCKHOLM 1.0\nq ACDE\n//\n# STOCKHOLM 1.0\n", "line 4: more text"),
+        ("x.sto", "# STOCKHOLM 1.0\nq ACDE\n//\n# STOCKHOLM 1.0\n", "no '//' .* from line 4; the file is truncated"),
+        ("x.sto", "# STOCKHOLM 1.0\nq ACDE\n//\nq ACDE\n", "line 4: more text after the end .*line 3"),
         ("x.aln", "", "unknown alignment format"),
     ],
 )
@@ -222,7 +228,7 @@ def assert_same(one: Msa, other: Msa) -> None:
 @given(alignments())
 def test_a3m_round_trip(tmp_path: Path, alignment: Msa) -> None:
     msa.write_a3m(tmp_path / "x.a3m", alignment)
-    assert_same(msa.read_a3m(tmp_path / "x.a3m"), alignment)
+    assert_same(msa.read(tmp_path / "x.a3m"), alignment)
 
 
 @shared_folder
@@ -243,7 +249,7 @@ def test_stockholm_in_any_wrapping(tmp_path: Path, alignment: Msa, width: int, s
         lines += [f"{name}   {row[begin : begin + width]}" for name, row in zip(alignment.names, rows, strict=True)]
         lines += ["#=GC RF   " + "x" * width, ""]
     write(tmp_path / "x.sto", "\n".join([*lines, "//", ""]))
-    assert_same(msa.read_stockholm(tmp_path / "x.sto"), alignment)
+    assert_same(msa.read(tmp_path / "x.sto"), alignment)
 
 
 names = st.text("abcXYZ019_|.", min_size=1, max_size=8)

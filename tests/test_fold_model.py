@@ -70,7 +70,7 @@ def batch() -> Batch:
     record = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")
     dssp = "H" * (len(record.sequence) // 2)
     dssp = dssp + "E" * (len(record.sequence) - len(dssp))
-    record = replace(record, dssp=dssp, msa=msa.read_a3m(DATA / "msa" / "bfd_uniclust_hits.a3m"))
+    record = replace(record, dssp=dssp, msa=msa.read(DATA / "msa" / "bfd_uniclust_hits.a3m"))
     features = FeatureConfig(msa_input="msa", max_clusters=2, max_extra=4)
     return collate([featurize(record, features, generator(0, 2, i), crop=n) for i, n in enumerate((24, 17))])
 

@@ -25,10 +25,11 @@ from ds4sci.data.packing import join, pack_all, slim, write_arrays
 from ds4sci.data.profile import msa_profile
 from ds4sci.data.secondary import assign
 from ds4sci.data.selection import BuildSettings, refusal_of
-from ds4sci.data.sources import mmcif, msa, pdb
+from ds4sci.data.sources import alignment_files, mmcif, pdb
 from ds4sci.data.sources.atoms import KEPT
+from ds4sci.data.sources.text import suffix
 from ds4sci.data.workers import run_each
-from ds4sci.types import Msa, Record
+from ds4sci.types import Record
 
 READERS = {".cif": mmcif.parse, ".mmcif": mmcif.parse, ".pdb": pdb.parse, ".ent": pdb.parse}
 PAIRED_RESIDUES = 6000
@@ -88,7 +89,21 @@ class BuildReport:
             lines.append(
                 f"  {records:,} atom records: {kept:,} kept ({kept / records:.1%})" + (f"; {reasons}" * bool(reasons))
             )
+        left_out = self.alignment_rows_left_out
+        if left_out:
+            lines.append("  of alignments: " + ", ".join(f"{count} {what}" for what, count in left_out.items()))
         return "\n".join([*lines, f"  every file and chain: {self.report}"])
+
+    @property
+    def alignment_rows_left_out(self) -> dict[str, int]:
+        """Rows of alignments, and alignment files, that the set has not, by reason."""
+        counts: Counter[str] = Counter()
+        for row in self.rows:
+            for file in row.get("alignments", ()):
+                counts.update({f"rows: {reason}": count for reason, count in file.get("left_out", {}).items()})
+                if "unread" in file:
+                    counts[f"files: {file['unread']}"] += 1
+        return dict(counts)
 
 
 def build(
@@ -102,8 +117,9 @@ def build(
 ) -> BuildReport:
     """Read every .cif, .mmcif, .pdb and .ent (and .gz of them) under ``src_dir`` into the chain set ``out``.
 
-    ``msa_dir``: alignments by chain id (``ds4sci.data.sources.msa.index``); they give the profile too. ``jobs``:
-    processes, by default one for each core this process may use. ``progress(done, files)`` is called after each file.
+    ``msa_dir``: alignments by chain id (``ds4sci.data.sources.alignment_files.index``); they give the profile too.
+    ``jobs``: processes, by default one for each core this process may use. ``progress(done, files)`` is called after
+    each file.
 
     No file stops the others: what could not be used, and why, is a line of OUT.report.jsonl. ``out`` and the report
     appear complete or not at all. ``ValueError``: no structure in the folder, or not one chain accepted. ``OSError``:
@@ -155,7 +171,7 @@ class Alignments(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _index(alignments: Alignments) -> dict[str, list[Path]]:
-    return {} if alignments.folder is None else msa.index(alignments.folder)
+    return {} if alignments.folder is None else alignment_files.index(alignments.folder)
 
 
 def _cores() -> int:
@@ -165,16 +181,12 @@ def _cores() -> int:
 def _structures(src_dir: Path) -> list[Path]:
     if not src_dir.is_dir():
         raise ValueError(f"{src_dir}: no such folder; expected one with mmCIF or PDB files")
-    files = sorted(path for path in src_dir.rglob("*") if _suffix(path) in READERS and path.is_file())
+    files = sorted(path for path in src_dir.rglob("*") if suffix(path) in READERS and path.is_file())
     if not files:
         raise ValueError(
             f"{src_dir}: no structure in it; expected files called *{', *'.join(READERS)}, or those with .gz"
         )
     return files
-
-
-def _suffix(path: Path) -> str:
-    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _key(path: Path, src_dir: Path, settings: BuildSettings) -> str:
@@ -247,7 +259,7 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
     alignments = where.by_chain()
     seen: dict[str, Any] = {}
     try:
-        parsed = READERS[_suffix(path)](path)
+        parsed = READERS[suffix(path)](path)
         chains = parsed.records
         together = sum(len(chain.sequence) for chain in chains) <= PAIRED_RESIDUES
         letters = assign(chains) if together else [assign([chain])[0] for chain in chains]
@@ -275,11 +287,16 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
         if refusal is None and first is not None and not settings.keep_duplicates:
             rows.append(_row(name, chain.id, "duplicate", None, f"the sequence of {first.id}", **size))
             continue
-        key = msa.chain_key(chain.id)
+        key = alignment_files.chain_key(chain.id)
         seen[key] = _stamp(alignments.get(key, []))
+        rows_of: list[alignment_files.FileRows] = []
         if refusal is None:
             try:
-                chain = _with_alignment(replace(chain, dssp=dssp), alignments.get(key, []), settings)
+                chain, rows_of = alignment_files.attach_files(
+                    replace(chain, dssp=dssp), alignments.get(key, []), max_rows=settings.max_msa_rows
+                )
+                if chain.msa is not None:
+                    chain = replace(chain, profile=msa_profile(chain.msa))
                 pack_all([chain])
             except (ValueError, OSError) as error:
                 refusal = ("alignment" if alignments.get(key) else "unfit", str(error))
@@ -288,18 +305,9 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
             continue
         taken[chain.id if settings.keep_duplicates else chain.sequence] = chain
         depth = 0 if chain.msa is None else len(chain.msa.sequences)
-        rows.append(_row(name, chain.id, "accepted", None, None, **size, msa_rows=depth))
+        told = {"alignments": [file.as_json() for file in rows_of]} if rows_of else {}
+        rows.append(_row(name, chain.id, "accepted", None, None, **size, msa_rows=depth, **told))
     _store(entry, list(taken.values()), rows, seen)
-
-
-def _with_alignment(chain: Record, paths: list[Path], settings: BuildSettings) -> Record:
-    if not paths:
-        return chain
-    found = [msa.attach(chain, msa.read(path), path).msa for path in paths]
-    merged = msa.merge([one for one in found if one is not None])
-    rows = slice(settings.max_msa_rows)
-    kept = Msa(merged.sequences[rows], merged.deletions[rows], merged.names[rows])
-    return replace(chain, msa=kept, profile=msa_profile(kept))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -18,7 +18,27 @@ NOT_A_RESIDUE = 255
 """What ``encode`` gives for a byte that is no letter of the alphabet."""
 
 _STANDIN = {"B": "D", "Z": "E", "U": "C", "J": "X", "O": "X", ".": "-"}
-"""Ambiguous and rare residues in alignments, as AlphaFold 2 reads them (its ``HHBLITS_AA_TO_ID``)."""
+"""Ambiguous and rare residues in alignments, as AlphaFold 2 reads them (its ``HHBLITS_AA_TO_ID``).
+
+====== ================================ ============= ========================= ====================
+letter meaning                          in FASTA      in an alignment's query   in its other rows
+====== ================================ ============= ========================= ====================
+B      aspartate or asparagine          X, a warning  X: agrees with anything   D
+Z      glutamate or glutamine           X, a warning  X                         E
+J      leucine or isoleucine            X, a warning  X                         X
+U      selenocysteine                   X, a warning  X                         C
+O      pyrrolysine                      X, a warning  X                         X
+X      unknown                          X             X                         X
+``*``  stop                             dropped at    refused                   refused
+                                        the end, else
+                                        refused
+====== ================================ ============= ========================= ====================
+
+A sequence store for language models keeps them all (``sequences.alphabet``).
+"""
+
+AMBIGUOUS = np.frombuffer(b"BJOUZ", np.uint8)
+"""Those letters, as ASCII codes."""
 
 
 def _table() -> np.ndarray:

@@ -10,13 +10,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from ds4sci.data.sources.text import BGZF_END, FOREIGN, GZIP, UTF8_BOM, is_bgzip, refuse_utf16
+
 BLOCK = 1 << 20
 """Bytes at a time: what is made of a block stays in the processor's second cache."""
-
-_GZIP = b"\x1f\x8b"
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-"""The empty block that ends every bgzip file."""
-_FOREIGN = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 
 
 class _Hashed:
@@ -39,7 +36,7 @@ class Source:
 
     Windows' and the old Mac's line ends become ``\\n`` and a byte order mark goes, so lines keep their numbers. After
     the last block ``size`` and ``sha256`` are those of the file as it lies on the disk. ``ValueError`` names the file:
-    missing, a folder, not readable, 0 bytes, packed otherwise, truncated or damaged.
+    missing, a folder, not readable, 0 bytes, packed otherwise, truncated or damaged, UTF-16.
     """
 
     def __init__(self, path: str | Path, block: int = BLOCK) -> None:
@@ -51,9 +48,10 @@ class Source:
     def __iter__(self) -> Iterator[bytes]:
         waiting = b""  # a \r whose \n may be in the next block
         for at, raw in enumerate(self._unpacked()):
-            block = waiting + raw
             if at == 0:
-                block = block.removeprefix(b"\xef\xbb\xbf")
+                raw = raw.removeprefix(UTF8_BOM)
+                refuse_utf16(raw[:4096], self.path)
+            block = waiting + raw
             waiting = b""
             if b"\r" in block:
                 if block.endswith(b"\r"):
@@ -68,15 +66,15 @@ class Source:
             head = file.read(18)
             if not head:
                 raise ValueError(f"{self.path}: 0 bytes; expected FASTA, FASTQ or GenBank: fetch the file again")
-            for magic, packing in _FOREIGN.items():
+            for magic, packing in FOREIGN.items():
                 if head.startswith(magic):
                     raise ValueError(
                         f"{self.path}: packed with {packing}; expected plain text, gzip or bgzip: unpack it"
                     )
-            packed = head.startswith(_GZIP)
-            if packed and head[12:14] == b"BC" and head[3] & 4:
-                file.seek(-min(len(_BGZF_END), self.path.stat().st_size), 2)
-                if file.read() != _BGZF_END:
+            packed = head.startswith(GZIP)
+            if is_bgzip(head):
+                file.seek(-min(len(BGZF_END), self.path.stat().st_size), 2)
+                if file.read() != BGZF_END:
                     raise ValueError(f"{self.path}: truncated bgzip (its last block is missing); fetch the file again")
             file.seek(0)
             hashed = _Hashed(file)

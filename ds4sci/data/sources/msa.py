@@ -2,45 +2,88 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ds4sci.data.letters import GAP, NOT_A_RESIDUE, UNKNOWN, decode, encode
-from ds4sci.data.sources.text import read_text, stem
+from ds4sci.data.letters import AMBIGUOUS, GAP, NOT_A_RESIDUE, UNKNOWN, decode, encode
+from ds4sci.data.sources.text import entries, read_text, suffix
 from ds4sci.types import Msa, Record
 
 STOCKHOLM_SUFFIXES = (".sto", ".stk", ".stockholm")
 SUFFIXES = (".a3m", *STOCKHOLM_SUFFIXES)
 
+DUPLICATE = "same letters as an earlier row"
+ANNOTATION = "annotation (ss_pred and the like)"
+"""Reasons for which rows are left out."""
+
 _ANNOTATION = ("ss_pred", "ss_conf", "ss_dssp", "sa_dssp", "aa_pred", "aa_dssp")
 """Rows of HH-suite's A3M that hold secondary structure and the like, not sequences."""
+_COMPLEX = re.compile(r"#\d+(,\d+)+\t\d+(,\d+)+\s*")
+"""ColabFold's first line over the alignment of a complex: the chains' lengths and numbers of copies."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One alignment of a file, and what became of its rows: ``rows == len(msa.names) + sum(left_out.values())``.
+
+    msa       to the query, which is its row 0; the query's B, J, O, U and Z are X
+    rows      in the file
+    left_out  reason → rows
+    """
+
+    msa: Msa
+    rows: int
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def read(path: str | Path) -> Msa:
-    """An alignment in the format that its suffix tells: .a3m, .sto, .stk, .stockholm, each also with .gz."""
-    suffix = Path(str(path).removesuffix(".gz")).suffix.lower()
-    if suffix not in SUFFIXES:
+    """An alignment in the format that its suffix tells: .a3m, .sto, .stk, .stockholm, each also with .gz.
+
+    Of a file with several alignments all must be to one query. ``ValueError`` names the file, and the line and row.
+    """
+    found = [one.msa for one in read_all(path)]
+    if len(found) > 1 and any(_difference(one.sequences[0], found[0].sequences[0]) is not None for one in found):
+        queries = ", ".join(repr(one.names[0]) for one in found[:4])
+        raise ValueError(f"{path}: alignments to {len(found)} queries ({queries} …); expected one: split the file")
+    return found[0] if len(found) == 1 else merge(found)
+
+
+def read_all(path: str | Path) -> list[Alignment]:
+    """All alignments of a file, in their order.
+
+    Several A3M are put together with NUL bytes between them (MMseqs2, ColabFold), several Stockholm alignments one
+    behind the other's ``//`` or with NUL bytes (ffindex). ``ValueError`` names the file, and the line and row.
+    """
+    kind = suffix(path)
+    if kind not in SUFFIXES:
         raise ValueError(
-            f"{path}: unknown alignment format {suffix!r}; expected one of {', '.join(SUFFIXES)} (or with .gz)"
+            f"{path}: unknown alignment format {kind!r}; expected one of {', '.join(SUFFIXES)} (or with .gz)"
         )
-    return read_a3m(path) if suffix == ".a3m" else read_stockholm(path)
+    return _read_a3m(path) if kind == ".a3m" else _read_stockholm(path)
 
 
-def read_a3m(path: str | Path) -> Msa:
+def _read_a3m(path: str | Path) -> list[Alignment]:
     """A3M or A2M: capitals and ``-`` are columns, small letters are residues that the query has not (deletions).
 
-    Row 0 is the query; columns where it has a gap count as deletions too. Rows whose letters repeat an earlier row's
-    are left out. ``ValueError`` names file, line and row: rows of unlike length, other characters, a query in small
-    letters.
+    Row 0 is the query; columns where it has a gap count as deletions too. ``.`` is padding beside insertions (A2M),
+    or a gap where only that gives the row the query's length. Rows whose letters repeat an earlier row's are left out.
+    ``ValueError`` names file, line and row: rows of unlike length, other characters, a query in small letters.
     """
+    return [_a3m_entry(text, first, path) for first, text in entries(read_text(path), path)]
+
+
+def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
     names: list[str] = []
     lines: list[int] = []
     parts: list[list[str]] = []
+    left_out: Counter[str] = Counter()
     begun = keep = False
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=first):
         if line.startswith(">"):
             name = (line[1:].split() or [f"line{number}"])[0]
             begun, keep = True, name not in _ANNOTATION
@@ -48,7 +91,15 @@ def read_a3m(path: str | Path) -> Msa:
                 names.append(name)
                 lines.append(number)
                 parts.append([])
-        elif line.strip() and not line.startswith("#"):
+            else:
+                left_out[ANNOTATION] += 1
+        elif line.startswith("#"):
+            if not begun and _COMPLEX.fullmatch(line):
+                raise ValueError(
+                    f"{path}: line {number}: an alignment of a complex of several chains; expected one of one chain:"
+                    " give each chain its own A3M"
+                )
+        elif line.strip():
             if not begun:
                 raise ValueError(f"{path}: line {number}: text before the first '>'; expected A3M, got {line[:40]!r}")
             if keep:
@@ -58,66 +109,89 @@ def read_a3m(path: str | Path) -> Msa:
     letters: list[np.ndarray] = []
     deletions: list[np.ndarray] = []
     for name, number, part in zip(names, lines, parts, strict=True):
-        raw = "".join("".join(part).split()).replace(".", "").encode("ascii", "replace")
-        codes = np.frombuffer(raw, np.uint8)
+        raw = "".join("".join(part).split()).encode("ascii", "replace")
+        bare = raw.replace(b".", b"")
+        columns = len(letters[0]) if letters else 0
+        if letters and len(bare) < len(raw) and _columns(bare) != columns == _columns(raw):
+            bare = raw.replace(b".", b"-")
+        codes = np.frombuffer(bare, np.uint8)
         inserted = (codes >= ord("a")) & (codes <= ord("z"))
-        columns = np.flatnonzero(~inserted)
-        row = encode(raw)[columns]
-        _check_letters(row, codes[columns], path, number, name)
-        if letters and len(row) != len(letters[0]):
+        places = np.flatnonzero(~inserted)
+        row = encode(bare)[places]
+        _check_letters(row, codes[places], path, number, name)
+        if letters and len(row) != columns:
             raise ValueError(
                 f"{path}: line {number}: row {name!r} has {len(row)} columns (capitals and '-'); the query has"
-                f" {len(letters[0])}"
+                f" {columns}"
             )
         if not letters and (inserted.any() or not len(row)):
             raise ValueError(f"{path}: line {number}: the query {name!r} is empty or has small letters")
+        if not letters:
+            row = _query(row, codes[places])
         letters.append(row)
-        deletions.append(np.diff(columns, prepend=-1) - 1)
-    return _msa(np.stack(letters), np.stack(deletions), names, path)
+        deletions.append(np.diff(places, prepend=-1) - 1)
+    return _alignment(np.stack(letters), np.stack(deletions), names, left_out, f"{path}: line {lines[0]}")
 
 
-def read_stockholm(path: str | Path) -> Msa:
+def _columns(raw: bytes) -> int:
+    """Characters of an A3M row that are no insertions."""
+    return len(raw.translate(None, b"abcdefghijklmnopqrstuvwxyz"))
+
+
+def _read_stockholm(path: str | Path) -> list[Alignment]:
     """Stockholm 1.0, in one block or wrapped; the first sequence is the query.
 
     Residues in columns where the query has a gap count as deletions. Rows whose letters repeat an earlier row's are
     left out. ``ValueError`` names file, line and row: no header, no ``//`` at the end (truncated), rows of unlike
     length, other characters.
     """
-    text = read_text(path).splitlines()
-    if not text or not text[0].startswith("# STOCKHOLM"):
-        raise ValueError(f"{path}: expected '# STOCKHOLM 1.0' on the first line, got {(text or [''])[0][:40]!r}")
+    found: list[Alignment] = []
+    for first, text in entries(read_text(path), path):
+        waiting: list[tuple[int, str]] = []
+        ended = 0
+        for number, line in enumerate(text.split("\n"), start=first):
+            if line.startswith("//") and waiting:
+                found.append(_stockholm_entry(waiting, path))
+                waiting, ended = [], number
+            elif waiting or line.strip():
+                if not waiting and not line.startswith("# STOCKHOLM"):
+                    before = f"more text after the end ('//' on line {ended}); " if ended else ""
+                    raise ValueError(f"{path}: line {number}: {before}expected '# STOCKHOLM 1.0', got {line[:40]!r}")
+                waiting.append((number, line))
+        if waiting:
+            raise ValueError(
+                f"{path}: no '//' at the end of the alignment from line {waiting[0][0]}; the file is truncated"
+            )
+    if not found:
+        raise ValueError(f"{path}: expected '# STOCKHOLM 1.0' on the first line, got nothing")
+    return found
+
+
+def _stockholm_entry(numbered: list[tuple[int, str]], path: str | Path) -> Alignment:
     rows: dict[str, list[str]] = {}
     first_line: dict[str, int] = {}
-    ended = 0
-    for number, line in enumerate(text, start=1):
-        if ended and line.strip():
-            raise ValueError(
-                f"{path}: line {number}: more text after the end ('//' on line {ended}); expected one alignment"
-            )
-        if line.startswith("//"):
-            ended = number
-        elif line.strip() and not line.startswith("#"):
+    for number, line in numbered:
+        if line.strip() and not line.startswith("#"):
             words = line.split()
             if len(words) != 2:
                 raise ValueError(f"{path}: line {number}: expected a name and its letters, got {len(words)} words")
             rows.setdefault(words[0], []).append(words[1])
             first_line.setdefault(words[0], number)
-    if not ended:
-        raise ValueError(f"{path}: no '//' at the end; the file is truncated")
     if not rows:
-        raise ValueError(f"{path}: the alignment has no sequence")
+        raise ValueError(f"{path}: line {numbered[0][0]}: the alignment has no sequence")
     letters: list[np.ndarray] = []
     for name, parts in rows.items():
-        raw = "".join(parts).upper().encode("ascii", "replace")
-        row = encode(raw)
-        _check_letters(row, np.frombuffer(raw, np.uint8), path, first_line[name], name)
+        raw = "".join(parts).encode("ascii", "replace").upper()
+        row, codes = encode(raw), np.frombuffer(raw, np.uint8)
+        _check_letters(row, codes, path, first_line[name], name)
         if letters and len(row) != len(letters[0]):
             raise ValueError(
                 f"{path}: line {first_line[name]}: row {name!r} has {len(row)} columns; the query has {len(letters[0])}"
             )
-        letters.append(row)
+        letters.append(row if letters else _query(row, codes))
     stacked = np.stack(letters)
-    return _msa(stacked, np.zeros(stacked.shape, np.int64), list(rows), path)
+    where = f"{path}: line {next(iter(first_line.values()))}"
+    return _alignment(stacked, np.zeros(stacked.shape, np.int64), list(rows), Counter(), where)
 
 
 def write_a3m(path: str | Path, msa: Msa) -> None:
@@ -130,43 +204,22 @@ def write_a3m(path: str | Path, msa: Msa) -> None:
 
 
 def merge(msas: Sequence[Msa]) -> Msa:
-    """The rows of several alignments to one query, one after another, deduplicated."""
-    if any(not np.array_equal(msa.sequences[0], msas[0].sequences[0]) for msa in msas):
-        raise ValueError(f"alignments to unlike queries: {', '.join(msa.names[0] for msa in msas)}")
-    return _deduplicate(
-        np.concatenate([msa.sequences for msa in msas]),
-        np.concatenate([msa.deletions for msa in msas]),
-        [name for msa in msas for name in msa.names],
-    )
+    """The rows of several alignments to one query (X agrees with anything), one after another, deduplicated.
 
-
-def index(folder: str | Path) -> dict[str, list[Path]]:
-    """The alignment files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz) and all those in the folder ``NAME/``.
-
-    Keys are as ``chain_key`` makes them.
+    ``ValueError`` names the queries, and the first residue at which two of them differ.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; expected one with alignments called NAME.a3m or NAME/*.sto")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            inside = sorted(inner for inner in path.iterdir() if _is_alignment(inner))
-            found.setdefault(chain_key(path.name), []).extend(inside)
-        elif _is_alignment(path):
-            found.setdefault(chain_key(stem(path)), []).append(path)
-    return found
-
-
-def find(folder: str | Path, name: str) -> list[Path]:
-    """The alignment files of the chain or sequence called ``name`` in ``folder``; see ``index``."""
-    return index(folder).get(chain_key(name), [])
-
-
-def chain_key(name: str) -> str:
-    """``name`` with the entry's part (before the last ``_``) in small letters: ``2q2k_A/`` serves ``2Q2K_A``."""
-    entry, mark, chain = name.rpartition("_")
-    return entry.lower() + mark + chain
+    for msa in msas:
+        at = _difference(msa.sequences[0], msas[0].sequences[0])
+        if at is not None:
+            raise ValueError(
+                f"alignments to unlike queries: {msas[0].names[0]!r} and {msa.names[0]!r} differ at residue {at + 1}"
+            )
+    letters = np.concatenate([msa.sequences for msa in msas])
+    names = [name for msa in msas for name in msa.names]
+    keep = first_rows(letters)
+    return Msa(
+        letters[keep], np.concatenate([msa.deletions for msa in msas])[keep], tuple(names[index] for index in keep)
+    )
 
 
 def attach(record: Record, msa: Msa, source: str | Path) -> Record:
@@ -176,10 +229,8 @@ def attach(record: Record, msa: Msa, source: str | Path) -> Record:
     """
     mine = np.minimum(encode(record.sequence), UNKNOWN)
     query = msa.sequences[0]
-    both = min(len(mine), len(query))
-    differs = (mine[:both] != query[:both]) & (mine[:both] != UNKNOWN) & (query[:both] != UNKNOWN)
-    if differs.any() or len(mine) != len(query):
-        at = int(np.argmax(differs)) if differs.any() else both
+    at = _difference(mine, query)
+    if at is not None:
         theirs, ours = (decode(one[at : at + 1]) or "its end" for one in (query, mine))
         raise ValueError(
             f"{source}: its query is not the sequence of {record.id}: at residue {at + 1} the alignment has {theirs},"
@@ -188,8 +239,21 @@ def attach(record: Record, msa: Msa, source: str | Path) -> Record:
     return replace(record, msa=replace(msa, sequences=np.concatenate([mine[None], msa.sequences[1:]])))
 
 
-def _is_alignment(path: Path) -> bool:
-    return path.is_file() and path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+def first_rows(letters: np.ndarray) -> list[int]:
+    """The indices of the rows of ``letters`` [s, n] that no earlier row equals."""
+    first: dict[bytes, int] = {}
+    for index, row in enumerate(letters):
+        first.setdefault(row.tobytes(), index)
+    return list(first.values())
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> int | None:
+    """The first position at which two queries disagree, X with none; None where they agree."""
+    both = min(len(one), len(other))
+    differs = (one[:both] != other[:both]) & (one[:both] != UNKNOWN) & (other[:both] != UNKNOWN)
+    if differs.any():
+        return int(np.argmax(differs))
+    return None if len(one) == len(other) else both
 
 
 def _check_letters(row: np.ndarray, codes: np.ndarray, path: str | Path, line: int, name: str) -> None:
@@ -201,21 +265,25 @@ def _check_letters(row: np.ndarray, codes: np.ndarray, path: str | Path, line: i
         )
 
 
-def _msa(letters: np.ndarray, deletions: np.ndarray, names: list[str], path: str | Path) -> Msa:
+def _query(row: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The query's row: its ambiguous letters are X, as in a chain's sequence, since programs write them differently."""
+    return np.where(np.isin(codes, AMBIGUOUS), np.uint8(UNKNOWN), row)
+
+
+def _alignment(
+    letters: np.ndarray, deletions: np.ndarray, names: list[str], left_out: Counter[str], where: str
+) -> Alignment:
     """Only the query's columns; what others have between two of them is counted as deleted before the second."""
     mine = letters[0] != GAP
     if not mine.any():
-        raise ValueError(f"{path}: the query {names[0]!r} is all gaps")
+        raise ValueError(f"{where}: the query {names[0]!r} is all gaps")
     if not mine.all():
         between = np.where(mine, 0, deletions + (letters != GAP)).cumsum(1)[:, mine]
         deletions = deletions[:, mine] + np.diff(between, axis=1, prepend=0)
         letters = letters[:, mine]
-    return _deduplicate(letters, deletions, names)
-
-
-def _deduplicate(letters: np.ndarray, deletions: np.ndarray, names: list[str]) -> Msa:
-    first: dict[bytes, int] = {}
-    for index, row in enumerate(letters):
-        first.setdefault(row.tobytes(), index)
-    keep = list(first.values())
-    return Msa(letters[keep], deletions[keep].astype(np.int32), tuple(names[index] for index in keep))
+    keep = first_rows(letters)
+    rows = len(names) + sum(left_out.values())
+    if len(keep) < len(names):
+        left_out[DUPLICATE] += len(names) - len(keep)
+    msa = Msa(letters[keep], deletions[keep].astype(np.int32), tuple(names[index] for index in keep))
+    return Alignment(msa, rows, left_out)

@@ -48,7 +48,7 @@ def parse(path: str | Path) -> ParsedStructure:
     Residues of a chain with SEQRES are aligned to it. ``ValueError`` as for ``read``, except that a file without any
     protein chain is no error.
     """
-    lines = read_ascii(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = read_ascii(path).split("\n")
     table = _atoms(path, lines)
     head = "\n".join(line for line in lines if line[:6] in _HEADER)
     try:
