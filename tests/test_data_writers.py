@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import gemmi
 import numpy as np
 import pytest
 from Bio.PDB import MMCIFParser, PDBParser
+from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 from Bio.SeqUtils import seq1
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,3 +136,41 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 def test_any_name_gives_a_readable_file(name: str, sequence: str) -> None:
     block = gemmi.cif.read_string(writers.mmcif_text(prediction(sequence, name=name))).sole_block()
     assert len(block.find_values("_entity_poly_seq.mon_id")) == len(sequence)
+
+
+TEMPLATE_KEYS = {
+    "_chem_comp.id", "_chem_comp.type", "_entity_poly_seq.entity_id", "_entity_poly_seq.num", "_entity_poly_seq.mon_id",
+    "_struct_asym.id", "_struct_asym.entity_id", "_exptl.method", "_pdbx_audit_revision_history.revision_date",
+    "_atom_site.label_comp_id", "_atom_site.auth_asym_id", "_atom_site.label_asym_id", "_atom_site.auth_seq_id",
+    "_atom_site.label_seq_id", "_atom_site.pdbx_PDB_ins_code", "_atom_site.group_PDB", "_atom_site.pdbx_PDB_model_num",
+}  # fmt: skip
+"""What AlphaFold 2's ``mmcif_parsing`` (OpenFold's and ColabFold's too) reads of a template."""
+
+
+def test_other_programs_take_it_as_a_template(tmp_path: Path) -> None:
+    """Every key that AlphaFold's parser of templates reads, with the value that makes it a protein chain."""
+    given_prediction = prediction("AGXWG", start=6)
+    text = writers.mmcif_text(given_prediction, date=datetime.date(2024, 2, 29))
+    (tmp_path / "x.cif").write_text(text)
+    found = MMCIF2Dict(str(tmp_path / "x.cif"))
+    assert set(found) >= TEMPLATE_KEYS
+    kinds = dict(zip(found["_chem_comp.id"], found["_chem_comp.type"], strict=True))
+    assert kinds == {
+        "ALA": "L-peptide linking", "GLY": "peptide linking", "TRP": "L-peptide linking", "UNK": "L-peptide linking",
+    }  # fmt: skip
+    assert (
+        found["_entity_poly_seq.mon_id"] == found["_pdbx_poly_seq_scheme.mon_id"] == ["ALA", "GLY", "UNK", "TRP", "GLY"]
+    )
+    assert found["_entity_poly_seq.num"] == found["_pdbx_poly_seq_scheme.seq_id"] == ["1", "2", "3", "4", "5"]
+    assert found["_pdbx_poly_seq_scheme.pdb_seq_num"] == ["7", "8", "9", "10", "11"]
+    assert (found["_struct_asym.id"], found["_struct_asym.entity_id"]) == (["A"], ["1"])
+    assert found["_pdbx_audit_revision_history.revision_date"] == ["2024-02-29"]
+    assert found["_exptl.method"] == ["THEORETICAL MODEL"]
+    atoms = len(found["_atom_site.id"])
+    assert found["_atom_site.group_PDB"] == ["ATOM"] * atoms
+    assert found["_atom_site.pdbx_PDB_model_num"] == ["1"] * atoms
+    residues = dict(zip(found["_atom_site.label_seq_id"], found["_atom_site.auth_seq_id"], strict=True))
+    assert residues == {"1": "7", "2": "8", "3": "9", "4": "10", "5": "11"}
+    today = MMCIF2Dict(str(writers.write_mmcif(given_prediction, tmp_path / "y.cif")))
+    written = datetime.date.fromisoformat(today["_pdbx_audit_revision_history.revision_date"][0])
+    assert abs((datetime.datetime.now(datetime.UTC).date() - written).days) <= 1

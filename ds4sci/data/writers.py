@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from pathlib import Path
@@ -90,12 +91,39 @@ def structure(prediction: Prediction) -> gemmi.Structure:
     return result
 
 
-def mmcif_text(prediction: Prediction) -> str:
-    """``prediction`` as mmCIF with entity, sequence and ModelCIF's ``_ma_qa_metric``; raises as ``structure`` does."""
+def mmcif_text(prediction: Prediction, date: datetime.date | None = None) -> str:
+    """``prediction`` as mmCIF with entity, sequence and ModelCIF's ``_ma_qa_metric``; raises as ``structure`` does.
+
+    It holds what AlphaFold's, OpenFold's and ColabFold's parsers of templates ask for: types of the residues, the
+    sequence scheme, and a revision of ``date`` (today, UTC), which they compare with the last date of templates.
+    """
     # A unit cell of 1 Å, as for a crystal, would be untrue.
-    groups = gemmi.MmcifOutputGroups(True, cell=False, symmetry=False)
+    groups = gemmi.MmcifOutputGroups(True, cell=False, symmetry=False, auth_all=True)
     document = structure(prediction).make_mmcif_document(groups)
     block = document.sole_block()
+    names = [RESTYPE_1TO3.get(letter, "UNK") for letter in prediction.sequence]
+    components = block.init_loop("_chem_comp.", ["id", "type", "mon_nstd_flag"])
+    for name in sorted(set(names)):
+        # spelt as in PDB entries: AlphaFold and OpenFold look for "peptide" in small letters
+        kind = "peptide linking" if name == "GLY" else "L-peptide linking"
+        components.add_row([name, gemmi.cif.quote(kind), "." if name == "UNK" else "y"])
+    hetero = block.find_loop("_entity_poly_seq.hetero")
+    for at in range(len(hetero)):
+        hetero[at] = "n"
+    day = datetime.datetime.now(datetime.UTC).date() if date is None else date
+    history = block.init_loop(
+        "_pdbx_audit_revision_history.",
+        ["ordinal", "data_content_type", "major_revision", "minor_revision", "revision_date"],
+    )
+    history.add_row(["1", "'Structure model'", "1", "0", day.isoformat()])
+    scheme = block.init_loop(
+        "_pdbx_poly_seq_scheme.",
+        ["asym_id", "entity_id", "seq_id", "mon_id", "ndb_seq_num", "pdb_seq_num", "auth_seq_num", "pdb_mon_id",
+         "auth_mon_id", "pdb_strand_id", "pdb_ins_code", "hetero"],
+    )  # fmt: skip
+    for row, name in enumerate(names):
+        number = str(int(prediction.residue_index[row]) + 1)
+        scheme.add_row([CHAIN, "1", str(row + 1), name, str(row + 1), number, number, name, name, CHAIN, ".", "n"])
     metric = block.init_loop("_ma_qa_metric.", ["id", "name", "type", "mode"])
     metric.add_row(["1", "pLDDT", "pLDDT", "global"])
     metric.add_row(["2", "pLDDT", "pLDDT", "local"])
@@ -105,8 +133,8 @@ def mmcif_text(prediction: Prediction) -> str:
         "_ma_qa_metric_local.",
         ["ordinal_id", "model_id", "label_asym_id", "label_seq_id", "label_comp_id", "metric_id", "metric_value"],
     )
-    for row, (letter, value) in enumerate(zip(prediction.sequence, prediction.plddt, strict=True), start=1):
-        local.add_row([str(row), "1", CHAIN, str(row), RESTYPE_1TO3.get(letter, "UNK"), "2", f"{float(value):.2f}"])
+    for row, (name, value) in enumerate(zip(names, prediction.plddt, strict=True), start=1):
+        local.add_row([str(row), "1", CHAIN, str(row), name, "2", f"{float(value):.2f}"])
     return document.as_string()
 
 
