@@ -305,7 +305,7 @@ def peak_bytes() -> int | None:
 
     ``getrusage`` will not do: a process that a large one forked begins with the large one's peak.
     """
-    return _from_proc("self/status", "VmHWM")
+    return machine.from_proc("self/status", "VmHWM")
 
 
 def keep_within(more: float | None = None) -> None:
@@ -313,14 +313,7 @@ def keep_within(more: float | None = None) -> None:
     tenths of what the machine has free, where otherwise the kernel would kill a process. Only where there is /proc."""
     import resource
 
-    held, free = _from_proc("self/status", "VmData"), _from_proc("meminfo", "MemAvailable")
+    held, free = machine.from_proc("self/status", "VmData"), machine.from_proc("meminfo", "MemAvailable")
     if held is not None and free is not None:
         limit = held + (0.9 * free if more is None else more)
         resource.setrlimit(resource.RLIMIT_DATA, (int(limit), resource.RLIM_INFINITY))
-
-
-def _from_proc(file: str, key: str) -> int | None:
-    """Bytes that a line ``key: … kB`` tells; None where there is none."""
-    path = Path("/proc") / file
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

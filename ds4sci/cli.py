@@ -150,12 +150,30 @@ def predict(
     ] = None,
     overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
+    check_memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory-check/--no-memory-check", help="Refuse a record that needs more memory than is free, or try it."
+        ),
+    ] = True,
 ) -> None:
-    """Predict structures, with pLDDT in the B-factor column."""
-    from ds4sci.train.predict import predict_fasta
+    """Predict structures, with pLDDT in the B-factor column; OUT/summary.json tells what became of each record.
 
-    for path in predict_fasta(run, fasta, out, msa_dir=msa, which=which, overrides=overrides or ()):
+    A record that fails is named and the others go on. Exit code 0: all were predicted. 1: some failed. 2: nothing could
+    be read, or nothing was attempted.
+    """
+    from ds4sci.train import predict as command
+
+    summary = command.predict_run(
+        run, fasta, out, msa, which=which, overrides=overrides or (), check_memory=check_memory
+    )
+    for path in command.written_files(summary, out):
         typer.echo(path)
+    failed = command.failures(summary)
+    for line in failed:
+        typer.secho(f"failed: {line}", fg="red", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from ds4sci.data.loader import Plan, batches, generator
 from ds4sci.geometry import distogram_centres
 from ds4sci.losses.fold import LossConfig, fold_loss
 from ds4sci.models import fold
+from ds4sci.models.fold_memory import prediction_bytes
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
@@ -140,6 +141,20 @@ class FoldTask:
     def featurize(self, record: Record) -> Features:
         """``record`` as the model sees it in evaluation: whole, unmasked, the same at every call."""
         return featurize(record, self.evaluation_features, generator(self.seed, 0))
+
+    def prediction_bytes(self, record: Record) -> int:
+        """Memory that ``predict`` takes for ``record`` alone, estimated (``ds4sci.models.fold_memory``)."""
+        features, data = self.evaluation_features, self.config.data
+        depth = len(record.msa.names) if record.msa is not None and features.msa_input == "msa" else 1
+        s = min(depth, features.max_clusters)
+        return prediction_bytes(
+            self.config.model,
+            len(record.sequence),
+            s,
+            min(depth - s, features.max_extra),
+            recycling=data.evaluation_recycling,
+            refinement=data.evaluation_refinement,
+        )
 
     def predict(
         self, features: Sequence[Features], device: torch.device, model: nn.Module | None = None

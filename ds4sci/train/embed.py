@@ -22,6 +22,7 @@ from ds4sci.tasks._language import LanguageTask, multiple
 from ds4sci.train import evaluate_language
 from ds4sci.train.durable import replace_text
 from ds4sci.train.ranks import cores, free_port
+from ds4sci.train.records import naming
 from ds4sci.types import IGNORED
 
 INDEX = "index.json"
@@ -80,7 +81,8 @@ def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[s
         store = evaluate_language.store_of(task, fasta, Path(folder))
         for record in range(len(store)):
             letters = np.array(store.residues(record))
-            hidden, start, size = _embedding(task, letters)
+            with naming(store.where(record), len(letters), "leave it out, or spread it over more ranks (--ranks)"):
+                hidden, start, size = _embedding(task, letters)
             name = store.name(record)
             if mean:
                 means.append(hidden.mean(0))

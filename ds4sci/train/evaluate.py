@@ -26,6 +26,7 @@ from ds4sci.train import checkpoint
 from ds4sci.train.build import build_task
 from ds4sci.train.durable import replace_text
 from ds4sci.train.progress import counted
+from ds4sci.train.records import naming
 from ds4sci.types import Prediction, Record
 
 UNTRAINED = "untrained"
@@ -144,13 +145,21 @@ def load(run: Path, which: str, overrides: Sequence[str] = ()) -> tuple[RunConfi
 
 
 def predict_records(task: Any, records: ChainSet) -> Iterator[tuple[Prediction, Record]]:
-    """Each record with its prediction, shortest first, so that chains of one batch need little padding."""
+    """Each record with its prediction, shortest first, so that chains of one batch need little padding.
+
+    ``ValueError`` names the chains for which memory is short: a mean over the others would be another figure.
+    """
     device = next(task.model.parameters()).device
     size = task.config.data.evaluation_batch
     order = np.argsort(records.lengths, kind="stable")
     for start in range(0, len(order), size):
         group = [records[int(index)] for index in order[start : start + size]]
-        yield from zip(task.predict([task.featurize(record) for record in group], device), group, strict=True)
+        names = ", ".join(record.id for record in group)
+        with naming(
+            f"chains {names}", len(group[-1].sequence), "lower data.evaluation_batch, or leave the longest out"
+        ):
+            predictions = task.predict([task.featurize(record) for record in group], device)
+        yield from zip(predictions, group, strict=True)
 
 
 def kept(prediction: Prediction, record: Record) -> dict[str, np.ndarray]:

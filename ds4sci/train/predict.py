@@ -1,11 +1,13 @@
-"""Fold the sequences of a FASTA file with a trained run."""
+"""Fold the sequences of a FASTA file with a trained run, record by record: one that fails costs only itself."""
 
 from __future__ import annotations
 
 import json
 import re
+import time
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,34 @@ from rich.console import Console
 from ds4sci import machine
 from ds4sci.data import writers
 from ds4sci.data.profile import with_input
+from ds4sci.data.sources import alignment_files
 from ds4sci.data.sources import fasta as fasta_source
-from ds4sci.data.sources import msa as msa_source
 from ds4sci.train.durable import replace_text
 from ds4sci.train.evaluate import load
 from ds4sci.train.progress import counted
+from ds4sci.train.records import explain, release_memory
 from ds4sci.types import Record
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9_|=,+@()\[\]-][A-Za-z0-9_.|=,+@()\[\]-]{0,199}")
-"""Record names that may become file names on every system: no separators, spaces, leading dots or wildcards."""
+PREDICTED, FAILED, NOT_ATTEMPTED = "predicted", "failed", "not attempted"
+"""``status`` of a record in the summary."""
+
+SUMMARY = "summary.json"
+SUMMARY_EVERY = 10.0
+"""Seconds after which the summary is written anew, so that a process that the system kills leaves one."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.|=,+@()\[\]-]|^\.")
+"""Characters that no file name should have on any system: separators, spaces, leading dots, wildcards."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A record to predict. ``error``: why it will not be, found before the first prediction."""
+
+    record: Record
+    stem: str
+    notes: tuple[str, ...] = ()
+    alignments: tuple[alignment_files.FileRows, ...] = ()
+    error: str | None = None
 
 
 def predict_run(
@@ -34,64 +55,57 @@ def predict_run(
     *,
     which: str = "best",
     overrides: Sequence[str] = (),
+    check_memory: bool = True,
     show: bool = True,
 ) -> dict[str, Any]:
     """Predict every record of ``fasta`` and write OUT/ID.cif, OUT/ID.pdb and OUT/summary.json.
 
-    msa_dir  folder of alignments named by record: ID.a3m or ID.sto (.stk, .stockholm), plain or .gz; several of one
-             record are joined. A record without one is predicted from its sequence, as is every record without
-             ``msa_dir``; the summary's ``input`` says which it was
+    msa_dir  folder of alignments named by record: ID.a3m or ID.sto (.stk, .stockholm), plain or .gz, or the folder ID/
+             of them (``ds4sci.data.sources.alignment_files``); several of one record are joined. A record without one
+             is predicted from its sequence, as is every record without ``msa_dir``; the summary's ``input`` says so
     which    ``best``, ``latest``, ``step_NNNNNN`` or a step
     overrides  ``key=value`` over the run's own configuration, such as ``data.evaluation_recycling=3``
+    check_memory  refuse a record that needs more memory than there is by ``ds4sci.models.fold_memory``, instead of
+             trying it and, in the worst case, being killed by the system
 
     pLDDT (0–100) is the B-factor of every atom. A record too big for the PDB format gets mmCIF alone, and the summary
-    says why. Records are predicted one at a time: memory is that of the longest. All names, sequences and alignments
-    are checked before the first prediction. Returns the summary: ``run, step, machine, commit, records`` with rows of
-    ``id, length, plddt, input, msa_rows, files``.
+    says why. Records are predicted one at a time: memory is that of the longest. A record that fails (memory, a bad
+    alignment, coordinates that are not finite) leaves no files, is named in the summary, and the others go on.
+    Characters of an ID that file names should not have become ``_``; names that would be the same get a number.
 
-    Raises ``ValueError`` naming file and record: not FASTA, no entry, a name used twice or unfit as a file name, an
-    alignment of another sequence.
+    Returns the summary: ``run, name, step, machine, commit, counts, records`` with rows of ``id, length, status, error,
+    files, notes, input, msa_rows, alignments, memory_gb`` (needed, as estimated) and, where predicted, ``plddt``.
+    ``status`` is ``predicted``, ``failed`` or, when the command was interrupted, ``not attempted``.
+
+    Raises ``ValueError`` naming file and record, before the first prediction: not FASTA, no entry, a name used twice,
+    no alignment for any record.
     """
     run, fasta, out_dir = Path(run), Path(fasta), Path(out_dir)
-    records = read_records(fasta, None if msa_dir is None else Path(msa_dir))
+    jobs = read_jobs(fasta, None if msa_dir is None else Path(msa_dir))
     config, task, step = load(run, which, overrides)
-    wanted = task.config.data.features.msa_input  # type: ignore[attr-defined]
-    device = next(task.model.parameters()).device
-    rows = []
-    with counted("folding", len(records), shown=show) as advance:
-        for record in records:
-            features = task.featurize(with_input(record, wanted))  # type: ignore[attr-defined]
-            (prediction,) = task.predict([features], device)  # type: ignore[attr-defined]
-            prediction = replace(prediction, id=record.id)
-            files = [writers.write_mmcif(prediction, out_dir / f"{record.id}.cif")]
-            row: dict[str, Any] = {
-                "id": record.id,
-                "length": len(record.sequence),
-                "plddt": round(float(np.mean(prediction.plddt)), 2),
-                "input": "sequence" if record.msa is None or wanted == "sequence" else "alignment",
-                "msa_rows": 0 if record.msa is None else len(record.msa.names),
-            }
-            try:
-                files.append(writers.write_pdb(prediction, out_dir / f"{record.id}.pdb"))
-            except writers.PdbLimitError as error:
-                row["no_pdb"] = str(error)
-            row["files"] = [path.name for path in files]
-            rows.append(row)
-            advance()
-    summary = {
-        "run": str(run),
-        "name": config.train.name or run.name,
-        "step": step,
-        "machine": machine.describe(),
-        "commit": machine.commit(),
-        "records": rows,
-    }
-    replace_text(out_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    if show:
-        console = Console(highlight=False)
-        for row in rows:
-            console.print(f"{row['id']}: {row['length']} residues, pLDDT {row['plddt']:.1f}, from its {row['input']}")
-    return summary
+    rows = [_row(job) for job in jobs]
+    console = Console(highlight=False, soft_wrap=True)
+
+    def summary() -> dict[str, Any]:
+        counts = {status: sum(row["status"] == status for row in rows) for status in (PREDICTED, FAILED, NOT_ATTEMPTED)}
+        facts = {"run": str(run), "name": config.train.name or run.name, "step": step}
+        return {**facts, "machine": machine.describe(), "commit": machine.commit(), "counts": counts, "records": rows}
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = time.monotonic()
+    try:
+        with counted("folding", len(jobs), shown=show) as advance:
+            for job, row in zip(jobs, rows, strict=True):
+                _attempt(task, job, row, out_dir, check_memory)
+                if show:
+                    console.print(_line(row), markup=False)
+                if time.monotonic() - written > SUMMARY_EVERY:
+                    _write_summary(out_dir, summary())
+                    written = time.monotonic()
+                advance()
+    finally:
+        _write_summary(out_dir, summary())
+    return summary()
 
 
 def predict_fasta(
@@ -104,38 +118,133 @@ def predict_fasta(
     overrides: Sequence[str] = (),
     show: bool = True,
 ) -> Iterator[Path]:
-    """``predict_run``, giving the paths of the files it wrote."""
+    """``predict_run``, giving the paths of the files it wrote; warns of records that failed."""
     summary = predict_run(run, fasta, out_dir, msa_dir, which=which, overrides=overrides, show=show)
+    failed = failures(summary)
+    if failed:
+        warnings.warn(f"{len(failed)} of {len(summary['records'])} records failed: {'; '.join(failed)}", stacklevel=2)
+    return written_files(summary, Path(out_dir))
+
+
+def written_files(summary: dict[str, Any], out_dir: Path) -> Iterator[Path]:
+    """The files that a summary tells of, and its own."""
     names = [name for row in summary["records"] for name in row["files"]]
-    return (Path(out_dir) / name for name in [*names, "summary.json"])
+    return (out_dir / name for name in [*names, SUMMARY])
 
 
-def read_records(fasta: Path, msa_dir: Path | None) -> list[Record]:
-    """The records of a FASTA file with their alignments, checked as ``predict_run`` says."""
-    entries = fasta_source.read_fasta(fasta)
-    taken: dict[str, str] = {}
-    for name, _ in entries:
-        if not SAFE_NAME.fullmatch(name):
-            raise ValueError(
-                f"{fasta}: record {name!r} cannot name a file; use up to 200 of the characters A–Z a–z 0–9 _ . - | = , "
-                "+ @ ( ) [ ], the first of them no dot."
-            )
-        # Some file systems do not tell capitals from small letters: A.cif would replace a.cif.
-        other = taken.setdefault(name.lower(), name)
-        if other != name:
-            raise ValueError(f"{fasta}: records {other!r} and {name!r} differ in capitals alone; rename one of them.")
-    found = {} if msa_dir is None else msa_source.index(msa_dir)
-    records = []
-    for name, sequence in entries:
-        record = fasta_source.record(name, sequence)
-        paths = found.get(msa_source.chain_key(name), [])
-        if paths:
-            parts = [msa_source.read(path) for path in paths]
-            record = msa_source.attach(record, msa_source.merge(parts), ", ".join(map(str, paths)))
-        records.append(record)
-    if msa_dir is not None and all(record.msa is None for record in records):
+def failures(summary: dict[str, Any]) -> list[str]:
+    """One line for each record that failed: its id, its length and why."""
+    failed = [row for row in summary["records"] if row["status"] == FAILED]
+    return [f"{row['id']} ({row['length']} residues): {row['error']}" for row in failed]
+
+
+def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
+    """The records of a FASTA file with their alignments, and what is wrong with them, as ``predict_run`` says."""
+    entries = fasta_source.read_entries(fasta)
+    found = {} if msa_dir is None else alignment_files.index(msa_dir)
+    jobs: list[Job] = []
+    for entry, stem in zip(entries, file_stems([entry.name for entry in entries]), strict=True):
+        record = fasta_source.record(entry.name, entry.sequence)
+        paths = found.get(alignment_files.chain_key(entry.name), [])
+        job = Job(record, stem, entry.notes)
+        try:
+            record, files = alignment_files.attach_files(record, paths)
+            left_out = alignment_files.summary(files)
+            notes = (*entry.notes, left_out) if left_out else entry.notes
+            job = replace(job, record=record, alignments=tuple(files), notes=notes)
+        except (ValueError, OSError) as error:
+            job = replace(job, error=str(error))
+        jobs.append(job)
+    if msa_dir is not None and not any(job.error or job.record.msa for job in jobs):
         raise ValueError(
-            f"{msa_dir}: no alignment for any record of {fasta}; name them by record, such as {entries[0][0]}.a3m "
-            f"or {entries[0][0]}.sto.gz."
+            f"{msa_dir}: no alignment for any record of {fasta}; name them by record, such as {entries[0].name}.a3m "
+            f"or {entries[0].name}.sto.gz."
         )
-    return records
+    return jobs
+
+
+def file_stems(names: Sequence[str]) -> list[str]:
+    """For each record's name one for its files: safe on every system, and no two the same, capitals or not."""
+    safe = [_UNSAFE.sub("_", name)[:200] for name in names]
+    taken = {stem.lower() for name, stem in zip(names, safe, strict=True) if stem == name}
+    given: set[str] = set()
+    stems = []
+    for name, stem in zip(names, safe, strict=True):
+        number, chosen = 2, stem
+        # a name that needed no change keeps it, unless an earlier one has it but for capitals
+        while chosen.lower() in given or (chosen != name and chosen.lower() in taken):
+            chosen, number = f"{stem}_{number}", number + 1
+        given.add(chosen.lower())
+        stems.append(chosen)
+    return stems
+
+
+def _row(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.record.id,
+        "length": len(job.record.sequence),
+        "status": NOT_ATTEMPTED,
+        "error": None,
+        "files": [],
+        "notes": list(job.notes),
+        "input": "sequence",
+        "msa_rows": 0 if job.record.msa is None else len(job.record.msa.names),
+        "alignments": [file.as_json() for file in job.alignments],
+        "memory_gb": None,
+    }
+
+
+def _attempt(task: Any, job: Job, row: dict[str, Any], out_dir: Path, check_memory: bool) -> None:
+    """Predict one record and fill in its row, whatever happens."""
+    made: list[Path] = []
+    failure: str | None = None
+    try:
+        if job.error is not None:
+            raise ValueError(job.error)
+        device = next(task.model.parameters()).device
+        wanted = task.config.data.features.msa_input
+        record = with_input(job.record, wanted)
+        needed, there = task.prediction_bytes(record), machine.available_bytes(device)
+        row["memory_gb"] = round(needed / 1e9, 2)
+        row["input"] = "sequence" if job.record.msa is None or wanted == "sequence" else "alignment"
+        if check_memory and there is not None and needed > there:
+            raise ValueError(
+                f"needs about {needed / 1e9:.1f} GB of memory at {row['length']} residues, {there / 1e9:.1f} GB are"
+                " free; use a machine with more, cut the sequence into domains, or try it all the same with"
+                " --no-memory-check"
+            )
+        (prediction,) = task.predict([task.featurize(record)], device)
+        prediction = replace(prediction, id=record.id)
+        made.append(writers.write_mmcif(prediction, out_dir / f"{job.stem}.cif"))
+        try:
+            made.append(writers.write_pdb(prediction, out_dir / f"{job.stem}.pdb"))
+        except writers.PdbLimitError as error:
+            row["no_pdb"] = str(error)
+        row |= {"status": PREDICTED, "plddt": round(float(np.mean(prediction.plddt)), 2)}
+        row["files"] = [path.name for path in made]
+    except Exception as error:  # whatever it is, it must cost one record; the summary and the exit code tell of it
+        failure = explain(error, row["length"])
+    except BaseException:  # interrupted
+        _remove(made)
+        raise
+    if failure is not None:  # out here, where the error's traceback holds no tensors any more
+        row |= {"status": FAILED, "error": failure}
+        _remove(made)
+        release_memory()
+
+
+def _remove(files: list[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
+
+
+def _line(row: dict[str, Any]) -> str:
+    begin = f"{row['id']}: {row['length']} residues"
+    notes = "".join(f"\n  warning: {note}" for note in row["notes"])
+    if row["status"] == FAILED:
+        return f"{begin}, failed: {row['error']}{notes}"
+    return f"{begin}, pLDDT {row['plddt']:.1f}, from its {row['input']}{notes}"
+
+
+def _write_summary(out_dir: Path, summary: dict[str, Any]) -> None:
+    replace_text(out_dir / SUMMARY, json.dumps(summary, indent=1) + "\n")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import re
+import resource
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
@@ -12,10 +17,15 @@ import pytest
 from Bio.PDB import PDBParser
 from fold_run import make_fold_run
 
-from ds4sci import scores
+from ds4sci import cli, machine, scores
 from ds4sci.data import writers
 from ds4sci.data.chains import ChainSet
+from ds4sci.data.profile import with_input
+from ds4sci.data.sources import fasta as fasta_source
 from ds4sci.train import evaluate, predict
+from ds4sci.types import Prediction
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +159,6 @@ def test_what_pdb_cannot_hold_is_mmcif_alone(run: Path, tmp_path: Path, monkeypa
     ("text", "words"),
     [
         (">a\nMK\n>a\nMK\n", "'a' was used on line 1"),
-        (">a\nMK\n>A\nMK\n", "'a' and 'A' differ in capitals alone"),
-        (">../a\nMK\n", r"'\.\./a' cannot name a file"),
-        (">.hidden\nMK\n", "'.hidden' cannot name a file"),
-        (">" + "a" * 300 + "\nMK\n", "cannot name a file"),
         (">a\n", "'a' has no sequence"),
         ("", "no FASTA entry"),
         (">a\nMK1\n", "line 2: '1' at letter 3"),
@@ -165,7 +171,7 @@ def test_bad_fasta_writes_nothing(run: Path, tmp_path: Path, text: str, words: s
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_alignments_are_named(run: Path, tmp_path: Path) -> None:
+def test_a_bad_alignment_costs_its_record_alone(run: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path, SEQUENCES)
     with pytest.raises(ValueError, match="no such folder"):
         predict.predict_run(run, fasta, tmp_path / "out", tmp_path / "absent")
@@ -174,7 +180,164 @@ def test_bad_alignments_are_named(run: Path, tmp_path: Path) -> None:
     (alignments / "other.a3m").write_text(">other\nMK\n")
     with pytest.raises(ValueError, match="no alignment for any record"):
         predict.predict_run(run, fasta, tmp_path / "out", alignments)
-    (alignments / "first.a3m").write_text(">first\nMKTAWIAKQRQISFVKSHFSRQ\n")
-    with pytest.raises(ValueError, match=r"first\.a3m.*at residue 5 the alignment has W, the chain Y"):
-        predict.predict_run(run, fasta, tmp_path / "out", alignments)
     assert not (tmp_path / "out").exists()
+    (alignments / "first.a3m").write_text(">first\nMKTAWIAKQRQISFVKSHFSRQ\n")
+    first, second = predict.predict_run(run, fasta, tmp_path / "out", alignments, show=False)["records"]
+    assert first["status"] == predict.FAILED
+    assert f"{alignments / 'first.a3m'}: its query is not the sequence of first: at residue 5 the" in first["error"]
+    assert second["status"] == predict.PREDICTED
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*second["files"], "summary.json"}
+
+
+def test_alignment_files_are_told_in_the_summary(run: Path, tmp_path: Path) -> None:
+    sequence = "MKTAYIAKQRQISFVKSHFSRQLEERLG"
+    fasta = write_fasta(tmp_path, {"q1": sequence})
+    folder = DATA / "alignments" / "openfold"
+    (row,) = predict.predict_run(run, fasta, tmp_path / "out", folder, show=False)["records"]
+    assert (row["input"], row["msa_rows"]) == ("alignment", 3)
+    assert [file["file"] for file in row["alignments"]] == [
+        "bfd_uniref_hits.a3m",
+        "hmm_output.sto",
+        "uniref90_hits.sto",
+    ]
+    assert any("hmm_output.sto not read: hits in the PDB" in note for note in row["notes"])
+
+
+# --- a record that fails ------------------------------------------------------------------------------------------
+
+LONG = {"ok": "MKTAYIAKQRQISFVKSHFSRQLEERLG", "titin_part": "MKTAYIAKQR" * 900, "last": "GAVLIKW"}
+
+
+def command(*arguments: str | Path) -> int | str | None:
+    """Exit code of ``ds4sci ARGUMENTS``."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(one) for one in arguments])
+    return stopped.value.code
+
+
+def test_a_record_that_needs_too_much_memory_is_refused_by_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are predicted, the summary tells of all, and the exit code says that one failed."""
+    with limited_memory(1 << 30):
+        code = command("predict", "--run", run, "--fasta", write_fasta(tmp_path, LONG), "--out", tmp_path / "out")
+    assert code == 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["counts"] == {"predicted": 2, "failed": 1, "not attempted": 0}
+    assert [row["id"] for row in summary["records"]] == list(LONG)
+    long = summary["records"][1]
+    assert (long["status"], long["length"], long["files"]) == ("failed", 9000, [])
+    assert re.search(r"needs about \d+\.\d GB of memory at 9000 residues, [01]\.\d GB are free", long["error"])
+    assert "failed: titin_part (9000 residues): needs about" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "last.cif", "last.pdb", "ok.cif", "ok.pdb", "summary.json",
+    ]  # fmt: skip
+
+
+def test_memory_that_runs_out_costs_the_record_alone(run: Path, tmp_path: Path) -> None:
+    """Tried all the same: torch's own error of a real allocation, as under ``ulimit -v``."""
+    with limited_memory(1 << 30):
+        summary = predict.predict_run(
+            run, write_fasta(tmp_path, LONG), tmp_path / "out", check_memory=False, show=False
+        )
+    assert [row["status"] for row in summary["records"]] == ["predicted", "failed", "predicted"]
+    assert re.match(r"out of memory at 9000 residues \(\w+: ", summary["records"][1]["error"])
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+
+
+@contextlib.contextmanager
+def limited_memory(more: int) -> Iterator[None]:
+    """This process may take ``more`` bytes beyond what it has."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    held = machine.from_proc("self/status", "VmData")
+    assert held is not None
+    resource.setrlimit(resource.RLIMIT_DATA, (held + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def test_what_fails_while_files_are_written_leaves_none(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is raised: here a full disk at the second of a record's files."""
+    real = writers.write_text_aside
+
+    def full_disk(path: Path, text: str) -> Path:
+        if path.name == "first.pdb":
+            raise OSError(28, "No space left on device")
+        return real(path, text)
+
+    monkeypatch.setattr(writers, "write_text_aside", full_disk)
+    summary = predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out", show=False)
+    first, second = summary["records"]
+    assert (first["status"], first["files"]) == ("failed", [])
+    assert first["error"] == "OSError: [Errno 28] No space left on device"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*second["files"], "summary.json"}
+    with pytest.warns(UserWarning, match=r"1 of 2 records failed: first \(22 residues\): OSError"):
+        list(predict.predict_fasta(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "again", show=False))
+
+
+def test_an_interrupted_command_tells_what_is_done(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = writers.write_pdb
+
+    def interrupt(prediction: Prediction, path: Path) -> Path:
+        if prediction.id == "second.X":
+            raise KeyboardInterrupt
+        return real(prediction, path)
+
+    monkeypatch.setattr(writers, "write_pdb", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out", show=False)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["status"] for row in summary["records"]] == ["predicted", "not attempted"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.cif", "first.pdb", "summary.json"]
+
+
+def test_evaluation_names_the_chains_for_which_memory_is_short(run: Path, tmp_path: Path) -> None:
+    """A mean over the others would be another figure, so that nothing is written."""
+    long = with_input(fasta_source.record("long_A", LONG["titin_part"]), "profile")
+    chains = tmp_path / "long.npz"
+    ChainSet.write(chains, [replace(long, atom_mask=np.ones((9000, 37), bool))])
+    with limited_memory(1 << 30), pytest.raises(ValueError, match="chains long_A: out of memory at 9000 residues"):
+        evaluate.evaluate_run(run, chains, tmp_path / "out.json", show=False)
+    assert not (tmp_path / "out.json").exists()
+
+
+# --- names and letters --------------------------------------------------------------------------------------------
+
+
+def test_names_of_records_become_names_of_files() -> None:
+    names = ["a", "A", "../a", "/a", ".hidden", "x" * 300, "x" * 301, "ok.1|B", "a_2", "café"]
+    stems = predict.file_stems(names)
+    assert stems == [
+        "a", "A_3", "_._a", "_a", "_hidden", "x" * 200, "x" * 200 + "_2", "ok.1|B", "a_2", "caf_",
+    ]  # fmt: skip
+    assert len({stem.lower() for stem in stems}) == len(names)
+    # a name that needs no change keeps it, whatever stands before it
+    assert predict.file_stems(["a/b", "a_b"]) == ["a_b_2", "a_b"]
+
+
+def test_unsafe_names_overwrite_nothing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.fasta").write_text(">../x\nGAV\n>X\nGAVL\n>x\nGAVLI\n")
+    summary = predict.predict_run(run, tmp_path / "in.fasta", tmp_path / "out" / "deep", show=False)
+    assert [row["files"][0] for row in summary["records"]] == ["_._x.cif", "X.cif", "x_2.cif"]
+    for row in summary["records"]:
+        chain = gemmi.read_structure(str(tmp_path / "out" / "deep" / row["files"][0]))[0][0]
+        assert len(chain) == row["length"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["deep"]
+
+
+def test_letters_that_a_user_should_know_of(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DNA given to a protein model, and letters that are read as X, by record."""
+    dna, rare = "ATGAAAACCGCGTATATTGCGAAACAGCGTCAG", "MKTAYBZJUOXISFVKSHFSRQLEERLG*"
+    (tmp_path / "in.fasta").write_text(f"\ufeff>gene\n{dna}\n>rare\n{rare}\n>plain\nMKTAYGAT\n", encoding="utf-8")
+    summary = predict.predict_run(run, tmp_path / "in.fasta", tmp_path / "out")
+    gene, odd, plain = summary["records"]
+    assert "all 33 letters are A, C, G, T, U or N: is it DNA or RNA?" in gene["notes"][0]
+    assert odd["notes"] == ["5 of 28 letters (B, Z, J, U, O) read as X"]
+    assert plain["notes"] == []
+    assert "warning: all 33 letters" in capsys.readouterr().out
+    read = gemmi.read_structure(str(tmp_path / "out" / "rare.cif"))
+    assert read.entities[0].full_sequence[5:11] == ["UNK"] * 6
