@@ -18,13 +18,19 @@ def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
     del path
     found = Gathering()
     record: _Entry | None = None
+    lost = False  # whether what is wrong outside records was told already
     for number, line in lines(blocks):
         if line.startswith(b"LOCUS"):
             if record:
                 record.end(found, "truncated record", f"no '//' before the next LOCUS on line {number}; fetch it again")
-            record = _Entry(line, number)
+            record, lost = _Entry(line, number), False
         elif record is None:
-            continue  # what release files have ahead of their first record, and blank lines
+            # Release files have text ahead of their first record; a record's own lines are there by damage.
+            if line.startswith((b"ORIGIN", b"//")) and not lost:
+                shown = line[:40].decode("ascii", "backslashreplace")
+                text = f"{shown!r} belongs to no record: a LOCUS line is missing or damaged; fetch the file again"
+                found.fault(number, "text outside records", text, outside=True)
+                lost = True
         elif line.startswith(b"//"):
             record.end(found)
             record = None

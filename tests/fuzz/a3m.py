@@ -1,0 +1,61 @@
+"""A3M as HH-suite, ColabFold and MMseqs2 write it, and worse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ds4sci.data.letters import GAP
+from ds4sci.data.sources import msa
+
+from .mutation import mutate, pick
+from .reading import Violation, folder, plain_text, read, same
+
+SEEDS = [
+    *((Path(__file__).parents[1] / "data").rglob("*.a3m")),
+]
+TEXTS = [path.read_bytes() for path in SEEDS] + [
+    b"#4\t1\n>101\nACDE\n>a desc\nA-DE\n>b\nAcdC.DE\n\0>102\nWWW\n>c\nW-W\n\0",
+    b"#A3M#\n>ss_pred\nCCCC\n>q\nACDE\n>x\nAC\nDE\n>y\n--..--\n",
+    b">q\n-A-C-\n>r\nGxAyGC-\n>s\n-A-CG\n>s\n-A-CG\n",
+]
+TOKENS = [b">", b"\n>", b"\0>", b">ss_pred\n", b"#4,3\t1,1\n", b"#", b"-", b".", b"a", b"A", b"X", b"U", b"BJZ", b"*"]
+
+
+def inputs(rng: np.random.Generator) -> bytes:
+    return mutate(rng, pick(rng, TEXTS), TEXTS, TOKENS)
+
+
+def check(data: bytes) -> None:
+    alignments = read(data, "x.a3m", msa.read_all)
+    if alignments is None:
+        return
+    for one in alignments:
+        same("rows", len(one.msa.names) + sum(one.left_out.values()), one.rows)
+        whole(one.msa)
+    text = plain_text(data)
+    if text is not None:
+        same("rows", sum(one.rows for one in alignments), len(re.findall(rb"(?:^|[\n\0])>", text)))
+
+
+def whole(alignment: msa.Msa) -> None:
+    """Arrays of one shape, letters and counts that are some, and the same again after it was written as A3M."""
+    shape = (len(alignment.names), alignment.sequences.shape[1])
+    if (
+        alignment.sequences.shape != shape
+        or alignment.deletions.shape != shape
+        or (alignment.sequences[0] == GAP).any()
+    ):
+        raise Violation(f"names {shape[0]}, letters {alignment.sequences.shape}, deletions {alignment.deletions.shape}")
+    if (alignment.sequences > GAP).any() or (alignment.deletions < 0).any():
+        raise Violation("letters beyond the gap, or a negative number of deletions")
+    again = folder() / "again.a3m"
+    msa.write_a3m(again, alignment)
+    back = msa.read(again)
+    same("rows after writing", back.names, alignment.names)
+    if not np.array_equal(back.sequences, alignment.sequences) or not np.array_equal(
+        back.deletions, alignment.deletions
+    ):
+        raise Violation("letters or deletions differ after writing and reading again")

@@ -1,0 +1,38 @@
+"""Protein FASTA to be folded."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from ds4sci.data.sources import fasta
+from ds4sci.types import RESIDUES
+
+from .mutation import mutate, pick
+from .reading import Violation, plain_text, read, same
+
+TEXTS = [
+    b">one two three\nACDE\n FGH \n\n>2\nacdx*\n;comment\n>sp|P1|X_Y\nMKTAYIAKQRQISFVKSHFSRQLEERLG\nMKV\n",
+    b">gene\nATGAAAACCGCGTATATTGCG\n\0>rare\nMKTAYBZJUOX\n\0",
+    b";old comment\n>a\nMKV\n>b\n;inside\nMKW\n",
+]
+TOKENS = [b">", b"\n>", b">x\n", b"*", b"-", b"U", b"BJZO", b";", b" ", b"1"]
+
+
+def inputs(rng: np.random.Generator) -> bytes:
+    return mutate(rng, pick(rng, TEXTS), TEXTS, TOKENS)
+
+
+def check(data: bytes) -> None:
+    entries = read(data, "x.fa", fasta.read_entries)
+    if entries is None:
+        return
+    if any(not entry.sequence or set(entry.sequence) - set(RESIDUES + "X") for entry in entries):
+        raise Violation("an empty sequence, or letters that are none")
+    text = plain_text(data)
+    if text is not None:
+        same("entries", len(entries), len(re.findall(rb"(?:^|[\n\0])>", text)))
+        lines = [line for line in re.split(rb"[\n\0]", text) if not line.startswith((b">", b";"))]
+        letters = len("".join(b"\n".join(lines).decode("utf-8", "replace").split()).replace("*", ""))
+        same("letters", sum(len(entry.sequence) for entry in entries), letters)

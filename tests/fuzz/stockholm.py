@@ -1,0 +1,47 @@
+"""Stockholm as HMMER writes it, in one block or wrapped, one alignment or several, and worse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ds4sci.data.sources import msa
+
+from .a3m import whole
+from .mutation import mutate, pick
+from .reading import plain_text, read, same
+
+TEXTS = [path.read_bytes() for path in (Path(__file__).parents[1] / "data").rglob("*.sto")] + [
+    b"# STOCKHOLM 1.0\n#=GF ID x\n\nq AC\nh A-\n#=GC RF xx\n\nq DE\nh DF\n//\n",
+    b"# STOCKHOLM 1.0\nq ACDE\nh a.-E\n//\n# STOCKHOLM 1.0\np WWW\n//\n\0",
+]
+TOKENS = [b"//\n", b"# STOCKHOLM 1.0\n", b"#=GC RF xxx\n", b"\nq ACDE\n", b" ", b"-", b".", b"U", b"X", b"~", b"#"]
+
+
+def inputs(rng: np.random.Generator) -> bytes:
+    return mutate(rng, pick(rng, TEXTS), TEXTS, TOKENS)
+
+
+def check(data: bytes) -> None:
+    alignments = read(data, "x.sto", msa.read_all)
+    if alignments is None:
+        return
+    for one in alignments:
+        same("rows", len(one.msa.names) + sum(one.left_out.values()), one.rows)
+        whole(one.msa)
+    text = plain_text(data)
+    if text is not None:
+        same("rows", sum(one.rows for one in alignments), count(text))
+
+
+def count(text: bytes) -> int:
+    """Names in all alignments: first words of the lines that are neither blank nor marked."""
+    names: set[bytes] = set()
+    total = 0
+    for line in text.replace(b"\0", b"\n").split(b"\n"):
+        if line.startswith(b"//"):
+            total, names = total + len(names), set()
+        elif not line.startswith(b"#") and line.decode("utf-8", "replace").strip():
+            names.add(line.decode("utf-8", "replace").split()[0].encode())
+    return total + len(names)
