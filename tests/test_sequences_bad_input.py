@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -209,3 +210,40 @@ def test_a_header_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fasta, "LONGEST_HEADER", 100)
     with pytest.raises(ValueError, match="line 3: a header of over 100 bytes"):
         list(fasta.pieces([b">a\nAC\n", *[b">" + b"x" * 30] * 5], "in.fa"))
+
+
+def test_a_record_without_its_locus_line_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head of a release file may stand ahead of the first record; a record's own lines may not."""
+    monkeypatch.setattr(stream.Source.__init__, "__defaults__", (100,))
+    whole = f"LOCUS       good\nORIGIN\n  1 {PLAIN}\n//\n"
+    damaged = f"\nLOC?S       x  4 bp\nORIGIN\n  1 acgt\n//\n{whole.replace('good', 'last')}"
+    head = "GBBCT1.SEQ          Genetic Sequence Data Bank\n\n"
+    path = write(tmp_path / "in.gb", head + whole + damaged)
+    with pytest.raises(ValueError, match=r"in\.gb: line 9: 'ORIGIN' belongs to no record: a LOCUS line is missing"):
+        index([path], tmp_path / "out", jobs=1)
+    summary = index([path], tmp_path / "out", jobs=1, bad="skip")
+    assert (summary.records, summary.skipped["text outside records"]["count"]) == (2, 1)
+    assert index([write(tmp_path / "whole.gb", head + whole)], tmp_path / "whole", jobs=1).records == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda manifest: manifest.pop("alphabet"), "alphabet is missing or of another kind"),
+        (lambda manifest: manifest.update(alphabet=["dna"]), "alphabet is missing or of another kind"),
+        (lambda manifest: manifest.update(records=-1), "records is missing or of another kind"),
+        (lambda manifest: manifest.update(sources=[3]), r"sources\[0\]\.size is missing or of another kind"),
+        (lambda manifest: manifest["files"].update({"soft.npy": 7}), r"files\.soft\.npy\.size is missing"),
+    ],
+)
+def test_a_damaged_manifest_is_named(change: Callable[[dict[str, Any]], Any], words: str, tmp_path: Path) -> None:
+    index([write(tmp_path / "in.fa", GOOD)], tmp_path / "out", jobs=1)
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=rf"{path}: {words}"):
+        SequenceStore.open(tmp_path / "out")
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=rf"{path}: cannot be read as a manifest"):
+        SequenceStore.open(tmp_path / "out")

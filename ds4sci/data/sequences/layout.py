@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data.sequences import names, runs
+from ds4sci.data.sequences.alphabet import ALPHABETS
 
 FORMAT = 1
 KIND = "ds4sci sequence store"
@@ -160,7 +161,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         remedy = "make one with `ds4sci data index FASTA… OUT_DIR`"
         raise ValueError(f"{folder}: no sequence store (it has no {MANIFEST}); {remedy}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as a manifest ({error}); index the sequences again") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise ValueError(f"{path}: no manifest of a sequence store; index the sequences again")
@@ -172,6 +173,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or set(files) != expected:
         raise ValueError(f"{path}: its files should be {', '.join(sorted(expected))}; index the sequences again")
+    strange = _strange(manifest)
+    if strange:
+        raise ValueError(f"{path}: {strange} is missing or of another kind; index the sequences again")
     for name, described in files.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != described.get("size"):
@@ -180,3 +184,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"{folder / name}: {has}, the manifest says {described.get('size'):,}; index the sequences again"
             )
     return manifest
+
+
+def _strange(manifest: dict[str, Any]) -> str | None:
+    """The first entry of a manifest that is not there or not of its kind."""
+    kinds = {"records": int, "residues": int, "rules": dict, "sources": list, "skipped": dict, "replaced": dict,
+             "rare": dict}  # fmt: skip
+    for key, kind in kinds.items():
+        if not _is(manifest.get(key), kind):
+            return key
+    if manifest.get("alphabet") not in list(ALPHABETS):
+        return "alphabet"
+    described = [*((f"files.{name}", told) for name, told in manifest["files"].items())]
+    described += [(f"sources[{at}]", told) for at, told in enumerate(manifest["sources"])]
+    for where, told in described:
+        wanted = {"size": int, "sha256": str, **({"path": str} if where.startswith("sources") else {})}
+        for key, kind in wanted.items():
+            if not isinstance(told, dict) or not _is(told.get(key), kind):
+                return f"{where}.{key}"
+    return None
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value from JSON is of this kind; numbers count from 0."""
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, kind)

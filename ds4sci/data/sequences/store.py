@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ds4sci.data.sequences import layout, names, runs
+
+
+def _told(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose errors name the store: tables damaged in place are noticed when a record is looked up."""
+
+    @wraps(method)
+    def call(self: SequenceStore, *arguments: Any, **named: Any) -> Any:
+        try:
+            return method(self, *arguments, **named)
+        except (IndexError, ValueError) as error:
+            if str(self.folder) in str(error) or any(source in str(error) for source in self.sources):
+                raise
+            raise ValueError(f"{self.folder}: its tables are damaged ({error}); index the sequences again") from error
+
+    return call
 
 
 class SequenceStore:
@@ -57,20 +74,24 @@ class SequenceStore:
         """Paths of the files that were indexed."""
         return [source["path"] for source in self.manifest["sources"]]
 
+    @_told
     def name(self, index: int) -> str:
         """First word of a record's header."""
         return self._text("names", "name_offsets", index)
 
+    @_told
     def description(self, index: int) -> str:
         """What follows the name in a record's header."""
         return self._text("descriptions", "description_offsets", index)
 
+    @_told
     def where(self, index: int) -> str:
         """``FILE: line N: record 'NAME'``: what an error about a record begins with."""
         index = self._index(index)
         source = self.sources[self.arrays["sources"][index]]
         return f"{source}: line {self.arrays['lines'][index]}: record {self.name(index)!r}"
 
+    @_told
     def find(self, name: str) -> int:
         """Index of the record of this name, in O(log records); ``KeyError`` if there is none."""
         wanted = name.encode("utf-8", "surrogateescape")
@@ -90,18 +111,22 @@ class SequenceStore:
         first, last = self._span(index, start, stop)
         return self.arrays["residues"][first:last]
 
+    @_told
     def soft(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """bool [stop - start]: which residues are soft-masked (small letters in the file)."""
         return runs.flags(self.arrays["soft"], *self._span(index, start, stop))
 
+    @_told
     def unknown(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """bool [stop - start]: which residues are N (DNA) or X (protein)."""
         return runs.flags(self.arrays["unknown"], *self._span(index, start, stop))
 
+    @_told
     def soft_runs(self, index: int) -> np.ndarray:
         """int64 [runs, 2]: (start, stop) of a record's soft-masked stretches."""
         return runs.within(self.arrays["soft"], *self._span(index, 0, None))
 
+    @_told
     def unknown_runs(self, index: int) -> np.ndarray:
         """int64 [runs, 2]: (start, stop) of a record's stretches of N or X."""
         return runs.within(self.arrays["unknown"], *self._span(index, 0, None))
@@ -125,6 +150,11 @@ class SequenceStore:
         if not 0 <= index < len(self):
             index = self._index(index)
         first, last = int(self.offsets[index]), int(self.offsets[index + 1])
+        if not 0 <= first <= last <= self.total:
+            raise ValueError(
+                f"{self.folder / 'offsets.npy'}: record {index} is {first}:{last} of {self.total} residues: damaged;"
+                " index the sequences again"
+            )
         end = last - first if stop is None else stop
         if not 0 <= start <= end <= last - first:
             raise ValueError(f"{self.where(index)} has {last - first} residues; {start}:{end} is no part of it")
@@ -168,7 +198,7 @@ def _map_bytes(path: Path) -> np.ndarray:
 def _map_table(path: Path, kind: type[np.generic]) -> np.ndarray:
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header, so that a damaged one raises whatever it leads to
         raise ValueError(f"{path}: not a .npy array ({error}); index the sequences again") from error
     if table.dtype != kind:
         raise ValueError(f"{path}: {table.dtype}, expected {np.dtype(kind)}; index the sequences again")
