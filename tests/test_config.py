@@ -177,6 +177,14 @@ def test_malformed_toml_names_the_line(lab: Path) -> None:
     assert "line 8" in message
 
 
+def test_a_byte_order_mark_changes_nothing(lab: Path) -> None:
+    """As Windows' editors write it, in the run file and in DeepSpeed's JSON."""
+    plain = RunConfig.load(lab / "run.toml").resolved()
+    for file, text in (("run.toml", TOML), ("ds.json", JSON)):
+        (lab / file).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert RunConfig.load(lab / "run.toml").resolved() == plain
+
+
 def test_the_error_inside_a_task_module_is_not_taken_for_a_missing_task(lab: Path) -> None:
     (lab / "config_lab" / "broken.py").write_text("import no_such_package_at_all\n")
     (lab / "run.toml").write_text(TOML.replace("config_lab.task", "config_lab.broken"))

@@ -96,6 +96,31 @@ def test_what_is_taken_and_what_is_not(source: Path, alignments: Path, tmp_path:
     np.testing.assert_allclose(built.profile, msa_profile(built.msa), atol=0.5e-4)
 
 
+def test_every_alignment_row_is_kept_or_counted(source: Path, alignments: Path, tmp_path: Path) -> None:
+    """Template hits, hits for pairing, duplicates, rows beyond the limit, alignments of no chain: all are told."""
+    query = (alignments / "2q2k_A" / "bfd_uniclust_hits.a3m").read_text().splitlines()[1]
+    (alignments / "2q2k_A" / "hmm_output.sto").write_text(f"# STOCKHOLM 1.0\n1abc_A {'-' * len(query)}\n//\n")
+    (alignments / "nobody_Z.a3m").write_text(">q\nACDE\n")
+    (alignments / "1ubq_A.a3m").unlink()
+    settings = BuildSettings(max_msa_rows=10)
+    report = build(source, tmp_path / "set.npz", msa_dir=alignments, jobs=1, settings=settings)
+    row = by_chain(report)["2Q2K_A"]
+    assert row["msa_rows"] == 10
+    files = {file["file"]: file for file in row["alignments"]}
+    assert set(files) == {path.name for path in (alignments / "2q2k_A").iterdir()}
+    assert {name for name, file in files.items() if "unread" in file} == {"hmm_output.sto", "uniprot_hits.sto"}
+    read = [file for file in files.values() if "unread" not in file]
+    assert sum(file["kept"] for file in read) == 10
+    assert all(file["rows"] == file["kept"] + sum(file["left_out"].values()) for file in read)
+    told = report.alignment_rows_left_out
+    assert told["rows: beyond the number of rows to keep"] == 10
+    assert told["rows: same letters as an earlier row"] >= 2  # the query of each file but the first
+    assert told["files: hits in the PDB (templates), not an alignment"] == 1
+    assert report.unused_alignments == ["nobody_Z"]
+    assert "1 alignments are of no chain here, such as nobody_Z" in report.summary()
+    assert "of alignments: " in report.summary()
+
+
 def test_one_id_from_two_files_is_taken_once(source: Path, tmp_path: Path) -> None:
     rows = build(source, tmp_path / "set.npz", jobs=1).rows
     found = {row["file"]: row for row in rows if row["chain"] == "1UBQ_A"}

@@ -51,6 +51,8 @@ class BuildReport:
     files: int
     cached: int
     rows: list[dict[str, Any]] = field(repr=False)
+    unused_alignments: list[str] = field(default_factory=list, repr=False)
+    """Names in the folder of alignments that no chain of any file has."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -88,6 +90,10 @@ class BuildReport:
             kept = found.get(KEPT, 0)
             lines.append(
                 f"  {records:,} atom records: {kept:,} kept ({kept / records:.1%})" + (f"; {reasons}" * bool(reasons))
+            )
+        if self.unused_alignments:
+            lines.append(
+                f"  {len(self.unused_alignments)} alignments are of no chain here, such as {self.unused_alignments[0]}"
             )
         left_out = self.alignment_rows_left_out
         if left_out:
@@ -156,7 +162,9 @@ def build(
     write_arrays(out, slim(join(parts)))
     for old in set(work.glob("*.npz")) - set(entries.values()):
         old.unlink()
-    return BuildReport(out, report, len(files), len(files) - len(todo), rows)
+    chains = {alignment_files.chain_key(row["chain"]) for row in rows if row["chain"]}
+    unused = sorted(set(alignments.by_chain()) - chains)
+    return BuildReport(out, report, len(files), len(files) - len(todo), rows, unused)
 
 
 class Alignments(NamedTuple):
