@@ -155,7 +155,7 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
         except (ValueError, OSError) as error:
             job = replace(job, error=str(error))
         jobs.append(job)
-    if msa_dir is not None and not any(job.error or job.record.msa for job in jobs):
+    if msa_dir is not None and not any(job.error or job.alignments for job in jobs):
         raise ValueError(
             f"{msa_dir}: no alignment for any record of {fasta}; name them by record, such as {entries[0].name}.a3m "
             f"or {entries[0].name}.sto.gz."
