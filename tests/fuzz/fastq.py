@@ -8,7 +8,7 @@ from .indexing import indexed
 from .mutation import mutate, pick
 from .reading import plain_text, same
 
-SHARE = 0.25
+SHARE = 0.15
 TEXTS = [
     b"@r1 first\nACGTN\n+\nIIII@\n@r2\nacgt\n+r2\n@@@@\n@r3\nGATTACA\n+\n+++++++\n",
     b"@w\nACGT\nACGT\n+\nIIII\n@III\n\n@v\nTTTT\n+\nIIII\n",

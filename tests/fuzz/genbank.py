@@ -10,7 +10,7 @@ from .indexing import indexed
 from .mutation import mutate, pick
 from .reading import plain_text, same
 
-SHARE = 0.25
+SHARE = 0.15
 TEXTS = [
     b"LOCUS       AB1  8 bp DNA\nDEFINITION  a thing\n            that goes on.\nACCESSION   AB1\nVERSION     AB1.2\n"
     b"FEATURES             Location\n     source          1..8\nORIGIN\n        1 acgtacgt\n//\n"

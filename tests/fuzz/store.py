@@ -16,7 +16,7 @@ from .indexing import indexed
 from .mutation import mutate, pick
 from .reading import Violation, folder, plain_text, same
 
-SHARE = 0.25
+SHARE = 0.15
 TEXTS = [
     b">a first\nACGTN\nacgtRY\n>b\nGATTACA\n\n;comment\n>c\nU\n" + b"ACGT" * 30 + b"\n",
     b">p1 some protein\nMKVLIPAEAG\nMKW*\n>p2\nmkvBZJUO\n>p3\nXXXX\n",
