@@ -177,11 +177,3 @@ def test_the_same_chains(form: str, seed: int) -> None:
 @given(seed=st.integers(0, 2**32))
 def test_the_same_chains_many(form: str, seed: int) -> None:
     check(seed, form)
-
-
-def test_damaged_files_are_accounted_for_or_refused() -> None:
-    """A sample of what the nightly command tries."""
-    from fuzz import structures
-
-    for seed in range(400):
-        structures.check(structures.inputs(random.Random(seed)))
