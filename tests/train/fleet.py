@@ -114,9 +114,7 @@ def run(
     return ended
 
 
-def call(
-    size: int, target: Callable[..., None], arguments: list[str], folder: Path, *, seconds: float = 90
-) -> Ended:
+def call(size: int, target: Callable[..., None], arguments: list[str], folder: Path, *, seconds: float = 90) -> Ended:
     """``target(*arguments)`` on every rank; all must come to its end."""
     ended = Fleet(size, arguments, folder, target=target).join(seconds)
     assert ended.codes == [0] * size, f"exit codes {ended.codes}:\n{ended.output}"

@@ -232,5 +232,3 @@ def splits(size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
     for cuts in [[], list(range(1, size)), *drawn]:
         edges = [0, *map(int, cuts), size]
         yield list(pairwise(edges))
-
-

@@ -75,21 +75,12 @@ def stages(task: str) -> list[int]:
     return [0, 1, 2] if task == "operator" else [0, 1, 2, 3]
 
 
-def test_two_ranks_train_as_fp64_torch_in_one_process(home) -> None:
-    """Every task on two ranks, stages and splits in turn."""
-    cases = [
-        Case(task, min(number % 4, stages(task)[-1]), *SPLITS[2][(number + 1) % 3])
-        for number, task in enumerate(layouts.TASKS)
-    ]
-    check(sorted(cases, key=lambda case: case.stage), 2, home)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_one_and_four_ranks_train_so_too(ranks, home) -> None:
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_train_as_fp64_torch_in_one_process(ranks, home) -> None:
+    """Every kind of task, stages and splits in turn."""
     tasks = ("fold", "masked_lm", "causal_lm unpacked", "residue_labels", "operator")
     cases = [
-        Case(task, min((number + 1) % 4, stages(task)[-1]), *SPLITS[ranks][(number + 2) % 3])
+        Case(task, min((number + ranks // 2) % 4, stages(task)[-1]), *SPLITS[ranks][(number + ranks) % 3])
         for number, task in enumerate(tasks)
     ]
     check(sorted(cases, key=lambda case: case.stage), ranks, home)
