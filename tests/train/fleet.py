@@ -1,5 +1,5 @@
-"""Ranks for tests, without a launcher: processes forked from a server that has imported torch, DeepSpeed and the parts
-of transformers that tests train once.
+"""Ranks for tests, without a launcher: processes forked from a server that has once imported torch, DeepSpeed
+and what of transformers the tests train.
 
 A two-rank run takes about a second this way, instead of fifteen.
 """
