@@ -168,6 +168,25 @@ def test_a_high_bias_reaches_no_query_past_the_last(implementation: str, d: int,
         assert grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["q", "k", "v", "pair_bias", "mask"])
+@pytest.mark.parametrize("implementation", FUSED)
+def test_nan_and_infinity_are_seen_where_torch_sees_them(implementation: str, name: str, bad: float) -> None:
+    given = example(n=12)
+    given["mask"] = torch.zeros(1, 3, 12)
+    given[name].view(-1)[5] = bad
+    skip_unless(implementation, given)
+    outs, grads = [], []
+    for one in (implementation, "reference"):
+        leaves = {key: x.clone().requires_grad_() for key, x in given.items()}
+        outs.append(evoformer_attention(**leaves, implementation=one))
+        grads.append(torch.autograd.grad(outs[-1].sum(), list(leaves.values())))
+    assert outs[1].isfinite().all() == (bad == torch.inf and name == "v" and outs[1].isfinite().all())
+    assert torch.equal(outs[0].isfinite(), outs[1].isfinite())
+    for key, ours, theirs in zip(given, *grads, strict=True):
+        assert (ours.isfinite() <= theirs.isfinite()).all(), key
+
+
 def test_pieces_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled_module, "PIECE", 50)
     given = example(b=2, s=5, n=11)

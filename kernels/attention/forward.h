@@ -56,10 +56,10 @@ static void finish(const Packed& p, int64_t head, Scratch<N>& w, Queries& tile) 
   for (int x = 0; x < QB / W; ++x) {
     const Vec total = tile.total[x];
     const DVec exact = (wide(tile.top[x]) + log2(total)) * LN2;
-    const Vec whole = total > 0.0f ? narrow(exact) : set(NONE);
+    const Vec whole = total == 0.0f ? set(NONE) : narrow(exact) + (total - total);  // log2 of NaN is none
     store(lse + x * W, whole);
-    store(rest + x * W, total > 0.0f ? narrow(exact - wide(whole)) : Vec{});
-    store(scales + x * W, total > 0.0f ? 1.0f / total : Vec{});
+    store(rest + x * W, total == 0.0f ? Vec{} : narrow(exact - wide(whole)));
+    store(scales + x * W, total == 0.0f ? Vec{} : 1.0f / total);
   }
   const Rows out = rows_of(p.out, head, tile.at);
   for (int q = 0; q < tile.count; ++q) {

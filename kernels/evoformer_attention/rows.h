@@ -84,10 +84,10 @@ static void forward_row(const Problem& p, int64_t b, int64_t s, int64_t h, bool 
     float scales[QB], lse[QB], rest[QB];
     for (int x = 0; x < QB / W; ++x) {
       const Vec total = n ? sum[x] : Vec{};
-      const Vec whole = natural(top[x], log2(total));
-      store(lse + x * W, total > 0.0f ? whole : set(NONE));
-      store(rest + x * W, total > 0.0f ? narrow((wide(top[x]) - wide(binary(whole)) + log2(total)) * LN2) : Vec{});
-      store(scales + x * W, total > 0.0f ? 1.0f / total : Vec{});
+      const Vec whole = natural(top[x], log2(total)) + (total - total);  // log2 of NaN is none
+      store(lse + x * W, total == 0.0f ? set(NONE) : whole);
+      store(rest + x * W, total == 0.0f ? Vec{} : narrow((wide(top[x]) - wide(binary(whole)) + log2(total)) * LN2));
+      store(scales + x * W, total == 0.0f ? Vec{} : 1.0f / total);
     }
     for (int q = 0; q < count; ++q) {
       float* line = &w.lines[q * dp];

@@ -194,6 +194,17 @@ def test_the_number_of_programs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert launched[-1].arguments["partial"].shape[1] == 1
 
 
+@pytest.mark.usefixtures("_shipped")
+@pytest.mark.parametrize("rows", [2_000, 60_000, pytest.param(1_000_000, marks=pytest.mark.nightly)])
+def test_errors_of_sums_do_not_grow_with_the_rows(rows: int) -> None:
+    """In units of the sums' own size, the root of ``rows``; added one after another they would lose that many eps."""
+    x = numbers(rows, 16)
+    made = torch.zeros(16, dtype=torch.float64)
+    triton.column_sums(x, made)
+    error = (made - x.double().sum(0)).square().mean().sqrt() / rows**0.5
+    assert error < 6 * torch.finfo(torch.float32).eps
+
+
 def test_nothing_of_nothing() -> None:
     for call in CALLS:
         for name, x in call.run(triton, **call.make(0, 5, torch.float32)).items():

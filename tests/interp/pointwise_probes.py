@@ -101,7 +101,7 @@ def test_bytes_are_those_of_the_model_inside_and_without_a_race(call: Call, monk
     assert +seen[0].read == Counter(read)
     assert +seen[0].written == Counter(written)
     if call.name in ADDED:
-        total = dict.fromkeys(("first", "second")[: ADDED[call.name]], C * 4)
+        total = dict.fromkeys(("first", "second")[: ADDED[call.name]], C * 8)  # fp64
         assert +seen[1].read == Counter(total | {"partial": ADDED[call.name] * PROGRAMS * C * 4})
         assert +seen[1].written == Counter(total)
     for x in seen:

@@ -53,20 +53,20 @@ def model(kernel: str, *, rows: int = ROWS, done: int = 0, taken: int = S, float
     """Bytes read and written by argument: the whole traffic between the kernel and its tensors, in half precision.
 
     Keys and values are read once for each tile of queries and queries once for each tile of keys; the bias once for
-    each group of rows. Under a float mask lse is two numbers.
+    each group of rows. With a bias lse is two numbers, for 16 bits up to ``prepare``.
     """
     half, single, mask = 2, 4, 2 if float_mask else 1
     ends = 0 if float_mask else B * S * H * single
     lines, tiles_q, tiles_k, sharing = B * S * H, -(-N // M), -(-KEYS // K), -(-taken // rows)
     query, key, plane = lines * N * D * half, lines * KEYS * D * half, B * H * N * WIDTH * single
-    queries = ("high", "low", "delta") if float_mask else ("high", "delta")
+    queries = ("high", "delta")
     if kernel == "attend":
         read = {"q": query, "gate": query, "k": key * tiles_q, "v": key * tiles_q, "bias": plane * sharing}
         read |= {"mask": lines * KEYS * tiles_q * mask, "ends": ends * tiles_q}
-        return read, {"out": query} | dict.fromkeys(("lse", "rest") if float_mask else ("lse",), lines * N * single)
+        return read, {"out": query} | dict.fromkeys(("lse", "rest"), lines * N * single)
     if kernel == "prepare":
         read = dict.fromkeys(("out", "grad_out", "gate"), query)
-        read |= dict.fromkeys(("lse", "grad_lse", *(("rest",) if float_mask else ())), lines * N * single)
+        read |= dict.fromkeys(("lse", "grad_lse", "rest"), lines * N * single)
         return read, {"given": query, "grad_gate": query} | dict.fromkeys(queries, lines * N * single)
     if kernel == "grad_keys":
         read = {"k": key, "v": key, "q": query * tiles_k, "given": query * tiles_k, "bias": plane * sharing}

@@ -73,9 +73,12 @@ def evoformer_attention(
     ``pair_bias`` ``[b, h, q, k]``, any of them 1 to broadcast, in its own dtype. ``gate`` like q: the output is
     multiplied by ``sigmoid(gate)``. ``scale`` defaults to ``d ** -0.5``. Returns ``[b, s, q, h, d]``.
 
-    A query without keys (all False, or scores of -inf alone) gets 0 and gives no gradient. Gradients go to q, k, v,
-    pair_bias, gate and a float mask, those that ask for one. The same inputs give the same bits, whatever the number
-    of threads. Second derivatives: ``implementation="reference"``; the others refuse.
+    A query without keys (all False, or scores of -inf alone) gets 0 and gives no gradient. Only -inf means no key: over
+    scores of -1e9 or finfo.min alone the softmax is a mean, as in torch. Mask and bias are added in fp32 at least, so
+    two of finfo.min make -inf. NaN and +inf give NaN, as in torch; keys that a bool mask drops are not read.
+
+    Gradients go to q, k, v, pair_bias, gate and a float mask, those that ask for one. The same inputs give the same
+    bits, whatever the number of threads. Second derivatives: ``implementation="reference"``; the others refuse.
 
     implementation  ``triton``     NVIDIA and AMD GPUs, d ≤ 128; saves its inputs, the output and lse ``[b, s, h, q]``
                     ``native``     C++ on the CPU; saves the same

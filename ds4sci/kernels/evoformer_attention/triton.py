@@ -131,7 +131,8 @@ def plan_backward(
     keys = k.shape[2]
     out, lse, rest = out.contiguous(), lse.contiguous(), rest.contiguous()  # they are, unless vmap moved an axis
     arguments, constants = _inputs(q, k, v, mask, pair_bias, scale, arch)
-    constants["EXACT"] = rest.numel() > 0
+    # for 16 bits what lse's rounding leaves is a factor of dO: the large kernels know nothing of it
+    constants["EXACT"], fold = q.dtype == torch.float32, q.dtype != torch.float32 and rest.numel() > 0
     want_q, want_k, want_v, want_mask, want_bias, want_gate = wanted
     want_mask &= mask is not None
     want_bias &= pair_bias is not None
@@ -147,7 +148,7 @@ def plan_backward(
     high, delta = (empty(b, s, h, n) for _ in range(2))
     low = empty(b, s, h, n) if constants["EXACT"] else None
     pair = want_q or want_k or want_v or want_mask or want_bias
-    given = empty(*q.shape, dtype=q.dtype) if gate is not None and pair else grad_out
+    given = empty(*q.shape, dtype=q.dtype) if (gate is not None or fold) and pair else grad_out
     constants["WIDE"] |= _wide(grad_out.stride()[2:]) or (gate is not None and _wide(gate.stride()[2:]))
     block = max(16, 2048 // constants["PADDED"])
     launches = [
@@ -165,7 +166,7 @@ def plan_backward(
             {
                 "D": d, "PADDED": constants["PADDED"], "GATE": gate is not None, "GIVEN": given is not grad_out,
                 "WANT_GATE": want_gate, "LSE": grad_lse is not None, "WIDE": constants["WIDE"],
-                "EXACT": constants["EXACT"], "BLOCK_M": block,
+                "EXACT": constants["EXACT"], "FOLD": fold, "BLOCK_M": block,
             },
             4,
             1,

@@ -28,11 +28,12 @@ def prepare(
     out, lse, rest, grad_out, grad_lse, gate, high, low, delta, given, grad_gate,
     grad_out_strides, gate_strides, rows, queries, heads,
     D: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr, GIVEN: tl.constexpr, WANT_GATE: tl.constexpr,
-    LSE: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr,
+    LSE: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, FOLD: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """delta = Σ_d grad_out · out - grad_lse; lse in units of log2 as high + low; what the gate does to the gradients.
 
     Gated: σ(gate) stands in out, so delta is the ungated one; ``given`` is grad_out · σ(gate) (GIVEN: when asked).
+    FOLD: weights of high alone are too large by 2^low; ``given`` and delta have the factor 2^-low instead of a ``low``.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)
@@ -47,6 +48,14 @@ def prepare(
         grad_out + entry_offset(grad_out_strides, entry, row, head), grad_out_strides[2], grad_out_strides[4], first,
         queries, D, PADDED, BLOCK_M, WIDE,
     )  # fmt: skip
+    query = first + tl.arange(0, BLOCK_M)
+    place = (line * heads + head) * queries + query
+    keep = query < queries
+    share = tl.full([BLOCK_M], 1.0, tl.float32)
+    if FOLD:
+        left = tl.load(rest + place, mask=keep, other=0.0) * LOG2_E
+        share = tl.exp2(-left)
+    opened = tl.full([BLOCK_M, PADDED], 1.0, tl.float32)
     if GATE:
         tile_gate = load_tile(
             gate + entry_offset(gate_strides, entry, row, head), gate_strides[2], gate_strides[4], first, queries,
@@ -56,16 +65,14 @@ def prepare(
         if WANT_GATE:
             slope = tile_grad.to(tl.float32) * tile_out.to(tl.float32) * (1.0 - opened)
             store_tile(grad_gate + start, heads * D, first, queries, slope, D, PADDED, BLOCK_M)
-        if GIVEN:
-            store_tile(given + start, heads * D, first, queries, tile_grad.to(tl.float32) * opened, D, PADDED, BLOCK_M)
+    if GIVEN:
+        scaled = tile_grad.to(tl.float32) * opened * share[:, None]
+        store_tile(given + start, heads * D, first, queries, scaled, D, PADDED, BLOCK_M)
     if EXACT:
         # the rounding of these products would be the largest error of the gradients
         sums = tl.sum(tile_grad.to(tl.float64) * tile_out.to(tl.float64), 1).to(tl.float32)
     else:
         sums = tl.sum(tile_grad.to(tl.float32) * tile_out.to(tl.float32), 1)
-    query = first + tl.arange(0, BLOCK_M)
-    place = (line * heads + head) * queries + query
-    keep = query < queries
     if LSE:
         sums -= tl.load(grad_lse + place, mask=keep, other=0.0)
     whole = tl.load(lse + place, mask=keep, other=0.0)
@@ -74,7 +81,7 @@ def prepare(
     if EXACT:
         left = tl.load(rest + place, mask=keep, other=0.0) * LOG2_E
         tl.store(low + place, tl.where(empty, 0.0, left), mask=keep)
-    tl.store(delta + place, sums, mask=keep)
+    tl.store(delta + place, sums * share, mask=keep)
 
 
 @triton.jit
