@@ -93,6 +93,24 @@ def test_every_kernel_has_cases_that_grow() -> None:
     assert {kernel.name for kernel in KERNELS.values() if not kernel.growing} == NO_SUMS
 
 
+def test_a_cascade_loses_no_more_than_torchs_own_sum() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(5_000, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+        cascade, product = tiles.CascadeSum(), tiles.CascadeSum(4)
+        for row in x:
+            cascade.add(row.clone())
+            product.add_product(row[:, None], row[None, :2])
+        total, outer = cascade.result(), product.result()
+        assert total is not None
+        assert outer is not None
+        assert total.dtype == outer.dtype == torch.float32
+        want = x.double().sum(0)
+        errors = [(found.double() - want).norm() for found in (total, x.float().sum(0))]
+        assert errors[0] <= 1.3 * errors[1]
+        torch.testing.assert_close(outer.double(), x.double().t() @ x[:, :2].double(), rtol=1e-2, atol=0.2)
+    assert tiles.CascadeSum().result() is None
+
+
 @pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize(("kernel", "growing"), FAMILIES)
 def test_errors_do_not_grow(kernel: Kernel, growing: Growing) -> None:
