@@ -40,7 +40,8 @@ def measure(
         raise ValueError(f"{config_path}: its task {config.task.name!r} is no language model")
     phase = task.config.data.phases[-1]
     reader, regions, _, _ = task.sides()
-    rows = make_rows(regions, task.coder, document=phase.length, row=phase.row or phase.length, seed=task.seed)
+    row = phase.row or phase.length
+    rows = make_rows(regions, task.coder, reader.letters, document=phase.length, row=row, seed=task.seed)
     chosen = (
         np.random.default_rng(task.seed).permutation(len(rows)).tolist()
     )  # the first rows are the longest documents
@@ -49,12 +50,9 @@ def measure(
     while len(examples) < documents and taken < len(chosen):
         for number in rows.documents(chosen[taken]):
             rng = np.random.default_rng([task.seed, taken, number])
-            read = reader.document(
-                int(rows.record[number]), int(rows.start[number]), int(rows.stop[number]), int(rows.tokens[number])
-            )
+            read = reader.document(int(rows.record[number]), int(rows.start[number]), int(rows.stop[number]))
             examples.append((taken, (read, task.prediction.apply(read, rng))))
         taken += 1
-    row = phase.row or phase.length
     packed = [collate([[e for r, e in examples if r == number]], row, task.coder.pad) for number in range(taken)]
     own = [example for _, example in examples]
     order = np.random.default_rng(0).permutation(len(own))

@@ -158,11 +158,13 @@ class LanguageBatch:
     position_ids  int64 [b, n], from 0 in every document
     spans         int64 [m, 2], first token and the one after the last of each document, in the rows laid end to end;
                   always on the CPU
-    marked        bool [b, n], True = soft-masked (lower case) in the file
+    marked        bool [b, n], True = the label is soft-masked (lower case) in the file
     ids           names of the documents: RECORD:FIRST-LAST, 1-based residues
     tokens        real tokens, special ones included
     step          optimizer step that this batch belongs to
     rope_factor   positions are divided by this (linear position interpolation)
+    residues      int64 [b, n], residues that the label counts for: each residue of a row counts at most once; None
+                  where there are no residues to count
     """
 
     ids: tuple[str, ...]
@@ -175,6 +177,7 @@ class LanguageBatch:
     tokens: int
     step: int = 0
     rope_factor: float = 1.0
+    residues: Tensor | None = None
 
     def to(self, device: torch.device | str) -> LanguageBatch:
         """The same batch on ``device``; ``spans`` stay on the CPU, where kernels plan by them."""

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ds4sci.data.language import Document, Target, collate
+from ds4sci.data.language import Document, collate
+from ds4sci.data.targets import Target
 from ds4sci.models import language
 from ds4sci.types import IGNORED, LanguageBatch
 
@@ -46,10 +47,11 @@ def documents(lengths: list[int], seed: int = 0) -> list[Document]:
     made = []
     for number, length in enumerate(lengths):
         ids = np.concatenate([[CLS], rng.integers(4, 24, length - 2), [EOS]])
-        special = np.zeros(length, bool)
-        special[[0, -1]] = True
+        size = np.ones(length, np.int64)
+        size[[0, -1]] = 0
         weights = np.where(rng.random(length) < 0.2, 0.5, 1.0).astype(np.float32)
-        made.append(Document(ids, weights, rng.random(length) < 0.3, special, f"d{number}"))
+        marked, start = rng.random(length) < 0.3, size.cumsum() - size
+        made.append(Document(ids, weights, marked, start, size, size < 0, f"d{number}"))
     return made
 
 

@@ -11,17 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds4sci.data.chains import ChainSet
-from ds4sci.data.rows import Regions, make_rows, pack, row_of, window
+from ds4sci.data.rows import make_rows, pack, row_of, window
+from ds4sci.data.tokenizers.schemes import Period
+from ds4sci.data.windows import Regions
 
 
 class TwoEnds:
     """A coder of single letters with <cls> and <eos>."""
 
-    def tokens_of(self, residues: int) -> int:
-        return residues + 2
+    prefix, ends, period = 1, 2, Period()
 
-    def residues_in(self, tokens: int) -> int:
-        return tokens - 2
+    def encode(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        place = np.pad(np.arange(len(letters)), 1)
+        return np.pad(letters, 1).astype(np.int64), place, np.pad(np.ones(len(letters), np.int64), 1)
+
+    def is_unknown(self, ids: np.ndarray) -> np.ndarray:
+        return ids < 0
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=300), st.integers(0, 5))

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data import tokenizers
-from ds4sci.data.rows import Regions
 from ds4sci.data.sequences import Range, SequenceStore, index
 from ds4sci.data.sequences.split import leakage, split_by_cluster, split_by_record
+from ds4sci.data.tokenizers.schemes import Period
+from ds4sci.data.windows import Regions
 from ds4sci.types import RESIDUES
 
 CHECKED = 2_000_000
@@ -39,7 +40,9 @@ class Coder:
         self.vocabulary = len(tokenizer)
         self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
         self.mask = int(tokenizer.mask_token_id) if tokenizer.mask_token_id is not None else -1
-        self._ends = len(self.encoder.prefix) + len(self.encoder.suffix)
+        self.prefix = len(self.encoder.prefix)
+        self.ends = self.prefix + len(self.encoder.suffix)
+        self._unknown = -1 if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id)
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -64,27 +67,18 @@ class Coder:
 
     def encode(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids, first residue, residues) of every token of a document; special tokens stand for 0 residues."""
-        ids = self.encoder.wrap(self.encoder.encode_residues(letters)).astype(np.int64)
-        start, size = self.encoder.token_spans(letters)
-        ends = (len(self.encoder.prefix), len(self.encoder.suffix))
-        return ids, np.pad(start, ends), np.pad(size, ends)
+        ids, start, size = self.encoder.encode(letters)
+        around = (self.prefix, self.ends - self.prefix)
+        return self.encoder.wrap(ids).astype(np.int64), np.pad(start, around), np.pad(size, around)
 
-    def tokens_of(self, residues: int) -> int:
-        """Tokens of a document of so many residues, special ones included; more where N interrupts its k-mers."""
-        if self.encoder.one_per_residue:
-            return residues + self._ends
-        return len(self.encoder.encode_residues(np.full(residues, ord("A"), np.uint8))) + self._ends
+    @property
+    def period(self) -> Period | None:
+        """See ``ResidueEncoder.period``."""
+        return self.encoder.period
 
-    def residues_in(self, tokens: int) -> int:
-        """The most residues that a document of so many tokens holds."""
-        inner = tokens - self._ends
-        if self.encoder.one_per_residue or inner < 1:
-            return inner
-        low, high = 0, 64 * inner
-        while low < high:  # tokens of n residues rise with n but for a word's last bases
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.tokens_of(middle) <= tokens else (low, middle - 1)
-        return low
+    def is_unknown(self, ids: np.ndarray) -> np.ndarray:
+        """bool: which of ``ids`` are ``<unk>``."""
+        return np.asarray(ids == self._unknown)
 
 
 def coder(model: str | None, options: dict[str, Any], *, causal: bool) -> Coder:

@@ -14,10 +14,9 @@ import torch
 from ds4sci.data.loader import ahead, generator
 from ds4sci.data.rows import EVALUATE, SAMPLE, Rows, row_of, window
 from ds4sci.data.sequence_transform import residue_weights, reverse_complement
+from ds4sci.data.targets import Example, Target, unlabelled
+from ds4sci.data.tokenizers.alphabets import AMBIGUOUS
 from ds4sci.types import IGNORED, LanguageBatch
-
-_KEPT, _RANDOM = 0.1, 0.1
-"""Shares of the chosen tokens that stay as they are and that become another letter (BERT, ESM-2)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,9 @@ class Document:
     ids      int64 [t]
     weights  float32 [t]
     marked   bool [t], True = soft-masked in the file
-    special  bool [t], True = a special token: never masked
+    start    int64 [t], first residue of each token
+    size     int64 [t], residues of each token; 0 = a special token, never masked
+    unknown  bool [t], True = ``<unk>``, whatever its letters are
     name     RECORD:FIRST-LAST, 1-based residues
     labels   int64 [t], what each token is to be called, −100 = not known; None where tokens themselves are predicted
     """
@@ -35,7 +36,9 @@ class Document:
     ids: np.ndarray
     weights: np.ndarray
     marked: np.ndarray
-    special: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    unknown: np.ndarray
     name: str
     labels: np.ndarray | None = None
 
@@ -43,10 +46,8 @@ class Document:
 class Documents(Protocol):
     """Where documents come from."""
 
-    def document(
-        self, record: int, start: int, stop: int, tokens: int, rng: np.random.Generator | None = None
-    ) -> Document:
-        """Residues ``start`` … ``stop`` − 1 of a record, at most ``tokens`` tokens; ``rng`` draws the strand."""
+    def document(self, record: int, start: int, stop: int, rng: np.random.Generator | None = None) -> Document:
+        """Residues ``start`` … ``stop`` − 1 of a record, all their tokens; ``rng`` draws the strand."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Reader:
     store               ``ds4sci.data.sequences.SequenceStore``
     coder               ``ds4sci.data.tokenizers``: ids of letters, special tokens included
     soft_weight         weight of soft-masked residues in the loss
-    unknown_weight      weight of N and X
+    unknown_weight      weight of N, X and the other codes for several bases
     reverse_complement  how often a window of DNA is read on the other strand
     """
 
@@ -66,28 +67,38 @@ class Reader:
     unknown_weight: float = 0.0
     reverse_complement: float = 0.0
 
-    def document(
-        self, record: int, start: int, stop: int, tokens: int, rng: np.random.Generator | None = None
-    ) -> Document:
-        """Residues ``start`` … ``stop`` − 1 of a record, at most ``tokens`` tokens of them; ``rng`` draws the
-        strand."""
+    def letters(self, record: int, start: int, stop: int) -> np.ndarray:
+        """uint8 letters of residues ``start`` … ``stop`` − 1 of a record."""
+        return self.store.residues(record, start, stop)
+
+    def document(self, record: int, start: int, stop: int, rng: np.random.Generator | None = None) -> Document:
+        """Residues ``start`` … ``stop`` − 1 of a record, all their tokens; ``rng`` draws the strand."""
         letters = self.store.residues(record, start, stop)
         soft = self.store.soft(record, start, stop)
         unknown = self.store.unknown(record, start, stop)
+        if self.store.alphabet == "dna":
+            unknown = unknown | np.isin(letters, _AMBIGUOUS)
         strand = ""
         if rng is not None and self.reverse_complement and rng.random() < self.reverse_complement:
             letters, soft, unknown = reverse_complement(letters, soft, unknown)
             strand = "-"
         weight = residue_weights(soft, unknown, soft_weight=self.soft_weight, unknown_weight=self.unknown_weight)
-        ids, place, size = (x[:tokens] for x in self.coder.encode(letters))
-        special = size == 0
+        ids, place, size = self.coder.encode(letters)
+        strange = self.coder.is_unknown(ids) & (size > 0)
+        weights = _over(weight, place, size, np.minimum, 1.0)
+        # <unk> stands for any letters: to predict it is no knowledge of them.
         return Document(
             ids,
-            _over(weight, place, size, np.minimum, 1.0),
+            np.where(strange, np.float32(0.0), weights),
             _over(soft, place, size, np.logical_and, False),
-            special,
+            place,
+            size,
+            strange,
             f"{self.store.name(record)}:{start + 1}-{stop}{strand}",
         )
+
+
+_AMBIGUOUS = np.frombuffer(AMBIGUOUS.encode(), np.uint8)
 
 
 def _over(values: np.ndarray, place: np.ndarray, size: np.ndarray, how: np.ufunc, special: Any) -> np.ndarray:
@@ -98,75 +109,27 @@ def _over(values: np.ndarray, place: np.ndarray, size: np.ndarray, how: np.ufunc
     return np.where(size == 0, values.dtype.type(special), first)
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is to be predicted.
-
-    fraction   share of the tokens that a masked model predicts; 0 = the next token, causally
-    mask       id of the mask token
-    residues   ids of residue tokens, which random replacements are drawn from
-    """
-
-    fraction: float = 0.0
-    mask: int = -1
-    residues: np.ndarray | None = None
-
-    def apply(self, document: Document, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(inputs, labels, weights) of a document."""
-        ids = document.ids
-        if document.labels is not None:
-            return ids, document.labels, document.weights
-        if not self.fraction:
-            labels = np.full(len(ids), IGNORED, np.int64)
-            labels[:-1] = ids[1:]
-            weights = np.zeros(len(ids), np.float32)
-            weights[:-1] = document.weights[1:]
-            return ids, labels, weights
-        chosen = (rng.random(len(ids)) < self.fraction) & ~document.special
-        how = rng.random(len(ids))
-        assert self.residues is not None
-        other = self.residues[rng.integers(len(self.residues), size=len(ids))]
-        inputs = np.where(chosen & (how >= _KEPT + _RANDOM), self.mask, ids)
-        inputs = np.where(chosen & (how < _RANDOM), other, inputs)
-        return inputs, np.where(chosen, ids, IGNORED), document.weights
-
-    def turns(self) -> int:
-        """Passes in which every token of a document is predicted once."""
-        return max(1, round(1 / self.fraction)) if self.fraction else 1
-
-    def turn(
-        self, document: Document, turn: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As ``apply``, with the tokens parted among ``turns()`` passes: all of a pass are masked, none replaced."""
-        if not self.fraction:
-            return self.apply(document, rng)
-        own = rng.permutation(len(document.ids)) % self.turns() == turn
-        own &= ~document.special
-        return np.where(own, self.mask, document.ids), np.where(own, document.ids, IGNORED), document.weights
-
-
-Example = tuple[Document, tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-
-def collate(rows: Sequence[Sequence[Example]], n: int, pad: int, **facts: Any) -> LanguageBatch:
+def collate(rows: Sequence[Sequence[tuple[Document, Example]]], n: int, pad: int, **facts: Any) -> LanguageBatch:
     """b rows of documents, end to end, filled up to n tokens with ``pad``."""
     b = len(rows)
     inputs = np.full((b, n), pad, np.int64)
     labels = np.full((b, n), IGNORED, np.int64)
     weights = np.zeros((b, n), np.float32)
+    residues = np.zeros((b, n), np.int64)
     positions = np.zeros((b, n), np.int64)
     marked = np.zeros((b, n), bool)
     spans: list[tuple[int, int]] = []
     for row, documents in enumerate(rows):
         at = 0
-        for document, (given, wanted, weight) in documents:
-            here = slice(at, at + len(given))
-            inputs[row, here], labels[row, here], weights[row, here] = given, wanted, weight
-            positions[row, here] = np.arange(len(given))
-            marked[row, here] = document.marked
+        for _, example in documents:
+            here = slice(at, at + len(example.inputs))
+            inputs[row, here], labels[row, here], weights[row, here] = example.inputs, example.labels, example.weights
+            residues[row, here], marked[row, here] = example.residues, example.marked
+            positions[row, here] = np.arange(here.stop - at)
             spans.append((row * n + here.start, row * n + here.stop))
             at = here.stop
     weights[labels == IGNORED] = 0.0
+    residues[labels == IGNORED] = 0
     return LanguageBatch(
         ids=tuple(document.name for documents in rows for document, _ in documents),
         input_ids=torch.from_numpy(inputs),
@@ -175,9 +138,33 @@ def collate(rows: Sequence[Sequence[Example]], n: int, pad: int, **facts: Any) -
         position_ids=torch.from_numpy(positions),
         spans=torch.tensor(spans, dtype=torch.int64).view(-1, 2),
         marked=torch.from_numpy(marked),
+        residues=torch.from_numpy(residues),
         tokens=sum(stop - start for start, stop in spans),
         **facts,
     )
+
+
+def as_batch(rows: Sequence[np.ndarray], n: int, pad: int) -> LanguageBatch:
+    """Rows of n tokens, each one document of these ids, nothing to predict."""
+    none = np.zeros(0, np.int64)
+    made = [[(Document(ids, none, none, none, none, none, f"row {i}"), unlabelled(ids))] for i, ids in enumerate(rows)]
+    return collate(made, n, pad)
+
+
+def _read(reader: Documents, rows: Rows, document: int, rng: np.random.Generator | None) -> Document:
+    """A document of a row; with ``rng`` moved, and on a strand that is drawn.
+
+    Where token boundaries depend on the letters, a moved window may have more tokens than the row has room for: then
+    it is read where it was cut, where it fits. Nothing is cut off a document.
+    """
+    record, most = int(rows.record[document]), int(rows.tokens[document])
+    if rng is not None:
+        moved = reader.document(record, *window(rows, document, rng), rng)
+        if len(moved.ids) <= most:
+            return moved
+    read = reader.document(record, int(rows.start[document]), int(rows.stop[document]), rng)
+    assert len(read.ids) <= most, f"{read.name} has {len(read.ids)} tokens; its row was made for {most}"
+    return read
 
 
 @dataclass(frozen=True)
@@ -227,9 +214,7 @@ def batches(
             rng = generator(seed, SAMPLE, step, accumulation * together + j)
             examples = []
             for document in phase.rows.documents(numbers[j]):
-                begin, end = window(phase.rows, document, rng)
-                tokens = int(phase.rows.tokens[document])
-                read = reader.document(int(phase.rows.record[document]), begin, end, tokens, rng)
+                read = _read(reader, phase.rows, document, rng)
                 examples.append((read, target.apply(read, rng)))
             made.append(examples)
         return collate(made, n, pad, step=step, rope_factor=phase.rope_factor)
@@ -271,8 +256,7 @@ def evaluation_batches(
                 rng = generator(seed, EVALUATE, number)
                 examples = []
                 for document in rows.documents(number):
-                    at = [int(x[document]) for x in (rows.record, rows.start, rows.stop, rows.tokens)]
-                    read = reader.document(at[0], at[1], at[2], at[3])
+                    read = _read(reader, rows, document, None)
                     examples.append((read, target.turn(read, turn, rng)))
                 made.append(examples)
             yield collate(made, n, pad, rope_factor=rope_factor)

@@ -1,4 +1,4 @@
-"""From sequences to rows of tokens: windows of long records, documents packed side by side, an endless order of rows.
+"""From windows of sequences to rows of tokens: documents packed side by side, an endless order of rows.
 
 A row holds one document (padded batches) or as many as fit its budget of tokens. Which documents share a row is drawn
 once for a run; the order of the rows is drawn anew every epoch; both depend on the seed and on nothing else, so step k
@@ -8,32 +8,18 @@ sees the same tokens for any number of ranks, workers and restarts.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from ds4sci.data.loader import chain_of, generator
+from ds4sci.data.windows import Coder, Coverage, Letters, Regions, cut
 
 PACK, ORDER, SAMPLE, EVALUATE = range(16, 20)
 """Families of random streams; those of ``ds4sci.data.loader`` are 0 to 2."""
 
 POOL = 4096
 """Documents among which a row looks for what fits its gap best."""
-
-SHORTEST = 8
-"""Residues below which the end of a cut record is left out."""
-
-
-class Coder(Protocol):
-    """What a tokenizer must say here."""
-
-    def tokens_of(self, residues: int) -> int:
-        """Tokens of a document of so many residues, special ones included."""
-
-    def residues_in(self, tokens: int) -> int:
-        """The most residues that a document of so many tokens holds."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +29,10 @@ class Rows:
     record        int64 [m], index into the store
     start, stop   int64 [m], residues of the record
     low, high     int64 [m], the region of the record in which the reader may move them
-    tokens        int64 [m]
+    tokens        int64 [m], the most that a document has
     bounds        int64 [r + 1], documents bounds[i] … bounds[i + 1] − 1 are row i's
+    coverage      what of the regions the documents hold
+    step          windows are moved by multiples of so many residues: a codon's frame stays
     """
 
     record: np.ndarray
@@ -54,6 +42,8 @@ class Rows:
     high: np.ndarray
     tokens: np.ndarray
     bounds: np.ndarray
+    coverage: Coverage
+    step: int = 1
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -69,56 +59,44 @@ class Rows:
         return float(sums.mean() / sums.max())
 
 
-@dataclass(frozen=True)
-class Regions:
-    """What of a store is read: residues start … stop − 1 of each record; int64 arrays of one length."""
-
-    record: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-
-    @classmethod
-    def whole(cls, lengths: np.ndarray, records: Sequence[int] | np.ndarray) -> Regions:
-        """All of each record."""
-        chosen = np.asarray(records, dtype=np.int64)
-        stop = np.asarray(lengths, dtype=np.int64)[chosen]
-        return cls(chosen, np.zeros_like(stop), stop)
-
-
-def make_rows(regions: Regions, coder: Coder, *, document: int, row: int | None, seed: int) -> Rows:
+def make_rows(
+    regions: Regions,
+    coder: Coder,
+    letters: Letters | None = None,
+    *,
+    document: int,
+    row: int | None,
+    seed: int,
+    both_strands: bool = False,
+) -> Rows:
     """Rows of what is in ``regions``.
 
-    document  the most tokens of a document; longer regions are cut into windows of that size
-    row       budget of tokens a row, at least ``document``; None: each document is a row
+    letters       (record, start, stop) → letters, for tokenizers whose token boundaries depend on them
+    document      the most tokens of a document; longer regions are cut into windows of that size
+    row           budget of tokens a row, at least ``document``; None: each document is a row
+    both_strands  windows are read on the other strand too
 
-    Raises ValueError for sizes that hold no residue, and where there is nothing to make rows of.
+    Raises ValueError for sizes that hold no residue, and where no residue is in a token.
     """
-    size = coder.residues_in(document)
-    if size < 1:
-        raise ValueError(f"a document of {document} tokens holds no residue beside the special tokens")
     if row is not None and row < document:
         raise ValueError(
             f"a row of {row} tokens cannot hold a document of {document}; raise data.row or lower data.length"
         )
-    count = -(-(regions.stop - regions.start) // size)
-    which = np.repeat(np.arange(len(count)), count)
-    turn = np.arange(len(which)) - np.repeat(count.cumsum() - count, count)
-    start = regions.start[which] + turn * size
-    stop = np.minimum(start + size, regions.stop[which])
-    kept = (stop - start >= SHORTEST) | (count[which] == 1)
-    which, start, stop = which[kept], start[kept], stop[kept]
-    if not len(which):
-        raise ValueError("there is no sequence to make rows of")
-    sizes, inverse = np.unique(stop - start, return_inverse=True)
-    tokens = np.array([coder.tokens_of(int(one)) for one in sizes], dtype=np.int64)[inverse]
+    windows = cut(regions, coder, letters, document=document, both_strands=both_strands)
+    if not len(windows.tokens):
+        raise ValueError(
+            f"there is no sequence to make rows of: {windows.coverage.given:,} residues in {len(regions.record)} "
+            "records, none of them in a token"
+        )
     if row is None:
-        order, bounds = np.arange(len(which)), np.arange(len(which) + 1)
+        order, bounds = np.arange(len(windows.tokens)), np.arange(len(windows.tokens) + 1)
     else:
-        order, bounds = pack(tokens, row, generator(seed, PACK))
-    at = which[order]
+        order, bounds = pack(windows.tokens, row, generator(seed, PACK))
+    at, period = windows.region[order], coder.period
+    step = period.step if period is not None and period.step == period.width else 1
     return Rows(
-        regions.record[at], start[order], stop[order], regions.start[at], regions.stop[at], tokens[order],
-        bounds.astype(np.int64),
+        regions.record[at], windows.start[order], windows.stop[order], regions.start[at], regions.stop[at],
+        windows.tokens[order], bounds.astype(np.int64), windows.coverage, step,
     )  # fmt: skip
 
 
@@ -157,5 +135,8 @@ def window(rows: Rows, document: int, rng: np.random.Generator) -> tuple[int, in
     low, high, size = int(rows.low[document]), int(rows.high[document]), stop - start
     if size < high - low:
         half = size // 2
-        start = min(max(low, start + int(rng.integers(-half, half + 1))), high - size)
+        move = int(rng.integers(-half, half + 1))
+        if rows.step > 1:
+            move = int(np.clip(move, low - start, high - stop) / rows.step) * rows.step
+        start = min(max(low, start + move), high - size)
     return start, start + size

@@ -40,6 +40,7 @@ class Task(Protocol):
     #                     that of tokens to predict. Without it samples count alike: len(batch.ids)
     #   share(group)      spread every row over the ranks of a group (``parallel.sequence``)
     #   work(batch)       (real tokens, FLOP) of a micro-batch, for the speed in the log
+    #   coverage()        name of a part of the data → ``Coverage``: residues read and left out, told when a run starts
     #   keep(folder)      write what a run must have to be read anywhere; the module's ``kept_by(run)`` gives overrides
     #   pretrained()      (model, tokenizer) of Hugging Face, for ``ds4sci export``
 

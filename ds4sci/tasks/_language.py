@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ds4sci.data import corpus
-from ds4sci.data.language import Phase, Reader, Target, batches, evaluation_batches, marked_as_padding
-from ds4sci.data.rows import Regions, Rows, make_rows
+from ds4sci.data.language import Phase, Reader, batches, evaluation_batches, marked_as_padding
+from ds4sci.data.rows import Rows, make_rows
+from ds4sci.data.targets import Target
+from ds4sci.data.windows import Coverage, Regions
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
@@ -118,6 +120,7 @@ class LanguageTask:
         self.language.check_rope([phase.rope_factor for phase in data.phases])
         self.group: SequenceGroup = ALONE
         self._sides: tuple[Reader, Regions, Reader, Regions] | None = None
+        self._rows_made: dict[tuple[bool, int, int | None], Rows] = {}
 
     def keep(self, folder: Path) -> None:
         """Write the model's config and the tokenizer into ``folder``, so that a run needs nothing else to be read."""
@@ -159,17 +162,42 @@ class LanguageTask:
     def prediction(self) -> Target:
         return Target(self.fraction, self.coder.mask, self.coder.residue_ids)
 
-    def _rows(self, regions: Regions, phase: LengthPhase) -> tuple[Rows, int | None]:
+    def _rows(self, phase: LengthPhase, *, train: bool) -> tuple[Rows, int | None]:
+        """Rows of one side, made once: tokenising a genome to cut it takes its time."""
         row = (phase.row or phase.length) if self.config.data.packing else None
-        return make_rows(regions, self.coder, document=phase.length, row=row, seed=self.seed), row
+        key = train, phase.length, row
+        if key not in self._rows_made:
+            reader, regions = self.sides()[:2] if train else self.sides()[2:]
+            self._rows_made[key] = make_rows(
+                regions, self.coder, reader.letters, document=phase.length, row=row, seed=self.seed,
+                both_strands=bool(reader.reverse_complement),
+            )  # fmt: skip
+        return self._rows_made[key], row
+
+    def coverage(self) -> dict[str, Coverage]:
+        """What the rows of each phase, and those of the held-out part, hold of their sequences.
+
+        Raises ValueError where there is nothing in them to predict.
+        """
+        phases = self.config.data.phases
+        found = {f"training, length {phase.length}": self._rows(phase, train=True)[0].coverage for phase in phases}
+        found["held out"] = self._rows(phases[-1], train=False)[0].coverage
+        for name, one in found.items():
+            if one.unknown == one.read:
+                raise ValueError(
+                    f"data, {name}: the tokenizer reads all {one.read:,} residues as <unk>; is it one of these "
+                    "sequences, and are words as long as a document known to it (WordPiece's "
+                    "max_input_chars_per_word)?"
+                )
+        return found
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[LanguageBatch]:
-        reader, regions, _, _ = self.sides()
+        reader, _, _, _ = self.sides()
         phases = []
         for phase in self.config.data.phases:
-            rows, budget = self._rows(regions, phase)
+            rows, budget = self._rows(phase, train=True)
             first = math.ceil(phase.from_progress * self.steps)
             phases.append(Phase(first, rows, budget, multiple(self.group), phase.rope_factor))
         return batches(
@@ -191,9 +219,9 @@ class LanguageTask:
         return batch.tokens // self.group.size, self.language.flops(batch.spans) / self.group.size
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
-        _, _, reader, regions = self.sides()
+        _, _, reader, _ = self.sides()
         last = self.config.data.phases[-1]
-        rows, budget = self._rows(regions, last)
+        rows, budget = self._rows(last, train=False)
         wanted = self.config.data.evaluation_tokens
         size = budget or int(rows.tokens.max())
         count = min(len(rows), max(1, wanted // size)) if wanted else len(rows)
@@ -213,27 +241,58 @@ class LanguageTask:
             budget=budget or (int(rows.tokens.max()) if world_size > 1 else None), multiple=multiple(self.group),
             every_token=every_token, rope_factor=rope_factor,
         )  # fmt: skip
-        return [{"id": f"row {row}"} | self._sums(output) for row, output in outputs(model, made, share, device, turns)]
+        return [
+            {"id": f"row {row}"} | self._sums(output, batch.residues)
+            for row, batch, output in outputs(model, made, share, device, turns)
+        ]
 
-    def _sums(self, output: LanguageOutput) -> dict[str, Any]:
-        table = class_sums(output, self.coder.vocabulary, self.group)
+    def _sums(self, output: LanguageOutput, residues: Tensor | None) -> dict[str, Any]:
+        """nats, tokens, right of all labels that count; ``residues`` with ``residue_nats``, those of the labels that
+        stand for residues; the same of soft-masked ones, and by class; residues of labels of weight 0."""
+        assert residues is not None
+        counted = self.group.shard(residues)
+        table = class_sums(output, self.coder.vocabulary, self.group, counted)
         classes = {
-            name: [float(table[:, i, 0].sum()), int(table[:, i, 1].sum())]
+            name: [float(table[:, i, 0].sum()), int(table[:, i, 1].sum()), int(table[:, i, 3].sum())]
             for i, name in enumerate(self.coder.names)
             if table[:, i, 1].sum() > 0
         }
-        marked = [float(table[1, :, 0].sum()), int(table[1, :, 1].sum())]
-        nats, tokens, right = table.sum((0, 1)).tolist()
-        return {"nats": nats, "tokens": int(tokens), "right": int(right), "classes": classes, "soft": marked}
+        own = table[:, table[..., 3].sum(0) > 0]
+        nats, tokens, right, scored = table.sum((0, 1)).tolist()
+        left = self.group.total((counted * ((output.labels >= 0) & (output.weights <= 0))).sum().double())
+        return {
+            "nats": nats, "tokens": int(tokens), "right": int(right), "classes": classes,
+            "residues": int(scored), "residue_nats": float(own[..., 0].sum()),
+            "soft": [float(own[1, :, 0].sum()), int(own[1, :, 3].sum())], "weightless": int(left),
+        }  # fmt: skip
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        tokens = sum(row["tokens"] for row in rows)
-        nats = sum(row["nats"] for row in rows) / max(1, tokens)
-        right = sum(row["right"] for row in rows) / max(1, tokens)
-        return {
+        """Per token, special ones included; ``nats_per_residue`` where masked tokens have lengths of their own."""
+        tokens, residues = (sum(row[name] for row in rows) for name in ("tokens", "residues"))
+        if not tokens:
+            raise ValueError(
+                f"no token of the held-out part counts ({len(rows)} rows, all unknown letters or weight 0), so there "
+                "is nothing to score; name other sequences in data.valid, or raise data.valid_fraction"
+            )
+        nats = sum(row["nats"] for row in rows) / tokens
+        right = sum(row["right"] for row in rows) / tokens
+        found = {
             "score": -nats, "nats": nats, "perplexity": math.exp(min(nats, 700.0)), "accuracy": right,
             "tokens": float(tokens),
         }  # fmt: skip
+        if residues and self.counts_residues:
+            found["nats_per_residue"] = sum(row["residue_nats"] for row in rows) / residues
+        return found
+
+    @property
+    def counts_residues(self) -> bool:
+        """Whether nats per residue mean something: not for a masked model whose tokens' lengths depend on the letters.
+
+        There the visible tokens tell how long the masked one is and, as it was not merged with them, what it is not:
+        on random bases the best model would get below ln 4 a base. Causal models have no such leak: each token is
+        predicted from the text before it alone, and the product is the probability of the text.
+        """
+        return not self.fraction or not self.coder.encoder.boundaries_depend_on_letters
 
 
 def kept_by(run: Path) -> list[str]:
@@ -285,28 +344,25 @@ def share_of(chosen: list[int], rank: int, world_size: int) -> Share:
 
 def outputs(
     model: nn.Module, made: Iterable[LanguageBatch], share: Share, device: torch.device, turns: int = 1
-) -> Iterator[tuple[int, LanguageOutput]]:
-    """(row, output) of the batches of a rank's share, ``turns`` for each row; what is another's is computed, and
+) -> Iterator[tuple[int, LanguageBatch, LanguageOutput]]:
+    """(row, batch, output) of the batches of a rank's share, ``turns`` for each row; what is another's is computed, and
     left."""
     for number, batch in enumerate(made):
         real = number // turns < share.real
-        output = model((batch if real else marked_as_padding(batch)).to(device))
+        given = (batch if real else marked_as_padding(batch)).to(device)
+        output = model(given)
         if real:
-            yield share.rows[number // turns], output
+            yield share.rows[number // turns], given, output
 
 
-def class_sums(output: LanguageOutput, classes: int, group: SequenceGroup) -> Tensor:
-    """fp64 [2, classes, 3] on the CPU: nats, count and hits of the tokens that have a label and a weight, over all
-    ranks of the group; by soft-masking and label."""
+def class_sums(output: LanguageOutput, classes: int, group: SequenceGroup, residues: Tensor | None = None) -> Tensor:
+    """fp64 [2, classes, 4] on the CPU: nats, count, hits and ``residues`` of the tokens that have a label and a weight,
+    over all ranks of the group; by soft-masking and label."""
     keep = ((output.labels >= 0) & (output.weights > 0)).flatten().cpu()
     labels = output.labels.clamp(min=0).flatten().cpu()
     place = (output.marked.flatten().cpu().long() * classes + labels)[keep]
-    values = torch.stack(
-        [
-            x.detach().flatten().double().cpu()[keep]
-            for x in (output.losses, torch.ones_like(output.losses), output.right)
-        ],
-        dim=1,
-    )
-    table = torch.zeros(2 * classes, 3, dtype=torch.float64).index_add_(0, place, values).view(2, classes, 3)
+    ones = torch.ones_like(output.losses)
+    columns = (output.losses, ones, output.right, ones if residues is None else residues)
+    values = torch.stack([x.detach().flatten().double().cpu()[keep] for x in columns], dim=1)
+    table = torch.zeros(2 * classes, 4, dtype=torch.float64).index_add_(0, place, values).view(2, classes, 4)
     return group.total(table.to(output.losses.device)).cpu()

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ds4sci.data import corpus
 from ds4sci.data.chains import ChainSet
-from ds4sci.data.language import Document, Phase, Target, batches, evaluation_batches
+from ds4sci.data.language import Document, Phase, batches, evaluation_batches
 from ds4sci.data.letters import secondary_classes
-from ds4sci.data.rows import Regions, Rows, make_rows
+from ds4sci.data.rows import Rows, make_rows
+from ds4sci.data.targets import Target
+from ds4sci.data.windows import Regions
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
@@ -74,19 +76,17 @@ class LabelReader:
     coder: corpus.Coder
     states: str
 
-    def document(
-        self, record: int, start: int, stop: int, tokens: int, rng: np.random.Generator | None = None
-    ) -> Document:
-        """See ``ds4sci.data.language.Reader``; a token that is not one residue has no label."""
+    def document(self, record: int, start: int, stop: int, rng: np.random.Generator | None = None) -> Document:
+        """See ``ds4sci.data.language.Reader``."""
         chain = self.chains[record]
         letters = np.frombuffer(chain.sequence.encode("ascii"), np.uint8)[start:stop]
         dssp = chain.dssp or "?" * len(chain.sequence)
         classes = secondary_classes(dssp) if self.states == "3" else _eight(dssp)
-        ids, place, size = (x[:tokens] for x in self.coder.encode(letters))
+        ids, place, size = self.coder.encode(letters)
         own = classes[start:stop][np.minimum(place, len(letters) - 1)]
         labels = np.where((size == 1) & (own >= 0), own, IGNORED)
         return Document(
-            ids, np.ones(len(ids), np.float32), np.zeros(len(ids), bool), size == 0,
+            ids, np.ones(len(ids), np.float32), np.zeros(len(ids), bool), place, size, self.coder.is_unknown(ids),
             f"{chain.id}:{start + 1}-{stop}", labels,
         )  # fmt: skip
 
@@ -113,6 +113,11 @@ class ResidueLabelsTask:
         self.config, self.seed = config, seed
         self.names = STATES[config.data.states]
         self.coder = corpus.coder(config.model.path, config.data.tokenizer, causal=True)
+        if not self.coder.encoder.one_per_residue:
+            raise ValueError(
+                "residue_labels needs a tokenizer with one token a residue: a token of several has no class; this one "
+                f"is {type(self.coder.tokenizer).__name__}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.language = language.build(
@@ -176,7 +181,7 @@ class ResidueLabelsTask:
             multiple=_language.multiple(self.group),
         )  # fmt: skip
         found = []
-        for number, output in _language.outputs(model, made, share, device):
+        for number, _, output in _language.outputs(model, made, share, device):
             table = _language.class_sums(output, len(self.names), self.group)
             found.append(
                 {
@@ -193,7 +198,12 @@ class ResidueLabelsTask:
         return found
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        tokens = max(1, sum(row["tokens"] for row in rows))
+        tokens = sum(row["tokens"] for row in rows)
+        if not tokens:
+            raise ValueError(
+                f"data.valid = {str(self.config.data.valid)!r}: no residue of its {len(rows)} rows has a class, so "
+                "there is nothing to score; name a chain set with secondary structure (DSSP)"
+            )
         found = {
             "accuracy": sum(row["right"] for row in rows) / tokens,
             "nats": sum(row["nats"] for row in rows) / tokens,

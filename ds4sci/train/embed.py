@@ -17,13 +17,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from ds4sci.data.language import Document, collate
+from ds4sci.data.language import as_batch
+from ds4sci.data.targets import first_seen
+from ds4sci.data.windows import NO_TOKEN
 from ds4sci.tasks._language import LanguageTask, multiple
 from ds4sci.train import evaluate_language
 from ds4sci.train.durable import replace_text
 from ds4sci.train.ranks import cores, free_port
 from ds4sci.train.records import naming
-from ds4sci.types import IGNORED
 
 INDEX = "index.json"
 
@@ -37,9 +38,12 @@ def embed(
     divides time and memory. ``out`` gets ``index.json`` (name → file; model, step) and for each sequence
     ``NNNNNN.safetensors`` with ``embedding`` fp32 [tokens, c], ``start`` and ``size`` int64 [tokens]: first residue
     (0-based) and number of residues of each token; special tokens are left out. With ``mean`` there is one file, whose
-    ``embedding`` [sequences, c] are the means over tokens.
+    ``embedding`` [sequences, c] are the means over tokens, in the order of the index. The index counts residues
+    ``given``, ``read`` (in a token) and ``left_out`` by reason.
 
-    Raises ValueError for a run of another kind, a file that cannot be read, and a folder that is not empty.
+    A record without a token is an error that names it; where the run's ``data.bad`` is ``skip`` it is left out, and
+    its name is in ``silent``. Raises ValueError for a run of another kind, a file that cannot be read, a folder that is
+    not empty.
     """
     run, fasta, out = Path(run), Path(fasta), Path(out)
     if out.exists() and any(out.iterdir()):
@@ -72,11 +76,21 @@ def _rank(rank: int, port: int, run: str, fasta: str, out: str, which: str, mean
         dist.destroy_process_group()
 
 
+def _without_token(task: LanguageTask, where: str, length: int) -> None:
+    """Raise ValueError for a record with nothing to embed, unless the run's ``data.bad`` is to leave such ones out."""
+    if task.config.data.bad == "error":
+        raise ValueError(
+            f"{where}: its {length} residues are in no token of this run's tokenizer, so it has no embedding; remove "
+            'it, or leave such records out with data.bad = "skip"'
+        )
+
+
 @torch.no_grad()
 def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[str, object]) -> int:
     group = task.group
     files: dict[str, str | int] = {}
-    means = []
+    means, silent = [], []
+    given = read = 0
     with tempfile.TemporaryDirectory() as folder:
         store = evaluate_language.store_of(task, fasta, Path(folder))
         for record in range(len(store)):
@@ -84,27 +98,36 @@ def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[s
             with naming(store.where(record), len(letters), "leave it out, or spread it over more ranks (--ranks)"):
                 hidden, start, size = _embedding(task, letters)
             name = store.name(record)
-            if mean:
+            given, read = given + len(letters), read + int(first_seen(start, size, np.zeros(len(start), bool)).sum())
+            if not len(start):
+                _without_token(task, store.where(record), len(letters))
+                silent.append(name)
+            elif mean:
+                files[name] = len(means)
                 means.append(hidden.mean(0))
-                files[name] = record
             elif group.rank == 0:
                 file = f"{record:06d}.safetensors"
                 tensors = {"embedding": hidden, "start": torch.from_numpy(start), "size": torch.from_numpy(size)}
                 save_file(tensors, out / file)
                 files[name] = file
+    if not files:
+        raise ValueError(f"{fasta}: none of its {len(store)} records has a token: {silent[0]}")
     if group.rank == 0:
         if mean:
             save_file({"embedding": torch.stack(means)}, out / "means.safetensors")
-        replace_text(out / INDEX, json.dumps(facts | {"sequences": files}, indent=1) + "\n")
-    return len(store)
+        told = {"given": given, "read": read, "left_out": {NO_TOKEN: given - read} if given > read else {}}
+        told |= {"silent": silent, "sequences": files}
+        replace_text(out / INDEX, json.dumps(facts | told, indent=1) + "\n")
+    return len(files)
 
 
 def _embedding(task: LanguageTask, letters: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """fp32 [tokens, c] on the CPU, whole on every rank, and each token's first residue and residues."""
     ids, place, size = task.coder.encode(letters)
+    if not size.any():
+        return torch.zeros(0), place[:0], size[:0]
     n = -(-len(ids) // multiple(task.group)) * multiple(task.group)
-    document = Document(ids, np.zeros(len(ids), np.float32), np.zeros(len(ids), bool), size == 0, "sequence")
-    batch = collate([[(document, (ids, np.full(len(ids), IGNORED), document.weights))]], n, task.coder.pad)
+    batch = as_batch([ids], n, task.coder.pad)
     own = task.language.hidden(batch.to(next(task.model.parameters()).device)).float()
     if task.group.size > 1:
         parts = [torch.empty_like(own) for _ in range(task.group.size)]

@@ -80,9 +80,13 @@ class Session:
             ranks.barrier()
         self._note_the_schedule(progress)
         self._note_the_clipping(progress, engine)
+        coverage = task.coverage() if hasattr(task, "coverage") else {}
+        for name, one in coverage.items():
+            progress.say(f"Data, {name}: {one.describe()}")
         if ranks.is_main:
             event = "resume" if self.resumes else "start"
-            loop.metrics.write("event", loop.state.step, event=event, ranks=ranks.world_size)
+            read = {name: one.counts() for name, one in coverage.items()}
+            loop.metrics.write("event", loop.state.step, event=event, ranks=ranks.world_size, data=read)
         total, micro, accumulation = engine.batch
         group = ranks.sequence
         shared = f", {group.size} ranks to a row" if group.size > 1 else ""

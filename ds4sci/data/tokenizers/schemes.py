@@ -26,6 +26,28 @@ class Scheme(Protocol):
 
 
 @dataclass(frozen=True)
+class Period:
+    """Tokens of ``width`` residues, one every ``step``, the first ``lead`` residues after the start of a document.
+
+    Holds for rules whose token boundaries depend on the number of residues alone.
+    """
+
+    width: int = 1
+    step: int = 1
+    lead: int = 0
+
+    def tokens(self, residues: np.ndarray) -> np.ndarray:
+        """int64: tokens of documents of so many residues, without special tokens."""
+        whole = np.asarray(residues, np.int64) - self.lead
+        return np.where(whole >= self.width, (whole - self.width) // self.step + 1, 0)
+
+    def covered(self, tokens: np.ndarray) -> np.ndarray:
+        """int64: residues that so many tokens stand for, each counted once."""
+        count = np.asarray(tokens, np.int64)
+        return np.where(count > 0, (count - 1) * self.step + self.width, 0)
+
+
+@dataclass(frozen=True)
 class Letters:
     """One token a residue: ``table`` int32 [256] has the ids, and -1 for a byte that the tokenizer cannot take."""
 
@@ -41,6 +63,10 @@ class Letters:
 
     def spans(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(len(letters)), np.ones(len(letters), np.int64)
+
+    @property
+    def period(self) -> Period:
+        return Period()
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,10 @@ class Windows:
         starts = np.arange(0, len(letters) - self.k + 1, self.stride)
         return starts, np.full(len(starts), self.k, np.int64)
 
+    @property
+    def period(self) -> Period:
+        return Period(self.k, self.stride)
+
 
 @dataclass(frozen=True)
 class Codons:
@@ -117,6 +147,10 @@ class Codons:
     def spans(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = np.arange(self.frame, len(letters) - 2, 3)
         return starts, np.full(len(starts), 3, np.int64)
+
+    @property
+    def period(self) -> Period:
+        return Period(3, 3, self.frame)
 
 
 def _look_up(table: np.ndarray, letters: np.ndarray) -> np.ndarray:
