@@ -147,7 +147,7 @@ def _apart(task: LanguageTask, packed: list[LanguageBatch], own: list[Any]) -> f
     for batch in packed:
         whole = task.language.log_probabilities(batch).flatten(0, 1)
         for start, stop in batch.spans.tolist():
-            given = torch.from_numpy(own[number][1][0])[None]
+            given = torch.from_numpy(own[number][1].inputs)[None]
             alone = model(input_ids=given).logits[0].float().log_softmax(-1)
             worst = max(worst, float((whole[start:stop] - alone).abs().max()))
             number += 1

@@ -116,7 +116,7 @@ class RunConfig:
         valid one), a key that the DeepSpeed JSON owns, a value of the wrong type, a malformed override, no such JSON.
         """
         file = find(Path(path), near=None, what="run file")
-        text = file.read_text(encoding="utf-8-sig")
+        text = deepspeed_json.read_text(file)
         tree = _parse(file, text)
         for override in overrides:
             _apply(tree, override)
@@ -176,6 +176,8 @@ class RunConfig:
 def import_task(name: str) -> ModuleType:
     """The module of the task ``name``: ``ds4sci.tasks.NAME``, or the module itself if the name has a dot."""
     module_name = name if "." in name else f"ds4sci.tasks.{name}"
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(f"task.name = {name!r}: expected a name such as fold, or a dotted module name")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -207,8 +209,11 @@ def find(path: Path, *, near: Path | None, what: str, option: str = "") -> Path:
     if path.parts[:1] == ("configs",):
         tried += [package / "_configs" / Path(*path.parts[1:]), package.parent / path]
     for candidate in tried:
-        if candidate.is_file():
-            return candidate.absolute()
+        try:
+            if candidate.is_file():
+                return candidate.absolute()
+        except OSError as error:
+            raise ValueError(f"{near or path}: {what} {str(path)[:80]!r}: {error.strerror}") from None
     looked = ", ".join(dict.fromkeys(str(candidate) for candidate in tried))
     named = f"{near}: {option} = {str(path)!r}: " if near is not None else ""
     raise ValueError(f"{named}no such {what}; looked for {looked}")
@@ -221,6 +226,8 @@ def _parse(file: Path, text: str) -> dict[str, Any]:
         raise ValueError(f"{file}: not valid TOML: {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError(f"{file}: nested too deeply to be a run file") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{file}: expected a table of keys, got {type(tree).__name__}")
     return tree

@@ -10,6 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+AUTO = ("pipeline.stages", "data_types.keep_in_fp32_modules", "zero_optimization.zenflow.", "expert_parallel.")
+"""Keys, or beginnings of them, whose ``"auto"`` DeepSpeed itself understands."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file, a byte order mark left out. Raises ValueError where it is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from None
+
 
 def read(path: Path) -> dict[str, Any]:
     """The DeepSpeed JSON at ``path``, parsed and unchanged.
@@ -19,12 +30,11 @@ def read(path: Path) -> dict[str, Any]:
     Raises ValueError naming the file and the key: malformed, a key given twice, a Hugging Face style ``"auto"``,
     no optimizer, no batch size.
     """
-    text = path.read_text(encoding="utf-8-sig")
-    config = _parse(path, text)
+    config = _parse(path, read_text(path))
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object with DeepSpeed's keys, got {type(config).__name__}")
     for key, value in _leaves(config):
-        if value == "auto":
+        if value == "auto" and not key.startswith(AUTO):
             raise ValueError(
                 f'{path}: {key} is "auto", which only the Hugging Face Trainer fills in; give it a value or remove it'
             )
@@ -34,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: it has no optimizer; add one, such as "
             '"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": true}}'
         )
-    if "train_batch_size" not in config and "train_micro_batch_size_per_gpu" not in config:
+    if config.get("train_batch_size") is None and config.get("train_micro_batch_size_per_gpu") is None:
         raise ValueError(f"{path}: it has no batch size; add train_batch_size or train_micro_batch_size_per_gpu")
     return config
 
@@ -78,9 +88,13 @@ def batch_sizes(config: dict[str, Any], ranks: int, path: Path) -> tuple[int, in
 
 
 def zero_stage(config: dict[str, Any]) -> int:
-    """ZeRO stage that the JSON asks for; 0 without one."""
+    """ZeRO stage that the JSON asks for; 0 without one. Raises ValueError for a stage that is no whole number."""
     section = config.get("zero_optimization", {})
-    return int(section.get("stage", 0)) if isinstance(section, dict) else int(bool(section))
+    stage = section.get("stage", 0) if isinstance(section, dict) else bool(section)
+    try:
+        return int(stage)
+    except (TypeError, ValueError):
+        raise ValueError(f"zero_optimization.stage: expected 0, 1, 2 or 3, got {stage!r}") from None
 
 
 def offload_devices(config: dict[str, Any]) -> set[str]:
@@ -89,7 +103,7 @@ def offload_devices(config: dict[str, Any]) -> set[str]:
     if not isinstance(section, dict):
         return set()
     parts = [section.get("offload_optimizer") or {}, section.get("offload_param") or {}]
-    devices = {str(part.get("device", "none")) for part in parts} - {"none"}
+    devices = {str(part.get("device", "none")) for part in parts if isinstance(part, dict)} - {"none"}
     return devices | ({"cpu"} if section.get("cpu_offload") else set())
 
 
@@ -103,6 +117,8 @@ def _parse(path: Path, text: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply to be a configuration") from None
     except json.JSONDecodeError as error:
         strict = ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})")
     try:
@@ -111,7 +127,7 @@ def _parse(path: Path, text: str) -> Any:
         raise strict from None
     try:
         return hjson.loads(text, object_pairs_hook=unique)
-    except hjson.HjsonDecodeError:
+    except (hjson.HjsonDecodeError, RecursionError, OverflowError):
         raise strict from None
 
 

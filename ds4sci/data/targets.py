@@ -20,13 +20,20 @@ _KEPT, _RANDOM = 0.1, 0.1
 class Tokens(Protocol):
     """What a target reads of a document; see ``ds4sci.data.language.Document``."""
 
-    ids: np.ndarray
-    start: np.ndarray
-    size: np.ndarray
-    unknown: np.ndarray
-    weights: np.ndarray
-    marked: np.ndarray
-    labels: np.ndarray | None
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def start(self) -> np.ndarray: ...
+    @property
+    def size(self) -> np.ndarray: ...
+    @property
+    def unknown(self) -> np.ndarray: ...
+    @property
+    def weights(self) -> np.ndarray: ...
+    @property
+    def marked(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,8 @@ class Units:
         fresh = first_seen(start, size, unknown)
         rows += [(i, i, i, fresh[i], False) for i in real[unknown[real] & (fresh[real] > 0)].tolist()]
         rows.sort(key=lambda row: (row[1], row[0]))
-        label, first, last, residues, inexact = np.array(rows, np.int64).reshape(-1, 5).T
-        return cls(label, first, last, residues, inexact.astype(bool))
+        table = np.array(rows, np.int64).reshape(-1, 5).T
+        return cls(table[0], table[1], table[2], table[3], table[4].astype(bool))
 
     def tokens(self, chosen: np.ndarray, count: int) -> np.ndarray:
         """bool [count]: the tokens that hold a residue of the ``chosen`` units."""

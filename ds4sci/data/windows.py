@@ -153,10 +153,10 @@ def _by_tokens(regions: Regions, coder: Coder, letters: Letters, inner: int, bot
             unknown += strange
             if tokens >= inner - 1:
                 guess = stop - start + 16
-    region, start, stop, tokens, read = np.array(found, np.int64).reshape(-1, 5).T
-    kept = read > 0
-    coverage = _coverage(regions, region, read, unknown)
-    return Windows(region[kept], start[kept], stop[kept], tokens[kept], coverage)
+    table = np.array(found, np.int64).reshape(-1, 5).T
+    kept = table[4] > 0
+    coverage = _coverage(regions, table[0], table[4], unknown)
+    return Windows(table[0][kept], table[1][kept], table[2][kept], table[3][kept], coverage)
 
 
 def _columns(regions: Regions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

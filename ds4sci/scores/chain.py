@@ -69,7 +69,13 @@ def score_chain(prediction: Prediction, record: Record) -> dict[str, Any]:
 
 
 def mean_scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of every ``METRICS`` key over the rows that have a value; a key that no row has is left out."""
+    """Mean of every ``METRICS`` key over the rows that have a value; a key that no row has is left out.
+
+    Raises ValueError for no row: there is no mean of nothing.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError("no chain was scored, so there are no means; the set to be judged on is empty")
     columns: dict[str, list[float]] = {}
     for row in rows:
         for key in METRICS:

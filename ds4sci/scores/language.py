@@ -12,7 +12,12 @@ import numpy as np
 
 
 def perplexity(nats: float) -> float:
-    """exp of a mean loss in nats: as uncertain as a choice among so many equally likely letters."""
+    """exp of a mean loss in nats: as uncertain as a choice among so many equally likely letters.
+
+    Raises ValueError for NaN, which is what a mean of nothing is.
+    """
+    if math.isnan(nats):
+        raise ValueError("a loss that is NaN has no perplexity; was anything scored?")
     return math.exp(nats) if nats < 700 else math.inf
 
 

@@ -218,6 +218,8 @@ class OperatorTask:
         return rows if rank < count else []
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        if not rows:
+            raise ValueError("no function was evaluated, so there is no error to report; raise data.valid_functions")
         each = {name: float(np.mean([row["errors"][name] for row in rows])) for name in self.pde.components}
         mean = float(np.mean(list(each.values())))
         found = {"relative_l2": mean, "score": -mean}

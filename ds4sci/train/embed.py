@@ -89,7 +89,8 @@ def _without_token(task: LanguageTask, where: str, length: int) -> None:
 def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[str, object]) -> int:
     group = task.group
     files: dict[str, str | int] = {}
-    means, silent = [], []
+    means: list[torch.Tensor] = []
+    silent: list[str] = []
     given = read = 0
     with tempfile.TemporaryDirectory() as folder:
         store = evaluate_language.store_of(task, fasta, Path(folder))
@@ -110,15 +111,15 @@ def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[s
                 tensors = {"embedding": hidden, "start": torch.from_numpy(start), "size": torch.from_numpy(size)}
                 save_file(tensors, out / file)
                 files[name] = file
-    if not files:
-        raise ValueError(f"{fasta}: none of its {len(store)} records has a token: {silent[0]}")
+    if len(silent) == len(store):
+        raise ValueError(f"{fasta}: none of its {len(store)} records has a token: {', '.join(silent[:3])}")
     if group.rank == 0:
         if mean:
             save_file({"embedding": torch.stack(means)}, out / "means.safetensors")
         told = {"given": given, "read": read, "left_out": {NO_TOKEN: given - read} if given > read else {}}
         told |= {"silent": silent, "sequences": files}
         replace_text(out / INDEX, json.dumps(facts | told, indent=1) + "\n")
-    return len(files)
+    return len(store) - len(silent)
 
 
 def _embedding(task: LanguageTask, letters: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ds4sci import deepspeed_json, machine
 from ds4sci.config import RunConfig
 from ds4sci.tasks import KEPT
-from ds4sci.train import checkpoint, randomness
+from ds4sci.train import checkpoint, deepspeed_schema, randomness
 from ds4sci.train import engine as engines
 from ds4sci.train.build import build_task
 from ds4sci.train.durable import replace_text
@@ -46,6 +46,7 @@ class Session:
         """Connect the ranks and make the run folder, or take ``resume``. Raises ValueError on all ranks alike."""
         set_environment()
         engines.silence()
+        deepspeed_schema.check(config.deepspeed_config(), config.deepspeed)
         ranks = engines.join(config.deepspeed_config(), config.parallel.sequence)
         deepspeed_json.batch_sizes(config.deepspeed_config(), ranks.sequence.data_size, config.deepspeed)
         run, config = _folder(config, resume, ranks)

@@ -269,3 +269,79 @@ def test_what_a_run_refuses(ranks, override, words, tmp_path, proteins, write) -
 def test_a_task_that_cannot_share_rows(tmp_path, run_file) -> None:
     ended = fleet.run(2, ["--config", str(run_file()), "parallel.sequence=2"], tmp_path, code=2)
     assert "the task tests.train.toy_task cannot spread a row over ranks" in ended.output
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Path]:
+    """A run folder as training leaves it, of a task whose adapters have values of their own."""
+    import safetensors.torch
+
+    from ds4sci.config import RunConfig
+    from ds4sci.train.build import build_task
+
+    def make(file: Path) -> Path:
+        run = tmp_path / "made"
+        folder = run / "checkpoints" / "step_000001"
+        folder.mkdir(parents=True)
+        config = RunConfig.load(file)
+        task = build_task(config)
+        with torch.no_grad():
+            for name, parameter in task.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) / 9)
+        config.save(folder)
+        task.keep(run / "model")
+        own = dict(task.model.named_parameters()) | dict(task.model.named_buffers())
+        state = {name: own[name].detach().clone() for name in task.model.state_dict() if name in own}
+        safetensors.torch.save_file(state, folder / "model.safetensors")
+        (run / "checkpoints" / "best").write_text("step_000001")
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "residue_labels"])
+def test_an_exported_adapter_finds_its_base_model(kind, tmp_path, proteins, write, trained) -> None:
+    """With peft's AutoPeftModel classes, from the folder alone; logits as the run's."""
+    import peft
+
+    from ds4sci.data import tokenizers
+    from ds4sci.data.language import as_batch
+
+    causal = kind == "causal_lm"
+    built = oracle.model(*(("causal_lm", oracle.LLAMA) if causal else ("masked_lm", oracle.ESM)))
+    built.pretrained(adapter=False, rope_factor=1.0, length=64).save_pretrained(tmp_path / "base")
+    tokenizers.build("esm").save_pretrained(tmp_path / "base")
+    chains = fleet.ROOT / "examples/fold/data/chains_valid.npz"
+    data = f'path = "{proteins}"\nphases = [{{length = 128}}]'
+    if kind == "residue_labels":
+        data = f'train = "{chains}"\nvalid = "{chains}"\nlength = 256'
+    run = trained(write(kind, f'path = "{tmp_path}/base"\n[model.lora]\nrank = 2', data))
+    out = export.export_run(run, tmp_path / "adapter", adapter=True)
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+    classes = {
+        "masked_lm": peft.AutoPeftModel,
+        "causal_lm": peft.AutoPeftModelForCausalLM,
+        "residue_labels": peft.AutoPeftModelForTokenClassification,
+    }
+    more = {"num_labels": 3} if kind == "residue_labels" else {}
+    model = classes[kind].from_pretrained(out, **more).eval()
+    _, task = checkpoint.load_run(run)
+    ids = np.arange(4, 24)
+    with torch.no_grad():
+        found = model(input_ids=torch.from_numpy(ids)[None]).logits.log_softmax(-1)
+        plain = model.get_base_model()
+        wanted = task.language.log_probabilities(as_batch([ids], len(ids), 1))
+        with model.disable_adapter():
+            before = plain(input_ids=torch.from_numpy(ids)[None]).logits.log_softmax(-1)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, before, rtol=1e-3, atol=1e-3)
+
+
+def test_an_adapter_of_a_new_model_is_not_exported_alone(tmp_path, proteins, write, trained) -> None:
+    data = f'path = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = [{{length = 128}}]'
+    run = trained(write("masked_lm", f"config = {ESM}\n[model.lora]\nrank = 2", data))
+    with pytest.raises(ValueError, match=r"its adapters stand on a model with new weights.* export it merged"):
+        export.export_run(run, tmp_path / "adapter", adapter=True)
+    export.export_run(run, tmp_path / "merged")

@@ -1,0 +1,283 @@
+"""Check of a DeepSpeed JSON against DeepSpeed itself: the keys that its own code reads are the keys that are valid.
+
+DeepSpeed refuses unknown keys in some sections and passes over them in the others: ``gradient_cliping`` trains
+unclipped. Its parser is therefore run on a dict that notes which keys are asked for. What is never asked for has no
+effect, and is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+READ_LATER: dict[tuple[str, ...], tuple[str, ...]] = {
+    (): ("sequence_parallel_size", "data_parallel_size", "vocabulary_size"),
+    ("pipeline",): (
+        "stages", "partition", "seed_layers", "activation_checkpoint_interval", "pipe_partitioned", "grad_partitioned",
+        "use_reentrant",
+    ),
+}  # fmt: skip
+"""Section → keys that DeepSpeed reads elsewhere than in its parser."""
+
+BY_CONSTANTS = {
+    "data_efficiency": "deepspeed.runtime.data_pipeline.constants",
+    "autotuning": "deepspeed.autotuning.constants",
+}
+"""Section → the module whose string constants are the names of its keys, at any depth."""
+
+FREE = (
+    ("datastates_ckpt",),
+    ("autotuning", "arg_mappings"),
+)
+"""Sections whose keys are the user's."""
+
+MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
+"""Sections that DeepSpeed checks in one model together."""
+
+
+@dataclass
+class _Asked:
+    """Section → keys that were asked for; sections that were handed over whole, to a model that forbids others."""
+
+    keys: dict[tuple[str, ...], set[str]] = field(default_factory=dict)
+    whole: set[tuple[str, ...]] = field(default_factory=lambda: {(name,) for name in MONITORS})
+
+
+class _Noted(dict[str, Any]):
+    """A dict that notes the keys that it is asked for; so do the dicts in it, when they are fetched."""
+
+    def __init__(self, values: dict[str, Any], path: tuple[str, ...], asked: _Asked) -> None:
+        super().__init__(values)
+        self.path, self.asked = path, asked
+
+    def _note(self, key: Any) -> None:
+        self.asked.keys.setdefault(self.path, set()).add(key)
+
+    def _wrapped(self, key: Any, value: Any) -> Any:
+        plain = isinstance(value, dict) and not isinstance(value, _Noted)
+        return _Noted(value, (*self.path, str(key)), self.asked) if plain else value
+
+    def __getitem__(self, key: Any) -> Any:
+        self._note(key)
+        return self._wrapped(key, super().__getitem__(key))
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self._note(key)
+        return self._wrapped(key, super().get(key, default)) if key in self else default
+
+    def __contains__(self, key: Any) -> bool:
+        self._note(key)
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from list(super().__iter__())
+
+    def keys(self) -> Any:
+        """Membership in these is noted too."""
+        return _Keys(self)
+
+    def items(self) -> Any:
+        """Pairs; reading them is no question for any one key."""
+        return [(key, self._wrapped(key, super(_Noted, self).__getitem__(key))) for key in self]
+
+    def __copy__(self) -> _Noted:
+        return _Noted(dict(super().items()), self.path, self.asked)
+
+
+class _Keys:
+    """The keys of a ``_Noted``."""
+
+    def __init__(self, of: _Noted) -> None:
+        self.of = of
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self.of
+
+    def __iter__(self) -> Iterator[str]:
+        self.of.asked.whole.add(self.of.path)  # ``Model(**section)``
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+
+def check(config: dict[str, Any], path: Path) -> None:
+    """Raise ValueError for the first key of ``config`` that DeepSpeed does not know, with the nearest that it does, and
+    for values that it refuses; ``path`` is the file that they came from."""
+    from deepspeed.runtime import config as parser
+
+    asked = _Asked()
+    noted = _Noted(config, (), asked)
+    own = object.__new__(parser.DeepSpeedConfig)
+    own._param_dict = noted
+    own.global_rank, own.world_size = 1, 1
+    refusal: Exception | None = None
+    with _silent():
+        try:
+            parser._reject_removed_config_keys(config)
+            own._initialize_params(noted)
+        except Exception as error:  # it raises of every kind
+            refusal = error
+    if refusal is not None:
+        raise ValueError(f"{path}: {_explained(refusal, config)}") from refusal
+    _check_keys(config, (), asked, path)
+    for section, known in (("optimizer", _optimizer_arguments), ("scheduler", _scheduler_arguments)):
+        entry = config.get(section)
+        if isinstance(entry, dict) and entry.get("type") is not None:
+            valid, params = known(str(entry["type"]), path), entry.get("params") or {}
+            if not isinstance(params, dict):
+                raise ValueError(f"{path}: {section}.params: expected an object, got {params!r}")
+            for key in params if valid else ():
+                if key not in valid:
+                    raise ValueError(
+                        _unknown(path, (section, "params", key), valid, f"{entry['type']} has no such argument")
+                    )
+
+
+def _check_keys(values: dict[str, Any], at: tuple[str, ...], asked: _Asked, path: Path) -> None:
+    if at in FREE or at in asked.whole or at in (("optimizer", "params"), ("scheduler", "params")):
+        return
+    names = _constants(BY_CONSTANTS[at[0]]) if at and at[0] in BY_CONSTANTS else set()
+    if "schedule_config" in at or at[-1:] == ("curriculum_metrics",):
+        return
+    valid = asked.keys.get(at, set()) | set(READ_LATER.get(at, ())) | names
+    for key, value in values.items():
+        if key not in valid:
+            raise ValueError(_unknown(path, (*at, str(key)), valid, "DeepSpeed reads no such key, it would do nothing"))
+        if isinstance(value, dict):
+            _check_keys(value, (*at, str(key)), asked, path)
+
+
+def _unknown(path: Path, keys: tuple[str, ...], valid: set[str], what: str) -> str:
+    names = sorted(name for name in valid if isinstance(name, str))
+    near = difflib.get_close_matches(keys[-1], names, 1, 0.6)
+    elsewhere = f"; did you mean {'.'.join((*keys[:-1], near[0]))}?" if near else f"; valid: {', '.join(names)}"
+    return f"{path}: unknown key {'.'.join(keys)}: {what}{elsewhere}"
+
+
+def _constants(module: str) -> set[str]:
+    from importlib import import_module
+
+    return {value for value in vars(import_module(module)).values() if isinstance(value, str) and value.isidentifier()}
+
+
+def _explained(error: Exception, config: dict[str, Any]) -> str:
+    """DeepSpeed's refusal with the key that it is about."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return f"DeepSpeed refuses this configuration: {str(error) or type(error).__name__}"
+    problems = error.errors(include_url=False)
+    problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
+    keys = tuple(str(part) for part in problem["loc"])
+    model = next((one for one in _models() if one.__name__ == error.title), None)
+    keys = (*_section_of(keys, config), *keys)
+    if problem["type"] == "extra_forbidden":
+        return _unknown(Path(), keys, _fields(model, problem["loc"][:-1]), "DeepSpeed has no such key").removeprefix(
+            ".: "
+        )
+    return f"{'.'.join(keys)}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+
+
+def _section_of(keys: tuple[str, ...], config: dict[str, Any]) -> tuple[str, ...]:
+    """The section, or the one in a section, that holds ``keys``; a monitor's are named with it already."""
+    if not keys or keys[0] in config:
+        return ()
+    for name, section in config.items():
+        if isinstance(section, dict):
+            if keys[0] in section:
+                return (name,)
+            for inner, values in section.items():
+                if isinstance(values, dict) and keys[0] in values:
+                    return (name, inner)
+    return ()
+
+
+def _models() -> Iterator[Any]:
+    from deepspeed.runtime.config_utils import DeepSpeedConfigModel
+
+    waiting: list[Any] = [DeepSpeedConfigModel]
+    while waiting:
+        one = waiting.pop()
+        waiting += one.__subclasses__()
+        yield one
+
+
+def _fields(model: Any, inside: tuple[Any, ...]) -> set[str]:
+    """Names of a model's fields, or of those of the model in it at ``inside``."""
+    for key in inside:
+        if model is None:
+            return set()
+        found = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
+        kinds = [] if found is None else [found.annotation, *getattr(found.annotation, "__args__", ())]
+        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    if model is None:
+        return set()
+    return {one.alias or name for name, one in model.model_fields.items()}
+
+
+def _optimizer_arguments(name: str, path: Path) -> set[str]:
+    """Keys of ``optimizer.params``; none where nothing is known of them."""
+    import torch
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+    from deepspeed.ops.lamb import FusedLamb
+    from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
+    from deepspeed.runtime import config as parser
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    adam = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
+    adam |= _arguments(torch.optim.Adam, torch.optim.AdamW, FusedAdam, DeepSpeedCPUAdam)
+    if name.lower() not in parser.DEEPSPEED_OPTIMIZERS:
+        kind = getattr(torch.optim, name, None)
+        if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)):
+            known = [*parser.DEEPSPEED_OPTIMIZERS, *(n for n in dir(torch.optim) if n[0].isupper())]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+            raise ValueError(f"{path}: optimizer.type = {name!r}: neither DeepSpeed nor torch has this optimizer{hint}")
+        return _arguments(kind)
+    muon = {*DeepSpeedEngine._MUON_HALF_KEYS, *DeepSpeedEngine._ADAM_HALF_KEYS, "muon_lr", "adam_lr", "foreach"}
+    return {
+        "adam": adam,
+        "adamw": adam,
+        "adagrad": _arguments(torch.optim.Adagrad),
+        "lamb": _arguments(FusedLamb),
+        "lion": _arguments(DeepSpeedCPULion, FusedLion),
+        "muon": muon | {"torch_adam", "adam_w_mode", "fp32_optimizer_states"},
+    }.get(name.lower(), set())
+
+
+def _scheduler_arguments(name: str, path: Path) -> set[str]:
+    """Keys of ``scheduler.params``."""
+    import torch
+    from deepspeed.runtime import lr_schedules
+
+    kind = getattr(lr_schedules, name, None) or getattr(torch.optim.lr_scheduler, name, None)
+    if not inspect.isclass(kind):
+        known = [*lr_schedules.VALID_LR_SCHEDULES, *(n for n in dir(torch.optim.lr_scheduler) if n.endswith("LR"))]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+        raise ValueError(f"{path}: scheduler.type = {name!r}: neither DeepSpeed nor torch has this schedule{hint}")
+    return _arguments(kind)
+
+
+def _arguments(*kinds: Any) -> set[str]:
+    """Arguments of the constructors but for the model and the optimizer."""
+    names = {name for kind in kinds for name in inspect.signature(kind).parameters}
+    return names - {"self", "params", "model_params", "optimizer", "args", "kwargs"}
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """DeepSpeed's parser logs what it will log again."""
+    from deepspeed.utils import logger
+
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
