@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds4sci.data import tokenizers
+from ds4sci.data import corpus, tokenizers
 from ds4sci.data.corpus import Coder
 from ds4sci.data.language import Phase, Reader, batches, evaluation_batches
 from ds4sci.data.rows import make_rows
@@ -191,3 +191,26 @@ def test_what_has_no_token_is_named() -> None:
     assert rows.coverage.describe("base") == "30 of 39 bases read, 9 in no token, nothing read of 2 records"
     with pytest.raises(ValueError, match="no sequence to make rows of: 9 residues in 2 records, none of them in a"):
         make_rows(Regions.whole(store.lengths, [0, 2]), own, None, document=64, row=64, seed=0)
+
+
+def test_windows_that_cost_a_tokenizer_are_cut_once(tmp_path, monkeypatch) -> None:
+    """By the first rank of the first run; another tokenizer or length has its own."""
+    (tmp_path / "g.fa").write_text(
+        f">g\n{bases(np.random.default_rng(0), [600]).texts[0].tobytes().decode()}\n>h\nNNN\n"
+    )
+    store, calls = corpus.open_store(tmp_path / "g.fa"), []
+    monkeypatch.setattr(corpus, "cut", lambda *given, **named: calls.append(1) or cut(*given, **named))
+    regions = Regions.whole(store.lengths, range(2))
+
+    def made(name: str, document: int = 48) -> Any:
+        return corpus.cut_once(store, regions, coder(name), store.residues, document=document, both_strands=False)
+
+    first, again = made("bpe"), made("bpe")
+    assert len(calls) == 1
+    assert first.coverage == again.coverage
+    assert all(np.array_equal(a, b) for a, b in zip(first.arrays().values(), again.arrays().values(), strict=True))
+    assert made("bpe", 64).tokens.max() > 48
+    made("unigram")
+    assert len(calls) == 3
+    made("nucleotide")
+    assert len(list(tmp_path.glob("*.npz"))) == 3

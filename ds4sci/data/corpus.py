@@ -19,7 +19,7 @@ from ds4sci.data import tokenizers
 from ds4sci.data.sequences import Range, SequenceStore, index
 from ds4sci.data.sequences.split import leakage, split_by_cluster, split_by_record
 from ds4sci.data.tokenizers.schemes import Period
-from ds4sci.data.windows import Regions
+from ds4sci.data.windows import Letters, Regions, Windows, cut
 from ds4sci.types import RESIDUES
 
 CHECKED = 2_000_000
@@ -75,6 +75,12 @@ class Coder:
     def period(self) -> Period | None:
         """See ``ResidueEncoder.period``."""
         return self.encoder.period
+
+    def fingerprint(self) -> str:
+        """What the tokenizer does, as a hash."""
+        own = getattr(self.tokenizer, "backend_tokenizer", None)
+        what = own.to_str() if own is not None else repr(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(f"{type(self.tokenizer).__name__} {what}".encode()).hexdigest()
 
     def is_unknown(self, ids: np.ndarray) -> np.ndarray:
         """bool: which of ``ids`` are ``<unk>``."""
@@ -155,6 +161,33 @@ def open_sides(
     return Sides(store, train, store, held_out)
 
 
+def cut_once(
+    store: SequenceStore, regions: Regions, coder: Coder, letters: Letters, *, document: int, both_strands: bool
+) -> Windows:
+    """``ds4sci.data.windows.cut`` of ``store``; where that tokenises it, the result is kept beside the store: other
+    ranks and later runs of the same sequences, tokenizer and length read it."""
+    if coder.period is not None:
+        return cut(regions, coder, letters, document=document, both_strands=both_strands)
+    told = hashlib.sha256(repr((store.manifest["files"], coder.fingerprint(), document, both_strands)).encode())
+    for column in (regions.record, regions.start, regions.stop):
+        told.update(column.tobytes())
+    file = _beside(store.folder, f".windows-{told.hexdigest()[:16]}.npz")
+    with _one_at_a_time(file):
+        if not file.is_file():
+            made = cut(regions, coder, letters, document=document, both_strands=both_strands)
+            _write_whole(file, made.arrays())
+    with np.load(file, allow_pickle=False) as arrays:
+        return Windows.of(arrays)
+
+
+def _write_whole(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a ``.npz`` that appears complete or not at all."""
+    aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    with aside.open("wb") as handle:
+        np.savez(handle, allow_pickle=False, **arrays)
+    aside.replace(file)
+
+
 def _look_for_relatives(train: SequenceStore, valid: SequenceStore, identity: float) -> None:
     """Warn of held-out sequences with relatives among those to train on, where looking takes seconds."""
     if train.total + valid.total > CHECKED:
@@ -184,10 +217,7 @@ def _clusters(
     with _one_at_a_time(file):
         if not file.is_file():
             train, valid = split_by_cluster(store, fraction, identity, seed)
-            aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
-            with aside.open("wb") as handle:
-                np.savez(handle, train=train, valid=valid)
-            aside.replace(file)
+            _write_whole(file, {"train": train, "valid": valid})
     with np.load(file, allow_pickle=False) as arrays:
         return arrays["train"], arrays["valid"]
 

@@ -8,12 +8,13 @@ sees the same tokens for any number of ranks, workers and restarts.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ds4sci.data.loader import chain_of, generator
-from ds4sci.data.windows import Coder, Coverage, Letters, Regions, cut
+from ds4sci.data.windows import Coder, Coverage, Letters, Regions, Windows, cut
 
 PACK, ORDER, SAMPLE, EVALUATE = range(16, 20)
 """Families of random streams; those of ``ds4sci.data.loader`` are 0 to 2."""
@@ -68,6 +69,7 @@ def make_rows(
     row: int | None,
     seed: int,
     both_strands: bool = False,
+    cutter: Callable[..., Windows] = cut,
 ) -> Rows:
     """Rows of what is in ``regions``.
 
@@ -75,6 +77,7 @@ def make_rows(
     document      the most tokens of a document; longer regions are cut into windows of that size
     row           budget of tokens a row, at least ``document``; None: each document is a row
     both_strands  windows are read on the other strand too
+    cutter        ``cut``, or what keeps its result
 
     Raises ValueError for sizes that hold no residue, and where no residue is in a token.
     """
@@ -82,7 +85,7 @@ def make_rows(
         raise ValueError(
             f"a row of {row} tokens cannot hold a document of {document}; raise data.row or lower data.length"
         )
-    windows = cut(regions, coder, letters, document=document, both_strands=both_strands)
+    windows = cutter(regions, coder, letters, document=document, both_strands=both_strands)
     if not len(windows.tokens):
         raise ValueError(
             f"there is no sequence to make rows of: {windows.coverage.given:,} residues in {len(regions.record)} "

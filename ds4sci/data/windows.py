@@ -7,7 +7,7 @@ number of tokens is a fact and never an estimate. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,6 +100,21 @@ class Windows:
     stop: np.ndarray
     tokens: np.ndarray
     coverage: Coverage
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it, for a ``.npz``."""
+        told = self.coverage
+        numbers = np.array([told.given, told.read, told.unknown], np.int64)
+        own = {"region": self.region, "start": self.start, "stop": self.stop, "tokens": self.tokens}
+        return own | {"numbers": numbers, "silent": np.array(told.silent, np.int64)}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Windows:
+        """What ``arrays`` gave."""
+        given, read, unknown = arrays["numbers"].tolist()
+        left_out = {NO_TOKEN: given - read} if given > read else {}
+        coverage = Coverage(given, read, left_out, unknown, tuple(arrays["silent"].tolist()))
+        return cls(arrays["region"], arrays["start"], arrays["stop"], arrays["tokens"], coverage)
 
 
 def cut(regions: Regions, coder: Coder, letters: Letters | None, *, document: int, both_strands: bool) -> Windows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ class LanguageTask:
             reader, regions = self.sides()[:2] if train else self.sides()[2:]
             self._rows_made[key] = make_rows(
                 regions, self.coder, reader.letters, document=phase.length, row=row, seed=self.seed,
-                both_strands=bool(reader.reverse_complement),
+                both_strands=bool(reader.reverse_complement), cutter=partial(corpus.cut_once, reader.store),
             )  # fmt: skip
         return self._rows_made[key], row
 

@@ -219,7 +219,7 @@ class OperatorTask:
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         if not rows:
-            raise ValueError("no function was evaluated, so there is no error to report; raise data.valid_functions")
+            raise ValueError("no function was evaluated, so there is no error to report; raise data.valid")
         each = {name: float(np.mean([row["errors"][name] for row in rows])) for name in self.pde.components}
         mean = float(np.mean(list(each.values())))
         found = {"relative_l2": mean, "score": -mean}

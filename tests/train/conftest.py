@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the toy task is imported as tests.train.toy_task
 
@@ -49,3 +50,32 @@ def run_file(tmp_path: Path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Path]:
+    """A run folder as training leaves it, of a task whose adapters have values of their own."""
+    import safetensors.torch
+
+    from ds4sci.config import RunConfig
+    from ds4sci.train.build import build_task
+
+    def make(file: Path) -> Path:
+        run = tmp_path / "made"
+        folder = run / "checkpoints" / "step_000001"
+        folder.mkdir(parents=True)
+        config = RunConfig.load(file)
+        task = build_task(config)
+        with torch.no_grad():
+            for name, parameter in task.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) / 9)
+        config.save(folder)
+        task.keep(run / "model")
+        own = dict(task.model.named_parameters()) | dict(task.model.named_buffers())
+        state = {name: own[name].detach().clone() for name in task.model.state_dict() if name in own}
+        safetensors.torch.save_file(state, folder / "model.safetensors")
+        (run / "checkpoints" / "best").write_text("step_000001")
+        return run
+
+    return make

@@ -1,0 +1,166 @@
+"""eval and embed of a run: every residue of the file read, or named with its reason; no score of nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from ds4sci.train import evaluate_language
+from ds4sci.train.embed import embed
+from tests import language_oracle as oracle
+
+BPE = '{kind = "tests.learnt_tokenizers", name = "bpe"}'
+K6 = '{kind = "kmer", k = 6, stride = 1}'
+
+
+def bases(length: int, seed: int = 0) -> str:
+    return "".join(np.random.default_rng(seed).choice(list("ACGT"), length))
+
+
+@pytest.fixture
+def run(tmp_path: Path, trained: Callable[[Path], Path]) -> Callable[..., Path]:
+    def make(task: str, tokenizer: str, *, length: int = 128, data: str = "", bad: str = "error") -> Path:
+        model: dict[str, Any] = oracle.LLAMA if task == "causal_lm" else oracle.ESM
+        config = "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in model.items()) + "}"
+        (tmp_path / "train.fa").write_text(f">chromosome\n{bases(3000, 1)}\n")
+        (tmp_path / "ds.json").write_text(
+            json.dumps({"train_batch_size": 1, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}})
+        )
+        (tmp_path / "run.toml").write_text(
+            f'deepspeed = "ds.json"\n[task]\nname = "{task}"\n[train]\nsteps = 1\n[model]\nconfig = {config}\n[data]\n'
+            f'path = "{data or tmp_path / "train.fa"}"\nalphabet = "auto"\nbad = "{bad}"\ntokenizer = {tokenizer}\n'
+            f"phases = [{{length = {length}}}]\n"
+        )
+        return trained(tmp_path / "run.toml")
+
+    return make
+
+
+def fasta(folder: Path, *records: str) -> Path:
+    file = folder / "asked.fa"
+    file.write_text("".join(f">r{i}\n{letters}\n" for i, letters in enumerate(records)))
+    return file
+
+
+def test_all_of_12_000_bases_are_read_by_a_bpe_tokenizer(tmp_path, run) -> None:
+    """1,375 of them were, and called all."""
+    asked = fasta(tmp_path, *(bases(3000, seed) for seed in range(4)))
+    found = evaluate_language.evaluate_sequences(run("causal_lm", BPE), asked, show=True)
+    assert (found["given"], found["read"], found["residues"]) == (12_000, 12_000, 12_000)
+    assert found["left_out"] == {}
+    assert found["not_scored"] == {}
+    assert 1.2 < found["nats"] < 4
+    assert found["nats"] == pytest.approx(math.log(found["perplexity"]))
+
+
+def test_a_masked_model_with_such_tokens_has_no_nats_per_base(tmp_path, run) -> None:
+    found = evaluate_language.evaluate_sequences(run("masked_lm", BPE), fasta(tmp_path, bases(700)), show=True)
+    assert (found["read"], found["residues"]) == (700, 700)
+    assert found["nats"] is None
+    assert found["perplexity"] is None
+    assert found["nats_per_token"] > 1
+
+
+def test_overlapping_words_count_each_base_once(tmp_path, run) -> None:
+    asked = fasta(tmp_path, bases(500), bases(4), "ACGTNACGTACGTTN" + bases(30))
+    found = evaluate_language.evaluate_sequences(run("masked_lm", K6, length=64), asked, show=True)
+    assert found["given"] == 549
+    assert found["left_out"] == {"in no token": 4}
+    assert found["silent"] == ["r1"]
+    assert found["not_scored"] == {"unknown or of weight 0": 6}  # the bases before the first N fill no word of six
+    assert found["residues"] == 549 - 4 - 6
+    assert found["nats"] > math.log(4) - 0.05
+
+
+@pytest.mark.slow
+def test_n_grams_leave_unknown_bases_out_too(tmp_path, run) -> None:
+    asked = fasta(tmp_path, "ACGTNNNNNNNNNNNNNNNNACGTACGTTN" + bases(30))
+    made = run("causal_lm", '{kind = "nucleotide", ends = "bos"}')
+    found = evaluate_language.evaluate_sequences(made, asked, ngrams=True, show=False)
+    assert found["residues"] == found["ngrams"]["residues"] == 43
+    assert found["ngrams"]["left_out"] == {"unknown": 17}
+    assert found["ngrams"]["nats"]["0"] > 1.3
+    (tmp_path / "n.fa").write_text(f">n\n{'N' * 40}\n")
+    _, task, _ = evaluate_language.load(made, "best")
+    store = evaluate_language.store_of(task, tmp_path / "n.fa", tmp_path / "stored")
+    with pytest.raises(ValueError, match="--ngrams: no residue of"):
+        evaluate_language._ngrams(task, store)
+
+
+def test_nothing_to_score_is_no_number(tmp_path, run) -> None:
+    made = run("masked_lm", K6, length=64)
+    with pytest.raises(ValueError, match=r"4 residues in 1 records, none of them in a token; .*record 'r0'"):
+        evaluate_language.evaluate_sequences(made, fasta(tmp_path, "ACGT"), show=False)
+    with pytest.raises(ValueError, match=r"nothing to score: of 20 of 20 bases read, none counts .*\(r0\)"):
+        evaluate_language.evaluate_sequences(made, fasta(tmp_path, "N" * 20), show=False)
+    _, task, _ = evaluate_language.load(made, "best")
+    with pytest.raises(ValueError, match="nothing to score"):
+        task.summarize([])
+
+
+@pytest.mark.slow
+def test_a_record_without_a_token_has_no_embedding(tmp_path, run) -> None:
+    asked = fasta(tmp_path, bases(50), "ACGT", bases(31))
+    with pytest.raises(ValueError, match=r"asked.fa: line 3: record 'r1': its 4 residues are in no token"):
+        embed(run("masked_lm", K6, length=64), asked, tmp_path / "out", mean=True)
+
+
+@pytest.mark.slow
+def test_records_without_a_token_are_left_out_by_name(tmp_path, run) -> None:
+    asked = fasta(tmp_path, bases(50), "ACGT", bases(31))
+    assert embed(run("masked_lm", K6, length=64, bad="skip"), asked, tmp_path / "out", mean=True) == 2
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert index["sequences"] == {"r0": 0, "r2": 1}
+    assert index["silent"] == ["r1"]
+    assert (index["given"], index["read"], index["left_out"]) == (85, 81, {"in no token": 4})
+    means = load_file(tmp_path / "out" / "means.safetensors")["embedding"]
+    assert means.shape[0] == 2
+    assert np.isfinite(means.numpy()).all()
+
+
+def test_a_first_residue_of_which_the_model_says_nothing(tmp_path, run) -> None:
+    protein = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+    (tmp_path / "p.fa").write_text("".join(f">p{i}\n{protein[i:]}{protein[:i]}\n" for i in range(20)))
+    made = run("causal_lm", '{kind = "byte"}', data=str(tmp_path / "p.fa"))
+    table = tmp_path / "v.csv"
+    table.write_text("mutant,DMS_score\nK2A,0.5\nT3V,0.5\n")
+    scored = evaluate_language.evaluate_variants(made, fasta(tmp_path, protein), table, marginal="wildtype")
+    assert scored["spearman"] is None  # all measured alike: there is no order
+    table.write_text("mutant,DMS_score\nK2A,0.5\nM1A,0.1\n")
+    with pytest.raises(ValueError, match=r"v.csv: M1A: a causal model without a begin token says nothing of the first"):
+        evaluate_language.evaluate_variants(made, fasta(tmp_path, protein), table, marginal="wildtype")
+
+
+def test_a_run_says_what_its_rows_hold(tmp_path, run) -> None:
+    from ds4sci.config import RunConfig
+    from ds4sci.train.build import build_task
+
+    run("causal_lm", '{kind = "codon", frame = 1}')
+    task = build_task(RunConfig.load(tmp_path / "run.toml"))
+    told = {name: one.describe("base") for name, one in task.coverage().items()}
+    assert told["training, length 128"] == "2,847 of 2,850 bases read, 3 in no token"  # one before the frame
+    assert told["held out"] == "147 of 150 bases read, 3 in no token"
+    (tmp_path / "train.fa").write_text(f">chromosome\n{'MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ' * 20}\n")
+    (tmp_path / "train.fa.ds4sci").rename(tmp_path / "old")
+    text = (tmp_path / "run.toml").read_text().replace('{kind = "codon", frame = 1}', BPE)
+    (tmp_path / "run.toml").write_text(text.replace("[data]", '[data]\nvalid = "p.fa"'))
+    (tmp_path / "p.fa").write_text(f">p\n{'MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ' * 3}\n")
+    task = build_task(RunConfig.load(tmp_path / "run.toml", [f'data.valid="{tmp_path / "p.fa"}"']))
+    assert task.coverage()["held out"].unknown > 0
+
+
+def test_a_tokenizer_that_knows_no_word_as_long_as_a_document(tmp_path, run) -> None:
+    """WordPiece's limit of 100 letters to a word: all is <unk>, which a model predicts without knowing any base."""
+    short = '{kind = "tests.learnt_tokenizers", name = "wordpiece", longest = 100}'
+    made = run("causal_lm", short)
+    with pytest.raises(ValueError, match=r"reads all 2,850 residues as <unk>.*max_input_chars_per_word"):
+        evaluate_language.load(made, "best")[1].coverage()
+    with pytest.raises(ValueError, match=r"700 of 700 bases read, 700 read as <unk>, none counts"):
+        evaluate_language.evaluate_sequences(made, fasta(tmp_path, bases(700)), show=False)
