@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -121,9 +122,13 @@ def embed(
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
 ) -> None:
     """Embed sequences with a language model: the last hidden state of every token, or their mean."""
+    from ds4sci.train.embed import INDEX
     from ds4sci.train.embed import embed as write
 
-    typer.echo(f"{write(run, fasta, out, which=which, ranks=ranks, mean=mean)} sequences in {out}")
+    count = write(run, fasta, out, which=which, ranks=ranks, mean=mean)
+    told = json.loads((out / INDEX).read_text(encoding="utf-8"))
+    unread = f"; no vector for {', '.join(told['silent'])}" if told["silent"] else ""
+    typer.echo(f"{count} sequences in {out}: {told['read']:,} of {told['given']:,} residues read{unread}")
 
 
 @app.command()

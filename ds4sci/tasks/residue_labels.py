@@ -22,7 +22,7 @@ from ds4sci.data.language import Document, Phase, batches, evaluation_batches
 from ds4sci.data.letters import secondary_classes
 from ds4sci.data.rows import Rows, make_rows
 from ds4sci.data.targets import Target
-from ds4sci.data.windows import Regions
+from ds4sci.data.windows import Coverage, Regions
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
@@ -149,6 +149,13 @@ class ResidueLabelsTask:
         regions = Regions.whole(chains.lengths, range(len(chains)))
         rows = make_rows(regions, self.coder, document=data.length, row=row, seed=self.seed)
         return LabelReader(chains, self.coder, data.states), rows, row
+
+    def coverage(self) -> dict[str, Coverage]:
+        """What the rows of both chain sets hold of their residues."""
+        data = self.config.data
+        return {
+            name: self._open(path)[1].coverage for name, path in (("training", data.train), ("held out", data.valid))
+        }
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int

@@ -39,11 +39,11 @@ def embed(
     ``NNNNNN.safetensors`` with ``embedding`` fp32 [tokens, c], ``start`` and ``size`` int64 [tokens]: first residue
     (0-based) and number of residues of each token; special tokens are left out. With ``mean`` there is one file, whose
     ``embedding`` [sequences, c] are the means over tokens, in the order of the index. The index counts residues
-    ``given``, ``read`` (in a token) and ``left_out`` by reason.
+    ``given``, ``read`` (in a token; ``unknown`` of them in ``<unk>``) and ``left_out`` by reason.
 
-    A record without a token is an error that names it; where the run's ``data.bad`` is ``skip`` it is left out, and
-    its name is in ``silent``. Raises ValueError for a run of another kind, a file that cannot be read, a folder that is
-    not empty.
+    A record without a known token is an error that names it; where the run's ``data.bad`` is ``skip`` it is left out,
+    and its name is in ``silent``. Raises ValueError for a run of another kind, a file that cannot be read, a folder
+    that is not empty.
     """
     run, fasta, out = Path(run), Path(fasta), Path(out)
     if out.exists() and any(out.iterdir()):
@@ -80,8 +80,8 @@ def _without_token(task: LanguageTask, where: str, length: int) -> None:
     """Raise ValueError for a record with nothing to embed, unless the run's ``data.bad`` is to leave such ones out."""
     if task.config.data.bad == "error":
         raise ValueError(
-            f"{where}: its {length} residues are in no token of this run's tokenizer, so it has no embedding; remove "
-            'it, or leave such records out with data.bad = "skip"'
+            f"{where}: its {length} residues are in no token that this run's tokenizer knows, so it has no embedding; "
+            'remove it, or leave such records out with data.bad = "skip"'
         )
 
 
@@ -91,16 +91,17 @@ def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[s
     files: dict[str, str | int] = {}
     means: list[torch.Tensor] = []
     silent: list[str] = []
-    given = read = 0
+    given = read = unknown = 0
     with tempfile.TemporaryDirectory() as folder:
         store = evaluate_language.store_of(task, fasta, Path(folder))
         for record in range(len(store)):
             letters = np.array(store.residues(record))
             with naming(store.where(record), len(letters), "leave it out, or spread it over more ranks (--ranks)"):
-                hidden, start, size = _embedding(task, letters)
+                hidden, start, size, strange = _embedding(task, letters)
             name = store.name(record)
-            given, read = given + len(letters), read + int(first_seen(start, size, np.zeros(len(start), bool)).sum())
-            if not len(start):
+            fresh = first_seen(start, size, strange)
+            given, read, unknown = given + len(letters), read + int(fresh.sum()), unknown + int(fresh[strange].sum())
+            if strange.all():
                 _without_token(task, store.where(record), len(letters))
                 silent.append(name)
             elif mean:
@@ -116,17 +117,24 @@ def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[s
     if group.rank == 0:
         if mean:
             save_file({"embedding": torch.stack(means)}, out / "means.safetensors")
-        told = {"given": given, "read": read, "left_out": {NO_TOKEN: given - read} if given > read else {}}
-        told |= {"silent": silent, "sequences": files}
+        told: dict[str, object] = {
+            "given": given,
+            "read": read,
+            "left_out": {NO_TOKEN: given - read} if given > read else {},
+        }
+        told |= {"unknown": unknown, "silent": silent, "sequences": files}
         replace_text(out / INDEX, json.dumps(facts | told, indent=1) + "\n")
     return len(store) - len(silent)
 
 
-def _embedding(task: LanguageTask, letters: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """fp32 [tokens, c] on the CPU, whole on every rank, and each token's first residue and residues."""
+def _embedding(task: LanguageTask, letters: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
+    """fp32 [tokens, c] on the CPU, whole on every rank; each token's first residue, residues, and whether it is
+    ``<unk>``. Where all are, nothing is computed."""
     ids, place, size = task.coder.encode(letters)
-    if not size.any():
-        return torch.zeros(0), place[:0], size[:0]
+    real = np.flatnonzero(size)
+    strange = task.coder.is_unknown(ids[real])
+    if strange.all():
+        return torch.zeros(0), place[real], size[real], strange
     n = -(-len(ids) // multiple(task.group)) * multiple(task.group)
     batch = as_batch([ids], n, task.coder.pad)
     own = task.language.hidden(batch.to(next(task.model.parameters()).device)).float()
@@ -134,5 +142,4 @@ def _embedding(task: LanguageTask, letters: np.ndarray) -> tuple[torch.Tensor, n
         parts = [torch.empty_like(own) for _ in range(task.group.size)]
         dist.all_gather(parts, own.contiguous(), group=task.group.handle)
         own = torch.cat(parts, dim=1)
-    real = np.flatnonzero(size)
-    return own[0, : len(ids)].cpu()[real].contiguous(), place[real].astype(np.int64), size[real].astype(np.int64)
+    return own[0, : len(ids)].cpu()[real].contiguous(), place[real], size[real], strange

@@ -108,18 +108,19 @@ def test_nothing_to_score_is_no_number(tmp_path, run) -> None:
 @pytest.mark.slow
 def test_a_record_without_a_token_has_no_embedding(tmp_path, run) -> None:
     asked = fasta(tmp_path, bases(50), "ACGT", bases(31))
-    with pytest.raises(ValueError, match=r"asked.fa: line 3: record 'r1': its 4 residues are in no token"):
+    with pytest.raises(ValueError, match=r"asked.fa: line 3: record 'r1': its 4 residues are in no token that"):
         embed(run("masked_lm", K6, length=64), asked, tmp_path / "out", mean=True)
 
 
 @pytest.mark.slow
 def test_records_without_a_token_are_left_out_by_name(tmp_path, run) -> None:
-    asked = fasta(tmp_path, bases(50), "ACGT", bases(31))
+    asked = fasta(tmp_path, bases(50), "ACGT", bases(31), "N" * 20)
     assert embed(run("masked_lm", K6, length=64, bad="skip"), asked, tmp_path / "out", mean=True) == 2
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["sequences"] == {"r0": 0, "r2": 1}
-    assert index["silent"] == ["r1"]
-    assert (index["given"], index["read"], index["left_out"]) == (85, 81, {"in no token": 4})
+    assert index["silent"] == ["r1", "r3"]
+    assert (index["given"], index["read"], index["left_out"]) == (105, 101, {"in no token": 4})
+    assert index["unknown"] == 20
     means = load_file(tmp_path / "out" / "means.safetensors")["embedding"]
     assert means.shape[0] == 2
     assert np.isfinite(means.numpy()).all()
