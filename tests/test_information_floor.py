@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from ds4sci.baselines.ngrams import fit
 from ds4sci.data.language import Phase, Reader, batches
 from ds4sci.data.rows import make_rows
 from ds4sci.data.targets import Target, Units, first_seen
@@ -133,6 +134,45 @@ def test_training_masks_hide_what_they_ask_for() -> None:
                 assert not held.any()
     assert asked / (200 * 400) == pytest.approx(0.15, abs=0.01)
     assert hidden_of_all / (200 * len(one.ids)) < 0.3
+
+
+class Soft(Memory):
+    """Every third stretch of five bases is soft-masked."""
+
+    def soft(self, record: int, start: int, stop: int) -> np.ndarray:
+        return np.arange(start, stop) // 5 % 3 == 0
+
+
+@pytest.mark.parametrize("name", ["nucleotide", "kmer-3", "kmer-6/1", "kmer-3/2", "codon"])
+def test_the_other_strand_and_bases_that_do_not_count(name) -> None:
+    task, store = task_of("masked", name), Soft(bases(np.random.default_rng(6), [150]).texts)
+    reader = Reader(store, task.coder, soft_weight=0.0, reverse_complement=1.0)
+    one = reader.document(0, 0, 150, np.random.default_rng(0))
+    assert one.name.endswith("-")
+    soft = store.soft(0, 0, 150)[::-1]
+    counted = np.zeros(150, int)
+    for turn in range(task.prediction.turns()):
+        made = task.prediction.turn(one, turn, np.random.default_rng(1))
+        shown = np.zeros(150, bool)
+        for j in np.flatnonzero((made.inputs == one.ids) & (one.size > 0)):
+            shown[one.start[j] : one.start[j] + one.size[j]] = True
+        for i in np.flatnonzero((made.labels != IGNORED) & (made.weights > 0)):
+            span = slice(one.start[i], one.start[i] + one.size[i])
+            assert (~shown[span]).sum() == made.residues[i]
+            assert not soft[span].any()
+            counted[span] += ~shown[span]
+    assert counted.max() == 1
+    assert 0 < counted.sum() <= (~soft).sum()
+
+
+def test_n_grams_do_not_get_below_the_floor() -> None:
+    rng = np.random.default_rng(8)
+    train, test = bases(rng, [4000, 900]).texts, bases(rng, [3000, 1]).texts
+    model = fit(train, 4)
+    losses = model.losses(test)
+    error = losses.std(axis=1) / math.sqrt(losses.shape[1])
+    assert (losses.mean(axis=1) > math.log(4) - 3 * error - 1e-4).all()
+    assert (losses.mean(axis=1) < 1.5).all()
 
 
 def test_units_part_the_residues() -> None:
