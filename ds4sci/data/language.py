@@ -144,10 +144,10 @@ def collate(rows: Sequence[Sequence[tuple[Document, Example]]], n: int, pad: int
     )
 
 
-def as_batch(rows: Sequence[np.ndarray], n: int, pad: int) -> LanguageBatch:
-    """Rows of n tokens, each one document of these ids, nothing to predict."""
+def as_batch(rows: Sequence[np.ndarray], n: int, pad: int, name: str = "sequence") -> LanguageBatch:
+    """Rows of n tokens, each one document of these ids, nothing to predict; ``name`` is for errors."""
     none = np.zeros(0, np.int64)
-    made = [[(Document(ids, none, none, none, none, none, f"row {i}"), unlabelled(ids))] for i, ids in enumerate(rows)]
+    made = [[(Document(ids, none, none, none, none, none, name), unlabelled(ids))] for ids in rows]
     return collate(made, n, pad)
 
 

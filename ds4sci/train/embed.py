@@ -96,9 +96,9 @@ def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[s
         store = evaluate_language.store_of(task, fasta, Path(folder))
         for record in range(len(store)):
             letters = np.array(store.residues(record))
-            with naming(store.where(record), len(letters), "leave it out, or spread it over more ranks (--ranks)"):
-                hidden, start, size, strange = _embedding(task, letters)
             name = store.name(record)
+            with naming(store.where(record), len(letters), "leave it out, or spread it over more ranks (--ranks)"):
+                hidden, start, size, strange = _embedding(task, letters, name)
             fresh = first_seen(start, size, strange)
             given, read, unknown = given + len(letters), read + int(fresh.sum()), unknown + int(fresh[strange].sum())
             if strange.all():
@@ -127,7 +127,9 @@ def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[s
     return len(store) - len(silent)
 
 
-def _embedding(task: LanguageTask, letters: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
+def _embedding(
+    task: LanguageTask, letters: np.ndarray, name: str
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
     """fp32 [tokens, c] on the CPU, whole on every rank; each token's first residue, residues, and whether it is
     ``<unk>``. Where all are, nothing is computed."""
     ids, place, size = task.coder.encode(letters)
@@ -136,7 +138,7 @@ def _embedding(task: LanguageTask, letters: np.ndarray) -> tuple[torch.Tensor, n
     if strange.all():
         return torch.zeros(0), place[real], size[real], strange
     n = -(-len(ids) // multiple(task.group)) * multiple(task.group)
-    batch = as_batch([ids], n, task.coder.pad)
+    batch = as_batch([ids], n, task.coder.pad, name)
     own = task.language.hidden(batch.to(next(task.model.parameters()).device)).float()
     if task.group.size > 1:
         parts = [torch.empty_like(own) for _ in range(task.group.size)]

@@ -78,8 +78,8 @@ def evaluate_sequences(
         store = store_of(task, fasta, Path(folder))
         reader = Reader(store, task.coder, unknown_weight=task.config.data.unknown_weight)
         last = task.config.data.phases[-1]
-        row = last.row or last.length
-        rows = _rows_of(store, task, reader, fasta)
+        row = (last.row or last.length) if task.config.data.packing else None
+        rows = _rows_of(store, task, reader, fasta, row)
         task.model.eval()
         with torch.no_grad():
             parts = task.score(
@@ -98,13 +98,13 @@ def evaluate_sequences(
     return result
 
 
-def _rows_of(store: SequenceStore, task: LanguageTask, reader: Reader, fasta: Path) -> Rows:
+def _rows_of(store: SequenceStore, task: LanguageTask, reader: Reader, fasta: Path, row: int | None) -> Rows:
     """Rows of all of ``store``; ValueError names the first records where none has a token."""
     last = task.config.data.phases[-1]
     try:
         return make_rows(
-            Regions.whole(store.lengths, range(len(store))), task.coder, reader.letters, document=last.length,
-            row=last.row or last.length, seed=task.seed,
+            Regions.whole(store.lengths, range(len(store))), task.coder, reader.letters, document=last.length, row=row,
+            seed=task.seed,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{fasta}: {error}; its first record is {store.where(0)}") from None
