@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds4sci import config_errors
-from ds4sci.config import RunConfig, TrainConfig, find
+from ds4sci.config import RunConfig, TrainConfig, find, import_task
 
 JSON = '{"train_batch_size": 4, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": true}}}\n'
 TASK = """
@@ -236,3 +236,11 @@ def test_any_override_is_taken_or_refused_with_a_valueerror(text: str) -> None:
     else:
         message = ""
     assert "override" in message if message else "=" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("..a", "expected a name such as fold"), ("", "expected a name"), ("fold x", "expected a name")]
+)
+def test_a_task_s_name_that_is_none(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        import_task(name)

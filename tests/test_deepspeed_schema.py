@@ -72,8 +72,10 @@ def paths(tree: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return found
 
 
-FREE = ("vocabularyrarity", "arg_mappings", "schedule_config", "partition_config", "quantized_initialization",
-        "post_init_quant")  # fmt: skip
+FREE = (
+    "host_cache_size", "vocabularyrarity", "arg_mappings", "schedule_config", "partition_config",
+    "quantized_initialization", "post_init_quant",
+)  # fmt: skip
 TYPOS = [p for p in paths(EVERYTHING) if not set(p[:-1]) & set(FREE) and p[-1] not in FREE]
 
 

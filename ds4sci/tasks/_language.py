@@ -34,7 +34,7 @@ class LengthPhase(BaseModel):
     from_progress: float = Field(0.0, ge=0.0, le=1.0)
     """Share of the run's steps that lies behind when the phase begins."""
     length: int = Field(ge=4)
-    """The most tokens of a document, special ones included; longer sequences are cut into windows."""
+    """The most tokens of a document, special ones included; longer sequences are cut into windows, where tokens end."""
     row: int | None = Field(None, ge=4)
     """Tokens of a packed row; by default ``length``."""
     rope_factor: float = Field(1.0, ge=1.0)
@@ -73,7 +73,7 @@ class DataConfig(BaseModel):
     soft_weight: float = Field(1.0, ge=0)
     """Weight of soft-masked (lower case) residues in the loss."""
     unknown_weight: float = Field(0.0, ge=0)
-    """Weight of N and X in the loss."""
+    """Weight of N, X and the other codes for several bases in the loss; ``<unk>`` tokens have none."""
     workers: int = Field(0, ge=0)
     """Threads that prepare batches ahead; 0 = in the training loop. Never changes the batches."""
     evaluation_tokens: int = Field(65536, ge=0)

@@ -11,7 +11,8 @@ class DataConfig(_language.DataConfig):
     """``[data]``: sequences, rows, and what of them is masked."""
 
     mask_fraction: float = Field(0.15, gt=0, lt=1)
-    """Share of the residues that is predicted: of these 80 % are masked, 10 % replaced, 10 % left (BERT, ESM-2)."""
+    """Share of the residues that is predicted: of these 80 % are masked, 10 % replaced, 10 % left (BERT, ESM-2). Of
+    overlapping k-mers all that hold a predicted base are hidden with it."""
 
 
 class Config(_language.Config):

@@ -67,8 +67,12 @@ def test_rows_shared_by_two_ranks_train_as_on_one_and_resume_on_either(tmp_path,
     )
     file = write("causal_lm", f"config = {LLAMA}", data)
     fleet.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path)
-    fleet.run(1, ["--config", str(file), "train.name=one"], tmp_path)
+    ended = fleet.run(1, ["--config", str(file), "train.name=one"], tmp_path)
+    assert "Data, training, length 128: 2,850 of 2,850 residues read" in " ".join(ended.output.split())
+    assert "Data, held out: 150 of 150 residues read" in " ".join(ended.output.split())
     runs = tmp_path / "runs"
+    start = json.loads((runs / "one" / "metrics.jsonl").read_text().splitlines()[0])
+    assert start["data"]["held out"]["read"] == 150
     assert_alike(losses(runs / "run"), losses(runs / "one"))
     for name, ranks in (("run", 1), ("one", 2)):
         again = runs / f"{name}_again"
