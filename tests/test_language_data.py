@@ -218,3 +218,13 @@ def test_evaluation_hides_everything_that_it_asks_for(store) -> None:
     assert len(asked) > 20
     assert (asked == target.mask).all()
     assert sum(batch.tokens for batch in batches_made) / len(asked) == pytest.approx(target.turns(), rel=0.2)
+
+
+def test_codes_for_several_bases_weigh_as_n(tmp_path) -> None:
+    """They are read as N, and to tell N from a base is to know none."""
+    (tmp_path / "r.fa").write_text(">r\nACGTRYKMACGTNACGTBDHVSWACGT\n")
+    coder = corpus.coder(None, {"kind": "nucleotide"}, causal=False)
+    own = Reader(corpus.open_store(tmp_path / "r.fa", alphabet="dna"), coder)
+    found = own.document(0, 0, 27)
+    counted = [w > 0 for w, n in zip(found.weights, found.size, strict=True) if n]
+    assert counted == [letter in "ACGT" for letter in "ACGTRYKMACGTNACGTBDHVSWACGT"]

@@ -77,7 +77,7 @@ class Reader:
         soft = self.store.soft(record, start, stop)
         unknown = self.store.unknown(record, start, stop)
         if self.store.alphabet == "dna":
-            unknown = unknown | np.isin(letters, _AMBIGUOUS)
+            unknown = unknown | _AMBIGUOUS[letters]
         strand = ""
         if rng is not None and self.reverse_complement and rng.random() < self.reverse_complement:
             letters, soft, unknown = reverse_complement(letters, soft, unknown)
@@ -98,7 +98,7 @@ class Reader:
         )
 
 
-_AMBIGUOUS = np.frombuffer(AMBIGUOUS.encode(), np.uint8)
+_AMBIGUOUS = np.isin(np.arange(256), np.frombuffer(AMBIGUOUS.encode(), np.uint8))
 
 
 def _over(values: np.ndarray, place: np.ndarray, size: np.ndarray, how: np.ufunc, special: Any) -> np.ndarray:
