@@ -202,11 +202,19 @@ def test_a_batch_that_does_not_fit_the_ranks_makes_no_run_folder(tmp_path, run_f
 
 
 def test_what_deepspeed_itself_refuses_names_the_file(tmp_path, run_file) -> None:
-    file = run_file(ds={"scheduler": {"type": "NoSuchLR", "params": {}}})
+    file = run_file(ds={"optimizer": {"type": "SGD", "params": {"lr": 1e-3}}, "zero_optimization": {"stage": 1}})
     ended = fleet.run(2, ["--config", str(file)], tmp_path, code=2)
     assert ended.output.count("error:") == 1
     assert "deepspeed.json: DeepSpeed refuses this configuration" in ended.output
-    assert "NoSuchLR" in ended.output
+    assert "zero_allow_untested_optimizer" in ended.output
+
+
+def test_what_no_deepspeed_knows_makes_no_run_folder(tmp_path, run_file) -> None:
+    ended = fleet.run(2, ["--config", str(run_file(ds={"gradient_cliping": 1.0}))], tmp_path, code=2)
+    assert ended.output.count("error:") == 1
+    assert "ds.json: unknown key gradient_cliping" in ended.output
+    assert "did you mean gradient_clipping?" in ended.output
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_config_error_is_said_by_one_rank(tmp_path, run_file) -> None:
