@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ds4sci.kernels import attention
@@ -26,7 +27,6 @@ NAME = "ds4sci"
 """For ``from_pretrained(attn_implementation=…)``, after ``register``."""
 
 _UNSERVED = {
-    "sliding_window": "a sliding window",
     "softcap": "capped scores",
     "s_aux": "attention sinks",
     "position_bias": "a position bias",
@@ -84,7 +84,8 @@ def attend(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What transformers calls: query ``[b, h, s, d]``, key and value ``[b, g, s, d]`` → ``[b, s, h, d]``.
 
-    Raises ValueError for what the kernels do not do: dropout of attention weights, windows, capped scores.
+    Raises ValueError for what the kernels do not do: dropout of attention weights, windows that a document exceeds,
+    capped scores, masks or biases that the model makes itself.
     """
     if _current is None:
         raise RuntimeError(
@@ -95,6 +96,16 @@ def attend(
     for name, what in _UNSERVED.items():
         if kwargs.get(name) is not None:
             raise ValueError(f"{kind} asks for {what} ({name}), which ds4sci's attention does not do")
+    if attention_mask is not None:
+        raise ValueError(f"{kind} hands a mask or bias of its own to attention, which ds4sci's attention does not take")
+    spans = _current.spans
+    window = kwargs.get("sliding_window")
+    longest = int((spans[:, 1] - spans[:, 0]).max()) if len(spans) else 0
+    if window is not None and window < longest:
+        raise ValueError(
+            f"{kind} asks for a sliding window (sliding_window) shorter than a document, which ds4sci's attention "
+            "does not do"
+        )
     if dropout:
         raise ValueError(
             f"{kind} drops attention weights out ({dropout}), which ds4sci's attention does not do; set the model's "
@@ -102,7 +113,6 @@ def attend(
             "model.overrides.attention_dropout=0.0"
         )
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    spans = _current.spans
 
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, _, _ = q.shape
@@ -110,4 +120,9 @@ def attend(
         return attention(q, k, v, spans, causal=causal, scale=scaling).unflatten(0, (b, n))
 
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return attend_across(whole, q, k, v, _current.group, halves(q, spans, causal=causal, scale=scaling)), None
+    wide, channels = q.shape[-1], v.shape[-1]
+    if wide != channels:  # zeros add nothing to scores, and are cut off the output
+        scaling = wide**-0.5 if scaling is None else scaling
+        q, k, v = (F.pad(x, (0, max(wide, channels) - x.shape[-1])) for x in (q, k, v))
+    out = attend_across(whole, q, k, v, _current.group, halves(q, spans, causal=causal, scale=scaling))
+    return out[..., :channels], None

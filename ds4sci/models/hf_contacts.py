@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ds4sci.models import hf_attention
 from ds4sci.models.language import LanguageModel, unwrapped
 
 
@@ -16,15 +15,16 @@ def attention_maps(model: LanguageModel, tokens: Tensor) -> np.ndarray:
     n²."""
     inner = unwrapped(model.model)
     model.eval()
+    before = inner.config._attn_implementation
     inner.set_attn_implementation("eager")
-    dropout = [m for m in inner.modules() if hasattr(m, "token_dropout")]
+    dropout = {m: m.token_dropout for m in inner.modules() if hasattr(m, "token_dropout")}
     try:
         for module in dropout:
             module.token_dropout = bool(inner.config.token_dropout)
         body = getattr(inner, inner.base_model_prefix)
         found = body(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_attentions=True).attentions
     finally:
-        for module in dropout:
-            module.token_dropout = False
-        inner.set_attn_implementation(hf_attention.NAME)
+        for module, switched in dropout.items():
+            module.token_dropout = switched
+        inner.set_attn_implementation(before)
     return torch.cat(found, 1)[0].float().cpu().numpy()

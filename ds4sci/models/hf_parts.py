@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ class Parts:
     arguments        for every call of the body
     weights          numbers in matrices that multiply each token
     attention_width  Σ over the layers of heads × channels per head
+    takes_positions  whether the body has position_ids
     """
 
     body: nn.Module
@@ -31,45 +33,73 @@ class Parts:
     arguments: dict[str, Any] = field(default_factory=dict)
     weights: int = 0
     attention_width: int = 0
+    takes_positions: bool = True
 
 
 def take_apart(model: Any) -> Parts:
-    """The parts of a transformers model with a language modelling head.
+    """The parts of a transformers model with a head.
 
-    Raises ValueError where there is no head beside the body, or where head(body(x)) are not the model's logits.
+    Raises ValueError where it has no body of its own name, whose last hidden states the head could be applied to.
     """
     prefix = model.base_model_prefix
     body = getattr(model, prefix, None)
-    heads = [child for name, child in model.named_children() if name != prefix]
-    if body is None or not heads:
+    if not isinstance(body, nn.Module) or body is model:
         names = ", ".join(name for name, _ in model.named_children())
         raise ValueError(
             f"{type(model).__name__}: expected a body {prefix!r} and a head beside it, found {names}; "
             "ds4sci trains models of transformers with a head for each token"
         )
-
-    def head(hidden: Tensor) -> Tensor:
-        for part in heads:  # dropout and classifier, in the order in which they were made
-            hidden = part(hidden)
-        return hidden
-
     layers = [m for m in body.modules() if is_layer(m)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__}: none of its layers can be recomputed (GradientCheckpointingLayer)")
     accepted = inspect.signature(body.forward).parameters
-    if "position_ids" not in accepted:
-        raise ValueError(f"{type(model).__name__}: it takes no position_ids, so documents cannot be packed")
     arguments = {"use_cache": False} if "use_cache" in accepted else {}
-    config = model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config = model.config.get_text_config()
+    attention_heads = getattr(config, "num_attention_heads", None) or 0
+    width = getattr(config, "head_dim", None) or (config.hidden_size // attention_heads if attention_heads else 0)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     output = model.get_output_embeddings()
     if output is not None:
         tables.discard(id(output.weight))  # tied: it multiplies every token at the end
     weights = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in tables)
-    parts = Parts(body, head, layers, arguments, weights, len(layers) * config.num_attention_heads * width)
-    _compare(model, parts)
-    return parts
+    return Parts(
+        body, functools.partial(logits_of, model), layers, arguments, weights, len(layers) * attention_heads * width,
+        "position_ids" in accepted,
+    )  # fmt: skip
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """What the model's own ``forward`` makes of last hidden states ``[…, c]``, scaled and capped logits included.
+
+    A shallow copy of the model has, in the place of its body, one whose hidden states are given.
+    """
+    view = copy.copy(model)
+    view._modules = dict(model._modules) | {model.base_model_prefix: _GivenBody(getattr(model, model.base_model_prefix))}
+    states = hidden if hidden.ndim == 3 else hidden.unsqueeze(0)
+    view._modules[model.base_model_prefix].states = states
+    tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+    logits = type(model).forward(view, input_ids=tokens).logits
+    return logits if hidden.ndim == 3 else logits.squeeze(0)  # type: ignore[no-any-return]
+
+
+class _GivenBody:
+    """In the place of a model's body, or of the decoder in it: calls return ``states``."""
+
+    states: Tensor
+
+    def __init__(self, body: nn.Module) -> None:
+        self.body = body
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _GivenOutput((self.states,))
+
+    def __getattr__(self, name: str) -> Any:
+        return self if name in ("decoder", "encoder") else getattr(self.body, name)
+
+
+class _GivenOutput(tuple[Tensor, ...]):
+    """As transformers' outputs, with last hidden states and nothing else."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[0] if name == "last_hidden_state" else None
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -77,31 +107,6 @@ def is_layer(module: nn.Module) -> bool:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return isinstance(module, GradientCheckpointingLayer)
-
-
-@torch.no_grad()
-def _compare(model: Any, parts: Parts) -> None:
-    """That the head makes the model's logits of the body's hidden states, on eight tokens."""
-    from ds4sci.models.hf_attention import Layout, using
-    from ds4sci.parallel.groups import ALONE
-
-    training = model.training
-    model.eval()
-    try:
-        device = next(model.parameters()).device
-        tokens = torch.arange(8, device=device).remainder(model.config.vocab_size).view(1, 8)
-        positions = torch.arange(8, device=device).view(1, 8)
-        with using(Layout(torch.tensor([[0, 8]]), ALONE)):
-            hidden = parts.body(input_ids=tokens, position_ids=positions, **parts.arguments)[0]
-            logits = model(input_ids=tokens, position_ids=positions, **parts.arguments).logits
-        own = parts.head(hidden)
-    finally:
-        model.train(training)
-    if own.shape != logits.shape or not torch.allclose(own.float(), logits.float(), rtol=1e-3, atol=1e-4):
-        raise ValueError(
-            f"{type(model).__name__}: its logits are not those that its head makes of its last hidden states "
-            "(capped or scaled logits?); ds4sci cannot make them piece by piece"
-        )
 
 
 def tile_parts(model: nn.Module, tile: Callable[[], int | None]) -> None:
@@ -177,6 +182,13 @@ def embedding_scale(tokens: Tensor, spans: Tensor, mask_token: int) -> Tensor:
     return scale.masked_fill(masked, 0.0).view(tokens.shape)
 
 
+def real_tokens(batch: LanguageBatch) -> Tensor:
+    """int64 [b, n], 1 in documents and 0 in padding: transformers' attention mask."""
+    mask = torch.zeros(batch.input_ids.numel(), dtype=torch.int64, device=batch.input_ids.device)
+    mask[inside(batch.spans.to(mask.device))] = 1
+    return mask.view(batch.input_ids.shape)
+
+
 def inside(spans: Tensor) -> Tensor:
     """Places of all tokens of the documents ``spans``, one document after the other."""
     first, last = spans.unbind(1)
@@ -200,6 +212,7 @@ def with_lora(model: Any, settings: dict[str, Any], *, trains_head: bool) -> nn.
         if name != model.base_model_prefix and next(child.parameters(), None) is not None
     ]
     layers = tuple(f"{name}." for name, module in model.named_modules() if is_layer(module))
+    layers = layers or (f"{model.base_model_prefix}.",)
     outside = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(layers)]
     config = peft.LoraConfig(
         r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=settings["dropout"], target_modules=targets,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ds4sci.models import hf_attention, hf_parts
 from ds4sci.models.hf_attention import Layout, using
+from ds4sci.models.hf_verification import CallConvention, Subject, verify
 from ds4sci.nn import heap
 from ds4sci.nn.token_loss import token_losses
 from ds4sci.parallel.groups import ALONE, SequenceGroup
@@ -73,25 +74,53 @@ class Config(BaseModel):
 class LanguageModel(nn.Module):
     """A Hugging Face model that takes ``LanguageBatch`` and gives ``LanguageOutput``.
 
-    model     as transformers (or peft) made it: what is saved, exported and sharded
-    group     the ranks that share each row; set before the first call (``Task.share``)
+    model       as transformers (or peft) made it: what is saved, exported and sharded
+    convention  how it is called (``hf_verification.verify``)
+    group       the ranks that share each row; set before the first call (``Task.share``)
     """
 
-    def __init__(self, model: nn.Module, config: Config, kind: Kind) -> None:
-        """Raises ValueError where the model's head is not a function of its last hidden states alone."""
+    def __init__(
+        self, model: nn.Module, config: Config, kind: Kind, convention: CallConvention = CallConvention()
+    ) -> None:
+        """Raises ValueError for a model without body and head, and one that cannot be called by ``convention``."""
         super().__init__()
         hf_attention.register()
-        self.model, self.config, self.kind = model, config, kind
-        self.group: SequenceGroup = ALONE
+        self.model, self.config, self.kind, self.convention = model, config, kind, convention
+        self._group: SequenceGroup = ALONE
         inner = unwrapped(model)
-        inner.set_attn_implementation(hf_attention.NAME)
+        self._own_attention = inner.config._attn_implementation
+        packs = convention.attention == "ds4sci"
+        if packs:
+            _let_attention_through(inner)
         self._parts = [hf_parts.take_apart(inner)]  # in a list, so that nn.Module does not register it twice
-        self.classes = int(inner.config.num_labels if kind == "token_labels" else inner.config.vocab_size)
+        if packs and not self._parts[0].takes_positions:
+            raise ValueError(f"{type(inner).__name__}: it takes no position_ids, so documents cannot be packed")
+        text = inner.config.get_text_config()
+        self.classes = int(inner.config.num_labels if kind == "token_labels" else text.vocab_size)
         inner.config.use_cache = False
         hf_parts.tile_parts(inner, self._tile)
-        self._embeddings = hf_parts.TokenDropout.of(inner)
-        self._width = int(inner.config.hidden_size)
+        self._embeddings = hf_parts.TokenDropout.of(inner) if packs else hf_parts.TokenDropout(None)
+        self._width = int(inner.config.get_text_config().hidden_size)
         self._recomputes = False
+
+    @property
+    def group(self) -> SequenceGroup:
+        """The ranks that share each row. Setting it raises ValueError where rows of this model cannot be spread."""
+        return self._group
+
+    @group.setter
+    def group(self, group: SequenceGroup) -> None:
+        if group.size > 1:
+            inner = unwrapped(self.model)
+            if not self.convention.shardable:
+                raise ValueError(
+                    f"parallel.sequence: {type(inner).__name__} mixes tokens outside of attention, or has an "
+                    "attention or positions of its own, so that its rows cannot be spread over ranks"
+                )
+            for key, value in inner.config.to_dict().items():
+                if "layerdrop" in key and value:
+                    raise ValueError(f"parallel.sequence: ranks would drop different layers; set model.overrides.{key}=0")
+        self._group = group
 
     def _tile(self) -> int | None:
         return self.config.tile if self._recomputes else None
@@ -108,24 +137,57 @@ class LanguageModel(nn.Module):
         parts = self._parts[0]
         shard = self.group.shard
         tokens = shard(batch.input_ids)
-        positions = shard(batch.position_ids)
-        if batch.rope_factor != 1.0:
-            positions = positions / batch.rope_factor
+        self.check_lengths(batch)
         self._recomputes = self.training and torch.is_grad_enabled() and tokens.numel() > self.config.recompute_above
         whole = tokens.numel() * self.group.size * self._width * 4
         if self._recomputes and tokens.device.type == "cpu" and whole >= heap.WORTHWHILE:
             heap.give_back_large_tensors()
         recompute = functools.partial(hf_attention.recompute, on_host=self.config.offload)
+        if self._recomputes and not parts.layers:
+            raise ValueError(
+                f"{type(unwrapped(self.model)).__name__}: its layers cannot be recomputed; give model.recompute_above "
+                f"more than the {tokens.numel()} tokens of a rank's micro-batch"
+            )
         for layer in parts.layers:
             layer.gradient_checkpointing = self._recomputes
             layer._gradient_checkpointing_func = recompute
+        if self.convention.attention == "own":
+            # what a causal model makes of a token depends on none after it, and so on no padding
+            mask = {} if self.kind == "causal_lm" else {"attention_mask": hf_parts.real_tokens(batch)}
+            return parts.body(input_ids=tokens, **mask, **parts.arguments)[0]
+        positions = shard(batch.position_ids) + self.convention.first_position
+        if batch.rope_factor != 1.0:
+            positions = positions / batch.rope_factor
         with using(Layout(batch.spans, self.group)), self._embeddings.scaled(batch, shard):
             out = parts.body(input_ids=tokens, position_ids=positions, **parts.arguments)
         return out[0]
 
+    def check_lengths(self, batch: LanguageBatch) -> None:
+        """Raises ValueError for a document longer than what the model has positions, or whole windows, for; and for
+        rows of several documents where the model must have one a row."""
+        convention = self.convention
+        name = type(unwrapped(self.model)).__name__
+        lengths = (batch.spans[:, 1] - batch.spans[:, 0]).tolist()
+        if convention.longest is not None and max(lengths, default=0) > convention.longest:
+            document, n = max(zip(batch.ids, lengths, strict=False), key=lambda one: one[1])
+            raise ValueError(
+                f"{document}: {n} tokens; {name} takes {convention.longest} ({convention.limit}): cut the sequence, or "
+                "make data.phases.length (data.length) that short"
+            )
+        if convention.attention == "own":
+            rows = batch.input_ids.shape[1]
+            if len(lengths) > len(batch.input_ids) or bool((batch.spans[:, 0] % rows).any()):
+                raise ValueError(f"{name} takes one document a row: set data.packing = false")
+            if batch.rope_factor != 1.0:
+                raise ValueError(f"data.phases: rope_factor needs positions from outside; {name} counts its own")
+
+    def logits(self, batch: LanguageBatch) -> Tensor:
+        """``[b, s, classes]``, for short rows."""
+        return self._parts[0].head(self.hidden(batch))
+
     def log_probabilities(self, batch: LanguageBatch) -> Tensor:
         """fp32 ``[b, s, classes]``, nats: for short rows, in evaluation."""
-        return self._parts[0].head(self.hidden(batch)).float().log_softmax(-1)
+        return self.logits(batch).float().log_softmax(-1)
 
     def keep(self, folder: Path) -> None:
         """Write the model's config into ``folder``."""
@@ -143,7 +205,7 @@ class LanguageModel(nn.Module):
             return model
         inner = model.merge_and_unload() if self.config.lora is not None else model
         own = inner.config
-        inner.set_attn_implementation("sdpa")
+        inner.set_attn_implementation(self._own_attention)
         if hasattr(own, "use_cache"):
             own.use_cache = self.kind == "causal_lm"
         if rope_factor != 1.0:
@@ -176,24 +238,53 @@ class LanguageModel(nn.Module):
         return 6.0 * parts.weights * float(lengths.sum()) + square / (2 if self.kind == "causal_lm" else 1)
 
 
+def _let_attention_through(model: Any) -> None:
+    """Raises ValueError where transformers cannot be told which attention ``model`` has."""
+    name = type(model).__name__
+    refused = ValueError(f"{name} has attention of its own, which cannot be replaced by one that knows packed documents")
+    try:
+        model.set_attn_implementation(hf_attention.NAME)
+    except (ValueError, AttributeError):
+        raise refused from None
+    if model.config._attn_implementation != hf_attention.NAME:
+        raise refused
+
+
 def unwrapped(model: Any) -> Any:
     """transformers' model, without peft around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def build(
-    config: Config, kind: Kind, *, vocabulary: int, special: dict[str, int], labels: tuple[str, ...] = ()
-) -> LanguageModel:
-    """The model that ``config`` describes, on the CPU.
+    config: Config, kind: Kind, *, vocabulary: int, special: dict[str, int], labels: tuple[str, ...] = (),
+    longest: int | None = None, packing: bool = True,
+) -> LanguageModel:  # fmt: skip
+    """The model that ``config`` describes, on the CPU, verified against the untouched one (``hf_verification``).
 
-    vocabulary, special  tokens and ids of special ones (``pad_token_id``, …) of the tokenizer, for a new model
+    vocabulary, special  tokens and ids of special ones (``pad_token_id``, …) of the tokenizer
     labels               names of the classes of ``token_labels``, whose head is new where ``path`` has none
+    longest              the most tokens of a document that are planned; None: any number
+    packing              whether rows hold several documents
 
-    Raises ValueError: no such model, no head of this kind, unknown keys, a pattern of ``freeze`` that matches nothing.
+    Raises ValueError: no such model, no head of this kind, unknown keys, a pattern of ``freeze`` that matches nothing,
+    fewer tokens than the tokenizer has, and a model that gives other numbers here than on its own.
     """
     model = _load(config, kind, labels) if config.path else _new(config, kind, vocabulary, special, labels)
-    if config.lora is not None:
-        model = hf_parts.with_lora(model, config.lora.model_dump(), trains_head=kind == "token_labels")
+    table = model.get_input_embeddings()
+    if isinstance(table, nn.Embedding) and table.num_embeddings < vocabulary:
+        raise ValueError(
+            f"the tokenizer has {vocabulary} tokens, and {type(model).__name__} embeddings for {table.num_embeddings}"
+            f" (vocab_size): take the tokenizer that the model was made with"
+        )
+    lora = config.lora.model_dump() if config.lora is not None else None
+    adapt = functools.partial(hf_parts.with_lora, settings=lora, trains_head=kind == "token_labels")
+    subject = Subject(
+        model.config, kind, _auto(kind).from_config,
+        lambda small, convention: LanguageModel(small, config, kind, convention), adapt if lora else None,
+    )  # fmt: skip
+    convention = verify(subject, longest=longest, packing=packing, key=str(lora))
+    if lora is not None:
+        model = adapt(model)
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.freeze:
         if not fnmatch.filter(names, pattern):
@@ -204,7 +295,7 @@ def build(
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"model.freeze = {list(config.freeze)} leaves nothing to train")
-    return LanguageModel(model, config, kind)
+    return LanguageModel(model, config, kind, convention)
 
 
 def _auto(kind: Kind) -> Any:
