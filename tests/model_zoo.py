@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ds4sci.data.language import Document, Target, collate
 from ds4sci.models import hf_miniature, hf_parts, language
-from ds4sci.models.hf_verification import random_weights
+from ds4sci.models.hf_verification import check_size, random_weights
 from ds4sci.types import IGNORED, LanguageBatch
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "language_models.md"
@@ -42,7 +42,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary",
             "token_dropout": True},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 16},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
@@ -123,13 +123,20 @@ def tiny_config(name: str, given: dict[str, Any]) -> Any:
 def make(name: str, kind: str, given: dict[str, Any], folder: Path) -> None:
     """Save a tiny model with random weights."""
     torch.manual_seed(0)
-    model = language._auto(KINDS[kind]).from_config(tiny_config(name, given))  # type: ignore[arg-type]
+    config, new = tiny_config(name, given), language._auto(KINDS[kind]).from_config  # type: ignore[arg-type]
+    check_size(new, config)
+    model = new(config)
     random_weights(model).save_pretrained(folder)
 
 
 def untouched(kind: str, folder: Path) -> Any:
     """The model as transformers' users have it."""
     return language._auto(KINDS[kind]).from_pretrained(folder).eval()  # type: ignore[arg-type]
+
+
+def padding(model: Any) -> int:
+    """Token to fill rows with."""
+    return getattr(model.config.get_text_config(), "pad_token_id", None) or 0
 
 
 def documents(config: Any, kind: str, lengths: tuple[int, ...]) -> list[Any]:
@@ -165,6 +172,8 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     """By name; parameters that the loss does not reach have none."""
     inner = model.model if isinstance(model, language.LanguageModel) else model
     named = {name: p for name, p in inner.named_parameters() if p.requires_grad}
+    if not loss.requires_grad:
+        return {}
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}
 
@@ -172,6 +181,8 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
 def distance(loss: Tensor, found: dict[str, Tensor], right: Tensor, wanted: dict[str, Tensor]) -> float:
     """The largest relative difference of the loss and of the gradients of each parameter; those far below the whole
     gradient's norm are measured by a thousandth of that."""
+    if not wanted:
+        return float("inf")
     whole = float(torch.stack([g.double().norm() for g in wanted.values()]).norm())
     worst = abs(float(loss.detach()) - float(right.detach())) / abs(float(right.detach()))
     for name, gradient in wanted.items():
@@ -216,7 +227,7 @@ def examine(row: Row, folder: Path, settings: dict[str, Any] | None = None) -> R
         own, built = untouched(row.kind, folder), built.float()
         bound = 2e-3
     examples = documents(own.config, row.kind, DOCUMENTS[longest])
-    pad = own.config.get_text_config().pad_token_id or 0
+    pad = padding(own)
     width = -(-sum(DOCUMENTS[longest]) // 8) * 8 + 8
     high = -(-max(DOCUMENTS[longest]) // 8) * 8 + 8
     count = float(sum(collate([[one]], len(one[0].ids), 0).weights.sum() for one in examples))
@@ -277,7 +288,11 @@ def row_of(name: str, kind: str, architecture: str, given: dict[str, Any], folde
         reason = f"{type(error).__name__}: {error}".strip().split("\n")[0][:160]
         row.verdict = f"not built tiny: {reason}"
         return row
-    return examine(row, folder)
+    try:
+        return examine(row, folder)
+    except Exception as error:
+        row.verdict, row.right = f"fails: {type(error).__name__}: {error}".split("\n")[0], False
+        return row
 
 
 def share(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> None:
@@ -302,7 +317,7 @@ def share(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> Non
             built = language.build(language.Config(path=folder), KINDS[kind], vocabulary=8, special={}, longest=SHORT)  # type: ignore[arg-type]
         examples = documents(own.config, kind, DOCUMENTS[longest])
         width = -(-sum(DOCUMENTS[longest]) // 16) * 16
-        packed = collate([examples], width, own.config.get_text_config().pad_token_id or 0)
+        packed = collate([examples], width, padding(own))
         count = float(packed.weights.sum())
         right = theirs(own, packed)
         wanted = gradients(own, right)
@@ -365,10 +380,10 @@ def markdown(rows: list[Row]) -> str:
     lines = [
         "# Language models of transformers",
         "",
-        f"Every masked and causal architecture of transformers {transformers.__version__}, tiny and with random weights, "
-        "against the untouched model called one document at a time. Figures are the largest relative difference of the "
-        "loss and of any parameter's gradient (fp64 where the model has it; two ranks: fp32). Made by "
-        "`python -m tests.model_zoo`.",
+        f"Every masked and causal architecture of transformers {transformers.__version__}, tiny and with random "
+        "weights, against the untouched model called one document at a time. Figures are the largest relative "
+        "difference of the loss and of any parameter's gradient (fp64 where the model has it; two ranks: fp32). "
+        "*refused* is said when a run starts, with the reason. Made by `python -m tests.model_zoo`.",
         "",
         f"{right} of {len(rows)} rows are right; the others are refused when the model is loaded.",
         "",

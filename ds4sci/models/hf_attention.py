@@ -120,6 +120,8 @@ def attend(
         return attention(q, k, v, spans, causal=causal, scale=scaling).unflatten(0, (b, n))
 
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if torch.is_autocast_enabled(q.device.type):  # rotary embeddings leave q and k in fp32; torch's own attention casts
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     wide, channels = q.shape[-1], v.shape[-1]
     if wide != channels:  # zeros add nothing to scores, and are cut off the output
         scaling = wide**-0.5 if scaling is None else scaling

@@ -8,6 +8,7 @@ every load can afford to compare one with the untouched model (``hf_verification
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,8 @@ _LAYERS = re.compile(
     r"(num_hidden_layers|num_layers|n_layers?|(num_)?(en|de)coder_layers|num_(en|de)coder_layers|num_blocks)$"
 )
 _WINDOWS = re.compile(
-    r"(sliding_window(_size)?|attention_window|window_size|local_attention|attention_chunk_size|block_size|index_topk"
-    r"|chunk_size|mamba_chunk_size|local_window|attention_window_size|(original_)?max_position_embeddings|n_positions"
+    r"(sliding_window(_size)?|attention_window|window_size|local_attention|attention_chunk_size|block_size"
+    r"|index_topk|chunk_size|mamba_chunk_size|local_window|attention_window_size|(original_)?max_position_embeddings|n_positions"
     r"|max_sequence_length|max_seq_len|n_ctx|seq_length|lsh_attn_chunk_length|local_attn_chunk_length|swin|swa_window)$"
 )
 _REACH = {"local_attention": 2, "attention_window": 2}
@@ -47,14 +48,16 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"embedding_size|input_embedding_size|output_embedding_size|intra_bottleneck_size|true_hidden_size",
      WIDTH // 2),
     (r"head_dim|attention_head_dim|v_head_dim|qk_nope_head_dim|d_kv|attention_key_size|swa_head_dim|swa_v_head_dim"
-     r"|global_head_dim|index_head_dim|linear_key_head_dim|linear_value_head_dim|linear_head_dim|kda_head_dim", HEAD_DIM),
+     r"|global_head_dim|index_head_dim|linear_key_head_dim|linear_value_head_dim|linear_head_dim|kda_head_dim",
+     HEAD_DIM),
     (r"qk_rope_head_dim", HEAD_DIM),
     (r"rotary_dim", HEAD_DIM // 2),
     (r"qk_head_dim", 2 * HEAD_DIM),
     (r"num_latents|adapter_rank", 32),
     (r"q_lora_rank|kv_lora_rank|o_lora_rank|\w*_low_rank_dim", HEAD_DIM),
     (r"(\w+_)?(intermediate_size|ffn_dim|ffn_hidden_size|inner_dim|feed_forward_size)|n_inner|d_ff|hidden_dim|d_inner"
-     r"|dim_ff|dense_attention_dim|ffw_dim|d_intermediate|pooler_dim|feed_forward_proj_dim|(mlp|expert)_hidden_dim", 96),
+     r"|dim_ff|dense_attention_dim|ffw_dim|d_intermediate|pooler_dim|feed_forward_proj_dim|(mlp|expert)_hidden_dim",
+     96),
     (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts", 4),
     (r"num_experts_per_tok|top_k|moe_k|num_experts_per_token|moe_top_k|num_selected_experts|top_k_experts", 2),
     (r"n_group|num_expert_group|n_groups|mamba_n_groups|mamba_ngroups|topk_group|topk_groups|zero_expert_num", 1),
@@ -117,6 +120,8 @@ def parts(config: Any) -> list[Any]:
 
 def _shrink(config: Any, longest: int | None, window: int, *, widths: bool = True) -> None:
     for part in parts(config):
+        if getattr(part, "_heterogeneity_spec", None):
+            raise ValueError("its config has settings for single layers (per_layer_config)")
         _shrink_layers(part)
         _shrink_windows(part, longest, window)
         _shrink_tokens(part)
@@ -157,7 +162,8 @@ def _shrink_layers(part: Any) -> None:
             if value == count:
                 _put(part, key, layers)
         for key, value in own.items():
-            if _is_index(value) and re.search(r"layer|idx|indices", key):
+            numbers = isinstance(value, list) and value and all(type(one) is int for one in value)
+            if numbers and key not in lists and re.search(r"layer_?(ids|idx|indices)|attn_idxs|_layers$", key):
                 _put(part, key, [i for i in value if i < layers] or [layers - 1])
     for key, value in own.items():
         if re.match(r"num_(nextn_predict|mtp|kv_shared)_?layers$", key) and type(value) is int:
@@ -168,7 +174,7 @@ def _is_index(value: Any) -> bool:
     """Whether ``value`` may list numbers of layers."""
     if not isinstance(value, list | tuple) or not value or not all(type(one) is int for one in value):
         return False
-    return all(a < b for a, b in zip(value[:-1], value[1:], strict=True)) and len(value) > 1
+    return len(value) > 1 and all(a < b for a, b in itertools.pairwise(value))
 
 
 def _has_kinds(part: Any) -> bool:
@@ -217,6 +223,7 @@ def _shrink_widths(part: Any) -> None:
     ]
     rules += [(pattern.match, lambda v, n=n: min(v, n)) for pattern, n in _SIZE_RULES]  # type: ignore[misc]
     width = own.get("hidden_size") or own.get("d_model")
+    doubled = isinstance(width, int) and own.get("attention_hidden_size") == 2 * width
     for key, value in list(own.items()):
         for matches, smaller in rules:
             if matches(key):
@@ -226,6 +233,9 @@ def _shrink_widths(part: Any) -> None:
                 elif isinstance(value, list) and value and all(type(one) is int for one in value):
                     _put(part, key, [smaller(one) for one in value])
                 break
+    if doubled:  # attention beside the embeddings (Zamba)
+        _put(part, "attention_hidden_size", 2 * WIDTH)
+        _put(part, "attention_head_dim", 2 * WIDTH // HEADS)
     for rope in _ropes(getattr(part, "rope_parameters", None)):
         for key in ("short_factor", "long_factor"):
             if isinstance(rope.get(key), list):
@@ -235,7 +245,8 @@ def _shrink_widths(part: Any) -> None:
     if expand is not None:
         inner = int(expand * WIDTH)
         sizes = {"mamba_n_heads": inner // HEAD_DIM, "mamba_d_head": HEAD_DIM, "mamba_d_ssm": inner}
-        sizes |= {"n_mamba_heads": 2 if "n_mamba_heads" in own and own["n_mamba_heads"] > 1 else 1}
+        groups = inner // HEAD_DIM if "mamba_headdim" in own else min(2, own.get("n_mamba_heads") or 1)
+        sizes |= {"n_mamba_heads": groups}
         sizes |= {"mamba_num_heads": inner // HEAD_DIM, "mamba_head_dim": HEAD_DIM, "mamba_headdim": HEAD_DIM}
         if "mamba2" in str(own.get("model_type", type(part).model_type)):
             sizes |= {"num_heads": inner // HEAD_DIM}

@@ -72,21 +72,19 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     A shallow copy of the model has, in the place of its body, one whose hidden states are given.
     """
     view = copy.copy(model)
-    view._modules = dict(model._modules) | {model.base_model_prefix: _GivenBody(getattr(model, model.base_model_prefix))}
+    prefix = model.base_model_prefix
     states = hidden if hidden.ndim == 3 else hidden.unsqueeze(0)
-    view._modules[model.base_model_prefix].states = states
+    view._modules = dict(model._modules) | {prefix: _GivenBody(getattr(model, prefix), states)}
     tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
     logits = type(model).forward(view, input_ids=tokens).logits
-    return logits if hidden.ndim == 3 else logits.squeeze(0)  # type: ignore[no-any-return]
+    return logits if hidden.ndim == 3 else logits.squeeze(0)
 
 
 class _GivenBody:
     """In the place of a model's body, or of the decoder in it: calls return ``states``."""
 
-    states: Tensor
-
-    def __init__(self, body: nn.Module) -> None:
-        self.body = body
+    def __init__(self, body: nn.Module, states: Tensor) -> None:
+        self.body, self.states = body, states
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _GivenOutput((self.states,))

@@ -53,6 +53,9 @@ class CallConvention:
     shardable: bool = True
 
 
+PACKED = CallConvention()
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is verified.
@@ -102,7 +105,8 @@ def _undisturbed() -> Iterator[None]:
     """Random states of torch, numpy and Python, default type and logging are afterwards what they were."""
     from transformers.utils import logging
 
-    verbosity, numbers, python = logging.get_verbosity(), np.random.get_state(), random.getstate()
+    verbosity, python = logging.get_verbosity(), random.getstate()
+    numbers = np.random.get_state()  # noqa: NPY002  (BigBird seeds the global one)
     kind = torch.get_default_dtype()
     logging.set_verbosity(logging.CRITICAL)
     torch.set_default_dtype(torch.float32)
@@ -114,7 +118,7 @@ def _undisturbed() -> Iterator[None]:
     finally:
         torch.set_default_dtype(kind)
         logging.set_verbosity(verbosity)
-        np.random.set_state(numbers)
+        np.random.set_state(numbers)  # noqa: NPY002
         random.setstate(python)
 
 
@@ -204,7 +208,7 @@ class _Trial:
         for shrink in (hf_miniature.miniature, hf_miniature.reduced_layers):
             try:
                 small = shrink(subject.config, unbounded)
-                _affordable(subject, small)
+                check_size(subject.make, small)
                 table = _table(subject, shrink)
                 if table and longest is None:
                     hf_miniature.set_positions(small, hf_miniature.BEYOND)
@@ -304,9 +308,7 @@ class _Trial:
             return f"{type(error).__name__}: {error}".split("\n")[0]
         return None
 
-    def _compare(
-        self, model: Any, rows: list[list[int]], wanted: list[Tensor], allowed: float = 1e-5
-    ) -> str | None:
+    def _compare(self, model: Any, rows: list[list[int]], wanted: list[Tensor], allowed: float = 1e-5) -> str | None:
         batch = self.batch(rows)
         model.eval()
         with torch.no_grad():
@@ -326,6 +328,8 @@ class _Trial:
         random_weights(adapted, only="lora_")
         merged = copy.deepcopy(adapted).merge_and_unload().eval()
         wanted = [_own(merged, one) for one in self.documents]
+        if not any(self.differ(one, plain, 1e-3) for one, plain in zip(wanted, self.logits, strict=True)):
+            return "adapters (model.lora) reach nothing that the logits depend on: name others in model.lora.targets"
         # merged weights are rounded anew; an adapter without effect is off by far more
         reason = self._compare(self.wrap(adapted, convention), rows, wanted, allowed=1e-3)
         return f"adapters (model.lora) have not the effect of the weights they stand for: {reason}" if reason else None
@@ -371,7 +375,7 @@ class _Trial:
 @torch.no_grad()
 def _own(model: Any, document: Tensor) -> Tensor:
     """Logits ``[n, v]`` of the untouched model, called as its users do; by a copy, for some models remember calls."""
-    return copy.deepcopy(model)(input_ids=document[None]).logits[0].float()  # type: ignore[no-any-return]
+    return copy.deepcopy(model)(input_ids=document[None]).logits[0].float()
 
 
 def _finite_gradients(model: Any, batch: LanguageBatch) -> bool:
@@ -422,10 +426,10 @@ def _error(model: Any, documents: list[Tensor], logits: list[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(exact, logits, strict=True))
 
 
-def _affordable(subject: Subject, config: Any) -> None:
+def check_size(make: Callable[[Any], Any], config: Any) -> None:
     """Raises ValueError for a model too large to be made for a trial."""
     with torch.device("meta"):
-        size = sum(p.numel() for p in subject.make(config).parameters())
+        size = sum(p.numel() for p in make(config).parameters())
     if size > LARGEST:
         raise ValueError(f"{size:,} weights are too many for a trial")
 
@@ -452,7 +456,7 @@ def _table(subject: Subject, shrink: Callable[..., Any]) -> dict[str, int]:
         return {}
     padding = getattr(small.get_text_config(), "pad_token_id", None)
     own = getattr(subject.config.get_text_config(), "pad_token_id", None)
-    ahead = next((n for n in range(0, (padding or 0) + 3) if runs(few - n)), None)
+    ahead = next((n for n in range((padding or 0) + 3) if runs(few - n)), None)
     if ahead is None:
         return {}
     return {key: size - (ahead if padding is None or own is None or ahead < padding else ahead - padding + own)}

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import json
+import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ds4sci.models import hf_attention, hf_parts
+from ds4sci.models import hf_attention, hf_parts, hf_rope
 from ds4sci.models.hf_attention import Layout, using
-from ds4sci.models.hf_verification import CallConvention, Subject, verify
+from ds4sci.models.hf_verification import PACKED, CallConvention, Subject, verify
 from ds4sci.nn import heap
 from ds4sci.nn.token_loss import token_losses
 from ds4sci.parallel.groups import ALONE, SequenceGroup
@@ -79,9 +81,7 @@ class LanguageModel(nn.Module):
     group       the ranks that share each row; set before the first call (``Task.share``)
     """
 
-    def __init__(
-        self, model: nn.Module, config: Config, kind: Kind, convention: CallConvention = CallConvention()
-    ) -> None:
+    def __init__(self, model: nn.Module, config: Config, kind: Kind, convention: CallConvention = PACKED) -> None:
         """Raises ValueError for a model without body and head, and one that cannot be called by ``convention``."""
         super().__init__()
         hf_attention.register()
@@ -119,7 +119,9 @@ class LanguageModel(nn.Module):
                 )
             for key, value in inner.config.to_dict().items():
                 if "layerdrop" in key and value:
-                    raise ValueError(f"parallel.sequence: ranks would drop different layers; set model.overrides.{key}=0")
+                    raise ValueError(
+                        f"parallel.sequence: ranks would drop different layers; set model.overrides.{key}=0"
+                    )
         self._group = group
 
     def _tile(self) -> int | None:
@@ -241,7 +243,9 @@ class LanguageModel(nn.Module):
 def _let_attention_through(model: Any) -> None:
     """Raises ValueError where transformers cannot be told which attention ``model`` has."""
     name = type(model).__name__
-    refused = ValueError(f"{name} has attention of its own, which cannot be replaced by one that knows packed documents")
+    refused = ValueError(
+        f"{name} has attention of its own, which cannot be replaced by one that knows packed documents"
+    )
     try:
         model.set_attn_implementation(hf_attention.NAME)
     except (ValueError, AttributeError):
@@ -270,20 +274,20 @@ def build(
     fewer tokens than the tokenizer has, and a model that gives other numbers here than on its own.
     """
     model = _load(config, kind, labels) if config.path else _new(config, kind, vocabulary, special, labels)
-    table = model.get_input_embeddings()
+    table = cast(Any, model).get_input_embeddings()
     if isinstance(table, nn.Embedding) and table.num_embeddings < vocabulary:
         raise ValueError(
             f"the tokenizer has {vocabulary} tokens, and {type(model).__name__} embeddings for {table.num_embeddings}"
             f" (vocab_size): take the tokenizer that the model was made with"
         )
-    lora = config.lora.model_dump() if config.lora is not None else None
+    lora = config.lora.model_dump() if config.lora is not None else {}
     adapt = functools.partial(hf_parts.with_lora, settings=lora, trains_head=kind == "token_labels")
     subject = Subject(
         model.config, kind, _auto(kind).from_config,
         lambda small, convention: LanguageModel(small, config, kind, convention), adapt if lora else None,
     )  # fmt: skip
     convention = verify(subject, longest=longest, packing=packing, key=str(lora))
-    if lora is not None:
+    if lora:
         model = adapt(model)
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.freeze:
@@ -317,17 +321,25 @@ def _load(config: Config, kind: Kind, labels: tuple[str, ...]) -> nn.Module:
     assert config.path
     if config.config:
         raise ValueError("[model] has path and config; config is for a new model, overrides changes a loaded one")
+    code = _code_in(config.path)
     try:
-        own = AutoConfig.from_pretrained(config.path)
-        _change(own, config.overrides, "model.overrides")
+        own = AutoConfig.from_pretrained(config.path, trust_remote_code=False)
+        if code:
+            warnings.warn(
+                f"model.path = {config.path!r}: {code}; {type(own).__name__} is transformers' own", stacklevel=2
+            )
+        _change(own, hf_rope.renamed(own, config.overrides), "model.overrides")
         _named(own, labels)
         if not config.weights:
             return _auto(kind).from_config(own)
         model, report = _auto(kind).from_pretrained(
-            config.path, config=own, dtype=torch.float32, output_loading_info=True, weights_only=True
-        )
+            config.path, config=own, dtype=torch.float32, output_loading_info=True, weights_only=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         where = "folder" if Path(config.path).exists() else "hub model, or folder,"
+        if code:
+            raise ValueError(f"model.path = {config.path!r}: {code}, and transformers has no such model") from None
         raise ValueError(f"model.path = {config.path!r}: the {where} cannot be loaded for {kind}: {error}") from None
     body = model.base_model_prefix + "."
     new_head = kind == "token_labels"
@@ -342,6 +354,18 @@ def _load(config: Config, kind: Kind, labels: tuple[str, ...]) -> nn.Module:
     return model
 
 
+def _code_in(path: str) -> str:
+    """What to say of a model folder that brings Python code of its own, which is not run; nothing of others."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        return ""
+    try:
+        names = json.loads(file.read_text(encoding="utf-8")).get("auto_map")
+    except (ValueError, AttributeError):
+        return ""  # transformers says what is wrong with it
+    return f"{file} names code of its own (auto_map), which ds4sci does not run" if names else ""
+
+
 def _new(config: Config, kind: Kind, vocabulary: int, special: dict[str, int], labels: tuple[str, ...]) -> nn.Module:
     from transformers import AutoConfig
 
@@ -353,7 +377,7 @@ def _new(config: Config, kind: Kind, vocabulary: int, special: dict[str, int], l
         default = AutoConfig.for_model(kind_of)
     except ValueError:
         raise ValueError(f"model.config.model_type = {kind_of!r}: transformers knows no such model") from None
-    values = {"vocab_size": vocabulary} | given | config.overrides
+    values = {"vocab_size": vocabulary} | hf_rope.renamed(default, given | config.overrides)
     _change(default, values, "model.config")
     values = {key: value for key, value in special.items() if hasattr(default, key)} | values
     own = AutoConfig.for_model(kind_of, **values)  # anew: a config derives some values from others
@@ -372,5 +396,7 @@ def _change(own: Any, values: dict[str, Any], what: str) -> None:
         if key not in known and not hasattr(own, key):
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
+            if "rope" in key or "rotary" in key:
+                hint = f"; rotary embeddings are set by rope_parameters, now {getattr(own, 'rope_parameters', None)}"
             raise ValueError(f"{what}: {type(own).__name__} has no key {key!r}{hint}")
         setattr(own, key, value)

@@ -116,8 +116,9 @@ class LanguageTask:
             torch.manual_seed(self.seed)
             kind: language.Kind = "masked_lm" if self.fraction else "causal_lm"
             self.model: nn.Module = language.build(
-                self.config.model, kind, vocabulary=self.coder.vocabulary, special=self.coder.special_ids
-            )
+                self.config.model, kind, vocabulary=self.coder.vocabulary, special=self.coder.special_ids,
+                longest=max(phase.length for phase in data.phases), packing=data.packing,
+            )  # fmt: skip
         self.language.check_rope([phase.rope_factor for phase in data.phases])
         self.group: SequenceGroup = ALONE
         self._sides: tuple[Reader, Regions, Reader, Regions] | None = None

@@ -53,6 +53,8 @@ class DataConfig(BaseModel):
     """The most tokens of a document; longer chains are cut into windows."""
     row: int | None = Field(None, ge=4)
     """Tokens of a packed row; by default ``length``."""
+    packing: bool = True
+    """Rows of several documents; otherwise each document is a row, padded to the longest of its batch."""
     workers: int = Field(0, ge=0)
     """Threads that prepare batches ahead."""
 
@@ -122,7 +124,7 @@ class ResidueLabelsTask:
             torch.manual_seed(seed)
             self.language = language.build(
                 config.model, "token_labels", vocabulary=self.coder.vocabulary, special=self.coder.special_ids,
-                labels=self.names,
+                labels=self.names, longest=config.data.length, packing=config.data.packing,
             )  # fmt: skip
         self.model: nn.Module = self.language
         self.group: SequenceGroup = ALONE
@@ -142,10 +144,10 @@ class ResidueLabelsTask:
         model = self.language.pretrained(adapter=adapter, rope_factor=1.0, length=self.config.data.length)
         return model, self.coder.tokenizer
 
-    def _open(self, path: Path) -> tuple[LabelReader, Rows, int]:
+    def _open(self, path: Path) -> tuple[LabelReader, Rows, int | None]:
         data = self.config.data
         chains = ChainSet.open(located(path))
-        row = data.row or data.length
+        row = (data.row or data.length) if data.packing else None
         regions = Regions.whole(chains.lengths, range(len(chains)))
         rows = make_rows(regions, self.coder, document=data.length, row=row, seed=self.seed)
         return LabelReader(chains, self.coder, data.states), rows, row
@@ -184,7 +186,8 @@ class ResidueLabelsTask:
         chosen = list(range(len(rows)))
         share = _language.share_of(chosen, rank, world_size)
         made = evaluation_batches(
-            reader, Target(), rows, share.rows, seed=self.seed, pad=self.coder.pad, batch=1, budget=row,
+            reader, Target(), rows, share.rows, seed=self.seed, pad=self.coder.pad, batch=1,
+            budget=row or (int(rows.tokens.max()) if world_size > 1 else None),
             multiple=_language.multiple(self.group),
         )  # fmt: skip
         found = []

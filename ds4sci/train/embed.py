@@ -43,7 +43,7 @@ def embed(
 
     A record without a known token is an error that names it; where the run's ``data.bad`` is ``skip`` it is left out,
     and its name is in ``silent``. Raises ValueError for a run of another kind, a file that cannot be read, a folder
-    that is not empty.
+    that is not empty, and a sequence longer than the model has positions for.
     """
     run, fasta, out = Path(run), Path(fasta), Path(out)
     if out.exists() and any(out.iterdir()):
