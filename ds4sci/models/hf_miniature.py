@@ -31,6 +31,7 @@ _WINDOWS = re.compile(
 )
 _REACH = {"local_attention": 2, "attention_window": 2}
 """Windows that count both sides."""
+_ORIGINAL = "original_max_position_embeddings"
 _TABLES = re.compile(r"(max_position_embeddings|n_positions|max_sequence_length|n_ctx|max_seq_len)$")
 
 _HEADS = re.compile(
@@ -94,17 +95,26 @@ def reduced_layers(config: Any, longest: int | None = None, *, window: int = WIN
 
 
 def windows(config: Any) -> dict[str, int]:
-    """Lengths in tokens that ``config`` names, by key."""
-    return {
-        key: value // _REACH.get(key, 1)
-        for part in parts(config)
-        for key, value in vars(part).items()
-        if _is_window(key, value)
-    }
+    """Lengths in tokens that ``config`` names, by key; of several under one key the smallest."""
+    found: dict[str, int] = {}
+    for part in parts(config):
+        for key, value in vars(part).items():
+            if _is_window(key, value):
+                found[key] = value // _REACH.get(key, 1)
+            elif _is_windows(key, value):
+                found[key] = min(value) // _REACH.get(key, 1)
+        for rope in _ropes(getattr(part, "rope_parameters", None)):
+            if _is_window(_ORIGINAL, rope.get(_ORIGINAL)):
+                found[_ORIGINAL] = rope[_ORIGINAL]
+    return found
 
 
 def _is_window(key: str, value: Any) -> bool:
     return bool(_WINDOWS.match(key)) and isinstance(value, int) and not isinstance(value, bool) and value > 1
+
+
+def _is_windows(key: str, value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_window(key, one) for one in value)
 
 
 def parts(config: Any) -> list[Any]:
@@ -190,12 +200,11 @@ def _shrink_windows(part: Any, longest: int | None, window: int) -> None:
             _put(part, key, BEYOND if longest is None or value >= longest else window)
         elif _is_window(key, value):
             _put(part, key, _near(key, placed(value, _REACH.get(key, 1))))
-        elif isinstance(value, list) and _WINDOWS.match(key) and all(type(one) is int for one in value):
+        elif _is_windows(key, value):
             _put(part, key, [placed(one, _REACH.get(key, 1)) for one in value])
-    rope = getattr(part, "rope_parameters", None)
-    for one in [rope, *(rope.values() if isinstance(rope, dict) else ())]:
-        if isinstance(one, dict) and type(one.get("original_max_position_embeddings")) is int:
-            one["original_max_position_embeddings"] = placed(one["original_max_position_embeddings"])
+    for rope in _ropes(getattr(part, "rope_parameters", None)):
+        if _is_window(_ORIGINAL, rope.get(_ORIGINAL)):
+            rope[_ORIGINAL] = placed(rope[_ORIGINAL])
 
 
 def _near(key: str, value: int) -> int:
