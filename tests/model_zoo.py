@@ -130,8 +130,10 @@ def make(name: str, kind: str, given: dict[str, Any], folder: Path) -> None:
 
 
 def untouched(kind: str, folder: Path) -> Any:
-    """The model as transformers' users have it."""
-    return language._auto(KINDS[kind]).from_pretrained(folder).eval()  # type: ignore[arg-type]
+    """The model as transformers' users have it, without the cache of generation, which has no gradient."""
+    model = language._auto(KINDS[kind]).from_pretrained(folder).eval()  # type: ignore[arg-type]
+    model.config.use_cache = False
+    return model
 
 
 def padding(model: Any) -> int:
@@ -220,11 +222,11 @@ def examine(row: Row, folder: Path, settings: dict[str, Any] | None = None) -> R
         row.verdict += f"; documents no longer than `{built.convention.limit}`"
     own = untouched(row.kind, folder)
     try:
-        own, built = own.double(), built.double()
+        own, built = own.double().train(), built.double().train()
         theirs(own, collate([documents(own.config, row.kind, (9,))], 16, 0))
         bound = 1e-5
     except Exception:
-        own, built = untouched(row.kind, folder), built.float()
+        own, built = untouched(row.kind, folder).train(), built.float().train()
         bound = 2e-3
     examples = documents(own.config, row.kind, DOCUMENTS[longest])
     pad = padding(own)
@@ -269,7 +271,7 @@ def _lora(row: Row, folder: Path, kind: str, longest: int, packing: bool, own: A
     plain = hf_parts.with_lora(copy.deepcopy(own), config.lora.model_dump(), trains_head=False)
     torch.manual_seed(1)
     random_weights(plain, only="lora_").to(next(own.parameters()).dtype)
-    adapted = adapted.to(next(own.parameters()).dtype)
+    adapted = adapted.to(next(own.parameters()).dtype).train()
     values = {name: p.detach() for name, p in plain.named_parameters()}
     with torch.no_grad():
         for name, parameter in adapted.model.named_parameters():
@@ -308,7 +310,7 @@ def share(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> Non
     group = SequenceGroup(rank, 2, 0, 1, dist.group.WORLD)
     found = {}
     for folder, kind in folders:
-        own = untouched(kind, Path(folder))
+        own = untouched(kind, Path(folder)).train()
         longest = LONG
         try:
             built = language.build(language.Config(path=folder), KINDS[kind], vocabulary=8, special={}, longest=LONG)  # type: ignore[arg-type]
@@ -321,7 +323,7 @@ def share(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> Non
         count = float(packed.weights.sum())
         right = theirs(own, packed)
         wanted = gradients(own, right)
-        built.group = group
+        built.train().group = group
         loss = ours(built, packed, count)
         sums = gradients(built, loss)
         for name in wanted:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ds4sci.models import hf_parts
 from ds4sci.models.language import LanguageModel, unwrapped
 
 
@@ -21,7 +22,7 @@ def attention_maps(model: LanguageModel, tokens: Tensor) -> np.ndarray:
     try:
         for module in dropout:
             module.token_dropout = bool(inner.config.token_dropout)
-        body = getattr(inner, inner.base_model_prefix)
+        body = getattr(inner, hf_parts.body_name(inner))
         found = body(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_attentions=True).attentions
     finally:
         for module, switched in dropout.items():

@@ -41,9 +41,9 @@ def take_apart(model: Any) -> Parts:
 
     Raises ValueError where it has no body of its own name, whose last hidden states the head could be applied to.
     """
-    prefix = model.base_model_prefix
+    prefix = body_name(model)
     body = getattr(model, prefix, None)
-    if not isinstance(body, nn.Module) or body is model:
+    if not isinstance(body, nn.Module):
         names = ", ".join(name for name, _ in model.named_children())
         raise ValueError(
             f"{type(model).__name__}: expected a body {prefix!r} and a head beside it, found {names}; "
@@ -66,13 +66,19 @@ def take_apart(model: Any) -> Parts:
     )  # fmt: skip
 
 
+def body_name(model: Any) -> str:
+    """Name of the module that makes hidden states; a few classes do not have it where their base class says."""
+    prefix: str = model.base_model_prefix
+    return "model" if not isinstance(getattr(model, prefix, None), nn.Module) and hasattr(model, "model") else prefix
+
+
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """What the model's own ``forward`` makes of last hidden states ``[…, c]``, scaled and capped logits included.
 
     A shallow copy of the model has, in the place of its body, one whose hidden states are given.
     """
     view = copy.copy(model)
-    prefix = model.base_model_prefix
+    prefix = body_name(model)
     states = hidden if hidden.ndim == 3 else hidden.unsqueeze(0)
     view._modules = dict(model._modules) | {prefix: _GivenBody(getattr(model, prefix), states)}
     tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
@@ -207,10 +213,10 @@ def with_lora(model: Any, settings: dict[str, Any], *, trains_head: bool) -> nn.
     heads = [
         name
         for name, child in model.named_children()
-        if name != model.base_model_prefix and next(child.parameters(), None) is not None
+        if name != body_name(model) and next(child.parameters(), None) is not None
     ]
     layers = tuple(f"{name}." for name, module in model.named_modules() if is_layer(module))
-    layers = layers or (f"{model.base_model_prefix}.",)
+    layers = layers or (f"{body_name(model)}.",)
     outside = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(layers)]
     config = peft.LoraConfig(
         r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=settings["dropout"], target_modules=targets,

@@ -341,7 +341,7 @@ def _load(config: Config, kind: Kind, labels: tuple[str, ...]) -> nn.Module:
         if code:
             raise ValueError(f"model.path = {config.path!r}: {code}, and transformers has no such model") from None
         raise ValueError(f"model.path = {config.path!r}: the {where} cannot be loaded for {kind}: {error}") from None
-    body = model.base_model_prefix + "."
+    body = hf_parts.body_name(model) + "."
     new_head = kind == "token_labels"
     missing = sorted(
         k for k in report["missing_keys"] if "position_ids" not in k and (k.startswith(body) or not new_head)
