@@ -139,14 +139,17 @@ def _verify(subject: Subject, longest: int | None, packing: bool) -> CallConvent
             reason = trial.why_not(convention)
             if reason is None:
                 convention = replace(convention, shardable=trial.shardable(convention))
-                return _bounded(convention, trial, longest)
+                if convention.first_position:  # the miniature's vocabulary is smaller, and so may be its padding_idx
+                    own = subject.config.get_text_config().pad_token_id
+                    convention = replace(convention, first_position=own + 1)
+                return _bounded(convention, trial)
             reasons.append(reason)
     packed = min(reasons, key=_vagueness)
     for trial in trials:
         convention = CallConvention("own", shardable=False)
         reason = trial.why_not(convention)
         if reason is None and not packing:
-            return _bounded(convention, trial, longest)
+            return _bounded(convention, trial)
         if reason is None:
             raise ValueError(
                 f"{first.name}: in packed rows it does not give its own numbers: {packed}. "
@@ -183,7 +186,7 @@ def _vagueness(reason: str) -> int:
     return 0 if reason.startswith("adapters") else 2 if reason.startswith("logits") else 1
 
 
-def _bounded(convention: CallConvention, trial: _Trial, longest: int | None) -> CallConvention:
+def _bounded(convention: CallConvention, trial: _Trial) -> CallConvention:
     """``convention`` with the longest document that it holds for."""
     limits = dict(trial.table)
     if trial.longest is not None:
