@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from ds4sci.data.language import Document, collate
 from ds4sci.models import language
 from ds4sci.parallel.groups import SequenceGroup
+from ds4sci.tasks import masked_lm, residue_labels
 from tests import language_oracle as oracle
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -150,6 +151,18 @@ def test_documents_beyond_the_positions_are_named_at_the_start_and_later() -> No
         model(rows_of(10, 65))
     llama = build("causal_lm", oracle.LLAMA | {"max_position_embeddings": 32}, longest=100)  # rotary: no end
     assert llama.convention.longest is None
+
+
+def test_a_run_asks_before_it_opens_its_data() -> None:
+    model = {"config": {"model_type": "roberta", "max_position_embeddings": 66} | PLAIN}
+    data = {"path": "none.fasta", "tokenizer": {"kind": "esm"}}
+    for phases in ([{"length": 65}], [{"length": 20}, {"from_progress": 0.5, "length": 65}]):
+        config = masked_lm.Config.model_validate({"model": model, "data": data | {"phases": phases}})
+        with pytest.raises(ValueError, match=r"positions for 64 tokens.*documents of 65"):
+            masked_lm.build(config, seed=0, steps=10)
+    labels = {"train": "none.npz", "valid": "none.npz", "tokenizer": {"kind": "esm"}, "length": 65}
+    with pytest.raises(ValueError, match=r"RobertaForTokenClassification has positions for 64 tokens"):
+        residue_labels.build(residue_labels.Config.model_validate({"model": model, "data": labels}), seed=0, steps=10)
 
 
 def test_a_window_that_no_document_exceeds_is_none() -> None:
