@@ -153,7 +153,8 @@ def _verify(subject: Subject, longest: int | None, packing: bool) -> CallConvent
         if reason is None:
             raise ValueError(
                 f"{first.name}: in packed rows it does not give its own numbers: {packed}. "
-                f"Set data.packing = false: with one document a row it does, by attention of its own{_shorter(subject)}"
+                f"Set data.packing = false: with one document a row it does, by attention of its own"
+                + (_shorter(subject) if "window" in packed else "")
             )
     raise ValueError(
         f"{first.name}: neither packed nor padded rows give its own numbers. Packed: {packed}. "
@@ -324,8 +325,8 @@ class _Trial:
                 return self._compare_adapted(convention, rows[0])
         except ValueError as error:
             return str(error)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}".split("\n")[0]
+        except Exception as error:  # any failure of a foreign model
+            return f"it fails there with {type(error).__name__}: {error}".split("\n")[0]
         return None
 
     def _compare(self, model: Any, rows: list[list[int]], wanted: list[Tensor], allowed: float = 1e-5) -> str | None:
