@@ -27,6 +27,7 @@ RANKS = Path(__file__).parent / "train"
 """Tests that start several ranks. They run one after the other: two ranks each take both cores of a small machine."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where torch sees none; say which tests pytest-xdist must keep on one process.
 
