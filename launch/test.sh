@@ -4,4 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ds4sci_root"
-exec python -m pytest -m "not gpu and not nightly" -n 2 --dist loadgroup --no-loadscope-reorder --durations=15 "$@"
+exec python -m pytest -m "not gpu and not nightly" -n 2 --no-loadscope-reorder --durations=15 "$@"

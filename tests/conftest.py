@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,22 +23,29 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
     triton_interpreter.check_overflow(False)
 
 
-RANKS = Path(__file__).parent / "train"
+RANKS = "tests/train/"
 """Tests that start several ranks. They run one after the other: two ranks each take both cores of a small machine."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where torch sees none; say which tests pytest-xdist must keep on one process.
-
-    A file stays whole, so that its fixtures are made once. Tests of several ranks are one group, the first to start,
-    since it takes longest.
-    """
-    items.sort(key=lambda item: RANKS not in item.path.parents)
-    for item in items:
-        group = RANKS if RANKS in item.path.parents else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(RANKS.parent))))
+    """Tests of several ranks first, since they take longest; skip those marked ``gpu`` where torch sees none."""
+    items.sort(key=lambda item: not item.nodeid.startswith(RANKS))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not torch.cuda.is_available():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use; here is none"))
+
+
+@pytest.hookimpl(optionalhook=True)  # there where pytest-xdist is
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files stay whole, so that their fixtures are made once, and tests of several ranks on one process.
+
+    pytest-xdist's own way to say so, its ``xdist_group``, has no effect with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return RANKS if nodeid.startswith(RANKS) else nodeid.split("::")[0]
+
+    return ByFile(config, log)
