@@ -36,6 +36,12 @@ def seeds() -> tuple[bytes, ...]:
     return (*tomls, *(b"J" + file.read_bytes() for file in files))
 
 
+@cache
+def prepare() -> None:
+    """Import what ``check`` imports, DeepSpeed above all: an import that a time limit interrupts stays broken."""
+    check(b"J" + (ROOT / "configs/deepspeed/tiny_cpu.json").read_bytes())
+
+
 def inputs(rng: np.random.Generator) -> bytes:
     """A file with one to four values exchanged, letters moved, lines dropped, or bytes of any kind put in."""
     text = seeds()[int(rng.integers(len(seeds())))]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 LIMIT = 5.0
-"""Seconds for one input, after which it counts as a hang."""
+"""Processor seconds for one input, after which it counts as a hang; a busy machine is none."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ def rng(name: str, seed: int, number: int) -> np.random.Generator:
 def attempt(
     name: str, module: Any, seed: int, number: int, *, on_input: Callable[[bytes], None] | None = None
 ) -> Failure | None:
-    """Make and check one input within ``LIMIT`` seconds."""
+    """Make and check one input within ``LIMIT`` seconds; a module's ``prepare`` comes before."""
     data = b""
+    getattr(module, "prepare", lambda: None)()
     try:
         with _limited(LIMIT):
             data = module.inputs(rng(name, seed, number))
@@ -83,19 +84,19 @@ def _limited(seconds: float) -> Iterator[None]:
     def late(signum: int, frame: Any) -> None:
         raise TimeoutError(f"took over {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def watched(name: str, seed: int, first: int, count: int, folder: Path, stop_after: int = 20) -> tuple[int, list[Path]]:
     """``count`` inputs of a module in a process of its own; how many were tried, and the failures' files in ``folder``.
 
-    A process that native code kills, or holds for four times ``LIMIT``, costs the input it was at; the next one goes on
+    A process that native code kills, or that is at one input for a minute, costs that input; the next one goes on
     behind it. Ends after ``stop_after`` failures.
     """
     context = multiprocessing.get_context("spawn")
@@ -115,7 +116,7 @@ def watched(name: str, seed: int, first: int, count: int, folder: Path, stop_aft
             if progress.value != seen:
                 seen, since = progress.value, time.monotonic()
             # the first input waits for imports
-            elif time.monotonic() - since > (4 * LIMIT if seen > at else 120):
+            elif time.monotonic() - since > (12 * LIMIT if seen > at else 240):
                 process.kill()
                 process.join()
         failed = sorted(path for path in folder.glob(f"{name}-{seed}-*") if path.suffix != ".txt")
