@@ -112,6 +112,7 @@ def grad_keys(
     sum_k = ()
     sum_v = ()
     sum_mask = ()
+    lost_mask = ()  # what rounding took from sum_mask: one sum over all tiles of queries, of a few numbers each
     for r in tl.static_range(ROWS):
         row = first_row + r
         there = tl.where(row < rows, keys, 0)
@@ -134,6 +135,7 @@ def grad_keys(
         sum_k = sum_k + (tl.zeros([BLOCK_N, PADDED], tl.float32),)
         sum_v = sum_v + (tl.zeros([BLOCK_N, PADDED], tl.float32),)
         sum_mask = sum_mask + (tl.zeros([BLOCK_N], tl.float32),)
+        lost_mask = lost_mask + (tl.zeros([BLOCK_N], tl.float32),)
 
     until = queries
     if MASK == BOOL_MASK:
@@ -147,6 +149,7 @@ def grad_keys(
         new_k = ()
         new_v = ()
         new_mask = ()
+        new_lost = ()
         for r in tl.static_range(ROWS):
             row = first_row + r
             there = tl.where(row < rows, queries, 0)
@@ -178,13 +181,18 @@ def grad_keys(
                 if WANT_K:
                     new_k = new_k + (tl.dot(slopes.to(tile_q.dtype), tile_q, sum_k[r], input_precision=PRECISION),)
                 if WANT_MASK:
-                    new_mask = new_mask + (sum_mask[r] + tl.sum(slopes, 1),)
+                    more = tl.sum(slopes, 1)
+                    whole = sum_mask[r] + more
+                    part = whole - sum_mask[r]  # Knuth's sum of two
+                    new_lost = new_lost + (lost_mask[r] + ((sum_mask[r] - (whole - part)) + (more - part)),)
+                    new_mask = new_mask + (whole,)
         if WANT_K:
             sum_k = new_k
         if WANT_V:
             sum_v = new_v
         if WANT_MASK:
             sum_mask = new_mask
+            lost_mask = new_lost
 
     for r in tl.static_range(ROWS):
         row = first_row + r
@@ -197,7 +205,8 @@ def grad_keys(
             store_tile(grad_v + start, heads * D, first_key, there, sum_v[r], D, PADDED, BLOCK_N)
         if WANT_MASK:
             key = first_key + tl.arange(0, BLOCK_N)
-            tl.store(grad_mask + (line * heads + head) * keys + key, sum_mask[r], mask=key < there)
+            total = sum_mask[r] + lost_mask[r]
+            tl.store(grad_mask + (line * heads + head) * keys + key, total, mask=key < there)
 
 
 @triton.jit
