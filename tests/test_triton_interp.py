@@ -104,5 +104,12 @@ def test_the_block_gives_the_gradients_that_are_asked_for() -> None:
 
 
 @pytest.mark.interp
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["keys", "queries"])
+def test_errors_do_not_grow(family: str) -> None:
+    run("tests/test_kernel_growth.py", "-k", f"test_errors_do_not_grow and evoformer and {family}")
+
+
+@pytest.mark.interp
 def test_dropout() -> None:
     run("tests/test_shared_dropout.py", "-k", "triton")
