@@ -12,7 +12,8 @@
   taken from there. Of several residues at one position, those named as the entity says go first, then the same order.
 - Arginine's NH1 is the one nearer to CD, as in AlphaFold 2 (supplement 1.2.1).
 
-A chain whose residues contradict its sequence is left out with the reason. Every atom record gets a status
+A chain whose residues contradict its sequence (cannot be aligned to it, or are others than it has at their
+``label_seq_id``: more than three and more than a fifth) is left out with the reason. Every atom record gets a status
 (``ds4sci.data.sources.atoms.REASONS``).
 """
 
@@ -36,6 +37,9 @@ from ds4sci.data.sources.polymers import Chain, LeftOut, is_bonded, left_out_cha
 from ds4sci.data.sources.text import stem
 from ds4sci.residues import RESTYPE_3TO1
 from ds4sci.types import RESIDUES, Record
+
+_MUTATIONS, _MUTATED = 3, 0.2
+"""Residues of a chain that may differ from its sequence, where the file places them: this many, or this share."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,9 @@ def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> 
         for site, number in zip(sites, told, strict=True):
             if number is None or not 1 <= number <= n:
                 raise ContradictionError(_misfit(site[0], n))
-        return [number - 1 for number in told if number is not None]
+        numbered = [number - 1 for number in told if number is not None]
+        _check_letters(table, sites, numbered, letters)
+        return numbered
     wanted = [letters.parent(item, position) for position, item in enumerate(letters.sequence)]
     wanted = [letter if letter != "X" else name for letter, name in zip(wanted, letters.sequence, strict=True)]
     have = []
@@ -296,6 +302,23 @@ def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> 
             places += range(position, position + int(count))
         position += int(count)
     return places
+
+
+def _check_letters(table: AtomTable, sites: list[list[Residue]], places: list[int], letters: _Letters) -> None:
+    """Refuses the ``label_seq_id`` of another sequence, or of a shifted one; a few mutations pass."""
+    others = []
+    for site, place in zip(sites, places, strict=True):
+        name = letters.sequence[place]
+        wanted = letters.parent(name, place)
+        found = {letters.parent_of(table, one) for one in site}
+        if wanted != "X" and not found & {wanted, "X"} and name not in {one.name for one in site}:
+            others.append((site[0], place))
+    if len(others) > _MUTATIONS and len(others) > _MUTATED * len(sites):
+        residue, place = others[0]
+        raise ContradictionError(
+            f"{len(others)} of {len(sites)} residues are not those of the entity's sequence at their label_seq_id, such"
+            f" as {residue.name} at {place + 1}, where it has {letters.sequence[place]}; the file contradicts itself"
+        )
 
 
 def _misfit(residue: Residue, n: int) -> str:

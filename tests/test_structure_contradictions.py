@@ -1,0 +1,81 @@
+"""Files that contradict themselves, or call several molecules by one id: no residue in a wrong place, none lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from structure_inputs import BACKBONE, accounted, residue_lines
+
+from ds4sci.residues import RESTYPE_1TO3
+
+ONE = "MKTAYIAKQRQISFVKSHFSRQLEERLG"
+OTHER = "GDVNWKLPEETARHYCQSIVDTLFKMGA"
+
+
+def chain_lines(sequence: str, first: int, shift: float, **more: object) -> list[str]:
+    """PDB lines of bonded residues along x."""
+    return [
+        line
+        for at, letter in enumerate(sequence)
+        for line in residue_lines(RESTYPE_1TO3[letter], str(first + at), shift + 3.8 * at, **more)
+    ]
+
+
+CIF = """data_x
+{entity}loop_
+_atom_site.group_PDB
+_atom_site.label_atom_id
+_atom_site.label_comp_id
+_atom_site.label_asym_id
+_atom_site.label_entity_id
+_atom_site.label_seq_id
+_atom_site.auth_asym_id
+_atom_site.auth_seq_id
+_atom_site.Cartn_x
+_atom_site.Cartn_y
+_atom_site.Cartn_z
+"""
+
+
+def cif_rows(sequence: str, shift: float = 0.0, first: int = 1, ids: str = "A 1", author: str = "A") -> list[str]:
+    return [
+        f"ATOM {atom} {RESTYPE_1TO3[letter]} {ids} {first + at} {author} {first + at}"
+        f" {x + shift + 3.8 * at:.3f} {y} {z}"
+        for at, letter in enumerate(sequence)
+        for atom, (x, y, z) in BACKBONE.items()
+    ]
+
+
+def write_cif(path: Path, rows: list[str], sequence: str = "") -> Path:
+    told = "_entity.id 1\n_entity.type polymer\n_entity_poly.entity_id 1\n_entity_poly.type 'polypeptide(L)'\n"
+    told += f"_entity_poly.pdbx_seq_one_letter_code_can {sequence}\n"
+    path.write_text(CIF.format(entity=told if sequence else "") + "\n".join(rows) + "\n#\n")
+    return path
+
+
+def found(path: Path) -> list[tuple[str, str]]:
+    return [(record.id, record.sequence) for record in accounted(path).records]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sequence"),
+    [
+        (cif_rows(ONE[:24], first=4), ONE),
+        (cif_rows(ONE[3:]), ONE),
+        (cif_rows(OTHER), ONE),
+        (cif_rows(ONE), f"{ONE[:10]}SYG{ONE[11:]}"),
+    ],
+    ids=["shifted up", "shifted down", "of another protein", "sequence with an expanded residue"],
+)
+def test_label_seq_that_contradicts_the_sequence_is_refused(rows: list[str], sequence: str, tmp_path: Path) -> None:
+    parsed = accounted(write_cif(tmp_path / "x.cif", rows, sequence))
+    assert parsed.records == []
+    ((chain, kind, reason),) = parsed.left_out
+    assert (chain, kind) == ("A", "contradiction")
+    assert "are not those of the entity's sequence at their label_seq_id, such as" in reason
+
+
+def test_a_few_mutations_are_no_contradiction(tmp_path: Path) -> None:
+    path = write_cif(tmp_path / "x.cif", cif_rows(f"WWW{ONE[3:]}"), ONE)
+    assert found(path) == [("x_A", f"WWW{ONE[3:]}")]
