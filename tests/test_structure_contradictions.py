@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from structure_inputs import BACKBONE, accounted, residue_lines
+from structure_inputs import BACKBONE, accounted, residue_lines, write_pdb
 
 from ds4sci.residues import RESTYPE_1TO3
 
@@ -79,3 +79,58 @@ def test_label_seq_that_contradicts_the_sequence_is_refused(rows: list[str], seq
 def test_a_few_mutations_are_no_contradiction(tmp_path: Path) -> None:
     path = write_cif(tmp_path / "x.cif", cif_rows(f"WWW{ONE[3:]}"), ONE)
     assert found(path) == [("x_A", f"WWW{ONE[3:]}")]
+
+
+@pytest.mark.parametrize("chain", ["A", " "])
+@pytest.mark.parametrize("end", [["TER"], []], ids=["TER", "no TER"])
+@pytest.mark.parametrize(
+    ("first", "second", "start"),
+    [(ONE, OTHER, 1), (ONE, OTHER[:9], 1), (ONE[4:], ONE, 5), (ONE, ONE[4:], 1), (ONE, OTHER[3:], 1)],
+    ids=["other protein", "peptide", "first copy is short", "second copy is short", "other part"],
+)
+def test_two_molecules_of_one_chain_id_are_cut_between_them(
+    first: str, second: str, start: int, end: list[str], chain: str, tmp_path: Path
+) -> None:
+    lines = chain_lines(first, start, 0.0, chain=chain) + end + chain_lines(second, 1, 300.0, chain=chain)
+    names = ["x_A", "x_A-2"] if chain.strip() else ["x", "x_-2"]
+    assert found(write_pdb(tmp_path / "x.pdb", lines)) == list(zip(names, [first, second], strict=True))
+
+
+def test_two_molecules_whose_numbers_do_not_fall_are_cut_at_the_ter(tmp_path: Path) -> None:
+    lines = [*chain_lines(ONE[:10], 1, 0.0), "TER", *chain_lines(OTHER, 10, 300.0)]
+    assert found(write_pdb(tmp_path / "x.pdb", lines)) == [("x_A", ONE[:10]), ("x_A-2", OTHER)]
+
+
+def test_numbers_without_their_insertion_codes_are_one_chain(tmp_path: Path) -> None:
+    lines = chain_lines(ONE[:10], 1, 0.0) + chain_lines(ONE[10:20], 10, 34.0 + 4.0)
+    assert found(write_pdb(tmp_path / "x.pdb", lines)) == [("x_A", ONE[:20])]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "start"),
+    [
+        (ONE, OTHER, (1, 1)),
+        (ONE, ONE, (1, 1)),
+        (ONE[4:], ONE, (5, 1)),
+        (ONE, OTHER[:9], (1, 1)),
+    ],
+    ids=["heterodimer", "homodimer", "first copy is short", "peptide"],
+)
+@pytest.mark.parametrize("labels", ["AB", ".."], ids=["labels", "no labels"])
+def test_two_molecules_of_one_author_id_without_an_entity(
+    first: str, second: str, start: tuple[int, int], labels: str, tmp_path: Path
+) -> None:
+    rows = cif_rows(first, first=start[0], ids=f"{labels[0]} .")
+    rows += cif_rows(second, 300.0, first=start[1], ids=f"{labels[1]} .")
+    assert found(write_cif(tmp_path / "x.cif", rows)) == [("x_A", first), ("x_A-2", second)]
+
+
+def test_labels_part_molecules_whose_numbers_do_not_fall(tmp_path: Path) -> None:
+    rows = cif_rows(ONE, ids="A .") + cif_rows(OTHER, 300.0, first=len(ONE), ids="B .")
+    assert found(write_cif(tmp_path / "x.cif", rows)) == [("x_A", ONE), ("x_A-2", OTHER)]
+
+
+def test_residues_without_numbers_are_one_chain_left_out(tmp_path: Path) -> None:
+    rows = [row.replace(" 1 A 1 ", " . A . ") for at in range(3) for row in cif_rows("A", 4.0 * at)]
+    (left_out,) = accounted(write_cif(tmp_path / "x.cif", rows)).left_out
+    assert left_out.reason == "residues without numbers (auth_seq_id or label_seq_id)"

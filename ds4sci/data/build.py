@@ -34,7 +34,7 @@ from ds4sci.types import Record
 READERS = {".cif": mmcif.parse, ".mmcif": mmcif.parse, ".pdb": pdb.parse, ".ent": pdb.parse}
 PAIRED_RESIDUES = 6000
 """Entries up to this size have their strands paired across chains; the table of pairs grows with its square."""
-FORMAT = 2
+FORMAT = 3
 """Part of the cache's key: raise it when what is stored for the same file changes."""
 
 

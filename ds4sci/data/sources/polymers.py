@@ -7,7 +7,8 @@ residues of one author chain id are one chain:
 - amino acids and backbones of unknown name in HETATM records among them, before the chain's TER, or bonded to its end;
 - acetyl, amide and methylamide caps that are bonded to it.
 
-Residues whose names and numbers come a second time are another molecule with the same chain id.
+Numbers that come a second time, and not for an alternative of the same residue, are another molecule with the same
+chain id: it begins where the numbers fall without a peptide bond, or at the TER before.
 """
 
 from __future__ import annotations
@@ -161,23 +162,65 @@ def _untyped(table: AtomTable, author: str, residues: list[Residue], known: set[
     if 2 * sum(is_d_amino_acid(one.name) for one in chain) > len(chain):
         table.mark(chain, "other polymer")
         return []
-    return _molecules(chain)
+    return _molecules(table, chain)
 
 
-def _molecules(chain: list[Residue]) -> list[list[Residue]]:
-    """Parts of a chain in which no residue's identity comes twice with the same atoms."""
-    if not any(residue.repeats for residue in chain):
-        return [chain] if chain else []
-    parts: list[list[Residue]] = []
-    seen: set[tuple] = set()
-    for residue in chain:
-        identity = residue[:7]
-        if not parts or (residue.repeats and identity in seen):
-            parts.append([])
-            seen = set()
-        seen.add(identity)
-        parts[-1].append(residue)
+def _molecules(table: AtomTable, chain: list[Residue]) -> list[list[Residue]]:
+    """Parts of a chain in which no residue number comes twice, but for alternatives of one residue."""
+    parts = []
+    rest = chain
+    while rest:
+        cut = _second_molecule(table, rest)
+        parts.append(rest[:cut])
+        rest = rest[cut:]
     return parts
+
+
+def _second_molecule(table: AtomTable, chain: list[Residue]) -> int:
+    """Where the second molecule of a chain begins, or the chain's length.
+
+    A number that comes again tells that there is one. It begins at or before that residue: at the last place where the
+    numbers fall without a peptide bond, else at the last TER or end of a label, else where the same residue comes
+    again. Otherwise the number tells nothing: programs that drop insertion codes repeat numbers along a chain.
+    """
+    if len({(one.number, one.insertion) for one in chain}) == len(chain):
+        return len(chain)
+    seen: dict[tuple[int | None, str], int] = {}
+    for at, residue in enumerate(chain):
+        key = residue.number, residue.insertion
+        first = seen.setdefault(key, at)
+        earlier = chain[first]
+        if first == at or residue.number is None:
+            continue
+        if earlier.label == residue.label and earlier.label_seq != residue.label_seq:
+            continue
+        if not residue.repeats and is_alternative(table, earlier, residue, adjacent=first == at - 1):
+            seen[key] = at
+            continue
+        gaps = [cut for cut in range(at, first, -1) if not is_bonded(table, chain[cut - 1], chain[cut])]
+        falls = [cut for cut in gaps if _falls(chain[cut - 1], chain[cut])]
+        ends = [cut for cut in gaps if _part(chain[cut - 1]) != _part(chain[cut])]
+        again = [at] if residue.repeats else []
+        for cut in (*falls[:1], *ends[:1], *again):
+            return cut
+    return len(chain)
+
+
+def _part(residue: Residue) -> tuple[int, str]:
+    return residue.section, residue.label
+
+
+def _falls(before: Residue, after: Residue) -> bool:
+    return before.number is not None and after.number is not None and after.number < before.number
+
+
+def is_alternative(table: AtomTable, one: Residue, other: Residue, *, adjacent: bool) -> bool:
+    """Whether two residues of one number stand at one place: by their altlocs, or by their CAs."""
+    first, second = ({table.altlocs[atom] for atom in residue.atoms} - {""} for residue in (one, other))
+    if first and second:
+        return not first & second
+    apart = table.distance(one, "CA", other, "CA")
+    return adjacent and apart is not None and apart < 2.0
 
 
 def is_bonded(table: AtomTable, before: Residue, after: Residue) -> bool | None:

@@ -33,7 +33,7 @@ import numpy as np
 from ds4sci.data.sources.atoms import REASONS, AtomTable, Residue
 from ds4sci.data.sources.conformers import atoms_of_conformer, choose_residue, fill_atoms
 from ds4sci.data.sources.names import kind, parent_of, simulation_parent
-from ds4sci.data.sources.polymers import Chain, LeftOut, is_bonded, left_out_chains, protein_chains
+from ds4sci.data.sources.polymers import Chain, LeftOut, is_alternative, is_bonded, left_out_chains, protein_chains
 from ds4sci.data.sources.text import stem
 from ds4sci.residues import RESTYPE_3TO1
 from ds4sci.types import RESIDUES, Record
@@ -245,23 +245,15 @@ def _sites(table: AtomTable, residues: list[Residue]) -> list[list[Residue]]:
     at: dict[tuple[int | None, int | None, str], int] = {}
     for key, residue in zip(keys, residues, strict=True):
         earlier = at.setdefault(key, len(sites))
-        if earlier < len(sites) and _is_alternative(table, sites[earlier][-1], residue, earlier == len(sites) - 1):
+        if earlier < len(sites) and (
+            residue.label_seq is not None
+            or is_alternative(table, sites[earlier][-1], residue, adjacent=earlier == len(sites) - 1)
+        ):
             sites[earlier].append(residue)
         else:
             at[key] = len(sites)
             sites.append([residue])
     return sites
-
-
-def _is_alternative(table: AtomTable, one: Residue, other: Residue, adjacent: bool) -> bool:
-    """Whether two residues of one number stand at one place: by their altlocs, or by their CAs."""
-    if one.label_seq is not None:
-        return True
-    first, second = ({table.altlocs[atom] for atom in residue.atoms} - {""} for residue in (one, other))
-    if first and second:
-        return not first & second
-    apart = table.distance(one, "CA", other, "CA")
-    return adjacent and apart is not None and apart < 2.0
 
 
 def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> list[int | None]:
@@ -274,7 +266,7 @@ def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> 
                 raise ContradictionError(_misfit(site[0], n))
         numbered = [number - 1 for number in told if number is not None]
         _check_letters(table, sites, numbered, letters)
-        return numbered
+        return list(numbered)
     wanted = [letters.parent(item, position) for position, item in enumerate(letters.sequence)]
     wanted = [letter if letter != "X" else name for letter, name in zip(wanted, letters.sequence, strict=True)]
     have = []
