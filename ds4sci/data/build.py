@@ -34,6 +34,7 @@ from ds4sci.types import Record
 READERS = {".cif": mmcif.parse, ".mmcif": mmcif.parse, ".pdb": pdb.parse, ".ent": pdb.parse}
 PAIRED_RESIDUES = 6000
 """Entries up to this size have their strands paired across chains; the table of pairs grows with its square."""
+NOT_TAKEN = "chain not taken"
 FORMAT = 3
 """Part of the cache's key: raise it when what is stored for the same file changes."""
 
@@ -43,7 +44,8 @@ class BuildReport:
     """What became of every file, chain and atom record; ``rows`` are the lines of ``report`` (OUT.report.jsonl).
 
     A row with status ``read`` is a file that could be read; its ``atoms`` counts the file's atom records by what became
-    of them (``ds4sci.data.sources.atoms.REASONS``). The other rows are chains, or files that could not be read.
+    of them (``ds4sci.data.sources.atoms.REASONS``). The other rows are chains, or files that could not be read;
+    ``atoms_kept`` counts a chain's atoms, which are in the set if it is accepted.
     """
 
     out: Path
@@ -62,10 +64,15 @@ class BuildReport:
 
     @property
     def atoms(self) -> dict[str, int]:
-        """Atom records of all files that could be read, by what became of them; the commonest first."""
+        """Atom records of all files that could be read, by what became of them; the commonest first.
+
+        Those of chains that are not in the set, whatever the reason, are ``NOT_TAKEN``.
+        """
         total: Counter[str] = Counter()
         for row in self.rows:
             total.update(row.get("atoms", {}))
+            if row["status"] != "accepted" and row.get("atoms_kept"):
+                total.update({KEPT: -row["atoms_kept"], NOT_TAKEN: row["atoms_kept"]})
         return dict(total.most_common())
 
     def summary(self) -> str:

@@ -1,0 +1,38 @@
+"""`ds4sci data build` on folders as prediction programs leave them: nothing is lost without a row of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from structure_inputs import residue_lines, write_pdb
+
+from ds4sci.data.build import build
+from ds4sci.data.chains import ChainSet
+from ds4sci.data.selection import BuildSettings
+from ds4sci.residues import RESTYPE_1TO3
+
+ONE, OTHER = "MKTAYIAKQRQISFVKSHFSRQLEERLG", "GDVNWKLPEETARHYCQSIVDTLFKMGA"
+SETTINGS = BuildSettings(min_length=5)
+
+
+def structure(path: Path, sequence: str, chain: str = "A") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        line
+        for at, letter in enumerate(sequence)
+        for line in residue_lines(RESTYPE_1TO3[letter], str(at + 1), 3.8 * at, chain=chain)
+    ]
+    return write_pdb(path, lines)
+
+
+def test_atoms_of_chains_that_are_not_in_the_set_do_not_count_as_kept(tmp_path: Path) -> None:
+    structure(tmp_path / "in" / "a.pdb", ONE)
+    structure(tmp_path / "in" / "short.pdb", ONE[:3])
+    twice = structure(tmp_path / "in" / "twice.pdb", OTHER).read_text().replace("END\n", "TER\n")
+    other = structure(tmp_path / "other.pdb", OTHER, "B").read_text()
+    (tmp_path / "in" / "twice.pdb").write_text(twice + other)
+    report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1, settings=SETTINGS)
+    assert report.atoms == {"kept": 4 * 56, "chain not taken": 4 * (3 + 28)}
+    held = sum(int(record.atom_mask.sum()) for record in ChainSet.open(tmp_path / "set.npz"))
+    assert held == report.atoms["kept"]
+    assert "348 atom records: 224 kept (64.4%); 124 chain not taken" in report.summary()
