@@ -36,3 +36,24 @@ def test_atoms_of_chains_that_are_not_in_the_set_do_not_count_as_kept(tmp_path: 
     held = sum(int(record.atom_mask.sum()) for record in ChainSet.open(tmp_path / "set.npz"))
     assert held == report.atoms["kept"]
     assert "348 atom records: 224 kept (64.4%); 124 chain not taken" in report.summary()
+
+
+def test_predictions_that_share_an_id_are_called_by_their_files(tmp_path: Path) -> None:
+    """AlphaFold's ranked_0.pdb in a folder for each target, and mmCIF in which every entry is called model."""
+    third, fourth = ONE[::-1], OTHER[::-1]
+    for name, sequence in {"T1": ONE, "T2": OTHER, "T3": third, "T4": ONE}.items():
+        structure(tmp_path / "in" / name / "ranked_0.pdb", sequence)
+    for name, sequence in {"x": ONE, "y": fourth}.items():
+        header = "HEADER    PROTEIN                                 01-JAN-20   MODL              \n"
+        path = structure(tmp_path / "in" / f"{name}.pdb", sequence)
+        path.write_text(header + path.read_text())
+    report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
+    held = {record.id: record.sequence for record in ChainSet.open(tmp_path / "set.npz")}
+    assert held == {
+        "ranked_0_A": ONE, "T2_ranked_0_A": OTHER, "T3_ranked_0_A": third, "MODL_A": ONE, "y_A": fourth,
+    }  # fmt: skip
+    rows = [(row["file"], row["chain"], row["status"]) for row in report.rows if row["chain"]]
+    assert ("T4/ranked_0.pdb", "ranked_0_A", "refused") in rows
+    assert ("T3/ranked_0.pdb", "T3_ranked_0_A", "accepted") in rows
+    again = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
+    assert (again.cached, again.rows) == (6, report.rows)

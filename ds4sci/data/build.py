@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from ds4sci.data.secondary import assign
 from ds4sci.data.selection import BuildSettings, refusal_of
 from ds4sci.data.sources import alignment_files, mmcif, pdb
 from ds4sci.data.sources.atoms import KEPT
-from ds4sci.data.sources.text import suffix
+from ds4sci.data.sources.text import stem, suffix
 from ds4sci.data.workers import run_each
 from ds4sci.types import Record
 
@@ -134,6 +135,10 @@ def build(
     ``jobs``: processes, by default one for each core this process may use. ``progress(done, files)`` is called after
     each file.
 
+    Chains are called by the entry's id in the file, else by the file's name. Where another file's chain is called so
+    already, and is not the same sequence, the file's name and then its path below ``src_dir`` take the place of the
+    entry's id; alignments are looked for under the first id.
+
     No file stops the others: what could not be used, and why, is a line of OUT.report.jsonl. ``out`` and the report
     appear complete or not at all. ``ValueError``: no structure in the folder, or not one chain accepted. ``OSError``:
     the disk is full or closed to us.
@@ -158,7 +163,7 @@ def build(
         if progress:
             progress(done, len(files))
 
-    rows, parts = _collect(entries.values())
+    rows, parts = _collect(entries, src_dir)
     report = out.with_name(out.name + ".report.jsonl")
     _write_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if not parts:
@@ -241,26 +246,64 @@ def _store(entry: Path, records: list[Record], rows: list[dict[str, Any]], align
     write_arrays(entry, {"report": np.frombuffer(told, np.uint8), **(pack_all(records) if records else {})})
 
 
-def _collect(entries: Any) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
-    """Rows and arrays of all entries, in order; a chain whose id an earlier file used is refused."""
+def _collect(entries: Mapping[Path, Path], src_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
+    """Rows and arrays of all entries (by file), in order.
+
+    Of chains with one id from several files the first has it. A copy, which has its sequence too, is refused; others
+    are called by their file's stem, or its path, instead of the entry's id that they share.
+    """
     rows: list[dict[str, Any]] = []
     parts: list[dict[str, np.ndarray]] = []
-    owner: dict[str, str] = {}
-    for entry in entries:
+    owner: dict[str, tuple[str, Path, int]] = {}
+    for path, entry in entries.items():
         told, arrays = _load(entry)
-        taken = [row for row in told["rows"] if row["status"] == "accepted"]
-        again = [row for row in taken if row["chain"] in owner]
-        for row in again:
-            reason = f"{owner[row['chain']]} has a chain of this id"
-            row.update(status="refused", kind="same id", reason=reason)
-        owner.update({row["chain"]: row["file"] for row in taken if row not in again})
         rows += told["rows"]
-        if arrays and not again:
+        taken = {row["chain"]: row for row in told["rows"] if row["status"] == "accepted"}
+        if not taken:
+            continue
+        chains = ChainSet(arrays, str(entry))
+        at = {name: index for index, name in enumerate(taken)}
+        again = [name for name in taken if name in owner]
+        for name in again:
+            _, first, index = owner[name]
+            if _sequence(first, index) == chains.sequence(at[name]):
+                _refuse_id(taken.pop(name), owner[name][0])
+        names = {name: name for name in taken}
+        if any(name in owner for name in taken):
+            names = _renamed(told["rows"], taken, path.relative_to(src_dir), owner)
+        for name in [name for name in taken if names[name] in owner]:
+            _refuse_id(taken.pop(name), owner[name][0])
+        owner.update({names[name]: (row["file"], entry, at[name]) for name, row in taken.items()})
+        if len(taken) == len(chains) and all(old == new for old, new in names.items()):
             parts.append(arrays)
-        elif arrays and len(again) < len(taken):
-            refused = {row["chain"] for row in again}
-            parts.append(pack_all([record for record in ChainSet(arrays, str(entry)) if record.id not in refused]))
+        elif taken:
+            parts.append(pack_all([replace(one, id=names[one.id]) for one in chains if one.id in taken]))
     return rows, parts
+
+
+def _sequence(entry: Path, index: int) -> str:
+    return ChainSet(_load(entry)[1], str(entry)).sequence(index)
+
+
+def _refuse_id(row: dict[str, Any], owner: str) -> None:
+    row.update(status="refused", kind="same id", reason=f"{owner} has a chain of this id")
+
+
+def _renamed(rows: list[dict[str, Any]], taken: Iterable[str], path: Path, owner: Container[str]) -> dict[str, str]:
+    """Free ids for the chains of the file ``path``, in its rows too; the old ids where its path is no help either."""
+    old = next(row["entry"] for row in rows if row["status"] == "read")
+    below = "_".join([*path.parts[:-1], stem(path)])
+    for prefix in (re.sub(r"[^\w.+-]+", "_", one) for one in (stem(path), below)):
+        names = {name: prefix + name.removeprefix(old) for name in taken}
+        if any(name in owner for name in names.values()):
+            continue
+        for row in rows:
+            if row["chain"] and row["kind"] != "same id":
+                row["chain"] = prefix + row["chain"].removeprefix(old)
+            if row["status"] == "duplicate":
+                row["reason"] = row["reason"].replace(f"of {old}", f"of {prefix}", 1)
+        return names
+    return {name: name for name in taken}
 
 
 def _row(
@@ -284,7 +327,7 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
     except Exception as error:  # a reader's bug must cost one file, not the build; the report shows it
         _store(entry, [], [_row(name, None, "refused", "crashed the reader", f"{type(error).__name__}: {error}")], {})
         return
-    rows = [_row(name, None, "read", None, None, atoms=parsed.atoms)]
+    rows = [_row(name, None, "read", None, None, entry=parsed.entry, atoms=parsed.atoms)]
     rows += [_row(name, f"{parsed.entry}_{one.chain}", "refused", one.kind, one.reason) for one in parsed.left_out]
     taken: dict[str, Record] = {}
     for chain, dssp in zip(chains, letters, strict=True):
