@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,22 @@ def test_residues_without_numbers_are_one_chain_left_out(tmp_path: Path) -> None
     rows = [row.replace(" 1 A 1 ", " . A . ") for at in range(3) for row in cif_rows("A", 4.0 * at)]
     (left_out,) = accounted(write_cif(tmp_path / "x.cif", rows)).left_out
     assert left_out.reason == "residues without numbers (auth_seq_id or label_seq_id)"
+
+
+def test_records_in_any_order_are_read_along_the_chain(tmp_path: Path) -> None:
+    lines, rows = chain_lines(ONE, 5, 0.0), cif_rows(ONE, ids="A .")
+    random.Random(1).shuffle(lines)
+    random.Random(1).shuffle(rows)
+    assert found(write_pdb(tmp_path / "x.pdb", lines)) == [("x_A", ONE)]
+    assert found(write_cif(tmp_path / "x.cif", rows)) == [("x_A", ONE)]
+
+
+def test_numbers_do_not_undo_the_order_of_bonds(tmp_path: Path) -> None:
+    """A circular permutant keeps its parent's numbers; the file has it along the chain."""
+    numbers = [*range(15, 29), *range(1, 15)]
+    lines = [
+        line
+        for at, (letter, number) in enumerate(zip(ONE, numbers, strict=True))
+        for line in residue_lines(RESTYPE_1TO3[letter], str(number), 3.8 * at)
+    ]
+    assert found(write_pdb(tmp_path / "x.pdb", lines)) == [("x_A", ONE)]

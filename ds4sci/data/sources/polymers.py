@@ -171,9 +171,34 @@ def _molecules(table: AtomTable, chain: list[Residue]) -> list[list[Residue]]:
     rest = chain
     while rest:
         cut = _second_molecule(table, rest)
-        parts.append(rest[:cut])
+        parts.append(_in_order(table, rest[:cut]))
         rest = rest[cut:]
     return parts
+
+
+def _in_order(table: AtomTable, chain: list[Residue]) -> list[Residue]:
+    """A molecule along the chain: by ``label_seq``, or by its numbers where these join more residues than the file.
+
+    Files whose records are sorted by something else (atom names, B-factors) have residues in any order. The file's
+    order stands wherever numbers are missing or come twice.
+    """
+    places = [one.label_seq for one in chain if one.label_seq is not None]
+    labels = {one.label for one in chain}
+    numbers = [(one.number, one.insertion) for one in chain if one.number is not None]
+    if len(places) == len(chain) and len(labels) == 1:
+        if len(set(places)) == len(places):
+            return [one for _, one in sorted(zip(places, chain, strict=True), key=lambda pair: pair[0])]
+    elif len(numbers) == len(chain) == len(set(numbers)):
+        joined = _bonds(table, chain)
+        if 2 * joined < len(chain) - 1:
+            ordered = [one for _, one in sorted(zip(numbers, chain, strict=True), key=lambda pair: pair[0])]
+            if _bonds(table, ordered) > joined:
+                return ordered
+    return chain
+
+
+def _bonds(table: AtomTable, chain: list[Residue]) -> int:
+    return sum(bool(is_bonded(table, one, other)) for one, other in itertools.pairwise(chain))
 
 
 def _second_molecule(table: AtomTable, chain: list[Residue]) -> int:
