@@ -130,6 +130,14 @@ BAD_LINES = {
         "ATOM      2  CA  ALA A****      11.000   2.000   3.000  1.00 20.00           C",
         "residue number '[*]{4}'",
     ),
+    "digits": (
+        "ATOM      2  CA  ALA A1_00      11.000   2.000   3.000  1.00 20.00           C",
+        "residue number '1_00'",
+    ),
+    "blank before": (
+        " ATOM     2  CA  ALA A   1      11.000   2.000   3.000  1.00 20.00           C",
+        "the record is called ' ATOM '",
+    ),
     "name": ("ATOM 100002  CA  ALA A   1      11.000   2.000   3.000  1.00 20.00           C", "the record is called"),
 }
 

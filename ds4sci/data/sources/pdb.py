@@ -75,7 +75,7 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
             before = bisect_left(rows, at)
             if end is None and before:
                 end = before
-        elif line[:4].upper() in ("ATOM", "HETA"):
+        elif line[:4].upper() in ("ATOM", "HETA") or line.lstrip().startswith(("ATOM  ", "HETATM")):
             raise ValueError(
                 f"{path}: line {at + 1}: the record is called {line[:6]!r}; expected 'ATOM  ' or 'HETATM' and the"
                 " serial number from column 7 on; write large structures as mmCIF"
@@ -178,14 +178,13 @@ def _is_shifted(occupancy: str) -> bool:
 
 def _residue_number(text: str) -> int | None:
     """Of four columns: decimal, or hybrid-36 (A000 is 10000), as cctbx and gemmi write it."""
-    try:
+    if re.fullmatch(r" *[-+]?[0-9]+ *", text):
         return int(text)
-    except ValueError:
-        if re.fullmatch(r"[A-Z][0-9A-Z]{3}", text):
-            return int(text, 36) - 10 * 36**3 + 10**4
-        if re.fullmatch(r"[a-z][0-9a-z]{3}", text):
-            return int(text, 36) + 16 * 36**3 + 10**4
-        return None
+    if re.fullmatch(r"[A-Z][0-9A-Z]{3}", text):
+        return int(text, 36) - 10 * 36**3 + 10**4
+    if re.fullmatch(r"[a-z][0-9a-z]{3}", text):
+        return int(text, 36) + 16 * 36**3 + 10**4
+    return None
 
 
 def _split_names(keys: set[str]) -> dict[str, tuple[str, str]]:
