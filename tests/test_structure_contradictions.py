@@ -154,3 +154,19 @@ def test_numbers_do_not_undo_the_order_of_bonds(tmp_path: Path) -> None:
         for line in residue_lines(RESTYPE_1TO3[letter], str(number), 3.8 * at)
     ]
     assert found(write_pdb(tmp_path / "x.pdb", lines)) == [("x_A", ONE)]
+
+
+def test_a_chain_of_a_later_model_only_is_left_out_by_name(tmp_path: Path) -> None:
+    lines = ["MODEL        1", *chain_lines(ONE, 1, 0.0), "ENDMDL", "MODEL        2", *chain_lines(ONE, 1, 0.0)]
+    path = write_pdb(tmp_path / "x.pdb", [*lines, *chain_lines(OTHER, 1, 300.0, chain="B"), "ENDMDL"])
+    reason = [("B", "other model", "only models after the first have atoms of it")]
+    parsed = accounted(path)
+    assert [record.id for record in parsed.records] == ["x_A"]
+    assert parsed.left_out == reason
+    rows = [f"{row} 1" for row in cif_rows(ONE)]
+    rows += [f"{row} 2" for row in [*cif_rows(ONE), *cif_rows(OTHER, 300.0, ids="B 2", author="B")]]
+    path = write_cif(tmp_path / "x.cif", rows)
+    path.write_text(
+        path.read_text().replace("_atom_site.Cartn_z\n", "_atom_site.Cartn_z\n_atom_site.pdbx_PDB_model_num\n")
+    )
+    assert accounted(path).left_out == reason

@@ -60,6 +60,7 @@ class AtomTable:
     status                             uint8 [records], index into ``REASONS``
     elsewhere                          records in other data blocks, which have no row
     terminated                         the author chain id that each TER record ends
+    later                              author chain ids of the records in later models
     """
 
     path: str | Path
@@ -71,6 +72,7 @@ class AtomTable:
     residues: list[Residue]
     elsewhere: int = 0
     terminated: Sequence[str] = ()
+    later: Sequence[str] = ()
     status: np.ndarray = field(init=False)
     has_altlocs: bool = field(init=False)
 

@@ -195,13 +195,14 @@ class _Columns:
         b_factors = self._reals("b_iso_or_equiv", 0.0)
 
         found: list[Residue] = []
-        elsewhere = []
+        elsewhere, later = [], set()
         keys = list(zip(model, author, label, entity, label_seq, number, insertion, residues, strict=True))
         starts = [0, *compress(range(1, n), map(ne, keys, islice(keys, 1, None)))]
         for start, end in zip(starts, [*starts[1:], n], strict=True):
             in_model, chain, sub, kind_of, place, told, code, name = keys[start]
             if in_model != model[0]:
                 elsewhere.append(range(start, end))
+                later.add(chain)
                 continue
             position = self._integer("label_seq_id", place, start)
             seq = self._integer(number_name, told, start)
@@ -209,6 +210,7 @@ class _Columns:
             found.append(Residue(name, chain, sub, kind_of, position, seq, code, het, 0, range(start, end)))
         joined = join_parts(found, names, altlocs)
         table = AtomTable(self._path, names, altlocs, positions, occupancies, b_factors, joined)
+        table.later = sorted(later)
         for atoms in elsewhere:
             table.mark_atoms(atoms, "other model")
         return table

@@ -100,7 +100,8 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
     changes = (identity[1:] != identity[:-1]) | (segment[1:] != segment[:-1]) | (kind_of[1:] != kind_of[:-1])
     starts = sorted({0, *(np.flatnonzero(changes) + 1).tolist(), *(at for at in terminators if 0 < at < end)})
     keys = [records[start][17:27] for start in starts]
-    names_and_chains = _split_names({key[:5] for key in keys})
+    later = {record[17:22] for record in records[end:]}
+    names_and_chains = _split_names({key[:5] for key in keys} | later)
     segments = {one.strip() for one in np.unique(segment)} - {b""}
     found: list[Residue] = []
     counted: dict[str, tuple[int, int]] = {}
@@ -120,6 +121,8 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
     table = AtomTable(path, names, altlocs, positions, occupancies, b_factors, join_parts(found, names, altlocs))
     table.terminated = [found[bisect_left(starts, at) - 1].author if at else "" for at in terminators]
     table.mark_atoms(range(end, len(rows)), "other model")
+    chains = {names_and_chains[key][1] for key in later}
+    table.later = sorted(chains if len(segments) < 2 else chains - {""})  # ids of segments are not looked for there
     return table
 
 

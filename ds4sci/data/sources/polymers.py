@@ -274,12 +274,20 @@ def _has_backbone(table: AtomTable, residue: Residue) -> bool:
 
 
 def left_out_chains(table: AtomTable, used: set[str], reasons: Sequence[str]) -> list[LeftOut]:
-    """Author chain ids none of whose residues is in a protein chain, with what they hold instead."""
+    """Author chain ids none of whose residues is in a protein chain, with what they hold instead.
+
+    Only the first model is read; chains that it has not are told too.
+    """
     found: dict[str, Counter] = {}
+    first = {residue.author for residue in table.residues}
     for residue in table.residues:
         if residue.author not in used and len(residue.atoms):
             found.setdefault(residue.author, Counter())[reasons[table.status[residue.atoms[0]]]] += 1
     return [
         LeftOut(author, "not a protein", "its residues are " + ", ".join(f"{n} {what}" for what, n in kinds.items()))
         for author, kinds in found.items()
+    ] + [
+        LeftOut(author, "other model", "only models after the first have atoms of it")
+        for author in table.later
+        if author not in first
     ]
