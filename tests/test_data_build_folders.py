@@ -57,3 +57,19 @@ def test_predictions_that_share_an_id_are_called_by_their_files(tmp_path: Path) 
     assert ("T3/ranked_0.pdb", "T3_ranked_0_A", "accepted") in rows
     again = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
     assert (again.cached, again.rows) == (6, report.rows)
+
+
+def test_structures_that_are_not_read_have_a_row(tmp_path: Path) -> None:
+    structure(tmp_path / "in" / "a.pdb", ONE)
+    names = ["deep/b.pdb1", "c.bcif.gz", "d.pdbx", "e.cif"]
+    (tmp_path / "in" / "deep").mkdir()
+    for name in names[:3]:
+        (tmp_path / "in" / name).write_text("anything")
+    (tmp_path / "in" / "e.cif").symlink_to(tmp_path / "nothing.cif")
+    (tmp_path / "in" / "notes.txt").write_text("not looked at")
+    report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
+    rows = {row["file"]: row["reason"] for row in report.rows if row["kind"] == "passed over"}
+    assert rows.keys() == set(names)
+    assert rows["e.cif"] == "a link to a file that is not there"
+    assert "files called *.pdb1 are not read" in rows["deep/b.pdb1"]
+    assert (report.files, report.counts) == (1, {"accepted": 1, "passed over": 4})

@@ -139,6 +139,8 @@ def build(
     already, and is not the same sequence, the file's name and then its path below ``src_dir`` take the place of the
     entry's id; alignments are looked for under the first id.
 
+    Assemblies (.pdb1), .pdbx and .bcif are not read; the report has a row of each, and of broken links.
+
     No file stops the others: what could not be used, and why, is a line of OUT.report.jsonl. ``out`` and the report
     appear complete or not at all. ``ValueError``: no structure in the folder, or not one chain accepted. ``OSError``:
     the disk is full or closed to us.
@@ -164,6 +166,7 @@ def build(
             progress(done, len(files))
 
     rows, parts = _collect(entries, src_dir)
+    rows += _passed_over(src_dir)
     report = out.with_name(out.name + ".report.jsonl")
     _write_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if not parts:
@@ -207,6 +210,21 @@ def _structures(src_dir: Path) -> list[Path]:
             f"{src_dir}: no structure in it; expected files called *{', *'.join(READERS)}, or those with .gz"
         )
     return files
+
+
+def _passed_over(src_dir: Path) -> list[dict[str, Any]]:
+    """Rows of files that look like structures by their names, and are not read."""
+    rows = []
+    for path in sorted(src_dir.rglob("*")):
+        ending = suffix(path)
+        if ending in READERS and not path.exists():
+            reason = "a link to a file that is not there"
+        elif re.fullmatch(r"\.(pdb\d+|pdbx|pdbqt|bcif|mmtf)", ending) and not path.is_dir():
+            reason = f"files called *{ending} are not read; expected *{', *'.join(READERS)}, or those with .gz"
+        else:
+            continue
+        rows.append(_row(str(path.relative_to(src_dir)), None, "refused", "passed over", reason))
+    return rows
 
 
 def _key(path: Path, src_dir: Path, settings: BuildSettings) -> str:
