@@ -83,6 +83,14 @@ def test_a_function_of_the_points(method: str) -> None:
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("m", [N, M])
+def test_a_network_of_one_output_is_over_the_points(m: int) -> None:
+    """[n, 1] of a function of the points, also where it could be [m, 1] over the functions."""
+    net, a = network(), nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    u = differentiate(net, random(m, FUNCTIONS.shape[1], seed=9), POINTS, names="xt")
+    torch.testing.assert_close(u.linear({"x": a}), a(POINTS)[:, 0] * u("x"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_components_with_coefficients_of_every_kind(method: str) -> None:
     net, nu, a = network(components=3), torch.tensor(0.7, requires_grad=True).double(), random(N, seed=8)

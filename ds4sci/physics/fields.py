@@ -17,7 +17,8 @@ Term = str | tuple[str, int]
 """``"xx"``, or ``("xx", 1)``: that of the second component."""
 
 Coefficient = float | Tensor | Callable[[Tensor], Tensor]
-"""A number; a tensor, of one element or of [n], [m, 1] or [m, n]; or a function of the points [n, d] that gives one."""
+"""A number; a tensor, of one element or of [n], [m, 1] or [m, n]; or a function of the points [n, d] that gives one, or
+[n, 1]."""
 
 Part = tuple[float | Tensor, Order, int | None]
 """Coefficient, order and component of a term of a sum."""
@@ -74,8 +75,8 @@ class Fields(ABC):
 
         A coefficient is a number, a tensor of one element such as a ``Parameter`` (``{"t": 1, "xx": -nu}``), a tensor
         that varies: [n] over the points, [m, 1] over the functions, [m, n] over both, or a function of the points
-        [n, d] that gives such a tensor (``{"xx": lambda points: -a(points)}``). Gradients flow to coefficients as to
-        the network's parameters.
+        [n, d] that gives such a tensor (``{"xx": lambda points: -a(points)}``); [n, 1] of a function is over the
+        points, whatever m is. Gradients flow to coefficients as to the network's parameters.
 
         Raises ValueError for a sum of no terms, an unknown letter or component, and a coefficient of another kind or
         shape, naming the term.
@@ -93,6 +94,9 @@ class Fields(ABC):
         """A number, or a tensor: of no dimensions, or one that broadcasts to [m, n]."""
         if callable(given) and not isinstance(given, Tensor):
             given = given(self.points)
+            # [n, 1], as every network of one output gives, is over the points, also where n == m
+            if isinstance(given, Tensor) and given.shape == (len(self.points), 1):
+                given = given.squeeze(-1)
         if not isinstance(given, Tensor):
             try:
                 return float(given)
