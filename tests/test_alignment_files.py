@@ -247,3 +247,25 @@ def test_a_chain_whose_files_are_no_alignments_has_none(tmp_path: Path) -> None:
     found, files = attached(QUERY, [CASES / "openfold" / "q1" / "hmm_output.sto", write(tmp_path / "a.hhr", "x")])
     assert found.msa is None
     assert all(file.unread == TEMPLATES for file in files.values())
+
+
+def test_alphafold_2s_own_folder_is_read_and_what_is_not_is_told(tmp_path: Path) -> None:
+    chain = tmp_path / "q1"
+    for folder in (chain / "msas" / "A", chain / "other", tmp_path / "q2", tmp_path / "q3" / "msas"):
+        folder.mkdir(parents=True)
+    write(chain / "ranked_0.pdb", "END\n")
+    write(chain / "msas" / "bfd_uniref_hits.a3m", f">q1\n{QUERY}\n>h\n{QUERY[:-1]}-\n")
+    write(chain / "msas" / "pdb_hits.hhr", "x")
+    write(chain / "msas" / "A" / "uniref90_hits.sto", "# STOCKHOLM 1.0\n")
+    write(chain / "other" / "uniref90_hits.sto", "# STOCKHOLM 1.0\n")
+    found = alignment_files.index(tmp_path)
+    record, files = attached(QUERY, found["q1"])
+    assert list(rows(record)) == ["q1", "h"]
+    assert {name: file.unread for name, file in files.items()} == {
+        "A": alignment_files.FOLDER, "bfd_uniref_hits.a3m": None, "pdb_hits.hhr": TEMPLATES,
+        "other": alignment_files.FOLDER, "ranked_0.pdb": alignment_files.NO_ALIGNMENT,
+    }  # fmt: skip
+    for name, folder in (("q2", "q2"), ("q3", "msas")):
+        without, files = attached(QUERY, found[name])
+        assert without.msa is None
+        assert {name: file.unread for name, file in files.items()} == {folder: alignment_files.EMPTY}

@@ -1,7 +1,8 @@
 """The alignment files of a chain: which there are in a folder, and what becomes of each of their rows.
 
-The folder is laid out by chain: ``NAME.a3m`` (.sto, …, .gz), or ``NAME/`` with any number of files, as AlphaFold 2 and
-OpenFold write it. Two kinds of file in there are no alignment of homologues and are left out, as OpenFold does: hits in
+The folder is laid out by chain: ``NAME.a3m`` (.sto, …, .gz), or ``NAME/`` with any number of files, as OpenFold writes
+it, also in ``NAME/msas/``, as AlphaFold 2 does. Other folders in there are not looked into, and reported.
+Two kinds of file in there are no alignment of homologues and are left out, as OpenFold does: hits in
 the PDB (templates: ``hmm_output.sto``, ``pdb_hits.*``, ``pdb70_hits.*``, any ``.hhr``), and ``uniprot_hits.sto``, which
 AlphaFold-Multimer makes for pairing chains by organism.
 """
@@ -23,12 +24,16 @@ from ds4sci.types import Msa, Record
 TEMPLATES = "hits in the PDB (templates), not an alignment"
 PAIRING = "hits for pairing chains (AlphaFold-Multimer), not read for single chains"
 NO_ALIGNMENT = "not an alignment format (" + ", ".join(msa.SUFFIXES) + ")"
+FOLDER = "a folder, not looked into (only msas/ is)"
+EMPTY = "an empty folder"
 OTHER_QUERY = "alignment to another query"
 BEYOND_LIMIT = "beyond the number of rows to keep"
 """Reasons for which files and rows are left out; those of single alignments are in ``msa``."""
 
 _TEMPLATE_STEMS = ("hmm_output", "hmmsearch_output", "pdb_hits", "pdb70_hits", "pdb_seqres_hits")
 _PAIRING_STEMS = ("uniprot_hits",)
+_ALPHAFOLD2 = "msas"
+"""The folder of a chain's folder in which AlphaFold 2 has the alignments."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class FileRows:
 
 
 def index(folder: str | Path) -> dict[str, list[Path]]:
-    """The files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz), and all files in the folder ``NAME/``.
+    """The files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz), and all files in the folders ``NAME/`` and
+    ``NAME/msas/``, with other folders in them; an empty one stands for itself.
 
     Keys are as ``chain_key`` makes them. Some may be none to be read: ``attach_files`` says why.
     """
@@ -59,11 +65,20 @@ def index(folder: str | Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            inside = sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("."))
-            found.setdefault(chain_key(path.name), []).extend(inside)
+            found.setdefault(chain_key(path.name), []).extend(_inside(path, into=_ALPHAFOLD2))
         elif suffix(path) in msa.SUFFIXES:
             found.setdefault(chain_key(stem(path)), []).append(path)
     return found
+
+
+def _inside(folder: Path, into: str | None = None) -> list[Path]:
+    """What is in a chain's folder, with what is in its folder ``into``; the folder itself where there is nothing."""
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not (path.is_file() or path.is_dir()):
+            continue
+        found += _inside(path) if path.is_dir() and path.name == into else [path]
+    return found or [folder]
 
 
 def chain_key(name: str) -> str:
@@ -73,7 +88,10 @@ def chain_key(name: str) -> str:
 
 
 def why_not(path: str | Path) -> str | None:
-    """Why a file in a chain's folder is not read, or None."""
+    """Why a file, or a folder, in a chain's folder is not read, or None."""
+    path = Path(path)
+    if path.is_dir():
+        return FOLDER if any(not one.name.startswith(".") for one in path.iterdir()) else EMPTY
     if stem(path) in _TEMPLATE_STEMS or suffix(path) == ".hhr":
         return TEMPLATES
     if stem(path) in _PAIRING_STEMS:
