@@ -228,6 +228,34 @@ def test_hooks_run(model: nn.Module) -> None:
         model(Z)
 
 
+class Tripling(openfold.Attention):
+    """A wrapper with the same attributes."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 3 * super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("part", ["mha", "mha.sigmoid"])
+def test_what_becomes_of_parts_that_are_not_read_is_not_passed_by(model: nn.Module, part: str) -> None:
+    """The attention around the projections, and its sigmoid, are neither called nor read by the kernels."""
+    own = copy.deepcopy(model)
+    patch(model, verbose=False)
+    for one in (own, model):
+        one.start.get_submodule(part).register_forward_hook(lambda module, args, out: 0 * out)
+    with pytest.warns(RuntimeWarning, match=f"TriangleAttention runs its own forward: its {part} has hooks"):
+        assert torch.equal(model.start(Z), own.start(Z))
+
+
+def test_an_attention_of_another_class_is_not_passed_by(model: nn.Module) -> None:
+    patch(model, verbose=False)
+    attention = Tripling(C_Z, C_Z, C_Z, 8, 2)
+    attention.load_state_dict(model.start.mha.state_dict())
+    want = 3 * model.start(Z)
+    model.start.mha = attention
+    with pytest.warns(RuntimeWarning, match="its mha has become a Tripling"):
+        torch.testing.assert_close(model.start(Z), want)
+
+
 def test_a_rehearsal_calls_and_copies_no_hook(model: nn.Module) -> None:
     lock = threading.Lock()  # which cannot be copied
     model.start.linear.register_forward_hook(lambda module, args, out: pytest.fail("called"))

@@ -111,7 +111,7 @@ def _transition(kind: str, names: TransitionNames) -> Replacement:
         )
 
     serve = masked_transition if names is OPENFOLD3 else functools.partial(transition, names=names)
-    return Replacement(kind, serve, _transition_example(names), ("transition",), reads=names, looks=looks)
+    return Replacement(kind, serve, _transition_example(names), ("transition",), looks=looks)
 
 
 def _part(module: nn.Module, path: str) -> Any:
@@ -124,7 +124,6 @@ def _multiplication(kind: str, direction: Direction) -> Replacement:
     return Replacement(
         f"boltz.model.layers.triangular_mult.{kind}", functools.partial(multiply, direction=direction),
         _multiply_example, ("triangle_multiplication",),
-        reads=("norm_in", "norm_out", "p_in", "g_in", "p_out", "g_out"),
     )  # fmt: skip
 
 
@@ -136,6 +135,7 @@ REPLACEMENTS = (
     _multiplication("TriangleMultiplicationIncoming", "incoming"),
     Replacement(
         "OuterProductMean (Boltz)", outer_product_mean, _outer_product_mean_example, ("outer_product_mean",),
-        reads=("proj_o",), looks=lambda m: has(m, "norm", "proj_a", "proj_b", "proj_o") and not hasattr(m, "eps"),
+        calls=("norm", "proj_a", "proj_b"),
+        looks=lambda m: has(m, "norm", "proj_a", "proj_b", "proj_o") and not hasattr(m, "eps"),
     ),
 )  # fmt: skip

@@ -86,21 +86,21 @@ def _residue_mlp_example(module: Any, generator: torch.Generator) -> Example:
 REPLACEMENTS = (
     Replacement(
         f"{MODULE}.EsmFoldTriangleAttention", openfold.triangle_attention, openfold.pair_example("layer_norm"),
-        ("pair_bias", "gated_self_attention"), reads=("layer_norm", "linear", *openfold.PROJECTIONS),
+        ("pair_bias", "gated_self_attention"),
     ),
     Replacement(
         f"{MODULE}.EsmFoldTriangleMultiplicativeUpdate", openfold.multiply, openfold.pair_example("layer_norm_in"),
-        ("triangle_multiplication",), reads=("layer_norm_in", "layer_norm_out", *openfold.MULTIPLICATION),
+        ("triangle_multiplication",),
     ),
     Replacement(
-        f"{MODULE}.EsmFoldSelfAttention", self_attention, _self_attention_example, ("evoformer_attention",)
+        f"{MODULE}.EsmFoldSelfAttention", self_attention, _self_attention_example, ("evoformer_attention",),
+        calls=("proj", "g_proj", "o_proj"),
     ),
     Replacement(
-        f"{MODULE}.EsmFoldPairToSequence", pair_to_sequence, _pair_to_sequence_example, ("pair_bias",),
-        reads=("layernorm", "linear"),
+        f"{MODULE}.EsmFoldPairToSequence", pair_to_sequence, _pair_to_sequence_example, ("pair_bias",)
     ),
     Replacement(
         f"{MODULE}.EsmFoldResidueMLP", residue_mlp, _residue_mlp_example, ("transition",),
-        reads=("mlp.0", "mlp.1", "mlp.2", "mlp.3"),
+        calls=("mlp.4",),
     ),
 )  # fmt: skip

@@ -156,27 +156,26 @@ def _diffusion_attention_example(module: Any, generator: torch.Generator) -> Exa
 
 REPLACEMENTS = (
     Replacement(
-        f"{MODULE}.EsmFold2TriangleMultiplicativeUpdate", multiply, _multiply_example, ("triangle_multiplication",),
-        reads=("norm_start", "norm_mix", "proj_bundle", "proj_emit", "proj_gate"),
+        f"{MODULE}.EsmFold2TriangleMultiplicativeUpdate", multiply, _multiply_example, ("triangle_multiplication",)
     ),
     Replacement(
-        f"{MODULE}.EsmFold2Transition", transition, _transition_example, ("transition",),
-        reads=("norm", "mlp", "mlp.gate_up_proj", "mlp.down_proj", "mlp.activation_fn"),
+        f"{MODULE}.EsmFold2Transition", transition, _transition_example, ("transition",)
     ),
     Replacement(
         f"{MODULE}.EsmFold2OuterProductMean", outer_product_mean, _outer_product_mean_example, ("outer_product_mean",),
-        reads=("output_proj",),
+        calls=("norm", "input_proj"),
     ),
     Replacement(
         f"{MODULE}.EsmFold2MSAPairWeightedAveraging", pair_weighted_averaging, _pair_weighted_averaging_example,
-        ("pair_bias",), reads=("bias_norm", "bias_proj"),
+        ("pair_bias",), calls=("norm_single", "v_proj", "gate_proj", "o_proj"),
     ),
     Replacement(
         f"{MODULE}.EsmFold2DiffusionLayer", compute_pair_bias, _compute_pair_bias_example, ("pair_bias",),
-        reads=("pair_norm", "pair_bias_proj"), method="compute_pair_bias",
+        calls=("input_layernorm", "self_attn", "attn_gate", "post_attention_layernorm", "mlp", "mlp_gate"),
+        method="compute_pair_bias",
     ),
     Replacement(
         f"{MODULE}.EsmFold2DiffusionAttention", diffusion_attention, _diffusion_attention_example,
-        ("evoformer_attention",),
+        ("evoformer_attention",), calls=("q_proj", "k_proj", "v_proj", "gate_proj", "o_proj"),
     ),
 )  # fmt: skip

@@ -192,42 +192,36 @@ def _attends(module: Any) -> bool:
     return has(mha, *linears) and hasattr(mha, "linear_g") and hasattr(mha, "no_heads")
 
 
-PROJECTIONS = tuple(f"mha.linear_{name}" for name in "qkvgo")
 MULTIPLICATION = ("linear_a_p", "linear_a_g", "linear_b_p", "linear_b_g", "linear_z", "linear_g")
 FUSED_MULTIPLICATION = ("linear_ab_p", "linear_ab_g", "linear_z", "linear_g")
 
 REPLACEMENTS = (
     Replacement(
         "TriangleAttention", triangle_attention, pair_example("layer_norm"), ("pair_bias", "gated_self_attention"),
-        reads=("layer_norm", "linear", "linear_z", *PROJECTIONS),
         looks=lambda m: (
             has(m, "layer_norm") and (has(m, "linear") or has(m, "linear_z")) and _attends(m) and hasattr(m, "starting")
         ),
     ),
     Replacement(
         "TriangleMultiplicativeUpdate", multiply, pair_example("layer_norm_in"), ("triangle_multiplication",),
-        reads=("layer_norm_in", "layer_norm_out", *MULTIPLICATION),
         looks=lambda m: has(m, "layer_norm_in", "layer_norm_out", *MULTIPLICATION) and hasattr(m, "_outgoing"),
     ),
     Replacement(
         "FusedTriangleMultiplicativeUpdate", multiply, pair_example("layer_norm_in"), ("triangle_multiplication",),
-        reads=("layer_norm_in", "layer_norm_out", *FUSED_MULTIPLICATION),
         looks=lambda m: has(m, "layer_norm_in", "layer_norm_out", *FUSED_MULTIPLICATION) and hasattr(m, "_outgoing"),
     ),
     Replacement(
         "OuterProductMean", outer_product_mean, pair_example("layer_norm"), ("outer_product_mean",),
-        reads=("linear_out",),
+        calls=("layer_norm", "linear_1", "linear_2"),
         looks=lambda m: has(m, "layer_norm", "linear_1", "linear_2", "linear_out") and hasattr(m, "eps"),
     ),
     Replacement(
         "PairTransition, MSATransition", transition, pair_example("layer_norm"), ("transition",),
-        reads=("layer_norm", "linear_1", "relu", "linear_2"),
         looks=lambda m: has(m, "layer_norm", "linear_1", "linear_2") and isinstance(getattr(m, "relu", None), nn.ReLU),
     ),
     Replacement(
         "MSARowAttentionWithPairBias, MSAColumnAttention", msa_attention, _msa_example,
         ("pair_bias", "gated_self_attention"),
-        reads=("layer_norm_m", "layer_norm_z", "linear_z", *PROJECTIONS),
         looks=lambda m: has(m, "layer_norm_m") and _attends(m) and hasattr(m, "layer_norm_z"),
     ),
 )  # fmt: skip

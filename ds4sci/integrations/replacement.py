@@ -31,7 +31,8 @@ class Replacement:
              names them; raises Unserved before it changes anything
     example  ``example(module, generator)``: a small call, by which the two are compared before one replaces the other
     kernels  names in ``KERNELS`` of what serves
-    reads    submodules whose weights are read; others are called, with their hooks and adapters
+    calls    submodules that are called, with their hooks and adapters, or that the method does not touch; of all
+             others nothing but the weights is read
     looks    whether a module is of this kind, for kinds known by their attributes and not by name
     method   what is replaced
     """
@@ -40,13 +41,21 @@ class Replacement:
     serve: Callable[..., Any]
     example: Callable[[Any, torch.Generator], Example]
     kernels: tuple[str, ...]
-    reads: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
     looks: Callable[[nn.Module], bool] | None = None
     method: str = "forward"
 
     @property
     def name(self) -> str:
         return self.kind.rpartition(".")[2]
+
+    def passed_by(self, module: nn.Module) -> dict[str, nn.Module]:
+        """Path → submodule that ``serve`` does not call."""
+        return {
+            path: part
+            for path, part in module.named_modules()
+            if path and not any(path == called or path.startswith(f"{called}.") for called in self.calls)
+        }
 
     def why_not(self, module: nn.Module) -> str | None:
         """Why a module of this kind is left alone, from its class alone; None if nothing is against it."""
@@ -119,7 +128,7 @@ class Forward:
             for p in parameters
             if p.name not in ours and isinstance(p.default, bool | int | float | str)
         }
-        self.read = {path: type(module.get_submodule(path)) for path in replacement.reads if _reaches(module, path)}
+        self.passed_by = {path: type(part) for path, part in replacement.passed_by(module).items()}
         self.module = weakref.ref(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,13 +162,13 @@ class Forward:
         self.calls.own[reason] += 1
 
     def _check(self, module: nn.Module) -> None:
-        """Raise Unserved where reading a submodule's weights is no longer what calling it is."""
-        for path, kind in self.read.items():
+        """Raise Unserved where reading a submodule's weights, or nothing, is no longer what calling it is."""
+        for path, kind in self.passed_by.items():
             part = module.get_submodule(path)
             if type(part) is not kind:
                 raise Unserved(f"its {path} has become a {type(part).__name__}")
             if "forward" in part.__dict__ or _hooks(part):
-                raise Unserved(f"its {path} has hooks, which reading its weights would pass by")
+                raise Unserved(f"its {path} has hooks, which the kernels would pass by")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "module": self.module()}
@@ -167,12 +176,6 @@ class Forward:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.module = weakref.ref(state["module"])
-
-
-def _reaches(module: nn.Module, path: str) -> bool:
-    """Whether there is a submodule; an optional one (a gate) may be None."""
-    parent, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(parent), name, None) is not None
 
 
 def _hooks(module: nn.Module) -> bool:
