@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import openfold_standin as openfold
@@ -135,6 +136,26 @@ def test_what_looks_alike_and_is_not_is_left_alone(make: Callable[[], nn.Module]
     assert why in reason
     assert f"left alone: 1 {name}: {reason}" in str(report)
     assert "forward" not in model[0].__dict__
+
+
+@pytest.mark.parametrize(
+    ("make", "rows", "c"),
+    [
+        (lambda: openfold.TriangleMultiplicativeUpdate(C_Z, 16), 5, C_Z),
+        (lambda: openfold.OuterProductMean(C_M, C_Z, 4), 3, C_M),
+    ],
+)
+def test_a_mask_that_wants_a_gradient_gets_the_modules_own(make: Callable[[], nn.Module], rows: int, c: int) -> None:
+    module, x = randomize(make()), normal(rows, 5, c)
+    mask = torch.rand(rows, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (want,) = torch.autograd.grad(module(x, mask).square().sum(), mask)
+    patch(module, verbose=False)
+    with pytest.warns(RuntimeWarning, match="runs its own forward: its mask wants a gradient"):
+        (got,) = torch.autograd.grad(module(x, mask).square().sum(), mask)
+    assert torch.equal(got, want)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(x, mask)
 
 
 def test_in_place() -> None:

@@ -14,7 +14,18 @@ from ds4sci import kernels
 from ds4sci.integrations.openfold import has
 from ds4sci.integrations.rehearsal import normal, random_mask
 from ds4sci.integrations.replacement import Example, Replacement, Unserved
-from ds4sci.integrations.serving import batched, halves, kept, layer, masked, no_autocast, norm, product_dtype, refuse
+from ds4sci.integrations.serving import (
+    batched,
+    constant,
+    halves,
+    kept,
+    layer,
+    masked,
+    no_autocast,
+    norm,
+    product_dtype,
+    refuse,
+)
 from ds4sci.kernels.tiles import join
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
 
@@ -51,6 +62,7 @@ def multiply(
 ) -> Tensor:  # fmt: skip
     """Boltz' triangle multiplication: x ``[b, n, n, c]``, mask ``[b, n, n]``; one matrix holds the rows of a and b."""
     refuse(options)
+    constant(mask)
     dtype = product_dtype(x)
     if torch.float16 in (dtype, x.dtype):
         raise Unserved("in float16 it makes its sums in fp32")
@@ -75,6 +87,7 @@ def outer_product_mean(
     Where Boltz makes it in chunks its bias is not cast by autocast, and makes the result fp32.
     """
     refuse(options)
+    constant(mask)
     if torch.float16 in (product_dtype(m), m.dtype):
         raise Unserved("in float16 it makes its sums in fp32")
     normed = module.norm(m)

@@ -14,7 +14,7 @@ from ds4sci import kernels
 from ds4sci.integrations.attention_map import AttentionMap
 from ds4sci.integrations.rehearsal import normal, random_mask
 from ds4sci.integrations.replacement import Example, Replacement, Unserved
-from ds4sci.integrations.serving import kept, layer, no_autocast, norm, pair_bias, product_dtype, refuse
+from ds4sci.integrations.serving import constant, kept, layer, no_autocast, norm, pair_bias, product_dtype, refuse
 from ds4sci.kernels.triangle_multiplication import Weights
 
 MODULE = "transformers.models.esmfold2.modeling_esmfold2"
@@ -25,6 +25,7 @@ def multiply(module: Any, pair_grid: Tensor, *, visibility: Tensor | None = None
 
     One matrix holds the projections a and b and, below them, their gates.
     """
+    constant(visibility)
     z = pair_grid.to(product_dtype(pair_grid))
     norm_in, norm_out = norm(module.norm_start, z), norm(module.norm_mix, z)
     if norm_in[2] != norm_out[2]:
@@ -55,6 +56,7 @@ def outer_product_mean(
     module: Any, msa_states: Tensor, *, msa_attention_mask: Tensor, implementation: str | None
 ) -> Tensor:
     """msa_states ``[b, n, s, c]``, tokens first, mask ``[b, n, s]`` → ``[b, n, n, c_z]``; divided by max(1, count)."""
+    constant(msa_attention_mask)
     left, right = module.input_proj(module.norm(msa_states)).transpose(1, 2).chunk(2, dim=-1)
     weight, bias = layer(module.output_proj, left)
     mask = msa_attention_mask.transpose(1, 2).to(left.dtype)

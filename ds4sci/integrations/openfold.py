@@ -16,6 +16,7 @@ from ds4sci.integrations.rehearsal import normal, random_mask
 from ds4sci.integrations.replacement import Example, Replacement, Unserved
 from ds4sci.integrations.serving import (
     batched,
+    constant,
     halves,
     kept,
     layer,
@@ -77,6 +78,7 @@ def multiply(
 ) -> Tensor:
     """AlphaFold 2, Algorithms 11 and 12: z ``[*, n, n, c]``, mask ``[*, n, n]``; ``inplace_safe`` writes into z."""
     refuse(options)
+    constant(mask)
     if inplace_safe and (_inplace_chunk_size is None or (torch.is_grad_enabled() and z.requires_grad)):
         raise Unserved("in place without chunks, or with gradients")
     dtype = product_dtype(z)
@@ -109,6 +111,7 @@ def outer_product_mean(
 ) -> Tensor:
     """AlphaFold 2, Algorithm 10: m ``[*, s, n, c]``, mask ``[*, s, n]`` → ``[*, n, n, c_z]``."""
     refuse(options)
+    constant(mask)
     dtype = product_dtype(m)
     if dtype == torch.float16 != m.dtype:
         raise Unserved("under autocast to float16 it makes its sums in fp32")

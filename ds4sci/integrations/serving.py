@@ -127,6 +127,12 @@ def kept(mask: Tensor | None, x: Tensor) -> Tensor | None:
     return mask if mask is None or mask.dtype == torch.bool or mask.is_floating_point() else mask.to(x.dtype)
 
 
+def constant(mask: Tensor | None) -> None:
+    """Raise Unserved where a multiplicative mask wants a gradient, which the kernels do not give."""
+    if mask is not None and mask.requires_grad and torch.is_grad_enabled():
+        raise Unserved("its mask wants a gradient")
+
+
 def masked(out: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
     """``out [*, c]`` times the mask ``[*]``; without one OpenFold multiplies by ones of x's dtype, maybe wider."""
     return out.to(torch.promote_types(out.dtype, x.dtype)) if mask is None else out * mask.unsqueeze(-1)
