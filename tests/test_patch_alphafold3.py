@@ -151,7 +151,7 @@ def test_the_report_says_what_ran_and_what_looks_alike() -> None:
     handle.remove()
     calls = report.calls["TriangleAttention"]
     assert calls.served == 3
-    assert calls.own == {"its linear has hooks, which reading its weights would pass by": 1}
+    assert calls.own == {"its linear has hooks, which the kernels would pass by": 1}
     assert report.modules["block.pair_stack.tri_att_end"][1].own.total() == 1
     assert "3 of 4 calls served; 1 by its own method: its linear has hooks" in str(report)
 

@@ -112,6 +112,26 @@ class Refusing(openfold.TriangleAttention):
         return super().forward(x, mask) + recycle
 
 
+class Dropping(openfold.PairTransition):
+    """Drops values within, in training."""
+
+    def forward(self, z: Tensor, mask: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
+        return super().forward(nn.functional.dropout(z, 0.5, self.training), mask)
+
+
+class Stopping(openfold.PairTransition):
+    """Lets no gradient through to its input."""
+
+    def forward(self, z: Tensor, mask: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
+        return super().forward(z.detach(), mask)
+
+
+def with_dropout(p: float) -> nn.Module:
+    module = openfold.TriangleAttention(C_Z, 8, 4)
+    module.mha.dropout = nn.Dropout(p)
+    return module
+
+
 def unscaled() -> nn.Module:
     module = openfold.TriangleAttention(C_Z, 8, 4)
     module.mha = Unscaled(C_Z, C_Z, C_Z, 8, 4)
@@ -124,6 +144,9 @@ def unscaled() -> nn.Module:
         (unscaled, "its numbers differ"),
         (lambda: BiasNotDivided(C_M, C_Z, 4), "its numbers differ"),
         (lambda: Opposite(C_Z, 8, 4), "its numbers differ"),
+        (lambda: Dropping(C_Z, 2), "its numbers in training differ"),
+        (lambda: Stopping(C_Z, 2), "its gradients differ"),
+        (lambda: with_dropout(0.5), "its mha.dropout drops values in training"),
         (lambda: Refusing(C_Z, 8, 4), "missing 1 required positional argument: 'recycle'"),
     ],
 )
