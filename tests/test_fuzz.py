@@ -10,7 +10,7 @@ import pytest
 from fuzz import reading, runner
 
 from ds4sci.data.sources import msa
-from ds4sci.data.sources.fasta import read_entries
+from ds4sci.data.sources.fasta import read_fasta
 
 MODULES = runner.modules()
 SAMPLE = 300
@@ -62,7 +62,7 @@ def test_the_runner_finds_errors_and_hangs(monkeypatch: pytest.MonkeyPatch, tmp_
 READERS = {
     "a3m": ("x.a3m", msa.read_all),
     "stockholm": ("x.sto", msa.read_all),
-    "fasta": ("x.fa", read_entries),
+    "fasta": ("x.fa", read_fasta),
 }
 
 

@@ -69,18 +69,23 @@ def predict_run(
              trying it and, in the worst case, being killed by the system
 
     pLDDT (0–100) is the B-factor of every atom. A record too big for the PDB format gets mmCIF alone, and the summary
-    says why. Records are predicted one at a time: memory is that of the longest. A record that fails (memory, a bad
-    alignment, coordinates that are not finite) leaves no files, is named in the summary, and the others go on.
-    Characters of an ID that file names should not have become ``_``; names that would be the same get a number.
+    says why. Records are predicted one at a time: memory is that of the longest. A record that fails (a letter that is
+    no amino acid, no sequence, memory, a bad alignment, coordinates that are not finite) leaves no files, also none of
+    an earlier run, is named in the summary, and the others go on. Characters of an ID that file names should not have
+    become ``_``; names that would be the same get a number.
 
     Returns the summary: ``run, name, step, machine, commit, counts, records`` with rows of ``id, length, status, error,
     files, notes, input, msa_rows, alignments, memory_gb`` (needed, as estimated) and, where predicted, ``plddt``.
     ``status`` is ``predicted``, ``failed`` or, when the command was interrupted, ``not attempted``.
 
-    Raises ``ValueError`` naming file and record, before the first prediction: not FASTA, no entry, a name used twice,
-    no alignment for any record.
+    Raises ``ValueError`` naming file and record, before the first prediction: not FASTA, no entry or none that can be
+    read, a name used twice, no alignment for any record.
     """
     run, fasta, out_dir = Path(run), Path(fasta), Path(out_dir)
+    if fasta.is_dir():
+        raise ValueError(f"{fasta}: a folder; expected one FASTA file")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ValueError(f"{out_dir}: a file; expected a folder for the structures, or a name that is not taken")
     jobs = read_jobs(fasta, None if msa_dir is None else Path(msa_dir))
     config, task, step = load(run, which, overrides)
     rows = [_row(job) for job in jobs]
@@ -141,12 +146,17 @@ def failures(summary: dict[str, Any]) -> list[str]:
 def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
     """The records of a FASTA file with their alignments, and what is wrong with them, as ``predict_run`` says."""
     entries = fasta_source.read_entries(fasta)
+    if all(entry.error for entry in entries):
+        raise ValueError(entries[0].error)
     found = {} if msa_dir is None else alignment_files.index(msa_dir)
     jobs: list[Job] = []
     for entry, stem in zip(entries, file_stems([entry.name for entry in entries]), strict=True):
         record = fasta_source.record(entry.name, entry.sequence)
         paths = found.get(alignment_files.chain_key(entry.name), [])
-        job = Job(record, stem, entry.notes)
+        job = Job(record, stem, entry.notes, error=entry.error)
+        if entry.error is not None:
+            jobs.append(job)
+            continue
         try:
             record, files = alignment_files.attach_files(record, paths)
             left_out = alignment_files.summary(files)
@@ -155,7 +165,7 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
         except (ValueError, OSError) as error:
             job = replace(job, error=str(error))
         jobs.append(job)
-    if msa_dir is not None and not any(job.error or job.alignments for job in jobs):
+    if msa_dir is not None and not any(found.get(alignment_files.chain_key(entry.name)) for entry in entries):
         raise ValueError(
             f"{msa_dir}: no alignment for any record of {fasta}; name them by record, such as {entries[0].name}.a3m "
             f"or {entries[0].name}.sto.gz."
@@ -199,6 +209,7 @@ def _attempt(task: Any, job: Job, row: dict[str, Any], out_dir: Path, check_memo
     made: list[Path] = []
     failure: str | None = None
     try:
+        _remove([out_dir / f"{job.stem}{suffix}" for suffix in (".cif", ".pdb")])  # an earlier run's
         if job.error is not None:
             raise ValueError(job.error)
         device = next(task.model.parameters()).device

@@ -28,11 +28,14 @@ def check(data: bytes) -> None:
     entries = read(data, "x.fa", fasta.read_entries)
     if entries is None:
         return
-    if any(not entry.sequence or set(entry.sequence) - set(RESIDUES + "X") for entry in entries):
+    readable = all(entry.error is None for entry in entries)
+    if any((not entry.sequence and not entry.error) or set(entry.sequence) - set(RESIDUES + "X") for entry in entries):
         raise Violation("an empty sequence, or letters that are none")
     text = plain_text(data)
     if text is not None:
         same("entries", len(entries), len(re.findall(rb"(?:^|[\n\0])>", text)))
+        if not readable:
+            return
         lines = [line for line in re.split(rb"[\n\0]", text) if not line.startswith((b">", b";"))]
         letters = len("".join(b"\n".join(lines).decode("utf-8", "replace").split()).replace("*", ""))
         same("letters", sum(len(entry.sequence) for entry in entries), letters)

@@ -171,6 +171,24 @@ def test_bad_fasta_writes_nothing(run: Path, tmp_path: Path, text: str, words: s
     assert not (tmp_path / "out").exists()
 
 
+def test_files_and_folders_taken_for_one_another(run: Path, tmp_path: Path) -> None:
+    fasta = write_fasta(tmp_path, SEQUENCES)
+    with pytest.raises(ValueError, match=r"a folder; expected one FASTA file"):
+        predict.predict_run(run, tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"in\.fasta: a file; expected a folder"):
+        predict.predict_run(run, fasta, fasta)
+
+
+def test_a_bad_sequence_costs_its_record_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fasta = write_fasta(tmp_path, {"first": "GAVLIKW", "digit": "MK1A?", "none": "", "last": "GAVL"})
+    assert command("predict", "--run", run, "--fasta", fasta, "--out", tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert f"failed: digit (5 residues): {fasta}: line 4: '1' at letter 3 of 'digit' is no amino acid" in told
+    assert f"failed: none (0 residues): {fasta}: line 5: 'none' has no sequence" in told
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["status"] for row in summary["records"]] == ["predicted", "failed", "failed", "predicted"]
+
+
 def test_a_bad_alignment_costs_its_record_alone(run: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path, SEQUENCES)
     with pytest.raises(ValueError, match="no such folder"):
@@ -277,6 +295,20 @@ def test_what_fails_while_files_are_written_leaves_none(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*second["files"], "summary.json"}
     with pytest.warns(UserWarning, match=r"1 of 2 records failed: first \(22 residues\): OSError"):
         list(predict.predict_fasta(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "again", show=False))
+
+
+def test_what_an_earlier_run_left_does_not_outlive_a_failure(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the PDB file of a record that the format can no longer hold."""
+    fasta, out = write_fasta(tmp_path, SEQUENCES), tmp_path / "out"
+    predict.predict_run(run, fasta, out, show=False)
+    (tmp_path / "msa").mkdir()
+    (tmp_path / "msa" / "second.X.a3m").write_text(">second.X\nAAAAAAA\n")
+    monkeypatch.setattr(writers, "PDB_MAX_RESIDUES", 20)
+    first, second = predict.predict_run(run, fasta, out, tmp_path / "msa", show=False)["records"]
+    assert (first["files"], second["status"]) == (["first.cif"], predict.FAILED)
+    assert {path.name for path in out.iterdir()} == {"first.cif", "summary.json"}
 
 
 def test_an_interrupted_command_tells_what_is_done(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

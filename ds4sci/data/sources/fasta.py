@@ -19,18 +19,23 @@ _BASES_FROM = 10
 
 
 class Entry(NamedTuple):
-    """One sequence of a file: ``RESIDUES`` and X; ``notes`` say what a user should know about it."""
+    """One sequence of a file: ``RESIDUES`` and X; ``notes`` say what a user should know about it, ``error`` why it
+    cannot be read."""
 
     name: str
     sequence: str
     line: int
     notes: tuple[str, ...]
+    error: str | None = None
 
 
 def read_fasta(path: str | Path) -> list[tuple[str, str]]:
-    """(name, sequence) of each entry, with a warning for each note; see ``read_entries``."""
+    """(name, sequence) of each entry, with a warning for each note; see ``read_entries``. ``ValueError`` also for
+    an entry that cannot be read."""
     found = read_entries(path)
     for entry in found:
+        if entry.error is not None:
+            raise ValueError(entry.error)
         for note in entry.notes:
             warnings.warn(f"{path}: line {entry.line}: {entry.name!r}: {note}", stacklevel=2)
     return [(entry.name, entry.sequence) for entry in found]
@@ -41,8 +46,9 @@ def read_entries(path: str | Path) -> list[Entry]:
 
     Small letters (soft-masked) count as capitals; one ``*`` at the end (the stop) is dropped; B, Z, J (ambiguous), U
     and O (selenocysteine, pyrrolysine) become X. Notes say how many those are, and that a sequence looks like DNA or
-    RNA. ``ValueError`` names file and line: any other character, no entry, text before the first ``>``, an entry with
-    no name or no sequence, a name used twice.
+    RNA. An entry with any other character (X in ``sequence``) or with no sequence has an ``error``, which names file
+    and line. ``ValueError`` does so of what is wrong with the file: no entry, text before the first ``>``, an entry
+    with no name, a name used twice.
     """
     found: list[Entry] = []
     first_line: dict[str, int] = {}
@@ -52,21 +58,22 @@ def read_entries(path: str | Path) -> list[Entry]:
                 f"{path}: line {number}: the name {name!r} was used on line {first_line[name]}; names must differ"
             )
         first_line[name] = number
-        letters = []
+        letters: list[str] = []
+        error: str | None = None
         for line_number, line in lines:
             last = line_number == lines[-1][0]
             text = "".join(line.split()).encode().upper().decode()  # of ASCII alone: ß is no SS
             letters.append(text.removesuffix("*") if last else text)
             for column, letter in enumerate(letters[-1], start=1):
-                if letter not in RESIDUES and letter not in _RARE + "X":
+                if error is None and letter not in RESIDUES and letter not in _RARE + "X":
                     gap = " (an alignment? give it as A3M or Stockholm)" if letter in "-." else ""
-                    raise ValueError(
+                    error = (
                         f"{path}: line {line_number}: {letter!r} at letter {column} of {name!r} is no amino acid{gap};"
                         f" expected one of {RESIDUES} or X"
                     )
         sequence = "".join(letters)
         if not sequence:
-            raise ValueError(f"{path}: line {number}: {name!r} has no sequence")
+            error = f"{path}: line {number}: {name!r} has no sequence"
         notes = []
         rare = sum(sequence.count(letter) for letter in _RARE)
         if len(sequence) >= _BASES_FROM and _BASES.issuperset(sequence):
@@ -77,7 +84,9 @@ def read_entries(path: str | Path) -> list[Entry]:
         if rare:
             notes.append(f"{rare} of {len(sequence)} letters (B, Z, J, U, O) read as X")
         read = sequence.translate(str.maketrans(_RARE, "X" * len(_RARE)))
-        found.append(Entry(name, read, number, tuple(notes)))
+        if error is not None:
+            read = "".join(letter if letter in RESIDUES else "X" for letter in read)
+        found.append(Entry(name, read, number, tuple(notes), error))
     if not found:
         raise ValueError(f"{path}: no FASTA entry; expected a line that begins with '>' and the sequence under it")
     return found
