@@ -3,6 +3,7 @@ that is not smooth says of second derivatives."""
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +90,21 @@ def test_a_network_of_one_output_is_over_the_points(m: int) -> None:
     net, a = network(), nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     u = differentiate(net, random(m, FUNCTIONS.shape[1], seed=9), POINTS, names="xt")
     torch.testing.assert_close(u.linear({"x": a}), a(POINTS)[:, 0] * u("x"))
+
+
+@pytest.mark.parametrize(("formula", "kind"), [("mk,nk->mn", RuntimeError), ("mk,...nk->m...n", ValueError)])
+def test_data_vect_says_which_points_it_gives(formula: str, kind: type[Exception]) -> None:
+    """A network that fails at points [m, n, d], and one that makes [m, m, n] of them."""
+    branch, trunk = nn.Linear(FUNCTIONS.shape[1], 4).double(), nn.Linear(2, 4).double()
+
+    def net(functions: Tensor, points: Tensor) -> Tensor:
+        return torch.einsum(formula, branch(functions), trunk(points))
+
+    assert differentiate(net, FUNCTIONS, POINTS, names="xt")("x").shape == (M, N)
+    with pytest.raises(kind) as caught:
+        differentiate(net, FUNCTIONS, POINTS, names="xt", method="data_vect")
+    told = "".join(traceback.format_exception_only(caught.value))
+    assert f'method="data_vect" gives the network points [{M}, {N}, 2], each function its own' in told
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -52,10 +52,22 @@ def func_loop(network: Callable[[Any, Tensor], Tensor], functions: Any, points: 
 
 
 def data_vect(network: Callable[[Any, Tensor], Tensor], functions: Any, points: Tensor, names: str) -> ByPoints:
-    """Points repeated for each function, [m, n, d], and one gradient for all of them."""
+    """Points repeated for each function, [m, n, d], and one gradient for all of them.
+
+    Raises ValueError for a network that gives no [m, n] of them; an error of its own gets a note.
+    """
     with torch.enable_grad():
         leaf = _leaf(points.expand(len(functions), *points.shape))
-        return ByPoints([network(functions, leaf)], leaf, points, names, lambda parts: parts[0])
+        needs = f'method="data_vect" gives the network points {list(leaf.shape)}, each function its own'
+        other = "take another method, or a network that takes such points too"
+        try:
+            value = network(functions, leaf)
+        except Exception as error:  # its type stays: it may be memory that is short
+            error.add_note(f"{needs}; if it does not take them, {other}")
+            raise
+        if value.shape[:2] != leaf.shape[:2]:
+            raise ValueError(f"{needs}, and it makes {list(value.shape)} of them; {other}")
+        return ByPoints([value], leaf, points, names, lambda parts: parts[0])
 
 
 def _leaf(points: Tensor) -> Tensor:

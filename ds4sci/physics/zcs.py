@@ -175,8 +175,8 @@ def differentiate(
     check      refuse a network that mixes points, and warn where a derivative of second order is asked of one that is
                piecewise linear in them (ReLU): it is looked at once (``ds4sci.physics.pointwise``)
 
-    Raises ValueError for an unknown method, points that are not [n, d] in fp32 or fp64, and a network that mixes
-    points, naming the module that does.
+    Raises ValueError for an unknown method, points that are not [n, d] in fp32 or fp64, a network that mixes points,
+    naming the module that does, and for ``data_vect`` one that gives no [m, n] of points [m, n, d].
     """
     if method not in METHODS:
         raise ValueError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
