@@ -46,7 +46,7 @@ static inline Moments moments(const float* panel, int64_t channels, double eps) 
   }
   Vec rstd = square / float(channels) + float(eps);
   for (int i = 0; i < W; ++i) rstd[i] = 1.0f / std::sqrt(rstd[i]);
-  return {mean, rstd};
+  return {mean, rstd + (square - square)};  // see NormForward
 }
 
 template <class T>

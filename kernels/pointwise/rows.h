@@ -20,7 +20,8 @@ struct NormForward {
       const Vec d = (read(x + k, at) - mean) * there(at);
       return d * d;
     });
-    const float rstd = 1.0f / std::sqrt(square / float(n) + float(c.eps));
+    // a sum beyond fp32 is no variance: NaN, which shows, where 1 / inf would make every y the bias
+    const float rstd = 1.0f / std::sqrt(square / float(n) + float(c.eps)) + (square - square);
     each(n, [&](int64_t k, auto at) {
       write(y + k, plus((read(x + k, at) - mean) * rstd * read(c.vector[0] + k, at), c.vector[1], k, at), at);
     });

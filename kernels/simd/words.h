@@ -7,15 +7,18 @@ constexpr float NONE = -std::numeric_limits<float>::infinity();
 
 // A bias in units of log 2, and back as the logarithm of a sum of 2^x whose highest x is `top` (rounded).
 //
-// Below -2^32 scores differ by hundreds or not at all, so their unit no longer matters: there they are kept as they are.
-// finfo.min times log2 e would be -inf, which is no key; and top alone, without the sum, is the rounded logarithm.
+// Beyond ±2^32 scores differ by hundreds or not at all, so their unit no longer matters: there they are kept as they are.
+// finfo.min times log2 e would be -inf, which is no key, and finfo.max +inf, which gives NaN; and top alone, without the
+// sum, is the rounded logarithm: changed to a unit and back it would be off by more than an exponential can take.
 constexpr float FAR = 4294967296.0f, FAR_BINARY = FAR * float(LOG2E);
 static inline Vec binary(Vec x) {
-  const Vec far = x < -FAR_BINARY ? x : set(-FAR_BINARY);
-  return x < -FAR ? far : x * float(LOG2E);
+  const Vec far = x < -FAR_BINARY ? x : set(-FAR_BINARY), high = x > FAR_BINARY ? x : set(FAR_BINARY);
+  const Vec near = x > FAR ? high : x * float(LOG2E);
+  return x < -FAR ? far : near;
 }
 static inline Vec natural(Vec top, DVec log2_sum) {
-  return top < -FAR_BINARY ? narrow(wide(top) + log2_sum * LN2) : narrow((wide(top) + log2_sum) * LN2);
+  const Vec kept = narrow(wide(top) + log2_sum * LN2), near = top < -FAR_BINARY ? kept : narrow((wide(top) + log2_sum) * LN2);
+  return top > FAR_BINARY ? kept : near;
 }
 
 static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
