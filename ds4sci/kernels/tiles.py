@@ -198,7 +198,7 @@ class Norm:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     """``x weightᵀ + bias`` for rows x; to ``out`` [..., c] if there is one, whatever its strides."""
-    rows = out.view(len(x), -1) if out is not None and out.is_contiguous() else None
+    rows = out.view(len(x), len(weight)) if out is not None and out.is_contiguous() else None
     made = torch.mm(x, weight.t(), out=rows) if bias is None else torch.addmm(bias, x, weight.t(), out=rows)
     if out is not None and rows is None:
         out.copy_(made.view(out.shape))

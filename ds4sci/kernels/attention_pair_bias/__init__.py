@@ -24,7 +24,12 @@ def attention_pair_bias(
     a ``[b, n, c_a]``, z ``[b, n, n, c_z]`` → ``[b, n, c_a]``.
     ``mask`` bool ``[b, n]`` (True = key takes part) or float. ``bias_weights``: weight and bias of z's layer norm, and
     ``W_b`` ``[h, c_z]``. An adaptive layer norm is made by the caller: then ``weights.norm`` is None.
+
+    Raises ValueError for shapes that do not fit together, naming them.
     """
+    if a.dim() != 3 or (mask is not None and mask.dim() != 2):
+        came = f"{tuple(a.shape)}" + ("" if mask is None else f" and {tuple(mask.shape)}")
+        raise ValueError(f"a is [b, n, c_a], mask [b, n]; they came as {came}")
     bias = pair_bias(z, *bias_weights, eps=eps, implementation=implementation)
     rows = None if mask is None else mask.unsqueeze(1)
     out = gated_self_attention(a.unsqueeze(1), rows, bias, weights, heads, eps=eps, implementation=implementation)

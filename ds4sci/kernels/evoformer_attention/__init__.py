@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention import native, op, triton
 from ds4sci.kernels.evoformer_attention.cases import CASES, GROWING
 from ds4sci.kernels.evoformer_attention.reference import reference, reference_lse
+from ds4sci.kernels.inputs import check_added_mask, check_pair_bias
 from ds4sci.kernels.spec import Implementation, Kernel, always
 
 
@@ -75,7 +75,8 @@ def evoformer_attention(
 
     A query without keys (all False, or scores of -inf alone) gets 0 and gives no gradient. Only -inf means no key: over
     scores of -1e9 or finfo.min alone the softmax is a mean, as in torch. Mask and bias are added in fp32 at least, so
-    two of finfo.min make -inf. NaN and +inf give NaN, as in torch; keys that a bool mask drops are not read.
+    two of finfo.min make -inf. ``native`` scales the product of q and k after it is made: it must be finite in fp32.
+    NaN and +inf give NaN, as in torch; keys that a bool mask drops are not read.
 
     Gradients go to q, k, v, pair_bias, gate and a float mask, those that ask for one. The same inputs give the same
     bits, whatever the number of threads. Second derivatives: ``implementation="reference"``; the others refuse.
@@ -127,13 +128,5 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tens
     for name, x in (("k", k), ("v", v), ("gate", gate)):
         if x is not None and x.dtype != q.dtype:
             raise ValueError(f"{name} must be {q.dtype} like q; it came as {x.dtype}")
-    if pair_bias is not None and (
-        pair_bias.dim() != 4 or any(a not in (1, b) for a, b in zip(pair_bias.shape, (b, h, n, keys), strict=True))
-    ):
-        raise ValueError(
-            f"pair_bias must be {(b, h, n, keys)} beside q {tuple(q.shape)}, or 1 where it broadcasts; it came as "
-            f"{tuple(pair_bias.shape)}"
-        )
-    for name, x in (("mask", mask), ("pair_bias", pair_bias)):
-        if x is not None and not (x.is_floating_point() or (name == "mask" and x.dtype == torch.bool)):
-            raise ValueError(f"{name} must be {'bool or ' if name == 'mask' else ''}floating; it came as {x.dtype}")
+    check_pair_bias(pair_bias, (b, h, n, keys), q, "q")
+    check_added_mask(mask)

@@ -31,8 +31,8 @@ class Piece(NamedTuple):
 def pieces(q: Tensor, k: Tensor) -> Iterator[Piece]:
     b, s, n, h, _ = q.shape
     keys = k.shape[2]
-    queries = min(n, max(1, PIECE // max(1, h * keys)))
-    rows = min(s, max(1, PIECE // max(1, h * keys * queries)))
+    queries = max(1, min(n, PIECE // max(1, h * keys)))
+    rows = max(1, min(s, PIECE // max(1, h * keys * queries)))
     for entry in range(b):
         for row in range(0, s, rows):
             for first in range(0, n, queries):

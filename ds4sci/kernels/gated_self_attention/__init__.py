@@ -10,6 +10,7 @@ from ds4sci.kernels.evoformer_attention import KERNEL as ATTENTION
 from ds4sci.kernels.gated_self_attention import fused
 from ds4sci.kernels.gated_self_attention.cases import CASES, GROWING
 from ds4sci.kernels.gated_self_attention.reference import Weights, reference
+from ds4sci.kernels.inputs import check_added_mask, check_linear, check_norm, check_pair_bias, whole_mask
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.tiles import join
@@ -55,11 +56,28 @@ def gated_self_attention(
 
     x ``[b, s, n, c]``: each of s rows attends along its n positions; a transposed view is column attention. ``mask``
     bool (True = key takes part) or a float that is added to the scores, ``[b, s, n]``; ``pair_bias`` ``[b, h, n, n]``,
-    one for all rows. Without ``weights.norm`` there is no layer norm, without ``weights.g`` no gate. The norm is made
-    in its parameters' dtype or fp32. Returns ``[b, s, n, c]``.
+    one for all rows; any dimension of the two may be 1 to broadcast. Without ``weights.norm`` there is no layer norm,
+    without ``weights.g`` no gate. The norm is made in its parameters' dtype or fp32. Returns ``[b, s, n, c]``.
 
     implementation  ``triton``, ``native``, ``tiled``  some rows at a time; saves x, the gated output before its
                                                    projection and log sums ``b·s·h·n``; q, k, v, g are made again
                     ``reference``                  readable torch; keeps ``b·s·h·n²`` scores
+
+    Raises ValueError for a mask, bias or parameters whose shapes do not fit x and each other.
     """
+    if x.dim() != 4:
+        raise ValueError(f"x is [b, s, n, c]; it came as {tuple(x.shape)}")
+    b, _, n, c = x.shape
+    w, inner = weights, weights.q[0].shape[0]
+    if heads < 1 or inner % heads:
+        raise ValueError(f"heads must divide the {inner} rows of q's weight; it came as {heads}")
+    check_norm("norm", w.norm, c, x, "x")
+    for name, layer in (("q", w.q), ("k", w.k), ("v", w.v), ("g", w.g)):
+        if layer is not None:
+            check_linear(name, layer, inner, c, x, "x")
+    check_linear("o", w.o, c, inner, x, "x")
+    check_added_mask(mask)
+    check_pair_bias(pair_bias, (b, heads, n, n), x, "x")
+    if mask is not None:
+        mask = whole_mask(mask, x.shape[:3], x, "x")
     return KERNEL(x, mask, pair_bias, weights, heads, eps=eps, implementation=implementation)

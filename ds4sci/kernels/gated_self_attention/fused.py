@@ -43,7 +43,7 @@ def _tiles(x: Tensor, width: int) -> list[slice]:
 
 def _heads(joint: Tensor, shape: tuple[int, int], heads: int, parts: int) -> list[Tensor]:
     """[rows, parts·h·d] → q, k, v and the gate, views [1, s, n, h, d]."""
-    split = joint.view(1, *shape, parts, heads, -1)
+    split = joint.view(1, *shape, parts, heads, joint.shape[-1] // (parts * heads))
     return [split[:, :, :, i] for i in range(parts)]
 
 
@@ -74,7 +74,7 @@ def forward(
             rows = tile.stop - tile.start
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
             keep = None if mask is None else mask[i : i + 1, tile]
-            o = gated[i : i + 1, tile].unflatten(-1, (heads, -1))
+            o = gated[i : i + 1, tile].unflatten(-1, (heads, inner // heads))
             arguments = (q, k, v, keep, bias, gate[0] if gate else None, (inner // heads) ** -0.5)
             if implementation == "native":
                 _, sums, left = native.forward(*arguments, into=o)
@@ -131,9 +131,10 @@ def backward(
             if sum_out.total is not None:
                 pointwise.column_sums(above, sum_out.total)
             arguments = (
-                (above @ weight_out).view(1, rows, n, heads, -1), None, q, k, v,
+                (above @ weight_out).view(1, rows, n, heads, inner // heads), None, q, k, v,
                 None if mask is None else mask[i : i + 1, tile], bias, gate[0] if gate else None,
-                o.view(1, rows, n, heads, -1), lse[i : i + 1, tile], rest[i : i + 1, tile] if rest.numel() else rest,
+                o.view(1, rows, n, heads, inner // heads), lse[i : i + 1, tile],
+                rest[i : i + 1, tile] if rest.numel() else rest,
                 (inner // heads) ** -0.5, asked,
             )  # fmt: skip
             made = torch.empty_like(joint)

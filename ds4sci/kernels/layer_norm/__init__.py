@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
+from ds4sci.kernels.inputs import check_norm
 from ds4sci.kernels.layer_norm import fused
 from ds4sci.kernels.layer_norm.cases import CASES, GROWING
 from ds4sci.kernels.pointwise import implementations
@@ -47,5 +48,8 @@ def layer_norm(
     implementation  ``triton``, ``native``  one pass each way; sums of the gradients of weight and bias in a fixed order
                     ``tiled``               the same in plain torch: the check of those two
                     ``reference``           torch's own
+
+    Raises ValueError for a weight or bias of another shape.
     """
+    check_norm("norm", (weight, bias), x.shape[-1], x, "x")
     return KERNEL(x, weight, bias, eps=eps, implementation=implementation)

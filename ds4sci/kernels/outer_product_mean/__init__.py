@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.inputs import check_linear, check_shape, whole_mask
 from ds4sci.kernels.outer_product_mean import fused
 from ds4sci.kernels.outer_product_mean.cases import CASES, GROWING
 from ds4sci.kernels.outer_product_mean.reference import reference
@@ -43,11 +44,18 @@ def outer_product_mean(
 ) -> Tensor:
     """``z_ij = (W flatten(Σ_s a_si ⊗ b_sj) + w₀) / (eps + Σ_s m_si m_sj)``, the sums over rows that ``mask`` keeps.
 
-    a and b ``[b, s, n, c]`` projections of the MSA, ``mask`` bool or float ``[b, s, n]`` (no gradient goes to it),
-    ``weight`` ``[c_z, c·c]``, ``bias`` ``[c_z]``; returns ``[b, n, n, c_z]``. The bias is divided too, as in
-    AlphaFold's code. ``eps=None`` divides by ``max(1, Σ_s m_si m_sj)`` instead.
+    a and b ``[b, s, n, c]`` projections of the MSA, ``mask`` bool or float ``[b, s, n]``, any of them 1 to
+    broadcast (no gradient goes to it), ``weight`` ``[c_z, c·c]``, ``bias`` ``[c_z]``; returns ``[b, n, n, c_z]``. The
+    bias is divided too, as in AlphaFold's code. ``eps=None`` divides by ``max(1, Σ_s m_si m_sj)`` instead.
 
     implementation  ``tiled``      some i at a time on any device, matrix products nearly alone; a, b are saved
                     ``reference``  readable torch; keeps ``b·n·n·c²``
+
+    Raises ValueError for a mask or parameters whose shapes do not fit a, and for a b of another shape.
     """
+    if a.dim() != 4:
+        raise ValueError(f"a and b are [b, s, n, c]; a came as {tuple(a.shape)}")
+    check_shape("b", b, a.shape, a, "a")
+    check_linear("output", (weight, bias), weight.shape[0] if weight.dim() else 1, a.shape[-1] ** 2, a, "a")
+    mask = whole_mask(mask, a.shape[:3], a, "a")
     return KERNEL(a, b, mask, weight, bias, eps=eps, implementation=implementation)

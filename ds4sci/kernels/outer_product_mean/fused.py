@@ -59,7 +59,7 @@ class OuterFirst:
         inner = (grad @ self.weight).view(-1, self.x.shape[1], self.c, self.c).transpose(1, 2)
         inner = inner.reshape(-1, len(self.right))
         self.grad_y.add_product(self.x[:, tile].flatten(1), inner)
-        return (self.y.flatten(1) @ inner.t()).view(len(self.x), -1, self.c)
+        return (self.y.flatten(1) @ inner.t()).view(len(self.x), tile.stop - tile.start, self.c)
 
     def grad_of_y(self) -> Tensor:
         total = self.grad_y.result()
@@ -114,7 +114,7 @@ class WeightFirst:
 
 
 def _way(a: Tensor) -> type[OuterFirst] | type[WeightFirst]:
-    return WeightFirst if 2 * a.shape[1] <= a.shape[-1] else OuterFirst
+    return WeightFirst if 0 < 2 * a.shape[1] <= a.shape[-1] else OuterFirst
 
 
 def forward(

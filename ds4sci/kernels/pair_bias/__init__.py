@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.inputs import check_norm, check_shape
 from ds4sci.kernels.pair_bias import fused
 from ds4sci.kernels.pair_bias.cases import CASES, GROWING
 from ds4sci.kernels.pair_bias.reference import reference
@@ -41,5 +42,12 @@ def pair_bias(
 
     implementation  ``triton``, ``native``, ``tiled``  a tile of pairs at a time; z alone is saved
                     ``reference``                  readable torch; keeps z twice
+
+    Raises ValueError for a z without four dimensions, and for parameters whose shapes do not fit it.
     """
+    if z.dim() != 4:
+        raise ValueError(f"z is [b, q, k, c]; it came as {tuple(z.shape)}")
+    c = z.shape[-1]
+    check_norm("norm", (norm_weight, norm_bias), c, z, "z")
+    check_shape("weight", weight, (weight.shape[0] if weight.dim() else 1, c), z, "z")
     return KERNEL(z, norm_weight, norm_bias, weight, eps=eps, implementation=implementation)

@@ -41,12 +41,13 @@ def shared_dropout(
     implementation  ``triton``     NVIDIA and AMD GPUs; the mask never exists whole, the seed alone is saved
                     ``reference``  torch on any device; keeps the mask. The same bits.
 
-    Raises ValueError for a ``p`` outside [0, 1) and an ``axis`` other than 1 and 2.
+    Raises ValueError for a ``p`` outside [0, 1), an ``axis`` other than 1 and 2, and a seed that is no such tensor.
     """
     if not 0.0 <= p < 1.0:
         raise ValueError(f"p is a probability below 1; it came as {p}")
     if axis not in (1, 2) or x.dim() != 4:
         raise ValueError(f"x is [b, i, j, c] and axis 1 or 2; they came as {tuple(x.shape)} and {axis}")
-    if seed.dtype != torch.int64 or seed.dim():
-        raise ValueError(f"seed is one int64; it came as {seed.dtype} {tuple(seed.shape)}")
+    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.dim():
+        came = f"{seed.dtype} {tuple(seed.shape)}" if isinstance(seed, Tensor) else f"{seed!r}"
+        raise ValueError(f"seed is one int64 tensor without dimensions; it came as {came}")
     return KERNEL(x, p, axis, seed, starts=starts, implementation=implementation)

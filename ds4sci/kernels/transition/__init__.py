@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.inputs import check_linear, check_norm
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.transition import fused
@@ -58,7 +59,14 @@ def transition(
     implementation  ``triton``, ``native``, ``tiled``  a tile of rows at a time; x alone is saved, the [..., f·c] hidden
                                                    activation never exists whole
                     ``reference``                  readable torch; keeps the hidden activation, several times
+
+    Raises ValueError for parameters whose shapes do not fit x and each other.
     """
+    c = x.shape[-1]
+    hidden = weight_2.shape[-1]
+    check_norm("norm", (norm_weight, norm_bias), c, x, "x")
+    check_linear("first layer's", (weight_1, bias_1), hidden * (2 if activation == "swiglu" else 1), c, x, "x")
+    check_linear("second layer's", (weight_2, bias_2), c, hidden, x, "x")
     return KERNEL(
         x, norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2, activation=activation, eps=eps,
         implementation=implementation,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.inputs import check_linear, check_norm, whole_mask
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.tiles import join
@@ -41,11 +42,25 @@ def triangle_multiplication(
 ) -> Tensor:
     """``g ⊙ W LN(Σ_k a_ik ⊙ b_jk)`` (outgoing) or ``Σ_k a_ki ⊙ b_kj`` (incoming); a, b gated projections of LN(z).
 
-    z ``[b, n, n, c]``, ``mask`` bool or float ``[b, n, n]`` (True or 1 = both residues real; no gradient goes to it);
-    returns the update ``[b, n, n, c]``. The norms are made in their parameters' dtype.
+    z ``[b, n, n, c]``, ``mask`` bool or float ``[b, n, n]`` (True or 1 = both residues real; no gradient goes to it),
+    or what broadcasts to that; returns the update ``[b, n, n, c]``. The norms are made in their parameters' dtype.
 
     implementation  ``triton``, ``native``, ``tiled``  the contraction by matrix products, the rest a tile at a time;
                                                    saves z and the contraction's result ``b·n²·c'``
                     ``reference``                  readable torch; keeps about ``b·n²·(8 c' + 3 c)``
+
+    Raises ValueError for a mask or parameters whose shapes do not fit z and each other.
     """
+    if z.dim() != 4 or z.shape[1] != z.shape[2]:
+        raise ValueError(f"z is [b, n, n, c]; it came as {tuple(z.shape)}")
+    w, c = weights, z.shape[-1]
+    hidden = w.a_p[0].shape[0]
+    for name, norm, channels in (("norm_in", w.norm_in, c), ("norm_out", w.norm_out, hidden)):
+        check_norm(name, norm, channels, z, "z")
+    for name, layer in (("a_p", w.a_p), ("a_g", w.a_g), ("b_p", w.b_p), ("b_g", w.b_g)):
+        check_linear(name, layer, hidden, c, z, "z")
+    check_linear("z", w.z, c, hidden, z, "z")
+    check_linear("g", w.g, c, c, z, "z")
+    if mask is not None:
+        mask = whole_mask(mask, z.shape[:3], z, "z", fewer_dimensions=True)
     return KERNEL(z, mask, weights, direction, eps=eps, implementation=implementation)
