@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # helpers and the toy task are imported as tests.…
 settings.register_profile("ds4sci", deadline=None)
 settings.load_profile("ds4sci")
 torch.set_num_threads(1)

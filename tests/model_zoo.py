@@ -154,7 +154,8 @@ def documents(config: Any, kind: str, lengths: tuple[int, ...]) -> list[Any]:
     made = []
     for number, n in enumerate(lengths):
         weights = np.where(rng.random(n) < 0.2, 0.5, 1.0).astype(np.float32)
-        one = Document(rng.choice(plain, n), weights, np.zeros(n, bool), np.zeros(n, bool), f"d{number}")
+        ids, size, no = rng.choice(plain, n), np.ones(n, np.int64), np.zeros(n, bool)
+        one = Document(ids, weights, no, size.cumsum() - size, size, no, f"d{number}")
         made.append((one, target.apply(one, rng)))
     return made
 

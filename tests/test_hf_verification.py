@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from ds4sci.data.language import Document, collate
+from ds4sci.data.targets import unlabelled
 from ds4sci.models import language
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks import masked_lm, residue_labels
@@ -37,8 +38,7 @@ def rows_of(*lengths: int) -> Any:
     """One document a row."""
     made = []
     for number, one in enumerate(oracle.documents(list(lengths))):
-        none = np.full(len(one.ids), -100)
-        made.append([(replace(one, name=f"d{number}"), (one.ids, none, one.weights))])
+        made.append([(replace(one, name=f"d{number}"), unlabelled(one.ids))])
     return collate(made, -(-max(lengths) // 8) * 8, oracle.PAD)
 
 
@@ -260,7 +260,7 @@ def test_any_packing_gives_the_same_log_probabilities(models, lengths, order) ->
     read = oracle.documents(lengths)
 
     def rows(groups: list[list[Document]]) -> Any:
-        none = [[(one, (one.ids, np.full(len(one.ids), -100), one.weights)) for one in group] for group in groups]
+        none = [[(one, unlabelled(one.ids)) for one in group] for group in groups]
         return collate(none, max(sum(len(one.ids) for one in group) for group in groups) + 3, oracle.PAD)
 
     def by_name(model: language.LanguageModel, groups: list[list[Document]]) -> dict[str, torch.Tensor]:

@@ -39,7 +39,7 @@ def build(tree: Path, out: Path, **variables: str) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-index", "--no-deps"]
     command = [*pip, "--no-build-isolation", "--wheel-dir", str(out), "."]
     environment = os.environ | variables
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = out.glob("*.whl")
     return built

@@ -92,7 +92,7 @@ def measure_baselines(
         result["baselines"][name] = {
             "label": BASELINES[name],
             "must_beat": name in MUST_BEAT,
-            "mean": mean_scores(rows),
+            "mean": mean_scores(rows) if rows else {},  # chains longer than any known have no native of their length
             "per_chain": [{k: row[k] for k in ("id", "length", "lddt_ca", "tm_score") if k in row} for row in rows],
         }
     result["seconds"] = round(time.monotonic() - started, 1)
