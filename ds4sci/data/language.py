@@ -144,11 +144,14 @@ def collate(rows: Sequence[Sequence[tuple[Document, Example]]], n: int, pad: int
     )
 
 
-def as_batch(rows: Sequence[np.ndarray], n: int, pad: int, name: str = "sequence") -> LanguageBatch:
-    """Rows of n tokens, each one document of these ids, nothing to predict; ``name`` is for errors."""
+def as_batch(
+    rows: Sequence[np.ndarray], n: int, pad: int, name: str = "sequence", *, rope_factor: float
+) -> LanguageBatch:
+    """Rows of n tokens, each one document of these ids, nothing to predict; ``name`` is for errors; positions are
+    divided by ``rope_factor``."""
     none = np.zeros(0, np.int64)
     made = [[(Document(ids, none, none, none, none, none, name), unlabelled(ids))] for ids in rows]
-    return collate(made, n, pad)
+    return collate(made, n, pad, rope_factor=rope_factor)
 
 
 def _read(reader: Documents, rows: Rows, document: int, rng: np.random.Generator | None) -> Document:

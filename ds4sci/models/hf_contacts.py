@@ -11,9 +11,9 @@ from ds4sci.models.language import LanguageModel, unwrapped
 
 
 @torch.no_grad()
-def attention_maps(model: LanguageModel, tokens: Tensor) -> np.ndarray:
-    """float32 [layers · heads, n, n] of tokens int64 [1, n], by transformers' own eager attention; memory grows as
-    n²."""
+def attention_maps(model: LanguageModel, tokens: Tensor, *, rope_factor: float) -> np.ndarray:
+    """float32 [layers · heads, n, n] of tokens int64 [1, n], by transformers' own eager attention, positions divided
+    by ``rope_factor``; memory grows as n²."""
     inner = unwrapped(model.model)
     model.eval()
     before = inner.config._attn_implementation
@@ -23,7 +23,13 @@ def attention_maps(model: LanguageModel, tokens: Tensor) -> np.ndarray:
         for module in dropout:
             module.token_dropout = bool(inner.config.token_dropout)
         body = getattr(inner, hf_parts.body_name(inner))
-        found = body(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_attentions=True).attentions
+        places: dict[str, Tensor] = {}
+        if rope_factor != 1.0:
+            counted = torch.arange(tokens.shape[1], device=tokens.device) + model.convention.first_position
+            places["position_ids"] = counted[None] / rope_factor
+        found = body(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), output_attentions=True, **places
+        ).attentions
     finally:
         for module, switched in dropout.items():
             module.token_dropout = switched

@@ -131,9 +131,14 @@ class LanguageTask:
 
     def pretrained(self, *, adapter: bool = False) -> tuple[nn.Module, Any]:
         """(model, tokenizer) of transformers, ready for ``save_pretrained``; see ``LanguageModel.pretrained``."""
-        last = self.config.data.phases[-1]
-        model = self.language.pretrained(adapter=adapter, rope_factor=last.rope_factor, length=last.length)
+        length = self.config.data.phases[-1].length
+        model = self.language.pretrained(adapter=adapter, rope_factor=self.rope_factor, length=length)
         return model, self.coder.tokenizer
+
+    @property
+    def rope_factor(self) -> float:
+        """Positions are divided by this in all that the trained model is asked: the last phase's."""
+        return self.config.data.phases[-1].rope_factor
 
     def share(self, group: SequenceGroup) -> None:
         """Spread every row over the ranks of ``group``."""
@@ -228,12 +233,11 @@ class LanguageTask:
         size = budget or int(rows.tokens.max())
         count = min(len(rows), max(1, wanted // size)) if wanted else len(rows)
         chosen = [round(i * (len(rows) - 1) / max(1, count - 1)) for i in range(count)]
-        return self.score(model, reader, rows, chosen, budget, rank=rank, world_size=world_size, device=device,
-                          rope_factor=last.rope_factor)  # fmt: skip
+        return self.score(model, reader, rows, chosen, budget, rank=rank, world_size=world_size, device=device)
 
     def score(
         self, model: nn.Module, reader: Reader, rows: Rows, chosen: list[int], budget: int | None, *, rank: int = 0,
-        world_size: int = 1, device: torch.device, every_token: bool = False, rope_factor: float = 1.0,
+        world_size: int = 1, device: torch.device, every_token: bool = False,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """A row for each batch of this rank's share of the rows: sums of nats and counts, by class."""
         share = share_of(chosen, rank, world_size)
@@ -241,7 +245,7 @@ class LanguageTask:
         made = evaluation_batches(
             reader, self.prediction, rows, share.rows, seed=self.seed, pad=self.coder.pad, batch=1,
             budget=budget or (int(rows.tokens.max()) if world_size > 1 else None), multiple=multiple(self.group),
-            every_token=every_token, rope_factor=rope_factor,
+            every_token=every_token, rope_factor=self.rope_factor,
         )  # fmt: skip
         return [
             {"id": f"row {row}"} | self._sums(output, batch.residues)

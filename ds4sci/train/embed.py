@@ -138,7 +138,7 @@ def _embedding(
     if strange.all():
         return torch.zeros(0), place[real], size[real], strange
     n = -(-len(ids) // multiple(task.group)) * multiple(task.group)
-    batch = as_batch([ids], n, task.coder.pad, name)
+    batch = as_batch([ids], n, task.coder.pad, name, rope_factor=task.rope_factor)
     own = task.language.hidden(batch.to(next(task.model.parameters()).device)).float()
     if task.group.size > 1:
         parts = [torch.empty_like(own) for _ in range(task.group.size)]

@@ -83,9 +83,8 @@ def evaluate_sequences(
         task.model.eval()
         with torch.no_grad():
             parts = task.score(
-                task.model, reader, rows, list(range(len(rows))), row, device=_device(), every_token=True,
-                rope_factor=last.rope_factor,
-            )  # fmt: skip
+                task.model, reader, rows, list(range(len(rows))), row, device=_device(), every_token=True
+            )
         result = _summary(parts, task, store, rows.coverage) | {
             "run": str(run), "checkpoint": which, "step": step, "sequences": str(fasta), "records": len(store),
         }  # fmt: skip
@@ -294,12 +293,8 @@ def residue_log_probabilities(
     found = np.full((len(letters), len(RESIDUES)), np.nan)
     task.model.eval()
     if masked is None:
-        values = (
-            task.language.log_probabilities(as_batch([ids], len(ids), task.coder.pad).to(_device()))[0]
-            .double()
-            .cpu()
-            .numpy()
-        )
+        batch = as_batch([ids], len(ids), task.coder.pad, rope_factor=task.rope_factor).to(_device())
+        values = task.language.log_probabilities(batch)[0].double().cpu().numpy()
         shift = 0 if task.fraction else 1  # what a causal model says of a token stands at the one before it
         source = at - shift
         fine = source >= 0
@@ -312,7 +307,7 @@ def residue_log_probabilities(
             one = ids.copy()
             one[at[position]] = task.coder.mask
             copies.append(one)
-        batch = as_batch(copies, len(ids), task.coder.pad).to(_device())
+        batch = as_batch(copies, len(ids), task.coder.pad, rope_factor=task.rope_factor).to(_device())
         values = task.language.log_probabilities(batch).double().cpu().numpy()
         for row, position in enumerate(group):
             found[position] = values[row, at[position]][columns]
@@ -355,7 +350,7 @@ def evaluate_contacts(
         points, present = pseudo_beta(record.atom_positions, record.atom_mask, record.sequence)
         touching = contact_scores.contacts_of(points, present)
         ids, _, size = task.coder.encode(np.frombuffer(record.sequence.encode(), np.uint8))
-        maps = attention_maps(task.language, torch.from_numpy(ids)[None].to(_device()))
+        maps = attention_maps(task.language, torch.from_numpy(ids)[None].to(_device()), rope_factor=task.rope_factor)
         own = np.flatnonzero(size == 1)
         maps = maps[:, own][:, :, own]
         if number < learn:

@@ -307,7 +307,7 @@ def test_an_exported_adapter_finds_its_base_model(kind, tmp_path, proteins, writ
     with torch.no_grad():
         found = model(input_ids=torch.from_numpy(ids)[None]).logits.log_softmax(-1)
         plain = model.get_base_model()
-        wanted = task.language.log_probabilities(as_batch([ids], len(ids), 1))
+        wanted = task.language.log_probabilities(as_batch([ids], len(ids), 1, rope_factor=1.0))
         with model.disable_adapter():
             before = plain(input_ids=torch.from_numpy(ids)[None]).logits.log_softmax(-1)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -320,3 +320,37 @@ def test_an_adapter_of_a_new_model_is_not_exported_alone(tmp_path, proteins, wri
     with pytest.raises(ValueError, match=r"its adapters stand on a model with new weights.* export it merged"):
         export.export_run(run, tmp_path / "adapter", adapter=True)
     export.export_run(run, tmp_path / "merged")
+
+
+def test_interpolated_positions_are_those_of_the_exported_model(tmp_path, proteins, write, trained) -> None:
+    """``rope_factor`` of the last phase in embeddings, variants and attention maps, as in training and the export."""
+    from transformers import AutoModelForCausalLM
+
+    from ds4sci.models.hf_contacts import attention_maps
+    from ds4sci.train.embed import _embedding
+
+    phases = "[{length = 64}, {from_progress = 0.5, length = 128, rope_factor = 4.0}]"
+    data = f'path = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = {phases}'
+    run = trained(write("causal_lm", f"config = {LLAMA}", data))
+    export.export_run(run, tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    _, task, _ = evaluate_language.load(run, "best")
+    letters = np.frombuffer(b"MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 2, np.uint8)
+    ids, _, size = task.coder.encode(letters)
+    tokens = torch.from_numpy(ids)[None]
+    hidden = ids.copy()
+    hidden[np.flatnonzero(size)[40]] = task.coder.mask
+    with torch.no_grad():
+        found = plain(input_ids=tokens, output_attentions=True)
+        states = plain.model(input_ids=tokens).last_hidden_state[0][size > 0]
+        behind_mask = plain(input_ids=torch.from_numpy(hidden)[None]).logits[0].log_softmax(-1)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(_embedding(task, letters, "one")[0], states, **close)
+    columns = task.coder.tokenizer.convert_tokens_to_ids(list("ARNDCQEGHILKMFPSTWYV"))
+    one_pass = evaluate_language.residue_log_probabilities(task, letters, None)
+    wanted = found.logits[0].log_softmax(-1)[np.flatnonzero(size) - 1][:, columns]
+    np.testing.assert_allclose(one_pass, wanted.numpy(), **close)
+    masked = evaluate_language.residue_log_probabilities(task, letters, np.array([40]))[40]
+    np.testing.assert_allclose(masked, behind_mask[np.flatnonzero(size)[40]][columns].numpy(), **close)
+    maps = attention_maps(task.language, tokens, rope_factor=task.rope_factor)
+    np.testing.assert_allclose(maps, torch.cat(found.attentions, 1)[0].numpy(), **close)
