@@ -63,6 +63,36 @@ def test_what_would_do_nothing_is_refused(wrong: dict[str, Any], words: str) -> 
         check(PLAIN | wrong, Path("ds.json"))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"gradient_clipping": "one"}, r'ds.json: gradient_clipping: expected a number, got "one"'),
+        ({"gradient_clipping": "1.0"}, "gradient_clipping: expected a number"),
+        ({"gradient_clipping": True}, "gradient_clipping: expected a number, got true"),
+        ({"gradient_predivide_factor": "2"}, "gradient_predivide_factor: expected a number"),
+        ({"prescale_gradients": "no"}, "prescale_gradients: expected true or false"),
+        ({"zero_allow_untested_optimizer": 1}, "zero_allow_untested_optimizer: expected true or false, got 1"),
+        ({"wall_clock_breakdown": "true"}, "wall_clock_breakdown: expected true or false"),
+        ({"steps_per_print": "ten"}, "steps_per_print: expected a whole number"),
+        ({"steps_per_print": 2.5}, "steps_per_print: expected a whole number, got 2.5"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage: expected 0, 1, 2 or 3, got true"),
+        (adam(lr="1e-3"), r'optimizer.params.lr: expected a number, got "1e-3"'),
+        (
+            {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": "1e-3"}}},
+            "scheduler.params.warmup_max_lr: expected a number",
+        ),
+        (adam(lr=True), "optimizer.params.lr: expected a number, got true"),
+    ],
+)
+def test_values_of_another_type_are_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check(PLAIN | wrong, Path("ds.json"))
+
+
+def test_numbers_of_either_type_and_null_pass() -> None:
+    check(PLAIN | {"gradient_clipping": 1, "steps_per_print": 10.0, "train_micro_batch_size_per_gpu": None}, Path("j"))
+
+
 def paths(tree: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
     for key, value in tree.items():

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,15 +38,29 @@ FREE = (
 )
 """Sections whose keys are the user's."""
 
+WHOLE_NUMBERS = {
+    "steps_per_print": 1, "train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+    "sequence_parallel_size": 1, "data_parallel_size": 1, "vocabulary_size": 1,
+}  # fmt: skip
+"""Keys of the top level whose default in DeepSpeed, None, has no type."""
+
+NUMBERS = {
+    "lr", "eps", "weight_decay", "momentum", "muon_lr", "adam_lr", "warmup_min_lr", "warmup_max_lr",
+    "warmup_num_steps", "total_num_steps",
+}  # fmt: skip
+"""Arguments of optimizers and schedules that are calculated with."""
+
 MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
 """Sections that DeepSpeed checks in one model together."""
 
 
 @dataclass
 class _Asked:
-    """Section → keys that were asked for; sections that were handed over whole, to a model that forbids others."""
+    """Section → keys that were asked for; what stands for those of the top level where they are not given; sections
+    that were handed over whole, to a model that forbids others."""
 
     keys: dict[tuple[str, ...], set[str]] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
     whole: set[tuple[str, ...]] = field(default_factory=lambda: {(name,) for name in MONITORS})
 
 
@@ -68,6 +84,8 @@ class _Noted(dict[str, Any]):
 
     def get(self, key: Any, default: Any = None) -> Any:
         self._note(key)
+        if not self.path:
+            self.asked.defaults[key] = default
         return self._wrapped(key, super().get(key, default)) if key in self else default
 
     def __contains__(self, key: Any) -> bool:
@@ -123,6 +141,7 @@ def check(config: dict[str, Any], path: Path) -> None:
             own._initialize_params(noted)
         except Exception as error:  # it raises of every kind
             refusal = error
+    _check_values(config, asked.defaults, path)
     if refusal is not None:
         raise ValueError(f"{path}: {_explained(refusal, config)}") from refusal
     _check_keys(config, (), asked, path)
@@ -132,11 +151,44 @@ def check(config: dict[str, Any], path: Path) -> None:
             valid, params = known(str(entry["type"]), path), entry.get("params") or {}
             if not isinstance(params, dict):
                 raise ValueError(f"{path}: {section}.params: expected an object, got {params!r}")
+            for key in NUMBERS & params.keys():
+                if isinstance(params[key], str | bool):
+                    raise ValueError(
+                        f"{path}: {section}.params.{key}: expected a number, got {json.dumps(params[key])}"
+                    )
             for key in params if valid else ():
                 if key not in valid:
                     raise ValueError(
                         _unknown(path, (section, "params", key), valid, f"{entry['type']} has no such argument")
                     )
+
+
+def _check_values(config: dict[str, Any], defaults: dict[str, Any], path: Path) -> None:
+    """Raise ValueError for a value at the top level, or a ZeRO stage, of another type than DeepSpeed calculates with.
+
+    Its parser hands these on as they are: a text where a number should be would end the run within the first step.
+    """
+    for key, value in config.items():
+        default = WHOLE_NUMBERS.get(key, defaults.get(key))
+        if value is None or isinstance(value, dict | list) or default is None:
+            continue
+        if isinstance(default, bool):
+            fits, expected = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            fits, expected = _is_number(value) and value == int(value), "a whole number"
+        elif isinstance(default, float):
+            fits, expected = _is_number(value), "a number"
+        else:
+            continue  # texts and names are looked up, and refused, by the parser itself
+        if not fits:
+            raise ValueError(f"{path}: {key}: expected {expected}, got {json.dumps(value)}")
+    zero = config.get("zero_optimization")
+    if isinstance(zero, dict) and "stage" in zero and not _is_number(zero["stage"]):
+        raise ValueError(f"{path}: zero_optimization.stage: expected 0, 1, 2 or 3, got {json.dumps(zero['stage'])}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_keys(values: dict[str, Any], at: tuple[str, ...], asked: _Asked, path: Path) -> None:
