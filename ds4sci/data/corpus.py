@@ -17,6 +17,7 @@ import numpy as np
 
 from ds4sci.data import tokenizers
 from ds4sci.data.sequences import Range, SequenceStore, index
+from ds4sci.data.sequences.alphabet import PROTEIN
 from ds4sci.data.sequences.split import leakage, split_by_cluster, split_by_record
 from ds4sci.data.tokenizers.schemes import Period
 from ds4sci.data.windows import Letters, Regions, Windows, cut
@@ -56,6 +57,14 @@ class Coder:
     def names(self) -> list[str]:
         """Each token's text."""
         return [str(name) for name in self.tokenizer.convert_ids_to_tokens(range(self.vocabulary))]
+
+    @property
+    def alphabet(self) -> str | None:
+        """``dna`` where all tokens are of bases, ``protein`` where they are amino acids, else None."""
+        letters = {*"".join(name for name in self.names if name.isascii() and name.isalpha())}
+        if letters and letters <= {*"ACGTUN"}:
+            return "dna"
+        return "protein" if {*RESIDUES} <= letters <= {*PROTEIN.letters} else None
 
     @cached_property
     def residue_ids(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.tasks import KEPT
 from ds4sci.tasks.fold import located
 from ds4sci.types import LanguageBatch, LanguageOutput
+
+SEQUENCES = "sequences.json"
+"""Of the files that a run keeps, the one with the ``alphabet`` of its training sequences."""
 
 
 class LengthPhase(BaseModel):
@@ -125,15 +129,30 @@ class LanguageTask:
         self._rows_made: dict[tuple[bool, int, int | None], Rows] = {}
 
     def keep(self, folder: Path) -> None:
-        """Write the model's config and the tokenizer into ``folder``, so that a run needs nothing else to be read."""
+        """Write the model's config, the tokenizer and the alphabet of the training sequences into ``folder``, so that
+        a run needs nothing else to be read."""
         self.language.keep(folder)
         self.coder.tokenizer.save_pretrained(folder)
+        data = self.config.data
+        store = (
+            self._sides[0].store
+            if self._sides is not None
+            else corpus.open_store(located(data.path), alphabet=data.alphabet, bad=data.bad)
+        )
+        (folder / SEQUENCES).write_text(json.dumps({"alphabet": store.alphabet}) + "\n", encoding="utf-8")
 
     def pretrained(self, *, adapter: bool = False) -> tuple[nn.Module, Any]:
         """(model, tokenizer) of transformers, ready for ``save_pretrained``; see ``LanguageModel.pretrained``."""
         length = self.config.data.phases[-1].length
         model = self.language.pretrained(adapter=adapter, rope_factor=self.rope_factor, length=length)
         return model, self.coder.tokenizer
+
+    @property
+    def alphabet(self) -> str:
+        """``protein`` or ``dna``: what the run was trained on, or else what its tokenizer is for; ``auto`` where
+        neither says."""
+        given = self.config.data.alphabet
+        return given if given != "auto" else self.coder.alphabet or "auto"
 
     @property
     def rope_factor(self) -> float:
@@ -306,13 +325,16 @@ def kept_by(run: Path) -> list[str]:
     folder = run / KEPT
     if not (folder / "config.json").is_file():
         return []
-    return [
+    found = [
         f'model.path="{folder}"',
         "model.weights=false",
         "model.config={}",
         "model.overrides={}",
         "data.tokenizer={}",
     ]
+    if (folder / SEQUENCES).is_file():  # runs of before have none
+        found.append(f"data.alphabet={json.loads((folder / SEQUENCES).read_text(encoding='utf-8'))['alphabet']}")
+    return found
 
 
 def refuse_to_skip_layers(model: nn.Module) -> None:

@@ -381,12 +381,18 @@ def evaluate_contacts(
 
 
 def store_of(task: LanguageTask, path: Path, folder: Path) -> SequenceStore:
-    """The sequences of ``path``, indexed in ``folder`` if they are a file."""
+    """The sequences of ``path``, indexed in ``folder`` if they are a file, read in the alphabet of the run.
+
+    Raises ValueError for a store of another alphabet, and for letters that the run's has not.
+    """
     if path.is_dir():
-        return SequenceStore.open(path)
+        store = SequenceStore.open(path)
+        if task.alphabet not in ("auto", store.alphabet):
+            raise ValueError(f"--fasta {path} has {store.alphabet} sequences, and the run learnt {task.alphabet} ones")
+        return store
     if not path.is_file():
         raise ValueError(f"--fasta {path}: no such file")
-    index([path], folder / "store", alphabet=task.config.data.alphabet, bad=task.config.data.bad, jobs=1)  # type: ignore[arg-type]
+    index([path], folder / "store", alphabet=task.alphabet, bad=task.config.data.bad, jobs=1)  # type: ignore[arg-type]
     return SequenceStore.open(folder / "store")
 
 

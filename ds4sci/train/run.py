@@ -67,8 +67,6 @@ class Session:
                     "cannot spread a row over ranks (it has no `share`); remove the key"
                 )
             task.share(ranks.sequence)
-        if ranks.is_main and hasattr(task, "keep") and not self.resumes:
-            task.keep(self.run / KEPT)
         parameters = sum(p.numel() for p in task.model.parameters())
         engine = engines.Engine(task.model, config.deepspeed, ranks)
         progress = Progress(config.train.steps, shown=ranks.is_main)
@@ -84,6 +82,8 @@ class Session:
         coverage = task.coverage() if hasattr(task, "coverage") else {}
         for name, one in coverage.items():
             progress.say(f"Data, {name}: {one.describe()}")
+        if ranks.is_main and hasattr(task, "keep") and not self.resumes:
+            task.keep(self.run / KEPT)  # after all ranks have the data, which it asks: none waits for rank 0 to index
         if ranks.is_main:
             event = "resume" if self.resumes else "start"
             read = {name: one.counts() for name, one in coverage.items()}

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from ds4sci.data.language import Reader
+from ds4sci.data.sequences import index
 from ds4sci.train import evaluate_language
 from ds4sci.train.embed import embed
 from tests import language_oracle as oracle
@@ -165,3 +167,42 @@ def test_a_tokenizer_that_knows_no_word_as_long_as_a_document(tmp_path, run) -> 
         evaluate_language.load(made, "best")[1].coverage()
     with pytest.raises(ValueError, match=r"700 of 700 bases read, 700 read as <unk>, none counts"):
         evaluate_language.evaluate_sequences(made, fasta(tmp_path, bases(700)), show=False)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "trained_on", "asked", "alphabet", "unknown"),
+    [
+        ('{kind = "nucleotide"}', bases(200), "ACGTRYKMSWBDHVRYKMSWACGTRYKM", "dna", 20),
+        ('{kind = "kmer", k = 3}', bases(200), "ACGTRYKMSWBDHVRYKMSWACGTRYKM", "dna", 20),
+        ('{kind = "esm"}', "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 2, "GANATTAGNNCAGTXU", "protein", 1),
+    ],
+)  # fmt: skip
+def test_files_are_read_in_the_alphabet_of_the_run(
+    tokenizer, trained_on, asked, alphabet, unknown, tmp_path, run
+) -> None:
+    """By their letters, the first two look like proteins, and the last like DNA."""
+    (tmp_path / "own.fa").write_text("".join(f">p{i}\n{trained_on[i:]}{trained_on[:i]}\n" for i in range(20)))
+    made = run("causal_lm", tokenizer, data=str(tmp_path / "own.fa"))
+    _, task, _ = evaluate_language.load(made, "best")
+    assert task.config.data.alphabet == task.coder.alphabet == alphabet  # runs of before have the second alone
+    store = evaluate_language.store_of(task, fasta(tmp_path, asked), tmp_path / "stored")
+    assert store.alphabet == alphabet
+    assert store.residues(0).tobytes().decode() == asked
+    document = Reader(store, task.coder).document(0, 0, len(asked))
+    assert int((document.weights == 0).sum()) in (unknown, -(-unknown // 3))
+    other = {"dna": "MKTAYIAKQRQISFVKSH", "protein": bases(300)}[alphabet]
+    (tmp_path / "other.fa").write_text(f">other\n{other}\n")
+    if alphabet == "dna":
+        with pytest.raises(ValueError, match=r"other.fa: line 2: record 'other': .* is no base; .* is it protein\?"):
+            evaluate_language.store_of(task, tmp_path / "other.fa", tmp_path / "refused")
+    index([tmp_path / "other.fa"], tmp_path / "indexed", jobs=1)
+    with pytest.raises(ValueError, match=rf"indexed has (dna|protein) sequences, and the run learnt {alphabet} ones"):
+        evaluate_language.store_of(task, tmp_path / "indexed", tmp_path)
+
+
+def test_a_tokenizer_of_all_letters_has_the_alphabet_of_the_run(tmp_path, run) -> None:
+    made = run("causal_lm", '{kind = "byte"}')
+    _, task, _ = evaluate_language.load(made, "best")
+    assert task.alphabet == "dna"
+    (made / "model" / "sequences.json").unlink()
+    assert evaluate_language.load(made, "best")[1].alphabet == "auto"
