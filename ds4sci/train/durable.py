@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,28 @@ def replace_text(path: Path, text: str) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     aside.replace(path)
+
+
+def refuse_full(out: Path) -> None:
+    """Raise ValueError where ``out`` cannot become a new folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "is not empty" if out.is_dir() else "is no folder"
+        raise ValueError(f"{out}: exists already and {what}; name a new folder")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` to write into: it becomes ``out`` in the end, or is removed where something fails."""
+    refuse_full(out)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if out.exists():
+            out.rmdir()
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ from ds4sci.data.targets import first_seen
 from ds4sci.data.windows import NO_TOKEN
 from ds4sci.tasks._language import LanguageTask, multiple
 from ds4sci.train import evaluate_language
-from ds4sci.train.durable import replace_text
+from ds4sci.train.durable import new_folder, refuse_full, replace_text
 from ds4sci.train.ranks import cores, free_port
 from ds4sci.train.records import naming
 
@@ -39,19 +39,18 @@ def embed(
     ``NNNNNN.safetensors`` with ``embedding`` fp32 [tokens, c], ``start`` and ``size`` int64 [tokens]: first residue
     (0-based) and number of residues of each token; special tokens are left out. With ``mean`` there is one file, whose
     ``embedding`` [sequences, c] are the means over tokens, in the order of the index. The index counts residues
-    ``given``, ``read`` (in a token; ``unknown`` of them in ``<unk>``) and ``left_out`` by reason.
+    ``given``, ``read`` (in a token; ``unknown`` of them in ``<unk>``) and ``left_out`` by reason. The folder appears
+    whole or not at all.
 
     A record without a known token is an error that names it; where the run's ``data.bad`` is ``skip`` it is left out,
     and its name is in ``silent``. Raises ValueError for a run of another kind, a file that cannot be read, a folder
     that is not empty, and a sequence longer than the model has positions for.
     """
     run, fasta, out = Path(run), Path(fasta), Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out}: not empty; name a new folder")
+    refuse_full(out)
     evaluate_language.load(run, which)  # what is wrong with it is said here, before ranks start
-    out.mkdir(parents=True, exist_ok=True)
-    arguments = (str(run), str(fasta), str(out), which, mean, ranks)
-    with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
+    with new_folder(out) as aside, ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
+        arguments = (str(run), str(fasta), str(aside), which, mean, ranks)
         port = free_port()
         waiting = [pool.submit(_rank, rank, port, *arguments) for rank in range(ranks)]
         return max(one.result() for one in waiting)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ds4sci import machine
 from ds4sci.train import checkpoint
+from ds4sci.train.durable import new_folder, refuse_full
 
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "token_labels": "TOKEN_CLS", "masked_lm": None}
 """Kind of a model → peft's task type. It has none for masked models, whose class it keeps itself (``auto_mapping``)."""
@@ -26,8 +25,7 @@ def export_run(run: Path | str, out: Path | str, *, which: str = "best", adapter
     new model, and a folder that exists and is not empty.
     """
     run, out = Path(run), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: exists already; name a new folder")
+    refuse_full(out)
     config, loaded = checkpoint.load_run(run, which=which)
     task: Any = loaded
     if not hasattr(task, "pretrained"):
@@ -40,18 +38,11 @@ def export_run(run: Path | str, out: Path | str, *, which: str = "best", adapter
         for one in model.peft_config.values():
             one.base_model_name_or_path = base
             one.task_type = TASK_TYPES[task.language.kind]
-    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_folder(out) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         origin = {"run": run.name, "checkpoint": checkpoint.chosen(run, which).name, "commit": machine.commit()}
         (aside / "ds4sci.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from ds4sci.data.language import Reader
 from ds4sci.data.sequences import index
+from ds4sci.train import embed as embed_module
 from ds4sci.train import evaluate_language
 from ds4sci.train.embed import embed
 from tests import language_oracle as oracle
@@ -206,3 +208,25 @@ def test_a_tokenizer_of_all_letters_has_the_alphabet_of_the_run(tmp_path, run) -
     assert task.alphabet == "dna"
     (made / "model" / "sequences.json").unlink()
     assert evaluate_language.load(made, "best")[1].alphabet == "auto"
+
+
+def test_what_fails_leaves_no_folder_of_embeddings(tmp_path, run, monkeypatch) -> None:
+    """The corrected command is not refused for what the first one left."""
+
+    def fails(rank: int, port: int, run: str, fasta: str, out: str, *more: Any) -> int:
+        (Path(out) / "000000.safetensors").write_bytes(b"")
+        if "asked" in fasta:
+            raise ValueError("its residues are in no token")
+        return 1
+
+    monkeypatch.setattr(embed_module, "ProcessPoolExecutor", lambda ranks, mp_context: ThreadPoolExecutor(ranks))
+    monkeypatch.setattr(embed_module, "_rank", fails)
+    made, out = run("causal_lm", '{kind = "nucleotide"}'), tmp_path / "deep" / "out"
+    with pytest.raises(ValueError, match="in no token"):
+        embed(made, tmp_path / "asked.fa", out)
+    assert list(out.parent.iterdir()) == []
+    assert embed(made, tmp_path / "corrected.fa", out) == 1
+    assert [file.name for file in out.parent.iterdir()] == ["out"]
+    assert [file.name for file in out.iterdir()] == ["000000.safetensors"]
+    with pytest.raises(ValueError, match="out: exists already and is not empty"):
+        embed(made, tmp_path / "corrected.fa", out)
