@@ -198,6 +198,16 @@ def test_interpolated_positions() -> None:
         oracle.model("masked_lm", oracle.ESM).check_rope([2.0])
 
 
+def test_positions_of_several_rotary_embeddings_are_not_interpolated() -> None:
+    """One for each type of layer, of other bases: the export could not name one factor."""
+    sizes = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "layer_types": ["full_attention"] * 2}
+    model = oracle.model("causal_lm", sizes)
+    model.check_rope([1.0])
+    with pytest.raises(ValueError, match="has rope_parameters of their own for sliding_attention, full_attention"):
+        model.check_rope([1.0, 4.0])
+
+
 def test_flops_are_counted_by_document() -> None:
     model = oracle.model("causal_lm", oracle.LLAMA)
     h, layers, d = 6, 2, 8

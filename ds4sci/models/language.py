@@ -219,9 +219,14 @@ class LanguageModel(nn.Module):
     def check_rope(self, factors: list[float]) -> None:
         """Raises ValueError where positions cannot be interpolated, or not by these factors in the end."""
         inner = unwrapped(self.model)
-        rope = getattr(inner.config, "rope_parameters", None)
-        if any(factor != 1.0 for factor in factors) and (not rope or rope.get("rope_type", "default") != "default"):
-            kind = rope.get("rope_type") if rope else "no rope_parameters"
+        if all(factor == 1.0 for factor in factors):
+            return
+        rope = getattr(inner.config, "rope_parameters", None) or {}
+        layers = [name for name, one in rope.items() if isinstance(one, dict)]
+        kind = rope.get("rope_type", "default") if rope else "no rope_parameters"
+        if layers:
+            kind = f"rope_parameters of their own for {', '.join(layers)}"
+        if kind != "default":
             raise ValueError(
                 f"data.phases: rope_factor needs a model with plain rotary embeddings, whose config can "
                 f"say so when it is exported; {type(inner.config).__name__} has {kind}"
