@@ -28,11 +28,13 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 
 RANKS = "tests/train/"
 """Tests that start several ranks. They run one after the other: two ranks each take both cores of a small machine."""
+LONGEST = (RANKS, "tests/test_triton_interp.py", "tests/test_triton_aot.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of several ranks first, since they take longest; skip those marked ``gpu`` where torch sees none."""
-    items.sort(key=lambda item: not item.nodeid.startswith(RANKS))
+    """Tests of several ranks first and then Triton's, since they take longest: two processes then end at about the same
+    time. Skip those marked ``gpu`` where torch sees none."""
+    items.sort(key=lambda item: [not item.nodeid.startswith(part) for part in LONGEST])
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not torch.cuda.is_available():
         for item in wanting:
