@@ -112,7 +112,7 @@ def grad_keys(
     sum_k = ()
     sum_v = ()
     sum_mask = ()
-    lost_mask = ()  # what rounding took from sum_mask: one sum over all tiles of queries, of a few numbers each
+    lost_mask = ()  # what rounding added to sum_mask: one sum over all tiles of queries, of a few numbers each
     for r in tl.static_range(ROWS):
         row = first_row + r
         there = tl.where(row < rows, keys, 0)
@@ -182,10 +182,12 @@ def grad_keys(
                     new_k = new_k + (tl.dot(slopes.to(tile_q.dtype), tile_q, sum_k[r], input_precision=PRECISION),)
                 if WANT_MASK:
                     more = tl.sum(slopes, 1)
-                    whole = sum_mask[r] + more
-                    part = whole - sum_mask[r]  # Knuth's sum of two
-                    new_lost = new_lost + (lost_mask[r] + ((sum_mask[r] - (whole - part)) + (more - part)),)
-                    new_mask = new_mask + (whole,)
+                    if tile_q.dtype == tl.float32:  # Kahan's sum; 16 bits err more than the sum does
+                        more = more - lost_mask[r]
+                        new_lost = new_lost + (((sum_mask[r] + more) - sum_mask[r]) - more,)
+                    else:
+                        new_lost = new_lost + (lost_mask[r],)
+                    new_mask = new_mask + (sum_mask[r] + more,)
         if WANT_K:
             sum_k = new_k
         if WANT_V:
@@ -205,8 +207,7 @@ def grad_keys(
             store_tile(grad_v + start, heads * D, first_key, there, sum_v[r], D, PADDED, BLOCK_N)
         if WANT_MASK:
             key = first_key + tl.arange(0, BLOCK_N)
-            total = sum_mask[r] + lost_mask[r]
-            tl.store(grad_mask + (line * heads + head) * keys + key, total, mask=key < there)
+            tl.store(grad_mask + (line * heads + head) * keys + key, sum_mask[r], mask=key < there)
 
 
 @triton.jit
