@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,12 @@ def inputs(rng: np.random.Generator) -> bytes:
 
 
 def check(data: bytes) -> None:
-    alignments = read(data, "x.a3m", msa.read_all)
+    check_rows(data, "x.a3m", lambda text: len(re.findall(rb"(?:^|[\n\0])>", text)))
+
+
+def check_rows(data: bytes, name: str, count: Callable[[bytes], int]) -> None:
+    """Every row of the alignments in a file called ``name`` is kept or left out; ``count``: rows in its text."""
+    alignments = read(data, name, msa.read_all)
     if alignments is None:
         return
     for one in alignments:
@@ -37,7 +43,7 @@ def check(data: bytes) -> None:
         whole(one.msa)
     text = plain_text(data)
     if text is not None:
-        same("rows", sum(one.rows for one in alignments), len(re.findall(rb"(?:^|[\n\0])>", text)))
+        same("rows", sum(one.rows for one in alignments), count(text))
 
 
 def whole(alignment: msa.Msa) -> None:

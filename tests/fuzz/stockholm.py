@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ds4sci.data.sources import msa
-
-from .a3m import whole
+from .a3m import check_rows
 from .mutation import mutate, pick
-from .reading import plain_text, read, same
 
 TEXTS = [path.read_bytes() for path in (Path(__file__).parents[1] / "data").rglob("*.sto")] + [
     b"# STOCKHOLM 1.0\n#=GF ID x\n\nq AC\nh A-\n#=GC RF xx\n\nq DE\nh DF\n//\n",
@@ -24,15 +21,7 @@ def inputs(rng: np.random.Generator) -> bytes:
 
 
 def check(data: bytes) -> None:
-    alignments = read(data, "x.sto", msa.read_all)
-    if alignments is None:
-        return
-    for one in alignments:
-        same("rows", len(one.msa.names) + sum(one.left_out.values()), one.rows)
-        whole(one.msa)
-    text = plain_text(data)
-    if text is not None:
-        same("rows", sum(one.rows for one in alignments), count(text))
+    check_rows(data, "x.sto", count)
 
 
 def count(text: bytes) -> int:
