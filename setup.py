@@ -113,5 +113,5 @@ setup(
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["ds4sci = ds4sci.cli:main"]},
+    entry_points={"console_scripts": ["ds4sci = ds4sci.cli.main:main"]},
 )

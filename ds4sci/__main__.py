@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds4sci.cli import main
+from ds4sci.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci import residues
+from ds4sci.chemistry import residue_constants
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,13 @@ def compose_along_chain(steps: Rigid) -> Rigid:
 def _constant(name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
     # inference_mode(False): a constant first touched under inference_mode must still be usable in training
     with torch.inference_mode(False):
-        return torch.tensor(np.array(getattr(residues, name)), dtype=dtype, device=device)
+        return torch.tensor(np.array(getattr(residue_constants, name)), dtype=dtype, device=device)
 
 
 def table(name: str, like: Tensor) -> Tensor:
-    """A table of ``ds4sci.residues`` as a tensor on ``like``'s device; float tables take its dtype."""
-    floating = getattr(residues, name).dtype.kind == "f"
+    """A table of ``ds4sci.chemistry.residue_constants`` as a tensor on ``like``'s device; float tables take its
+    dtype."""
+    floating = getattr(residue_constants, name).dtype.kind == "f"
     return _constant(name, like.dtype if floating else None, like.device)
 
 
@@ -164,8 +165,8 @@ def torsion_angles(atom37: Tensor, mask: Tensor, aatype: Tensor, residue_index: 
     ``atom37`` [b, n, 37, 3] Å, ``mask`` bool [b, n, 37]. ω and φ need the residue before: masked at chain breaks.
     ψ is taken at O, as its rigid group holds O: half a turn from N–CA–C–O, for O is opposite the next N.
     """
-    n, ca, c, o = (atom37[..., residues.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "O"))
-    has_n, has_ca, has_c, has_o = (mask[..., residues.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "O"))
+    n, ca, c, o = (atom37[..., residue_constants.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "O"))
+    has_n, has_ca, has_c, has_o = (mask[..., residue_constants.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "O"))
     bonded = F.pad(residue_index[..., 1:] - residue_index[..., :-1] == 1, (1, 0))
     previous_ca, previous_c = (torch.roll(x, 1, dims=-2) for x in (ca, c))
     previous_has = bonded & torch.roll(has_c, 1, dims=-1)
@@ -214,10 +215,10 @@ def pseudo_beta(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, T
 
     The ideal Cβ is fixed by N, CA, C up to 0.1 Å, so a backbone alone still trains the distogram.
     """
-    n, ca, c, cb = (atom37[..., residues.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "CB"))
-    has_n, has_ca, has_c, has_cb = (mask[..., residues.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "CB"))
+    n, ca, c, cb = (atom37[..., residue_constants.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "CB"))
+    has_n, has_ca, has_c, has_cb = (mask[..., residue_constants.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "CB"))
     ideal = backbone_frames(n, ca, c).apply(table("ATOM14_IDEAL", atom37)[0, 4])
-    glycine = (aatype == residues.encode("G").item())[..., None]
+    glycine = (aatype == residue_constants.encode("G").item())[..., None]
     position = torch.where(glycine, ca, torch.where(has_cb[..., None], cb, ideal))
     return position, torch.where(glycine[..., 0], has_ca, has_cb | (has_n & has_ca & has_c))
 

@@ -49,7 +49,7 @@ class Record:
 
     id             e.g. ``1UBQ_A``
     sequence       n letters of the whole entity (``RESIDUES`` + X), modified residues as their parent
-    atom_positions float32 [n, 37, 3] Å, 0 where absent (atom order: ``ds4sci.residues.ATOM37``)
+    atom_positions float32 [n, 37, 3] Å, 0 where absent (atom order: ``ds4sci.chemistry.residue_constants.ATOM37``)
     atom_mask      bool [n, 37], True = coordinates present
     residue_index  int32 [n], position in the entity, rising (0-based); a jump is a chain break
     b_factors      float32 [n, 37] Å², or None

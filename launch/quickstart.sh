@@ -4,4 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ds4sci_root"
-exec python -m ds4sci.quickstart "$@"
+exec python -m ds4sci.cli.quickstart "$@"

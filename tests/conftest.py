@@ -19,7 +19,7 @@ settings.load_profile("ds4sci")
 torch.set_num_threads(1)
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
-    import triton_interpreter
+    from tests.support import triton_interpreter
 
     triton_interpreter.repair()
     triton_interpreter.small_tiles()
@@ -28,7 +28,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 
 RANKS = "tests/train/"
 """Tests that start several ranks. They run one after the other: two ranks each take both cores of a small machine."""
-LONGEST = (RANKS, "tests/test_triton_interp.py", "tests/test_triton_aot.py")
+LONGEST = (RANKS, "tests/kernels/test_triton_interp.py", "tests/kernels/test_triton_aot.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

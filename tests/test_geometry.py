@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ds4sci import residues
-from ds4sci.data.sources import mmcif
+from ds4sci.chemistry import residue_constants
+from ds4sci.data.structures.parsers import mmcif
 from ds4sci.geometry import (
     Rigid,
     atom14_to_atom37,
@@ -35,7 +35,7 @@ def ubiquitin() -> dict[str, torch.Tensor]:
     return {
         "atoms": torch.tensor(record.atom_positions, dtype=torch.float64)[None],
         "mask": torch.tensor(record.atom_mask)[None],
-        "aatype": torch.tensor(residues.encode(record.sequence))[None],
+        "aatype": torch.tensor(residue_constants.encode(record.sequence))[None],
         "index": torch.tensor(record.residue_index, dtype=torch.long)[None],
     }
 
@@ -51,7 +51,7 @@ def test_a_structure_rebuilt_from_its_torsions_is_itself(ubiquitin: dict[str, to
     angles, _ = torsion_angles(atoms, mask, aatype, ubiquitin["index"])
     backbone = backbone_frames(*(atoms[..., k, :] for k in range(3)))
     rebuilt = atom14_to_atom37(frames_to_atom14(torsion_to_frames(backbone, angles, aatype), aatype), aatype)
-    kept = mask & torch.tensor(residues.ATOM37_MASK)[aatype]  # the C-terminal OXT has no ideal place
+    kept = mask & torch.tensor(residue_constants.ATOM37_MASK)[aatype]  # the C-terminal OXT has no ideal place
     error = (rebuilt - atoms).norm(dim=-1)[kept]
     # bond lengths and angles of a crystal structure are not the ideal ones: the arms of long side chains move most
     assert error.square().mean().sqrt() < 0.3
@@ -79,7 +79,7 @@ def test_rigid_groups_of_a_structure_are_those_its_torsions_make(ubiquitin: dict
 
 def test_atom_layouts_are_inverse(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, aatype = ubiquitin["atoms"], ubiquitin["aatype"]
-    known = torch.tensor(residues.ATOM37_MASK)[aatype]
+    known = torch.tensor(residue_constants.ATOM37_MASK)[aatype]
     torch.testing.assert_close(
         atom14_to_atom37(atom37_to_atom14(atoms, aatype), aatype), atoms * known.unsqueeze(-1), atol=0, rtol=0
     )
@@ -146,11 +146,11 @@ def test_degenerate_frames_are_finite_with_finite_gradients() -> None:
 def test_missing_beta_is_put_where_it_belongs(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
     bare = mask.clone()
-    bare[..., residues.ATOM37_INDEX["CB"]] = False
+    bare[..., residue_constants.ATOM37_INDEX["CB"]] = False
     true, has = pseudo_beta(atoms, mask, aatype)
     ideal, still = pseudo_beta(atoms, bare, aatype)
     assert has.all()
     assert still.all()
     assert (true - ideal).norm(dim=-1).max() < 0.35
-    glycine = aatype == residues.encode("G").item()
+    glycine = aatype == residue_constants.encode("G").item()
     assert torch.equal(true[glycine], atoms[..., 1, :][glycine])

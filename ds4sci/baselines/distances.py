@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ds4sci.scores import right_handed_fraction
+from ds4sci.metrics import right_handed_fraction
 
 MAX_SEPARATION = 127
 """Residues further apart in the chain share one cell."""

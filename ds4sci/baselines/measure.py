@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ds4sci.baselines.distances import DistanceTable, embed
-from ds4sci.data.chains import ChainSet
-from ds4sci.data.letters import secondary_classes
-from ds4sci.residues import ATOM37_INDEX
-from ds4sci.scores import bond_fraction, clash_fraction, lddt_ca, mean_scores, right_handed_fraction, rmsd
-from ds4sci.scores import superposition_scores as fit_scores
+from ds4sci.chemistry.residue_codes import secondary_classes
+from ds4sci.chemistry.residue_constants import ATOM37_INDEX
+from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.metrics import bond_fraction, clash_fraction, lddt_ca, mean_scores, right_handed_fraction, rmsd
+from ds4sci.metrics import superposition_scores as fit_scores
 
 BASELINES = {
     "helix": "ideal α-helix",

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ds4sci.scores.language import class_losses
+from ds4sci.metrics.language import class_losses
 
 Method = Literal["absolute", "jelinek_mercer"]
 Counts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -18,8 +18,8 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ds4sci.data.batch import collate
-from ds4sci.data.features import FeatureConfig, featurize
+from ds4sci.data.structures.batch import collate
+from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.types import Batch, Record
 
 B = TypeVar("B")

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci import kernels
-from ds4sci.integrations.openfold import has
-from ds4sci.integrations.rehearsal import normal, random_mask
-from ds4sci.integrations.replacement import Example, Replacement, Unserved
-from ds4sci.integrations.serving import (
+from ds4sci.integrations.module_forwards import (
     batched,
     constant,
     halves,
@@ -26,6 +23,9 @@ from ds4sci.integrations.serving import (
     product_dtype,
     refuse,
 )
+from ds4sci.integrations.openfold import has
+from ds4sci.integrations.replacement import Example, Replacement, Unserved
+from ds4sci.integrations.verification import normal, random_mask
 from ds4sci.kernels.tiles import join
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from ds4sci import kernels
 from ds4sci.integrations import openfold
 from ds4sci.integrations.attention_map import AttentionMap
-from ds4sci.integrations.rehearsal import normal
+from ds4sci.integrations.module_forwards import layer, no_autocast, norm, pair_bias, product_dtype
 from ds4sci.integrations.replacement import Example, Replacement, Unserved
-from ds4sci.integrations.serving import layer, no_autocast, norm, pair_bias, product_dtype
+from ds4sci.integrations.verification import normal
 
 MODULE = "transformers.models.esm.modeling_esmfold"
 

@@ -12,9 +12,18 @@ from torch import Tensor
 
 from ds4sci import kernels
 from ds4sci.integrations.attention_map import AttentionMap
-from ds4sci.integrations.rehearsal import normal, random_mask
+from ds4sci.integrations.module_forwards import (
+    constant,
+    kept,
+    layer,
+    no_autocast,
+    norm,
+    pair_bias,
+    product_dtype,
+    refuse,
+)
 from ds4sci.integrations.replacement import Example, Replacement, Unserved
-from ds4sci.integrations.serving import constant, kept, layer, no_autocast, norm, pair_bias, product_dtype, refuse
+from ds4sci.integrations.verification import normal, random_mask
 from ds4sci.kernels.triangle_multiplication import Weights
 
 MODULE = "transformers.models.esmfold2.modeling_esmfold2"

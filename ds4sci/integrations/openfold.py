@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci import kernels
-from ds4sci.integrations.rehearsal import normal, random_mask
-from ds4sci.integrations.replacement import Example, Replacement, Unserved
-from ds4sci.integrations.serving import (
+from ds4sci.integrations.module_forwards import (
     batched,
     constant,
     halves,
@@ -29,6 +27,8 @@ from ds4sci.integrations.serving import (
     refuse,
     unbatched,
 )  # fmt: skip
+from ds4sci.integrations.replacement import Example, Replacement, Unserved
+from ds4sci.integrations.verification import normal, random_mask
 from ds4sci.kernels.gated_self_attention import Weights as AttentionWeights
 from ds4sci.kernels.triangle_multiplication import Weights as MultiplicationWeights
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ds4sci.integrations import alphafold3, esmfold, esmfold2, openfold
-from ds4sci.integrations.rehearsal import rehearse
 from ds4sci.integrations.replacement import Calls, Forward, Replacement, Run
+from ds4sci.integrations.verification import rehearse
 from ds4sci.kernels import KERNELS
 
 FAMILIES: dict[str, tuple[Replacement, ...]] = {

@@ -4,7 +4,6 @@ Each folder tells one operation's whole story: the public function, the readable
 A new operation is a folder and a line in ``KERNELS``.
 """
 
-from ds4sci.kernels import attention as _documents
 from ds4sci.kernels import evoformer_attention as _attention
 from ds4sci.kernels import gated_self_attention as _gated
 from ds4sci.kernels import layer_norm as _layer_norm
@@ -13,6 +12,7 @@ from ds4sci.kernels import pair_bias as _bias
 from ds4sci.kernels import shared_dropout as _dropout
 from ds4sci.kernels import transition as _transition
 from ds4sci.kernels import triangle_multiplication as _triangle
+from ds4sci.kernels import varlen_attention as _documents
 from ds4sci.kernels.attention_pair_bias import attention_pair_bias
 from ds4sci.kernels.spec import Kernel
 
@@ -21,7 +21,7 @@ KERNELS: dict[str, Kernel] = {
     for module in (_attention, _gated, _bias, _triangle, _outer, _transition, _layer_norm, _dropout, _documents)
 }
 
-attention = _documents.attention
+varlen_attention = _documents.varlen_attention
 evoformer_attention = _attention.evoformer_attention
 evoformer_attention_lse = _attention.evoformer_attention_lse
 gated_self_attention = _gated.gated_self_attention
@@ -34,7 +34,6 @@ shared_dropout = _dropout.shared_dropout
 
 __all__ = [
     "KERNELS",
-    "attention",
     "attention_pair_bias",
     "evoformer_attention",
     "evoformer_attention_lse",
@@ -45,4 +44,5 @@ __all__ = [
     "shared_dropout",
     "transition",
     "triangle_multiplication",
+    "varlen_attention",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci import residues
+from ds4sci.chemistry import residue_constants
 from ds4sci.geometry import table
 from ds4sci.losses.heads import masked_mean
 
@@ -27,8 +27,8 @@ def peptide_bonds(
     n, ca, c = (atom14[..., k, :] for k in range(3))
     has = mask[..., :3].all(-1)
     keep = has[:, :-1] & has[:, 1:] & (residue_index[:, 1:] - residue_index[:, :-1] == 1)
-    proline = aatype[:, 1:] == residues.encode("P").item()
-    (length, deviation), (length_p, deviation_p) = residues.BOND_C_N
+    proline = aatype[:, 1:] == residue_constants.encode("P").item()
+    (length, deviation), (length_p, deviation_p) = residue_constants.BOND_C_N
     mean = torch.where(proline, length_p, length)
     sigma = torch.where(proline, deviation_p, deviation)
 
@@ -41,7 +41,7 @@ def peptide_bonds(
     cos_2 = -(c_n * n_ca).sum(-1) / (safe_norm(c_n) * safe_norm(n_ca))
     angles = [
         ((cos - value).abs() - tolerance * spread).relu()
-        for cos, (value, spread) in ((cos_1, residues.COS_CA_C_N), (cos_2, residues.COS_C_N_CA))
+        for cos, (value, spread) in ((cos_1, residue_constants.COS_CA_C_N), (cos_2, residue_constants.COS_C_N_CA))
     ]
     return masked_mean(bond, keep) + masked_mean(angles[0], keep) + masked_mean(angles[1], keep)
 
@@ -60,7 +60,7 @@ def clashes(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor,
     distance = torch.sqrt((atoms.flatten(1, 2).unsqueeze(2) - atoms.flatten(1, 2).unsqueeze(1)).square().sum(-1) + 1e-6)
     apart = owner.unsqueeze(2) - owner.unsqueeze(1)
     peptide = (apart == -1) & (column[:, None] == 2) & (column[None, :] == 0)
-    sulphur = ((aatype == residues.encode("C").item()).repeat_interleave(a, dim=1)) & (column == 5)
+    sulphur = ((aatype == residue_constants.encode("C").item()).repeat_interleave(a, dim=1)) & (column == 5)
     disulphide = sulphur.unsqueeze(2) & sulphur.unsqueeze(1)
     pairs = keep.flatten(1).unsqueeze(2) & keep.flatten(1).unsqueeze(1) & (apart < 0) & ~peptide & ~disulphide
     overlap = (radius.unsqueeze(2) + radius.unsqueeze(1) - tolerance - distance).relu()
@@ -77,11 +77,11 @@ def _bounds(tolerance: float, sigmas: float) -> tuple[np.ndarray, np.ndarray]:
     lower = np.zeros((21, 14, 14))
     upper = np.full((21, 14, 14), 1e10)
     for i in range(20):
-        exists = residues.ATOM14_MASK[i]
+        exists = residue_constants.ATOM14_MASK[i]
         ideal = _extended(i)
         distance = np.linalg.norm(ideal[:, None] - ideal[None], axis=-1)
-        group = residues.ATOM14_GROUP[i]
-        radius = residues.ATOM14_RADIUS[i]
+        group = residue_constants.ATOM14_GROUP[i]
+        radius = residue_constants.ATOM14_RADIUS[i]
         bonded = (distance < 2.0) & exists[:, None] & exists[None]
         near = bonded | (bonded.astype(int) @ bonded.astype(int) > 0)  # one or two bonds apart: fixed by chemistry
         fixed = exists[:, None] & exists[None] & (near | (group[:, None] == group[None]))

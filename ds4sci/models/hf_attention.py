@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ds4sci.kernels import attention
-from ds4sci.kernels.attention import halves
+from ds4sci.kernels import varlen_attention
+from ds4sci.kernels.varlen_attention import halves
 from ds4sci.nn import offload
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.ulysses import attend_across
@@ -117,7 +117,7 @@ def attend(
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, _, _ = q.shape
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        return attention(q, k, v, spans, causal=causal, scale=scaling).unflatten(0, (b, n))
+        return varlen_attention(q, k, v, spans, causal=causal, scale=scaling).unflatten(0, (b, n))
 
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if torch.is_autocast_enabled(q.device.type):  # rotary embeddings leave q and k in fp32; torch's own attention casts

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds4sci import residues
+from ds4sci.chemistry import residue_constants
 
 BOND = 3.8
 """Å between the Cα of neighbours (trans)."""
 BODY = 5
 """Atoms that may clash: the first five of atom37, N, CA, C, CB, O."""
-_RADIUS = torch.tensor([residues.VAN_DER_WAALS_RADIUS[name[0]] for name in residues.ATOM37[:BODY]])
+_RADIUS = torch.tensor([residue_constants.VAN_DER_WAALS_RADIUS[name[0]] for name in residue_constants.ATOM37[:BODY]])
 
 
 def relax(atom37: Tensor, mask: Tensor, residue_index: Tensor, steps: int) -> Tensor:

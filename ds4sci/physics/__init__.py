@@ -6,7 +6,7 @@ equations with their function spaces and reference solutions.
 """
 
 from ds4sci.physics.fields import Fields
-from ds4sci.physics.pointwise import mixes_points
+from ds4sci.physics.locality_check import mixes_points
 from ds4sci.physics.zcs import METHODS, differentiate
 
 __all__ = ["METHODS", "Fields", "differentiate", "mixes_points"]

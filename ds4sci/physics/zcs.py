@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from ds4sci.physics.fields import Fields, Order, Part, bound, chains, gradient, is_one, path_to, raised, summed
-from ds4sci.physics.pointwise import require_pointwise, warn_of_kinks
-from ds4sci.physics.replicated import data_vect, func_loop
+from ds4sci.physics.locality_check import require_pointwise, warn_of_kinks
+from ds4sci.physics.replicated_points import data_vect, func_loop
 
 METHODS = ("zcs", "zcs_reverse", "zcs_forward", "func_loop", "data_vect")
 """``zcs`` takes one of the next two by what is asked for; the last two are the ways before it, to compare with."""
@@ -173,7 +173,7 @@ def differentiate(
                chooses by them
     method     one of ``METHODS``
     check      refuse a network that mixes points, and warn where a derivative of second order is asked of one that is
-               piecewise linear in them (ReLU): it is looked at once (``ds4sci.physics.pointwise``)
+               piecewise linear in them (ReLU): it is looked at once (``ds4sci.physics.locality_check``)
 
     Raises ValueError for an unknown method, points that are not [n, d] in fp32 or fp64, a network that mixes points,
     naming the module that does, and for ``data_vect`` one that gives no [m, n] of points [m, n, d].

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ds4sci.tasks import _language
+from ds4sci.tasks import language_modeling
 
-Config = _language.Config
-kept_by = _language.kept_by
+Config = language_modeling.Config
+kept_by = language_modeling.kept_by
 
 
-def build(config: _language.Config, *, seed: int, steps: int) -> _language.LanguageTask:
+def build(config: language_modeling.Config, *, seed: int, steps: int) -> language_modeling.LanguageTask:
     """The task with its model, loaded or freshly initialised from ``seed``, for a run of ``steps`` steps."""
-    return _language.LanguageTask(config, seed, steps, 0.0)
+    return language_modeling.LanguageTask(config, seed, steps, 0.0)

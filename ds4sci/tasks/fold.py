@@ -11,19 +11,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ds4sci import residues
-from ds4sci.data.batch import collate
-from ds4sci.data.chains import ChainSet
-from ds4sci.data.features import FeatureConfig, featurize
+from ds4sci.chemistry import residue_constants
 from ds4sci.data.loader import Plan, batches, generator
+from ds4sci.data.structures.batch import collate
+from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.geometry import distogram_centres
 from ds4sci.losses.fold import LossConfig, fold_loss
+from ds4sci.metrics import mean_scores, score_chain
 from ds4sci.models import fold
 from ds4sci.models.fold_memory import prediction_bytes
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
-from ds4sci.scores import mean_scores, score_chain
 from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
 
 letters = RESIDUES + "X"
@@ -120,7 +120,7 @@ class FoldTask:
     def score(
         self, records: Sequence[Record], model: nn.Module, *, rank: int = 0, world_size: int = 1, device: torch.device
     ) -> list[dict[str, Any]]:
-        """A row of ``ds4sci.scores.score_chain`` for each of this rank's share of ``records``, at full length."""
+        """A row of ``ds4sci.metrics.score_chain`` for each of this rank's share of ``records``, at full length."""
         records = sorted(records, key=lambda record: len(record.sequence))
         size = self.config.data.evaluation_batch
         groups = [records[i : i + size] for i in range(0, len(records), size)]
@@ -173,7 +173,7 @@ class FoldTask:
 
     def _prediction(self, features: Features, output: Output, row: int) -> Prediction:
         data, n = self.config.data, len(features.aatype)
-        atoms, atom_mask = output.atom37[row, :n].float().cpu(), residues.ATOM37_MASK[features.aatype]
+        atoms, atom_mask = output.atom37[row, :n].float().cpu(), residue_constants.ATOM37_MASK[features.aatype]
         probability = output.distogram_logits[row, :n, :n].float().softmax(-1).cpu()
         mask, index = torch.from_numpy(atom_mask), torch.from_numpy(features.residue_index)
         if data.evaluation_refinement:

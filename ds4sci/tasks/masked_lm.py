@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ds4sci.tasks import _language
+from ds4sci.tasks import language_modeling
 
 
-class DataConfig(_language.DataConfig):
+class DataConfig(language_modeling.DataConfig):
     """``[data]``: sequences, rows, and what of them is masked."""
 
     mask_fraction: float = Field(0.15, gt=0, lt=1)
@@ -15,16 +15,16 @@ class DataConfig(_language.DataConfig):
     overlapping k-mers all that hold a predicted base are hidden with it."""
 
 
-class Config(_language.Config):
+class Config(language_modeling.Config):
     """The run file's sections that this task owns."""
 
     data: DataConfig
     """Sequences, rows and masks."""
 
 
-kept_by = _language.kept_by
+kept_by = language_modeling.kept_by
 
 
-def build(config: Config, *, seed: int, steps: int) -> _language.LanguageTask:
+def build(config: Config, *, seed: int, steps: int) -> language_modeling.LanguageTask:
     """The task with its model, loaded or freshly initialised from ``seed``, for a run of ``steps`` steps."""
-    return _language.LanguageTask(config, seed, steps, config.data.mask_fraction)
+    return language_modeling.LanguageTask(config, seed, steps, config.data.mask_fraction)

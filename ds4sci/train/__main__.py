@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds4sci.config import RunConfig
+from ds4sci.config.run_file import RunConfig
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     try:
         config = load(options)
-        from ds4sci.train.jit import BuildError
+        from ds4sci.train.extension_builds import BuildError
         from ds4sci.train.run import Session
 
         try:

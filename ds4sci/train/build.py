@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds4sci.config import RunConfig, import_task
+from ds4sci.config.run_file import RunConfig, import_task
 from ds4sci.kernels import KERNELS
 from ds4sci.kernels.spec import prefer
 from ds4sci.tasks import Task

@@ -3,7 +3,7 @@
 ``RUN/checkpoints/step_NNNNNN/`` holds ``deepspeed/`` (weights, optimizer, schedule, as DeepSpeed writes them),
 ``model.safetensors`` (EMA weights, whole: what evaluation and prediction read), ``state.json`` (data position,
 counters, best so far, every rank's running sums of losses), the resolved config, and ``manifest.json`` (size and
-SHA-256 of every file). States of random generators are not needed (``ds4sci.train.randomness``). It is written as
+SHA-256 of every file). States of random generators are not needed (``ds4sci.train.rng_state``). It is written as
 ``.step_NNNNNN.partial``, synced, and renamed by rank 0 once every rank has said that its part is on the disk.
 ``latest`` and ``best`` are text files that name a step.
 """
@@ -21,9 +21,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ds4sci.config import RunConfig, import_task
+from ds4sci.config.run_file import RunConfig, import_task
+from ds4sci.files.atomic_files import Writer, fingerprint, free_space, replace_text, sync_folder
 from ds4sci.train.build import build_task
-from ds4sci.train.durable import Writer, fingerprint, free_space, replace_text, sync_folder
 
 if TYPE_CHECKING:
     from ds4sci.tasks import Task
@@ -53,7 +53,7 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     Raises OSError on all ranks alike when any rank could not write (a full disk, say), with the path and the free
     space; then nothing is left of the attempt, and earlier checkpoints are untouched.
     """
-    from ds4sci.train.storage import DurableCheckpointEngine
+    from ds4sci.train.checkpoint_engine import DurableCheckpointEngine
 
     ranks = engine.ranks
     final = folder_of(run, state["step"])
@@ -178,7 +178,7 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
     Returns the state as ``save`` got it, with the ``"sums"`` of every rank that saved. Raises ValueError where the
     number of ranks, ZeRO stage or batch size forbids an exact continuation.
     """
-    from ds4sci.train.storage import DurableCheckpointEngine
+    from ds4sci.train.checkpoint_engine import DurableCheckpointEngine
 
     state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tag = DEEPSPEED

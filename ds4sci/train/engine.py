@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ds4sci import deepspeed_json
-from ds4sci.train import jit
+from ds4sci.config import deepspeed_json
+from ds4sci.train import extension_builds
+from ds4sci.train.distributed import Ranks, connect
 from ds4sci.train.gradient_scale import gradient_scale
-from ds4sci.train.ranks import Ranks, connect
 
 if TYPE_CHECKING:
     from deepspeed.runtime.engine import DeepSpeedEngine
@@ -30,7 +30,7 @@ def join(config: dict[str, Any], sequence: int = 1) -> Ranks:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    jit.prepare(config, speaks=os.environ["RANK"] == "0")
+    extension_builds.prepare(config, speaks=os.environ["RANK"] == "0")
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
@@ -38,7 +38,7 @@ def join(config: dict[str, Any], sequence: int = 1) -> Ranks:
         local_rank = int(os.environ["LOCAL_RANK"])
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
-    with jit.quiet():
+    with extension_builds.quiet():
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     return connect(device, sequence)
 
@@ -77,7 +77,7 @@ class Engine:
         self._parameters = parameters  # listing them costs milliseconds a step
         gather_whole(model)
         try:
-            with jit.quiet(), _no_step_at_start():
+            with extension_builds.quiet(), _no_step_at_start():
                 engine, _, _, _ = deepspeed.initialize(
                     model=model, model_parameters=parameters, config=str(json_file), dist_init_required=False,
                     mpu=ranks.sequence.mpu,

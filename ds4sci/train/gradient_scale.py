@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ds4sci.train import jit
-from ds4sci.train.ranks import Ranks
+from ds4sci.train import extension_builds
+from ds4sci.train.distributed import Ranks
 
 _NOT_FOR_A_PROBE = ("wandb", "tensorboard", "csv_monitor", "comet", "scheduler", "flops_profiler", "checkpoint", "aio")
 """Sections that open files, ask a network, or count on the run's own model."""
@@ -39,7 +39,7 @@ def _found_by_a_probe(config: dict[str, Any], ranks: Ranks) -> float:
         for key in ("offload_optimizer", "offload_param", "cpu_offload"):
             zero.pop(key, None)  # where states lie does not change what gradients are
     model = torch.nn.Linear(1, 1, bias=False)
-    with jit.quiet():
+    with extension_builds.quiet():
         engine, _, _, _ = deepspeed.initialize(
             model=model, model_parameters=list(model.parameters()), config=probe, dist_init_required=False,
             mpu=ranks.sequence.mpu,

@@ -16,8 +16,8 @@ from types import FrameType
 
 import psutil
 
-from ds4sci.config import RunConfig
-from ds4sci.train.ranks import cores, free_port
+from ds4sci.config.run_file import RunConfig
+from ds4sci.train.distributed import cores, free_port
 
 MODULE = "ds4sci.train"
 

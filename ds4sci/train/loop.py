@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from ds4sci.config import RunConfig
-from ds4sci.kernels.peak import peak_rate
+from ds4sci.config.run_file import RunConfig
+from ds4sci.files import atomic_files
+from ds4sci.kernels.machine_peak import peak_rate
 from ds4sci.tasks import Task, weight_of
-from ds4sci.train import checkpoint, durable, randomness
+from ds4sci.train import checkpoint, rng_state
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine
-from ds4sci.train.metrics import MetricsFile, Sums, Work, memory_mb, plain
+from ds4sci.train.metric_log import MetricsFile, Sums, Work, memory_mb, plain
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
 
@@ -142,7 +143,7 @@ class Loop:
         parts = self._of_step(batches, accumulation)
         for number, (batch, share) in enumerate(parts):
             place = number * group.data_size + group.data_rank  # of the micro-batch in the step, over all ranks
-            randomness.seed_all(self.config.seed, randomness.MICRO_BATCH, step, place, part=group.rank)
+            rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, step, place, part=group.rank)
             on_device = batch.to(self.ranks.device)
             loss, terms = self.task.loss(engine.deepspeed(on_device), on_device)
             if hasattr(self.task, "work"):
@@ -250,7 +251,7 @@ class Loop:
         self.engine.module.eval()
         try:
             with torch.no_grad(), self.ema.swapped():
-                randomness.seed_all(self.config.seed, randomness.EVALUATION, step, self.group.data_rank)
+                rng_state.seed_all(self.config.seed, rng_state.EVALUATION, step, self.group.data_rank)
                 rows = self.task.evaluate(
                     self.engine.deepspeed, rank=self.group.data_rank, world_size=self.group.data_size,
                     device=self.ranks.device,
@@ -277,7 +278,7 @@ class Loop:
             folder = self.run / "evaluations"
             folder.mkdir(exist_ok=True)
             lines = "".join(json.dumps(plain(row)) + "\n" for row in rows)
-            durable.replace_text(folder / f"step_{step:06d}.jsonl", lines)
+            atomic_files.replace_text(folder / f"step_{step:06d}.jsonl", lines)
             self.metrics.write("eval", step, **self.summary, seconds=seconds)
         self.progress.evaluation(step, self.summary, seconds)
         self.engine.log({f"Eval/{k}": v for k, v in self.summary.items()}, step * self.engine.batch[0])

@@ -8,17 +8,18 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds4sci import deepspeed_json, machine
-from ds4sci.config import RunConfig
+from ds4sci.config import deepspeed_json
+from ds4sci.config.run_file import RunConfig
+from ds4sci.files.atomic_files import replace_text
+from ds4sci.machine import provenance
 from ds4sci.tasks import KEPT
-from ds4sci.train import checkpoint, deepspeed_schema, randomness
+from ds4sci.train import checkpoint, deepspeed_schema, rng_state
 from ds4sci.train import engine as engines
 from ds4sci.train.build import build_task
-from ds4sci.train.durable import replace_text
+from ds4sci.train.distributed import Ranks, set_environment
 from ds4sci.train.ema import Ema
 from ds4sci.train.loop import Loop, TooManyNonfinite
 from ds4sci.train.progress import Progress
-from ds4sci.train.ranks import Ranks, set_environment
 from ds4sci.train.signals import StopRequest
 
 
@@ -56,7 +57,7 @@ class Session:
         """Train to the end, or until a signal asks any rank to stop; before the first step signals kill as usual."""
         stop = StopRequest()
         config, ranks = self.config, self.ranks
-        randomness.seed_all(config.seed, randomness.WEIGHTS)  # the same on all ranks
+        rng_state.seed_all(config.seed, rng_state.WEIGHTS)  # the same on all ranks
         task = build_task(config)
         if config.train.weights is not None and not self.resumes:
             checkpoint.load_weights(task.model, checkpoint.weights_of(config.train.weights))
@@ -200,7 +201,7 @@ def _folder(config: RunConfig, resume: Path | None, ranks: Ranks) -> tuple[Path,
             (run / "error.txt").unlink(missing_ok=True)
             if resume is None:
                 config.save(run)
-            replace_text(run / "machine.json", json.dumps(machine.describe(), indent=2) + "\n")
+            replace_text(run / "machine.json", json.dumps(provenance.describe(), indent=2) + "\n")
         except (OSError, ValueError) as error:
             problem = str(error)
     problem, run = ranks.broadcast((problem, run))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ds4sci.config import RunConfig
-from ds4sci.train.predict import predict_fasta
+from ds4sci.config.run_file import RunConfig
+from ds4sci.inference.predict import predict_fasta
 from ds4sci.train.run import train
 
 HERE = Path(__file__).parent

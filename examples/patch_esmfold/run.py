@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import copy
 
-from ds4sci.bench_esmfold import COLUMNS, Trunk, apart, beside, step, table
+from ds4sci.bench.esmfold import COLUMNS, Trunk, apart, beside, step, table
+from ds4sci.bench.tables import shown
 from ds4sci.integrations import patch
-from ds4sci.readme_table import shown
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

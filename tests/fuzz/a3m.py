@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ds4sci.data.letters import GAP
-from ds4sci.data.sources import msa
+from ds4sci.chemistry.residue_codes import GAP
+from ds4sci.data.alignments import msa
 
 from .mutation import mutate, pick
 from .reading import Violation, folder, plain_text, read, same
 
 SEEDS = [
-    *((Path(__file__).parents[1] / "data").rglob("*.a3m")),
+    *((Path(__file__).parents[1] / "fixtures").rglob("*.a3m")),
 ]
 TEXTS = [path.read_bytes() for path in SEEDS] + [
     b"#4\t1\n>101\nACDE\n>a desc\nA-DE\n>b\nAcdC.DE\n\0>102\nWWW\n>c\nW-W\n\0",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ds4sci import deepspeed_json
-from ds4sci.config import RunConfig
+from ds4sci.config import deepspeed_json
+from ds4sci.config.run_file import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARE = 0.2
@@ -31,7 +31,7 @@ _VALUE = re.compile(rb'"[^"\n]*"|-?\d[\d.eE+-]*|true|false|null')
 def seeds() -> tuple[bytes, ...]:
     """The project's own files: b"T" or b"J" and the text."""
     tomls = [b"T" + file.read_bytes() for file in sorted((ROOT / "configs").rglob("*.toml"))]
-    every = ROOT / "tests/data/deepspeed_every_section.json"
+    every = ROOT / "tests/fixtures/deepspeed_every_section.json"
     files = [every, every, *sorted((ROOT / "configs/deepspeed").glob("*.json"))]
     return (*tomls, *(b"J" + file.read_bytes() for file in files))
 

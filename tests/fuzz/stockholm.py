@@ -9,7 +9,7 @@ import numpy as np
 from .a3m import check_rows
 from .mutation import mutate, pick
 
-TEXTS = [path.read_bytes() for path in (Path(__file__).parents[1] / "data").rglob("*.sto")] + [
+TEXTS = [path.read_bytes() for path in (Path(__file__).parents[1] / "fixtures").rglob("*.sto")] + [
     b"# STOCKHOLM 1.0\n#=GF ID x\n\nq AC\nh A-\n#=GC RF xx\n\nq DE\nh DF\n//\n",
     b"# STOCKHOLM 1.0\nq ACDE\nh a.-E\n//\n# STOCKHOLM 1.0\np WWW\n//\n\0",
 ]

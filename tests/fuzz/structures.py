@@ -13,9 +13,9 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from ds4sci.data.sources import mmcif, pdb
+from ds4sci.data.structures.parsers import mmcif, pdb
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 RECORDS = 120
 """Atom records of a seed at most: small files meet more of the reader in the same time."""
 TOKENS = (

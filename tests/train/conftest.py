@@ -42,7 +42,7 @@ def run_file(tmp_path: Path) -> Callable[..., Path]:
         settings = {"steps": 12, "evaluate_every": 4, "save_every": 5, "log_every": 3, "name": "run"} | train
         lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
         file = tmp_path / "toy.toml"
-        head = 'deepspeed = "ds.json"\nseed = 3\n[task]\nname = "tests.train.toy_task"'
+        head = 'deepspeed = "ds.json"\nseed = 3\n[task]\nname = "tests.support.toy_task"'
         file.write_text(f"{head}\n[train]\n{lines}\n[data]\n{data}\n")
         return file
 
@@ -54,7 +54,7 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
     """A run folder as training leaves it, of a task whose adapters have values of their own."""
     import safetensors.torch
 
-    from ds4sci.config import RunConfig
+    from ds4sci.config.run_file import RunConfig
     from ds4sci.train.build import build_task
 
     def make(file: Path) -> Path:

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from ds4sci.data.language import Reader
+from ds4sci.data.language.batches import Reader
 from ds4sci.data.sequences import index
-from ds4sci.train import embed as embed_module
-from ds4sci.train import evaluate_language
-from ds4sci.train.embed import embed
-from tests import language_oracle as oracle
+from ds4sci.inference import embed as embed_module
+from ds4sci.inference import evaluate_language
+from ds4sci.inference.embed import embed
+from tests.support import language_oracle as oracle
 
-BPE = '{kind = "tests.learnt_tokenizers", name = "bpe"}'
+BPE = '{kind = "tests.support.trained_tokenizers", name = "bpe"}'
 K6 = '{kind = "kmer", k = 6, stride = 1}'
 
 
@@ -144,7 +144,7 @@ def test_a_first_residue_of_which_the_model_says_nothing(tmp_path, run) -> None:
 
 
 def test_a_run_says_what_its_rows_hold(tmp_path, run) -> None:
-    from ds4sci.config import RunConfig
+    from ds4sci.config.run_file import RunConfig
     from ds4sci.train.build import build_task
 
     run("causal_lm", '{kind = "codon", frame = 1}')
@@ -163,7 +163,7 @@ def test_a_run_says_what_its_rows_hold(tmp_path, run) -> None:
 
 def test_a_tokenizer_that_knows_no_word_as_long_as_a_document(tmp_path, run) -> None:
     """WordPiece's limit of 100 letters to a word: all is <unk>, which a model predicts without knowing any base."""
-    short = '{kind = "tests.learnt_tokenizers", name = "wordpiece", longest = 100}'
+    short = '{kind = "tests.support.trained_tokenizers", name = "wordpiece", longest = 100}'
     made = run("causal_lm", short)
     with pytest.raises(ValueError, match=r"reads all 2,850 residues as <unk>.*max_input_chars_per_word"):
         evaluate_language.load(made, "best")[1].coverage()

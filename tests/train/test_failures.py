@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 
 from ds4sci.train import checkpoint
-from tests.train import fleet
+from tests.support import rank_processes
 from tests.train.test_resume import digest, metrics
 
 
@@ -26,7 +26,7 @@ def steps(run: Path) -> list[int]:
 def test_a_full_disk_at_checkpoint_time(tmp_path, run_file) -> None:
     """From step 7 on rank 1 cannot write its part: all ranks say so and leave; the checkpoint of step 5 stays."""
     file = run_file(data="full_disk_at = 7", evaluate_every=0, ds={"zero_optimization": {"stage": 1}})
-    ended = fleet.run(2, ["--config", str(file)], tmp_path, code=2)
+    ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=2)
     run = tmp_path / "runs/run"
     assert ended.output.count("error:") == 1
     assert "checkpoints/step_000010 could not be written: rank 1" in ended.output
@@ -36,14 +36,14 @@ def test_a_full_disk_at_checkpoint_time(tmp_path, run_file) -> None:
     assert steps(run) == [5]
     assert checkpoint.problem(checkpoint.folder_of(run, 5)) is None
     assert not list((run / "checkpoints").glob(".*"))
-    fleet.run(2, ["--resume", "runs/run", "data.full_disk_at=-1"], tmp_path)
+    rank_processes.run(2, ["--resume", "runs/run", "data.full_disk_at=-1"], tmp_path)
     assert steps(run)[-1] == 12
 
 
 @pytest.mark.parametrize("break_it", ["truncate", "flip", "remove", "no manifest"])
 def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_path, run_file) -> None:
     file = run_file(steps=10, evaluate_every=0, ds={"zero_optimization": {"stage": 1}})
-    fleet.run(1, ["--config", str(file)], tmp_path)
+    rank_processes.run(1, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
     assert steps(run) == [5, 10]
     (run / "checkpoints/.step_000011.partial").mkdir()  # as a process killed while it saves leaves it
@@ -59,7 +59,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_p
         victim.unlink()
     else:
         (run / "checkpoints/step_000010/manifest.json").unlink()
-    ended = fleet.run(1, ["--resume", "runs/run"], tmp_path)
+    ended = rank_processes.run(1, ["--resume", "runs/run"], tmp_path)
     assert "WARNING: runs/run/checkpoints/step_000010 is broken" in ended.output
     assert "step 5 of 10" in ended.output
     assert digest(run / "checkpoints/step_000010/model.safetensors") == expected
@@ -69,16 +69,16 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_p
 
 def test_no_whole_checkpoint_is_an_error_on_all_ranks(tmp_path, run_file) -> None:
     file = run_file(steps=2)
-    fleet.run(2, ["--config", str(file)], tmp_path)
+    rank_processes.run(2, ["--config", str(file)], tmp_path)
     shutil.rmtree(tmp_path / "runs/run/checkpoints")
-    ended = fleet.run(2, ["--resume", "runs/run"], tmp_path, code=2)
+    ended = rank_processes.run(2, ["--resume", "runs/run"], tmp_path, code=2)
     assert ended.output.count("no whole checkpoint in runs/run/checkpoints") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(number, tmp_path, run_file) -> None:
     file = run_file(steps=1000, data="step_seconds = 0.02", evaluate_every=0, save_every=0)
-    ranks = fleet.Fleet(2, ["--config", str(file)], tmp_path)
+    ranks = rank_processes.Fleet(2, ["--config", str(file)], tmp_path)
     lines = tmp_path / "runs/run/metrics.jsonl"
     ranks.wait_for(lambda: lines.is_file() and '"train"' in lines.read_text())
     os.kill(ranks.processes[1].pid, number)
@@ -88,14 +88,14 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(number, tmp_path, run_f
     (stopped,) = steps(tmp_path / "runs/run")
     assert f"Stopped after step {stopped} " in ended.output
     assert 3 <= stopped < 1000
-    fleet.run(2, ["--resume", "runs/run", f"train.steps={stopped + 2}"], tmp_path)
+    rank_processes.run(2, ["--resume", "runs/run", f"train.steps={stopped + 2}"], tmp_path)
     assert steps(tmp_path / "runs/run")[-1] == stopped + 2
 
 
 def test_a_signal_before_the_first_step_ends_a_rank_at_once(tmp_path, run_file) -> None:
     """Rank 0 waits for a second rank that never comes: there is nothing to save, and no reason to hold on."""
     alone = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    ranks = fleet.Fleet(1, ["--config", str(run_file())], tmp_path, alone)
+    ranks = rank_processes.Fleet(1, ["--config", str(run_file())], tmp_path, alone)
     port = int(ranks.environment["MASTER_PORT"])
     ranks.wait_for(lambda: any(c.laddr.port == port for c in psutil.Process(ranks.processes[0].pid).net_connections()))
     ranks.processes[0].terminate()
@@ -105,8 +105,8 @@ def test_a_signal_before_the_first_step_ends_a_rank_at_once(tmp_path, run_file) 
 def test_a_stop_interrupts_an_evaluation_which_the_resumed_run_makes_up_for(tmp_path, run_file) -> None:
     slow = "step_seconds = 0.3"
     file = run_file(steps=4, evaluate_every=2, save_every=0, log_every=1, data="")
-    fleet.run(2, ["--config", str(file), "train.name=whole"], tmp_path)
-    ranks = fleet.Fleet(2, ["--config", str(file), f"data.{slow.replace(' ', '')}"], tmp_path)
+    rank_processes.run(2, ["--config", str(file), "train.name=whole"], tmp_path)
+    ranks = rank_processes.Fleet(2, ["--config", str(file), f"data.{slow.replace(' ', '')}"], tmp_path)
     lines = tmp_path / "runs/run/metrics.jsonl"
     ranks.wait_for(lambda: lines.is_file() and '"kind": "train", "step": 2' in lines.read_text())
     ranks.processes[0].terminate()
@@ -115,13 +115,13 @@ def test_a_stop_interrupts_an_evaluation_which_the_resumed_run_makes_up_for(tmp_
     run = tmp_path / "runs/run"
     state = json.loads((checkpoint.folder_of(run, 2) / "state.json").read_text())
     assert (state["step"], state["evaluated_step"], state["best"]) == (2, 0, None)
-    fleet.run(2, ["--resume", "runs/run", "data.step_seconds=0.0"], tmp_path)
+    rank_processes.run(2, ["--resume", "runs/run", "data.step_seconds=0.0"], tmp_path)
     kinds = ("train", "eval")
     assert metrics(run, *kinds) == metrics(tmp_path / "runs/whole", *kinds)
 
 
 def test_an_exception_on_one_rank_is_printed_once_with_its_reason(tmp_path, run_file) -> None:
-    ended = fleet.run(2, ["--config", str(run_file(data="raise_at = 6"))], tmp_path, code=1)
+    ended = rank_processes.run(2, ["--config", str(run_file(data="raise_at = 6"))], tmp_path, code=1)
     assert ended.output.count("error:") == 1
     assert "error: rank 1: RuntimeError: the toy broke on purpose" in ended.outputs[1]
     assert "toy_task.py" in ended.outputs[1]
@@ -130,7 +130,7 @@ def test_an_exception_on_one_rank_is_printed_once_with_its_reason(tmp_path, run_
 
 def test_too_many_nonfinite_steps_stop_the_run_with_a_checkpoint(tmp_path, run_file) -> None:
     file = run_file(data="nan_at = [1, 3, 4, 6, 8]", max_nonfinite=2, save_every=0, evaluate_every=0)
-    ended = fleet.run(2, ["--config", str(file)], tmp_path, code=1)
+    ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=1)
     assert ended.output.count("error:") == 1
     assert "3 steps had a non-finite loss or gradient, and train.max_nonfinite = 2" in ended.output
     run = tmp_path / "runs/run"
@@ -140,8 +140,8 @@ def test_too_many_nonfinite_steps_stop_the_run_with_a_checkpoint(tmp_path, run_f
 
 def test_another_number_of_ranks_is_refused_with_both_ways_out(tmp_path, run_file) -> None:
     file = run_file(steps=2, ds={"zero_optimization": {"stage": 2}})
-    fleet.run(2, ["--config", str(file)], tmp_path)
-    ended = fleet.run(1, ["--resume", "runs/run"], tmp_path, code=2)
+    rank_processes.run(2, ["--config", str(file)], tmp_path)
+    ended = rank_processes.run(1, ["--resume", "runs/run"], tmp_path, code=2)
     assert "written by 2 ranks, and this run has 1. Start 2 ranks, or convert it" in ended.output
     assert "ds_to_universal" in ended.output
 
@@ -151,51 +151,53 @@ def test_another_number_of_ranks_is_refused_with_both_ways_out(tmp_path, run_fil
 def test_a_converted_checkpoint_goes_on_with_another_number_of_ranks(stage, tmp_path, run_file) -> None:
     """2 → 1 ranks through DeepSpeed's universal checkpoint, by the command that the refusal prints."""
     file = run_file(steps=4, data="", ds={"zero_optimization": {"stage": stage}}, save_every=2, evaluate_every=0)
-    fleet.run(2, ["--config", str(file), "train.name=two"], tmp_path)
+    rank_processes.run(2, ["--config", str(file), "train.name=two"], tmp_path)
     shutil.copytree(tmp_path / "runs/two", tmp_path / "runs/run")
     shutil.rmtree(tmp_path / "runs/run/checkpoints/step_000004")
-    refusal = fleet.run(1, ["--resume", "runs/run"], tmp_path, code=2).output
+    refusal = rank_processes.run(1, ["--resume", "runs/run"], tmp_path, code=2).output
     command = next(line.split() for line in refusal.splitlines() if "ds_to_universal" in line)
     subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     universal = json.loads((tmp_path / "ds.json").read_text()) | {"checkpoint": {"load_universal": True}}
     (tmp_path / "universal.json").write_text(json.dumps(universal))
-    fleet.run(1, ["--resume", "runs/run", "--deepspeed_config", "universal.json"], tmp_path)
+    rank_processes.run(1, ["--resume", "runs/run", "--deepspeed_config", "universal.json"], tmp_path)
     one, two = (
         safetensors.torch.load_file(tmp_path / f"runs/{name}/checkpoints/step_000004/model.safetensors")
         for name in ("run", "two")
     )
     for name in two:
         assert (one[name] - two[name]).abs().max() < 1e-5, name  # fp32 sums of four terms in another order
-    ended = fleet.run(1, ["--resume", "runs/run", "train.steps=5"], tmp_path, code=2)
+    ended = rank_processes.run(1, ["--resume", "runs/run", "train.steps=5"], tmp_path, code=2)
     assert "or resume with a JSON without that key" in ended.output
 
 
 def test_another_zero_stage_or_batch_is_refused(tmp_path, run_file) -> None:
     file = run_file(steps=2, ds={"zero_optimization": {"stage": 1}})
-    fleet.run(1, ["--config", str(file)], tmp_path)
+    rank_processes.run(1, ["--config", str(file)], tmp_path)
     other = tmp_path / "other.json"
     config = json.loads((tmp_path / "ds.json").read_text())
     other.write_text(json.dumps(config | {"zero_optimization": {"stage": 2}}))
-    ended = fleet.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
+    ended = rank_processes.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
     assert "written with ZeRO stage 1, and the DeepSpeed JSON asks for 2" in ended.output
     other.write_text(json.dumps(config | {"train_batch_size": 8}))
-    ended = fleet.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
+    ended = rank_processes.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
     assert f"{other}: train_batch_size is 8 here (1 × 2 × 4" in ended.output
     assert "step_000002 was written with 4" in ended.output
     assert "Resume with train_batch_size = 4" in ended.output
-    fleet.run(1, ["--resume", "runs/run"], tmp_path)  # the refused JSON has not taken the place of the run's own
+    rank_processes.run(
+        1, ["--resume", "runs/run"], tmp_path
+    )  # the refused JSON has not taken the place of the run's own
 
 
 def test_a_run_is_never_overwritten(tmp_path, run_file) -> None:
     file = run_file(steps=1)
-    fleet.run(1, ["--config", str(file)], tmp_path)
-    ended = fleet.run(1, ["--config", str(file)], tmp_path, code=2)
+    rank_processes.run(1, ["--config", str(file)], tmp_path)
+    ended = rank_processes.run(1, ["--config", str(file)], tmp_path, code=2)
     assert "this run exists already; go on with --resume runs/run" in ended.output
 
 
 def test_a_batch_that_does_not_fit_the_ranks_makes_no_run_folder(tmp_path, run_file) -> None:
     file = run_file(ds={"train_batch_size": 5})
-    ended = fleet.run(2, ["--config", str(file)], tmp_path, code=2)
+    ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=2)
     assert ended.output.count("error:") == 1
     assert "train_batch_size = 5, train_micro_batch_size_per_gpu = 2 does not fit 2 ranks" in ended.output
     assert not (tmp_path / "runs").exists()
@@ -203,14 +205,14 @@ def test_a_batch_that_does_not_fit_the_ranks_makes_no_run_folder(tmp_path, run_f
 
 def test_what_deepspeed_itself_refuses_names_the_file(tmp_path, run_file) -> None:
     file = run_file(ds={"optimizer": {"type": "SGD", "params": {"lr": 1e-3}}, "zero_optimization": {"stage": 1}})
-    ended = fleet.run(2, ["--config", str(file)], tmp_path, code=2)
+    ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=2)
     assert ended.output.count("error:") == 1
     assert "deepspeed.json: DeepSpeed refuses this configuration" in ended.output
     assert "zero_allow_untested_optimizer" in ended.output
 
 
 def test_what_no_deepspeed_knows_makes_no_run_folder(tmp_path, run_file) -> None:
-    ended = fleet.run(2, ["--config", str(run_file(ds={"gradient_cliping": 1.0}))], tmp_path, code=2)
+    ended = rank_processes.run(2, ["--config", str(run_file(ds={"gradient_cliping": 1.0}))], tmp_path, code=2)
     assert ended.output.count("error:") == 1
     assert "ds.json: unknown key gradient_cliping" in ended.output
     assert "did you mean gradient_clipping?" in ended.output
@@ -218,7 +220,7 @@ def test_what_no_deepspeed_knows_makes_no_run_folder(tmp_path, run_file) -> None
 
 
 def test_a_config_error_is_said_by_one_rank(tmp_path, run_file) -> None:
-    ended = fleet.run(2, ["--config", str(run_file()), "train.lr=1e-3"], tmp_path, code=2)
+    ended = rank_processes.run(2, ["--config", str(run_file()), "train.lr=1e-3"], tmp_path, code=2)
     assert ended.output.count("owned by the DeepSpeed JSON") == 1
-    ended = fleet.run(1, ["--resume", "runs/nowhere"], tmp_path, code=2)
+    ended = rank_processes.run(1, ["--resume", "runs/nowhere"], tmp_path, code=2)
     assert "--resume runs/nowhere: no run folder there" in ended.output

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ds4sci.data.chains import ChainSet
-from tests.train import fleet
-from tests.train.fold_run import CHAINS, CONFIG, SMALL
+from ds4sci.data.structures.chain_set import ChainSet
+from tests.support import rank_processes
+from tests.support.fold_run import CHAINS, CONFIG, SMALL
 
 
 def arrange(folder: Path, stage: int, *, lr: float = 1e-3) -> list[str]:
@@ -40,7 +40,7 @@ def losses(run: Path) -> list[float]:
 def test_zero_3_trains_the_model_that_zero_1_trains(tmp_path: Path) -> None:
     """Kernels read their modules' children's parameters: ZeRO-3 must have gathered them, in recycling passes too."""
     for stage in (1, 3):
-        fleet.run(2, [*arrange(tmp_path, stage), "train.steps=3", f"train.name=zero{stage}"], tmp_path)
+        rank_processes.run(2, [*arrange(tmp_path, stage), "train.steps=3", f"train.name=zero{stage}"], tmp_path)
     first, third = (losses(tmp_path / f"runs/zero{stage}") for stage in (1, 3))
     assert len(first) == 3
     assert third == pytest.approx(first, rel=1e-5)
@@ -48,13 +48,13 @@ def test_zero_3_trains_the_model_that_zero_1_trains(tmp_path: Path) -> None:
 
 def test_zero_3_is_refused_where_the_stem_trains_alone(tmp_path: Path) -> None:
     arguments = [*arrange(tmp_path, 3), "train.steps=3", "train.name=stem", "model.stem.alone_until=0.5"]
-    ended = fleet.run(2, arguments, tmp_path, code=2)
+    ended = rank_processes.run(2, arguments, tmp_path, code=2)
     assert "model.stem.alone_until=0" in ended.output
 
 
 def test_the_stem_trains_alone_then_the_trunk_joins(tmp_path: Path) -> None:
     arguments = [*arrange(tmp_path, 1), "train.steps=4", "train.name=stem", "model.stem.alone_until=0.5"]
-    fleet.run(2, arguments, tmp_path)
+    rank_processes.run(2, arguments, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "runs/stem/metrics.jsonl").read_text().splitlines()]
     terms = [set(line["loss_terms"]) for line in lines if line["kind"] == "train"]
     assert terms[:2] == [{"start_fape", "secondary"}] * 2
@@ -64,16 +64,16 @@ def test_the_stem_trains_alone_then_the_trunk_joins(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_four_crops_are_learnt_by_heart(tmp_path: Path) -> None:
     arguments = [*arrange(tmp_path, 1, lr=3e-3), "train.steps=150", "train.name=heart", "loss.geometry_from=0"]
-    fleet.run(2, arguments, tmp_path)
+    rank_processes.run(2, arguments, tmp_path)
     loss = losses(tmp_path / "runs/heart")
     assert sum(loss[-10:]) < 0.75 * sum(loss[:10])
 
 
 def test_fine_tuning_begins_with_the_weights_of_a_run(tmp_path: Path) -> None:
     arguments = [*arrange(tmp_path, 1), "train.steps=1"]
-    fleet.run(2, [*arguments, "train.name=first"], tmp_path)
+    rank_processes.run(2, [*arguments, "train.name=first"], tmp_path)
     (tmp_path / "ds.json").write_text((tmp_path / "ds.json").read_text().replace("0.001", "0.0"))
-    fleet.run(2, [*arguments, "train.name=second", "train.weights=runs/first"], tmp_path)
+    rank_processes.run(2, [*arguments, "train.name=second", "train.weights=runs/first"], tmp_path)
     first, second = (
         load_file(tmp_path / f"runs/{name}/checkpoints/step_000001/model.safetensors") for name in ("first", "second")
     )

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ds4sci.train import checkpoint, evaluate_language, export
-from tests import language_oracle as oracle
-from tests.train import fleet
+from ds4sci.inference import evaluate_language, export
+from ds4sci.train import checkpoint
+from tests.support import language_oracle as oracle
+from tests.support import rank_processes
 
 SEED = "ACGTTGCAAGCTTAGCCGATATCGGATCCTAGGCAT"
 LLAMA = "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in oracle.LLAMA.items()) + "}"
@@ -66,8 +67,8 @@ def test_rows_shared_by_two_ranks_train_as_on_one_and_resume_on_either(tmp_path,
         f'path = "{genome}"\ntokenizer = {{kind = "nucleotide"}}\nreverse_complement = 0.5\nphases = [{{length = 128}}]'
     )
     file = write("causal_lm", f"config = {LLAMA}", data)
-    fleet.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path)
-    ended = fleet.run(1, ["--config", str(file), "train.name=one"], tmp_path)
+    rank_processes.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path)
+    ended = rank_processes.run(1, ["--config", str(file), "train.name=one"], tmp_path)
     assert "Data, training, length 128: 2,850 of 2,850 residues read" in " ".join(ended.output.split())
     assert "Data, held out: 150 of 150 residues read" in " ".join(ended.output.split())
     runs = tmp_path / "runs"
@@ -78,7 +79,7 @@ def test_rows_shared_by_two_ranks_train_as_on_one_and_resume_on_either(tmp_path,
         again = runs / f"{name}_again"
         shutil.copytree(runs / name, again)
         shutil.rmtree(checkpoint.folder_of(again, 8))
-        fleet.run(ranks, ["--resume", str(again), f"parallel.sequence={ranks}"], tmp_path)
+        rank_processes.run(ranks, ["--resume", str(again), f"parallel.sequence={ranks}"], tmp_path)
         assert_alike(losses(again), losses(runs / name))
     line = json.loads((runs / "run" / "metrics.jsonl").read_text().splitlines()[-2])
     assert line["tokens_per_second"] > 0
@@ -90,7 +91,7 @@ def test_what_is_exported_is_what_was_trained(tmp_path, genome, write) -> None:
 
     data = f'path = "{genome}"\ntokenizer = {{kind = "nucleotide"}}\nphases = [{{length = 128}}]'
     file = write("causal_lm", f"config = {LLAMA}", data, steps=2)
-    fleet.run(1, ["--config", str(file)], tmp_path)
+    rank_processes.run(1, ["--config", str(file)], tmp_path)
     run, out = tmp_path / "runs/run", tmp_path / "out"
     export.export_run(run, out)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
@@ -117,11 +118,11 @@ def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, 
     """Three bases a token, five heads' worth of rows on two ranks, sequences longer than those of training."""
     from safetensors.torch import load_file
 
-    from ds4sci.train.embed import embed
+    from ds4sci.inference.embed import embed
 
     data = f'path = "{genome}"\ntokenizer = {{kind = "kmer", k = 3}}\nphases = [{{length = 64}}]'
     file = write("causal_lm", f"config = {LLAMA}", data, steps=1)
-    fleet.run(1, ["--config", str(file)], tmp_path)
+    rank_processes.run(1, ["--config", str(file)], tmp_path)
     run, fasta = tmp_path / "runs/run", tmp_path / "two.fa"
     fasta.write_text(f">long\n{SEED * 20}\n>short\n{SEED[:20]}\n")
     assert embed(run, fasta, tmp_path / "one") == embed(run, fasta, tmp_path / "two", ranks=2) == 2
@@ -173,7 +174,7 @@ def test_adapters_of_a_loaded_model_under_zero_3(tmp_path, proteins, base, write
 
     data = f'path = "{proteins}"\nvalid = "{proteins}"\nphases = [{{length = 128, row = 256}}]'
     file = write("masked_lm", f'path = "{base}"\n[model.lora]\nrank = 4', data, stage=3, steps=3)
-    fleet.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path)
+    rank_processes.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path)
     run = tmp_path / "runs/run"
     shutil.move(base, tmp_path / "moved")  # the run needs it no more
     export.export_run(run, tmp_path / "adapter", adapter=True)
@@ -192,10 +193,10 @@ def test_adapters_of_a_loaded_model_under_zero_3(tmp_path, proteins, base, write
 def test_secondary_structure_on_top_of_a_loaded_model(tmp_path, base, write) -> None:
     from transformers import AutoModelForTokenClassification
 
-    chains = fleet.ROOT / "examples/fold/data/chains_valid.npz"
+    chains = rank_processes.ROOT / "examples/fold/data/chains_valid.npz"
     data = f'train = "{chains}"\nvalid = "{chains}"\nlength = 256'
-    file = write("residue_labels", f'path = "{base}"', data, steps=3)
-    fleet.run(1, ["--config", str(file)], tmp_path)
+    file = write("token_classification", f'path = "{base}"', data, steps=3)
+    rank_processes.run(1, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (summary,) = [line for line in lines if line["kind"] == "eval"]
@@ -209,7 +210,7 @@ def test_secondary_structure_on_top_of_a_loaded_model(tmp_path, base, write) -> 
 def test_masked_models_score_every_residue_variants_and_contacts(tmp_path, proteins, base, write) -> None:
     data = f'path = "{proteins}"\nphases = [{{length = 128, row = 256}}]\nvalid_fraction = 0.2'
     file = write("masked_lm", f'path = "{base}"', data, steps=2)
-    fleet.run(1, ["--config", str(file)], tmp_path)
+    rank_processes.run(1, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
     found = evaluate_language.evaluate_sequences(run, proteins, ngrams=True, show=False)
     letters = sum(len(line) for line in proteins.read_text().splitlines() if not line.startswith(">"))
@@ -225,7 +226,7 @@ def test_masked_models_score_every_residue_variants_and_contacts(tmp_path, prote
     (tmp_path / "v.csv").write_text("mutant,DMS_score\nK2A,0.5\nA2G,0.7\n")
     with pytest.raises(ValueError, match=r"v.csv: line 3: column 'mutant': 'A2G': the sequence has 'K' at 2"):
         evaluate_language.evaluate_variants(run, tmp_path / "one.fa", tmp_path / "v.csv")
-    chains = fleet.ROOT / "examples/fold/data/chains_valid.npz"
+    chains = rank_processes.ROOT / "examples/fold/data/chains_valid.npz"
     contacts = evaluate_language.evaluate_contacts(run, chains, learn=3, longest=48)
     assert contacts["scored"] >= 1
     assert 0 <= contacts["precision"]["P@L, ≥ 6"] <= 1
@@ -235,7 +236,7 @@ def test_masked_marginals_are_those_of_one_mask_at_a_time(tmp_path, proteins, ba
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     data = f'path = "{proteins}"\nvalid = "{proteins}"\nphases = [{{length = 128}}]'
-    fleet.run(1, ["--config", str(write("masked_lm", f'path = "{base}"', data, steps=1))], tmp_path)
+    rank_processes.run(1, ["--config", str(write("masked_lm", f'path = "{base}"', data, steps=1))], tmp_path)
     _, task, _ = evaluate_language.load(tmp_path / "runs/run", "latest")
     chain = "MKTAYIAKQRQISFVKSH"
     table = evaluate_language.residue_log_probabilities(task, np.frombuffer(chain.encode(), np.uint8), np.array([2, 7]))
@@ -265,31 +266,31 @@ def test_masked_marginals_are_those_of_one_mask_at_a_time(tmp_path, proteins, ba
 def test_what_a_run_refuses(ranks, override, words, tmp_path, proteins, write) -> None:
     data = f'path = "{proteins}"\nvalid = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = [{{length = 128}}]'
     file = write("masked_lm", f"config = {ESM}", data, steps=1)
-    ended = fleet.run(ranks, ["--config", str(file), override], tmp_path, code=2)
+    ended = rank_processes.run(ranks, ["--config", str(file), override], tmp_path, code=2)
     assert words in ended.output
     assert "Traceback" not in ended.output
 
 
 def test_a_task_that_cannot_share_rows(tmp_path, run_file) -> None:
-    ended = fleet.run(2, ["--config", str(run_file()), "parallel.sequence=2"], tmp_path, code=2)
-    assert "the task tests.train.toy_task cannot spread a row over ranks" in ended.output
+    ended = rank_processes.run(2, ["--config", str(run_file()), "parallel.sequence=2"], tmp_path, code=2)
+    assert "the task tests.support.toy_task cannot spread a row over ranks" in ended.output
 
 
-@pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "residue_labels"])
+@pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "token_classification"])
 def test_an_exported_adapter_finds_its_base_model(kind, tmp_path, proteins, write, trained) -> None:
     """With peft's AutoPeftModel classes, from the folder alone; logits as the run's."""
     import peft
 
     from ds4sci.data import tokenizers
-    from ds4sci.data.language import as_batch
+    from ds4sci.data.language.batches import as_batch
 
     causal = kind == "causal_lm"
     built = oracle.model(*(("causal_lm", oracle.LLAMA) if causal else ("masked_lm", oracle.ESM)))
     built.pretrained(adapter=False, rope_factor=1.0, length=64).save_pretrained(tmp_path / "base")
     tokenizers.build("esm").save_pretrained(tmp_path / "base")
-    chains = fleet.ROOT / "examples/fold/data/chains_valid.npz"
+    chains = rank_processes.ROOT / "examples/fold/data/chains_valid.npz"
     data = f'path = "{proteins}"\nphases = [{{length = 128}}]'
-    if kind == "residue_labels":
+    if kind == "token_classification":
         data = f'train = "{chains}"\nvalid = "{chains}"\nlength = 256'
     run = trained(write(kind, f'path = "{tmp_path}/base"\n[model.lora]\nrank = 2', data))
     out = export.export_run(run, tmp_path / "adapter", adapter=True)
@@ -298,9 +299,9 @@ def test_an_exported_adapter_finds_its_base_model(kind, tmp_path, proteins, writ
     classes = {
         "masked_lm": peft.AutoPeftModel,
         "causal_lm": peft.AutoPeftModelForCausalLM,
-        "residue_labels": peft.AutoPeftModelForTokenClassification,
+        "token_classification": peft.AutoPeftModelForTokenClassification,
     }
-    more = {"num_labels": 3} if kind == "residue_labels" else {}
+    more = {"num_labels": 3} if kind == "token_classification" else {}
     model = classes[kind].from_pretrained(out, **more).eval()
     _, task = checkpoint.load_run(run)
     ids = np.arange(4, 24)
@@ -326,8 +327,8 @@ def test_interpolated_positions_are_those_of_the_exported_model(tmp_path, protei
     """``rope_factor`` of the last phase in embeddings, variants and attention maps, as in training and the export."""
     from transformers import AutoModelForCausalLM
 
+    from ds4sci.inference.embed import _embedding
     from ds4sci.models.hf_contacts import attention_maps
-    from ds4sci.train.embed import _embedding
 
     phases = "[{length = 64}, {from_progress = 0.5, length = 128, rope_factor = 4.0}]"
     data = f'path = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = {phases}'

@@ -12,11 +12,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ds4sci.cli import app
+from ds4sci.cli.main import app
+from ds4sci.inference.evaluate_neural_operator import evaluate_operator
+from ds4sci.report.report import write_report
 from ds4sci.train import checkpoint
-from ds4sci.train.evaluate_operator import evaluate_operator
-from ds4sci.train.report import write_report
-from tests.train import fleet, operator_step
+from tests.support import operator_step, rank_processes
 from tests.train.test_language_run import losses
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
@@ -49,7 +49,7 @@ def test_two_ranks_have_the_gradients_of_one_process(stage: int, tmp_path: Path)
         for derivatives in (("zcs_reverse", "zcs_forward") if pde == "burgers" else ("zcs",))
     ]  # fmt: skip
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    fleet.call(2, operator_step.steps, [str(tmp_path / "cases.json"), str(tmp_path / "out.pt")], tmp_path)
+    rank_processes.call(2, operator_step.steps, [str(tmp_path / "cases.json"), str(tmp_path / "out.pt")], tmp_path)
     for case, found in zip(cases, torch.load(tmp_path / "out.pt", weights_only=True), strict=True):
         exact_loss, exact = plain(case, torch.float64)
         one_loss, one = plain(case, torch.float32)
@@ -67,7 +67,7 @@ def test_two_ranks_have_the_gradients_of_one_process(stage: int, tmp_path: Path)
 def test_zero_3_is_refused_with_the_reason(tmp_path: Path, run_file: Path) -> None:
     settings = json.loads((tmp_path / "ds.json").read_text()) | {"zero_optimization": {"stage": 3}}
     (tmp_path / "ds.json").write_text(json.dumps(settings))
-    ended = fleet.Fleet(1, ["--config", str(run_file)], tmp_path).join()
+    ended = rank_processes.Fleet(1, ["--config", str(run_file)], tmp_path).join()
     assert ended.codes == [2]
     assert "deepspeed.json: ZeRO stage 3 cannot train a model that differentiates itself" in ended.output
     assert "take stage 0, 1 or 2" in ended.output
@@ -82,7 +82,7 @@ def run_file(tmp_path: Path) -> Path:
     (tmp_path / "ds.json").write_text(json.dumps(config))
     file = tmp_path / "run.toml"
     file.write_text(
-        'deepspeed = "ds.json"\n[task]\nname = "operator"\n'
+        'deepspeed = "ds.json"\n[task]\nname = "neural_operator"\n'
         '[train]\nsteps = 8\nevaluate_every = 4\nsave_every = 4\nkeep_last = 9\nlog_every = 1\nname = "run"\n'
         '[pde]\nname = "reaction_diffusion"\n'
         "[model]\nbranch = [16]\ntrunk = [16, 16]\nlatent = 8\n"
@@ -92,12 +92,12 @@ def run_file(tmp_path: Path) -> Path:
 
 
 def test_a_run_resumes_scores_and_draws(tmp_path: Path, run_file: Path) -> None:
-    fleet.run(2, ["--config", str(run_file)], tmp_path)
+    rank_processes.run(2, ["--config", str(run_file)], tmp_path)
     run = tmp_path / "runs/run"
     again = tmp_path / "runs/again"
     shutil.copytree(run, again)
     shutil.rmtree(checkpoint.folder_of(again, 8))
-    fleet.run(2, ["--resume", str(again)], tmp_path)
+    rank_processes.run(2, ["--resume", str(again)], tmp_path)
     assert losses(again) == losses(run)
     out = tmp_path / "scores.json"
     done = CliRunner().invoke(app, ["eval", "--run", str(run), "--json", str(out)])
@@ -116,8 +116,8 @@ def test_a_run_resumes_scores_and_draws(tmp_path: Path, run_file: Path) -> None:
 
 
 def test_the_error_is_that_of_the_definition(tmp_path: Path, run_file: Path) -> None:
-    from ds4sci.config import RunConfig
-    from ds4sci.tasks.operator import TEST, VALID, OperatorTask, relative_l2
+    from ds4sci.config.run_file import RunConfig
+    from ds4sci.tasks.neural_operator import TEST, VALID, OperatorTask, relative_l2
     from ds4sci.train.build import build_task
 
     task = build_task(RunConfig.load(run_file))
@@ -131,7 +131,7 @@ def test_the_error_is_that_of_the_definition(tmp_path: Path, run_file: Path) -> 
 
 
 def test_mistakes_are_named(tmp_path: Path, run_file: Path) -> None:
-    from ds4sci.config import RunConfig
+    from ds4sci.config.run_file import RunConfig
     from ds4sci.train.build import build_task
 
     with pytest.raises(ValueError, match=r"loss\.weights has walls; reaction_diffusion has equation, initial, ends"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train import fleet
+from tests.support import rank_processes
 from tests.train.conftest import ZERO
 
 TIMES = {"seconds", "cpu_seconds", "samples_per_second", "memory_mb"}
@@ -42,7 +42,7 @@ def assert_same_tree(a: object, b: object, where: str = "", ignore: tuple[str, .
 
 
 def deepspeed_files(run: Path, step: int) -> dict[str, dict]:
-    from ds4sci.train.storage import DurableCheckpointEngine
+    from ds4sci.train.checkpoint_engine import DurableCheckpointEngine
 
     folder = run / "checkpoints" / f"step_{step:06d}" / "deepspeed"
     return {file.name: DurableCheckpointEngine().load(str(file), "cpu") for file in sorted(folder.glob("*.pt"))}
@@ -57,12 +57,12 @@ def kinds(*plain: str) -> list:
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(kind, tmp_path, run_file) -> None:
     """12 steps, checkpoints at 5 and 10, a skipped step at 7; rank 1 dies by SIGKILL in step 9."""
     file = run_file(ds=ZERO[kind], data="nan_at = [7]\nkill_at = 8")
-    fleet.run(2, ["--config", str(file), "train.name=whole", "data.kill_at=-1"], tmp_path)
-    ended = fleet.run(2, ["--config", str(file), "train.name=broken"], tmp_path, code=None)
+    rank_processes.run(2, ["--config", str(file), "train.name=whole", "data.kill_at=-1"], tmp_path)
+    ended = rank_processes.run(2, ["--config", str(file), "train.name=broken"], tmp_path, code=None)
     assert ended.codes == [1, -9]
     assert "the connection to another rank broke" in ended.output
     assert "ds4sci train --resume runs/broken" in ended.output
-    fleet.run(2, ["--resume", "runs/broken"], tmp_path)
+    rank_processes.run(2, ["--resume", "runs/broken"], tmp_path)
 
     whole, broken = tmp_path / "runs/whole", tmp_path / "runs/broken"
     assert metrics(whole, "train", "eval") == metrics(broken, "train", "eval")
@@ -85,7 +85,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(kind, tmp_path, r
 def test_a_step_that_is_not_finite_changes_nothing_on_any_rank(kind, fault, tmp_path, run_file) -> None:
     """Weights, optimizer state, schedule and EMA of the checkpoint after step 6 are those after step 5."""
     file = run_file(ds=ZERO[kind], data=fault, steps=6, save_every=1, keep_last=6, evaluate_every=0)
-    ended = fleet.run(2, ["--config", str(file)], tmp_path)
+    ended = rank_processes.run(2, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
     before, after = deepspeed_files(run, 5), deepspeed_files(run, 6)
     counters = ("global_steps", "global_samples", "skipped_steps", "overflow", "cur_iter", "last_overflow_iter")

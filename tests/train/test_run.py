@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ds4sci.train import checkpoint
-from tests.train import fleet
+from tests.support import rank_processes
 from tests.train.test_resume import digest, metrics
 
 
@@ -21,7 +21,7 @@ def test_what_a_run_leaves(tmp_path, run_file) -> None:
         '{ // mine\n "train_batch_size": 4,\r\n "zero_optimization": {"stage": 1}, '
         '"zero_allow_untested_optimizer": true, "optimizer": {"type": "SGD", "params": {"lr": 0.05}} }'
     )
-    ended = fleet.run(2, ["--config", str(file), "--deepspeed_config", str(other), "--local_rank=0"], tmp_path)
+    ended = rank_processes.run(2, ["--config", str(file), "--deepspeed_config", str(other), "--local_rank=0"], tmp_path)
     run = tmp_path / "runs/run"
     assert (run / "deepspeed.json").read_bytes() == other.read_bytes()
 
@@ -65,7 +65,7 @@ def test_what_a_run_leaves(tmp_path, run_file) -> None:
 def test_the_launcherless_program_is_a_run_of_one_rank(tmp_path, run_file) -> None:
     schedule = {"type": "WarmupCosineLR", "params": {"total_num_steps": 100, "warmup_num_steps": 2}}
     file = run_file(steps=3, ds={"scheduler": schedule})
-    ended = fleet.run(1, ["--config", str(file)], tmp_path, launcher=False)
+    ended = rank_processes.run(1, ["--config", str(file)], tmp_path, launcher=False)
     assert "total_num_steps of the DeepSpeed JSON is 100, and train.steps is 3" in ended.output
     assert "1 × cpu" in ended.output
 
@@ -77,7 +77,7 @@ def test_one_and_two_ranks_see_the_same_samples(tmp_path, run_file) -> None:
     file = run_file(data="", steps=5, evaluate_every=0)
     weights = []
     for size in (1, 2):
-        fleet.run(size, ["--config", str(file), f"train.name=r{size}"], tmp_path)
+        rank_processes.run(size, ["--config", str(file), f"train.name=r{size}"], tmp_path)
         weights.append(
             safetensors.torch.load_file(tmp_path / f"runs/r{size}/checkpoints/step_000005/model.safetensors")
         )
@@ -89,11 +89,11 @@ def test_one_and_two_ranks_see_the_same_samples(tmp_path, run_file) -> None:
 
 def test_load_run_gives_the_evaluated_weights_without_deepspeed(tmp_path, run_file) -> None:
     file = run_file(steps=6, evaluate_every=2)
-    fleet.run(2, ["--config", str(file)], tmp_path)
+    rank_processes.run(2, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
     program = f"""
 import sys, torch
-sys.path.insert(0, {str(fleet.ROOT)!r})
+sys.path.insert(0, {str(rank_processes.ROOT)!r})
 from ds4sci.train.checkpoint import load_run
 for which in ("best", "latest", "step_000006"):
     config, task = load_run({str(run)!r}, which=which)
@@ -112,7 +112,7 @@ assert "deepspeed" not in sys.modules
 
 def test_deepspeeds_monitors_get_the_scalars(tmp_path, run_file) -> None:
     monitor = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "toy"}}
-    fleet.run(2, ["--config", str(run_file(steps=6, ds=monitor))], tmp_path)
+    rank_processes.run(2, ["--config", str(run_file(steps=6, ds=monitor))], tmp_path)
     written = {p.name: p.read_text() for p in (tmp_path / "csv/toy").glob("*.csv")}
     assert {"Train_loss.csv", "Train_lr.csv", "Train_grad_norm.csv", "Train_square.csv", "Eval_score.csv"} <= set(
         written
@@ -127,7 +127,7 @@ def test_weights_do_not_depend_on_how_often_one_looks(tmp_path, run_file) -> Non
     file = run_file(evaluate_every=0, save_every=0)
     for name, every in (("rarely", 0), ("often", 1)):
         arguments = [f"train.name={name}", f"train.evaluate_every={every}", f"train.save_every={every}"]
-        fleet.run(2, ["--config", str(file), *arguments], tmp_path)
+        rank_processes.run(2, ["--config", str(file), *arguments], tmp_path)
     rarely, often = (tmp_path / f"runs/{n}/checkpoints/step_000012/model.safetensors" for n in ("rarely", "often"))
     assert digest(rarely) == digest(often)
 

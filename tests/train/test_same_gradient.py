@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from ds4sci.config import RunConfig
+from ds4sci.config.run_file import RunConfig
 from ds4sci.tasks import weight_of
 from ds4sci.train.build import build_task
-from tests.train import fleet, layouts
-from tests.train.layouts import SPLITS, Case
+from tests.support import layouts, rank_processes
+from tests.support.layouts import SPLITS, Case
 from tests.train.test_resume import deepspeed_files
 
 
@@ -36,7 +36,7 @@ def _run(home: Path, ranks: int, asked: dict[str, tuple[RunConfig, dict[str, Any
         (home / f"{name}.json").write_text(json.dumps(tree))
         rows.append({"config": str(config.source), "deepspeed": str(home / f"{name}.json"), "name": name})
     (home / "cases.json").write_text(json.dumps(rows))
-    fleet.call(ranks, layouts.run, [str(home / "cases.json")], home, seconds=300)
+    rank_processes.call(ranks, layouts.run, [str(home / "cases.json")], home, seconds=300)
     return {name: layouts.curve(home / "runs" / name)[0] for name in asked}
 
 
@@ -72,13 +72,13 @@ def check(cases: list[Case], ranks: int, home: Path, **more: Any) -> dict[str, t
 
 def stages(task: str) -> list[int]:
     """Networks that differentiate themselves refuse stage 3."""
-    return [0, 1, 2] if task == "operator" else [0, 1, 2, 3]
+    return [0, 1, 2] if task == "neural_operator" else [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_as_fp64_torch_in_one_process(ranks, home) -> None:
     """Every kind of task, stages and splits in turn."""
-    tasks = ("fold", "masked_lm", "causal_lm unpacked", "residue_labels", "operator")
+    tasks = ("fold", "masked_lm", "causal_lm unpacked", "token_classification", "neural_operator")
     cases = [
         Case(task, min((number + ranks // 2) % 4, stages(task)[-1]), *SPLITS[ranks][(number + ranks) % 3])
         for number, task in enumerate(tasks)
@@ -89,7 +89,7 @@ def test_ranks_train_as_fp64_torch_in_one_process(ranks, home) -> None:
 @pytest.mark.slow
 def test_ranks_that_share_rows_train_so_too(tmp_path) -> None:
     """Each gives its part of the loss; DeepSpeed's stage 3 scales gradients as no other stage does."""
-    check([Case("residue_labels", 3, 8, 2)], 2, tmp_path, parallel={"sequence": 2})
+    check([Case("token_classification", 3, 8, 2)], 2, tmp_path, parallel={"sequence": 2})
 
 
 @pytest.mark.nightly

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests import language_oracle as oracle
-from tests.train import fleet, shared_rows
+from tests.support import language_oracle as oracle
+from tests.support import rank_processes, shared_rows
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 
@@ -31,7 +31,7 @@ def run(cases: list[dict[str, Any]], world: int, folder: Path) -> list[dict[str,
             "gradient_clipping": 1.0, "zero_optimization": {"stage": case["stage"]} | case.get("zero", {}),
         }  # fmt: skip
     (folder / "cases.json").write_text(json.dumps(cases))
-    fleet.call(world, shared_rows.steps, [str(folder / "cases.json"), str(folder / "out.pt")], folder)
+    rank_processes.call(world, shared_rows.steps, [str(folder / "cases.json"), str(folder / "out.pt")], folder)
     return torch.load(folder / "out.pt", weights_only=True)
 
 
@@ -90,7 +90,7 @@ def test_a_model_that_skips_layers_by_chance_is_not_shared() -> None:
     """Its ranks would wait for each other in different layers."""
     import transformers
 
-    from ds4sci.tasks._language import refuse_to_skip_layers
+    from ds4sci.tasks.language_modeling import refuse_to_skip_layers
 
     sizes = {"hidden_size": 8, "ffn_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
     made = {rate: transformers.OPTModel(transformers.OPTConfig(**sizes, layerdrop=rate)) for rate in (0.0, 0.1)}

@@ -7,12 +7,12 @@ import torch
 
 from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.parallel.ulysses import head_range, key_heads
-from tests.train import fleet, ulysses_rank
+from tests.support import rank_processes, ulysses_rank
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_heads(size, tmp_path) -> None:
-    fleet.call(size, ulysses_rank.check, [], tmp_path)
+    rank_processes.call(size, ulysses_rank.check, [], tmp_path)
 
 
 def test_every_head_has_one_rank() -> None:

@@ -10,8 +10,7 @@ relatives  pairs of proteins that are alike, found by shared words
 """
 
 from ds4sci.data.sequences.build import Summary, index
-from ds4sci.data.sequences.split import split_store
 from ds4sci.data.sequences.store import SequenceStore
 from ds4sci.data.sequences.subset import Range, write_subset
 
-__all__ = ["Range", "SequenceStore", "Summary", "index", "split_store", "write_subset"]
+__all__ = ["Range", "SequenceStore", "Summary", "index", "write_subset"]

@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ds4sci.data.sequences import layout, names
+from ds4sci.data.sequences import layout, name_index
 from ds4sci.data.sequences.alphabet import ALPHABETS, guess
-from ds4sci.data.sequences.part import EXAMPLES, Rules, write_part
-from ds4sci.data.sequences.pieces import pieces
+from ds4sci.data.sequences.chunks import pieces
+from ds4sci.data.sequences.shard_writer import EXAMPLES, Rules, write_part
 from ds4sci.data.sequences.store import SequenceStore
 from ds4sci.data.sequences.stream import Source, fingerprint
 from ds4sci.data.sequences.subset import contiguous, copy
-from ds4sci.data.workers import run_each
+from ds4sci.data.worker_pool import run_each
 
 _HEAD = 1 << 16
 """Letters that an alphabet is recognised from: beyond the 10,000 N that human chromosomes begin with."""
@@ -259,7 +259,7 @@ def _first_of_names(parts: list[SequenceStore], rules: Rules, skipped: dict[str,
         part, local = owner(record)
         return part.name(local)
 
-    for record, first in names.duplicates(hashes[by_hash], order[by_hash], name):
+    for record, first in name_index.duplicates(hashes[by_hash], order[by_hash], name):
         part, local = owner(record)
         other, place = owner(first)
         message = (

@@ -10,7 +10,7 @@ from re import compile as pattern
 
 import numpy as np
 
-from ds4sci.data.sequences.pieces import WHITE, Fault, Piece
+from ds4sci.data.sequences.chunks import WHITE, Fault, Piece
 
 LONGEST_HEADER = 1 << 24
 _COMMENT = pattern(rb"(?<=\n);[^\n]*")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from ds4sci.data.sequences.pieces import WHITE, Gathering, Piece, lines
+from ds4sci.data.sequences.chunks import WHITE, Gathering, Piece, lines
 from ds4sci.data.sequences.stream import BLOCK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ds4sci.data.sequences.pieces import Gathering, Piece, lines
+from ds4sci.data.sequences.chunks import Gathering, Piece, lines
 from ds4sci.data.sequences.stream import BLOCK
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ds4sci.data.sequences import names, runs
+from ds4sci.data.sequences import intervals, name_index
 from ds4sci.data.sequences.alphabet import ALPHABETS
 
 FORMAT = 1
@@ -92,7 +92,7 @@ class Writer:
             while stretches and stretches[-1][0, 0] >= total:
                 stretches.pop()
             if stretches:
-                stretches[-1] = runs.cut(stretches[-1], total)
+                stretches[-1] = intervals.cut(stretches[-1], total)
             self._runs[name] = stretches
 
     def abandon(self) -> None:
@@ -114,12 +114,12 @@ class Writer:
             "offsets": np.concatenate([[0], column["ends"]]),
             "name_offsets": np.concatenate([[0], np.cumsum(column["names"])]),
             "description_offsets": np.concatenate([[0], np.cumsum(column["descriptions"])]),
-            "soft": runs.join(self._runs["soft"]),
-            "unknown": runs.join(self._runs["unknown"]),
+            "soft": intervals.join(self._runs["soft"]),
+            "unknown": intervals.join(self._runs["unknown"]),
             "sources": column["sources"],
             "lines": column["lines"],
         }
-        found = names.hashes(blob, tables["name_offsets"])
+        found = name_index.hashes(blob, tables["name_offsets"])
         tables["name_records"] = np.argsort(found, kind="stable")
         tables["name_hashes"] = found[tables["name_records"]]
         for name, kind in TABLES.items():

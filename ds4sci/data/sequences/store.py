@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ds4sci.data.sequences import layout, names, runs
+from ds4sci.data.sequences import intervals, layout, name_index
 
 
 def _told(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +97,7 @@ class SequenceStore:
         wanted = name.encode("utf-8", "surrogateescape")
         if wanted:
             table = self.arrays["name_hashes"]
-            value = names.hashes(np.frombuffer(wanted, np.uint8), np.array([0, len(wanted)]))[0]
+            value = name_index.hashes(np.frombuffer(wanted, np.uint8), np.array([0, len(wanted)]))[0]
             at = int(np.searchsorted(table, value))
             while at < len(table) and table[at] == value:
                 index = int(self.arrays["name_records"][at])
@@ -114,22 +114,22 @@ class SequenceStore:
     @_told
     def soft(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """bool [stop - start]: which residues are soft-masked (small letters in the file)."""
-        return runs.flags(self.arrays["soft"], *self._span(index, start, stop))
+        return intervals.flags(self.arrays["soft"], *self._span(index, start, stop))
 
     @_told
     def unknown(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """bool [stop - start]: which residues are N (DNA) or X (protein)."""
-        return runs.flags(self.arrays["unknown"], *self._span(index, start, stop))
+        return intervals.flags(self.arrays["unknown"], *self._span(index, start, stop))
 
     @_told
     def soft_runs(self, index: int) -> np.ndarray:
         """int64 [runs, 2]: (start, stop) of a record's soft-masked stretches."""
-        return runs.within(self.arrays["soft"], *self._span(index, 0, None))
+        return intervals.within(self.arrays["soft"], *self._span(index, 0, None))
 
     @_told
     def unknown_runs(self, index: int) -> np.ndarray:
         """int64 [runs, 2]: (start, stop) of a record's stretches of N or X."""
-        return runs.within(self.arrays["unknown"], *self._span(index, 0, None))
+        return intervals.within(self.arrays["unknown"], *self._span(index, 0, None))
 
     def verify(self) -> None:
         """Read every file and compare its checksum with the manifest's; ``ValueError`` names the first that differs."""

@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from ds4sci.data.sources.text import BGZF_END, FOREIGN, GZIP, UTF8_BOM, is_bgzip, refuse_utf16
+from ds4sci.data.text_files import BGZF_END, FOREIGN, GZIP, UTF8_BOM, is_bgzip, refuse_utf16
 
 BLOCK = 1 << 20
 """Bytes at a time: what is made of a block stays in the processor's second cache."""

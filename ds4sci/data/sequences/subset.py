@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds4sci.data.sequences import layout, runs
+from ds4sci.data.sequences import intervals, layout
 from ds4sci.data.sequences.store import SequenceStore
 
 _AT_ONCE = 1 << 26  # residues copied at a time
@@ -118,7 +118,7 @@ def copy_range(writer: layout.Writer, store: SequenceStore, part: Range) -> str:
 def _letters(writer: layout.Writer, store: SequenceStore, begin: int, end: int) -> None:
     for at in range(begin, end, _AT_ONCE):
         stop = min(at + _AT_ONCE, end)
-        masks = (runs.within(store.arrays[name], at, stop) for name in ("soft", "unknown"))
+        masks = (intervals.within(store.arrays[name], at, stop) for name in ("soft", "unknown"))
         writer.extend(store.arrays["residues"][at:stop], *masks)
 
 
@@ -144,4 +144,4 @@ def _stretches(chosen: Iterable[int | Range], store: SequenceStore) -> Iterator[
 
 def contiguous(keep: np.ndarray) -> Sequence[tuple[int, int]]:
     """(first, last excluded) of the stretches of True."""
-    return [(int(first), int(last)) for first, last in runs.find(keep)]
+    return [(int(first), int(last)) for first, last in intervals.find(keep)]

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds4sci.data.tokenizers.alphabets import BASES, FOLD, MAX_K, NUCLEOTIDES, SPECIALS, kmers, nucleotide_table
 from ds4sci.data.tokenizers.schemes import Kmers, Letters, Scheme, Windows
-from ds4sci.data.tokenizers.word_level import (
-    ENDS,
-    SETTINGS,
-    check_ends,
-    folding,
-    special_names,
-    word_level,
-    wrapped,
-)
+from ds4sci.data.tokenizers.word_level import ENDS, SETTINGS, check_ends, folding, special_names, word_level, wrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

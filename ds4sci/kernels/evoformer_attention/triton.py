@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels import launch
+from ds4sci.kernels import triton_launch
 from ds4sci.kernels.evoformer_attention import triton_configs
 from ds4sci.kernels.evoformer_attention.reference import rest_like
-from ds4sci.kernels.launch import DTYPES, Launch, architecture
+from ds4sci.kernels.triton_launch import DTYPES, Launch, architecture
 
 LARGEST = 128
 """Channels per head."""
@@ -38,7 +38,7 @@ def why_not(
     *,
     scale: float | None = None,
 ) -> str | None:
-    reason = launch.why_not(q.device, q.dtype)
+    reason = triton_launch.why_not(q.device, q.dtype)
     if reason is not None:
         return reason
     if q.shape[-1] > LARGEST:
@@ -79,7 +79,7 @@ def backward(
 
 
 def run(launches: Iterable[Launch], device: torch.device) -> None:
-    launch.run(launches, kernels(), device)
+    triton_launch.run(launches, kernels(), device)
 
 
 @functools.cache

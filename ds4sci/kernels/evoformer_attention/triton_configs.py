@@ -1,6 +1,6 @@
 """Which tile sizes a Triton kernel of evoformer attention is launched with: a look-up in ``triton_configs.json``.
 
-No search at run time. Every entry compiles without spills for its architecture: ``tests/test_triton_aot.py``.
+No search at run time. Every entry compiles without spills for its architecture: ``tests/kernels/test_triton_aot.py``.
 """
 
 from __future__ import annotations

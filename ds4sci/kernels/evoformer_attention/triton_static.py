@@ -1,6 +1,6 @@
 """What every shipped config of the Triton kernels compiles to, on every architecture, without a GPU.
 
-``python -m ds4sci.static_kernels`` writes the whole table; tests hold a part of it in every run, bf16 in the
+``python -m ds4sci.bench.triton_static`` writes the whole table; tests hold a part of it in every run, bf16 in the
 slow tier, fp32 in the nightly one.
 """
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds4sci.kernels.custom_op import differentiable
 from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.evoformer_attention.reference import rest_like
-from ds4sci.kernels.operator import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import CascadeSum, Norm, Product, Sum, finish, like, linear, row_order, spans, wide
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.custom_op import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import Norm, as_rows, finish, from_rows, like, row_order, wide
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.custom_op import differentiable
 from ds4sci.kernels.outer_product_mean.reference import count
 from ds4sci.kernels.tiles import CascadeSum, Sum, finish, spans, wide
 

@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels import launch
-from ds4sci.kernels.launch import Launch
+from ds4sci.kernels import triton_launch
 from ds4sci.kernels.pointwise import triton_plan as plan
 from ds4sci.kernels.pointwise.triton_configs import LARGEST
+from ds4sci.kernels.triton_launch import Launch
 
 
 def why_not(x: Tensor) -> str | None:
     """Why tiles of x cannot be worked on here, or None."""
     if x.shape[-1] > LARGEST:
         return f"it takes up to {LARGEST} channels, not {x.shape[-1]}"
-    return launch.why_not(x.device, x.dtype)
+    return triton_launch.why_not(x.device, x.dtype)
 
 
 def run(launches: Iterable[Launch], device: torch.device) -> None:
-    launch.run(launches, kernels(), device)
+    triton_launch.run(launches, kernels(), device)
 
 
 @functools.cache

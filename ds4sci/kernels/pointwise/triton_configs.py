@@ -1,8 +1,8 @@
 """Which tiles the Triton kernels between matrix products are launched with: a look-up, no search at run time.
 
 All these kernels wait for memory. A tile is so large that every thread has 32 to 64 bytes of each tensor under way, and
-so small that nothing spills: ``tests/test_triton_pointwise_aot.py``. No tile has fewer elements than a program has
-threads (of AMD's 64-wide warps): with fewer, threads would share elements, and one of them might read a place that
+so small that nothing spills: ``tests/kernels/test_triton_pointwise_aot.py``. No tile has fewer elements than a program
+has threads (of AMD's 64-wide warps): with fewer, threads would share elements, and one of them might read a place that
 another has written already where a kernel works in place.
 """
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.launch import Launch
 from ds4sci.kernels.pointwise.triton_configs import LARGEST, LARGEST_COLUMN, Config, choose
+from ds4sci.kernels.triton_launch import Launch
 
 PROGRAMS = 1024
 """That make sums: some waves on any GPU. A constant: the order is the same whatever the number of processors."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import aot
-from ds4sci.kernels.launch import Launch
 from ds4sci.kernels.pointwise import triton as host
 from ds4sci.kernels.pointwise import triton_plan as plan
 from ds4sci.kernels.pointwise.triton_configs import LARGEST, LARGEST_COLUMN, WHOLE
+from ds4sci.kernels.triton_launch import Launch
 
 KERNELS = (
     *WHOLE, "glu_columns", "glu_columns_backward", "gate", "gate_backward", "relu", "relu_backward", "swiglu",

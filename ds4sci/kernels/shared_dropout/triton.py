@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels import launch
-from ds4sci.kernels.launch import Launch
+from ds4sci.kernels import triton_launch
+from ds4sci.kernels.triton_launch import Launch
 
 SHARED = 8
 """Places along the shared axis that use a mask once it is made; making it is as much work as reading 8 numbers is."""
@@ -19,11 +19,11 @@ ELEMENTS, WIDTH, WARPS = 2048, 128, 4
 
 
 def why_not(x: Tensor, p: float, axis: int, seed: Tensor, *, starts: tuple[int, int, int] = (0, 0, 0)) -> str | None:
-    return launch.why_not(x.device, x.dtype)
+    return triton_launch.why_not(x.device, x.dtype)
 
 
 def run(launches: Iterable[Launch], device: torch.device) -> None:
-    launch.run(launches, kernels(), device)
+    triton_launch.run(launches, kernels(), device)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.operator import differentiable
+from ds4sci.kernels.custom_op import differentiable
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import Norm, Product, Sum, as_rows, finish, like, linear, row_order, spans
 

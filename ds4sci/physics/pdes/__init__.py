@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ds4sci.physics.fields import Fields
-from ds4sci.physics.functions import FunctionSpace
+from ds4sci.physics.random_fields import FunctionSpace
 
 PDES = ("reaction_diffusion", "burgers", "plate", "stokes")
 """The equations that come with ds4sci."""

@@ -15,8 +15,8 @@ import torch
 from scipy import fft
 from torch import Tensor
 
-from ds4sci.physics.functions import FunctionSpace, periodic_field
 from ds4sci.physics.pdes import At, with_time
+from ds4sci.physics.random_fields import FunctionSpace, periodic_field
 
 
 def build(

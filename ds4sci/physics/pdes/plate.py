@@ -13,8 +13,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from ds4sci.physics.functions import FunctionSpace, sine_series
 from ds4sci.physics.pdes import At, grid_points
+from ds4sci.physics.random_fields import FunctionSpace, sine_series
 
 LARGEST = 4 * np.pi**4
 """D π⁴ (1² + 1²)² of the slowest mode, by D: loads are measured in it."""

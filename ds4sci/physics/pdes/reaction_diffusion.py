@@ -14,8 +14,8 @@ import numpy as np
 from scipy.linalg import solve_banded
 from torch import Tensor
 
-from ds4sci.physics.functions import FunctionSpace, gaussian_process
 from ds4sci.physics.pdes import At, with_time
+from ds4sci.physics.random_fields import FunctionSpace, gaussian_process
 
 
 def build(

@@ -15,8 +15,8 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from ds4sci.physics.functions import FunctionSpace, gaussian_process, vanishing_at_ends
 from ds4sci.physics.pdes import At
+from ds4sci.physics.random_fields import FunctionSpace, gaussian_process, vanishing_at_ends
 
 
 def build(*, length_scale: float = 0.2, sensors: int = 50) -> Stokes:

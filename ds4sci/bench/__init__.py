@@ -1,0 +1,1 @@
+"""Benchmarks: one module per benchmark. Results are JSON with machine, versions and commit."""

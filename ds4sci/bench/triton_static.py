@@ -1,0 +1,88 @@
+"""``python -m ds4sci.bench.triton_static``: what the Triton kernels' shipped configs compile to, without a GPU, as a
+table.
+
+Registers, shared memory and instructions; no speed. Writes ``benchmarks/triton_evoformer_attention_static.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds4sci.bench.measurement import FOLDER, Measurement
+from ds4sci.kernels.evoformer_attention import triton_static
+from ds4sci.kernels.evoformer_attention.triton_static import Point, points
+
+COMMAND = "python -m ds4sci.bench.triton_static"
+
+
+@dataclass(frozen=True)
+class Table(Measurement):
+    """The README's rows are few; ``points`` has every config: what was asked, and each launch's figures."""
+
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+
+def rows(built: list[dict[str, Any]]) -> Iterator[list[Any]]:
+    """README's: 32 channels in bf16, lengths without a limit."""
+    for entry in built:
+        point, config, static = entry["point"], entry["config"], entry["launches"][-1]
+        purpose, arch, d, kind, longest = point.split("-")
+        if (d, kind, longest) == ("d32", "bfloat16", "any"):
+            matrix = triton_static.MATRIX[arch]
+            tile = f"{config['rows']} × {config['block_m']} × {config['block_n']}"
+            yield [
+                purpose, arch, tile, config["warps"], static["registers"], static["spilled"],
+                static["shared"] / 1024, f"{static['mix'][matrix]} {matrix}", static["mix"].get("exp2", 0),
+                static["instructions"],
+            ]  # fmt: skip
+
+
+def measure(chosen: list[Point]) -> Table:
+    built = []
+    for i, point in enumerate(chosen, 1):
+        print(f"\r{i}/{len(chosen)} {point}\033[K", end="", file=sys.stderr, flush=True)
+        statics = [asdict(static) for static in triton_static.build(point)]
+        built.append({"point": str(point), "config": asdict(point.config), "launches": statics})
+    print(file=sys.stderr)
+    return Table(
+        name="triton_evoformer_attention_static",
+        title="Evoformer attention in Triton, compiled and not run: static figures, no speeds",
+        command=COMMAND,
+        columns=[
+            "kernel", "compiled for", "rows × queries × keys of a tile", "warps", "registers", "spilled bytes",
+            "shared memory (KB)", "matrix instructions", "exp2", "instructions",
+        ],
+        rows=list(rows(built)),
+        notes=[
+            "d 32, bf16, bool mask, pair bias, gate; grad_bias: the queries' gradient together with the pair bias's",
+            "instructions are of the whole kernel, as they stand in the binary",
+        ],
+        points=built,
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
+    parser.add_argument("--arch", action="append", help="sm_90, …: only show these, write nothing")
+    parser.add_argument("--d", type=int, action="append", help="channels per head, with --arch")
+    options = parser.parse_args(arguments)
+    if options.arch:
+        for point in points(tuple(options.arch), tuple(options.d or triton_static.WIDTHS)):
+            for static in triton_static.build(point):
+                print(point, *(f"{name} {value}" for name, value in asdict(static).items()))
+        return 0
+    print(measure(list(points())).save(options.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""``ds4sci bench zcs``: a step of physics-informed training by every way of making the derivatives, and DeepXDE's.
+
+One step: the residuals of all point sets, their mean squares, the gradient of every parameter; DeepONet, fp32, CPU.
+Each (equation, functions, points, order) has a process of its own, in which the ways take turns, A B C D A B C D.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import io
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds4sci.bench.evoformer_attention import peak_over_inputs
+from ds4sci.bench.measurement import Measurement, keep_within, spread, write
+from ds4sci.physics import Fields, differentiate
+from ds4sci.physics.fields import summed
+from ds4sci.tasks import neural_operator
+from ds4sci.train.distributed import cores
+
+WAYS = ("func_loop", "data_vect", "zcs_reverse", "zcs_forward")
+DEEPXDE = "DeepXDE's ZCS"
+BASELINES = WAYS[:2]
+FUNCTIONS = (4, 16, 64, 256)
+POINTS = 1000
+"""Where functions or orders vary."""
+LIMIT = 8e9
+"""Bytes that a way may take over what the process holds without it."""
+PATIENCE = 8.0
+"""Seconds: a way whose first two steps took longer is not timed again."""
+WARM = 500e6
+"""Bytes: a way that takes less is warmed up in every turn."""
+ORDERS = {"reaction_diffusion": 2, "burgers": 2, "stokes": 2, "plate": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: an equation, or ``derivative``: the mean square of the one field ∂ᵏu/∂xᵏ, k = ``order``."""
+
+    pde: str
+    functions: int
+    points: int
+    order: int
+
+
+def cases(quick: bool) -> list[Case]:
+    """All that the table shows."""
+    if quick:
+        return [Case("burgers", 4, 32, 2), Case("derivative", 4, 32, 3)]
+    by_functions = [Case(pde, m, POINTS, order) for pde, order in ORDERS.items() for m in FUNCTIONS]
+    by_points = [Case("burgers", 64, n, 2) for n in (250, 4000)]
+    by_order = [Case("derivative", 64, POINTS, k) for k in (1, 2, 3, 4)]
+    return [*by_functions, *by_points, *by_order]
+
+
+def step_of(case: Case, method: str) -> Callable[[], Tensor]:
+    """One step, which returns its loss; weights, functions and points are the same for all methods."""
+    name = "burgers" if case.pde == "derivative" else case.pde
+    config = neural_operator.Config.model_validate(
+        {
+            "pde": {"name": name},
+            "model": {"branch": [128] * 3, "trunk": [128] * 3, "latent": 128},
+            "data": {"points": case.points, "boundary": max(2, case.points // 10)},
+            "loss": {"derivatives": "zcs" if method == DEEPXDE else method},
+        }
+    )
+    task = neural_operator.build(config, seed=0, steps=1)
+    batch = next(
+        task.batches(start_step=0, rank=0, world_size=1, micro_batch_size=case.functions, accumulation_steps=1)
+    )
+    if method == DEEPXDE:
+        task.model = _with_deepxde(task.model)
+    network: Any = task.model.network
+
+    def equation() -> Tensor:
+        return task.loss(task.model(batch), batch)[0]
+
+    def derivative() -> Tensor:
+        u = differentiate(
+            network, batch.functions, batch.points["interior"], names="xt", orders=("x" * case.order,), method=method
+        )
+        return u("x" * case.order).square().mean()
+
+    loss_of = derivative if case.pde == "derivative" else equation
+
+    def step() -> Tensor:
+        for parameter in task.model.parameters():
+            parameter.grad = None
+        loss = loss_of()
+        loss.backward()
+        return loss.detach()
+
+    step.loss_of = loss_of  # type: ignore[attr-defined]
+    step.parameters = list(task.model.parameters())  # type: ignore[attr-defined]
+    return step
+
+
+def _with_deepxde(model: Any) -> neural_operator.ResidualModel:
+    """``model`` with the derivatives of ``deepxde.zcs.LazyGrad``: the rest of the step is the same."""
+    os.environ["DDE_BACKEND"] = "pytorch"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        from deepxde.zcs import LazyGrad
+
+    class Lazy(Fields):
+        def __init__(self, network: Any, functions: Tensor, points: Tensor, names: str) -> None:
+            super().__init__(points, names)
+            leaves = [torch.zeros((), requires_grad=True) for _ in names]
+            self.value = network(functions, points + torch.stack(leaves))
+            self.lazy = LazyGrad({"leaves": leaves}, self.value)
+
+        def _derive(self, terms: list[Any]) -> Tensor:
+            return summed(terms, lambda order, component: self.lazy.compute(order))
+
+    class Model(neural_operator.ResidualModel):
+        def fields(self, functions: Tensor, points: Tensor, orders: tuple[str, ...]) -> Fields:
+            return Lazy(self.network, functions, points, self.pde.names)
+
+    return Model(model.network, model.pde, "zcs")
+
+
+def _has_deepxde() -> bool:
+    return importlib.util.find_spec("deepxde") is not None
+
+
+def saved_bytes(step: Any) -> int:
+    """Bytes of all that the graph of one step's loss keeps for the backward pass; parameters are not counted.
+
+    Read off the graph's nodes: hooks on saved tensors do not see through ``torch.func.jvp``.
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in step.parameters}
+    loss = step.loss_of()
+    kept: dict[int, int] = {}
+    seen, waiting = {loss.grad_fn}, [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        for name in dir(node):
+            if not name.startswith("_saved_"):
+                continue
+            value = getattr(node, name)
+            for tensor in value if isinstance(value, tuple | list) else (value,):
+                if not isinstance(tensor, Tensor) or tensor._is_zerotensor():  # the latter holds nothing
+                    continue
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    kept[storage.data_ptr()] = storage.nbytes()
+        for below, _ in node.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                waiting.append(below)
+    return sum(kept.values())
+
+
+def measure(case: Case, methods: Sequence[str], rounds: int) -> list[dict[str, Any]]:
+    """A row for each method, in this process."""
+    for method in methods:
+        step_of(case, method)  # imports what it needs, before memory is short
+    keep_within(LIMIT)
+    steps: dict[str, Any] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    times: dict[str, list[float]] = {}
+    losses: dict[str, float] = {}
+    for method in reversed(methods):  # what fails comes last, and what it leaves behind bothers nobody
+        row: dict[str, Any] = {**asdict(case), "method": method, "saved_bytes": None, "peak_bytes": None}
+        rows[method] = row
+        try:
+            step = step_of(case, method)
+            began = time.perf_counter()
+            row["saved_bytes"] = saved_bytes(step)
+            once = _Kept(step)
+            peak = peak_over_inputs(once, torch.device("cpu"))
+            losses[method] = once.loss
+            row["peak_bytes"] = None if peak is None else int(peak * 1e6)
+            if time.perf_counter() - began < PATIENCE:
+                steps[method], times[method] = step, []
+            else:
+                times[method] = [once.seconds]
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):  # can't allocate, std::bad_alloc
+                raise
+            row["failed"] = f"more than {LIMIT / 1e9:.0f} GB"
+            error.__traceback__ = None
+            gc.collect()
+    for _ in range(rounds):
+        for method, step in reversed(steps.items()):
+            if rows[method]["peak_bytes"] is None or rows[method]["peak_bytes"] < WARM:
+                step()  # what the way before it gave back to the system is fetched again here, not in the clock
+            began = time.perf_counter()
+            step()
+            times[method].append(time.perf_counter() - began)
+    for method, own in times.items():
+        rows[method]["seconds"] = statistics.median(own)
+        rows[method]["spread"] = spread(own) if len(own) > 1 else None
+        rows[method]["loss"] = losses[method]
+    for row in rows.values():
+        row.setdefault("seconds", None)
+        row.setdefault("spread", None)
+    return [rows[method] for method in methods]
+
+
+class _Kept:
+    """A step that keeps its loss and its time."""
+
+    def __init__(self, step: Callable[[], Tensor]) -> None:
+        self.step, self.loss, self.seconds = step, float("nan"), float("nan")
+
+    def __call__(self) -> None:
+        began = time.perf_counter()
+        self.loss = float(self.step())
+        self.seconds = time.perf_counter() - began
+
+
+def run(*, out: Path, quick: bool = False) -> Measurement:
+    """Every case by every way; writes ``out`` as it goes."""
+    rows: list[dict[str, Any]] = []
+    measured: Measurement | None = None
+    methods = [*WAYS, DEEPXDE] if _has_deepxde() else list(WAYS)
+    for case in cases(quick):
+        own = [m for m in methods if m != DEEPXDE or case.pde not in ("stokes", "derivative")]  # it has one component
+        print(f"ds4sci: {case.pde}, {case.functions} functions, {case.points} points …", file=sys.stderr, flush=True)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows += pool.submit(measure, case, own, 2 if quick else 7).result()
+        measured = _summary(rows)
+        saved = asdict(measured)
+        saved["table"] = {"columns": saved.pop("columns"), "rows": saved["rows"]}
+        write(out, saved | {"rows": rows, "plot": out.with_suffix(".png").name})
+    assert measured is not None
+    return measured
+
+
+TABLE = [
+    "equation", "order", "way", "kept MB, M = 4", "M = 64", "grows", "peak MB, M = 64", "seconds, M = 64",
+    "leaner than the better baseline", "faster",
+]  # fmt: skip
+
+
+def _summary(rows: list[dict[str, Any]]) -> Measurement:
+    """The README's table: growth from 4 to 64 functions at ``POINTS`` points, beside the better of the older ways."""
+    table = []
+    known = {(r["pde"], r["functions"], r["points"], r["order"], r["method"]): r for r in rows}
+    for pde, order in ORDERS.items():
+        best = {
+            key: min(
+                (v for m in BASELINES if (v := known.get((pde, 64, POINTS, order, m), {}).get(key)) is not None),
+                default=None,
+            )
+            for key in ("peak_bytes", "seconds")
+        }
+        for method in (*WAYS, DEEPXDE):
+            few, many = (known.get((pde, m, POINTS, order, method)) for m in (4, 64))
+            if few is None or many is None:
+                continue
+            first, last = few["saved_bytes"], many["saved_bytes"]
+            failed = many.get("failed")
+            table.append(
+                [
+                    pde, order, method, _mb(first), failed or _mb(last), last / first if last and first else None,
+                    failed or _mb(many["peak_bytes"]), many["seconds"],
+                    *(
+                        None if many[key] is None or best[key] is None or method in BASELINES else best[key] / many[key]
+                        for key in ("peak_bytes", "seconds")
+                    ),
+                ]
+            )  # fmt: skip
+    return Measurement(
+        name="zcs",
+        title=f"A step of physics-informed training by every way of making the derivatives, {POINTS} points",
+        command="ds4sci bench zcs",
+        columns=TABLE,
+        rows=table,
+        notes=[
+            "residuals of all point sets, loss, gradients of all parameters; DeepONet (three layers of 128 twice, 128 "
+            "products), fp32; M functions",
+            "kept: bytes that the graph of the loss holds for the backward pass, parameters not counted; peak: of a "
+            "whole step, over what the process held before",
+            f"ways take turns, medians of 7 steps after two, of one where it takes seconds; more than "
+            f"{LIMIT / 1e9:.0f} GB is not run; {cores()} threads",
+        ],
+    )
+
+
+def _mb(value: float | None) -> float | None:
+    return None if value is None else value / 1e6

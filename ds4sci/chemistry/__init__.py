@@ -1,0 +1,1 @@
+"""Amino acids: residue codes, atom names, ideal geometry. Foundation of every other package; numpy only."""

@@ -1,0 +1,1 @@
+"""The command line ``ds4sci``: one module per command group. Commands parse, call and print."""

@@ -1,0 +1,1 @@
+"""Configuration: the run file (TOML), the DeepSpeed JSON, error messages, provenance of a run. No torch."""

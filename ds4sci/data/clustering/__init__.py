@@ -1,0 +1,1 @@
+"""Similarity of sequences, clusters, and training/validation splits without homologs."""

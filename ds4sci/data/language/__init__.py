@@ -1,0 +1,1 @@
+"""Language-model data: windows of sequences, packed rows, masking, batches."""

@@ -1,0 +1,1 @@
+"""Protein structures: mmCIF and PDB files to chain sets, features and batches."""

@@ -1,0 +1,89 @@
+"""Residue and atom names: kinds of residues, and the names that molecular-dynamics programs use.
+
+Amber: HID HIE HIP CYX CYM ASH GLH LYN, and N or C before the name of a terminal residue (NMET, CGLY).
+CHARMM: HSD HSE HSP LSN ASPP GLUP, CD of isoleucine, OT1 and OT2. GROMACS: HISD HISE HISH CYSH LYSH, O1 and O2.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import gemmi
+
+from ds4sci.chemistry.residue_constants import RESTYPE_3TO1
+
+_STATES = {
+    "HIS": "HID HIE HIP HSD HSE HSP HISA HISB HISD HISE HISH HIS1 HIS2",
+    "CYS": "CYX CYM CYS1 CYS2 CYSH",
+    "ASP": "ASH ASPH ASPP",
+    "GLU": "GLH GLUH GLUP",
+    "LYS": "LYN LSN LYP LYSN LYSH",
+    "ARG": "ARN ARGN",
+    "TYR": "TYM",
+}
+"""Protonation states under names of their own."""
+_PARENT = {name: parent for parent, names in _STATES.items() for name in names.split()}
+_THREE = [name for name in (*RESTYPE_3TO1, *_PARENT) if len(name) == 3]
+SIMULATION_PARENT: dict[str, str] = {
+    **{end + name: _PARENT.get(name, name) for end in "NC" for name in _THREE},
+    **_PARENT,
+}
+"""Three-letter parent of every name above."""
+
+_OTHER_ATOMS = {"HSE": {"OD"}}
+"""Atoms that show the name to be meant as in the PDB's dictionary: its HSE is homoserine."""
+
+ATOM_ALIASES: dict[str, str] = {
+    "OT1": "O", "OT2": "OXT", "OCT1": "O", "OCT2": "OXT", "OC1": "O", "OC2": "OXT", "O1": "O", "O2": "OXT",
+}  # fmt: skip
+"""Other names of the oxygens at the C terminus."""
+
+_WATER = frozenset(
+    {"HOH", "WAT", "DOD", "H2O", "HHO", "OHH", "OH2", "SOL", "SPC", "TIP", "TIP2", "TIP3", "TIP4", "TIP5"}
+    | {"T3P", "T4P", "T5P", "TP3", "TP4", "TP5"}
+)
+_CAPS = frozenset(["ACE", "NME", "NMA", "NH2", "NHE", "FOR"])
+_NUCLEIC = re.compile(r"[DR]?[ACGTU][53N]?|ADE|GUA|THY|CYT|URA")
+_HYDROGEN = re.compile(r"[0-9]*[HD]")
+
+
+@lru_cache(maxsize=4096)
+def kind(name: str) -> str:
+    """What a residue of this name is: water, amino acid, cap, nucleic acid or other."""
+    if name in RESTYPE_3TO1 or name in SIMULATION_PARENT:
+        return "amino acid"
+    if name in _WATER:
+        return "water"
+    if name in _CAPS:
+        return "cap"
+    known = gemmi.find_tabulated_residue(name)
+    if known.is_water():
+        return "water"
+    if known.is_amino_acid():
+        return "amino acid"
+    if known.is_nucleic_acid() or (not known.found() and _NUCLEIC.fullmatch(name)):
+        return "nucleic acid"
+    return "other"
+
+
+@lru_cache(maxsize=4096)
+def is_d_amino_acid(name: str) -> bool:
+    return gemmi.find_tabulated_residue(name).kind == gemmi.ResidueKind.AAD
+
+
+@lru_cache(maxsize=4096)
+def parent_of(name: str) -> str:
+    """One-letter parent by gemmi's table, or a letter outside the twenty."""
+    letter = gemmi.find_tabulated_residue(name).one_letter_code.upper().strip() or "X"
+    return {"U": "C", "O": "K"}.get(letter, letter)
+
+
+def simulation_parent(name: str, atoms: set[str]) -> str | None:
+    """Three-letter parent of a simulation program's name, unless the atoms say that another residue is meant."""
+    return None if atoms & _OTHER_ATOMS.get(name, set()) else SIMULATION_PARENT.get(name)
+
+
+def is_hydrogen(name: str) -> bool:
+    """Whether an amino acid's atom of this name is hydrogen or deuterium: no other element's names begin so."""
+    return _HYDROGEN.match(name) is not None

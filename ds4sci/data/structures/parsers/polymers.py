@@ -1,0 +1,293 @@
+"""Which residues of a file belong to a protein chain, and what the others are.
+
+mmCIF's entity table decides where there is one. Without it, as in PDB files and in the mmCIF of small programs, the
+residues of one author chain id are one chain:
+
+- every amino acid in an ATOM record, before or after a TER;
+- amino acids and backbones of unknown name in HETATM records among them, before the chain's TER, or bonded to its end;
+- acetyl, amide and methylamide caps that are bonded to it.
+
+Numbers that come a second time, and not for an alternative of the same residue, are another molecule with the same
+chain id: it begins where the numbers fall without a peptide bond, or at the TER before.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import gemmi
+
+from ds4sci.data.structures.parsers.atom_names import is_d_amino_acid, kind
+from ds4sci.data.structures.parsers.atoms import AtomTable, Residue
+
+PEPTIDE_BOND = 2.5
+"""Å between C and N at most: bonds of poor models are longer than 1.33 Å, and no contact is nearer than 2.8 Å."""
+_CONTIGUOUS = 5.0
+_REASONS = {"water": "water", "nucleic acid": "nucleic acid"}
+_NUCLEIC = (gemmi.PolymerType.Dna, gemmi.PolymerType.Rna, gemmi.PolymerType.DnaRnaHybrid)
+
+
+class Chain(NamedTuple):
+    """The residues of one protein chain, in the file's order; ``entity`` is "" where the file tells none."""
+
+    author: str
+    label: str
+    entity: str
+    residues: list[Residue]
+
+
+class LeftOut(NamedTuple):
+    """A chain that became no record: its id, the kind of reason and the reason."""
+
+    chain: str
+    kind: str
+    reason: str
+
+
+def protein_chains(
+    table: AtomTable, header: gemmi.Structure, polymers: Mapping[str, Sequence[str]], compounds: Mapping[str, str]
+) -> list[Chain]:
+    """The protein chains of ``table``, whose other residues get their status.
+
+    ``polymers``: sequences by entity (mmCIF) or by chain id (PDB, where no residue names an entity). ``compounds``:
+    types of residue names, as ``_chem_comp`` tells them.
+    """
+    entities = {entity.name: entity for entity in header.entities}
+    by_label = {label: entity for entity in header.entities for label in entity.subchains}
+
+    @cache
+    def key(author: str, label: str, name: str) -> tuple[str, str, str]:
+        entity = entities.get(name) or by_label.get(label)
+        if name and (entity is None or entity.entity_type == gemmi.EntityType.Unknown):
+            known = name if name in polymers else ""
+        else:
+            known = "" if entity is None or not label else entity.name
+        return (author, label, known) if known else (author, "", "")
+
+    groups: dict[tuple[str, str, str], list[Residue]] = {}
+    for residue in table.residues:
+        groups.setdefault(key(residue.author, residue.label, residue.entity), []).append(residue)
+
+    chains: list[Chain] = []
+    for (author, label, name), residues in groups.items():
+        if name:
+            reason = _typed(residues, entities.get(name))
+            if reason is None:
+                members = _without_foreign(table, residues)
+                if members:
+                    chains.append(Chain(author, label, name, members))
+            else:
+                table.mark(residues, reason)
+            continue
+        told = {item.res_id.name for item in header.mod_residues if item.chain_name == author}
+        peptides = {one for one, of_type in compounds.items() if "peptide" in of_type and "linking" in of_type}
+        known = told | peptides | set(polymers.get(author, ()))
+        for members in _untyped(table, author, residues, known):
+            chains.append(Chain(author, members[0].label, "", members))
+    return chains
+
+
+def _typed(residues: list[Residue], entity: gemmi.Entity | None) -> str | None:
+    """Why residues of an entity are in no protein chain, or None."""
+    if entity is not None and entity.entity_type not in (gemmi.EntityType.Polymer, gemmi.EntityType.Unknown):
+        return "water" if entity.entity_type == gemmi.EntityType.Water else "ligand"
+    if entity is not None and entity.polymer_type != gemmi.PolymerType.Unknown:
+        if entity.polymer_type == gemmi.PolymerType.PeptideL:
+            return None
+        return "nucleic acid" if entity.polymer_type in _NUCLEIC else "other polymer"
+    kinds = Counter(kind(residue.name) for residue in residues)
+    if 2 * kinds["amino acid"] >= len(residues) - kinds["water"]:
+        return None
+    return "nucleic acid" if kinds["nucleic acid"] else "other polymer"
+
+
+def _without_foreign(table: AtomTable, residues: list[Residue]) -> list[Residue]:
+    """Some programs give waters and ligands the entity of the polymer, but no place in it."""
+    members = []
+    for residue in residues:
+        foreign = kind(residue.name) if residue.label_seq is None else "amino acid"
+        if foreign == "water" or (foreign == "other" and residue.het):
+            table.mark_atoms(residue.atoms, "water" if foreign == "water" else "ligand")
+        else:
+            members.append(residue)
+    return members
+
+
+def _untyped(table: AtomTable, author: str, residues: list[Residue], known: set[str]) -> list[list[Residue]]:
+    """Molecules of one author chain id, by the rules at the head of this module."""
+    kinds = [kind(one.name) for one in residues]
+    kinds = [
+        "amino acid" if one.name in known and what in ("other", "cap") else what
+        for one, what in zip(residues, kinds, strict=True)
+    ]
+    core = [at for at, one in enumerate(residues) if kinds[at] == "amino acid" and not one.het]
+    if not core:  # programs that write everything as HETATM
+        amino = [at for at, what in enumerate(kinds) if what == "amino acid"]
+        bonded = [(a, b) for a, b in itertools.pairwise(amino) if is_bonded(table, residues[a], residues[b])]
+        core = sorted({at for pair in bonded for at in pair})
+    members = set(core)
+    if core:
+        first, last = core[0], core[-1]
+        sections = {residues[at].section for at in core}
+        closed = {section for section, chain in enumerate(table.terminated) if chain == author}
+
+        def may_belong(at: int) -> bool:
+            return kinds[at] in ("amino acid", "cap") or (kinds[at] == "other" and _has_backbone(table, residues[at]))
+
+        for at, one in enumerate(residues):
+            if at in members or not may_belong(at):
+                continue
+            amino_acid = kinds[at] == "amino acid"
+            inside = one.section in sections and (first < at < last or (amino_acid and at < first))
+            if inside or (amino_acid and one.section in sections & closed):
+                members.add(at)
+        end = last
+        for at in range(last + 1, len(residues)):
+            if at in members or (may_belong(at) and _joined(table, residues[end], residues[at])):
+                members.add(at)
+                end = at
+        end = min(members)
+        for at in range(end - 1, -1, -1):
+            if may_belong(at) and _joined(table, residues[at], residues[end]):
+                members.add(at)
+                end = at
+    for at, one in enumerate(residues):
+        if at not in members:
+            table.mark_atoms(one.atoms, _REASONS.get(kinds[at], "ligand"))
+    chain = [residues[at] for at in sorted(members)]
+    if 2 * sum(is_d_amino_acid(one.name) for one in chain) > len(chain):
+        table.mark(chain, "other polymer")
+        return []
+    return _molecules(table, chain)
+
+
+def _molecules(table: AtomTable, chain: list[Residue]) -> list[list[Residue]]:
+    """Parts of a chain in which no residue number comes twice, but for alternatives of one residue."""
+    parts = []
+    rest = chain
+    while rest:
+        cut = _second_molecule(table, rest)
+        parts.append(_in_order(table, rest[:cut]))
+        rest = rest[cut:]
+    return parts
+
+
+def _in_order(table: AtomTable, chain: list[Residue]) -> list[Residue]:
+    """A molecule along the chain: by ``label_seq``, or by its numbers where these join more residues than the file.
+
+    Files whose records are sorted by something else (atom names, B-factors) have residues in any order. The file's
+    order stands wherever numbers are missing or come twice.
+    """
+    places = [one.label_seq for one in chain if one.label_seq is not None]
+    labels = {one.label for one in chain}
+    numbers = [(one.number, one.insertion) for one in chain if one.number is not None]
+    if len(places) == len(chain) and len(labels) == 1:
+        if len(set(places)) == len(places):
+            return [one for _, one in sorted(zip(places, chain, strict=True), key=lambda pair: pair[0])]
+    elif len(numbers) == len(chain) == len(set(numbers)):
+        joined = _bonds(table, chain)
+        if 2 * joined < len(chain) - 1:
+            ordered = [one for _, one in sorted(zip(numbers, chain, strict=True), key=lambda pair: pair[0])]
+            if _bonds(table, ordered) > joined:
+                return ordered
+    return chain
+
+
+def _bonds(table: AtomTable, chain: list[Residue]) -> int:
+    return sum(bool(is_bonded(table, one, other)) for one, other in itertools.pairwise(chain))
+
+
+def _second_molecule(table: AtomTable, chain: list[Residue]) -> int:
+    """Where the second molecule of a chain begins, or the chain's length.
+
+    A number that comes again tells that there is one. It begins at or before that residue: at the last place where the
+    numbers fall without a peptide bond, else at the last TER or end of a label, else where the same residue comes
+    again. Otherwise the number tells nothing: programs that drop insertion codes repeat numbers along a chain.
+    """
+    if len({(one.number, one.insertion) for one in chain}) == len(chain):
+        return len(chain)
+    seen: dict[tuple[int | None, str], int] = {}
+    for at, residue in enumerate(chain):
+        key = residue.number, residue.insertion
+        first = seen.setdefault(key, at)
+        earlier = chain[first]
+        if first == at or residue.number is None:
+            continue
+        if earlier.label == residue.label and earlier.label_seq != residue.label_seq:
+            continue
+        if not residue.repeats and is_alternative(table, earlier, residue, adjacent=first == at - 1):
+            seen[key] = at
+            continue
+        gaps = [cut for cut in range(at, first, -1) if not is_bonded(table, chain[cut - 1], chain[cut])]
+        falls = [cut for cut in gaps if _falls(chain[cut - 1], chain[cut])]
+        ends = [cut for cut in gaps if _part(chain[cut - 1]) != _part(chain[cut])]
+        again = [at] if residue.repeats else []
+        for cut in (*falls[:1], *ends[:1], *again):
+            return cut
+    return len(chain)
+
+
+def _part(residue: Residue) -> tuple[int, str]:
+    return residue.section, residue.label
+
+
+def _falls(before: Residue, after: Residue) -> bool:
+    return before.number is not None and after.number is not None and after.number < before.number
+
+
+def is_alternative(table: AtomTable, one: Residue, other: Residue, *, adjacent: bool) -> bool:
+    """Whether two residues of one number stand at one place: by their altlocs, or by their CAs."""
+    first, second = ({table.altlocs[atom] for atom in residue.atoms} - {""} for residue in (one, other))
+    if first and second:
+        return not first & second
+    apart = table.distance(one, "CA", other, "CA")
+    return adjacent and apart is not None and apart < 2.0
+
+
+def is_bonded(table: AtomTable, before: Residue, after: Residue) -> bool | None:
+    """Whether a peptide bond joins two residues, by C and N, else by their CAs; None without these atoms."""
+    length = table.distance(before, "C", after, "N")
+    if length is not None:
+        return length <= PEPTIDE_BOND
+    length = table.distance(before, "CA", after, "CA")
+    return None if length is None else length <= 4.5
+
+
+def _joined(table: AtomTable, before: Residue, after: Residue) -> bool:
+    """Whether a residue at a chain's end belongs to it: bonded, or numbering on and not far."""
+    bonded = is_bonded(table, before, after)
+    if bonded:
+        return True
+    if before.section != after.section or before.number is None or after.number is None:
+        return False
+    length = table.distance(before, "C", after, "N")
+    return after.number - before.number in (0, 1) and (length is None or length < _CONTIGUOUS)
+
+
+def _has_backbone(table: AtomTable, residue: Residue) -> bool:
+    names = {table.names[atom] for atom in residue.atoms}
+    return "CA" in names and bool(names & {"N", "C"})
+
+
+def left_out_chains(table: AtomTable, used: set[str], reasons: Sequence[str]) -> list[LeftOut]:
+    """Author chain ids none of whose residues is in a protein chain, with what they hold instead.
+
+    Only the first model is read; chains that it has not are told too.
+    """
+    found: dict[str, Counter] = {}
+    first = {residue.author for residue in table.residues}
+    for residue in table.residues:
+        if residue.author not in used and len(residue.atoms):
+            found.setdefault(residue.author, Counter())[reasons[table.status[residue.atoms[0]]]] += 1
+    return [
+        LeftOut(author, "not a protein", "its residues are " + ", ".join(f"{n} {what}" for what, n in kinds.items()))
+        for author, kinds in found.items()
+    ] + [
+        LeftOut(author, "other model", "only models after the first have atoms of it")
+        for author in table.later
+        if author not in first
+    ]

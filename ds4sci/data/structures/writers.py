@@ -1,0 +1,165 @@
+"""Predicted structures as mmCIF and PDB files, confidence (pLDDT, 0–100) in the B-factor column."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from ds4sci.chemistry.residue_constants import ATOM37, RESTYPE_1TO3
+from ds4sci.types import Prediction
+
+CHAIN = "A"
+PDB_MAX_RESIDUES = 9999
+PDB_MAX_ATOMS = 99_999
+"""The widths of the residue-number and serial columns of the PDB format (wwPDB 3.3): 4 and 5 digits."""
+
+
+class PdbLimitError(ValueError):
+    """A structure that the columns of the PDB format cannot hold."""
+
+
+def write_text_aside(path: Path, text: str) -> Path:
+    """Write a file that appears complete or not at all: aside in the same folder, to the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def structure(prediction: Prediction) -> gemmi.Structure:
+    """The prediction as one model with one polymer chain ``A``.
+
+    Residues are numbered ``residue_index`` + 1; atoms with ``atom_mask`` False are left out; X is written as UNK.
+    Raises ``ValueError``, naming the record, when a placed atom is not finite or shapes disagree.
+    """
+    n = len(prediction.sequence)
+    atoms, mask = np.asarray(prediction.atom37, dtype=np.float64), np.asarray(prediction.atom_mask, dtype=bool)
+    plddt = np.asarray(prediction.plddt, dtype=np.float64)
+    index = np.asarray(prediction.residue_index)
+    if atoms.shape != (n, 37, 3) or mask.shape != (n, 37) or plddt.shape != (n,) or index.shape != (n,):
+        raise ValueError(
+            f"{prediction.id}: expected atom37 [{n}, 37, 3], atom_mask [{n}, 37], plddt [{n}] and residue_index [{n}] "
+            f"for its {n} residues; got {atoms.shape}, {mask.shape}, {plddt.shape} and {index.shape}."
+        )
+    bad = np.flatnonzero((~np.isfinite(atoms).all(axis=2) & mask).any(axis=1) | ~np.isfinite(plddt))
+    if len(bad):
+        raise ValueError(
+            f"{prediction.id}: coordinates or pLDDT of {len(bad)} residues are not finite (first: residue "
+            f"{int(index[bad[0]]) + 1}); the model has diverged, use an earlier checkpoint."
+        )
+    names = [RESTYPE_1TO3.get(letter, "UNK") for letter in prediction.sequence]
+    chain = gemmi.Chain(CHAIN)
+    for row, name in enumerate(names):
+        residue = gemmi.Residue()
+        residue.name, residue.subchain, residue.entity_type = name, CHAIN, gemmi.EntityType.Polymer
+        residue.seqid = gemmi.SeqId(int(index[row]) + 1, " ")
+        residue.label_seq = row + 1
+        residue.entity_id = "1"
+        for column in np.flatnonzero(mask[row]):
+            atom = gemmi.Atom()
+            atom.name = ATOM37[column]
+            atom.element = gemmi.Element(atom.name[0])
+            atom.pos = gemmi.Position(*atoms[row, column].round(3))
+            atom.occ, atom.b_iso = 1.0, round(float(plddt[row]), 2)
+            residue.add_atom(atom)
+        chain.add_residue(residue)
+    model = gemmi.Model(1)
+    model.add_chain(chain)
+    result = gemmi.Structure()
+    result.name = re.sub(r"[^A-Za-z0-9_.-]", "_", prediction.id) or "model"
+    title = re.sub(r"[^ -~]", "?", prediction.id)
+    result.info["_struct.title"] = f"Predicted structure of {title} (pLDDT in the B-factor column)"
+    result.info["_exptl.method"] = "THEORETICAL MODEL"
+    result.add_model(model)
+    entity = gemmi.Entity("1")
+    entity.entity_type, entity.polymer_type = gemmi.EntityType.Polymer, gemmi.PolymerType.PeptideL
+    entity.subchains, entity.full_sequence = [CHAIN], names
+    result.entities.append(entity)
+    result.assign_serial_numbers()
+    return result
+
+
+def mmcif_text(prediction: Prediction, date: datetime.date | None = None) -> str:
+    """``prediction`` as mmCIF with entity, sequence and ModelCIF's ``_ma_qa_metric``; raises as ``structure`` does.
+
+    It holds what AlphaFold's, OpenFold's and ColabFold's parsers of templates ask for: types of the residues, the
+    sequence scheme, and a revision of ``date`` (today, UTC), which they compare with the last date of templates.
+    """
+    # A unit cell of 1 Å, as for a crystal, would be untrue.
+    groups = gemmi.MmcifOutputGroups(True, cell=False, symmetry=False, auth_all=True)
+    document = structure(prediction).make_mmcif_document(groups)
+    block = document.sole_block()
+    names = [RESTYPE_1TO3.get(letter, "UNK") for letter in prediction.sequence]
+    components = block.init_loop("_chem_comp.", ["id", "type", "mon_nstd_flag"])
+    for name in sorted(set(names)):
+        # spelt as in PDB entries: AlphaFold and OpenFold look for "peptide" in small letters
+        kind = "peptide linking" if name == "GLY" else "L-peptide linking"
+        components.add_row([name, gemmi.cif.quote(kind), "." if name == "UNK" else "y"])
+    hetero = block.find_loop("_entity_poly_seq.hetero")
+    for at in range(len(hetero)):
+        hetero[at] = "n"
+    day = datetime.datetime.now(datetime.UTC).date() if date is None else date
+    history = block.init_loop(
+        "_pdbx_audit_revision_history.",
+        ["ordinal", "data_content_type", "major_revision", "minor_revision", "revision_date"],
+    )
+    history.add_row(["1", "'Structure model'", "1", "0", day.isoformat()])
+    scheme = block.init_loop(
+        "_pdbx_poly_seq_scheme.",
+        ["asym_id", "entity_id", "seq_id", "mon_id", "ndb_seq_num", "pdb_seq_num", "auth_seq_num", "pdb_mon_id",
+         "auth_mon_id", "pdb_strand_id", "pdb_ins_code", "hetero"],
+    )  # fmt: skip
+    for row, name in enumerate(names):
+        number = str(int(prediction.residue_index[row]) + 1)
+        scheme.add_row([CHAIN, "1", str(row + 1), name, str(row + 1), number, number, name, name, CHAIN, ".", "n"])
+    metric = block.init_loop("_ma_qa_metric.", ["id", "name", "type", "mode"])
+    metric.add_row(["1", "pLDDT", "pLDDT", "global"])
+    metric.add_row(["2", "pLDDT", "pLDDT", "local"])
+    mean = block.init_loop("_ma_qa_metric_global.", ["ordinal_id", "model_id", "metric_id", "metric_value"])
+    mean.add_row(["1", "1", "1", f"{float(np.mean(prediction.plddt)):.2f}"])
+    local = block.init_loop(
+        "_ma_qa_metric_local.",
+        ["ordinal_id", "model_id", "label_asym_id", "label_seq_id", "label_comp_id", "metric_id", "metric_value"],
+    )
+    for row, (name, value) in enumerate(zip(names, prediction.plddt, strict=True), start=1):
+        local.add_row([str(row), "1", CHAIN, str(row), name, "2", f"{float(value):.2f}"])
+    return document.as_string()
+
+
+def write_mmcif(prediction: Prediction, path: str | Path) -> Path:
+    """Write ``mmcif_text``; returns the path. An interrupted or failed write leaves the old file, or none."""
+    return write_text_aside(Path(path), mmcif_text(prediction))
+
+
+def write_pdb(prediction: Prediction, path: str | Path) -> Path:
+    """Write ``prediction`` as PDB with SEQRES records. Returns the path.
+
+    Raises ``PdbLimitError`` (a ``ValueError``), naming the record, when it does not fit the format's columns: residue
+    numbers above 9999, more than 99,999 atoms, coordinates beyond −999.999 … 9999.999 Å. Use mmCIF for those.
+    """
+    atoms = int(np.asarray(prediction.atom_mask).sum())
+    last = int(np.max(prediction.residue_index)) + 1 if len(prediction.sequence) else 0
+    placed = np.asarray(prediction.atom37)[np.asarray(prediction.atom_mask, dtype=bool)]
+    for what, came, most in (
+        ("a residue number", last, PDB_MAX_RESIDUES),
+        ("an atom number", atoms + 1, PDB_MAX_ATOMS),  # the TER record takes a serial number too
+        ("a coordinate", float(placed.max(initial=0)), 9999.999),
+        ("a negated coordinate", float((-placed).max(initial=0)), 999.999),
+    ):
+        if came > most:
+            raise PdbLimitError(
+                f"{prediction.id}: does not fit the PDB format ({what} of {came:g}, at most {most:g}); use mmCIF."
+            )
+    return write_text_aside(Path(path), structure(prediction).make_pdb_string())

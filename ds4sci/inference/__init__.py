@@ -1,0 +1,1 @@
+"""Uses of a trained run: evaluation, structure prediction, embeddings, export."""

@@ -1,0 +1,38 @@
+"""Attention by torch's ``scaled_dot_product_attention``, document by document: no mask, so torch's flash kernels serve
+and memory stays linear in length. Any device and dtype. On a CPU the last bit may depend on the number of threads.
+
+Documents are known when it runs, not when it is compiled: under ``torch.compile`` it breaks the graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ds4sci.kernels.varlen_attention.doc_spans import documents, of_no_document
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
+    own = documents(spans, q.shape[0])
+    if not own:
+        return of_no_document(q, k, v)
+    sizes, is_document, end = [], [], 0
+    for start, stop in [*own, (q.shape[0], q.shape[0])]:
+        sizes += [start - end, stop - start]
+        is_document += [False, True]
+        end = stop
+    group = q.shape[1] // k.shape[1]
+    # one split, whose gradient is one concatenation: a slice for each document would add up whole rows
+    pieces = zip(q.split(sizes), k.split(sizes), v.split(sizes), is_document, strict=True)
+    return torch.cat([_one(a, b, c, group, causal, scale) if real else torch.zeros_like(a) for a, b, c, real in pieces])
+
+
+def _one(q: Tensor, k: Tensor, v: Tensor, group: int, causal: bool, scale: float | None) -> Tensor:
+    """One document; its keys are repeated for a group's heads, as torch's CPU kernel takes as many heads of each."""
+    if not q.shape[0]:
+        return q
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    if group > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).squeeze(0).transpose(0, 1)

@@ -1,0 +1,84 @@
+"""What a measurement was made on: the machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("ds4sci", "torch", "deepspeed", "numpy", "transformers", "triton")
+
+
+def describe() -> dict[str, Any]:
+    """Plain values: ``cpu`` model, ``cores`` usable and present, ``memory_gb``, ``gpus`` (name, memory), ``system``,
+    ``python``, ``versions`` of the packages that matter, ``commit`` of ds4sci."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_present": os.cpu_count(),
+        "memory_gb": round(_memory_bytes() / 2**30, 1),
+        "gpus": _gpus(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The git commit that ds4sci's source stands at, with ``+changes`` when files differ from it; else its version."""
+    here = Path(__file__).resolve().parents[1]
+    if (here.parent / ".git").exists():
+        try:
+            head = _git(here, "rev-parse", "HEAD")
+            return head + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+        except (OSError, subprocess.SubprocessError):
+            pass  # a checkout without git installed: the version has to do
+    from ds4sci import __version__
+
+    return f"ds4sci {__version__}"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def _gpus() -> list[dict[str, Any]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [{"name": p.name, "memory_gb": round(p.total_memory / 2**30, 1)} for p in properties]
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,84 @@
+"""All scores of one predicted chain as one row, and the means of such rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ds4sci.metrics.geometry import bond_fraction, clash_fraction, right_handed_fraction
+from ds4sci.metrics.local import contact_precision, lddt_ca, pseudo_beta
+from ds4sci.metrics.superposition import rmsd, superposition_scores
+from ds4sci.types import Prediction, Record
+
+METRICS = {
+    "lddt_ca": "lDDT-Cα",
+    "tm_score": "TM-score",
+    "gdt_ts": "GDT-TS",
+    "gdt_ha": "GDT-HA",
+    "rmsd": "RMSD (Å)",
+    "plddt": "pLDDT",
+    "contact_precision": "contacts, top L",
+    "contact_precision_long": "contacts ≥ 24 apart, top L",
+    "right_handed": "right-handed helices",
+    "bond_ok": "Cα–Cα bonds",
+    "clash": "clashing residues",
+}
+"""Key of a row → how to print it. Shares are 0–1, pLDDT is 0–100."""
+
+_CA = 1  # place in ds4sci.chemistry.residue_constants.ATOM37
+
+
+def score_chain(prediction: Prediction, record: Record) -> dict[str, Any]:
+    """Score ``prediction`` against the coordinates of ``record`` (same residues): id, length and every ``METRICS`` key.
+
+    Residues without a true Cα are not compared; hand, bonds and clashes are those of the whole prediction.
+    A score with nothing to measure is None. Raises ``ValueError`` when the sequences differ.
+    """
+    if prediction.sequence != record.sequence:
+        raise ValueError(
+            f"{record.id}: prediction ({len(prediction.sequence)} residues) and truth ({len(record.sequence)}) "
+            "have different sequences; score a prediction against the chain it was made for."
+        )
+    pred_ca, true_ca = prediction.atom37[:, _CA], record.atom_positions[:, _CA]
+    mask = record.atom_mask[:, _CA].astype(bool)
+    beta, has_beta = pseudo_beta(record.atom_positions, record.atom_mask, record.sequence)
+    index = np.asarray(record.residue_index)
+    fitted = superposition_scores(pred_ca, true_ca, mask)
+    values: dict[str, float | None] = {
+        "lddt_ca": float(lddt_ca(pred_ca, true_ca, mask)),
+        "tm_score": fitted.tm_score if fitted else None,
+        "gdt_ts": fitted.gdt_ts if fitted else None,
+        "gdt_ha": fitted.gdt_ha if fitted else None,
+        "rmsd": rmsd(pred_ca, true_ca, mask),
+        "plddt": float(np.mean(prediction.plddt)) if len(prediction.plddt) else None,
+        "contact_precision": contact_precision(prediction.contacts, beta, has_beta, residue_index=index),
+        "contact_precision_long": contact_precision(
+            prediction.contacts, beta, has_beta, min_separation=24, residue_index=index
+        ),
+        "right_handed": right_handed_fraction(pred_ca, index),
+        "bond_ok": bond_fraction(pred_ca, index),
+        "clash": clash_fraction(prediction.atom37, prediction.atom_mask, index),
+    }
+    row: dict[str, Any] = {"id": record.id, "length": len(record.sequence)}
+    # JSON has no NaN: what could not be measured is null there, and None here.
+    row.update({key: None if value is None or math.isnan(value) else value for key, value in values.items()})
+    return row
+
+
+def mean_scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of every ``METRICS`` key over the rows that have a value; a key that no row has is left out.
+
+    Raises ValueError for no row: there is no mean of nothing.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError("no chain was scored, so there are no means; the set to be judged on is empty")
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for key in METRICS:
+            if row.get(key) is not None:
+                columns.setdefault(key, []).append(float(row[key]))
+    return {key: float(np.mean(columns[key])) for key in METRICS if key in columns}

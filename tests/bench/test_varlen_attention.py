@@ -1,0 +1,41 @@
+"""The benchmark of attention within documents: every contender, on the same numbers, in a whole table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ds4sci.bench import varlen_attention
+from ds4sci.bench.varlen_attention import QUICK, Row, measure, proteins, run
+
+
+def test_a_quick_run_measures_every_contender(tmp_path: Path) -> None:
+    out = tmp_path / "attention.json"
+    measured = run("cpu", quick=True, out=out)
+    assert all(len(row) == len(measured.columns) for row in measured.rows)
+    packed = {row[2] for row in measured.rows if row[0] == QUICK[0].name}
+    assert packed == {
+        "ds4sci", "SDPA, row with a mask", "SDPA, documents one by one", "SDPA, padded batch with a mask",
+    }  # fmt: skip
+    figures = json.loads(out.read_text())["measured"]
+    assert len(figures) == 2 * len(measured.rows)
+    assert all(row["seconds"] > 0 for row in figures)
+
+
+def test_other_numbers_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contender that sees other documents would be compared with what it does not do."""
+    monkeypatch.setattr(varlen_attention, "_torchs", lambda q, k, v, mask, causal: q)
+    with pytest.raises(ValueError, match="the numbers of SDPA, row with a mask differ"):
+        measure(QUICK[0], torch.float32, torch.device("cpu"), 1)
+
+
+def test_proteins_fill_the_row() -> None:
+    lengths = proteins(8192, 200)
+    assert sum(lengths) == 8192
+    assert max(lengths) <= 300
+    row = Row("two", (3, 2), True, h=1, d=4)
+    assert row.spans.tolist() == [[0, 3], [3, 5]]
+    assert row.scores == 6 + 3

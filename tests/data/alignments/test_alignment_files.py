@@ -1,0 +1,272 @@
+"""Alignment files of other programs: every row is kept or counted with its reason, every error names its file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ds4sci.chemistry.residue_codes import decode
+from ds4sci.data import text_files
+from ds4sci.data.alignments import alignment_files, msa
+from ds4sci.data.alignments.alignment_files import PAIRING, TEMPLATES, FileRows, attach_files
+from ds4sci.data.sequences import SequenceStore, protein_fasta
+from ds4sci.data.sequences import index as index_sequences
+from ds4sci.types import Record
+from tests.support.sequence_files import records_of, write
+
+DATA = Path(__file__).parents[2] / "fixtures"
+CASES = DATA / "alignments"
+QUERY = "MKTAYIAKQRQISFVKSHFSRQLEERLG"
+REAL = "MGSSHHHHHHSSGLVPGSHMDKKETKHLLKIKKEDYPQIFDFLENVPRGTKTAHIREALRRYIEEIGENP"
+"""The query of ``data/msa``."""
+HHBLITS = {"B": "D", "J": "X", "O": "X", "U": "C", "Z": "E"}
+"""As AlphaFold 2 reads the rare letters of alignments (``HHBLITS_AA_TO_ID``)."""
+
+
+def attached(sequence: str, paths: list[Path], max_rows: int | None = None) -> tuple[Record, dict[str, FileRows]]:
+    record, files = attach_files(protein_fasta.record("q1", sequence), paths, max_rows=max_rows)
+    kept = 0 if record.msa is None else len(record.msa.names)
+    assert sum(file.kept for file in files) == kept
+    for file in files:
+        assert file.rows == file.kept + sum(file.left_out.values())
+    return record, {file.file: file for file in files}
+
+
+def rows(record: Record) -> dict[str, str]:
+    assert record.msa is not None
+    return dict(zip(record.msa.names, map(decode, record.msa.sequences), strict=True))
+
+
+def test_an_openfold_folder_without_its_template_hits() -> None:
+    paths = alignment_files.index(CASES / "openfold")["q1"]
+    assert [path.name for path in paths] == ["bfd_uniref_hits.a3m", "hmm_output.sto", "uniref90_hits.sto"]
+    record, files = attached(QUERY, paths)
+    assert rows(record) == {
+        "q1": QUERY, "h": QUERY.replace("QR", "Q-"), "UniRef90_X/1-28": QUERY.replace("YI", "YG"),
+    }  # fmt: skip
+    assert files["hmm_output.sto"].unread == TEMPLATES
+    assert files["uniref90_hits.sto"].left_out == {msa.DUPLICATE: 1}
+    assert f"hmm_output.sto not read: {TEMPLATES}" in alignment_files.summary(list(files.values()))
+    # read as an alignment, the hits are refused by name
+    with pytest.raises(ValueError, match=r"hmm_output\.sto: its query is not the sequence of q1: at residue 29"):
+        msa.attach(protein_fasta.record("q1", QUERY + "W"), msa.read(paths[0]), paths[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("hmm_output.sto", TEMPLATES),
+        ("pdb_hits.sto.gz", TEMPLATES),
+        ("pdb70_hits.hhr", TEMPLATES),
+        ("anything.hhr", TEMPLATES),
+        ("uniprot_hits.sto", PAIRING),
+        ("notes.txt", alignment_files.NO_ALIGNMENT),
+        ("bfd_uniclust_hits.a3m", None),
+        ("mgnify_hits.sto.gz", None),
+    ],
+)
+def test_which_files_of_a_chains_folder_are_read(name: str, reason: str | None) -> None:
+    assert alignment_files.why_not(name) == reason
+
+
+@pytest.mark.parametrize("letter", "UXC")
+def test_u_and_x_in_the_query_are_the_same_chain(letter: str, tmp_path: Path) -> None:
+    """One file's query has U, the other's X; the chain has U (X in FASTA), X, or C (selenocysteine's parent)."""
+    source = write(tmp_path / "q.fasta", f">q1\nMKTAYIA{letter}QRQISFVKSHFSRQLEERLG\n")
+    (entry,) = protein_fasta.read_entries(source)
+    assert bool(entry.notes) == (letter == "U")
+    found, files = attached(entry.sequence, sorted((CASES / "selenocysteine/q1").iterdir()))
+    assert rows(found) == {"q1": entry.sequence, "h": QUERY}
+    assert files["uniref90_hits.sto"].left_out == {msa.DUPLICATE: 2}
+
+
+@pytest.mark.parametrize("letter", "BJOUZ")
+def test_ambiguous_letters_of_a_query_agree_with_anything(letter: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.a3m", f">q\nAC{letter}E\n>h\nAC{letter}W\n")
+    found, _ = attached("ACNE", [path])
+    assert rows(found) == {"q": "ACNE", "h": f"AC{HHBLITS[letter]}W"}
+
+
+# --- NUL bytes ----------------------------------------------------------------------------------------------------
+
+
+def test_the_nul_byte_of_mmseqs2() -> None:
+    found, files = attached(QUERY, [CASES / "nul_bytes.a3m"])
+    assert rows(found) == {"q1": QUERY, "h1": QUERY.replace("YI", "YA")}
+    assert files["nul_bytes.a3m"].rows == 2
+
+
+def test_several_alignments_of_one_file_are_told_apart_by_their_queries(tmp_path: Path) -> None:
+    """As ColabFold's server answers: A3M of several queries with NUL bytes between them."""
+    blocks = [">101\nACDE\n>a\nACDF\n>b\nACDF\n", ">102\nWWWWW\n>c\nWW-WW\n", ">101\nACDE\n>d\nA-DE\n"]
+    path = write(tmp_path / "x.a3m", "\0".join(blocks) + "\0")
+    found, files = attached("ACDE", [path])
+    assert rows(found) == {"101": "ACDE", "a": "ACDF", "d": "A-DE"}
+    assert files["x.a3m"].left_out == {alignment_files.OTHER_QUERY: 2, msa.DUPLICATE: 2}
+    assert files["x.a3m"].rows == 7
+    assert rows(attached("WWWWW", [path])[0]) == {"102": "WWWWW", "c": "WW-WW"}
+    with pytest.raises(ValueError, match=r"x\.a3m: none of its 3 alignments \(queries '101', '102', '101' …\) is to"):
+        attached("ACDF", [path])
+    with pytest.raises(ValueError, match=r"x\.a3m: alignments to 3 queries"):
+        msa.read(path)
+    path.write_text("\0".join(blocks).replace(">d\nA-DE", ">d\nA1DE"))
+    with pytest.raises(ValueError, match=r"x\.a3m: line 13: row 'd' has '1' in column 2"):
+        msa.read_all(path)
+
+
+def test_stockholm_alignments_one_behind_the_other(tmp_path: Path) -> None:
+    one = "# STOCKHOLM 1.0\n#=GF ID x\n\nq AC\nh A-\n\nq DE\nh DF\n//\n"
+    other = "# STOCKHOLM 1.0\np WWW\n//\n"
+    for between in ("", "\n\n", "\0"):
+        path = write(tmp_path / "x.sto", one + between + other)
+        found, files = attached("ACDE", [path])
+        assert rows(found) == {"q": "ACDE", "h": "A-DF"}
+        assert files["x.sto"].left_out == {alignment_files.OTHER_QUERY: 1}
+
+
+def test_nul_bytes_that_are_damage(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.a3m", ">q\nACDE\n>h\nAC" + "\0" * 512 + "E\n")
+    with pytest.raises(ValueError, match=r"x\.a3m: line 4: a run of NUL bytes; the file is damaged"):
+        msa.read(path)
+    with pytest.raises(ValueError, match=r"x\.a3m: line 3: row 'h' has 2 columns"):
+        msa.read(write(path, ">q\nACDE\n>h\nAC\0DE\n"))
+    assert protein_fasta.read_fasta(write(tmp_path / "x.fa", ">q\nACDE\n\0>h\nAC\n\0")) == [("q", "ACDE"), ("h", "AC")]
+    with pytest.raises(ValueError, match=r"x\.fa: line 2: no '>' before 'DE'"):
+        protein_fasta.read_fasta(write(tmp_path / "x.fa", ">q\nAC\0DE\n"))
+
+
+# --- what other programs write ------------------------------------------------------------------------------------
+
+
+def test_colabfolds_first_line(tmp_path: Path) -> None:
+    assert msa.read(write(tmp_path / "x.a3m", "#4\t2\n>101\nACDE\n")).names == ("101",)
+    with pytest.raises(ValueError, match=r"x\.a3m: line 1: an alignment of a complex of several chains"):
+        msa.read(write(tmp_path / "x.a3m", "#4,3\t1,2\n>101\t102\nACDEWWW\n"))
+
+
+def test_dots_are_padding_or_gaps(tmp_path: Path) -> None:
+    """A2M pads beside insertions with dots; other programs write them for gaps. The row's length tells which."""
+    path = write(tmp_path / "x.a3m", ">q\nA.C.DE\n>padded\nA.CwDE\n>gaps\nA..E\n>both\nA.-vE\n")
+    got = msa.read(path)
+    assert [decode(row) for row in got.sequences] == ["ACDE", "A--E"]
+    assert got.names == ("q", "gaps")
+    assert got.deletions.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0]]
+    with pytest.raises(ValueError, match=r"line 3: row 'h' has 3 columns"):
+        msa.read(write(path, ">q\nACDE\n>h\nA..CD\n"))
+
+
+def test_only_ascii_letters_are_made_capitals(tmp_path: Path) -> None:
+    """``ß`` is not SS, nor a ligature the letters that it joins: residues nobody wrote."""
+    for letter in ("ß", "ﬁ", "ſ", "ı"):
+        with pytest.raises(ValueError, match=r"x\.fa: line 2: '.' at letter 3 of 'q' is no amino acid"):
+            protein_fasta.read_fasta(write(tmp_path / "x.fa", f">q\nAC{letter}\n"))
+        with pytest.raises(ValueError, match=r"x\.sto: line 3: row 'h' has '\?' in column 2"):
+            msa.read(write(tmp_path / "x.sto", f"# STOCKHOLM 1.0\nq ACD\nh A{letter}D\n//\n"))
+
+
+FASTA, GENBANK = ">q\nACDEFGHIK\n", "LOCUS       q  9 aa\nORIGIN\n        1 acdefghik\n//\n"
+A3M, STOCKHOLM = ">q\nACDE\n>h\nAC-E\n", "# STOCKHOLM 1.0\nq ACDE\nh AC-E\n//\n"
+READERS = {
+    "x.fa": (FASTA, protein_fasta.read_fasta),
+    "x.a3m": (A3M, lambda path: rows_of(msa.read(path))),
+    "x.sto": (STOCKHOLM, lambda path: rows_of(msa.read(path))),
+    "store.fa": (FASTA, lambda path: stored(path)),
+    "store.fastq": ("@q\nACDEFGHIK\n+\n123456789\n", lambda path: stored(path)),
+    "store.gb": (GENBANK, lambda path: stored(path)),
+}
+
+
+def rows_of(alignment: msa.Msa) -> list[tuple[str, str]]:
+    return list(zip(alignment.names, map(decode, alignment.sequences), strict=True))
+
+
+def stored(path: Path) -> list[tuple[str, str]]:
+    out = path.with_name(f"{path.name}.store.{len(list(path.parent.iterdir()))}")
+    index_sequences([path], out, alphabet="protein", jobs=1)
+    return records_of(SequenceStore.open(out))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_marks_and_line_ends(name: str, tmp_path: Path) -> None:
+    """A byte order mark, Windows' and the old Mac's line ends change nothing; UTF-16 is refused by its name."""
+    content, read = READERS[name]
+    plain = read(write(tmp_path / name, content))
+    for ends in ("\n", "\r\n", "\r"):
+        for mark in ("", "\ufeff"):
+            assert read(write(tmp_path / name, (mark + content.replace("\n", ends)).encode())) == plain
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        with pytest.raises(ValueError, match=rf"{name}: UTF-16 or UTF-32 text; expected UTF-8"):
+            read(write(tmp_path / name, content.encode(encoding)))
+
+
+@pytest.mark.parametrize("name", ["x.fa", "x.a3m", "x.sto", "store.fa"])
+def test_compressions_that_are_not_read_are_named(name: str, tmp_path: Path) -> None:
+    for suffix, (magic, compression) in zip(text_files.FOREIGN_SUFFIXES, text_files.FOREIGN.items(), strict=True):
+        with pytest.raises(ValueError, match=rf"{name}{suffix}: (compressed|packed) with {compression}"):
+            READERS[name][1](write(tmp_path / f"{name}{suffix}", magic + b"xxxxxxxx"))
+    folder = tmp_path / "msa"
+    folder.mkdir()
+    write(folder / "q.a3m.xz", b"\xfd7zXZ")
+    assert list(alignment_files.index(folder)) == ["q"]  # refused when read, not overlooked
+
+
+# --- every row is accounted for -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [None, 1, 5])
+def test_every_row_of_real_files_is_kept_or_counted(limit: int | None) -> None:
+    """Rows as a text editor counts them: names in Stockholm, ``>`` in A3M."""
+    paths = sorted((DATA / "msa").iterdir())
+    found, files = attached(REAL, paths, limit)
+    assert found.msa is not None
+    read = [path for path in paths if path.stem != "uniprot_hits"]
+    distinct = len({row.tobytes() for path in read for row in msa.read(path).sequences})
+    assert len(found.msa.names) == min(limit or distinct, distinct)
+    for path in paths:
+        lines = path.read_text().splitlines()
+        names = {line.split()[0] for line in lines if line.strip() and line[0] not in "#/"}
+        count = sum(line.startswith(">") for line in lines) if path.suffix == ".a3m" else len(names)
+        if path.stem == "uniprot_hits":
+            assert files[path.name].unread == PAIRING
+        else:
+            assert files[path.name].rows == count
+    beyond = sum((file.left_out for file in files.values()), Counter())[alignment_files.BEYOND_LIMIT]
+    assert beyond == distinct - len(found.msa.names)
+    assert json.loads(json.dumps([file.as_json() for file in files.values()]))[0]["file"] == "bfd_uniclust_hits.a3m"
+
+
+def test_annotation_rows_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.a3m", ">ss_pred\nCCCC\n>ss_conf\n9999\n>q\nACDE\n>h\nAC-E\n")
+    _, files = attached("ACDE", [path])
+    assert files["x.a3m"].left_out == {msa.ANNOTATION: 2}
+
+
+def test_a_chain_whose_files_are_no_alignments_has_none(tmp_path: Path) -> None:
+    found, files = attached(QUERY, [CASES / "openfold" / "q1" / "hmm_output.sto", write(tmp_path / "a.hhr", "x")])
+    assert found.msa is None
+    assert all(file.unread == TEMPLATES for file in files.values())
+
+
+def test_alphafold_2s_own_folder_is_read_and_what_is_not_is_told(tmp_path: Path) -> None:
+    chain = tmp_path / "q1"
+    for folder in (chain / "msas" / "A", chain / "other", tmp_path / "q2", tmp_path / "q3" / "msas"):
+        folder.mkdir(parents=True)
+    write(chain / "ranked_0.pdb", "END\n")
+    write(chain / "msas" / "bfd_uniref_hits.a3m", f">q1\n{QUERY}\n>h\n{QUERY[:-1]}-\n")
+    write(chain / "msas" / "pdb_hits.hhr", "x")
+    write(chain / "msas" / "A" / "uniref90_hits.sto", "# STOCKHOLM 1.0\n")
+    write(chain / "other" / "uniref90_hits.sto", "# STOCKHOLM 1.0\n")
+    found = alignment_files.index(tmp_path)
+    record, files = attached(QUERY, found["q1"])
+    assert list(rows(record)) == ["q1", "h"]
+    assert {name: file.unread for name, file in files.items()} == {
+        "A": alignment_files.FOLDER, "bfd_uniref_hits.a3m": None, "pdb_hits.hhr": TEMPLATES,
+        "other": alignment_files.FOLDER, "ranked_0.pdb": alignment_files.NO_ALIGNMENT,
+    }  # fmt: skip
+    for name, folder in (("q2", "q2"), ("q3", "msas")):
+        without, files = attached(QUERY, found[name])
+        assert without.msa is None
+        assert {name: file.unread for name, file in files.items()} == {folder: alignment_files.EMPTY}

@@ -1,0 +1,217 @@
+"""Every residue is accounted for, for any tokenizer and length: read = given − left out, and no document is cut."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ds4sci.data import tokenizers
+from ds4sci.data.language import corpus
+from ds4sci.data.language.batches import Phase, Reader, batches, evaluation_batches
+from ds4sci.data.language.corpus import Coder
+from ds4sci.data.language.packing import make_rows
+from ds4sci.data.language.targets import Target
+from ds4sci.data.language.windows import NO_TOKEN, Regions, cut
+from ds4sci.types import IGNORED
+from tests.support.trained_tokenizers import LEARNT, learnt
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "esm": {"kind": "esm"},
+    "nucleotide": {"kind": "nucleotide", "ends": "bos_eos"},
+    "byte": {"kind": "byte", "ends": "eos"},
+    "kmer-1": {"kind": "kmer", "k": 1},
+    "kmer-3": {"kind": "kmer", "k": 3, "ends": "bos_eos"},
+    "kmer-6": {"kind": "kmer", "k": 6},
+    "kmer-4/1": {"kind": "kmer", "k": 4, "stride": 1, "ends": "bos_eos"},
+    "kmer-3/2": {"kind": "kmer", "k": 3, "stride": 2},
+    "kmer-6/1": {"kind": "kmer", "k": 6, "stride": 1},
+    "kmer-3/1": {"kind": "kmer", "k": 3, "stride": 1, "ends": "bos"},
+    "codon": {"kind": "codon", "ends": "bos_eos"},
+    "codon+1": {"kind": "codon", "frame": 1},
+    "codon+2": {"kind": "codon", "frame": 2},
+}
+EVERY = [*SCHEMES, *LEARNT]
+
+
+@cache
+def coder(name: str) -> Coder:
+    if name in LEARNT:
+        return Coder(learnt(name))
+    options = dict(SCHEMES[name])
+    return Coder(tokenizers.build(options.pop("kind"), **options))
+
+
+class Memory:
+    """Sequences as a store has them."""
+
+    alphabet = "dna"
+
+    def __init__(self, texts: list[np.ndarray]) -> None:
+        self.texts = texts
+        self.lengths = np.array([len(text) for text in texts])
+
+    def name(self, record: int) -> str:
+        return f"r{record}"
+
+    def residues(self, record: int, start: int, stop: int) -> np.ndarray:
+        return self.texts[record][start:stop]
+
+    def soft(self, record: int, start: int, stop: int) -> np.ndarray:
+        return np.zeros(stop - start, bool)
+
+    def unknown(self, record: int, start: int, stop: int) -> np.ndarray:
+        return self.texts[record][start:stop] == ord("N")
+
+
+def bases(rng: np.random.Generator, lengths: list[int], letters: str = "ACGT") -> Memory:
+    alphabet = np.frombuffer(letters.encode(), np.uint8)
+    return Memory([rng.choice(alphabet, length) for length in lengths])
+
+
+def of_no_token(name: str, store: Memory) -> int:
+    """Residues that the tokenizer itself, called on each whole record, has in no token."""
+    encode = coder(name).encoder.token_spans
+    total = 0
+    for text in store.texts:
+        held = np.zeros(len(text), bool)
+        for a, n in zip(*encode(text), strict=True):
+            held[a : a + n] = True
+        total += int((~held).sum())
+    return total
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=4),
+    document=st.integers(16, 80),
+    seed=st.integers(0, 9),
+    strands=st.booleans(),
+    gaps=st.booleans(),
+)
+@pytest.mark.parametrize("name", EVERY)
+def test_any_length_gives_the_same_count_of_residues(name, lengths, document, seed, strands, gaps) -> None:
+    own, store = coder(name), bases(np.random.default_rng(seed), lengths, "ACGTACGTACGTN" if gaps else "ACGT")
+    reader = Reader(store, own)
+    found = cut(Regions.whole(store.lengths, range(len(lengths))), own, reader.letters, document=document,
+                both_strands=strands)  # fmt: skip
+    read, ends = 0, (own.prefix, own.ends - own.prefix)
+    held = [np.zeros(length, int) for length in lengths]
+    for region, start, stop, tokens in zip(found.region, found.start, found.stop, found.tokens, strict=True):
+        for strand in (0.0, 1.0) if strands else (0.0,):
+            turned = Reader(store, own, reverse_complement=strand)
+            one = turned.document(int(region), int(start), int(stop), np.random.default_rng(0))
+            assert len(one.ids) <= tokens <= document
+            assert one.ids[: ends[0]].tolist() == own.encoder.prefix.tolist()
+            assert one.ids[len(one.ids) - ends[1] :].tolist() == own.encoder.suffix.tolist()
+        one = reader.document(int(region), int(start), int(stop))
+        for a, n in zip(one.start, one.size, strict=True):
+            held[region][start + a : start + a + n] = 1
+        read += stop - start
+    covered = sum(int(h.sum()) for h in held)
+    assert covered == found.coverage.read
+    assert found.coverage.given == sum(lengths) == covered + found.coverage.left_out.get(NO_TOKEN, 0)
+    # Cutting loses what the tokenizer's own rule leaves out of whole records, and at most the rest of a stride.
+    step = own.period.step if own.period is not None and own.period.step < own.period.width else 1
+    assert sum(lengths) - covered <= of_no_token(name, store) + (step - 1) * len(lengths)
+    silent = {i for i, h in enumerate(held) if not h.any()}
+    assert set(found.coverage.silent) == silent
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_training_and_evaluation_read_what_was_given(name) -> None:
+    own, store = coder(name), bases(np.random.default_rng(1), [700, 331, 64])
+    target = Target(0.15, own.mask, own.residue_ids)
+    reader = Reader(store, own, reverse_complement=0.5)
+    rows = make_rows(Regions.whole(store.lengths, range(3)), own, reader.letters, document=48, row=96, seed=0,
+                     both_strands=True)  # fmt: skip
+    assert rows.coverage.given == 1095
+    assert rows.coverage.read >= 1095 - 3 * 4  # frame 2, and two bases behind the last codon
+    scored = {}
+    for fraction in (0.15, 0.0):
+        made = evaluation_batches(
+            Reader(store, own), Target(fraction, own.mask, own.residue_ids), rows, range(len(rows)), seed=0,
+            pad=own.pad, batch=1, budget=96, multiple=8, every_token=True,
+        )  # fmt: skip
+        scored[fraction] = sum(int(batch.residues.sum()) for batch in made)
+    assert scored[0.15] == rows.coverage.read
+    unseen = 0 if own.prefix else sum(
+        int(Reader(store, own).document(int(r), int(a), int(b)).size[0])
+        for r, a, b in zip(rows.record, rows.start, rows.stop, strict=True)
+    )  # fmt: skip
+    assert scored[0.0] == rows.coverage.read - unseen
+    stream = batches(
+        reader, target, [Phase(0, rows, 96, 8)], seed=3, start_step=0, rank=0, world_size=1, micro_batch_size=len(rows),
+        accumulation_steps=1, pad=own.pad,
+    )  # fmt: skip
+    for batch in islice(stream, 3):  # epochs: windows moved and turned around; never cut off at an end
+        for start, stop in batch.spans.tolist():
+            ids = batch.input_ids.flatten()[start:stop]
+            if own.ends > own.prefix:
+                assert ids[-1] == own.encoder.suffix[-1]
+        assert int(batch.residues[batch.labels != IGNORED].sum()) == int(batch.residues.sum())
+
+
+def test_a_bpe_tokenizer_reads_all_of_12_000_bases() -> None:
+    """It read 1,375 of them, by an estimate of tokens from a run of A."""
+    own, store = coder("bpe"), bases(np.random.default_rng(2), [3000] * 4)
+    rows = make_rows(Regions.whole(store.lengths, range(4)), own, Reader(store, own).letters, document=128, row=128,
+                     seed=0)  # fmt: skip
+    assert rows.coverage.describe("base") == "12,000 of 12,000 bases read"
+    assert rows.fill > 0.9
+    assert int((rows.stop - rows.start).sum()) == 12_000
+
+
+def test_codons_stay_in_frame_and_windows_of_k_mers_overlap_only_where_they_must() -> None:
+    text = np.frombuffer(b"ACGTTGCAAGCTTAGCCGATATCGGATCCTAGGCATTA", np.uint8)
+    store = Memory([text])
+    for frame in (0, 1, 2):
+        own = Coder(tokenizers.build("codon", frame=frame))
+        rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document=4, row=None, seed=0)
+        assert rows.step == 3
+        read = [Reader(store, own).document(0, int(a), int(b)) for a, b in zip(rows.start, rows.stop, strict=True)]
+        words = [own.names[i] for one in read for i in one.ids]
+        whole = text.tobytes().decode()[frame:]
+        assert words == [whole[i : i + 3] for i in range(0, len(whole) - 2, 3)]
+        assert rows.coverage.left_out.get(NO_TOKEN, 0) == len(text) - 3 * len(words)
+    own = Coder(tokenizers.build("kmer", k=6, stride=1))
+    store = bases(np.random.default_rng(0), [28])  # 25 and a tail of 3 would lose the tail
+    rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document=20, row=None, seed=0)
+    assert list(zip(rows.start.tolist(), rows.stop.tolist(), strict=True)) == [(0, 22), (22, 28)]
+
+
+def test_what_has_no_token_is_named() -> None:
+    own, store = coder("kmer-6/1"), bases(np.random.default_rng(0), [4, 30, 5])
+    rows = make_rows(Regions.whole(store.lengths, range(3)), own, None, document=64, row=64, seed=0)
+    assert rows.coverage.silent == (0, 2)
+    assert rows.coverage.describe("base") == "30 of 39 bases read, 9 in no token, nothing read of 2 records"
+    with pytest.raises(ValueError, match="no sequence to make rows of: 9 residues in 2 records, none of them in a"):
+        make_rows(Regions.whole(store.lengths, [0, 2]), own, None, document=64, row=64, seed=0)
+
+
+def test_windows_that_cost_a_tokenizer_are_cut_once(tmp_path, monkeypatch) -> None:
+    """By the first rank of the first run; another tokenizer or length has its own."""
+    (tmp_path / "g.fa").write_text(
+        f">g\n{bases(np.random.default_rng(0), [600]).texts[0].tobytes().decode()}\n>h\nNNN\n"
+    )
+    store, calls = corpus.open_store(tmp_path / "g.fa"), []
+    monkeypatch.setattr(corpus, "cut", lambda *given, **named: calls.append(1) or cut(*given, **named))
+    regions = Regions.whole(store.lengths, range(2))
+
+    def made(name: str, document: int = 48) -> Any:
+        return corpus.cut_once(store, regions, coder(name), store.residues, document=document, both_strands=False)
+
+    first, again = made("bpe"), made("bpe")
+    assert len(calls) == 1
+    assert first.coverage == again.coverage
+    assert all(np.array_equal(a, b) for a, b in zip(first.arrays().values(), again.arrays().values(), strict=True))
+    assert made("bpe", 64).tokens.max() > 48
+    made("unigram")
+    assert len(calls) == 3
+    made("nucleotide")
+    assert len(list(tmp_path.glob("*.npz"))) == 3

@@ -1,0 +1,243 @@
+"""No score below what information theory allows: random bases cost ln 4 nats each, whatever the tokenizer and task.
+
+The oracle knows every base that a visible token holds and nothing of the others, so what it pays is the least that any
+model can. It goes through the evaluation of a run, in place of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ds4sci.baselines.ngrams import fit
+from ds4sci.data.language.batches import Phase, Reader, batches
+from ds4sci.data.language.packing import make_rows
+from ds4sci.data.language.targets import Target, Units, first_seen
+from ds4sci.data.language.windows import Regions
+from ds4sci.tasks import causal_lm, masked_lm
+from ds4sci.tasks.language_modeling import LanguageTask
+from ds4sci.types import IGNORED, LanguageBatch, LanguageOutput
+from tests.data.language.test_coverage import SCHEMES, Memory, bases
+from tests.support.trained_tokenizers import LEARNT, learnt
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 2,
+}  # fmt: skip
+BERT = {
+    "model_type": "bert", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0,
+}  # fmt: skip
+DNA = [name for name in SCHEMES if name != "esm"]
+
+
+def task_of(kind: str, tokenizer: str, fraction: float = 0.15) -> LanguageTask:
+    options = (
+        {"kind": "tests.support.trained_tokenizers", "name": tokenizer} if tokenizer in LEARNT else SCHEMES[tokenizer]
+    )
+    data: dict[str, Any] = {"path": Path("none"), "tokenizer": options, "phases": [{"length": 48, "row": 96}]}
+    if kind == "masked":
+        config = masked_lm.Config.model_validate(
+            {"model": {"config": BERT}, "data": data | {"mask_fraction": fraction}}
+        )
+        return masked_lm.build(config, seed=0, steps=1)
+    return causal_lm.build(causal_lm.Config.model_validate({"model": {"config": LLAMA}, "data": data}), seed=0, steps=1)
+
+
+class Oracle(nn.Module):
+    """ln 4 for each base of a label that no visible token holds; what is visible it knows."""
+
+    def __init__(self, task: LanguageTask, store: Memory) -> None:
+        super().__init__()
+        self.task, self.store = task, store
+        self.paid = np.zeros(0)
+
+    def forward(self, batch: LanguageBatch) -> LanguageOutput:
+        flat, labels = batch.input_ids.flatten().numpy(), batch.labels.flatten().numpy()
+        losses = np.zeros(len(flat), np.float32)
+        for name, (first, last) in zip(batch.ids, batch.spans.tolist(), strict=True):
+            record, start, stop = map(int, re.findall(r"\d+", name))
+            ids, place, size = self.task.coder.encode(self.store.residues(record, start - 1, stop))
+            assert len(ids) == last - first
+            visible = flat[first:last] == ids
+            for i in np.flatnonzero(labels[first:last] != IGNORED).tolist():
+                token = i if self.task.fraction else i + 1
+                seen = np.zeros(stop - start + 1, bool)
+                for j in range(len(ids)):
+                    tells = visible[j] if self.task.fraction else j <= i
+                    if tells and not self.task.coder.is_unknown(ids[j]):
+                        seen[place[j] : place[j] + size[j]] = True
+                hidden = ~seen[place[token] : place[token] + size[token]]
+                losses[first + i] = hidden.sum() * math.log(4)
+        shape = batch.labels.shape
+        return LanguageOutput(
+            torch.from_numpy(losses).view(shape), torch.zeros(shape, dtype=torch.bool), batch.labels, batch.weights,
+            batch.marked,
+        )  # fmt: skip
+
+
+def score(task: LanguageTask, model: nn.Module, store: Memory) -> tuple[list[dict[str, Any]], Any]:
+    reader = Reader(store, task.coder)
+    rows = make_rows(
+        Regions.whole(store.lengths, range(len(store.texts))), task.coder, reader.letters, document=48, row=96, seed=0
+    )
+    parts = task.score(model, reader, rows, list(range(len(rows))), 96, device=torch.device("cpu"), every_token=True)
+    return parts, rows
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.15, 0.6], ids=["causal", "masked", "masked-60"])
+@pytest.mark.parametrize("name", [*DNA, *LEARNT])
+def test_the_best_model_pays_ln_4_for_every_base_once(name, fraction) -> None:
+    task = task_of("masked" if fraction else "causal", name, fraction)
+    if name in LEARNT and fraction:
+        assert not task.counts_residues
+        return
+    assert task.counts_residues
+    rng = np.random.default_rng(3)
+    store = Memory([*bases(rng, [90, 17]).texts, *bases(rng, [60], "ACGTACGTACGTN").texts])
+    parts, rows = score(task, Oracle(task, store), store)
+    residues = sum(part["residues"] for part in parts)
+    assert sum(part["residue_nats"] for part in parts) == pytest.approx(residues * math.log(4), rel=1e-6)
+    weightless = sum(part["weightless"] for part in parts)
+    unscored = rows.coverage.read - residues - weightless
+    if fraction == 0.0 and not task.coder.prefix:
+        assert 0 < unscored <= 6 * len(rows.record)
+    elif fraction == 0.6 and "/" in name:
+        assert 0 <= unscored < rows.coverage.read / 2  # two passes: what lies between k-mers stays unpredicted
+    else:
+        assert unscored == 0
+    assert 0 < weightless <= 60  # WordPiece reads the whole record with an N as one unknown word
+
+
+def test_training_masks_hide_what_they_ask_for() -> None:
+    """Chosen, hidden k-mers: no visible token holds a base that counts. The share of bases is that of the config."""
+    task, store = task_of("masked", "kmer-6/1"), bases(np.random.default_rng(4), [400])
+    one, rng = Reader(store, task.coder).document(0, 0, 400), np.random.default_rng(0)
+    target, asked, hidden_of_all = Target(0.15, task.coder.mask, task.coder.residue_ids), 0, 0
+    for _ in range(200):
+        made = target.apply(one, rng)
+        at = np.flatnonzero(made.labels != IGNORED)
+        asked += int(made.residues.sum())
+        hidden = made.inputs == task.coder.mask
+        hidden_of_all += int(hidden.sum())
+        shown = np.zeros(400, bool)
+        for j in np.flatnonzero(~hidden):
+            shown[one.start[j] : one.start[j] + 6] = True
+        for i in at[hidden[at]]:
+            held = shown[one.start[i] : one.start[i] + 6]
+            if made.residues[i] == 6:
+                assert not held.any()
+    assert asked / (200 * 400) == pytest.approx(0.15, abs=0.01)
+    assert hidden_of_all / (200 * len(one.ids)) < 0.3
+
+
+class Soft(Memory):
+    """Every third stretch of five bases is soft-masked."""
+
+    def soft(self, record: int, start: int, stop: int) -> np.ndarray:
+        return np.arange(start, stop) // 5 % 3 == 0
+
+
+@pytest.mark.parametrize("name", ["nucleotide", "kmer-3", "kmer-6/1", "kmer-3/2", "codon"])
+def test_the_other_strand_and_bases_that_do_not_count(name) -> None:
+    task, store = task_of("masked", name), Soft(bases(np.random.default_rng(6), [150]).texts)
+    reader = Reader(store, task.coder, soft_weight=0.0, reverse_complement=1.0)
+    one = reader.document(0, 0, 150, np.random.default_rng(0))
+    assert one.name.endswith("-")
+    soft = store.soft(0, 0, 150)[::-1]
+    counted = np.zeros(150, int)
+    for turn in range(task.prediction.turns()):
+        made = task.prediction.turn(one, turn, np.random.default_rng(1))
+        shown = np.zeros(150, bool)
+        for j in np.flatnonzero((made.inputs == one.ids) & (one.size > 0)):
+            shown[one.start[j] : one.start[j] + one.size[j]] = True
+        for i in np.flatnonzero((made.labels != IGNORED) & (made.weights > 0)):
+            span = slice(one.start[i], one.start[i] + one.size[i])
+            assert (~shown[span]).sum() == made.residues[i]
+            assert not soft[span].any()
+            counted[span] += ~shown[span]
+    assert counted.max() == 1
+    assert 0 < counted.sum() <= (~soft).sum()
+
+
+def test_n_grams_do_not_get_below_the_floor() -> None:
+    rng = np.random.default_rng(8)
+    train, test = bases(rng, [4000, 900]).texts, bases(rng, [3000, 1]).texts
+    model = fit(train, 4)
+    losses = model.losses(test)
+    error = losses.std(axis=1) / math.sqrt(losses.shape[1])
+    assert (losses.mean(axis=1) > math.log(4) - 3 * error - 1e-4).all()
+    assert (losses.mean(axis=1) < 1.5).all()
+
+
+def test_units_part_the_residues() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        k = int(rng.integers(1, 7))
+        stride, n = int(rng.integers(1, k + 1)), int(rng.integers(k, 60))
+        start = np.arange(0, n - k + 1, stride)
+        size, unknown = np.full(len(start), k), rng.random(len(start)) < 0.1
+        units, fresh = Units.of(start, size, unknown), first_seen(start, size, unknown)
+        whole = int(start[-1]) + k
+        assert int(units.residues.sum()) == int(fresh.sum()) == whole
+        assert (units.first <= units.label).all()
+        assert (units.label <= units.last).all()
+        assert len(np.unique(units.label[~unknown[units.label]])) >= 1 or unknown.all()
+
+
+def test_tokens_beside_a_masked_learnt_one_tell_about_it() -> None:
+    """Why a masked model with such a tokenizer has no nats per base: the best one pays less than ln 4 for each."""
+    own, rng = learnt("bpe"), np.random.default_rng(0)
+    words = [token for token in own.get_vocab() if set(token) <= set("ACGT")]
+    paid = count = 0.0
+    for _ in range(12):
+        text = "".join(rng.choice(list("ACGT"), 80))
+        tokens = own.tokenize(text)
+        for i in range(4, len(tokens) - 4, 3):
+            left, right = "".join(tokens[:i]), "".join(tokens[i + 1 :])
+            tried = own.backend_tokenizer.encode_batch([left + w + right for w in words], add_special_tokens=False)
+            fits = {
+                w: 4.0 ** -len(w)
+                for w, found in zip(words, tried, strict=True)
+                if found.tokens == [*tokens[:i], w, *tokens[i + 1 :]]
+            }
+            paid -= math.log(fits[tokens[i]] / sum(fits.values()))
+            count += len(tokens[i])
+    assert 0.9 < paid / count / math.log(4) < 0.99
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_a_trained_model_does_not_get_below_the_floor(kind) -> None:
+    """Overlapping k-mers, of which a model of a few thousand weights soon copies the neighbours' letters."""
+    torch.manual_seed(0)
+    task = task_of(kind, "kmer-3/1")
+    rng = np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
+    task.model.train()
+    for step in range(60):
+        store = bases(rng, [46 * 8])
+        reader = Reader(store, task.coder)
+        rows = make_rows(Regions.whole(store.lengths, [0]), task.coder, None, document=48, row=96, seed=step)
+        batch = next(iter(batches(
+            reader, task.prediction, [Phase(0, rows, 96, 8)], seed=step, start_step=0, rank=0, world_size=1,
+            micro_batch_size=len(rows), accumulation_steps=1, pad=task.coder.pad,
+        )))  # fmt: skip
+        output = task.model(batch)
+        loss = (output.losses * output.weights).sum() / output.weights.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    task.model.eval()
+    with torch.no_grad():
+        parts, _ = score(task, task.model, bases(np.random.default_rng(9), [600]))
+    means = np.array([part["residue_nats"] / part["residues"] for part in parts if part["residues"]])
+    error = means.std(ddof=1) / math.sqrt(len(means))
+    mean = sum(p["residue_nats"] for p in parts) / sum(p["residues"] for p in parts)
+    assert math.log(4) - 3 * error < mean < 1.2 * math.log(4)

@@ -1,0 +1,270 @@
+"""`ds4sci data build`: what is taken, what is refused and why, and what survives an interruption."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ds4sci.chemistry.residue_codes import decode
+from ds4sci.data.alignments.profile import msa_profile
+from ds4sci.data.structures import build as builder
+from ds4sci.data.structures import chain_file
+from ds4sci.data.structures.build import BuildReport, build
+from ds4sci.data.structures.chain_filters import BuildSettings, refusal_of
+from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.parsers import mmcif
+from ds4sci.data.worker_pool import run_each
+
+DATA = Path(__file__).parents[2] / "fixtures"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Three good entries, and one of each kind of trouble."""
+    folder = tmp_path / "structures"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("1ubq", "1kd8", "deeper/2q2k"):
+        (folder / f"{name}.cif.gz").write_bytes((DATA / "mmcif" / f"{name.split('/')[-1]}.cif.gz").read_bytes())
+    (folder / "cut.cif.gz").write_bytes((DATA / "mmcif" / "1y57.cif.gz").read_bytes()[:9000])
+    (folder / "letter.cif").write_text("Dear reader,\n")
+    (folder / "copy_of_1ubq.cif").write_bytes(gzip.decompress((DATA / "mmcif" / "1ubq.cif.gz").read_bytes()))
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+@pytest.fixture
+def alignments(tmp_path: Path) -> Path:
+    folder = tmp_path / "msa"
+    (folder / "2q2k_A").mkdir(parents=True)
+    for path in (DATA / "msa").glob("*"):
+        (folder / "2q2k_A" / path.name).write_bytes(path.read_bytes())
+    (folder / "1ubq_A.a3m").write_text(">q\n" + "A" * 76 + "\n")
+    return folder
+
+
+def by_chain(report: BuildReport) -> dict[str, dict[str, Any]]:
+    return {row["chain"] or row["file"]: row for row in report.rows}
+
+
+def test_what_is_taken_and_what_is_not(source: Path, alignments: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    report = build(
+        source, tmp_path / "out" / "set.npz", msa_dir=alignments, jobs=1, progress=lambda *at: calls.append(at)
+    )
+    assert calls == [(done, 6) for done in range(7)]
+    rows = by_chain(report)
+    assert [json.loads(line) for line in report.report.read_text().splitlines()] == report.rows
+    accepted = {name for name, row in rows.items() if row["status"] == "accepted"}
+    assert accepted == {"1KD8_A", "1KD8_B", "2Q2K_A"}
+    assert {name: rows[name]["reason"] for name in ("1KD8_C", "2Q2K_B")} == {
+        "1KD8_C": "the sequence of 1KD8_A",
+        "2Q2K_B": "the sequence of 2Q2K_A",
+    }
+    assert "truncated or damaged gzip" in rows["cut.cif.gz"]["reason"]
+    assert "not mmCIF" in rows["letter.cif"]["reason"]
+    assert "at residue 1 the alignment has A, the chain M" in rows["1UBQ_A"]["reason"]
+    assert report.counts == {"accepted": 3, "duplicate": 5, "unreadable": 2, "alignment": 2, "not a protein": 1}
+    assert rows["2Q2K_F"]["reason"] == "its residues are 20 nucleic acid"
+    assert "3 chains, 142 residues from 6 files" in report.summary()
+    assert "5 duplicate" in report.summary()
+    read = {row["file"]: row["atoms"] for row in report.rows if row["status"] == "read"}
+    assert read.keys() == {"1kd8.cif.gz", "1ubq.cif.gz", "deeper/2q2k.cif.gz", "copy_of_1ubq.cif"}
+    assert read["1ubq.cif.gz"] == {"kept": 602, "water": 58}
+    assert sum(report.atoms.values()) == 1992 + 660 + 1184 + 660  # rows of _atom_site
+    held = sum(int(record.atom_mask.sum()) for record in ChainSet.open(report.out))
+    assert (report.atoms["kept"], report.atoms["chain not taken"]) == (held, 3664 - held)
+    told = "4,496 atom records: 947 kept (21.1%); 2,717 chain not taken, 407 nucleic acid, 404 water, 15 ligand, 6 side"
+    assert told in report.summary()
+
+    chains = ChainSet.open(report.out)
+    assert chains.ids == ["1KD8_A", "1KD8_B", "2Q2K_A"]
+    built, read = chains[2], mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")
+    np.testing.assert_array_equal(built.atom_mask, read.atom_mask)
+    np.testing.assert_allclose(built.atom_positions, read.atom_positions, atol=0.005 + 1e-5)
+    assert built.resolution == 3.0
+    assert built.dssp is not None
+    assert built.dssp.count("E") == 9  # the sheet of the dimer, whose other half is left out as a duplicate
+    assert built.msa is not None
+    assert rows["2Q2K_A"]["msa_rows"] == len(built.msa.sequences)
+    assert decode(built.msa.sequences[0]) == built.sequence
+    np.testing.assert_allclose(built.profile, msa_profile(built.msa), atol=0.5e-4)
+
+
+def test_every_alignment_row_is_kept_or_counted(source: Path, alignments: Path, tmp_path: Path) -> None:
+    """Template hits, hits for pairing, duplicates, rows beyond the limit, alignments of no chain: all are told."""
+    query = (alignments / "2q2k_A" / "bfd_uniclust_hits.a3m").read_text().splitlines()[1]
+    (alignments / "2q2k_A" / "hmm_output.sto").write_text(f"# STOCKHOLM 1.0\n1abc_A {'-' * len(query)}\n//\n")
+    (alignments / "nobody_Z.a3m").write_text(">q\nACDE\n")
+    (alignments / "1ubq_A.a3m").unlink()
+    settings = BuildSettings(max_msa_rows=10)
+    report = build(source, tmp_path / "set.npz", msa_dir=alignments, jobs=1, settings=settings)
+    row = by_chain(report)["2Q2K_A"]
+    assert row["msa_rows"] == 10
+    files = {file["file"]: file for file in row["alignments"]}
+    assert set(files) == {path.name for path in (alignments / "2q2k_A").iterdir()}
+    assert {name for name, file in files.items() if "unread" in file} == {"hmm_output.sto", "uniprot_hits.sto"}
+    read = [file for file in files.values() if "unread" not in file]
+    assert sum(file["kept"] for file in read) == 10
+    assert all(file["rows"] == file["kept"] + sum(file["left_out"].values()) for file in read)
+    told = report.alignment_rows_left_out
+    assert told["rows: beyond the number of rows to keep"] == 10
+    assert told["rows: same letters as an earlier row"] >= 2  # the query of each file but the first
+    assert told["files: hits in the PDB (templates), not an alignment"] == 1
+    assert report.unused_alignments == ["nobody_Z"]
+    assert "1 alignments are of no chain here, such as nobody_Z" in report.summary()
+    assert "of alignments: " in report.summary()
+
+
+def test_one_id_from_two_files_is_taken_once(source: Path, tmp_path: Path) -> None:
+    rows = build(source, tmp_path / "set.npz", jobs=1).rows
+    found = {row["file"]: row for row in rows if row["chain"] == "1UBQ_A"}
+    assert found["1ubq.cif.gz"]["status"] == "accepted"
+    assert (found["copy_of_1ubq.cif"]["status"], found["copy_of_1ubq.cif"]["kind"]) == ("refused", "same id")
+    assert found["copy_of_1ubq.cif"]["reason"] == "1ubq.cif.gz has a chain of this id"
+
+
+def test_any_number_of_processes_gives_the_same_file(source: Path, tmp_path: Path) -> None:
+    one = build(source, tmp_path / "one.npz", jobs=1)
+    two = build(source, tmp_path / "two.npz", jobs=2)
+    assert one.rows == two.rows
+    assert one.out.read_bytes() == two.out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"min_length": 80}, "too short"),
+        ({"max_length": 69}, "too long"),
+        ({"min_resolved": 0.65}, "few coordinates"),
+        ({"max_resolution": 2.9}, "resolution"),
+        ({"max_single_residue": 0.1}, "one amino acid"),
+    ],
+)
+def test_settings_refuse_with_a_reason(settings: dict[str, float], kind: str) -> None:
+    record = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")  # 70 residues, 45 resolved, 3 Å, 9 histidines
+    assert refusal_of(record, 45, BuildSettings()) is None
+    refusal = refusal_of(record, 45, BuildSettings(**settings))
+    assert refusal is not None
+    assert refusal[0] == kind
+    assert refusal_of(record, 0, BuildSettings()) == ("no coordinates", "none of 70 residues has N, CA and C")
+
+
+def test_duplicates_on_demand(source: Path, tmp_path: Path) -> None:
+    report = build(source, tmp_path / "set.npz", jobs=1, settings=BuildSettings(keep_duplicates=True))
+    assert report.counts["accepted"] == 9
+    assert "duplicate" not in report.counts
+
+
+def test_a_second_build_reads_only_what_changed(
+    source: Path, alignments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    original = builder.READERS[".cif"]
+    monkeypatch.setitem(builder.READERS, ".cif", lambda path: read.append(path.name) or original(path))
+    out = tmp_path / "set.npz"
+
+    def files(**more: Any) -> tuple[list[str], bytes]:
+        read.clear()
+        build(source, out, msa_dir=alignments, jobs=1, **more)
+        return sorted(read), out.read_bytes()
+
+    everything, first = files()
+    assert len(everything) == 6
+    assert files() == ([], first)
+    # a damaged entry of the cache
+    broken = max((tmp_path / "set.npz.work").iterdir(), key=lambda path: path.stat().st_size)
+    broken.write_bytes(broken.read_bytes()[:-40])
+    assert files() == (["1kd8.cif.gz"], first)
+    # a mended alignment
+    (alignments / "1ubq_A.a3m").unlink()
+    assert files()[0] == ["1ubq.cif.gz", "copy_of_1ubq.cif"]
+    assert ChainSet.open(out).ids == ["1KD8_A", "1KD8_B", "1UBQ_A", "2Q2K_A"]
+    # a touched file
+    os.utime(source / "1kd8.cif.gz", ns=(0, time.time_ns()))
+    assert files()[0] == ["1kd8.cif.gz"]
+    # other settings
+    assert len(files(settings=BuildSettings(min_length=20))[0]) == 6
+
+
+def test_an_interrupted_build_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
+    def stop(done: int, files: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "set.npz", jobs=1, progress=stop)
+    assert not (tmp_path / "set.npz").exists()
+    assert build(source, tmp_path / "set.npz", jobs=1).cached == 4
+
+
+def test_a_reader_that_crashes_costs_one_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builder.READERS[".cif"]
+
+    def read(path: Path) -> Any:
+        if path.name == "1kd8.cif.gz":
+            raise RuntimeError("a bug")
+        return original(path)
+
+    monkeypatch.setitem(builder.READERS, ".cif", read)
+    report = build(source, tmp_path / "set.npz", jobs=1)
+    assert by_chain(report)["1kd8.cif.gz"]["reason"] == "RuntimeError: a bug"
+    monkeypatch.undo()
+    assert "1KD8_A" in by_chain(build(source, tmp_path / "set.npz", jobs=1))  # tried again, not remembered
+
+
+def test_a_full_disk_stops_the_build_and_leaves_the_old_set(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = build(source, tmp_path / "set.npz", jobs=1).out
+    before = out.read_bytes()
+    (source / "1ubq.cif.gz").unlink()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(chain_file.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(source, out, jobs=1)
+    assert out.read_bytes() == before
+
+
+def test_nothing_to_build_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        build(tmp_path / "absent", tmp_path / "set.npz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no structure in it; expected files called"):
+        build(tmp_path / "empty", tmp_path / "set.npz")
+    (tmp_path / "empty" / "x.pdb").write_text("hello")
+    with pytest.raises(ValueError, match=r"not one chain accepted of 1 files.*no ATOM records"):
+        build(tmp_path / "empty", tmp_path / "set.npz", jobs=1)
+    assert (tmp_path / "set.npz.report.jsonl").exists()
+    assert not (tmp_path / "set.npz").exists()
+
+
+def touch_or_die(name: str, folder: Path) -> None:
+    if name == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / name).write_text("done")
+
+
+def test_a_killed_worker_costs_one_argument(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    names = ["a", "b", "die", "c", "d"]
+    got = {
+        one[0]: failure for one, failure in run_each(touch_or_die, [(n, tmp_path) for n in names], jobs=2, marks=marks)
+    }
+    assert got.keys() == set(names)
+    assert {name for name, failure in got.items() if failure} == {"die"}
+    assert "killed" in str(got["die"])
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "d", "marks"}
+    assert list(marks.iterdir()) == []

@@ -1,0 +1,74 @@
+"""`ds4sci data build` on folders as prediction programs leave them: nothing is lost without a row of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds4sci.chemistry.residue_constants import RESTYPE_1TO3
+from ds4sci.data.structures.build import build
+from ds4sci.data.structures.chain_filters import BuildSettings
+from ds4sci.data.structures.chain_set import ChainSet
+from tests.support.structure_inputs import residue_lines, write_pdb
+
+ONE, OTHER = "MKTAYIAKQRQISFVKSHFSRQLEERLG", "GDVNWKLPEETARHYCQSIVDTLFKMGA"
+SETTINGS = BuildSettings(min_length=5)
+
+
+def structure(path: Path, sequence: str, chain: str = "A") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        line
+        for at, letter in enumerate(sequence)
+        for line in residue_lines(RESTYPE_1TO3[letter], str(at + 1), 3.8 * at, chain=chain)
+    ]
+    return write_pdb(path, lines)
+
+
+def test_atoms_of_chains_that_are_not_in_the_set_do_not_count_as_kept(tmp_path: Path) -> None:
+    structure(tmp_path / "in" / "a.pdb", ONE)
+    structure(tmp_path / "in" / "short.pdb", ONE[:3])
+    twice = structure(tmp_path / "in" / "twice.pdb", OTHER).read_text().replace("END\n", "TER\n")
+    other = structure(tmp_path / "other.pdb", OTHER, "B").read_text()
+    (tmp_path / "in" / "twice.pdb").write_text(twice + other)
+    report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1, settings=SETTINGS)
+    assert report.atoms == {"kept": 4 * 56, "chain not taken": 4 * (3 + 28)}
+    held = sum(int(record.atom_mask.sum()) for record in ChainSet.open(tmp_path / "set.npz"))
+    assert held == report.atoms["kept"]
+    assert "348 atom records: 224 kept (64.4%); 124 chain not taken" in report.summary()
+
+
+def test_predictions_that_share_an_id_are_called_by_their_files(tmp_path: Path) -> None:
+    """AlphaFold's ranked_0.pdb in a folder for each target, and mmCIF in which every entry is called model."""
+    third, fourth = ONE[::-1], OTHER[::-1]
+    for name, sequence in {"T1": ONE, "T2": OTHER, "T3": third, "T4": ONE}.items():
+        structure(tmp_path / "in" / name / "ranked_0.pdb", sequence)
+    for name, sequence in {"x": ONE, "y": fourth}.items():
+        header = "HEADER    PROTEIN                                 01-JAN-20   MODL              \n"
+        path = structure(tmp_path / "in" / f"{name}.pdb", sequence)
+        path.write_text(header + path.read_text())
+    report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
+    held = {record.id: record.sequence for record in ChainSet.open(tmp_path / "set.npz")}
+    assert held == {
+        "ranked_0_A": ONE, "T2_ranked_0_A": OTHER, "T3_ranked_0_A": third, "MODL_A": ONE, "y_A": fourth,
+    }  # fmt: skip
+    rows = [(row["file"], row["chain"], row["status"]) for row in report.rows if row["chain"]]
+    assert ("T4/ranked_0.pdb", "ranked_0_A", "refused") in rows
+    assert ("T3/ranked_0.pdb", "T3_ranked_0_A", "accepted") in rows
+    again = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
+    assert (again.cached, again.rows) == (6, report.rows)
+
+
+def test_structures_that_are_not_read_have_a_row(tmp_path: Path) -> None:
+    structure(tmp_path / "in" / "a.pdb", ONE)
+    names = ["deep/b.pdb1", "c.bcif.gz", "d.pdbx", "e.cif"]
+    (tmp_path / "in" / "deep").mkdir()
+    for name in names[:3]:
+        (tmp_path / "in" / name).write_text("anything")
+    (tmp_path / "in" / "e.cif").symlink_to(tmp_path / "nothing.cif")
+    (tmp_path / "in" / "notes.txt").write_text("not looked at")
+    report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
+    rows = {row["file"]: row["reason"] for row in report.rows if row["kind"] == "passed over"}
+    assert rows.keys() == set(names)
+    assert rows["e.cif"] == "a link to a file that is not there"
+    assert "files called *.pdb1 are not read" in rows["deep/b.pdb1"]
+    assert (report.files, report.counts) == (1, {"accepted": 1, "passed over": 4})

@@ -1,0 +1,208 @@
+"""The chain set: what is written is read, what is wrong is refused by name."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ds4sci.chemistry.residue_codes import PROFILE_ORDER, encode, secondary_classes
+from ds4sci.data.alignments import msa
+from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.structures import chain_file
+from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.parsers import mmcif
+from ds4sci.types import RESIDUES, Msa, Record
+
+DATA = Path(__file__).parents[2] / "fixtures"
+BUNDLED = Path(__file__).parents[3] / "examples" / "fold" / "data" / "chains_valid.npz"
+
+
+def rich_records() -> list[Record]:
+    """Two chains with side chains, gaps, resolution; the first with alignment, profile and DSSP."""
+    first, second = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz")
+    alignment = msa.read(DATA / "msa" / "uniref90_hits.sto")
+    profile = np.full((70, 20), 0.05, np.float32)
+    profile[3] = 0.0
+    profile[3, RESIDUES.index("W")] = 1.0
+    return [replace(msa.attach(first, alignment, "x"), profile=profile, dssp="CH" * 35), second]
+
+
+def plain_arrays(**changes: Any) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {
+        "ids": np.array(["1ABC_A", "2ABC_B"]),
+        "offsets": np.array([0, 2, 5]),
+        "sequence": np.frombuffer(b"ACDEX", "S1"),
+        "backbone_centi_angstrom": np.arange(60, dtype=np.int16).reshape(5, 4, 3),
+    }
+    arrays.update(changes)
+    return {key: value for key, value in arrays.items() if value is not None}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    records = rich_records()
+    ChainSet.write(tmp_path / "set.npz", records)
+    chains = ChainSet.open(tmp_path / "set.npz")
+    assert len(chains) == 2
+    assert chains.ids == ["2Q2K_A", "2Q2K_B"]
+    assert chains.lengths.tolist() == [70, 70]
+    for got, record in zip(chains, records, strict=True):
+        assert (got.id, got.sequence, got.dssp, got.resolution) == (record.id, record.sequence, record.dssp, 3.0)
+        np.testing.assert_array_equal(got.atom_mask, record.atom_mask)
+        np.testing.assert_array_equal(got.residue_index, record.residue_index)
+        # 0.01 Å in the file, and half a float32 step at these magnitudes
+        np.testing.assert_allclose(got.atom_positions, record.atom_positions, atol=0.005 + 1e-5)
+        assert not got.atom_positions[~got.atom_mask].any()
+    assert records[0].msa is not None
+    assert chains[0].msa is not None
+    np.testing.assert_array_equal(chains[0].msa.sequences, records[0].msa.sequences)
+    np.testing.assert_array_equal(chains[0].msa.deletions, records[0].msa.deletions)
+    assert chains[0].msa.names == records[0].msa.names
+    np.testing.assert_allclose(chains[0].profile, records[0].profile, atol=0.5e-4)
+    assert chains[1].msa is None
+    assert chains[1].profile is None
+    assert chains[1].dssp is None
+
+
+def test_reads_the_bundled_form() -> None:
+    chains = ChainSet.open(BUNDLED)
+    assert len(chains) == 160
+    assert int(chains.lengths.sum()) == 14798
+    record = chains[chains.index("1B9M_B")]
+    assert record.sequence == chains.sequence(0)
+    assert record.sequence.startswith("QHVDVLLADGKTRLK")
+    alpha = record.atom_positions[:, 1]
+    np.testing.assert_allclose(np.linalg.norm(record.atom_positions[:, 0] - alpha, axis=1).mean(), 1.46, atol=0.01)
+    np.testing.assert_allclose(alpha.mean(0), 0.0, atol=0.01)
+    assert record.profile is not None
+    raw = np.load(BUNDLED, allow_pickle=False)["profile_e4"][0]
+    assert record.profile[0, RESIDUES.index("W")] == np.float32(1e-4) * raw[PROFILE_ORDER.index("W")]
+    assert record.dssp is not None
+    assert set(np.unique(secondary_classes(record.dssp))) <= {0, 1, 2}
+
+
+def test_dense_atoms_are_read_too() -> None:
+    mask = np.zeros((5, 37), bool)
+    mask[:, [0, 1, 2, 4, 7]] = True
+    dense = np.zeros((5, 37, 3), np.int32)
+    dense[mask] = np.arange(75).reshape(25, 3)
+    packed = dense[mask]
+    one = ChainSet(plain_arrays(atom37_mask=mask, atom37_centi_angstrom=dense))
+    other = ChainSet(plain_arrays(atom37_mask=mask, atom37_centi_angstrom=packed))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.atom_positions, b.atom_positions)
+        np.testing.assert_array_equal(a.atom_mask, b.atom_mask)
+    assert one[1].atom_positions[0, 0].tolist() == [np.float32(0.01) * 30, np.float32(0.01) * 31, np.float32(0.01) * 32]
+
+
+def test_indices_slices_and_names() -> None:
+    chains = ChainSet(plain_arrays())
+    assert chains[-1].id == "2ABC_B"
+    assert [record.id for record in chains[0:2]] == ["1ABC_A", "2ABC_B"]
+    assert chains.index("2ABC_B") == 1
+    with pytest.raises(IndexError, match="2 chains; there is no chain 2"):
+        chains[2]
+    with pytest.raises(ValueError, match="not in list"):
+        chains.index("9XYZ_A")
+
+
+def test_joined_parts_are_the_whole() -> None:
+    records = [*rich_records(), protein_fasta.record("lone", "ACDEFGHIKLX")]
+    whole = chain_file.pack_all(records)
+    joined = chain_file.join(
+        [chain_file.pack_all(records[:1]), chain_file.pack_all(records[1:2]), chain_file.pack_all(records[2:])]
+    )
+    assert whole.keys() == joined.keys()
+    for key, array in whole.items():
+        np.testing.assert_array_equal(joined[key], array, err_msg=key)
+    with pytest.raises(ValueError, match="two records are called 'lone'"):
+        chain_file.join([chain_file.pack_all(records[2:])] * 2)
+
+
+def test_names_of_alignments_may_be_any_text() -> None:
+    alignment = Msa(encode("ACD")[None].repeat(2, 0), np.zeros((2, 3), np.int32), ("søknad", "二"))
+    record = replace(protein_fasta.record("x", "ACD"), msa=alignment)
+    got = ChainSet.from_records([record])[0]
+    assert got.msa is not None
+    assert got.msa.names == ("søknad", "二")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sequence": None}, "missing: sequence"),
+        ({"offsets": np.array([0, 2, 4])}, "offsets must rise from 0 to 5"),
+        ({"offsets": np.array([0, 5, 5])}, "no empty chain"),
+        ({"offsets": np.array([0, 5])}, "in 2 steps"),
+        ({"sequence": np.frombuffer(b"ACDBX", "S1")}, "chain 2ABC_B has 'B' at residue 2"),
+        ({"dssp": np.frombuffer(b"HHH", "S1")}, r"dssp has shape \(3,\); expected \(5,\)"),
+        ({"profile_e4": np.zeros((5, 21))}, "profile_e4 has shape"),
+        ({"atom37_mask": np.ones((5, 37), bool)}, "go together"),
+        ({"backbone_centi_angstrom": np.zeros((5, 3, 3), np.int16)}, r"expected \(5, 4, 3\)"),
+    ],
+)
+def test_wrong_sets_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", **plain_arrays(**changes))
+    with pytest.raises(ValueError, match=message) as caught:
+        ChainSet.open(tmp_path / "set.npz")
+    assert "set.npz" in str(caught.value)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    with pytest.raises(FileNotFoundError, match="no such chain set"):
+        ChainSet.open(path)
+    np.savez(path, **plain_arrays())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"set\.npz: not a chain set"):
+        ChainSet.open(path)
+    np.savez(path, **plain_arrays(ids=np.array(["a", None], dtype=object)))
+    with pytest.raises(ValueError, match=r"set\.npz: not a chain set"):  # pickles are never loaded
+        ChainSet.open(path)
+    np.save(tmp_path / "lone.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"lone\.npy: not a chain set"):
+        ChainSet.open(tmp_path / "lone.npy")
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "at least one record"),
+        ([protein_fasta.record("x", "AC"), protein_fasta.record("x", "AC")], "two records are called 'x'"),
+        ([protein_fasta.record("x", "")], "x: the sequence must be"),
+        ([protein_fasta.record("x", "ACB")], "x: the sequence must be"),
+    ],
+)
+def test_records_that_no_set_can_hold(records: list[Record], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        ChainSet.write(tmp_path / "set.npz", records)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chain_too_wide_for_the_file_is_refused() -> None:
+    record = rich_records()[1]
+    positions = record.atom_positions.copy()
+    positions[30, 1] = 1000.0
+    with pytest.raises(ValueError, match="2Q2K_B: an atom is over 327 Å"):
+        chain_file.pack([replace(record, atom_positions=positions)])
+
+
+def test_a_full_disk_leaves_the_old_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "set.npz"
+    ChainSet.write(path, rich_records())
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        ChainSet.write(path, rich_records()[:1])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

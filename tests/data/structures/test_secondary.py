@@ -1,0 +1,56 @@
+"""DSSP states from coordinates against the DSSP strings of the bundled chains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ds4sci.chemistry.residue_codes import secondary_classes
+from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.parsers import mmcif
+from ds4sci.data.structures.secondary import assign
+
+BUNDLED = Path(__file__).parents[3] / "examples" / "fold" / "data" / "chains_valid.npz"
+MMCIF = Path(__file__).parents[2] / "fixtures" / "mmcif"
+
+
+def test_against_dssp_on_160_chains() -> None:
+    """Measured: 96.4 % of 14,798 residues agree, in three classes and in eight letters alike.
+
+    Of the 533 letters that differ, 525 are strands or bridges of DSSP's alone, to chains that the file has not; so
+    where neither says strand 99.9 % must agree, and no strand may be ours alone.
+    """
+    chains = ChainSet.open(BUNDLED)
+    ours = "".join(assign([record])[0] for record in chains)
+    theirs = "".join(record.dssp or "" for record in chains)
+    classes = secondary_classes(ours) == secondary_classes(theirs)
+    assert classes.mean() >= 0.95
+    single = np.array([a not in "EB" and b not in "EB" for a, b in zip(ours, theirs, strict=True)])
+    same = np.array(list(ours)) == np.array(list(theirs))
+    assert same[single].mean() >= 0.999
+    false_strands = (secondary_classes(ours) == 1) & (secondary_classes(theirs) != 1)
+    assert not false_strands.any()
+
+
+def test_strands_pair_across_chains_of_an_entry() -> None:
+    together = assign(mmcif.read(MMCIF / "2q2k.cif.gz"))
+    alone = [assign([record])[0] for record in mmcif.read(MMCIF / "2q2k.cif.gz")]
+    assert [letters.count("E") for letters in alone] == [0, 0]
+    assert [letters.count("E") for letters in together] == [9, 9]  # the ribbon–helix–helix dimer's sheet
+
+
+def test_gaps_and_chains_without_atoms() -> None:
+    record = mmcif.read(MMCIF / "1ubq.cif.gz", "A")
+    mask = record.atom_mask.copy()
+    mask[28, 1] = False  # in the middle of the helix 23–34
+    broken = assign([replace(record, atom_mask=mask)])[0]
+    assert broken[28] == "?"
+    assert len(broken) == 76
+    whole = assign([record])[0]
+    assert whole[22:34] == "HHHHHHHHHHHH"
+    assert broken[40:] == whole[40:]
+    assert assign([protein_fasta.record("x", "ACD")]) == ["???"]
+    assert [len(letters) for letters in assign([protein_fasta.record("x", "ACD"), record])] == [3, 76]

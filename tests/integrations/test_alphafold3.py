@@ -1,0 +1,219 @@
+"""AlphaFold 3-style modules, patched, beside themselves; kernels that their calls name; the report of what ran; dtypes
+beside each other outside autocast."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ds4sci.integrations import patch
+from tests.support import alphafold3_standin as af3
+from tests.support import openfold_standin as openfold
+from tests.support.patched_model import BIG, as_right_as_itself, autocast_gives_the_dtypes_of, randomize
+
+C, N, ROWS = 32, 9, 5
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+Z, M = normal(2, N, N, C), normal(2, ROWS, N, C, seed=1)
+REAL = torch.ones(2, N)
+REAL[:, -2:] = 0
+PAIR_MASK = REAL[:, :, None] * REAL[:, None]
+MSA_MASK = (torch.rand(2, ROWS, N, generator=torch.Generator().manual_seed(3)) > 0.3).float() * REAL[:, None]
+
+MAKERS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "Boltz transition": (lambda: af3.BoltzTransition(C, 48), {"chunk_size": 16}),
+    "Boltz outgoing": (lambda: af3.TriangleMultiplicationOutgoing(C), {"mask": PAIR_MASK, "use_kernels": False}),
+    "Boltz incoming": (lambda: af3.TriangleMultiplicationIncoming(C), {"mask": PAIR_MASK, "use_kernels": False}),
+    "Boltz attention": (lambda: af3.BoltzTriangleAttention(C, 8, 4), {"mask": PAIR_MASK, "use_kernels": False}),
+    "Boltz MSA": (lambda: af3.BoltzOuterProductMean(C, 6, 24), {"mask": MSA_MASK}),
+    "OpenFold3 transition": (lambda: af3.SwiGLUTransition(C, 2), {"mask": PAIR_MASK, "chunk_size": 4}),
+    "OpenFold3 attention": (
+        lambda: af3.OpenFold3TriangleAttention(C, 8, 4), {"mask": PAIR_MASK, "use_cueq_triangle_kernels": False}
+    ),
+    "Protenix transition": (lambda: af3.ProtenixTransition(C, 2), {}),
+    "Protenix attention": (
+        lambda: af3.ProtenixTriangleAttention(C, 8, 4), {"mask": PAIR_MASK, "triangle_attention": "torch"}
+    ),
+    "Protenix multiplication": (
+        lambda: af3.ProtenixMultiplication(C, 16), {"mask": PAIR_MASK, "triangle_multiplicative": "torch"}
+    ),
+    "OpenFold fused": (lambda: openfold.FusedTriangleMultiplicativeUpdate(C, 16), {"mask": PAIR_MASK}),
+}  # fmt: skip
+
+
+def given(name: str) -> tuple[Tensor, dict[str, Any]]:
+    return M if name == "Boltz MSA" else Z, MAKERS[name][1]
+
+
+@contextlib.contextmanager
+def widen(model: nn.Module) -> Iterator[None]:
+    for module in model.modules():
+        if hasattr(module, "inf"):
+            module.inf = BIG
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        yield
+
+
+def call(name: str) -> Callable[[nn.Module, Callable[[Tensor], Tensor]], list[Tensor]]:
+    def run(model: nn.Module, leaf: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        first, others = given(name)
+        x = leaf(first)
+        return [model(x, **{k: v.to(x.dtype) if isinstance(v, Tensor) else v for k, v in others.items()})]
+
+    return run
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "autocast"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_as_right_as_itself(name: str, autocast: torch.dtype | None) -> None:
+    as_right_as_itself(MAKERS[name][0](), call(name), widen=widen, autocast=autocast, draws=4)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_call_that_names_the_models_own_torch_is_served(name: str) -> None:
+    model = randomize(MAKERS[name][0]())
+    report = patch(model, verbose=False)
+    first, others = given(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(first, **others)
+    ((kind, calls),) = report.modules.values()
+    assert (kind, calls.served, calls.own) == (type(model).__name__, 1, {})
+
+
+def test_dtypes_under_autocast() -> None:
+    modules = nn.ModuleList([make() for make, _ in MAKERS.values()])
+    assert len(autocast_gives_the_dtypes_of(modules)) == 9
+
+
+def test_kernels_of_gpus_that_a_call_names_are_ours_and_unknown_ones_its_own() -> None:
+    attention, multiply = (
+        randomize(af3.ProtenixTriangleAttention(C, 8, 4)),
+        randomize(af3.ProtenixMultiplication(C, 16)),
+    )
+    boltz = randomize(af3.BoltzTriangleAttention(C, 8, 4))
+    want = [module(Z, PAIR_MASK) for module in (attention, multiply, boltz)]
+    for module in (attention, multiply, boltz):
+        patch(module, verbose=False)
+    for kernel in ("cuequivariance", "triattention", "deepspeed"):
+        torch.testing.assert_close(attention(Z, PAIR_MASK, triangle_attention=kernel), want[0])
+    torch.testing.assert_close(multiply(Z, PAIR_MASK, triangle_multiplicative="cuequivariance"), want[1])
+    torch.testing.assert_close(boltz(Z, PAIR_MASK, use_kernels=True), want[2])
+    with (
+        pytest.warns(RuntimeWarning, match="runs its own forward: triangle_attention is 'flash4'"),
+        pytest.raises(ValueError, match="no such kernel here: flash4"),
+    ):
+        attention(Z, PAIR_MASK, triangle_attention="flash4")
+
+
+class GlobalAttention(nn.Module):
+    """Has the name of what is known, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear_q = nn.Linear(C, C)
+        self.inner_attention = nn.MultiheadAttention(C, 2)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = openfold.EvoformerBlock(C, C)
+        self.others = nn.ModuleList([GlobalAttention(), GlobalAttention()])
+
+    def forward(self, m: Tensor, z: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        return self.block(m, z, MSA_MASK, PAIR_MASK, **options)
+
+
+def test_the_report_says_what_ran_and_what_looks_alike() -> None:
+    model = randomize(Model())
+    report = patch(model, verbose=False)
+    assert report.unknown == {"GlobalAttention": 2}
+    assert "left alone: 2 GlobalAttention: not a kind that is known" in str(report)
+    assert str(report).count("no call yet") == len(report.replaced) == 8
+    model(M, Z)
+    assert str(report).splitlines()[4].split()[-5:] == ["1", "of", "1", "calls", "served"]
+    assert all(calls.served == 1 for _, calls in report.modules.values())
+    handle = model.block.pair_stack.tri_att_end.linear.register_forward_hook(lambda *_: None)
+    with pytest.warns(RuntimeWarning, match="TriangleAttention runs its own forward"):
+        model(M, Z)
+    handle.remove()
+    calls = report.calls["TriangleAttention"]
+    assert calls.served == 3
+    assert calls.own == {"its linear has hooks, which the kernels would pass by": 1}
+    assert report.modules["block.pair_stack.tri_att_end"][1].own.total() == 1
+    assert "3 of 4 calls served; 1 by its own method: its linear has hooks" in str(report)
+
+
+def test_a_model_of_which_nothing_is_known_is_an_error_that_names_what_looks_alike() -> None:
+    with pytest.raises(ValueError, match=r"no module to patch \(2 GlobalAttention: not a kind that is known\)"):
+        patch(nn.ModuleList([GlobalAttention(), GlobalAttention()]))
+
+
+def test_a_model_of_which_nothing_is_served_says_so_once() -> None:
+    model = randomize(nn.Sequential(openfold.PairTransition(C, 2), openfold.PairTransition(C, 2)))
+    report = patch(model, verbose=False)
+    x = Z.half()  # beside weights in fp32: its own affair
+    seen = []
+    for _ in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for module in model:
+                with pytest.raises(RuntimeError):
+                    module(x)
+        seen += [w for w in caught if "none of the 2 patched modules was served so far" in str(w.message)]
+    assert len(seen) == 1
+    assert "0 of 6 calls served; 6 by its own method: activations are float16 and weights float32" in str(report)
+
+
+def test_fp32_weights_beside_bf16_activations() -> None:
+    """OpenFold's layers cast their weights then, outside autocast: so is ours served, and as right."""
+    m, z = M.bfloat16(), Z.bfloat16()
+
+    def run(model: nn.Module, leaf: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        m_in, z_in = leaf(m), leaf(z)
+        return list(model(m_in, z_in, MSA_MASK.to(m_in.dtype), PAIR_MASK.to(m_in.dtype)))
+
+    block = openfold.EvoformerBlock(C, C, msa_dropout=0.0, pair_dropout=0.0)
+    as_right_as_itself(block, run, widen=widen, dtype=torch.bfloat16, draws=4)
+
+
+def test_fp32_masks_beside_bf16_activations_and_fp32_weights() -> None:
+    """What is multiplied by a wider mask becomes as wide: dtypes are the module's own."""
+    model = randomize(Model()).eval()
+    with torch.no_grad():
+        want = model(M.bfloat16(), Z.bfloat16())
+        report = patch(model, verbose=False)
+        got = model(M.bfloat16(), Z.bfloat16())
+    assert all((calls.served, calls.own.total()) == (1, 0) for _, calls in report.modules.values()), report
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_layers_that_do_not_cast_or_that_compute_in_a_precision_of_their_own() -> None:
+    plain = randomize(af3.BoltzTransition(C, 48))
+    patch(plain, verbose=False)
+    with (
+        pytest.warns(RuntimeWarning, match="activations are bfloat16 and weights float32"),
+        pytest.raises(RuntimeError),
+    ):
+        plain(Z.bfloat16())
+    precise = randomize(openfold.PairTransition(C, 2))
+    precise.linear_2.precision = torch.float32
+    want = precise(Z.bfloat16())
+    patch(precise, verbose=False)
+    torch.testing.assert_close(precise(Z), precise(Z.clone()))
+    with pytest.warns(RuntimeWarning, match="a linear layer of its computes in float32 whatever its activations are"):
+        assert torch.equal(precise(Z.bfloat16()), want)

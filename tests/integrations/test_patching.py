@@ -1,0 +1,395 @@
+"""What patch() does to a model and what it leaves: weights, names, classes, copies, pickles, hooks, strangers."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+import weakref
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ds4sci import kernels
+from ds4sci.integrations import patch, patching, unpatch, verification
+from ds4sci.integrations.attention_map import AttentionMap
+from tests.support import openfold_standin as openfold
+from tests.support.patched_model import randomize
+
+C_Z, N = 16, 6
+
+
+class Model(nn.Module):
+    """Three modules that are known, and two that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(C_Z, C_Z)
+        self.start = openfold.TriangleAttention(C_Z, 8, 2)
+        self.end = openfold.TriangleAttention(C_Z, 8, 2, starting=False)
+        self.transition = openfold.PairTransition(C_Z, 2)
+        self.head = nn.LayerNorm(C_Z)
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = self.embed(z)
+        z = z + self.start(z)
+        z = z + self.end(z)
+        return self.head(z + self.transition(z))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return randomize(Model())
+
+
+Z = torch.randn(2, N, N, C_Z, generator=torch.Generator().manual_seed(0))
+
+
+def patched(model: nn.Module) -> set[str]:
+    """Names of modules with a method of ours, each pointing back at its own module."""
+    found = {name: m.__dict__["forward"] for name, m in model.named_modules() if "forward" in m.__dict__}
+    for name, forward in found.items():
+        assert forward.module() is model.get_submodule(name)
+    return set(found)
+
+
+KNOWN = {"start", "end", "transition"}
+
+
+def test_report(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    report = patch(model)
+    assert capsys.readouterr().out == (
+        "ds4sci: 3 modules of Model are patched\n"
+        "  TriangleAttention     2  pair_bias, gated_self_attention  no call yet\n"
+        "  PairTransition        1  transition                       no call yet\n"
+    )
+    assert report.replaced["PairTransition"] == (1, ("transition",))
+    patch(model, verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_patched_and_unpatched(model: nn.Module) -> None:
+    before, classes = model(Z), [type(m) for m in model.modules()]
+    keys, attributes = list(model.state_dict()), [set(m.__dict__) for m in model.modules()]
+    patch(model, verbose=False)
+    assert patched(model) == KNOWN
+    assert list(model.state_dict()) == keys
+    assert [type(m) for m in model.modules()] == classes
+    torch.testing.assert_close(model(Z), before)
+    patch(model, verbose=False)
+    assert patched(model) == KNOWN
+    torch.testing.assert_close(model(Z), before)
+    unpatch(model)
+    assert [set(m.__dict__) for m in model.modules()] == attributes
+    assert torch.equal(model(Z), before)
+    unpatch(model)
+
+
+def test_weights_travel_both_ways(model: nn.Module) -> None:
+    other = randomize(Model(), seed=1)
+    patch(other, verbose=False)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(Z), model(Z))
+    fresh = Model()
+    fresh.load_state_dict(other.state_dict())
+    assert torch.equal(fresh(Z), model(Z))
+
+
+def test_a_copy_is_patched_and_has_its_own_weights(model: nn.Module) -> None:
+    patch(model, verbose=False)
+    twin = copy.deepcopy(model)
+    before = model(Z)
+    assert patched(twin) == KNOWN
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert twin(Z).abs().max() == 0
+    assert torch.equal(model(Z), before)
+    unpatch(twin)
+    assert patched(model) == KNOWN
+
+
+def test_a_pickle_is_patched(model: nn.Module) -> None:
+    patch(model, verbose=False)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert patched(loaded) == KNOWN
+    assert torch.equal(loaded(Z), model(Z))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_deleted_model_is_gone_at_once(copied: bool) -> None:
+    own = randomize(Model())
+    patch(own, verbose=False)
+    if copied:
+        own = copy.deepcopy(own)
+    own(Z).sum().backward()
+    weight = weakref.ref(own.start.mha.linear_q.weight)
+    gc.disable()
+    try:
+        del own
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+def test_nothing_known_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"Linear has no module to patch. Known are ESMFold.*EsmFoldTriangleAttention"):
+        patch(nn.Linear(2, 2))
+
+
+def test_unknown_implementation_changes_nothing(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="has no implementation 'cutlass'; there are: "):
+        patch(model, implementation="cutlass")
+    assert patched(model) == set()
+
+
+def test_the_kernels_run_in_the_implementation_named(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch(model, implementation="reference", verbose=False)
+    asked: list[tuple[str, str | None]] = []
+    for name in ("pair_bias", "gated_self_attention", "transition"):
+        kernel = getattr(kernels, name)
+
+        def watched(*args: Any, name: str = name, kernel: Any = kernel, **kwargs: Any) -> Tensor:
+            asked.append((name, kwargs["implementation"]))
+            return kernel(*args, **kwargs)
+
+        monkeypatch.setattr(kernels, name, watched)
+    want = model(Z)
+    attention = [("pair_bias", "reference"), ("gated_self_attention", "reference")]
+    assert asked == [*attention, *attention, ("transition", "reference")]
+    asked.clear()
+    patch(model, verbose=False)
+    torch.testing.assert_close(model(Z), want)
+    assert asked[-1] == ("transition", None)
+
+
+def test_somebody_elses_forward_stays(model: nn.Module) -> None:
+    theirs = model.start.forward = lambda z: torch.zeros_like(z)
+    report = patch(model, verbose=False)
+    assert report.left == {("TriangleAttention", "its forward was replaced by someone else"): 1}
+    assert model.start.forward is theirs
+    unpatch(model)
+    assert model.start.forward is theirs
+
+
+class Adapter(nn.Linear):
+    """As adapters are: a linear layer and something beside it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        self.load_state_dict(linear.state_dict())
+        self.low = nn.Parameter(torch.ones(linear.out_features, linear.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + nn.functional.linear(x, self.low)
+
+
+def test_adapters_are_not_passed_by(model: nn.Module) -> None:
+    patch(model, verbose=False)
+    model.start.mha.linear_v = Adapter(model.start.mha.linear_v)
+    with pytest.warns(RuntimeWarning, match="TriangleAttention runs its own forward: its mha.linear_v has become"):
+        got = model(Z)
+    report = patch(model, verbose=False)
+    assert report.left == {("TriangleAttention", "its numbers differ from those of the published algorithm"): 1}
+    assert patched(model) == {"end", "transition"}
+    torch.testing.assert_close(model(Z), got)
+    unpatch(model)
+    torch.testing.assert_close(model(Z), got)
+
+
+def test_hooks_run(model: nn.Module) -> None:
+    seen = []
+    model.start.register_forward_hook(lambda module, args, out: seen.append("start"))
+    patch(model, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(Z)
+    assert seen == ["start"]
+    handle = model.transition.linear_1.register_forward_hook(lambda module, args, out: seen.append("linear_1"))
+    with pytest.warns(RuntimeWarning, match="PairTransition runs its own forward: its linear_1 has hooks"):
+        model(Z)
+    assert seen == ["start", "start", "linear_1"]
+    handle.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(Z)
+
+
+class Tripling(openfold.Attention):
+    """A wrapper with the same attributes."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 3 * super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("part", ["mha", "mha.sigmoid"])
+def test_what_becomes_of_parts_that_are_not_read_is_not_passed_by(model: nn.Module, part: str) -> None:
+    """The attention around the projections, and its sigmoid, are neither called nor read by the kernels."""
+    own = copy.deepcopy(model)
+    patch(model, verbose=False)
+    for one in (own, model):
+        one.start.get_submodule(part).register_forward_hook(lambda module, args, out: 0 * out)
+    with pytest.warns(RuntimeWarning, match=f"TriangleAttention runs its own forward: its {part} has hooks"):
+        assert torch.equal(model.start(Z), own.start(Z))
+
+
+def test_an_attention_of_another_class_is_not_passed_by(model: nn.Module) -> None:
+    patch(model, verbose=False)
+    attention = Tripling(C_Z, C_Z, C_Z, 8, 2)
+    attention.load_state_dict(model.start.mha.state_dict())
+    want = 3 * model.start(Z)
+    model.start.mha = attention
+    with pytest.warns(RuntimeWarning, match="its mha has become a Tripling"):
+        torch.testing.assert_close(model.start(Z), want)
+
+
+def test_a_rehearsal_calls_and_copies_no_hook(model: nn.Module) -> None:
+    lock = threading.Lock()  # which cannot be copied
+    model.start.linear.register_forward_hook(lambda module, args, out: pytest.fail("called"))
+    model.end.mha.register_forward_pre_hook(partial(lambda held, module, args: pytest.fail("called"), lock))
+    assert len(patch(model, verbose=False).replaced) == 2
+
+
+class OfGpus(openfold.PairTransition):
+    """Its code runs on one kind of device alone: here that is told by counting its calls."""
+
+    calls = 0
+
+    def forward(self, z: Tensor, mask: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
+        type(self).calls += 1
+        if type(self).calls == 1:
+            raise RuntimeError("no kernel for CPU tensors")
+        return super().forward(z, mask)
+
+
+def test_code_that_the_cpu_does_not_run_is_rehearsed_where_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verification._devices(OfGpus(C_Z, 2)) == [torch.device("cpu")]
+    with pytest.raises(ValueError, match="1 OfGpus: a small call of its own forward fails: no kernel for CPU tensors"):
+        patch(OfGpus(C_Z, 2), verbose=False)
+    OfGpus.calls = 0
+    monkeypatch.setattr(verification, "_devices", lambda module: [torch.device("cpu")] * 2)
+    assert list(patch(OfGpus(C_Z, 2), verbose=False).replaced) == ["OfGpus"]
+
+
+def test_mixed_dtypes_are_the_models_own_affair(model: nn.Module) -> None:
+    patch(model, verbose=False)
+    model.transition.bfloat16()
+    with (
+        pytest.warns(RuntimeWarning, match="activations are float32 and the norm's weights bfloat16"),
+        pytest.raises(RuntimeError),
+    ):
+        model(Z)
+
+
+class Renamed(openfold.TriangleAttention):
+    """A subclass that changes nothing is of its parent's kind."""
+
+
+def test_subclasses() -> None:
+    assert list(patch(Renamed(C_Z, 8, 2), verbose=False).replaced) == ["Renamed"]
+
+
+def test_modules_alike_are_rehearsed_once_and_unlike_ones_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed = []
+    monkeypatch.setattr(patching, "rehearse", lambda replacement, module: rehearsed.append(module.starting))
+    patch(nn.ModuleList([openfold.TriangleAttention(C_Z, 8, 2, starting=i % 2 == 0) for i in range(6)]), verbose=False)
+    assert rehearsed == [True, False]
+
+
+def test_patching_draws_no_random_number_and_changes_no_weight(model: nn.Module) -> None:
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    patch(model, verbose=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_the_compiler_traces_through(model: nn.Module) -> None:
+    patch(model, verbose=False)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    weights = list(model.parameters())
+    outputs = [run(Z) for run in (compiled, model)]
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(out.square().sum(), weights) for out in outputs]
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_map_is_made_when_it_is_looked_at() -> None:
+    made = []
+    x = torch.rand(2, 3, requires_grad=True)
+    lazy = AttentionMap(lambda: made.append(1) or x * 2)
+    assert made == []
+    assert lazy.shape == (2, 3)
+    assert torch.equal(lazy[0], 2 * x[0])
+    assert torch.equal(torch.add(lazy, 1), 2 * x + 1)
+    assert torch.equal(x + lazy, 3 * x)
+    assert lazy.tensor() is lazy.tensor()
+    assert made == [1]
+    lazy.sum().backward()
+    assert torch.equal(x.grad, torch.full((2, 3), 2.0))
+
+
+ZERO_3 = """
+import sys
+from pathlib import Path
+import torch
+from ds4sci.config import deepspeed_json
+from ds4sci.integrations import patch
+from ds4sci.train.engine import Engine, join
+from patched_model import randomize
+from tests.integrations.test_patching import Model, Z
+
+json_file = Path(sys.argv[1])
+ranks = join(deepspeed_json.read(json_file))
+losses = []
+for patched in (False, True):
+    model = randomize(Model())
+    if patched:
+        patch(model, verbose=False)
+    engine = Engine(model, json_file, ranks)
+    assert engine.zero_stage == 3
+    for _ in range(3):
+        loss = engine.deepspeed(Z).square().mean()
+        engine.backward(loss, 1.0)
+        engine.step()
+        losses.append(loss.item())
+    assert model.start.linear.weight.numel() == 0, "the weights are somewhere else between the steps"
+    engine.deepspeed.destroy()
+print(*losses)
+"""
+
+
+@pytest.mark.slow
+def test_weights_that_zero_3_has_elsewhere_come_when_they_are_read(tmp_path: Path) -> None:
+    """Three steps, patched and not, on one rank: a child whose weights are read is never called."""
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}},
+    }
+    (tmp_path / "zero3.json").write_text(json.dumps(config), encoding="utf-8")
+    environment = {
+        **os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONWARNINGS": "error::RuntimeWarning:torch.nn.modules.module",
+    }  # fmt: skip
+    command = [sys.executable, "-c", ZERO_3, str(tmp_path / "zero3.json")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    losses = [float(word) for word in done.stdout.splitlines()[-1].split()]
+    assert losses[0] > losses[2]
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-5)

@@ -1,0 +1,172 @@
+"""Every access of the kernels: inside their arguments, by one program where it writes, in all the bytes of the model.
+
+What is counted are bytes asked for, of lanes that a mask lets through; a cache may spare memory some of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from ds4sci.kernels.evoformer_attention import triton as host
+from ds4sci.kernels.evoformer_attention import triton_configs
+from ds4sci.kernels.evoformer_attention.triton_configs import Config
+from tests.support.triton_interpreter import Probe, Seen, watch, watched
+
+B, S, N, KEYS, H, D = 1, 5, 37, 45, 2, 10
+WIDTH = 48  # of the pair bias's rows: the next multiple of 16 from KEYS
+ROWS, M, K = 2, 16, 32
+"""The config: rows that share a bias, queries and keys of a tile."""
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).half()
+
+
+def launched(
+    monkeypatch: pytest.MonkeyPatch, *, rows: int = ROWS, groups: int = 2, mask: torch.Tensor | None = None
+) -> list[Seen]:
+    """Forward and backward of one case, everything given and wanted. The bool mask keeps every row's last key."""
+    monkeypatch.setattr(triton_configs, "choose", lambda *args: Config(rows, M, K, 4, 1))
+    monkeypatch.setattr(host, "SCRATCH", groups * 4 * B * H * N * WIDTH)
+    monkeypatch.setattr(host, "PROGRAMS", 2**20)
+    seen = watch(monkeypatch)
+    q, gate = normal(B, N, S, H, D).transpose(1, 2), normal(B, S, N, H, D, seed=1)
+    k, v = normal(B, S, KEYS, H, D, seed=2), normal(B, S, KEYS, H, D, seed=3)
+    if mask is None:
+        mask = normal(B, S, KEYS) > -0.5
+        mask[..., -1] = True
+    bias = normal(B, H, N, KEYS, seed=4).float()
+    out, lse, rest = host.forward(q, k, v, mask, bias, gate, 0.3)
+    wanted = [True, True, True, mask.is_floating_point(), True, True]
+    grad = normal(*out.shape, seed=5)
+    host.backward(grad, torch.ones_like(lse), q, k, v, mask, bias, gate, out, lse, rest, 0.3, wanted)
+    return seen
+
+
+def model(kernel: str, *, rows: int = ROWS, done: int = 0, taken: int = S, float_mask: bool = False) -> tuple[Any, Any]:
+    """Bytes read and written by argument: the whole traffic between the kernel and its tensors, in half precision.
+
+    Keys and values are read once for each tile of queries and queries once for each tile of keys; the bias once for
+    each group of rows. With a bias lse is two numbers, for 16 bits up to ``prepare``.
+    """
+    half, single, mask = 2, 4, 2 if float_mask else 1
+    ends = 0 if float_mask else B * S * H * single
+    lines, tiles_q, tiles_k, sharing = B * S * H, -(-N // M), -(-KEYS // K), -(-taken // rows)
+    query, key, plane = lines * N * D * half, lines * KEYS * D * half, B * H * N * WIDTH * single
+    queries = ("high", "delta")
+    if kernel == "attend":
+        read = {"q": query, "gate": query, "k": key * tiles_q, "v": key * tiles_q, "bias": plane * sharing}
+        read |= {"mask": lines * KEYS * tiles_q * mask, "ends": ends * tiles_q}
+        return read, {"out": query} | dict.fromkeys(("lse", "rest"), lines * N * single)
+    if kernel == "prepare":
+        read = dict.fromkeys(("out", "grad_out", "gate"), query)
+        read |= dict.fromkeys(("lse", "grad_lse", "rest"), lines * N * single)
+        return read, {"given": query, "grad_gate": query} | dict.fromkeys(queries, lines * N * single)
+    if kernel == "grad_keys":
+        read = {"k": key, "v": key, "q": query * tiles_k, "given": query * tiles_k, "bias": plane * sharing}
+        read |= dict.fromkeys(queries, lines * N * single * tiles_k)
+        read |= {"mask": lines * KEYS * mask, "ends": ends * tiles_k}
+        return read, {"grad_k": key, "grad_v": key} | ({"grad_mask": lines * KEYS * single} if float_mask else {})
+    share = taken / S
+    read = {"q": query * share, "given": query * share, "k": key * tiles_q * share, "v": key * tiles_q * share}
+    read |= dict.fromkeys(queries, lines * N * single * share) | {"bias": plane * sharing}
+    read |= {
+        "mask": lines * KEYS * tiles_q * mask * share,
+        "ends": ends * tiles_q * share,
+        "partial": plane * sharing if done else 0,
+    }
+    return read, {"grad_q": query * share, "partial": plane * sharing}
+
+
+@pytest.mark.parametrize("float_mask", [False, True])
+def test_bytes_are_those_of_the_model(float_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 rows by 2 in 2 groups: rows 0 to 3 in the first launch for the bias's gradient, row 4 in the second."""
+    expected = [
+        ("attend", {}),
+        ("prepare", {}),
+        ("grad_keys", {}),
+        ("grad_queries", {"taken": 4}),
+        ("grad_queries", {"done": 4, "taken": 1}),
+    ]
+    seen = launched(monkeypatch, mask=normal(B, S, KEYS) if float_mask else None)
+    assert [x.kernel for x in seen] == [kernel for kernel, _ in expected]
+    for x, (kernel, part) in zip(seen, expected, strict=True):
+        read, written = model(kernel, float_mask=float_mask, **part)
+        assert +x.read == +Counter(read), f"{kernel} {part} reads"
+        assert +x.written == +Counter(written), f"{kernel} {part} writes"
+
+
+def test_a_bias_that_is_not_shared_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = launched(monkeypatch, rows=1)
+    assert seen[0].read["bias"] == model("attend", rows=1)[0]["bias"] > model("attend", rows=2)[0]["bias"]
+
+
+def test_nothing_outside_and_no_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = torch.zeros(B, S, KEYS, dtype=torch.bool)
+    few[:, 0, :5] = True
+    for mask in (normal(B, S, KEYS), None, few):
+        for x in launched(monkeypatch, rows=3, groups=1, mask=mask):
+            assert not +x.outside, f"{x.kernel}: {x.outside}"
+            assert not +x.races, f"{x.kernel}: {x.races}"
+
+
+def test_keys_that_all_rows_mask_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tile of keys is kept by rows 0 and 1, and none by the others."""
+    mask = torch.zeros(B, S, KEYS, dtype=torch.bool)
+    mask[:, :2, :K] = True
+    tile, tiles_q = B * 2 * H * K * D * 2, -(-N // M)
+    for x in launched(monkeypatch, groups=3, mask=mask):
+        if x.kernel == "grad_keys":
+            assert x.read["q"] == B * 2 * H * N * D * 2
+        elif x.kernel != "prepare":
+            assert x.read["k"] == x.read["v"] == tile * tiles_q
+        if x.kernel == "grad_queries":
+            assert x.written["partial"] == 3 * B * H * N * WIDTH * 4, "a tile left out has a gradient of 0"
+
+
+@pytest.mark.parametrize("kernel", ["attend", "prepare", "grad_keys", "grad_queries"])
+def test_a_length_too_long_by_one_is_seen(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe can fail: each of our kernels, told of one query more than there is."""
+    run = host.run
+
+    def lying(launches: Any, device: torch.device) -> None:
+        for launch in launches:
+            if launch.kernel == kernel:
+                launch.arguments["queries"] += 1
+            run([launch], device)
+
+    monkeypatch.setattr(host, "run", lying)
+    seen = launched(monkeypatch)
+    assert any(+x.outside for x in seen if x.kernel == kernel)
+
+
+@triton.jit
+def clash(x, y):
+    """Each program adds to the same number: what an atomic-free sum must not do."""
+    tl.store(x, tl.load(x) + tl.program_id(0))
+    tl.store(y + tl.program_id(0), 1.0)
+
+
+def test_a_race_is_seen() -> None:
+    x, y = torch.zeros(1), torch.zeros(3)
+    probe = Probe("clash", {"x": x, "y": y})
+    with watched(probe):
+        clash[(3,)](x, y)
+    assert probe.seen.races["x"] == 4  # programs 1 and 2 each read and write what another wrote
+    assert not probe.seen.races["y"]
+    assert probe.seen.read["x"] == probe.seen.written["x"] == 12
+
+
+def test_a_store_outside_is_seen_and_does_no_harm() -> None:
+    y = torch.zeros(4)
+    probe = Probe("clash", {"x": torch.zeros(1), "y": y[:2]})
+    with watched(probe):
+        clash[(3,)](torch.zeros(1), y)
+    assert probe.seen.outside == {"load": 3, "store": 4}
+    assert y.tolist() == [1, 1, 0, 0]

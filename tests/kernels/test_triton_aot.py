@@ -1,0 +1,177 @@
+"""Triton kernels compiled for GPUs that are not here: every shipped config, without spills, within shared memory, on
+the matrix instructions of its architecture. ``python -m ds4sci.bench.triton_static`` makes the table."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (it has wheels for Linux)")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1: nothing compiles", allow_module_level=True)
+
+from ds4sci.kernels import aot
+from ds4sci.kernels.evoformer_attention import triton as host
+from ds4sci.kernels.evoformer_attention import triton_configs, triton_static
+from ds4sci.kernels.evoformer_attention.triton_configs import Config
+from ds4sci.kernels.evoformer_attention.triton_static import Point, points
+
+pytestmark = pytest.mark.aot
+TABLE = Path(__file__).resolve().parents[2] / "benchmarks" / "triton_evoformer_attention_static.json"
+OFTEN = {str(x) for x in points(widths=(32,), dtypes=(torch.bfloat16,))} | {
+    str(x) for x in points(archs=("sm_90",), dtypes=(torch.bfloat16,)) if x.longest is None
+}
+"""Compiled in every run: the width that models have, on every architecture, and every width on sm_90. The other ones of
+bf16 are compiled before a push, those of fp32 by night: they take as long again."""
+
+
+def tier(point: Point) -> list[pytest.MarkDecorator]:
+    if str(point) in OFTEN:
+        return []
+    return [pytest.mark.slow if point.dtype == torch.bfloat16 else pytest.mark.nightly]
+
+
+@pytest.mark.parametrize("point", [pytest.param(x, id=str(x), marks=tier(x)) for x in points()])
+def test_a_shipped_config(point: Point) -> None:
+    for static in triton_static.build(point):
+        assert static.offences(matrix=point.matrix) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [pytest.param(x, id=str(x)) for x in points(widths=(32,), dtypes=(torch.bfloat16,))])
+def test_a_length_that_nothing_divides(point: Point) -> None:
+    """The bias's rows begin off alignment: other loads, other registers."""
+    for static in triton_static.build(point, n=383, s=5, heads=3):
+        assert static.offences(matrix=point.matrix) == []
+
+
+def sm_90(config: Config, purpose: str = "grad_queries") -> list[str]:
+    point = Point(purpose, "sm_90", 128, torch.bfloat16, "ieee", None, config)
+    return [offence for static in triton_static.build(point) for offence in static.offences(matrix=point.matrix)]
+
+
+def test_the_gate_can_fail() -> None:
+    """Tiles too large for registers and shared memory; tiles too small for a warp group's matrix instructions."""
+    offences = sm_90(Config(2, 128, 64, 8, 3))
+    assert any("spills" in x for x in offences)
+    assert any("shared memory" in x for x in offences)
+    assert {"no HGMMA", "HMMA"} <= {x.lstrip("0123456789 ") for x in sm_90(Config(1, 32, 32, 4, 1), "attend")}
+
+
+def test_an_atomic_is_seen() -> None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def add(x):
+        tl.atomic_add(x, 1.0)
+
+    for arch in aot.ARCHITECTURES:
+        static = aot.build(add, {"x": torch.empty(4, device="meta")}, {}, arch, warps=4, stages=1)
+        assert [x for x in static.offences() if "atomic" in x], arch
+
+
+def test_arguments_are_specialized_as_at_launch() -> None:
+    """Against Triton's own rule, where this version lets it be asked."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    if not hasattr(jit, "native_specialize_impl"):
+        pytest.skip("this Triton keeps its rule elsewhere")
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    aligned = torch.empty(64, dtype=torch.bfloat16)
+    for value in (1, 0, 16, 17, 2**31, 2**40 + 1, 0.5, None, aligned, aligned[1:], aligned.view(torch.uint8)):
+        kind, key = jit.native_specialize_impl(CUDABackend, value, False, True, True)
+        assert aot.specialized(value) == (kind, "" if kind == "constexpr" else key or ""), value
+
+
+def test_every_length_and_width_has_a_config() -> None:
+    for arch in (
+        *aot.ARCHITECTURES,
+        "sm_86",
+        "sm_89",
+        "sm_103",
+        "sm_120",
+        "gfx90a",
+        "gfx950",
+        "gfx1100",
+        "interpreter",
+    ):
+        for bits in (16, 32):
+            for d in triton_static.WIDTHS:
+                for purpose in triton_static.PURPOSES:
+                    for length in (1, 32, 33, 10**6):
+                        config = triton_configs.choose(purpose, arch, d, bits, length, 10**6)
+                        assert triton_configs.choose(purpose, arch, d, bits, length, 1).rows == 1
+                        assert max(config.block_m, config.block_n) <= 128, "host._wide counts on it"
+
+
+def test_the_table_is_of_the_shipped_configs() -> None:
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    assert [row["point"] for row in table["points"]] == [str(x) for x in points()]
+    for row, point in zip(table["points"], points(), strict=True):
+        assert Config(**row["config"]) == point.config, f"{point}: run {table['command']}"
+
+
+def test_scratch_is_bounded() -> None:
+    """Partial sums: at most 256 MiB, half of q, or one sum, whichever is most."""
+    for n, s, h in ((64, 4096, 8), (384, 5120, 8), (1024, 1024, 4), (2048, 2048, 4), (4096, 16, 16)):
+        q = torch.empty(1, s, n, h, 32, dtype=torch.bfloat16, device="meta")
+        bias = torch.empty(1, h, n, n, dtype=torch.bfloat16, device="meta")
+        lse = torch.empty(1, s, h, n, device="meta")
+        grads, launches = host.plan_backward(
+            q, None, q, q, q, None, bias, None, q, lse, lse, 0.2, [True] * 3 + [False, True, False], "sm_90"
+        )
+        partial = grads[4]
+        assert partial is not None
+        assert partial.nbytes <= max(2**28, q.nbytes // 2, 4 * h * n * n)
+        assert sum(x.kernel == "grad_queries" for x in launches) <= 200
+
+
+AWKWARD = {
+    "everything is one": {"s": 1, "n": 1, "h": 1, "d": 8},
+    "a column": {"s": 50, "n": 5, "transposed": True, "bias": False, "gate": False},
+    "a float mask": {"d": 24, "mask": torch.float32, "wanted": (False, False, False, True, False, False)},
+    "no mask, bias of the keys": {"n": 48, "mask": None, "per_query": False, "kind": torch.float16},
+    "far apart": {"n": 40, "far": True},
+    "fp32 with lse's gradient": {"n": 33, "d": 40, "kind": torch.float32, "lse": True},
+    "only the gate": {"wanted": (False, False, False, False, False, True)},
+}
+
+
+@pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", AWKWARD)
+def test_awkward_calls_compile(case: str, arch: str) -> None:
+    """Sizes and strides of 1, and absent tensors, are constants to the compiler: other code than interpreted."""
+    for launch in awkward(arch, **AWKWARD[case]):
+        kernel = host.kernels()[launch.kernel]
+        aot.build(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
+
+
+def awkward(
+    arch: str, *, s: int = 3, n: int = 17, h: int = 2, d: int = 32, kind: torch.dtype = torch.bfloat16,
+    mask: torch.dtype | None = torch.bool, bias: bool = True, gate: bool = True, transposed: bool = False,
+    per_query: bool = True, far: bool = False, lse: bool = False, wanted: tuple[bool, ...] | None = None,
+) -> list[host.Launch]:  # fmt: skip
+    def meta(*size: int, dtype: torch.dtype = kind) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    def like_q() -> torch.Tensor:
+        if far:
+            return meta(2**40).as_strided((1, s, n, h, d), (0, 2**33, 2**31 + 8, d, 1))
+        return meta(1, n, s, h, d).transpose(1, 2) if transposed else meta(1, s, n, h, d)
+
+    q, k, v, grad = (like_q() for _ in range(4))
+    masks = None if mask is None else meta(1, s, n, dtype=mask)
+    biases = meta(1, h, n if per_query else 1, n) if bias else None
+    gates = like_q() if gate else None
+    out, one, other = meta(1, s, n, h, d), *(meta(1, s, h, n, dtype=torch.float32) for _ in range(2))
+    asked = wanted or (True, True, True, mask is not None and mask.is_floating_point, bias, gate)
+    forward = host.plan_forward(q, k, v, masks, biases, gates, out, one, other, 0.2, arch)
+    _, launches = host.plan_backward(
+        grad, one if lse else None, q, k, v, masks, biases, gates, out, one, other, 0.2, asked, arch
+    )
+    return [forward, *launches]

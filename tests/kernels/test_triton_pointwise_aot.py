@@ -1,0 +1,173 @@
+"""The Triton kernels between matrix products and of dropout, compiled for GPUs that are not here: every shipped launch
+without spills, within shared memory, without atomics."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+import torch
+
+from tests.support.pointwise_calls import CALLS, Call, Given, spread
+
+pytest.importorskip("triton", reason="Triton is not installed (it has wheels for Linux)")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1: nothing compiles", allow_module_level=True)
+
+from ds4sci.kernels import aot
+from ds4sci.kernels.pointwise import triton as host
+from ds4sci.kernels.pointwise import triton_configs, triton_plan, triton_static
+from ds4sci.kernels.pointwise.triton_configs import PARTS, WHOLE, Config, choose
+from ds4sci.kernels.pointwise.triton_static import USUAL, Point, points
+from ds4sci.kernels.shared_dropout import triton as dropout
+from ds4sci.kernels.triton_launch import Launch
+
+pytestmark = pytest.mark.aot
+
+
+def tier(point: Point) -> list[pytest.MarkDecorator]:
+    """In every run the width that models have, in bf16, for one GPU of NVIDIA and one of AMD; before a push the others;
+    other widths and fp32 by night."""
+    if point.dtype != torch.bfloat16 or point.channels != USUAL:
+        return [pytest.mark.nightly]
+    return [] if point.arch in ("sm_90", "gfx942") else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize("point", [pytest.param(x, id=str(x), marks=tier(x)) for x in points()])
+def test_a_shipped_launch(point: Point) -> None:
+    assert triton_static.build(point).offences() == []
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "arch", [x if x == "sm_90" else pytest.param(x, marks=pytest.mark.slow) for x in aot.ARCHITECTURES]
+)
+def test_dropout(arch: str, dtype: torch.dtype, axis: int) -> None:
+    x = torch.empty(1, 384, 384, 128, dtype=dtype, device="meta")
+    seed = torch.empty((), dtype=torch.int64, device="meta")
+    for starts, p in (((0, 0, 0), 0.25), ((1, 2**31, 7), 0.75)):
+        (launch,) = dropout.plan(x, seed, p, axis, starts, x)
+        kernel = dropout.kernels()[launch.kernel]
+        static = aot.build(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
+        assert static.offences() == []
+
+
+def caught(call: Call, given: Given, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What a call would launch."""
+    launches: list[Launch] = []
+    monkeypatch.setattr(host, "run", lambda planned, device: launches.extend(planned))
+    call.run(host, **given)
+    return launches
+
+
+def bare(given: Given) -> Given:
+    return given | {name: None for name in given if "bias" in name or name == "mask"}
+
+
+AWKWARD = {
+    "one of everything": lambda call: call.make(1, 1, torch.float16),
+    "odd and apart": lambda call: {
+        name: x if name in ("mean", "rstd") else spread(x) for name, x in call.make(37, 21, torch.bfloat16).items()
+    },
+    "no biases, no mask": lambda call: bare(call.make(64, 200, torch.float16)),
+    "a float mask": lambda call: (
+        call.make(37, 24, torch.float32) | ({"mask": torch.ones(37)} if call.name.startswith("glu") else {})
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+@pytest.mark.parametrize(
+    ("case", "arch"),
+    [
+        pytest.param(case, arch, marks=[] if (case, arch) == ("odd and apart", "sm_90") else [pytest.mark.nightly])
+        for case in AWKWARD
+        for arch in ("sm_90", "gfx942")
+    ],
+)
+def test_awkward_calls_compile(case: str, arch: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and strides of 1, and absent tensors, are constants to the compiler: other code than interpreted."""
+    for x in caught(call, AWKWARD[case](call), monkeypatch):
+        if x.kernel != "add":
+            aot.build(host.kernels()[x.kernel], x.arguments, x.constants, arch, warps=x.warps, stages=x.stages)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
+def test_rows_in_planes_compile(arch: str) -> None:
+    x = torch.empty(384, 48, 128, dtype=torch.bfloat16).transpose(0, 1)
+    y, moment, weight = x.reshape(-1, 128), torch.empty(384 * 48), torch.empty(128, dtype=torch.bfloat16)
+    sums = torch.zeros(128, dtype=torch.float64), torch.zeros(128, dtype=torch.float64)
+    for launch in (
+        *triton_plan.norm(x, weight, weight, 1e-5, y, moment, moment),
+        *triton_plan.norm_backward(y, x, moment, moment, weight, x, sums),
+        *triton_plan.gate(y, weight, y, None, x),
+    ):
+        if launch.kernel != "add":
+            assert launch.constants["PLANES"]
+            kernel = host.kernels()[launch.kernel]
+            static = aot.build(
+                kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages
+            )
+            assert static.offences() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [*WHOLE, "glu_columns_backward", "gate_backward", "swiglu_backward"])
+def test_tensors_beyond_2_gib_on_amd(kernel: str) -> None:
+    """Other loads than for what 32 bits can address."""
+    assert triton_static.build(Point(kernel, "gfx942", USUAL, torch.bfloat16), rows=2**24).offences() == []
+
+
+IN_PLACE = ("glu_columns_backward", "gate_backward", "relu", "relu_backward", "swiglu_backward")
+
+
+@pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_in_place_a_thread_writes_what_it_alone_read(name: str, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile is stored by the addresses, hence in the layout, that it was loaded by; no element has two threads."""
+    call = next(x for x in CALLS if x.name == name)
+    (launch, *_) = caught(call, call.make(64, 21, torch.bfloat16), monkeypatch)
+    text = aot.compiled(
+        host.kernels()[name], launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages
+    ).asm["ttgir"]
+    place = r"(%[\w#]+(?:\[%[\w#]+\])?)"
+    loads = set(re.findall(rf"(?:tt\.load|buffer_load) {place}", text))
+    stores = re.findall(rf"(?:tt\.store|buffer_store %[\w#]+,) {place}.*tensor<\d+x\d+x(?:!tt\.ptr<)?bf16", text)
+    assert stores
+    assert set(stores) <= loads
+
+
+def test_every_width_has_a_tile_with_an_element_for_every_thread() -> None:
+    for bits in (16, 32):
+        for purpose in (*WHOLE, *PARTS):
+            limit = triton_configs.LARGEST_COLUMN if "columns" in purpose else triton_configs.LARGEST
+            for channels in (1, 2, 3, 16, 17, 100, 128, 129, 1000, limit):
+                config = choose(purpose, channels, bits)
+                assert config.channels * config.others >= 64 * config.warps, (purpose, channels)
+                assert config.channels >= min(channels, 8), (purpose, channels)
+                if purpose in WHOLE:
+                    assert config.channels >= channels
+
+
+def test_the_gate_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles too large for registers, and for shared memory."""
+    monkeypatch.setattr(triton_plan, "choose", lambda *args: Config(128, 256, 4))
+    found = triton_static.build(Point("norm_columns_backward", "sm_90", 128, torch.float32)).offences()
+    assert any("spills" in x for x in found)
+    monkeypatch.setattr(triton_plan, "choose", lambda *args: Config(128, 512, 16))
+    found = triton_static.build(Point("norm_columns", "sm_90", 128, torch.float32)).offences()
+    assert any("shared memory" in x for x in found)
+
+
+def test_scratch_is_bounded() -> None:
+    """Partial sums: 16 MiB, or what a single program leaves; and never more programs than tiles."""
+    for kernel in triton_static.KERNELS:
+        for channels in triton_static.widths(kernel):
+            for rows in (1, 1000, 2**22):
+                for launch in triton_static.launches(kernel, channels, torch.bfloat16, rows):
+                    if launch.kernel == "add":
+                        partial = launch.arguments["partial"]
+                        assert partial.nbytes <= max(2**24, partial.nbytes // partial.shape[1])
+                        assert partial.shape[1] <= min(rows, triton_plan.PROGRAMS)

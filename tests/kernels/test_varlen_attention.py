@@ -1,0 +1,465 @@
+"""Attention within documents beyond the contract: what may not reach a token, memory, compilers, refusals, builds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ds4sci.bench.evoformer_attention import peak_over_inputs
+from ds4sci.kernels import custom_op, native, varlen_attention
+from ds4sci.kernels.custom_op import apart
+from ds4sci.kernels.varlen_attention import KERNEL, flash, flex
+from ds4sci.kernels.varlen_attention import native as native_attention
+from ds4sci.kernels.varlen_attention.cases import CASES
+from ds4sci.kernels.varlen_attention.doc_spans import documents, padding, token_documents
+
+ROOT = Path(__file__).resolve().parents[2]
+LINEAR = ["native", "sdpa"]
+BOTH_WAYS = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64).to(
+        dtype
+    )
+
+
+def example(t: int = 40, h: int = 4, g: int = 2, d: int = 16, **other: Any) -> dict[str, Any]:
+    """Documents with padding before, between and behind them."""
+    given: dict[str, Any] = {
+        name: normal(t, n, d, seed=i, **other) for i, (name, n) in enumerate(zip("qkv", (h, g, g), strict=True))
+    }
+    return given | {"spans": torch.tensor([[1, 9], [12, 13], [13, t - 2]])}
+
+
+def skip_unless(name: str, given: dict[str, Any]) -> None:
+    reason = KERNEL.named(name).why_not(**given)
+    if reason:
+        pytest.skip(reason)
+
+
+def with_gradients(
+    function: Callable[..., torch.Tensor], given: dict[str, Any], weight: torch.Tensor
+) -> list[torch.Tensor]:
+    leaves = {name: given[name].detach().requires_grad_() for name in "qkv"}
+    out = function(**(given | leaves))
+    return [out.detach(), *torch.autograd.grad(out, list(leaves.values()), weight)]
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("implementation", ["sdpa", "reference"])
+def test_gradcheck(implementation: str, causal: bool) -> None:
+    given = example(t=12, h=2, g=1, d=3, dtype=torch.float64)
+    given["spans"] = torch.tensor([[1, 4], [6, 11]])
+
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return varlen_attention(q, k, v, given["spans"], causal=causal, implementation=implementation)
+
+    tensors = [given[name].requires_grad_() for name in "qkv"]
+    assert torch.autograd.gradcheck(function, tensors)
+    if implementation == "reference":
+        assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("implementation", [*LINEAR, "reference"])
+def test_it_is_torchs_attention_of_each_document_alone(implementation: str, causal: bool) -> None:
+    given = example()
+    skip_unless(implementation, given)
+    weight = normal(40, 4, 16, seed=9)
+    got = with_gradients(lambda **x: varlen_attention(**x, causal=causal, implementation=implementation), given, weight)
+    want = [torch.zeros_like(x) for x in got]
+    for start, stop in given["spans"].tolist():
+        own = {name: given[name][start:stop].transpose(0, 1)[None] for name in "qkv"}
+        parts = with_gradients(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True),
+            own, weight[start:stop].transpose(0, 1)[None],
+        )  # fmt: skip
+        for whole, part in zip(want, parts, strict=True):
+            whole[start:stop] = part[0].transpose(0, 1)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("implementation", LINEAR)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_lies_outside_a_document_changes_no_bit_of_it(
+    implementation: str, causal: bool, dtype: torch.dtype
+) -> None:
+    """Padding may even be NaN; of a causal document the end does not reach the beginning."""
+    given = example(t=300, dtype=dtype)
+    skip_unless(implementation, given)
+    weight = normal(300, 4, 16, seed=9, dtype=dtype)
+    function = lambda **x: varlen_attention(**x, causal=causal, implementation=implementation)  # noqa: E731
+    before = with_gradients(function, given, weight)
+    changed = {name: given[name].clone() for name in "qkv"} | {"spans": given["spans"]}
+    other_weight = weight.clone()
+    padding = token_documents(given["spans"], 300, torch.device("cpu")) < 0
+    for x in (*(changed[name] for name in "qkv"), other_weight):
+        x[padding] = torch.nan
+        x[1:9] *= -2
+        if causal:
+            x[150:298] += 1
+    after = with_gradients(function, changed, other_weight)
+    for one, other in zip(before, after, strict=True):
+        assert (other[padding] == 0).all()
+        assert torch.equal(one[12:13], other[12:13])
+        if not causal:
+            assert torch.equal(one[13:298], other[13:298])
+    if causal:
+        assert torch.equal(before[0][13:150], after[0][13:150])
+        assert not torch.equal(before[0][150:298], after[0][150:298])
+
+
+@pytest.mark.parametrize("implementation", LINEAR)
+def test_grouped_heads_are_repeated_keys(implementation: str) -> None:
+    given = example()
+    skip_unless(implementation, given)
+    weight = normal(40, 4, 16, seed=9)
+    function = lambda **x: varlen_attention(**x, causal=True, implementation=implementation)  # noqa: E731
+    got = with_gradients(function, given, weight)
+    repeated = given | {name: given[name].repeat_interleave(2, 1) for name in "kv"}
+    out, dq, *rest = with_gradients(function, repeated, weight)
+    want = [out, dq, *(x.unflatten(1, (2, 2)).sum(2) for x in rest)]
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@BOTH_WAYS
+def test_a_document_that_is_cut_into_tasks(causal: bool) -> None:
+    """The forward cuts documents behind 4,096 queries."""
+    given = example(t=4205, h=2, g=1, d=8)
+    given["spans"] = torch.tensor([[3, 4200]])
+    skip_unless("native", given)
+    weight = normal(4205, 2, 8, seed=9)
+    got, want = (
+        with_gradients(lambda name=name, **x: varlen_attention(**x, causal=causal, implementation=name), given, weight)
+        for name in ("native", "sdpa")
+    )
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", [*LINEAR, "reference"])
+def test_without_documents_everything_is_padding(implementation: str) -> None:
+    given = example()
+    skip_unless(implementation, given)
+    for spans in ([], [[5, 5]]):
+        given["spans"] = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2)
+        function = lambda **x: varlen_attention(**x, implementation=implementation)  # noqa: E731
+        for got in with_gradients(function, given, normal(40, 4, 16)):
+            assert (got == 0).all()
+
+
+@pytest.mark.parametrize("implementation", LINEAR)
+def test_memory_grows_linearly(implementation: str) -> None:
+    """Scores of 4 heads and 8,192 tokens would be 1 GB."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from Linux's /proc")
+    peaks = []
+    for t in (4096, 8192):
+        given = {name: normal(t, 4, 16, seed=i) for i, name in enumerate("qkv")} | {"spans": torch.tensor([[0, t]])}
+        skip_unless(implementation, given)
+        weight = torch.ones(t, 4, 16)
+        function = lambda **x: varlen_attention(**x, causal=True, implementation=implementation)  # noqa: E731
+        with_gradients(function, {**given, "spans": torch.tensor([[0, 40]])}, weight)
+        peak = peak_over_inputs(lambda: with_gradients(function, given, weight), torch.device("cpu"))  # noqa: B023
+        assert peak is not None
+        peaks.append(peak)
+    assert peaks[1] < 3.2 * peaks[0]  # 2 by the tensors, 4 for anything that grows as t²; the heap adds its own
+    assert peaks[1] < 20 * weight.nbytes / 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", LINEAR)
+def test_a_document_of_65536_tokens(implementation: str) -> None:
+    t = 65536
+    given = {name: normal(t, 1, 16, seed=i) for i, name in enumerate("qkv")} | {"spans": torch.tensor([[0, t]])}
+    skip_unless(implementation, given)
+    out, *grads = with_gradients(
+        lambda **x: varlen_attention(**x, causal=True, implementation=implementation), given, torch.ones(t, 1, 16)
+    )
+    few = torch.tensor([0, 1, 4095, 4096, 40000, t - 1])
+    scores = torch.einsum("qd,kd->qk", given["q"][few, 0].double(), given["k"][:, 0].double()) / 4
+    scores[torch.arange(t)[None] > few[:, None]] = -torch.inf
+    torch.testing.assert_close(
+        out[few, 0], (scores.softmax(-1) @ given["v"][:, 0].double()).float(), rtol=1e-4, atol=1e-5
+    )
+    assert all(x.isfinite().all() for x in grads)
+
+
+def test_second_derivatives_are_refused_by_name() -> None:
+    given = example()
+    skip_unless("native", given)
+    q = given.pop("q").requires_grad_()
+    out = varlen_attention(q, **given, implementation="native")
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="attention: second derivatives need implementation='reference'"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_torch_agrees_that_the_operator_is_sound(dtype: torch.dtype) -> None:
+    given = example(dtype=dtype)
+    skip_unless("native", given)
+    tensors = [given[name].requires_grad_() for name in "qkv"]
+    torch.library.opcheck(native_attention.OPERATOR, (*tensors, given["spans"], True, 0.3))
+    fused = normal(40, 8, 16, dtype=dtype).requires_grad_()  # views of one tensor: gradients' strides are theirs
+    torch.library.opcheck(native_attention.OPERATOR, (*fused.split([4, 2, 2], 1), given["spans"], False, 0.3))
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_compiles_without_a_break(implementation: str) -> None:
+    given = example()
+    skip_unless(implementation, given)
+
+    def function(**x: torch.Tensor) -> torch.Tensor:
+        return varlen_attention(**x, causal=True, implementation=implementation).square()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    weight = normal(40, 4, 16, seed=9)
+    for one, other in zip(*(with_gradients(f, given, weight) for f in (compiled, function)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_under_activation_checkpointing() -> None:
+    given = example()
+    skip_unless("native", given)
+    function = lambda **x: varlen_attention(**x, implementation="native")  # noqa: E731
+    weight = normal(40, 4, 16, seed=9)
+    again = with_gradients(lambda **x: checkpoint(lambda: function(**x), use_reentrant=False), given, weight)
+    for one, other in zip(with_gradients(function, given, weight), again, strict=True):
+        assert torch.equal(one, other)
+
+
+def recomputed(case: dict[str, Any], keep: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[bool]]:
+    """(gradients of twice q, k and v, whether each was written over the recomputed tensor), asked for twice.
+
+    keep  gets the tensors that attention reads in the recomputation, if it is not empty
+    """
+    leaves = [case[name].detach().requires_grad_() for name in "qkv"]
+    made: list[list[int]] = []
+    landed: list[int] = []
+
+    def function(*given: torch.Tensor) -> torch.Tensor:
+        double = [x * 2 for x in given]
+        made.append([x.data_ptr() for x in double])
+        for x in double:
+            x.register_hook(lambda grad: landed.append(grad.data_ptr()))
+        if made[1:] and keep:
+            keep.extend(double)
+        return varlen_attention(
+            *double, case["spans"], causal=case["causal"], scale=case["scale"], implementation="native"
+        )
+
+    out = checkpoint(function, *leaves, use_reentrant=False)
+    weight = normal(*out.shape, seed=9, dtype=out.dtype)
+    first = torch.autograd.grad(out, leaves, weight, retain_graph=True)
+    over = [pointer in made[1] for pointer in landed]
+    second = torch.autograd.grad(out, leaves, weight)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    return list(first), over
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gradients_take_the_place_of_what_was_computed_again(case: Any, dtype: torch.dtype) -> None:
+    """And of nothing that anybody else has."""
+    given = case.make(torch.Generator().manual_seed(0), dtype, torch.device("cpu"))
+    skip_unless("native", given)
+    leaves = {name: given[name].detach().requires_grad_() for name in "qkv"}
+    out = varlen_attention(**(given | {name: x * 2 for name, x in leaves.items()}), implementation="native")
+    plain = torch.autograd.grad(out, list(leaves.values()), normal(*out.shape, seed=9, dtype=dtype))
+    found, over = recomputed(given, [])
+    assert over == [True] * 3
+    held = [torch.empty(0)]
+    again, over = recomputed(given, held)
+    assert over == [False] * 3
+    for name, one, other, wanted, kept in zip("qkv", found, again, plain, held[1:4], strict=True):
+        assert torch.equal(one, wanted), name
+        assert torch.equal(other, wanted), name
+        assert torch.equal(kept, given[name] * 2), name
+
+
+@pytest.mark.parametrize("keeps", ["leaves", "products", "hooks", "host", "reentrant"])
+def test_what_others_have_is_not_written_to(keeps: str) -> None:
+    """Inputs of a graph that autograd keeps, of hooks that give out what they were given, of the older checkpoint."""
+    given = example()
+    skip_unless("native", given)
+    leaves = [given[name].clone().requires_grad_() for name in "qkv"]
+    made: list[torch.Tensor] = []
+
+    def function(*x: torch.Tensor) -> torch.Tensor:
+        made[:] = x if keeps == "leaves" else [one * 2 for one in x]
+        return varlen_attention(*made, given["spans"], implementation="native")
+
+    hooks: Any = contextlib.nullcontext()
+    if keeps == "hooks":
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    elif keeps == "host":
+        hooks = torch.autograd.graph.save_on_cpu()
+    with hooks:
+        out = checkpoint(function, *leaves, use_reentrant=True) if keeps == "reentrant" else function(*leaves)
+    before = [x.detach().clone() for x in made]
+    if keeps in ("hooks", "host"):
+        made.clear()  # the hooks alone have them
+    weight = normal(*out.shape, seed=9)
+    if keeps == "reentrant":
+        out.backward(weight)
+        pairs = zip(made, [given[name] * 2 for name in "qkv"], strict=True)
+    else:
+        first = torch.autograd.grad(out, leaves, weight, retain_graph=True)
+        second = torch.autograd.grad(out, leaves, weight)
+        pairs = zip([*first, *made], [*second, *before[: len(made)]], strict=True)
+    for one, other in pairs:
+        assert torch.equal(one, other)
+
+
+def test_without_a_count_nothing_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    custom_op._of_nobody.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.delattr(torch._C, "_storage_Use_Count")
+        assert custom_op.alone((torch.empty(2), None)) == [False, False]
+    custom_op._of_nobody.cache_clear()
+    assert custom_op.alone((torch.empty(2), None)) == [True, False]
+
+
+def test_elements_that_share_a_place_are_seen() -> None:
+    x = torch.zeros(6, 4)
+    assert apart(x)
+    assert apart(x.t()[:, 1:])
+    assert apart(x[:, :1])
+    assert not apart(x[:1].expand(6, 4))
+    assert not apart(x.view(-1).unfold(0, 3, 1))
+
+
+def test_channels_that_lie_apart() -> None:
+    """Stride 1 along d is read in place; any other is copied, and its gradient is right too."""
+    given = example()
+    skip_unless("native", given)
+    apart = given | {name: given[name].transpose(1, 2).contiguous().transpose(1, 2) for name in "qkv"}
+    weight = normal(40, 16, 4, seed=9).transpose(1, 2)
+    function = lambda **x: varlen_attention(**x, implementation="native")  # noqa: E731
+    for one, other in zip(*(with_gradients(function, x, weight) for x in (given, apart)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_flex_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncompiled, which is what a graph around it would see: mask, layout and grouped heads, not its GPU kernel."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    given = example(t=300)
+    for causal in (False, True):
+        got = flex.run(**given, causal=causal)
+        torch.testing.assert_close(got, varlen_attention(**given, causal=causal, implementation="reference"))
+
+
+def test_flash_gets_whole_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with flash_attn's interface, written by its documentation: padding never reaches it."""
+
+    def varlen(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: int, max_seqlen_k: int, *, softmax_scale: float | None, causal: bool, deterministic: bool,
+    ) -> torch.Tensor:  # fmt: skip
+        assert cu_seqlens_q.dtype == torch.int32
+        assert int(cu_seqlens_q[-1]) == q.shape[0]
+        assert max_seqlen_q == int(cu_seqlens_q.diff().max())
+        spans = torch.stack([cu_seqlens_k[:-1], cu_seqlens_k[1:]], 1).long()
+        return varlen_attention(q, k, v, spans, causal=causal, scale=softmax_scale, implementation="reference")
+
+    module = ModuleType("flash_attn")
+    module.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    whole = example()
+    whole["spans"] = torch.tensor([[0, 30], [30, 40]])
+    weight = normal(40, 4, 16, seed=9)
+    for given in (example(), whole):
+        got = with_gradients(lambda **x: flash.run(**x, causal=True), given, weight)
+        want = with_gradients(lambda **x: varlen_attention(**x, causal=True, implementation="reference"), given, weight)
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_refusals_say_why() -> None:
+    given = example(dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"flash.*runs on a GPU, not on cpu"):
+        varlen_attention(**given, implementation="flash")
+    with pytest.raises(ValueError, match=r"flex.*GPUs alone, not on cpu"):
+        varlen_attention(**given, implementation="flex")
+    with pytest.raises(ValueError, match=r"native.*not float64"):
+        varlen_attention(**given, implementation="native")
+    elsewhere = {name: given[name].to("meta", torch.bfloat16) for name in "qkv"}
+    assert "not on meta" in str(native_attention.why_not(**elsewhere, spans=given["spans"]))
+
+
+def test_wrong_shapes_are_named() -> None:
+    given = example()
+    for name, wrong, words in (
+        ("q", normal(1, 40, 4, 16), r"q is \[t, h, d\]"),
+        ("q", normal(40, 5, 16), "must divide those of q; there are 2 and 5"),
+        ("v", normal(40, 2, 8), r"v must be \(40, 2, 16\)"),
+        ("k", normal(40, 2, 16).double(), "k must be torch.float32"),
+        ("spans", torch.tensor([0, 40]), r"spans must be \[m, 2\]"),
+        ("spans", torch.tensor([[0, 40]], dtype=torch.int32), "int64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            varlen_attention(**(given | {name: wrong}))
+
+
+@pytest.mark.parametrize("implementation", [*LINEAR, "reference"])
+def test_wrong_spans_are_named_by_document(implementation: str) -> None:
+    given = example()
+    skip_unless(implementation, given)
+    for spans, words in (
+        ([[0, 9], [8, 20]], "document 1 is 8 to 20 where it may begin at 9"),
+        ([[0, 9], [9, 41]], "within the 40 tokens of q; document 1 is 9 to 41"),
+        ([[-1, 9]], "document 0 is -1 to 9"),
+        ([[5, 9], [20, 10]], "document 1 is 20 to 10"),
+    ):
+        given["spans"] = torch.tensor(spans)
+        with pytest.raises(ValueError, match=words):
+            varlen_attention(**given, implementation=implementation)
+
+
+def test_what_is_in_no_document() -> None:
+    assert padding(torch.tensor([[1, 9], [12, 13], [13, 15]]), 20) == [(0, 1), (9, 12), (15, 20)]
+    assert padding(torch.tensor([[0, 20]]), 20) == []
+    assert padding(torch.zeros(0, 2, dtype=torch.int64), 3) == [(0, 3)]
+
+
+def test_tokens_know_their_documents() -> None:
+    spans = torch.tensor([[1, 3], [3, 3], [3, 4], [6, 7]])
+    assert token_documents(spans, 8, spans.device).tolist() == [-1, 0, 0, 2, -1, -1, 3, -1]
+    assert documents(spans, 8) == [(1, 3), (3, 4), (6, 7)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [one.name for one in native.ISAS])
+def test_every_instruction_set_of_this_machine(name: str, tmp_path: Path) -> None:
+    isa = next(one for one in native.ISAS if one.name == name)
+    if not isa.needs <= native._processor_flags():
+        pytest.skip(f"this processor has no {name}")
+    if name == native.isa().name:
+        pytest.skip("the contract's own run has it")
+    if native.why_not("varlen_attention"):
+        pytest.skip(str(native.why_not("varlen_attention")))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_contract.py", "-k",
+         "attention-native and not evoformer and not gated and as_right and not float16"],
+        cwd=ROOT, env={**os.environ, "DS4SCI_ISA": name, "DS4SCI_CACHE": str(tmp_path)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

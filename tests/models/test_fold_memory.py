@@ -1,0 +1,66 @@
+"""The estimate of a prediction's memory beside what it takes, as the system counts it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ds4sci.machine import memory
+
+MEASURE = """
+import ctypes, gc, json, sys
+import torch
+from ds4sci.config.run_file import RunConfig, import_task
+from ds4sci.data.alignments.profile import with_input
+from ds4sci.data.sequences import protein_fasta as fasta
+from ds4sci.machine.memory import from_proc
+torch.set_num_threads(1)
+n, overrides = int(sys.argv[1]), sys.argv[2:]
+off = ["data.evaluation_relaxation=0", "data.evaluation_refinement=0", "model.structure.iterations=1"]
+config = RunConfig.load("configs/fold/tiny_cpu.toml", [*off, "model.evoformer.blocks=1", *overrides])
+task = import_task("fold").build(config.settings, seed=0, steps=1)
+record = lambda n: with_input(fasta.record("x", "ACDEFGHIKLMNPQRSTVWY" * (n // 20)), "profile")
+predict = lambda one: task.predict([task.featurize(one)], torch.device("cpu"))
+predict(record(20))  # what the first prediction loads and keeps
+gc.collect()
+ctypes.CDLL("libc.so.6").malloc_trim(0)
+open("/proc/self/clear_refs", "w").write("5")
+before = from_proc("self/status", "VmRSS")
+predict(record(n))
+print(json.dumps([task.prediction_bytes(record(n)), from_proc("self/status", "VmHWM") - before]))
+"""
+SIZES = {
+    "small pairs": ["model.c_z=8"],
+    "wide pairs": ["model.c_z=96", "model.evoformer.c_multiplication=48"],
+    "recycling": ["model.c_z=16", "data.evaluation_recycling=1"],
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak")
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("small pairs", marks=pytest.mark.slow),
+        pytest.param("wide pairs", marks=pytest.mark.nightly),
+        pytest.param("recycling", marks=pytest.mark.nightly),
+    ],
+)
+def test_the_estimate_is_near_what_a_prediction_takes(what: str) -> None:
+    """Within .7 and 1.5: near enough to refuse what cannot go well, and nothing else."""
+    root = Path(__file__).parents[2]
+    arguments = [sys.executable, "-c", MEASURE, "500", *SIZES[what]]
+    done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True)
+    estimate, measured = json.loads(done.stdout.splitlines()[-1])
+    assert 0.7 < estimate / measured < 1.5
+
+
+def test_what_is_available_is_told() -> None:
+    there = memory.available_bytes("cpu")
+    total = memory.from_proc("meminfo", "MemTotal")
+    assert there is not None
+    assert total is not None
+    assert 0 < there <= total

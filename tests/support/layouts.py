@@ -1,0 +1,242 @@
+"""The same training on many layouts: run files, what one rank does, and what fp64 torch makes of the whole batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ds4sci.config.run_file import RunConfig
+from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.losses.fold import fold_loss
+from ds4sci.train.build import build_task
+from ds4sci.types import Batch, LanguageBatch, OperatorBatch
+from tests.support import language_oracle as oracle
+from tests.support.fold_run import CHAINS
+
+BATCH, STEPS, RATE, CLIP = 16, 4, 0.3, 0.25
+"""Samples of a step; steps; of plain SGD; norm that gradients are clipped to, below that of every task's."""
+
+SPLITS = {1: ((16, 1), (4, 4), (1, 16)), 2: ((8, 1), (2, 4), (1, 8)), 4: ((4, 1), (2, 2), (1, 4))}
+"""Ranks → (micro-batch, accumulation), all of ``BATCH`` samples."""
+
+SMALL_FOLD: dict[str, Any] = {
+    "c_m": 16, "c_z": 8, "c_s": 12, "c_plddt": 8, "heads": ["masked_msa", "experimentally_resolved", "secondary"],
+    "evoformer": {"blocks": 1, "heads_msa": 2, "d_msa": 4, "heads_pair": 2, "d_pair": 4, "c_outer": 4,
+                  "c_multiplication": 4, "dropout_msa": 0.0, "dropout_pair": 0.0},
+    "extra_msa": {"blocks": 0},
+    "structure": {"iterations": 2, "heads": 2, "d_ipa": 4, "c_angle": 8, "dropout": 0.0},
+}  # fmt: skip
+ALL_TERMS = (
+    "experimentally_resolved", "violation", "secondary", "smooth_lddt", "relative_distance", "local_fape",
+    "chirality", "chain_bonds", "ca_clashes",
+)  # fmt: skip
+SMALL_ESM = oracle.ESM | {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 1}
+SMALL_LLAMA = oracle.LLAMA | {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
+                              "intermediate_size": 24, "num_hidden_layers": 1}  # fmt: skip
+
+TASKS = (
+    "fold",
+    "masked_lm",
+    "masked_lm unpacked",
+    "causal_lm",
+    "causal_lm unpacked",
+    "token_classification",
+    "neural_operator",
+)
+
+
+def sections(task: str, folder: Path) -> dict[str, Any]:
+    """The task's own sections of a run file, with its data written into ``folder``."""
+    name, packing = task.split()[0], "unpacked" not in task
+    if name == "fold":
+        _chains(folder)
+        return {
+            "model": SMALL_FOLD,
+            "data": {
+                "train": str(folder / "train.npz"), "valid": str(folder / "valid.npz"), "evaluation_recycling": 0,
+                "features": {"msa_input": "profile"}, "plan": {"phases": [{"crops": [20, 14]}], "max_recycling": 1},
+            },
+            "loss": dict.fromkeys(ALL_TERMS, 0.5) | {"unclamped": 0.5, "resolution": [0.1, 2.0]},
+        }  # fmt: skip
+    if name == "token_classification":
+        _chains(folder)
+        data = {"train": str(folder / "train.npz"), "valid": str(folder / "valid.npz"), "length": 96, "row": 128}
+        return {"model": {"config": SMALL_ESM}, "data": data | {"tokenizer": {"kind": "esm"}}}
+    if name == "neural_operator":
+        return {
+            "pde": {"name": "reaction_diffusion"}, "model": {"branch": [8, 8], "trunk": [8, 8], "latent": 6},
+            "data": {"points": 24, "boundary": 6, "valid": 2},
+        }  # fmt: skip
+    _proteins(folder / "proteins.fa")
+    model = SMALL_ESM if name == "masked_lm" else SMALL_LLAMA
+    data = {
+        "path": str(folder / "proteins.fa"), "valid": str(folder / "valid.fa"), "tokenizer": {"kind": "esm"},
+        "packing": packing, "phases": [{"length": 48, "row": 64}], "soft_weight": 0.5,
+    }  # fmt: skip
+    return {"model": {"config": model}, "data": data}
+
+
+def _chains(folder: Path) -> None:
+    if not (folder / "train.npz").exists():
+        records = sorted(ChainSet.open(CHAINS), key=lambda record: len(record.sequence))
+        for number, record in enumerate(records[:24]):
+            records[number] = replace(record, resolution=1.5 + number % 3)  # two of three are out of range
+        ChainSet.write(folder / "train.npz", records[:24])
+        ChainSet.write(folder / "valid.npz", records[:1])
+
+
+def _proteins(file: Path) -> None:
+    rng = np.random.default_rng(4)
+    chains = ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), rng.integers(3, 60))) for _ in range(60)]
+    valid = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 30))
+    chains = [chain[: len(chain) // 2].lower() + chain[len(chain) // 2 :] for chain in chains]
+    file.write_text("".join(f">p{i}\n{chain}\n" for i, chain in enumerate(chains)))
+    file.with_name("valid.fa").write_text(f">v\n{valid}\n")
+
+
+def configure(task: str, folder: Path, **more: Any) -> RunConfig:
+    """The run file of a task, in fp32 with clipping and plain SGD; weights to begin with lie in ``folder`` too."""
+    file = folder / f"{task.replace(' ', '_')}.json"
+    tree = {
+        "deepspeed": str(folder / "plain.json"), "seed": 3, "task": {"name": task.split()[0]},
+        "train": {"steps": STEPS, "ema_decay": 0.0, "log_every": 1, "output": str(folder / "runs")},
+    } | sections(task, folder)  # fmt: skip
+    for section, values in more.items():
+        tree[section] = tree.get(section, {}) | values
+    (folder / "plain.json").write_text(json.dumps(deepspeed(0, BATCH, 1)))
+    file.write_text(json.dumps(tree))
+    config = RunConfig.load(file)
+    weights = file.with_suffix(".safetensors")
+    if not weights.exists():
+        safetensors.torch.save_file(_nudged(build_task(config).model), weights)
+    tree["train"]["weights"] = str(weights)
+    file.write_text(json.dumps(tree))
+    return RunConfig.load(file)
+
+
+def _nudged(model: nn.Module) -> dict[str, Tensor]:
+    """Weights such that nothing is zero: layers that begin at zero would hide what is wrong behind them."""
+    noise = torch.Generator().manual_seed(1)
+    weights = {name: p.detach() + 0.1 * torch.randn(p.shape, generator=noise) for name, p in model.named_parameters()}
+    persistent = model.state_dict().keys()
+    return weights | {name: b for name, b in model.named_buffers() if name in persistent}
+
+
+def deepspeed(stage: int, micro: int, accumulation: int, **more: Any) -> dict[str, Any]:
+    """A DeepSpeed JSON."""
+    return {
+        "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": CLIP, "optimizer": {"type": "SGD", "params": {"lr": RATE}},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    } | more  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: of a task, on one layout."""
+
+    task: str
+    stage: int
+    micro: int
+    accumulation: int
+
+    def name(self, ranks: int) -> str:
+        return f"{self.task} {ranks}x{self.micro}x{self.accumulation} stage {self.stage}".replace(" ", "_")
+
+
+def run(cases_file: str) -> None:
+    """Every case of the file, one after the other, on this rank."""
+    from ds4sci.train import loop
+    from ds4sci.train.run import Session
+
+    loop.peak_rate = lambda device, dtype: None  # it is shown, and takes longer than the training here
+    for case in json.loads(Path(cases_file).read_text()):
+        config = RunConfig.load(case["config"], [f"train.name={case['name']}"], deepspeed=case["deepspeed"])
+        Session.join(config).train()
+
+
+def curve(run_folder: Path) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """(losses, gradient norms, weights at the end) of a run."""
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["kind"] == "train"]
+    weights = safetensors.torch.load_file(run_folder / f"checkpoints/step_{STEPS:06d}/model.safetensors")
+    return [line["loss"] for line in lines], [line["grad_norm"] for line in lines], weights
+
+
+def plain(config: RunConfig) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """The same by fp64 torch in one process: the whole batch of a step at once, ``torch.optim.SGD``, no DeepSpeed."""
+    task = build_task(config)
+    assert config.train.weights is not None
+    task.model.load_state_dict(safetensors.torch.load_file(config.train.weights), strict=False)
+    model = task.model.double().train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=RATE)
+    batches = task.batches(start_step=0, rank=0, world_size=1, micro_batch_size=BATCH, accumulation_steps=1)
+    losses, norms = [], []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = _plain_loss(task, model, next(batches))
+        loss.backward()
+        losses.append(float(loss.detach()))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, CLIP)))
+        optimizer.step()
+    return losses, norms, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def _plain_loss(task: Any, model: nn.Module, batch: Any) -> Tensor:
+    if isinstance(batch, LanguageBatch):
+        return oracle.plain_loss(model, batch)  # transformers' own forward pass, document by document
+    if isinstance(batch, Batch):
+        return fold_loss(model(in_double(batch)), in_double(batch), task.config.loss)[0]
+    residuals = model(in_double(batch))
+    weights = task.weights.values()
+    return torch.stack([w * r.square().mean() for w, r in zip(weights, residuals, strict=True)]).sum()
+
+
+def in_double(batch: Any) -> Any:
+    """``batch`` with what a model in fp64 must have in fp64."""
+    if isinstance(batch, Batch):
+        return replace(batch, atom_positions=batch.atom_positions.double())
+    if isinstance(batch, OperatorBatch):
+        sets = {name: {k: x.double() for k, x in getattr(batch, name).items()} for name in ("points", "given")}
+        return replace(batch, functions=batch.functions.double(), **sets)
+    return batch
+
+
+def part(batch: Any, first: int, last: int) -> Any:
+    """Samples ``first`` … ``last`` − 1 of a batch, a structure without the padding of the others."""
+    ids = batch.ids[first:last]
+    if isinstance(batch, Batch):
+        n = int(batch.token_mask[first:last].sum(-1).max())
+        along = {"msa_feat": 2, "msa_mask": 2, "extra_msa_feat": 2, "extra_msa_mask": 2, "true_msa": 2, "masked_msa": 2}
+        cut = {
+            name: value[first:last] if value.ndim == 1 else value[first:last].narrow(along.get(name, 1), 0, n)
+            for name, value in vars(batch).items()
+            if isinstance(value, Tensor)
+        }
+        return in_double(replace(batch, ids=ids, **cut))
+    if isinstance(batch, OperatorBatch):
+        given = {name: x[first:last] for name, x in batch.given.items()}
+        return replace(batch, ids=ids, functions=batch.functions[first:last], given=given)
+    from tests.support.shared_rows import part as rows
+
+    return rows(batch, first, last)
+
+
+def splits(size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
+    """Ways to cut ``size`` samples into pieces: all at once, one at a time, and unequal ones drawn at random."""
+    rng = np.random.default_rng(seed)
+    drawn = [sorted(rng.choice(np.arange(1, size), rng.integers(1, size - 1), replace=False)) for _ in range(3)]
+    for cuts in [[], list(range(1, size)), *drawn]:
+        edges = [0, *map(int, cuts), size]
+        yield list(pairwise(edges))

@@ -1,0 +1,426 @@
+"""Every masked and causal architecture of transformers, tiny, against itself untouched: ``docs/language_models.md``.
+
+    python -m tests.support.model_zoo                 # all of them, into the table: minutes
+    python -m tests.support.model_zoo esm llama …     # some, on the terminal
+
+A tiny model of random weights is saved, loaded by ds4sci, and either refused by name or compared with the untouched
+model called as its users call it: one document at a time, without position ids, with attention of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ds4sci.data.language.batches import Document, Target, collate
+from ds4sci.models import hf_miniature, hf_parts, language
+from ds4sci.models.hf_verification import check_size, random_weights
+from ds4sci.types import IGNORED, LanguageBatch
+
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "language_models.md"
+KINDS = {"masked": "masked_lm", "causal": "causal_lm"}
+WINDOW = 64
+"""Windows of the tiny models: a long document exceeds them, the short ones do not."""
+SHORT, LONG = 50, 150
+DOCUMENTS = {LONG: (17, 150, 40), SHORT: (17, 50, 40)}
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [2]},
+    "bert": {},
+    "deepseek_v2": {"num_experts_per_tok": 2, "topk_group": 1, "n_group": 1, "n_routed_experts": 4},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary",
+            "token_dropout": True},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 8},
+    "reformer": {"axial_pos_embds": False, "is_decoder": False},
+    "xlstm": {"qk_dim_factor": 1.0},
+    "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
+}  # fmt: skip
+"""Settings without which the default config makes no model, or not the one that it is known for."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "esm, absolute positions": ("esm", GIVEN["esm"] | {"position_embedding_type": "absolute", "token_dropout": False}),
+    "big_bird, original_full": ("big_bird", {"attention_type": "original_full"}),
+    "mixtral, output_router_logits": ("mixtral", {"output_router_logits": True}),
+}
+"""Further rows: (architecture, settings)."""
+
+DECODERS = (
+    "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roberta",
+    "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod", "bert-generation",
+    "reformer",
+)  # fmt: skip
+"""Encoders that are causal models with ``is_decoder`` alone."""
+
+
+@dataclass
+class Row:
+    """What was found of one architecture.
+
+    packed, padded, accumulated, lora, sharded  the largest difference to the untouched model, relative: of the loss, of
+                                                each parameter's gradient; or why there is none
+    """
+
+    name: str
+    kind: str
+    verdict: str = ""
+    packed: str = "–"
+    padded: str = "–"
+    accumulated: str = "–"
+    lora: str = "–"
+    sharded: str = "–"
+    folder: str = ""
+    right: bool = True
+
+
+def architectures() -> list[tuple[str, str, str, dict[str, Any]]]:
+    """(row, masked or causal, architecture, settings) of all."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    found = [(name, "masked", name, GIVEN.get(name, {})) for name in MODEL_FOR_MASKED_LM_MAPPING_NAMES]
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        given = GIVEN.get(name, {}) | ({"is_decoder": True} if name in DECODERS else {})
+        found.append((name, "causal", name, given))
+    for row, (name, given) in VARIANTS.items():
+        kind = "masked" if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "causal"
+        found.append((row, kind, name, given))
+    return sorted(found, key=lambda one: (one[1] == "causal", one[0]))
+
+
+def tiny_config(name: str, given: dict[str, Any]) -> Any:
+    """A tiny config of the architecture without dropout."""
+    from transformers import AutoConfig
+
+    config = hf_miniature.miniature(AutoConfig.for_model(name, **given), 2**60, window=WINDOW)
+    hf_miniature.set_positions(config, hf_miniature.BEYOND)
+    for part in hf_miniature.parts(config):
+        for key, value in vars(part).items():
+            if ("drop" in key or "jitter" in key) and type(value) is float:
+                vars(part)[key] = 0.0
+    return config
+
+
+def make(name: str, kind: str, given: dict[str, Any], folder: Path) -> None:
+    """Save a tiny model with random weights."""
+    torch.manual_seed(0)
+    config, new = tiny_config(name, given), language._auto(KINDS[kind]).from_config  # type: ignore[arg-type]
+    check_size(new, config)
+    model = new(config)
+    random_weights(model).save_pretrained(folder)
+
+
+def untouched(kind: str, folder: Path) -> Any:
+    """The model as transformers' users have it, without the cache of generation, which has no gradient."""
+    model = language._auto(KINDS[kind]).from_pretrained(folder).eval()  # type: ignore[arg-type]
+    model.config.use_cache = False
+    return model
+
+
+def padding(model: Any) -> int:
+    """Token to fill rows with."""
+    return getattr(model.config.get_text_config(), "pad_token_id", None) or 0
+
+
+def documents(config: Any, kind: str, lengths: tuple[int, ...]) -> list[Any]:
+    """Documents and what is predicted of them."""
+    rng = np.random.default_rng(0)
+    text = config.get_text_config()
+    special = {
+        v for part in (config, text) for k, v in vars(part).items() if k.endswith("_token_id") and type(v) is int
+    }
+    plain = np.array([i for i in range(min(100, text.vocab_size)) if i not in special])
+    mask = getattr(text, "mask_token_id", None)
+    target = Target(0.3 if kind == "masked" else 0.0, int(plain[0]) if mask is None else mask, plain)
+    made = []
+    for number, n in enumerate(lengths):
+        weights = np.where(rng.random(n) < 0.2, 0.5, 1.0).astype(np.float32)
+        ids, size, no = rng.choice(plain, n), np.ones(n, np.int64), np.zeros(n, bool)
+        one = Document(ids, weights, no, size.cumsum() - size, size, no, f"d{number}")
+        made.append((one, target.apply(one, rng)))
+    return made
+
+
+def theirs(model: Any, batch: LanguageBatch) -> Tensor:
+    """Σ weight · nats / Σ weight by the untouched model, a document at a time."""
+    total, count = [], 0.0
+    for start, stop in batch.spans.tolist():
+        tokens, labels, weights = (x.flatten()[start:stop] for x in (batch.input_ids, batch.labels, batch.weights))
+        fresh = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # some models remember calls
+        logits = fresh(input_ids=tokens[None]).logits[0]
+        nats = nn.functional.cross_entropy(logits.double(), labels, reduction="none", ignore_index=IGNORED)
+        total.append((nats * weights).sum())
+        count += float(weights.sum())
+    return torch.stack(total).sum() / count
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    """By name; parameters that the loss does not reach have none."""
+    inner = model.model if isinstance(model, language.LanguageModel) else model
+    named = {name: p for name, p in inner.named_parameters() if p.requires_grad}
+    if not loss.requires_grad:
+        return {}
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name: g for name, g in zip(named, found, strict=True) if g is not None}
+
+
+def distance(loss: Tensor, found: dict[str, Tensor], right: Tensor, wanted: dict[str, Tensor]) -> float:
+    """The largest relative difference of the loss and of the gradients of each parameter; those far below the whole
+    gradient's norm are measured by a thousandth of that."""
+    if not wanted:
+        return float("inf")
+    whole = float(torch.stack([g.double().norm() for g in wanted.values()]).norm())
+    worst = abs(float(loss.detach()) - float(right.detach())) / abs(float(right.detach()))
+    for name, gradient in wanted.items():
+        other = found.get(name)
+        off = float((gradient if other is None else gradient.double() - other.double()).norm())
+        worst = max(worst, off / (float(gradient.norm()) + 1e-3 * whole))
+    return worst
+
+
+def ours(model: language.LanguageModel, batch: LanguageBatch, count: float) -> Tensor:
+    output = model(batch)
+    return (output.losses * output.weights).sum() / count
+
+
+def examine(row: Row, folder: Path, settings: dict[str, Any] | None = None) -> Row:
+    """Compare the model in ``folder`` in every way that it is not refused in."""
+    kind = KINDS[row.kind]
+    refusals: dict[str, str] = {}
+    longest, packing, built = 0, True, None
+    for longest, packing in ((LONG, True), (SHORT, True), (LONG, False), (SHORT, False)):
+        config = language.Config(path=str(folder))
+        try:
+            built = language.build(config, kind, vocabulary=8, special={}, longest=longest, packing=packing)  # type: ignore[arg-type]
+            break
+        except ValueError as error:
+            refusals[f"{longest} {packing}"] = str(error)
+    if built is None:
+        row.verdict = "refused: " + list(refusals.values())[-1]
+        return row
+    row.verdict = "right" if packing else "right, `data.packing = false`"
+    if not packing:
+        row.verdict += ": " + refusals[f"{SHORT} True"]
+        row.packed = "refused"
+    if longest == SHORT:
+        row.verdict += f"; documents no longer than `{built.convention.limit}`"
+    own = untouched(row.kind, folder)
+    try:
+        own, built = own.double().train(), built.double().train()
+        theirs(own, collate([documents(own.config, row.kind, (9,))], 16, 0))
+        bound = 1e-5
+    except Exception:
+        own, built = untouched(row.kind, folder).train(), built.float().train()
+        bound = 2e-3
+    examples = documents(own.config, row.kind, DOCUMENTS[longest])
+    pad = padding(own)
+    width = -(-sum(DOCUMENTS[longest]) // 8) * 8 + 8
+    high = -(-max(DOCUMENTS[longest]) // 8) * 8 + 8
+    count = float(sum(collate([[one]], len(one[0].ids), 0).weights.sum() for one in examples))
+    packed, padded = collate([examples], width, pad), collate([[one] for one in examples], high, pad)
+    right = theirs(own, packed)
+    wanted = gradients(own, right)
+
+    def measured(
+        model: Any, batches: list[LanguageBatch], right: Tensor, wanted: dict[str, Tensor], honest: float = 0.0
+    ) -> str:
+        total, sums = torch.zeros((), dtype=torch.double), dict[str, Tensor]()
+        for batch in batches:
+            loss = ours(model, batch, count)
+            for name, gradient in gradients(model, loss).items():
+                sums[name] = sums[name] + gradient if name in sums else gradient
+            total += loss.detach()
+        off = distance(total, sums, right, wanted)
+        row.right &= off <= max(bound, 3 * honest)
+        return f"{off:.0e}"
+
+    parts = [examples[:1], examples[1:]] if packing else [examples[:1], examples[1:2], examples[2:]]
+    row.padded = measured(built, [padded], right, wanted)
+    if packing:
+        row.packed = measured(built, [packed], right, wanted)
+    row.accumulated = measured(built, [collate([one], width, pad) for one in parts], right, wanted)
+    row.lora = _lora(row, folder, kind, longest, packing, own, packed if packing else padded, measured)
+    row.folder = str(folder) if packing and built.convention.shardable else ""
+    if packing and not built.convention.shardable:
+        row.sharded = "refused"
+    return row
+
+
+def _lora(row: Row, folder: Path, kind: str, longest: int, packing: bool, own: Any, batch: Any, measured: Any) -> str:
+    config = language.Config(path=str(folder), lora=language.LoraConfig(rank=2))
+    try:
+        adapted = language.build(config, kind, vocabulary=8, special={}, longest=longest, packing=packing)  # type: ignore[arg-type]
+    except ValueError as error:
+        row.verdict += f". LoRA: {error}"
+        return "refused"
+    assert config.lora is not None
+    plain = hf_parts.with_lora(copy.deepcopy(own), config.lora.model_dump(), trains_head=False)
+    torch.manual_seed(1)
+    random_weights(plain, only="lora_").to(next(own.parameters()).dtype)
+    adapted = adapted.to(next(own.parameters()).dtype).train()
+    values = {name: p.detach() for name, p in plain.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            parameter.copy_(values[name])
+    right = theirs(plain, batch)
+    wanted = gradients(plain, right)
+    # some compute in fp32 inside whatever their type: as far as fp32 is from fp64, three times, is their own error
+    narrow = copy.deepcopy(plain).float()
+    loss = theirs(narrow, batch)
+    honest = distance(loss, gradients(narrow, loss), right, wanted)
+    return str(measured(adapted, [batch], right, wanted, honest))
+
+
+def row_of(name: str, kind: str, architecture: str, given: dict[str, Any], folder: Path) -> Row:
+    """The row of one architecture, without the comparison on two ranks."""
+    row = Row(name, kind)
+    try:
+        make(architecture, kind, given, folder)
+        untouched(kind, folder)
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0][:160]
+        row.verdict = f"not built tiny: {reason}"
+        return row
+    try:
+        return examine(row, folder)
+    except Exception as error:
+        row.verdict, row.right = f"fails: {type(error).__name__}: {error}".split("\n")[0], False
+        return row
+
+
+def share(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> None:
+    """On two ranks: losses and summed gradients of packed rows spread over both, of each model."""
+    import torch.distributed as dist
+
+    from ds4sci.parallel.groups import SequenceGroup
+
+    quiet()
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    group = SequenceGroup(rank, 2, 0, 1, dist.group.WORLD)
+    found = {}
+    for folder, kind in folders:
+        own = untouched(kind, Path(folder)).train()
+        longest = LONG
+        try:
+            built = language.build(language.Config(path=folder), KINDS[kind], vocabulary=8, special={}, longest=LONG)  # type: ignore[arg-type]
+        except ValueError:
+            longest = SHORT
+            built = language.build(language.Config(path=folder), KINDS[kind], vocabulary=8, special={}, longest=SHORT)  # type: ignore[arg-type]
+        examples = documents(own.config, kind, DOCUMENTS[longest])
+        width = -(-sum(DOCUMENTS[longest]) // 16) * 16
+        packed = collate([examples], width, padding(own))
+        count = float(packed.weights.sum())
+        right = theirs(own, packed)
+        wanted = gradients(own, right)
+        built.train().group = group
+        loss = ours(built, packed, count)
+        sums = gradients(built, loss)
+        for name in wanted:
+            sums[name] = group.total(sums.get(name, torch.zeros_like(wanted[name])))
+        found[folder] = distance(group.total(loss), sums, right, wanted)
+    if rank == 0:
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def sharded(rows: list[Row]) -> None:
+    """Fill in the comparison on two ranks, all models in one pair of processes."""
+    from torch.multiprocessing import spawn
+
+    from ds4sci.train.distributed import free_port
+
+    chosen = [(row.folder, row.kind) for row in rows if row.folder and row.right]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        spawn(share, (free_port(), chosen, str(out)), nprocs=2)
+        found = json.loads(out.read_text(encoding="utf-8"))
+    for row in rows:
+        if row.folder in found:
+            row.sharded = f"{found[row.folder]:.0e}"
+            row.right &= found[row.folder] <= 2e-3  # fp32
+
+
+def quiet() -> None:
+    """transformers, without its advice."""
+    import transformers
+
+    transformers.logging.set_verbosity(50)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+
+
+def examine_all(names: list[str], folder: Path) -> list[Row]:
+    """Rows of the architectures ``names``, or of all."""
+    quiet()
+    rows = []
+    for number, (name, kind, architecture, given) in enumerate(architectures()):
+        if names and name not in names:
+            continue
+        rows.append(row_of(name, kind, architecture, given, folder / f"{number}"))
+        print(rows[-1].name, rows[-1].kind, rows[-1].packed, rows[-1].padded, rows[-1].accumulated, rows[-1].lora,
+              "" if rows[-1].right else "WRONG", rows[-1].verdict[:200], file=sys.stderr, flush=True)  # fmt: skip
+    sharded(rows)
+    return rows
+
+
+def markdown(rows: list[Row]) -> str:
+    """The page."""
+    import transformers
+
+    right = sum(row.verdict.startswith("right") and row.right for row in rows)
+    lines = [
+        "# Language models of transformers",
+        "",
+        f"Every masked and causal architecture of transformers {transformers.__version__}, tiny and with random "
+        "weights, against the untouched model called one document at a time. Figures are the largest relative "
+        "difference of the loss and of any parameter's gradient (fp64 where the model has it; two ranks: fp32). "
+        "*refused* is said when a run starts, with the reason. Made by `python -m tests.support.model_zoo`.",
+        "",
+        f"{right} of {len(rows)} rows are right; the others are refused when the model is loaded, or could not be made "
+        "tiny, which is refused too.",
+        "",
+        "| architecture | head | packed | padded | accumulated | LoRA | two ranks | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        verdict = row.verdict.replace("|", "/").replace("\n", " ")
+        cells = (row.name, row.kind, row.packed, row.padded, row.accumulated, row.lora, row.sharded, verdict)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = examine_all(names, Path(folder))
+    if names:
+        print(markdown(rows))
+    else:
+        TABLE.write_text(markdown(rows), encoding="utf-8")
+    wrong = [row.name for row in rows if not row.right]
+    if wrong:
+        raise SystemExit(f"silently wrong: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

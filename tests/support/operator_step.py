@@ -1,0 +1,69 @@
+"""What one rank does in the tests of operator learning: a step through DeepSpeed, its gradients kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds4sci.tasks import neural_operator
+from ds4sci.train import engine as engines
+from ds4sci.train.distributed import set_environment
+
+SETTINGS = {
+    "model": {"branch": [8, 8], "trunk": [8, 8], "latent": 6},
+    "data": {"points": 24, "boundary": 6, "valid": 3},
+}
+FUNCTIONS = 4
+
+
+def task(pde: str, derivatives: str = "zcs") -> neural_operator.OperatorTask:
+    settings = {"pde": {"name": pde}, "loss": {"derivatives": derivatives}, **SETTINGS}
+    return neural_operator.build(neural_operator.Config.model_validate(settings), seed=0, steps=1)
+
+
+def batch(made: neural_operator.OperatorTask, rank: int = 0, world: int = 1) -> Any:
+    """This rank's share of the functions of step 0."""
+    return next(
+        made.batches(
+            start_step=0, rank=rank, world_size=world, micro_batch_size=FUNCTIONS // world, accumulation_steps=1
+        )
+    )
+
+
+def steps(cases_file: str, out: str) -> None:
+    """One step of each case; rank 0 saves loss and whole gradients to ``out``."""
+    from deepspeed.utils import safe_get_full_grad
+
+    set_environment()
+    engines.silence()
+    cases = json.loads(Path(cases_file).read_text())
+    ranks = engines.join(cases[0]["deepspeed"])
+    found = []
+    for number, case in enumerate(cases):
+        file = Path(cases_file).with_name(f"ds{number}.json")
+        if ranks.is_main:
+            file.write_text(json.dumps(case["deepspeed"]))
+        ranks.barrier()
+        made = task(case["pde"], case["derivatives"])
+        engine = engines.Engine(made.model, file, ranks)
+        engine.module.train()
+        own = batch(made, ranks.rank, ranks.world_size)
+        loss, _ = made.loss(engine.deepspeed(own), own)
+        engine.backward(loss, 1 / ranks.world_size)
+        grads = {
+            name: (p.grad if engine.zero_stage == 0 else safe_get_full_grad(p)).detach().double().clone()
+            for name, p in engine.module.named_parameters()
+        }
+        engine.step()
+        engine.module.eval()
+        errors = [row["errors"] for row in made.evaluate(
+            engine.deepspeed, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device
+        )]  # fmt: skip
+        total = sum(ranks.gather(float(loss.detach()))) / ranks.world_size
+        found.append({"loss": total, "grads": grads, "scored": len(errors)})
+        engine.deepspeed.destroy()
+    if ranks.is_main:
+        torch.save(found, out)

@@ -1,0 +1,143 @@
+"""Ranks for tests, without a launcher: processes forked from a server that has once imported torch, DeepSpeed
+and what of transformers the tests train.
+
+A two-rank run takes about a second this way, instead of fifteen.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds4sci.train.distributed import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+_environment = dict(os.environ)  # now, before a test has changed anything: the server keeps that of its start
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(
+    # muon_optimizer is what deepspeed.initialize imports late: torch's compiler, four seconds; the rest are imported
+    # when a language model is built: four seconds too
+    ["deepspeed", "ds4sci.train.run", "ds4sci.train.checkpoint_engine", "deepspeed.runtime.zero.muon.muon_optimizer",
+     "ds4sci.tasks.masked_lm", "ds4sci.data.tokenizers", "transformers.models.auto.modeling_auto",
+     "transformers.models.auto.tokenization_auto", "transformers.models.esm.modeling_esm",
+     "transformers.models.llama.modeling_llama", "Bio.Align"]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks ended: exit codes (−n: killed by signal n) and what each printed, stdout and stderr together."""
+
+    codes: list[int | None]
+    outputs: list[str]
+
+    @property
+    def output(self) -> str:
+        return "".join(self.outputs)
+
+
+class Fleet:
+    """``size`` ranks running ``python -m ds4sci.train *arguments`` in ``folder``."""
+
+    def __init__(
+        self,
+        size: int,
+        arguments: list[str],
+        folder: Path,
+        environment: dict[str, str] | None = None,
+        *,
+        launcher: bool = True,
+        target: Callable[..., None] | None = None,
+    ) -> None:
+        """``launcher``: whether the ranks find the variables that a launcher sets. ``target``: a function of a module,
+        called with ``arguments`` in place of ``ds4sci.train``."""
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        port = str(free_port())
+        self.logs = [folder / f".rank{rank}.log" for rank in range(size)]
+        self.processes = []
+        for rank in range(size):
+            launched = {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+            variables = _environment | {"OMP_NUM_THREADS": "1"} | (launched if launcher else {}) | (environment or {})
+            self.environment = variables
+            process = _server.Process(
+                target=_rank, args=(arguments, str(folder), variables, str(self.logs[rank]), target)
+            )
+            process.start()
+            self.processes.append(process)
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Until ``condition`` holds; fails when the ranks end first or time is up."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "the ranks did not get there in time:\n" + self._outputs_text()
+            assert any(p.is_alive() for p in self.processes), "the ranks ended before:\n" + self._outputs_text()
+            time.sleep(0.02)
+
+    def join(self, seconds: float = 90) -> Ended:
+        """Wait for the end of all ranks; those that take longer are killed and fail the test."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        late = [p for p in self.processes if p.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
+        assert not late, f"{len(late)} ranks still ran after {seconds} s:\n" + self._outputs_text()
+        return Ended([p.exitcode for p in self.processes], [log.read_text() for log in self.logs])
+
+    def _outputs_text(self) -> str:
+        return "".join(log.read_text() for log in self.logs if log.exists())
+
+
+def run(
+    size: int,
+    arguments: list[str],
+    folder: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    launcher: bool = True,
+    code: int | None = 0,
+) -> Ended:
+    """A fleet to its end; every rank must leave with ``code`` (None: whatever)."""
+    ended = Fleet(size, arguments, folder, environment, launcher=launcher).join()
+    if code is not None:
+        assert ended.codes == [code] * size, f"exit codes {ended.codes}:\n{ended.output}"
+    return ended
+
+
+def call(size: int, target: Callable[..., None], arguments: list[str], folder: Path, *, seconds: float = 90) -> Ended:
+    """``target(*arguments)`` on every rank; all must come to its end."""
+    ended = Fleet(size, arguments, folder, target=target).join(seconds)
+    assert ended.codes == [0] * size, f"exit codes {ended.codes}:\n{ended.output}"
+    return ended
+
+
+def _rank(
+    arguments: list[str], folder: str, variables: dict[str, str], log: str, target: Callable[..., None] | None
+) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from ds4sci.train.__main__ import leave, main
+
+    if target is not None:
+        try:
+            target(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            leave(1)
+    leave(main(arguments) if target is None else 0)

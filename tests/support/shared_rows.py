@@ -1,0 +1,75 @@
+"""What one rank does in the tests of sequence parallelism: a step of a language model, its gradients kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds4sci.losses.language import weighted_mean
+from ds4sci.train import engine as engines
+from ds4sci.train.distributed import set_environment
+from tests.support import language_oracle as oracle
+
+LENGTHS = {"packed": [[17, 9, 30], [25, 31], [40, 20], [50, 11]], "padded": [[40], [23], [64], [5]]}
+"""Documents of the four rows of a step."""
+
+
+def rows(case: dict[str, Any]) -> tuple[str, dict[str, Any], list[list[int]]]:
+    """(kind, model config, documents) of a case."""
+    return case["kind"], oracle.ESM if case["kind"] == "masked_lm" else oracle.LLAMA, LENGTHS[case["rows"]]
+
+
+def steps(cases_file: str, out: str) -> None:
+    """One micro-batch of each case through DeepSpeed; rank 0 saves loss, norm and whole gradients to ``out``.
+
+    The cases have the same ``sequence``: groups are made once.
+    """
+    set_environment()
+    engines.silence()
+    cases = json.loads(Path(cases_file).read_text())
+    ranks = engines.join(cases[0]["deepspeed"], cases[0]["sequence"])
+    found = [_step(case, Path(cases_file).with_name(f"ds{number}.json"), ranks) for number, case in enumerate(cases)]
+    if ranks.is_main:
+        torch.save(found, out)
+
+
+def _step(case: dict[str, Any], file: Path, ranks: Any) -> dict[str, Any]:
+    from deepspeed.utils import safe_get_full_grad
+
+    if ranks.is_main:
+        file.write_text(json.dumps(case["deepspeed"]))
+    ranks.barrier()
+    group = ranks.sequence
+    kind, sizes, all_rows = rows(case)
+    model = oracle.model(kind, sizes, getattr(torch, case["dtype"]), recompute_above=case.get("recompute_above", 8192))
+    model.group = group
+    engine = engines.Engine(model, file, ranks)
+    engine.module.train()
+    share = len(all_rows) // group.data_size
+    mine = part(oracle.batch(kind, all_rows, 64), group.data_rank * share, (group.data_rank + 1) * share)
+    loss = weighted_mean(engine.deepspeed(mine), mine)
+    count = float(mine.weights.double().sum())
+    share = count / (ranks.total(count) / group.size)
+    engine.backward(loss, share)
+    grads = {}
+    for name, p in engine.module.named_parameters():
+        grad = p.grad if engine.zero_stage == 0 else safe_get_full_grad(p)
+        grads[name] = grad.detach().double().clone() if grad is not None else None
+    engine.step()
+    engine.deepspeed.destroy()
+    return {"loss": ranks.total(share * float(loss.detach())), "norm": engine.grad_norm, "grads": grads}
+
+
+def part(batch: Any, first: int, last: int) -> Any:
+    """Rows ``first`` … ``last`` − 1 of a batch."""
+    from dataclasses import replace
+
+    n = batch.input_ids.shape[1]
+    here = [(a - first * n, b - first * n) for a, b in batch.spans.tolist() if first * n <= a < last * n]
+    names = ("input_ids", "labels", "weights", "position_ids", "marked")
+    return replace(
+        batch, spans=torch.tensor(here).view(-1, 2), **{name: getattr(batch, name)[first:last] for name in names}
+    )

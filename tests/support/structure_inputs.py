@@ -1,0 +1,64 @@
+"""Atom records counted without the project's readers, and PDB lines made from values."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+from ds4sci.data.structures.parsers import mmcif, pdb
+from ds4sci.data.structures.parsers.structure import ParsedStructure
+
+DATA = Path(__file__).parents[1] / "fixtures"
+ENTRIES = sorted((DATA / "mmcif").glob("*.cif.gz"))
+CASES = sorted((DATA / "structures").iterdir())
+
+
+def parse(path: Path, **options: bool) -> ParsedStructure:
+    """By the reader of the file's suffix."""
+    name = path.name.removesuffix(".gz")
+    return mmcif.parse(path, **options) if name.endswith(".cif") else pdb.parse(path)
+
+
+def text_of(path: Path) -> str:
+    raw = path.read_bytes()
+    return (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode("utf-8-sig")
+
+
+def count_atom_records(text: str) -> int:
+    """Lines that begin with ATOM or HETATM: the records of a PDB file, and the rows of an mmCIF file of one a line."""
+    return sum(line.startswith(("ATOM ", "HETATM")) for line in text.splitlines())
+
+
+def accounted(path: Path) -> ParsedStructure:
+    """The file parsed; fails unless every atom record and every chain is kept or left out for a reason."""
+    parsed = parse(path)
+    assert sum(parsed.atoms.values()) == count_atom_records(text_of(path))
+    assert "not in a chain" not in parsed.atoms
+    assert all(count > 0 for reason, count in parsed.atoms.items() if reason != "kept")
+    assert parsed.atoms["kept"] == sum(int(record.atom_mask.sum()) for record in parsed.records)
+    assert len({record.id for record in parsed.records}) == len(parsed.records)
+    return parsed
+
+
+def atom_line(name: str, residue: str, number: str, where: tuple[float, float, float], **more: object) -> str:
+    """One PDB line; ``number`` may end in an insertion code."""
+    code = number[-1] if number[-1].isalpha() else " "
+    element = str(more.get("element", name[0]))
+    head = f"{more.get('kind', 'ATOM'):<6}{more.get('serial', 1):>5} {name if len(name) > 3 else ' ' + name:<4}"
+    place = f"{more.get('altloc', ' ')}{residue:>3}{'' if len(residue) > 3 else ' '}{more.get('chain', 'A')}"
+    place += f"{number.rstrip(code).strip():>4}{code}   "
+    numbers = "".join(f"{x:8.3f}" for x in where) + f"{more.get('occupancy', 1.0):6.2f}{20.0:6.2f}"
+    return f"{head}{place}{numbers}      {more.get('segment', ''):<4}{element:>2}"
+
+
+BACKBONE = {"N": (0.0, 0.0, 0.0), "CA": (1.46, 0.0, 0.0), "C": (2.0, 1.42, 0.0), "O": (1.3, 2.4, 0.0)}
+
+
+def residue_lines(residue: str, number: str, shift: float, **more: object) -> list[str]:
+    """A backbone; residues 3.8 Å apart along x number on and are taken to be bonded."""
+    return [atom_line(name, residue, number, (x + shift, y, z), **more) for name, (x, y, z) in BACKBONE.items()]
+
+
+def write_pdb(path: Path, lines: list[str]) -> Path:
+    path.write_text("\n".join([*lines, "END", ""]))
+    return path

@@ -1,0 +1,60 @@
+"""What one rank does in the test of attention across ranks."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
+
+from ds4sci.kernels import varlen_attention
+from ds4sci.kernels.varlen_attention import halves
+from ds4sci.parallel.groups import SequenceGroup
+from ds4sci.parallel.ulysses import attend_across
+
+HEADS = [(5, 5), (6, 2), (1, 1), (7, 1), (8, 4)]
+"""(query heads, key heads), some of them fewer than ranks."""
+
+
+def doubled(function, *x):
+    return function(*(one * 2 / 2 for one in x))
+
+
+def check() -> None:
+    """Output and gradients of each rank's part are those of one process, for every pair of ``HEADS``: in fp64, and in
+    fp32 by the C++ whose halves are called apart, in a layer that is computed again, too."""
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    group = SequenceGroup(rank, size, 0, 1, dist.group.WORLD)
+    spans = torch.tensor([[0, 9], [9, 22], [24, 40], [40, 48]])
+    for causal, apart in product((False, True), repeat=2):
+        for heads, keys in HEADS:
+            generator = torch.Generator().manual_seed(heads)
+            dtype = torch.float32 if apart else torch.float64
+            near = {"rtol": 1e-4, "atol": 1e-5} if apart else {"rtol": 1e-10, "atol": 1e-12}
+            whole = [torch.randn(2, 24, n, 4, generator=generator, dtype=dtype) for n in (heads, keys, keys)]
+            weight = torch.randn(2, 24, heads, 4, generator=generator, dtype=dtype)
+
+            def attend(q, k, v, causal=causal):
+                b, n = q.shape[:2]
+                out = varlen_attention(*(x.flatten(0, 1) for x in (q, k, v)), spans, causal=causal)
+                return out.unflatten(0, (b, n))
+
+            exact = [x.clone().requires_grad_() for x in whole]
+            out = attend(*exact)
+            (out * weight).sum().backward()
+            mine = [group.shard(x).clone().requires_grad_() for x in whole]
+            two = halves(whole[0], spans, causal=causal)
+            assert (two is not None) == apart  # in C++, which has no fp64
+            calls = {"plain": lambda *x, two=two: attend_across(attend, *x, group, two)}
+            if apart:
+                calls["recomputed"] = lambda *x, f=calls["plain"]: checkpoint(doubled, f, *x, use_reentrant=False)
+            for way, call in calls.items():
+                for x in mine:
+                    x.grad = None
+                part = call(*mine)
+                (part * group.shard(weight)).sum().backward()
+                assert torch.allclose(part, group.shard(out), **near), (heads, keys, way)
+                for x, y in zip(mine, exact, strict=True):
+                    assert torch.allclose(x.grad, group.shard(y.grad), **near), (heads, keys, way)

@@ -1,0 +1,145 @@
+"""The launchers themselves: `deepspeed … launch/train.py`, and `ds4sci train`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ds4sci.train import checkpoint, launch
+from ds4sci.train.distributed import free_port
+from tests.support import rank_processes
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(rank_processes.ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def deepspeed(*arguments: str) -> list[str]:
+    """`deepspeed --num_accelerators 2 launch/train.py …`."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    return [*launcher, "--master_port", str(free_port()), str(rank_processes.ROOT / "launch/train.py"), *arguments]
+
+
+def through_the_command(file: Path, folder: Path) -> subprocess.Popen:
+    """``ds4sci train``, without its command line."""
+    program = f"import sys; from ds4sci.train import launch; sys.exit(launch.train({str(file)!r}, ranks=2))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program], cwd=folder, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for_steps(run: Path, process: subprocess.Popen) -> None:
+    lines = run / "metrics.jsonl"
+    end = time.monotonic() + 90
+    while not (lines.is_file() and '"train"' in lines.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def assert_nothing_left(folder: Path) -> None:
+    """No process with ``folder`` as its working directory."""
+    end = time.monotonic() + 15
+    while True:
+        left = [p for p in psutil.process_iter() if working_folder(p) == str(folder)]
+        if not left:
+            return
+        assert time.monotonic() < end, [p.cmdline() for p in left]
+        time.sleep(0.1)
+
+
+def working_folder(process: psutil.Process) -> str | None:
+    try:
+        return process.cwd()
+    except psutil.Error:
+        return None
+
+
+def test_a_rank_killed_in_mid_run_ends_the_launch_promptly_and_the_run_resumes(tmp_path, run_file) -> None:
+    file = run_file(data="kill_at = 8", evaluate_every=0)
+    command = deepspeed("--config", str(file))
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not (tmp_path / "KILLED").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert process.returncode != 0
+    assert output.count("error: rank 0: the connection to another rank broke: it was killed") == 1
+    assert "ds4sci train --resume runs/run" in output
+    assert "Traceback" not in output
+    assert_nothing_left(tmp_path)
+    assert checkpoint.steps_of(tmp_path / "runs/run") == [5]
+    rank_processes.run(2, ["--resume", "runs/run"], tmp_path)
+    assert checkpoint.steps_of(tmp_path / "runs/run")[-1] == 12
+
+
+def test_ctrl_c_on_the_command_saves_and_leaves_with_0(tmp_path, run_file) -> None:
+    file = run_file(steps=2000, data="step_seconds = 0.02", evaluate_every=0, save_every=0)
+    process = through_the_command(file, tmp_path)
+    wait_for_steps(tmp_path / "runs/run", process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "Stopping after this step" in output
+    assert "all is saved. Go on with: ds4sci train --resume runs/run" in output
+    assert "INFO" not in output
+    assert "Warning" not in output
+    (step,) = checkpoint.steps_of(tmp_path / "runs/run")
+    assert checkpoint.problem(checkpoint.folder_of(tmp_path / "runs/run", step)) is None
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ctrl-c", "TERM to deepspeed", "TERM to its launcher"])
+def test_signals_to_deepspeeds_own_launcher(how, tmp_path, run_file) -> None:
+    """The launcher's exit code is its own; what counts is that the ranks save before they go."""
+    file = run_file(steps=2000, data="step_seconds = 0.02", evaluate_every=0, save_every=0)
+    log = (tmp_path / "log").open("w+")
+    process = subprocess.Popen(
+        deepspeed("--config", str(file)), cwd=tmp_path, env=environment(), stdout=log, stderr=log, process_group=0
+    )
+    wait_for_steps(tmp_path / "runs/run", process)
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)
+    elif how == "TERM to deepspeed":
+        process.terminate()
+    else:
+        psutil.Process(process.pid).children()[0].terminate()
+    process.wait(timeout=60)
+    assert_nothing_left(tmp_path)
+    log.seek(0)
+    output = log.read()
+    assert "all is saved. Go on with: ds4sci train --resume runs/run" in output
+    (step,) = checkpoint.steps_of(tmp_path / "runs/run")
+    assert checkpoint.problem(checkpoint.folder_of(tmp_path / "runs/run", step)) is None
+
+
+def test_what_is_wrong_with_the_config_is_found_before_anything_starts(run_file, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(launch, "start", lambda *a: pytest.fail("started"))
+    with pytest.raises(ValueError, match=r"did you mean train\.evaluate_every"):
+        launch.train(run_file(), ["train.evaluate_evry=3"])
+    with pytest.raises(ValueError, match="no run folder"):
+        launch.train(None, resume=tmp_path / "nowhere")
+
+
+def test_the_command_is_an_argument_list_and_cores_are_shared_out(monkeypatch) -> None:
+    command = launch.command(3, ["--config", "a b.toml", "train.name=x;y"])
+    assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "3"]
+    assert command[-5:] == ["--module", "ds4sci.train", "--config", "a b.toml", "train.name=x;y"]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch, "cores", lambda: 8)
+    assert launch.environment(3)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert launch.environment(3)["OMP_NUM_THREADS"] == "5"
