@@ -41,13 +41,21 @@ REQUIRES = [
     "setuptools>=69",
 ]
 
+DOCS = [
+    "sphinx>=8,<10",  # the documentation site
+    "myst-parser>=4",  # its pages are Markdown, as README is
+    "furo>=2024.8",  # its theme: readable on a phone, light and dark
+]
+
 EXTRAS = {
     "gpu": ["flash-attn>=2.7"],  # built on the user's machine against its CUDA toolkit
     "wandb": ["wandb>=0.17"],  # "wandb" section of the DeepSpeed JSON; offline works
     "tensorboard": ["tensorboard>=2.16"],  # "tensorboard" section of the DeepSpeed JSON
     "lora": ["peft>=0.14"],  # [model.lora]: low-rank adapters of Hugging Face models
     "deepxde": ["deepxde>=1.15"],  # `ds4sci bench zcs` measures its zero coordinate shift beside ours
+    "docs": DOCS,
     "dev": [
+        *DOCS,
         "pytest>=8.2",
         "pytest-xdist>=3.6",  # launch/test.sh runs the files on two processes: most tests use one thread
         "peft>=0.14",  # tests of adapters
