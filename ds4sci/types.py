@@ -259,7 +259,7 @@ class Output:
 
 @dataclass(frozen=True)
 class StemOutput:
-    """What the structure model says before its trunk has joined in (``stem.alone_until``).
+    """What the structure model says before its trunk has joined in (``stem.stem_only_fraction``).
 
     start             ([b, n, 3, 3], [b, n, 3] Å) frames along the predicted chain
     secondary_logits  [b, n, 3], or None without that head

@@ -96,7 +96,7 @@ def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int) -> tuple[li
 
 
 def our_steps(
-    kind: str, n: int, steps: int, document: int | None = None, *, sequence: int = 1, recompute_above: int = 8192
+    kind: str, n: int, steps: int, document: int | None = None, *, sequence: int = 1, checkpoint_min_tokens: int = 8192
 ) -> tuple[list[float], int]:
     """The same by ds4sci's engine: DeepSpeed, ZeRO 0, on the ranks that the environment says."""
     import torch
@@ -114,7 +114,7 @@ def our_steps(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(settings), encoding="utf-8")
-        own = language.Config(config={"model_type": "llama"}, recompute_above=recompute_above)
+        own = language.Config(config={"model_type": "llama"}, checkpoint_min_tokens=checkpoint_min_tokens)
         model = language.LanguageModel(hf_model(kind), own, kind)  # type: ignore[arg-type]
         model.group = ranks.sequence
         engine = engines.Engine(model, file, ranks)

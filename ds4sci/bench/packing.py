@@ -40,7 +40,7 @@ def measure(
         raise ValueError(f"{config_path}: its task {config.task.name!r} is no language model")
     phase = task.config.data.phases[-1]
     reader, regions, _, _ = task.sides()
-    row = phase.row or phase.length
+    row = phase.row_length or phase.length
     rows = make_rows(regions, task.coder, reader.letters, document=phase.length, row=row, seed=task.seed)
     chosen = (
         np.random.default_rng(task.seed).permutation(len(rows)).tolist()

@@ -73,7 +73,7 @@ def step_of(case: Case, method: str) -> Callable[[], Tensor]:
         {
             "pde": {"name": name},
             "model": {"branch": [128] * 3, "trunk": [128] * 3, "latent": 128},
-            "data": {"points": case.points, "boundary": max(2, case.points // 10)},
+            "data": {"points": case.points, "boundary_points": max(2, case.points // 10)},
             "loss": {"derivatives": "zcs" if method == DEEPXDE else method},
         }
     )

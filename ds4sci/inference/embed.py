@@ -42,9 +42,9 @@ def embed(
     ``given``, ``read`` (in a token; ``unknown`` of them in ``<unk>``) and ``left_out`` by reason. The folder appears
     whole or not at all.
 
-    A record without a known token is an error that names it; where the run's ``data.bad`` is ``skip`` it is left out,
-    and its name is in ``silent``. Raises ValueError for a run of another kind, a file that cannot be read, a folder
-    that is not empty, and a sequence longer than the model has positions for.
+    A record without a known token is an error that names it; where the run's ``data.on_bad_record`` is ``skip`` it is
+    left out, and its name is in ``silent``. Raises ValueError for a run of another kind, a file that cannot be read, a
+    folder that is not empty, and a sequence longer than the model has positions for.
     """
     run, fasta, out = Path(run), Path(fasta), Path(out)
     refuse_full(out)
@@ -76,11 +76,12 @@ def _rank(rank: int, port: int, run: str, fasta: str, out: str, which: str, mean
 
 
 def _without_token(task: LanguageTask, where: str, length: int) -> None:
-    """Raise ValueError for a record with nothing to embed, unless the run's ``data.bad`` is to leave such ones out."""
-    if task.config.data.bad == "error":
+    """Raise ValueError for a record with nothing to embed, unless the run's ``data.on_bad_record`` is to leave such
+    ones out."""
+    if task.config.data.on_bad_record == "error":
         raise ValueError(
             f"{where}: its {length} residues are in no token that this run's tokenizer knows, so it has no embedding; "
-            'remove it, or leave such records out with data.bad = "skip"'
+            'remove it, or leave such records out with data.on_bad_record = "skip"'
         )
 
 

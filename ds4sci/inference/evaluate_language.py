@@ -78,7 +78,7 @@ def evaluate_sequences(
         store = store_of(task, fasta, Path(folder))
         reader = Reader(store, task.coder, unknown_weight=task.config.data.unknown_weight)
         last = task.config.data.phases[-1]
-        row = (last.row or last.length) if task.config.data.packing else None
+        row = (last.row_length or last.length) if task.config.data.packing else None
         rows = _rows_of(store, task, reader, fasta, row)
         task.model.eval()
         with torch.no_grad():
@@ -396,7 +396,7 @@ def store_of(task: LanguageTask, path: Path, folder: Path) -> SequenceStore:
         return store
     if not path.is_file():
         raise ValueError(f"--fasta {path}: no such file")
-    index([path], folder / "store", alphabet=task.alphabet, bad=task.config.data.bad, jobs=1)  # type: ignore[arg-type]
+    index([path], folder / "store", alphabet=task.alphabet, bad=task.config.data.on_bad_record, jobs=1)  # type: ignore[arg-type]
     return SequenceStore.open(folder / "store")
 
 

@@ -34,9 +34,9 @@ class LossConfig(BaseModel):
     """Backbone FAPE, mean over the structure module's iterations."""
     sidechain_fape: float = 0.5
     """All-atom FAPE of the last iteration."""
-    unclamped: float = 0.1
+    unclamped_fraction: float = 0.1
     """Share of samples whose backbone FAPE is not clamped."""
-    clamp_from: float = 10.0
+    initial_clamp: float = 10.0
     """Å. Clamp of the backbone FAPE at the first step; it falls to 10 Å over the first tenth of the run."""
     torsion: float = 1.0
     """Torsion angles (Algorithm 27)."""
@@ -62,15 +62,15 @@ class LossConfig(BaseModel):
     """Relative error of all Cα distances of every iteration."""
     local_fape: float = 0.0
     """Backbone FAPE over residues at most 8 apart, every iteration."""
-    start_fape: float = 0.0
-    """The same of the start frames (needs ``start = "chain"``)."""
+    initial_frames_fape: float = 0.0
+    """The same of the start frames (needs ``initial_frames = "chain"``)."""
     chirality: float = 0.0
     """Signed volumes of four Cα in a row, every iteration."""
     chain_bonds: float = 0.0
     """Cα–Cα bond lengths, every iteration."""
     ca_clashes: float = 0.0
     """Cα closer than 4.2 Å, last iteration."""
-    geometry_from: float = 0.0
+    geometry_from_progress: float = 0.0
     """Share of the run before ``violation``, ``chain_bonds`` and ``ca_clashes`` set in; they reach their weight within
     the next tenth. On a fold that is not there yet they only shout down the other terms."""
 
@@ -101,8 +101,8 @@ def fold_loss(output: Output | StemOutput, batch: Batch, config: LossConfig) -> 
     loss per sample and averages over the batch). A sample with nothing to judge, such as pLDDT at a resolution out of
     range, counts as 0.
     """
-    if config.geometry_from > 0:
-        ramp = min(max(10 * (batch.progress - config.geometry_from), 0.0), 1.0)
+    if config.geometry_from_progress > 0:
+        ramp = min(max(10 * (batch.progress - config.geometry_from_progress), 0.0), 1.0)
         config = config.model_copy(update={name: ramp * getattr(config, name) for name in GEOMETRY})
     with torch.autocast(batch.aatype.device.type, enabled=False):
         each = _stem_terms(output, batch, config) if isinstance(output, StemOutput) else _terms(output, batch, config)
@@ -136,11 +136,11 @@ def _near(batch: Batch) -> Tensor:
 
 
 def _start_terms(start: tuple[Tensor, Tensor], batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
-    if not c.start_fape:
+    if not c.initial_frames_fape:
         return {}
     error = aligned_errors(Rigid(*start), start[1], truth.frames, truth.ca)
     loss = mean_error(error, truth.frame_mask, truth.ca_mask, clamp=None, pair_mask=_near(batch))
-    return {"start_fape": loss}
+    return {"initial_frames_fape": loss}
 
 
 def _secondary_terms(logits: Tensor | None, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
@@ -156,9 +156,9 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> d
     if c.backbone_fape or c.local_fape:
         error = aligned_errors(frames, ca, truth.frames, truth.ca)
     if c.backbone_fape:
-        clamp = 10.0 + (c.clamp_from - 10.0) * max(0.0, 1 - 10 * batch.progress)
+        clamp = 10.0 + (c.initial_clamp - 10.0) * max(0.0, 1 - 10 * batch.progress)
         # which samples go unclamped is a pure function of (step, id), so that ranks and resumes agree
-        free = torch.tensor([hash_unit(batch.step, i) < c.unclamped for i in batch.ids], device=ca.device)
+        free = torch.tensor([hash_unit(batch.step, i) < c.unclamped_fraction for i in batch.ids], device=ca.device)
         limit = torch.where(free, torch.inf, clamp)[:, None, None]
         terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit).mean(0)
     if c.local_fape:

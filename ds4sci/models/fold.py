@@ -1,7 +1,8 @@
 """The structure model: AlphaFold 2 (Algorithm 2 without templates), at any size, with options for small machines.
 
 The defaults of ``Config`` are the published sizes. Options that AlphaFold does not have (``convolution`` among the MSA
-updates, ``start = "chain"``, the secondary-structure head) are off there and carry the model that trains on a laptop.
+updates, ``initial_frames = "chain"``, the secondary-structure head) are off there and carry the model that trains on a
+laptop.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class StemConfig(_Section):
     """Convolution and transition, this many times; 0 = no stem."""
     convolution_width: int = Field(9, ge=1)
     """Residues under a convolution (odd)."""
-    alone_until: float = Field(0.0, ge=0, lt=1)
-    """Share of a run's steps that train the stem alone, by ``start_fape`` and ``secondary``."""
+    stem_only_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of a run's steps that train the stem alone, by ``initial_frames_fape`` and ``secondary``."""
 
 
 class ExtraMSAConfig(_Section):
@@ -108,7 +109,7 @@ class StructureConfig(_Section):
     """Channels of the torsion-angle network."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout after attention and transition."""
-    start: Literal["identity", "chain"] = "identity"
+    initial_frames: Literal["identity", "chain"] = "identity"
     """Frames of the first iteration: all at the origin (AlphaFold), or composed along a predicted chain."""
 
 
@@ -174,19 +175,19 @@ class FoldModel(nn.Module):
     @property
     def why_not_zero3(self) -> str | None:
         """Why ZeRO-3 cannot train it, or None."""
-        if not self.config.stem.alone_until:
+        if not self.config.stem.stem_only_fraction:
             return None
         return (
             "a model that calls only part of its modules in some steps (DeepSpeed 0.19 loses track of what is "
-            "gathered); take stage 0, 1 or 2, or model.stem.alone_until=0"
+            "gathered); take stage 0, 1 or 2, or model.stem.stem_only_fraction=0"
         )
 
     def forward(self, batch: Batch) -> Output | StemOutput:
         """``batch.recycling`` passes without gradient, each feeding the next, then the one that is returned.
 
-        In training, while ``batch.progress`` is below ``stem.alone_until``, the stem's word alone.
+        In training, while ``batch.progress`` is below ``stem.stem_only_fraction``, the stem's word alone.
         """
-        if self.training and batch.progress < self.config.stem.alone_until:
+        if self.training and batch.progress < self.config.stem.stem_only_fraction:
             return self._stem_pass(batch)
         previous: Output | None = None
         for _ in range(batch.recycling):

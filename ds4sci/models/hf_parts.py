@@ -209,7 +209,7 @@ def with_lora(model: Any, settings: dict[str, Any], *, trains_head: bool) -> nn.
         import peft
     except ImportError:
         raise ValueError("model.lora needs peft: pip install 'ds4sci[lora]'") from None
-    targets = list(settings["targets"]) or "all-linear"
+    targets = list(settings["target_modules"]) or "all-linear"
     heads = [
         name
         for name, child in model.named_children()
@@ -225,4 +225,4 @@ def with_lora(model: Any, settings: dict[str, Any], *, trains_head: bool) -> nn.
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(f"model.lora.targets = {targets}: {error}") from None
+        raise ValueError(f"model.lora.target_modules = {targets}: {error}") from None

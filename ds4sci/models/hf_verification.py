@@ -350,7 +350,7 @@ class _Trial:
         merged = copy.deepcopy(adapted).merge_and_unload().eval()
         wanted = [_own(merged, one) for one in self.documents]
         if not any(self.differ(one, plain, 1e-3) for one, plain in zip(wanted, self.logits, strict=True)):
-            return "adapters (model.lora) reach nothing that the logits depend on: name others in model.lora.targets"
+            return "adapters (model.lora) do not change the logits: name other modules in model.lora.target_modules"
         # merged weights are rounded anew; an adapter without effect is off by far more
         reason = self._compare(self.wrap(adapted, convention), rows, wanted, allowed=1e-3)
         return f"adapters (model.lora) have not the effect of the weights they stand for: {reason}" if reason else None

@@ -41,7 +41,7 @@ class LoraConfig(BaseModel):
     """Scale of what the adapters add, times 1 / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Of the adapters' inputs."""
-    targets: tuple[str, ...] = ()
+    target_modules: tuple[str, ...] = ()
     """Names of the linear layers that get one, by their last part (``query``, ``q_proj``); by default all but the
     head."""
 
@@ -53,7 +53,7 @@ class Config(BaseModel):
 
     path: str | None = None
     """A hub name, or a folder with config.json and safetensors; without it a new model is made of ``config``."""
-    weights: bool = True
+    load_weights: bool = True
     """Whether ``path``'s weights are loaded too, and not only its architecture."""
     config: dict[str, Any] = {}
     """For a new model: ``model_type`` (``esm``, ``llama``, ``bert``, …) and the keys of its Hugging Face config."""
@@ -63,13 +63,13 @@ class Config(BaseModel):
     """Adapters; then nothing else is trained."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are: patterns such as ``*embeddings*``; each must match at least one."""
-    recompute_above: int = Field(8192, ge=0)
+    checkpoint_min_tokens: int = Field(8192, ge=0)
     """Layers keep only their inputs, and are computed again in the backward pass, where a rank has more tokens of a
     micro-batch than this."""
     offload: bool = False
     """What recomputed layers keep waits in pinned host memory where the model is on a GPU: one tensor of hidden states
     a layer goes over the bus twice a step. On a CPU it is there already."""
-    tile: int = Field(2048, ge=16)
+    tile_size: int = Field(2048, ge=16)
     """Tokens that MLPs and RMSNorms take at a time in recomputed layers."""
 
 
@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
         self._group = group
 
     def _tile(self) -> int | None:
-        return self.config.tile if self._recomputes else None
+        return self.config.tile_size if self._recomputes else None
 
     def forward(self, batch: LanguageBatch) -> LanguageOutput:
         hidden = self.hidden(batch)
@@ -140,15 +140,17 @@ class LanguageModel(nn.Module):
         shard = self.group.shard
         tokens = shard(batch.input_ids)
         self.check_lengths(batch)
-        self._recomputes = self.training and torch.is_grad_enabled() and tokens.numel() > self.config.recompute_above
+        self._recomputes = (
+            self.training and torch.is_grad_enabled() and tokens.numel() > self.config.checkpoint_min_tokens
+        )
         whole = tokens.numel() * self.group.size * self._width * 4
         if self._recomputes and tokens.device.type == "cpu" and whole >= heap.WORTHWHILE:
             heap.give_back_large_tensors()
         recompute = functools.partial(hf_attention.recompute, on_host=self.config.offload)
         if self._recomputes and not parts.layers:
             raise ValueError(
-                f"{type(unwrapped(self.model)).__name__}: its layers cannot be recomputed; give model.recompute_above "
-                f"more than the {tokens.numel()} tokens of a rank's micro-batch"
+                f"{type(unwrapped(self.model)).__name__}: its layers cannot be recomputed; set "
+                f"model.checkpoint_min_tokens to more than the {tokens.numel()} tokens of a rank's micro-batch"
             )
         for layer in parts.layers:
             layer.gradient_checkpointing = self._recomputes
@@ -335,7 +337,7 @@ def _load(config: Config, kind: Kind, labels: tuple[str, ...]) -> nn.Module:
             )
         _change(own, hf_rope.renamed(own, config.overrides), "model.overrides")
         _named(own, labels)
-        if not config.weights:
+        if not config.load_weights:
             return _auto(kind).from_config(own)
         model, report = _auto(kind).from_pretrained(
             config.path, config=own, dtype=torch.float32, output_loading_info=True, weights_only=True,

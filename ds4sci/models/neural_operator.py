@@ -40,11 +40,11 @@ class Config(BaseModel):
     """Whether hidden layers of the trunk mix two codes of the point, h ← (1 - h)·a + h·b (Wang, Teng and Perdikaris
     2021): learns sharper solutions, at two more layers' cost. Needs a trunk of one width."""
     period: tuple[float, ...] = ()
-    """For each coordinate its period, 0 for none: a periodic one is read as ``waves`` sines and cosines, so that u is
-    periodic exactly. Empty: no coordinate is periodic."""
-    waves: int = Field(4, ge=1)
+    """For each coordinate its period, 0 for none: a periodic one is read as ``num_harmonics`` sines and cosines, so
+    that u is periodic exactly. Empty: no coordinate is periodic."""
+    num_harmonics: int = Field(4, ge=1)
     """Sines and cosines of a periodic coordinate."""
-    fourier: int = Field(0, ge=0)
+    num_fourier_features: int = Field(0, ge=0)
     """Random Fourier features of the point beside its coordinates (Tancik et al. 2020); 0 = none."""
     fourier_scale: float = Field(1.0, gt=0)
     """Standard deviation of their frequencies, in waves over the domain."""
@@ -90,7 +90,7 @@ def _linear(width: int, out: int) -> nn.Linear:
 class Embedding(nn.Module):
     """A point's coordinates, in [0, 1]^d, as what the trunk reads: [..., d] → [..., ``size``]."""
 
-    waves: Tensor
+    harmonics: Tensor
     random: Tensor
 
     def __init__(self, config: Config, coordinates: int) -> None:
@@ -99,16 +99,20 @@ class Embedding(nn.Module):
         self.plain = [axis for axis, length in enumerate(period) if not length]
         self.periodic = [(axis, 2 * math.pi / length) for axis, length in enumerate(period) if length]
         # Whole numbers: exact in any dtype, and u as periodic as the dtype can say.
-        self.register_buffer("waves", torch.arange(1.0, config.waves + 1), persistent=False)
-        self.register_buffer("random", 2 * math.pi * config.fourier_scale * torch.randn(coordinates, config.fourier))
-        if config.fourier and self.periodic:
-            raise ValueError("model.fourier: random features of a periodic coordinate would not be periodic; take one")
-        self.size = len(self.plain) + 2 * config.waves * len(self.periodic) + 2 * config.fourier
+        self.register_buffer("harmonics", torch.arange(1.0, config.num_harmonics + 1), persistent=False)
+        self.register_buffer(
+            "random", 2 * math.pi * config.fourier_scale * torch.randn(coordinates, config.num_fourier_features)
+        )
+        if config.num_fourier_features and self.periodic:
+            raise ValueError(
+                "model.num_fourier_features: random features of a periodic coordinate would not be periodic; take one"
+            )
+        self.size = len(self.plain) + 2 * config.num_harmonics * len(self.periodic) + 2 * config.num_fourier_features
 
     def forward(self, points: Tensor) -> Tensor:
         parts = [2 * points[..., self.plain] - 1] if self.plain else []
         for axis, turn in self.periodic:
-            phase = (turn * points[..., axis, None]) * self.waves
+            phase = (turn * points[..., axis, None]) * self.harmonics
             parts += [phase.cos(), phase.sin()]
         if self.random.shape[1]:
             phase = points @ self.random

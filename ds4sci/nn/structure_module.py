@@ -192,7 +192,7 @@ class StructureModule(nn.Module):
     def __init__(
         self, c_s: int, c_z: int, *, d_ipa: int = 16, heads: int = 12, qk_points: int = 4, v_points: int = 8,
         c_angle: int = 128, angle_blocks: int = 2, transition_layers: int = 1, iterations: int = 8,
-        dropout: float = 0.1, position_scale: float = 10.0, start: Literal["identity", "chain"] = "identity",
+        dropout: float = 0.1, position_scale: float = 10.0, initial_frames: Literal["identity", "chain"] = "identity",
     ) -> None:  # fmt: skip
         super().__init__()
         self.iterations, self.position_scale = iterations, position_scale
@@ -205,7 +205,7 @@ class StructureModule(nn.Module):
         self.transition = StructureTransition(c_s, transition_layers, dropout)
         self.bb_update = BackboneUpdate(c_s)
         self.angle_resnet = AngleResnet(c_s, c_angle, angle_blocks)
-        self.chain_start = ChainStart(c_s) if start == "chain" else None
+        self.chain_start = ChainStart(c_s) if initial_frames == "chain" else None
 
     def start(self, single: Tensor, mask: Tensor) -> Rigid:
         """The frames [b, n] that the first iteration begins with, alone. single [b, n, c_s], mask bool [b, n]."""

@@ -39,7 +39,7 @@ class LengthPhase(BaseModel):
     """Share of the run's steps that lies behind when the phase begins."""
     length: int = Field(ge=4)
     """The most tokens of a document, special ones included; longer sequences are cut into windows, where tokens end."""
-    row: int | None = Field(None, ge=4)
+    row_length: int | None = Field(None, ge=4)
     """Tokens of a packed row; by default ``length``."""
     rope_factor: float = Field(1.0, ge=1.0)
     """Positions are divided by this: linear position interpolation, for lengths beyond what the model was trained
@@ -63,7 +63,7 @@ class DataConfig(BaseModel):
     """Proteins at least this alike are on the same side."""
     alphabet: str = Field("auto", pattern="^(auto|protein|dna)$")
     """Letters that the files may have; ``auto`` looks."""
-    bad: str = Field("error", pattern="^(error|skip)$")
+    on_bad_record: str = Field("error", pattern="^(error|skip)$")
     """What a record that cannot be read does to the run: ends it, or is counted and left out."""
     tokenizer: dict[str, Any] = {}
     """For a new model: ``kind`` (esm, nucleotide, byte, kmer, codon) and its options. A model from ``model.path``
@@ -74,7 +74,7 @@ class DataConfig(BaseModel):
     """Rows of several documents; otherwise each document is a row, padded to the longest of its batch."""
     reverse_complement: float = Field(0.0, ge=0, le=1)
     """How often a window of DNA is read on the other strand."""
-    soft_weight: float = Field(1.0, ge=0)
+    soft_masked_weight: float = Field(1.0, ge=0)
     """Weight of soft-masked (lower case) residues in the loss."""
     unknown_weight: float = Field(0.0, ge=0)
     """Weight of N, X and the other codes for several bases in the loss; ``<unk>`` tokens have none."""
@@ -137,7 +137,7 @@ class LanguageTask:
         store = (
             self._sides[0].store
             if self._sides is not None
-            else corpus.open_store(located(data.path), alphabet=data.alphabet, bad=data.bad)
+            else corpus.open_store(located(data.path), alphabet=data.alphabet, bad=data.on_bad_record)
         )
         (folder / SEQUENCES).write_text(json.dumps({"alphabet": store.alphabet}) + "\n", encoding="utf-8")
 
@@ -175,10 +175,10 @@ class LanguageTask:
         if self._sides is None:
             data = self.config.data
             found = corpus.open_sides(
-                located(data.path), data.valid and located(data.valid), alphabet=data.alphabet, bad=data.bad,
+                located(data.path), data.valid and located(data.valid), alphabet=data.alphabet, bad=data.on_bad_record,
                 fraction=data.valid_fraction, identity=data.identity, seed=self.seed,
             )  # fmt: skip
-            how = {"soft_weight": data.soft_weight, "unknown_weight": data.unknown_weight}
+            how = {"soft_masked_weight": data.soft_masked_weight, "unknown_weight": data.unknown_weight}
             train = Reader(found.train, self.coder, reverse_complement=data.reverse_complement, **how)
             valid = Reader(found.valid, self.coder, **how)
             self._sides = train, found.train_regions, valid, found.valid_regions
@@ -190,7 +190,7 @@ class LanguageTask:
 
     def _rows(self, phase: LengthPhase, *, train: bool) -> tuple[Rows, int | None]:
         """Rows of one side, made once: tokenising a genome to cut it takes its time."""
-        row = (phase.row or phase.length) if self.config.data.packing else None
+        row = (phase.row_length or phase.length) if self.config.data.packing else None
         key = train, phase.length, row
         if key not in self._rows_made:
             reader, regions = self.sides()[:2] if train else self.sides()[2:]
@@ -327,7 +327,7 @@ def kept_by(run: Path) -> list[str]:
         return []
     found = [
         f'model.path="{folder}"',
-        "model.weights=false",
+        "model.load_weights=false",
         "model.config={}",
         "model.overrides={}",
         "data.tokenizer={}",

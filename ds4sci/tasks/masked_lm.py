@@ -10,7 +10,7 @@ from ds4sci.tasks import language_modeling
 class DataConfig(language_modeling.DataConfig):
     """``[data]``: sequences, rows, and what of them is masked."""
 
-    mask_fraction: float = Field(0.15, gt=0, lt=1)
+    mlm_probability: float = Field(0.15, gt=0, lt=1)
     """Share of the residues that is predicted: of these 80 % are masked, 10 % replaced, 10 % left (BERT, ESM-2). Of
     overlapping k-mers all that hold a predicted base are hidden with it."""
 
@@ -27,4 +27,4 @@ kept_by = language_modeling.kept_by
 
 def build(config: Config, *, seed: int, steps: int) -> language_modeling.LanguageTask:
     """The task with its model, loaded or freshly initialised from ``seed``, for a run of ``steps`` steps."""
-    return language_modeling.LanguageTask(config, seed, steps, config.data.mask_fraction)
+    return language_modeling.LanguageTask(config, seed, steps, config.data.mlm_probability)

@@ -31,11 +31,11 @@ class DataConfig(BaseModel):
 
     points: int = Field(1000, ge=2)
     """Points inside the domain, at every step anew."""
-    boundary: int = Field(100, ge=2)
+    boundary_points: int = Field(100, ge=2)
     """Points of each part of the boundary."""
-    functions: int | None = Field(None, ge=1)
+    train_functions: int | None = Field(None, ge=1)
     """Different functions to train on; without it new ones for ever."""
-    valid: int = Field(20, ge=1)
+    valid_functions: int = Field(20, ge=1)
     """Held-out functions that evaluations during training score."""
 
 
@@ -46,7 +46,7 @@ class LossConfig(BaseModel):
 
     derivatives: str = "zcs"
     """How derivatives by the coordinates are made: zcs, zcs_reverse, zcs_forward, func_loop or data_vect."""
-    exact: bool = False
+    hard_constraints: bool = False
     """Whether the network is made to satisfy initial and boundary conditions where the equation knows how
     (``constrain``); their residuals are then zero."""
     weights: dict[str, float] = {}
@@ -151,9 +151,11 @@ class OperatorTask:
             config.model, sensors=len(self.pde.sensors), coordinates=len(self.pde.names),
             components=len(self.pde.components), seed=seed,
         )  # fmt: skip
-        if config.loss.exact:
+        if config.loss.hard_constraints:
             if not hasattr(self.pde, "constrain"):
-                raise ValueError(f"loss.exact: {config.pde['name']} knows no network that satisfies its conditions")
+                raise ValueError(
+                    f"loss.hard_constraints: {config.pde['name']} knows no network that satisfies its conditions"
+                )
             network = Constrained(network, self.pde)
         self.model: nn.Module = ResidualModel(network, self.pde, config.loss.derivatives)
         self._at_sensors = self.pde.space.basis(self.pde.sensors)
@@ -170,12 +172,12 @@ class OperatorTask:
         together = world_size * micro_batch_size * accumulation_steps
         while True:
             rng = np.random.default_rng([self.seed, POINTS, step])
-            points = self.pde.points(rng, data.points, data.boundary)
+            points = self.pde.points(rng, data.points, data.boundary_points)
             for k in range(accumulation_steps):
                 first = step * together + (k * world_size + rank) * micro_batch_size
                 numbers = [first + i for i in range(micro_batch_size)]
-                if data.functions is not None:
-                    numbers = [number % data.functions for number in numbers]
+                if data.train_functions is not None:
+                    numbers = [number % data.train_functions for number in numbers]
                 coefficients = self.coefficients(TRAIN, numbers)
                 yield OperatorBatch(
                     ids=tuple(f"function {number}" for number in numbers),
@@ -204,7 +206,7 @@ class OperatorTask:
         return relative_l2(predicted, reference, [name in self.pde.up_to_constant for name in self.pde.components])
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
-        count = self.config.data.valid
+        count = self.config.data.valid_functions
         numbers = list(range(rank, count, world_size)) or [rank % count]
         key = (rank, world_size, count)
         coefficients = self.coefficients(VALID, numbers)
@@ -219,7 +221,7 @@ class OperatorTask:
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         if not rows:
-            raise ValueError("no function was evaluated, so there is no error to report; raise data.valid")
+            raise ValueError("no function was evaluated, so there is no error to report; raise data.valid_functions")
         each = {name: float(np.mean([row["errors"][name] for row in rows])) for name in self.pde.components}
         mean = float(np.mean(list(each.values())))
         found = {"relative_l2": mean, "score": -mean}

@@ -51,7 +51,7 @@ class DataConfig(BaseModel):
     """For a new model: ``kind`` and its options. A model from ``model.path`` brings its own."""
     length: int = Field(1024, ge=4)
     """The most tokens of a document; longer chains are cut into windows."""
-    row: int | None = Field(None, ge=4)
+    row_length: int | None = Field(None, ge=4)
     """Tokens of a packed row; by default ``length``."""
     packing: bool = True
     """Rows of several documents; otherwise each document is a row, padded to the longest of its batch."""
@@ -147,7 +147,7 @@ class ResidueLabelsTask:
     def _open(self, path: Path) -> tuple[LabelReader, Rows, int | None]:
         data = self.config.data
         chains = ChainSet.open(located(path))
-        row = (data.row or data.length) if data.packing else None
+        row = (data.row_length or data.length) if data.packing else None
         regions = Regions.whole(chains.lengths, range(len(chains)))
         rows = make_rows(regions, self.coder, document=data.length, row=row, seed=self.seed)
         return LabelReader(chains, self.coder, data.states), rows, row

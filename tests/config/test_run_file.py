@@ -72,8 +72,10 @@ def test_loads_with_defaults_and_overrides(lab: Path) -> None:
 
 
 def test_an_override_is_a_toml_value_and_a_bare_word_is_a_string(lab: Path) -> None:
-    config = RunConfig.load("run.toml", ["kernels.attention=tiled", "train.output=out/runs-1", "train.ema_decay=0.5"])
-    assert config.kernels == {"attention": "tiled"}
+    config = RunConfig.load(
+        "run.toml", ["kernels.varlen_attention=tiled", "train.output=out/runs-1", "train.ema_decay=0.5"]
+    )
+    assert config.kernels == {"varlen_attention": "tiled"}
     assert config.train.output == Path("out/runs-1")
     assert config.train.ema_decay == 0.5
     phases = RunConfig.load("run.toml", ["model.phases=[{crop=32}, {crop=96}]"]).settings.model.phases
@@ -145,7 +147,7 @@ def test_the_keys_of_our_own_schema_are_nobody_elses() -> None:
         ("train.steps=0", ["train.steps", "greater than 0", "got 0"]),
         ("train.ema_decay=1.0", ["train.ema_decay", "less than 1"]),
         ("model.width=wide", ["override 'model.width=wide'", "model.width", "got 'wide'"]),
-        ("kernels.attention=3", ["kernels.attention", "string"]),
+        ("kernels.varlen_attention=3", ["kernels.varlen_attention", "string"]),
     ],
 )
 def test_a_wrong_value_names_line_key_and_what_came(lab: Path, override: str, expected: list[str]) -> None:

@@ -189,7 +189,7 @@ def test_a_term_of_weight_zero_is_not_computed_and_geometry_sets_in_late() -> No
     chains = ChainSet.open("examples/fold/data/chains_valid.npz")
     batch = collate([featurize(chains[0], FeatureConfig(), generator(0, 2, 0), crop=32)])
     output = FoldModel(SMALL).eval()(batch)
-    config = LossConfig(chain_bonds=1.0, geometry_from=0.5)
+    config = LossConfig(chain_bonds=1.0, geometry_from_progress=0.5)
     early, late = (fold_loss(output, replace(batch, progress=p), config)[1] for p in (0.5, 0.9))
     assert "chain_bonds" not in early
     assert "chain_bonds" in late
@@ -197,6 +197,6 @@ def test_a_term_of_weight_zero_is_not_computed_and_geometry_sets_in_late() -> No
     off = dict.fromkeys(
         ("backbone_fape", "sidechain_fape", "torsion", "angle_norm", "distogram", "masked_msa", "plddt"), 0.0
     )
-    alone = LossConfig(**off, chain_bonds=1.0, geometry_from=0.5)
+    alone = LossConfig(**off, chain_bonds=1.0, geometry_from_progress=0.5)
     total, _ = fold_loss(output, replace(batch, progress=0.55), alone)
     assert float(total) == pytest.approx(0.5 * float(late["chain_bonds"]), rel=1e-5)

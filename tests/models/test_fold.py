@@ -56,9 +56,9 @@ def test_published_configurations_have_the_published_settings() -> None:
         assert settings.data.features.max_clusters == clusters
         assert settings.data.features.max_extra == extra
         assert settings.data.plan.max_recycling == 3
-        assert settings.model.structure.start == "identity"
+        assert settings.model.structure.initial_frames == "identity"
         assert settings.model.stem.blocks == 0
-    options = ("secondary", "smooth_lddt", "relative_distance", "local_fape", "start_fape", "chirality",
+    options = ("secondary", "smooth_lddt", "relative_distance", "local_fape", "initial_frames_fape", "chirality",
                "chain_bonds", "ca_clashes")  # fmt: skip
     for name in options:
         assert getattr(initial.loss, name) == getattr(finetune.loss, name) == 0
@@ -92,7 +92,8 @@ def wide(batch: Batch) -> Batch:
 
 def loss_of(model: FoldModel, batch: Batch) -> torch.Tensor:
     config = LossConfig(**{name: 1.0 for name in LossConfig.model_fields if name not in
-                           ("resolution", "clamp_from", "unclamped", "geometry_from", "start_fape")})  # fmt: skip
+                           ("resolution", "initial_clamp", "unclamped_fraction", "geometry_from_progress",
+                            "initial_frames_fape")})  # fmt: skip
     return fold_loss(model(batch), batch, config)[0]
 
 
@@ -180,7 +181,7 @@ def test_loss_does_not_see_where_the_truth_lies(model: FoldModel, batch: Batch) 
 
 
 def test_start_along_a_chain_is_a_compact_helix_before_training(batch: Batch) -> None:
-    config = SMALL.model_copy(update={"structure": SMALL.structure.model_copy(update={"start": "chain"})})
+    config = SMALL.model_copy(update={"structure": SMALL.structure.model_copy(update={"initial_frames": "chain"})})
     output: Output = FoldModel(config).eval()(batch)
     rotation, ca = output.start
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand_as(rotation), atol=1e-5, rtol=0)
@@ -204,16 +205,16 @@ def test_low_precision_weights_keep_geometry_in_fp32(batch: Batch, dtype: torch.
 def test_the_stem_trains_alone_at_first_and_predicts_with_the_trunk(batch: Batch) -> None:
     config = SMALL.model_copy(
         update={
-            "stem": StemConfig(blocks=2, alone_until=0.5),
-            "structure": SMALL.structure.model_copy(update={"start": "chain"}),
+            "stem": StemConfig(blocks=2, stem_only_fraction=0.5),
+            "structure": SMALL.structure.model_copy(update={"initial_frames": "chain"}),
         }
     )
     model = FoldModel(config)
-    weights = LossConfig(start_fape=1.0, secondary=1.0)
+    weights = LossConfig(initial_frames_fape=1.0, secondary=1.0)
     alone = model(replace(batch, progress=0.4))
     assert isinstance(alone, StemOutput)
     loss, terms = fold_loss(alone, batch, weights)
-    assert set(terms) == {"start_fape", "secondary"}
+    assert set(terms) == {"initial_frames_fape", "secondary"}
     loss.backward()
     moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert "stem" in moved

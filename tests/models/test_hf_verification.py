@@ -290,7 +290,7 @@ from tests import language_oracle as oracle
 extension_builds.prepare({}, say=lambda line: None)
 found = {}
 for name, config in json.loads(sys.argv[1]).items():
-    model = oracle.model("causal_lm", config, recompute_above=0)
+    model = oracle.model("causal_lm", config, checkpoint_min_tokens=0)
     batch = oracle.batch("causal_lm", [[17, 9], [25]], 32)
     with torch.no_grad():
         right = float(oracle.plain_loss(model, batch))

@@ -28,12 +28,14 @@ def mean(output: Any) -> torch.Tensor:
     return (output.losses * output.weights).sum() / output.weights.sum()
 
 
-@pytest.mark.parametrize("recompute_above", [0, 8192])
+@pytest.mark.parametrize("checkpoint_min_tokens", [0, 8192])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("kind", SIZES)
-def test_loss_and_gradients_are_transformers_own(kind, rows, recompute_above) -> None:
+def test_loss_and_gradients_are_transformers_own(kind, rows, checkpoint_min_tokens) -> None:
     """fp64, to the fp32 that transformers itself rounds to inside (rotary embedding, RMSNorm)."""
-    model = oracle.model(kind, SIZES[kind], torch.float64, recompute_above=recompute_above, tile=16).train()
+    model = oracle.model(
+        kind, SIZES[kind], torch.float64, checkpoint_min_tokens=checkpoint_min_tokens, tile_size=16
+    ).train()
     batch = oracle.batch(kind, *ROWS[rows])
     own = mean(model(batch))
     found = gradients(model, own)

@@ -207,7 +207,11 @@ def test_a_constrained_network_satisfies_its_conditions(name: str) -> None:
     """Whatever the network says, the residuals of the conditions are zero; and every way has the same derivatives."""
     from ds4sci.tasks.neural_operator import Config, OperatorTask
 
-    settings = {"pde": {"name": name}, "loss": {"exact": True}, "model": {"branch": [8], "trunk": [8], "latent": 4}}
+    settings = {
+        "pde": {"name": name},
+        "loss": {"hard_constraints": True},
+        "model": {"branch": [8], "trunk": [8], "latent": 4},
+    }
     if name == "burgers":
         settings["model"]["period"] = [1.0, 0.0]
     task = OperatorTask(Config.model_validate(settings), seed=0)

@@ -248,11 +248,11 @@ def test_networks_are_read_as_configured() -> None:
     periodic = network(period=(1.0, 0.0))
     shifted = points + torch.tensor([1.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(periodic(functions, points), periodic(functions, shifted))
-    assert network(fourier=4)(functions, points).shape == (M, N)
+    assert network(num_fourier_features=4)(functions, points).shape == (M, N)
     own = points.expand(M, N, 2)
     for net in (network(), network(kind="mlp"), network(components=2), network(components=2, kind="mlp")):
         torch.testing.assert_close(net(functions, points), net(functions, own))
     with pytest.raises(ValueError, match="one a coordinate"):
         network(period=(1.0,))
     with pytest.raises(ValueError, match="would not be periodic"):
-        network(period=(1.0, 0.0), fourier=3)
+        network(period=(1.0, 0.0), num_fourier_features=3)

@@ -65,22 +65,22 @@ def sections(task: str, folder: Path) -> dict[str, Any]:
                 "train": str(folder / "train.npz"), "valid": str(folder / "valid.npz"), "evaluation_recycling": 0,
                 "features": {"msa_input": "profile"}, "plan": {"phases": [{"crops": [20, 14]}], "max_recycling": 1},
             },
-            "loss": dict.fromkeys(ALL_TERMS, 0.5) | {"unclamped": 0.5, "resolution": [0.1, 2.0]},
+            "loss": dict.fromkeys(ALL_TERMS, 0.5) | {"unclamped_fraction": 0.5, "resolution": [0.1, 2.0]},
         }  # fmt: skip
     if name == "token_classification":
         _chains(folder)
-        data = {"train": str(folder / "train.npz"), "valid": str(folder / "valid.npz"), "length": 96, "row": 128}
+        data = {"train": str(folder / "train.npz"), "valid": str(folder / "valid.npz"), "length": 96, "row_length": 128}
         return {"model": {"config": SMALL_ESM}, "data": data | {"tokenizer": {"kind": "esm"}}}
     if name == "neural_operator":
         return {
             "pde": {"name": "reaction_diffusion"}, "model": {"branch": [8, 8], "trunk": [8, 8], "latent": 6},
-            "data": {"points": 24, "boundary": 6, "valid": 2},
+            "data": {"points": 24, "boundary_points": 6, "valid_functions": 2},
         }  # fmt: skip
     _proteins(folder / "proteins.fa")
     model = SMALL_ESM if name == "masked_lm" else SMALL_LLAMA
     data = {
         "path": str(folder / "proteins.fa"), "valid": str(folder / "valid.fa"), "tokenizer": {"kind": "esm"},
-        "packing": packing, "phases": [{"length": 48, "row": 64}], "soft_weight": 0.5,
+        "packing": packing, "phases": [{"length": 48, "row_length": 64}], "soft_masked_weight": 0.5,
     }  # fmt: skip
     return {"model": {"config": model}, "data": data}
 

@@ -14,7 +14,7 @@ from ds4sci.train.distributed import set_environment
 
 SETTINGS = {
     "model": {"branch": [8, 8], "trunk": [8, 8], "latent": 6},
-    "data": {"points": 24, "boundary": 6, "valid": 3},
+    "data": {"points": 24, "boundary_points": 6, "valid_functions": 3},
 }
 FUNCTIONS = 4
 

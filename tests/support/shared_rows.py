@@ -44,7 +44,9 @@ def _step(case: dict[str, Any], file: Path, ranks: Any) -> dict[str, Any]:
     ranks.barrier()
     group = ranks.sequence
     kind, sizes, all_rows = rows(case)
-    model = oracle.model(kind, sizes, getattr(torch, case["dtype"]), recompute_above=case.get("recompute_above", 8192))
+    model = oracle.model(
+        kind, sizes, getattr(torch, case["dtype"]), checkpoint_min_tokens=case.get("checkpoint_min_tokens", 8192)
+    )
     model.group = group
     engine = engines.Engine(model, file, ranks)
     engine.module.train()

@@ -119,7 +119,7 @@ def test_a_record_without_a_token_has_no_embedding(tmp_path, run) -> None:
 @pytest.mark.slow
 def test_records_without_a_token_are_left_out_by_name(tmp_path, run) -> None:
     asked = fasta(tmp_path, bases(50), "ACGT", bases(31), "N" * 20)
-    assert embed(run("masked_lm", K6, length=64, bad="skip"), asked, tmp_path / "out", mean=True) == 2
+    assert embed(run("masked_lm", K6, length=64, on_bad_record="skip"), asked, tmp_path / "out", mean=True) == 2
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["sequences"] == {"r0": 0, "r2": 1}
     assert index["silent"] == ["r1", "r3"]

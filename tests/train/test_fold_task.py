@@ -28,7 +28,7 @@ def arrange(folder: Path, stage: int, *, lr: float = 1e-3) -> list[str]:
     small = [setting for setting in SMALL if not setting.startswith("train.")]
     data = [f"data.train={folder / 'train.npz'}", f"data.valid={folder / 'valid.npz'}", "data.plan.max_recycling=1"]
     plan = "data.plan.phases=[{crops=[24]}]"
-    alone = "model.stem.alone_until=0"
+    alone = "model.stem.stem_only_fraction=0"
     return ["--config", str(CONFIG), "--deepspeed_config", "ds.json", *small, *data, plan, alone, "train.log_every=1"]
 
 
@@ -47,23 +47,23 @@ def test_zero_3_trains_the_model_that_zero_1_trains(tmp_path: Path) -> None:
 
 
 def test_zero_3_is_refused_where_the_stem_trains_alone(tmp_path: Path) -> None:
-    arguments = [*arrange(tmp_path, 3), "train.steps=3", "train.name=stem", "model.stem.alone_until=0.5"]
+    arguments = [*arrange(tmp_path, 3), "train.steps=3", "train.name=stem", "model.stem.stem_only_fraction=0.5"]
     ended = rank_processes.run(2, arguments, tmp_path, code=2)
-    assert "model.stem.alone_until=0" in ended.output
+    assert "model.stem.stem_only_fraction=0" in ended.output
 
 
 def test_the_stem_trains_alone_then_the_trunk_joins(tmp_path: Path) -> None:
-    arguments = [*arrange(tmp_path, 1), "train.steps=4", "train.name=stem", "model.stem.alone_until=0.5"]
+    arguments = [*arrange(tmp_path, 1), "train.steps=4", "train.name=stem", "model.stem.stem_only_fraction=0.5"]
     rank_processes.run(2, arguments, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "runs/stem/metrics.jsonl").read_text().splitlines()]
     terms = [set(line["loss_terms"]) for line in lines if line["kind"] == "train"]
-    assert terms[:2] == [{"start_fape", "secondary"}] * 2
+    assert terms[:2] == [{"initial_frames_fape", "secondary"}] * 2
     assert all("backbone_fape" in names for names in terms[2:])
 
 
 @pytest.mark.slow
 def test_four_crops_are_learnt_by_heart(tmp_path: Path) -> None:
-    arguments = [*arrange(tmp_path, 1, lr=3e-3), "train.steps=150", "train.name=heart", "loss.geometry_from=0"]
+    arguments = [*arrange(tmp_path, 1, lr=3e-3), "train.steps=150", "train.name=heart", "loss.geometry_from_progress=0"]
     rank_processes.run(2, arguments, tmp_path)
     loss = losses(tmp_path / "runs/heart")
     assert sum(loss[-10:]) < 0.75 * sum(loss[:10])

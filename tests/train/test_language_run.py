@@ -172,7 +172,7 @@ def test_adapters_of_a_loaded_model_under_zero_3(tmp_path, proteins, base, write
     import peft
     from transformers import AutoModelForMaskedLM
 
-    data = f'path = "{proteins}"\nvalid = "{proteins}"\nphases = [{{length = 128, row = 256}}]'
+    data = f'path = "{proteins}"\nvalid = "{proteins}"\nphases = [{{length = 128, row_length = 256}}]'
     file = write("masked_lm", f'path = "{base}"\n[model.lora]\nrank = 4', data, stage=3, steps=3)
     rank_processes.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path)
     run = tmp_path / "runs/run"
@@ -208,7 +208,7 @@ def test_secondary_structure_on_top_of_a_loaded_model(tmp_path, base, write) -> 
 
 
 def test_masked_models_score_every_residue_variants_and_contacts(tmp_path, proteins, base, write) -> None:
-    data = f'path = "{proteins}"\nphases = [{{length = 128, row = 256}}]\nvalid_fraction = 0.2'
+    data = f'path = "{proteins}"\nphases = [{{length = 128, row_length = 256}}]\nvalid_fraction = 0.2'
     file = write("masked_lm", f'path = "{base}"', data, steps=2)
     rank_processes.run(1, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"

@@ -86,7 +86,7 @@ def run_file(tmp_path: Path) -> Path:
         '[train]\nsteps = 8\nevaluate_every = 4\nsave_every = 4\nkeep_last = 9\nlog_every = 1\nname = "run"\n'
         '[pde]\nname = "reaction_diffusion"\n'
         "[model]\nbranch = [16]\ntrunk = [16, 16]\nlatent = 8\n"
-        "[data]\npoints = 32\nboundary = 8\nvalid = 3\n"
+        "[data]\npoints = 32\nboundary_points = 8\nvalid_functions = 3\n"
     )
     return file
 

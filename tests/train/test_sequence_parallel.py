@@ -69,7 +69,7 @@ def test_two_ranks_share_rows(stage, tmp_path) -> None:
 
 
 def test_layers_recomputed_and_mlps_in_tiles(tmp_path) -> None:
-    check(cases(2, 3, recompute_above=0), 2, tmp_path)
+    check(cases(2, 3, checkpoint_min_tokens=0), 2, tmp_path)
 
 
 @pytest.mark.nightly

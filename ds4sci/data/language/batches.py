@@ -56,14 +56,14 @@ class Reader:
 
     store               ``ds4sci.data.sequences.SequenceStore``
     coder               ``ds4sci.data.tokenizers``: ids of letters, special tokens included
-    soft_weight         weight of soft-masked residues in the loss
+    soft_masked_weight         weight of soft-masked residues in the loss
     unknown_weight      weight of N, X and the other codes for several bases
     reverse_complement  how often a window of DNA is read on the other strand
     """
 
     store: Any
     coder: Any
-    soft_weight: float = 1.0
+    soft_masked_weight: float = 1.0
     unknown_weight: float = 0.0
     reverse_complement: float = 0.0
 
@@ -82,7 +82,9 @@ class Reader:
         if rng is not None and self.reverse_complement and rng.random() < self.reverse_complement:
             letters, soft, unknown = reverse_complement(letters, soft, unknown)
             strand = "-"
-        weight = residue_weights(soft, unknown, soft_weight=self.soft_weight, unknown_weight=self.unknown_weight)
+        weight = residue_weights(
+            soft, unknown, soft_masked_weight=self.soft_masked_weight, unknown_weight=self.unknown_weight
+        )
         ids, place, size = self.coder.encode(letters)
         strange = self.coder.is_unknown(ids) & (size > 0)
         weights = _over(weight, place, size, np.minimum, 1.0)

@@ -83,7 +83,7 @@ def make_rows(
     """
     if row is not None and row < document:
         raise ValueError(
-            f"a row of {row} tokens cannot hold a document of {document}; raise data.row or lower data.length"
+            f"a row of {row} tokens cannot hold a document of {document}; raise data.row_length or lower data.length"
         )
     windows = cutter(regions, coder, letters, document=document, both_strands=both_strands)
     if not len(windows.tokens):

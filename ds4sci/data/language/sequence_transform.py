@@ -59,21 +59,21 @@ def draw_strand(
 
 
 def residue_weights(
-    soft: np.ndarray, unknown: np.ndarray, *, soft_weight: float = 1.0, unknown_weight: float = 0.0
+    soft: np.ndarray, unknown: np.ndarray, *, soft_masked_weight: float = 1.0, unknown_weight: float = 0.0
 ) -> np.ndarray:
     """float32 [n], how much each residue counts in the loss.
 
-    soft     bool [n], True = soft-masked (a repeat, low complexity): ``soft_weight``
+    soft     bool [n], True = soft-masked (a repeat, low complexity): ``soft_masked_weight``
     unknown  bool [n], True = N or X: ``unknown_weight``; a residue that is both gets the smaller of the two
 
     The weights are those of the letters to be predicted; ``ValueError`` for a negative weight.
     """
     if soft.shape != unknown.shape:
         raise ValueError(f"soft mask {list(soft.shape)} and unknown mask {list(unknown.shape)} must have one shape")
-    for name, weight in (("soft_weight", soft_weight), ("unknown_weight", unknown_weight)):
+    for name, weight in (("soft_masked_weight", soft_masked_weight), ("unknown_weight", unknown_weight)):
         if not 0 <= weight < np.inf:
             raise ValueError(f"{name} = {weight}: expected a number ≥ 0 (0 leaves such residues out of the loss)")
     weights = np.ones(soft.shape, np.float32)
-    weights[soft] = soft_weight
-    weights[unknown] = np.minimum(np.where(soft[unknown], soft_weight, np.inf), unknown_weight)
+    weights[soft] = soft_masked_weight
+    weights[unknown] = np.minimum(np.where(soft[unknown], soft_masked_weight, np.inf), unknown_weight)
     return weights

@@ -54,7 +54,8 @@ class Pde(Protocol):
         """name → what must vanish, [m, n]."""
 
     # Optional, found by name:
-    #   constrain(u, functions, points)  u [m, n] of the network made to satisfy what it can exactly, for ``loss.exact``
+    #   constrain(u, functions, points)  u [m, n] of the network made to satisfy what it can exactly, for
+    # ``loss.hard_constraints``
 
     def solve(self, coefficients: np.ndarray) -> np.ndarray:
         """The reference solution on ``axes``, float64 [m, …, c]; c = 1 for one component."""

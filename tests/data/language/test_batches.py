@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SequenceStore:
 
 
 def reader(store: SequenceStore, **more: Any) -> Reader:
-    return Reader(store, corpus.coder(None, {"kind": "nucleotide"}, causal=False), soft_weight=0.25, **more)
+    return Reader(store, corpus.coder(None, {"kind": "nucleotide"}, causal=False), soft_masked_weight=0.25, **more)
 
 
 def made(store: SequenceStore, target: Target, **given: Any) -> Any:
@@ -157,7 +157,7 @@ def test_evaluation_predicts_every_residue_once(store) -> None:
 
 
 def test_words_of_three_bases(store) -> None:
-    own = Reader(store, corpus.coder(None, {"kind": "kmer", "k": 3}, causal=True), soft_weight=0.5)
+    own = Reader(store, corpus.coder(None, {"kind": "kmer", "k": 3}, causal=True), soft_masked_weight=0.5)
     coder = own.coder
     found = own.document(0, 0, 300)
     first = len(coder.encoder.prefix)

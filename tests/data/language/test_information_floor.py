@@ -42,10 +42,10 @@ def task_of(kind: str, tokenizer: str, fraction: float = 0.15) -> LanguageTask:
     options = (
         {"kind": "tests.support.trained_tokenizers", "name": tokenizer} if tokenizer in LEARNT else SCHEMES[tokenizer]
     )
-    data: dict[str, Any] = {"path": Path("none"), "tokenizer": options, "phases": [{"length": 48, "row": 96}]}
+    data: dict[str, Any] = {"path": Path("none"), "tokenizer": options, "phases": [{"length": 48, "row_length": 96}]}
     if kind == "masked":
         config = masked_lm.Config.model_validate(
-            {"model": {"config": BERT}, "data": data | {"mask_fraction": fraction}}
+            {"model": {"config": BERT}, "data": data | {"mlm_probability": fraction}}
         )
         return masked_lm.build(config, seed=0, steps=1)
     return causal_lm.build(causal_lm.Config.model_validate({"model": {"config": LLAMA}, "data": data}), seed=0, steps=1)
@@ -148,7 +148,7 @@ class Soft(Memory):
 @pytest.mark.parametrize("name", ["nucleotide", "kmer-3", "kmer-6/1", "kmer-3/2", "codon"])
 def test_the_other_strand_and_bases_that_do_not_count(name) -> None:
     task, store = task_of("masked", name), Soft(bases(np.random.default_rng(6), [150]).texts)
-    reader = Reader(store, task.coder, soft_weight=0.0, reverse_complement=1.0)
+    reader = Reader(store, task.coder, soft_masked_weight=0.0, reverse_complement=1.0)
     one = reader.document(0, 0, 150, np.random.default_rng(0))
     assert one.name.endswith("-")
     soft = store.soft(0, 0, 150)[::-1]

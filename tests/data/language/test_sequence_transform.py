@@ -68,11 +68,11 @@ def test_strands_are_drawn_reproducibly_and_half_of_the_time() -> None:
 def test_weights_by_mask() -> None:
     soft = np.array([False, True, False, True])
     unknown = np.array([False, False, True, True])
-    weights = residue_weights(soft, unknown, soft_weight=0.1, unknown_weight=0.5)
+    weights = residue_weights(soft, unknown, soft_masked_weight=0.1, unknown_weight=0.5)
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights, [1, 0.1, 0.5, 0.1])
     np.testing.assert_allclose(residue_weights(soft, unknown), [1, 1, 0, 0])
-    with pytest.raises(ValueError, match="soft_weight = -1"):
-        residue_weights(soft, unknown, soft_weight=-1)
+    with pytest.raises(ValueError, match="soft_masked_weight = -1"):
+        residue_weights(soft, unknown, soft_masked_weight=-1)
     with pytest.raises(ValueError, match="must have one shape"):
         residue_weights(soft, unknown[:2])
