@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-bench_app = typer.Typer(help="Measure speed; every result is JSON with machine and commit.", no_args_is_help=True)
+from ds4sci.cli.train import Overrides
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", show_default=False)]
+bench_app = typer.Typer(help="Measure speed; every result is JSON with machine and commit.", no_args_is_help=True)
 
 
 @bench_app.command("data")

@@ -1,6 +1,6 @@
-"""What this machine has, what would run on it, and how to get what is missing: ``ds4sci doctor``.
+"""Checks of this machine and this installation: ``ds4sci doctor``.
 
-Every check looks and reports; none changes anything, builds anything or needs a network.
+Every check is read-only: it builds nothing, changes nothing and needs no network.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import typer
 
 Level = Literal["ok", "optional", "problem"]
 
@@ -25,17 +27,17 @@ OPTIONAL = {
     "flash-attn": ("FlashAttention on NVIDIA GPUs", "pip install 'ds4sci[gpu]'"),
     "wandb": ("the wandb section of a DeepSpeed JSON", "pip install 'ds4sci[wandb]'"),
     "tensorboard": ("the tensorboard section of a DeepSpeed JSON", "pip install 'ds4sci[tensorboard]'"),
-    "triton": ("Triton kernels", "comes with torch for CUDA and ROCm; pip install triton"),
+    "triton": ("Triton kernels", "pip install triton (included in torch for CUDA and ROCm)"),
     "pytest": ("the tests", "pip install -e '.[dev]'"),
 }
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
-ROOM = 5e9
-"""Bytes that an environment, its extensions and a few checkpoints want."""
+MIN_FREE_BYTES = 5e9
+"""Disk space for an environment, its extensions and a few checkpoints."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``problem`` means that training cannot work, ``optional`` that something does without."""
+    """One line of the report. ``problem``: training cannot work. ``optional``: a feature is off or a fallback runs."""
 
     section: str
     name: str
@@ -44,8 +46,8 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
-    """Every check, in the order of the report."""
+def run_checks() -> list[Finding]:
+    """Results of all checks, in the order of the report."""
     return [*packages(), *processor(), *accelerators(), *compiler(), *extensions(), *disk(), *extras(), *kernels()]
 
 
@@ -58,7 +60,7 @@ def installed(distribution: str) -> str | None:
 
 
 def packages() -> Iterator[Finding]:
-    """Python and what ds4sci cannot do without."""
+    """Python and the required packages."""
     recent = sys.version_info >= (3, 11)
     remedy = "" if recent else "install Python 3.11 or 3.12"
     yield Finding("packages", "python", "ok" if recent else "problem", platform.python_version(), remedy)
@@ -71,18 +73,20 @@ def packages() -> Iterator[Finding]:
 
 
 def processor() -> Iterator[Finding]:
-    """Cores this process may use, memory, and the instruction sets that kernels choose by."""
+    """Cores available to this process, memory, and the instruction sets that select a kernel."""
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("processor", "cores", "ok", f"{cores} usable, {psutil.virtual_memory().total / 2**30:.0f} GiB memory")
+    yield Finding(
+        "processor", "cores", "ok", f"{cores} available, {psutil.virtual_memory().total / 2**30:.0f} GiB memory"
+    )
     flags = cpu_flags()
     present = [flag for flag in FLAGS if flag in flags]
     yield Finding("processor", "instructions", "ok", " ".join(present) or "baseline", "")
 
 
 def cpu_flags() -> set[str]:
-    """Instruction-set flags as Linux names them; empty where there is no ``/proc/cpuinfo``."""
+    """Instruction-set flags from ``/proc/cpuinfo``. Empty if the file does not exist."""
     file = Path("/proc/cpuinfo")
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         if line.startswith(("flags", "Features")):
@@ -91,7 +95,7 @@ def cpu_flags() -> set[str]:
 
 
 def accelerators() -> Iterator[Finding]:
-    """GPUs that torch can use, or why it can use none."""
+    """GPUs that torch can use, or the reason why it can use none."""
     if installed("torch") is None:
         return
     import torch
@@ -105,34 +109,36 @@ def accelerators() -> Iterator[Finding]:
         return
     build = torch.version.cuda or torch.version.hip
     seen = any(shutil.which(tool) for tool in ("nvidia-smi", "rocm-smi"))
-    detail = "none that torch can use; training runs on the processor"
+    detail = "torch finds no GPU; training runs on the CPU"
     remedy = ""
     if seen and build is None:
-        remedy = "this torch is a CPU build; delete .venv and run launch/test.sh, or install torch for your GPU"
+        remedy = (
+            "the installed torch is a CPU build: delete .venv and run launch/test.sh, or install torch for your GPU"
+        )
     elif seen:
-        remedy = "the driver is older than this torch wants, or the devices are hidden (CUDA_VISIBLE_DEVICES)"
+        remedy = "the driver is too old for the installed torch, or CUDA_VISIBLE_DEVICES hides the devices"
     yield Finding("accelerators", "gpu", "optional", detail, remedy)
 
 
 def compiler() -> Iterator[Finding]:
-    """The C++ compiler and ninja, with which native kernels and DeepSpeed's extensions are built at first use."""
+    """The C++ compiler and ninja. They build the native kernels and DeepSpeed's extensions at first use."""
     names = [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:
-        remedy = "sudo apt-get install -y g++ (without it the torch implementations run)"
-        yield Finding("compiler", "c++", "optional", "none", remedy)
+        remedy = "sudo apt-get install -y g++ (without a compiler, the torch implementations run)"
+        yield Finding("compiler", "c++", "optional", "not found", remedy)
     else:
         first = subprocess.run([found, "--version"], capture_output=True, text=True).stdout.splitlines()
         yield Finding("compiler", "c++", "ok", f"{first[0] if first else 'unknown version'} ({found})")
-    beside = Path(sys.executable).parent / "ninja"
-    ninja = shutil.which("ninja") or (str(beside) if beside.exists() else None)
+    in_environment = Path(sys.executable).parent / "ninja"
+    ninja = shutil.which("ninja") or (str(in_environment) if in_environment.exists() else None)
     yield Finding(
-        "compiler", "ninja", "ok" if ninja else "optional", ninja or "none", "" if ninja else "pip install ninja"
+        "compiler", "ninja", "ok" if ninja else "optional", ninja or "not found", "" if ninja else "pip install ninja"
     )
 
 
 def extensions() -> Iterator[Finding]:
-    """DeepSpeed's extensions in the cache: built, being built, or left by a killed build."""
+    """State of DeepSpeed's extensions in the cache: built, in progress, or interrupted."""
     if installed("torch") is None or installed("deepspeed") is None:
         return
     from ds4sci.train import extension_builds
@@ -141,18 +147,20 @@ def extensions() -> Iterator[Finding]:
     yield Finding("extensions", "cache", "ok", f"{folder}{'' if folder.exists() else ' (nothing built yet)'}")
     for built in sorted(path for path in folder.glob("*") if path.is_dir()):
         if is_held(folder / f"{built.name}.flock"):
-            yield Finding("extensions", built.name, "ok", "being built by another process now")
+            yield Finding("extensions", built.name, "ok", "another process is building it")
         elif (built / "lock").exists():
-            remedy = f"cleared at the next build, or: rm {built / 'lock'}"
-            yield Finding("extensions", built.name, "optional", "a killed build left its lock", remedy)
+            remedy = f"the next build removes it; to remove it now: rm {built / 'lock'}"
+            yield Finding("extensions", built.name, "optional", "an interrupted build left its lock file", remedy)
         elif any(built.glob("*.so")):
             yield Finding("extensions", built.name, "ok", "built")
         else:
-            yield Finding("extensions", built.name, "optional", "unfinished", "goes on at the next use")
+            yield Finding(
+                "extensions", built.name, "optional", "build not finished", "the next use continues the build"
+            )
 
 
 def is_held(file: Path) -> bool:
-    """Whether some process holds the lock ``file``."""
+    """Whether a process holds the lock ``file``."""
     if not file.exists():
         return False
     with file.open("r") as handle:
@@ -164,28 +172,32 @@ def is_held(file: Path) -> bool:
 
 
 def disk() -> Iterator[Finding]:
-    """Room where runs are written and where caches lie."""
+    """Free space for runs, caches and temporary files."""
     places = {"runs": Path.cwd(), "home": Path.home(), "temporary": Path(os.environ.get("TMPDIR", "/tmp"))}
     for name, place in places.items():
         if not place.exists():
             yield Finding("disk", name, "problem", f"{place} does not exist", f"mkdir -p {place}")
             continue
         free = shutil.disk_usage(place).free
-        tight = free < ROOM
-        remedy = f"under {ROOM / 1e9:.0f} GB; `rm -r runs/OLD` or give train.output another disk" if tight else ""
+        tight = free < MIN_FREE_BYTES
+        remedy = (
+            f"less than {MIN_FREE_BYTES / 1e9:.0f} GB: delete old runs, or set train.output to another disk"
+            if tight
+            else ""
+        )
         yield Finding("disk", name, "optional" if tight else "ok", f"{free / 1e9:.1f} GB free at {place}", remedy)
 
 
 def extras() -> Iterator[Finding]:
-    """Packages that some feature wants and the rest does without."""
+    """Packages that are required by one feature only."""
     for name, (purpose, remedy) in OPTIONAL.items():
         version = installed(name)
-        detail = version or f"not installed; for {purpose}"
+        detail = version or f"not installed; needed for {purpose}"
         yield Finding("extras", name, "ok" if version else "optional", detail, "" if version else remedy)
 
 
 def kernels() -> Iterator[Finding]:
-    """Each operation's implementations on this machine's best device: which one runs, and why the others refuse."""
+    """Implementation that runs for each kernel on this machine, and the reasons why the others cannot run."""
     if installed("torch") is None:
         return
     import torch
@@ -196,7 +208,7 @@ def kernels() -> Iterator[Finding]:
     for kernel in KERNELS.values():
         if not kernel.cases:
             names = ", ".join(i.name for i in kernel.implementations)
-            yield Finding("kernels", kernel.name, "ok", f"{names} (no named case to ask with)")
+            yield Finding("kernels", kernel.name, "ok", f"{names} (has no test case to check with)")
             continue
         case = kernel.cases[0]
         for dtype in (torch.float32, torch.bfloat16):
@@ -209,5 +221,43 @@ def kernels() -> Iterator[Finding]:
                 elif chosen is None:
                     chosen = implementation.name
             label = f"{kernel.name} · {str(dtype).removeprefix('torch.')} on {device.type}"
-            detail = "; ".join([f"runs {chosen}" if chosen else "nothing runs", *refusals])
+            detail = "; ".join([f"{chosen} runs" if chosen else "no implementation runs", *refusals])
             yield Finding("kernels", label, "ok" if chosen else "problem", detail)
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check this machine: packages, devices, compiler, disk space, and the kernel implementations that run here.
+
+    Each problem is listed with its fix. Exit code 1 if training cannot work.
+    """
+    findings = run_checks()
+    if json:
+        from json import dumps
+
+        typer.echo(dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        show_findings(findings)
+    raise typer.Exit(1 if any(finding.level == "problem" for finding in findings) else 0)
+
+
+def show_findings(findings: list[Finding]) -> None:
+    """Print the findings as tables, one per section."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    marks = {"ok": Text("ok", "green"), "optional": Text("–", "yellow"), "problem": Text("!!", "bold red")}
+    for section in dict.fromkeys(finding.section for finding in findings):
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        table.add_column(no_wrap=True, min_width=2)
+        table.add_column(no_wrap=True, min_width=26)
+        table.add_column(overflow="fold")
+        for finding in (f for f in findings if f.section == section):
+            table.add_row(marks[finding.level], finding.name, Text(finding.detail))
+            if finding.level != "ok" and finding.remedy:
+                table.add_row("", "", Text(f"→ {finding.remedy}", "cyan"))
+        console.print(Text(section, "bold"))
+        console.print(table)

@@ -89,7 +89,7 @@ def test_doctor_tells_a_killed_build_from_a_running_one(monkeypatch: pytest.Monk
     with (tmp_path / "running.flock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         seen = {finding.name: finding.detail for finding in doctor.extensions()}
-    assert "left its lock" in seen["killed"]
+    assert "left its lock file" in seen["killed"]
     assert "another process" in seen["running"]
     assert seen["done"] == "built"
 
