@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ds4sci.bench.measurement import Measurement, keep_within, peak_bytes, spread, write
-from ds4sci.train.distributed import cores, free_port
+from ds4sci.machine.processor import usable_cores
+from ds4sci.train.distributed import free_port
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
 KINDS = ("causal_lm", "masked_lm")
@@ -229,7 +230,8 @@ def _measurement(kinds: Sequence[str], lengths: Sequence[int], rows: list[list[A
         notes=[
             "one process, fp32, AdamW, one row; causal: Llama's layers, one document; masked: ESM's, the last quarter "
             "padding; each way in its own processes, A B C A B C; MB: all that the process held at most",
-            f"medians of 9 steps after 3 first ones; from 16,384 tokens on of one step, the first; {cores()} threads",
+            f"medians of 9 steps after 3 first ones; from 16,384 tokens on of one step, the first; "
+            f"{usable_cores()} threads",
         ],
     )
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ds4sci.bench.measurement import Measurement
 from ds4sci.inference.evaluate_neural_operator import evaluate_operator
+from ds4sci.machine.processor import usable_cores
 from ds4sci.physics.pdes import PDES
 from ds4sci.train import launch
-from ds4sci.train.distributed import cores
 
 
 def measure(
@@ -53,6 +53,6 @@ def measure(
         rows=rows,
         notes=[
             "minutes from the command to the end of the run, evaluations within it included; a step is 64 functions; "
-            f"no solution is used to train; {cores()} cores",
+            f"no solution is used to train; {usable_cores()} cores",
         ],
     )

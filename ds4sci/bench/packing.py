@@ -20,10 +20,10 @@ from ds4sci.bench.measurement import Measurement, spread
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.language.batches import collate
 from ds4sci.data.language.packing import make_rows
+from ds4sci.machine.processor import usable_cores
 from ds4sci.models.language import unwrapped
 from ds4sci.tasks.language_modeling import LanguageTask
 from ds4sci.train.build import build_task
-from ds4sci.train.distributed import cores
 from ds4sci.types import LanguageBatch
 
 PACKED, PADDED, STOCK = "packed rows", "padded batches", "padded batches, transformers"
@@ -92,7 +92,7 @@ def measure(
         ],
         notes=[
             f"{len(own)} documents of {min(lengths)} to {max(lengths)} tokens; rows of {row}, batches of "
-            f"{together} padded to their longest; one process, fp32, {cores()} threads",
+            f"{together} padded to their longest; one process, fp32, {usable_cores()} threads",
             f"log-probabilities of a token in its row and alone, by transformers, differ by at most {apart:.1e} nats",
         ],
     )

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from ds4sci.bench.evoformer_attention import peak_over_inputs
 from ds4sci.bench.measurement import Measurement, keep_within, spread, write
+from ds4sci.machine.processor import usable_cores
 from ds4sci.physics import Fields, differentiate
 from ds4sci.physics.fields import summed
 from ds4sci.tasks import neural_operator
-from ds4sci.train.distributed import cores
 
 WAYS = ("func_loop", "data_vect", "zcs_reverse", "zcs_forward")
 DEEPXDE = "DeepXDE's ZCS"
@@ -286,7 +286,7 @@ def _summary(rows: list[dict[str, Any]]) -> Measurement:
             "kept: bytes that the graph of the loss holds for the backward pass, parameters not counted; peak: of a "
             "whole step, over what the process held before",
             f"ways take turns, medians of 7 steps after two, of one where it takes seconds; more than "
-            f"{LIMIT / 1e9:.0f} GB is not run; {cores()} threads",
+            f"{LIMIT / 1e9:.0f} GB is not run; {usable_cores()} threads",
         ],
     )
 

@@ -5,7 +5,6 @@ Every check is read-only: it builds nothing, changes nothing and needs no networ
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from ds4sci.files import locks
+from ds4sci.machine import processor as cpu
 
 Level = Literal["ok", "optional", "problem"]
 
@@ -76,22 +78,13 @@ def processor() -> Iterator[Finding]:
     """Cores available to this process, memory, and the instruction sets that select a kernel."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpu.usable_cores()
     yield Finding(
         "processor", "cores", "ok", f"{cores} available, {psutil.virtual_memory().total / 2**30:.0f} GiB memory"
     )
-    flags = cpu_flags()
+    flags = cpu.instruction_flags()
     present = [flag for flag in FLAGS if flag in flags]
     yield Finding("processor", "instructions", "ok", " ".join(present) or "baseline", "")
-
-
-def cpu_flags() -> set[str]:
-    """Instruction-set flags from ``/proc/cpuinfo``. Empty if the file does not exist."""
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()
 
 
 def accelerators() -> Iterator[Finding]:
@@ -146,7 +139,7 @@ def extensions() -> Iterator[Finding]:
     folder = extension_builds.cache_folder()
     yield Finding("extensions", "cache", "ok", f"{folder}{'' if folder.exists() else ' (nothing built yet)'}")
     for built in sorted(path for path in folder.glob("*") if path.is_dir()):
-        if is_held(folder / f"{built.name}.flock"):
+        if locks.is_held(folder / f"{built.name}.flock"):
             yield Finding("extensions", built.name, "ok", "another process is building it")
         elif (built / "lock").exists():
             remedy = f"the next build removes it; to remove it now: rm {built / 'lock'}"
@@ -157,18 +150,6 @@ def extensions() -> Iterator[Finding]:
             yield Finding(
                 "extensions", built.name, "optional", "build not finished", "the next use continues the build"
             )
-
-
-def is_held(file: Path) -> bool:
-    """Whether a process holds the lock ``file``."""
-    if not file.exists():
-        return False
-    with file.open("r") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def disk() -> Iterator[Finding]:

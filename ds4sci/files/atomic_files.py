@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class Writer:
@@ -56,14 +56,29 @@ def free_space(folder: Path) -> str:
     return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that it holds either the old text or the new."""
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    aside.replace(path)
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A binary file to write; it replaces ``path`` when the block ends without an error, else ``path`` stays as it was.
+
+    The content goes to a temporary file in the same folder, which is renamed in the end. ``sync`` flushes it to the
+    disk first: without that, a power failure can leave an empty file.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as handle:
+            yield handle
+            if sync:
+                handle.flush()
+                os.fsync(handle.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Write ``text`` as the file ``path`` in UTF-8; after a failure ``path`` holds its old content."""
+    with replacing(path, sync=sync) as handle:
+        handle.write(text.encode())
 
 
 def refuse_full(out: Path) -> None:

@@ -23,8 +23,9 @@ from ds4sci.data.language.windows import NO_TOKEN
 from ds4sci.files.atomic_files import new_folder, refuse_full, replace_text
 from ds4sci.inference import evaluate_language
 from ds4sci.inference.record_errors import naming
+from ds4sci.machine.processor import usable_cores
 from ds4sci.tasks.language_modeling import LanguageTask, multiple
-from ds4sci.train.distributed import cores, free_port
+from ds4sci.train.distributed import free_port
 
 INDEX = "index.json"
 
@@ -64,7 +65,7 @@ def _rank(rank: int, port: int, run: str, fasta: str, out: str, which: str, mean
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )  # fmt: skip
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     joined = engine.join({}, ranks)
     try:
         _, task, step = evaluate_language.load(Path(run), which)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from ds4sci.chemistry.residue_codes import secondary_classes
 from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.structures.chain_set import ChainSet
-from ds4sci.files.atomic_files import replace_text
+from ds4sci.files.atomic_files import replace_text, replacing
 from ds4sci.inference.record_errors import naming
 from ds4sci.machine import provenance
 from ds4sci.metrics import METRICS, lddt_ca, mean_scores, pseudo_beta, score_chain
@@ -231,10 +230,5 @@ def _is_validation_set(task: Any, checksum: str) -> bool:
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path, sync=False) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -7,7 +7,6 @@ sources' and the command's hash, is made under a lock that dies with its holder,
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
@@ -19,6 +18,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from ds4sci.files import locks
+from ds4sci.files.cache import cache_root
 
 PACKAGE = Path(__file__).resolve().parents[1]
 BUILT = "_built"
@@ -93,14 +95,6 @@ def compiler() -> str:
     raise BuildError("there is no C++ compiler; `apt-get install g++` brings one")
 
 
-def cache() -> Path:
-    """Where builds are kept: $DS4SCI_CACHE, else ``ds4sci`` in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("DS4SCI_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds4sci"
-
-
 def flags(target: Isa) -> list[str]:
     return [
         *COMMON, *target.flags, f"-DDS4SCI_ISA={target.name}", f"-DDS4SCI_LANES={target.lanes}",
@@ -123,13 +117,11 @@ def build(name: str, target: Isa) -> Path:
         return carried
     cxx = compiler()
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    library = cache() / _library(name, target, version)
+    library = cache_root() / _library(name, target, version)
     if library.exists():
         return library
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with (library.parent / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locks.exclusive(library.parent / f"{name}.lock"):
             if not library.exists():
                 _compile(name, target, cxx, library)
     except OSError as error:

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ds4sci.machine import processor
+
 PACKAGES = ("ds4sci", "torch", "deepspeed", "numpy", "transformers", "triton")
 
 
@@ -16,8 +18,8 @@ def describe() -> dict[str, Any]:
     """Plain values: ``cpu`` model, ``cores`` usable and present, ``memory_gb``, ``gpus`` (name, memory), ``system``,
     ``python``, ``versions`` of the packages that matter, ``commit`` of ds4sci."""
     return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": processor.model_name(),
+        "cores": processor.usable_cores(),
         "cores_present": os.cpu_count(),
         "memory_gb": round(_memory_bytes() / 2**30, 1),
         "gpus": _gpus(),
@@ -47,15 +49,6 @@ def _git(folder: Path, *arguments: str) -> str:
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
     )
     return done.stdout.strip()
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _memory_bytes() -> int:

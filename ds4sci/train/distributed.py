@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ds4sci.machine.processor import usable_cores
 from ds4sci.parallel.groups import ALONE, SequenceGroup, sequence_groups
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def set_environment() -> None:
             "start with `deepspeed`, `torchrun` or `ds4sci train`, or unset RANK and WORLD_SIZE for a single rank"
         )
     local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // local_size)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // local_size)))
 
 
 def connect(device: torch.device, sequence: int = 1) -> Ranks:
@@ -97,11 +98,6 @@ def connect(device: torch.device, sequence: int = 1) -> Ranks:
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     group = sequence_groups(sequence)
     return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device, control, group)
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:

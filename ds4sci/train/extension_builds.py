@@ -13,7 +13,6 @@ traffic goes through torch's own gloo, as it does anyway.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -30,6 +29,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ds4sci.config import deepspeed_json
+from ds4sci.files import locks
+from ds4sci.files.cache import cache_root
 
 SHM = "deepspeed_shm_comm"
 BUILDERS = {
@@ -75,13 +76,12 @@ def cache_folder() -> Path:
     """
     if own := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(own)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     versions = "-".join(
         [f"py{sys.version_info.major}{sys.version_info.minor}"]
         + [f"{package}{importlib.metadata.version(package)}" for package in ("torch", "deepspeed")]
     )
     prefix = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
-    return base / "ds4sci" / "torch_extensions" / f"{versions}-{prefix}"
+    return cache_root() / "torch_extensions" / f"{versions}-{prefix}"
 
 
 def why_no_build() -> str | None:
@@ -178,7 +178,7 @@ def build(
 ) -> None:
     """Call ``load`` (which builds into ``folder / name`` if need be) alone among all processes, saying what goes on."""
     wait = f"Waiting for another process to build DeepSpeed's {name} …"
-    with alone(folder / f"{name}.flock", waiting=lambda: say(wait) if speaks else None):
+    with locks.exclusive(folder / f"{name}.flock", on_wait=lambda: say(wait) if speaks else None):
         clear_dead_build(folder / name)
         fresh = not any((folder / name).glob("*.so"))
         start = time.monotonic()
@@ -209,19 +209,6 @@ def _clock(what: str) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Swallow what DeepSpeed and torch print bare, past any logger, while they set themselves up."""
     with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-@contextlib.contextmanager
-def alone(file: Path, *, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock ``file``; calls ``waiting`` if another process has it. The kernel drops it when its holder dies."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

@@ -17,7 +17,8 @@ from types import FrameType
 import psutil
 
 from ds4sci.config.run_file import RunConfig
-from ds4sci.train.distributed import cores, free_port
+from ds4sci.machine.processor import usable_cores
+from ds4sci.train.distributed import free_port
 
 MODULE = "ds4sci.train"
 
@@ -60,7 +61,7 @@ def default_ranks() -> int:
     """One for each GPU; two on a CPU with two cores or more."""
     import torch
 
-    return torch.cuda.device_count() or min(2, cores())
+    return torch.cuda.device_count() or min(2, usable_cores())
 
 
 def command(ranks: int, arguments: Sequence[str]) -> list[str]:
@@ -74,7 +75,7 @@ def environment(ranks: int) -> dict[str, str]:
     import torch
 
     variables = dict(os.environ)
-    variables.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
+    variables.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     if not torch.cuda.is_available():
         variables.setdefault("DS_ACCELERATOR", "cpu")
     return variables

@@ -29,9 +29,10 @@ def test_a_full_device_is_kept_as_an_error_and_nothing_more_is_written(tmp_path:
 def test_replace_text_leaves_old_or_new(tmp_path: Path) -> None:
     file = tmp_path / "latest"
     replace_text(file, "one")
-    with pytest.raises(TypeError):
-        replace_text(file, 3)  # type: ignore[arg-type]
+    with pytest.raises(UnicodeEncodeError):
+        replace_text(file, "\ud800")
     assert file.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_metrics_are_cut_after_the_checkpoint_and_torn_lines_go(tmp_path: Path) -> None:

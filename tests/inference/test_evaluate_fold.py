@@ -282,14 +282,14 @@ def test_what_fails_while_files_are_written_leaves_none(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is raised: here a full disk at the second of a record's files."""
-    real = writers.write_text_aside
+    real = writers.replace_text
 
-    def full_disk(path: Path, text: str) -> Path:
+    def full_disk(path: Path, text: str) -> None:
         if path.name == "first.pdb":
             raise OSError(28, "No space left on device")
-        return real(path, text)
+        real(path, text)
 
-    monkeypatch.setattr(writers, "write_text_aside", full_disk)
+    monkeypatch.setattr(writers, "replace_text", full_disk)
     summary = predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out", show=False)
     first, second = summary["records"]
     assert (first["status"], first["files"]) == ("failed", [])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +18,9 @@ from ds4sci.data.language.windows import Letters, Regions, Windows, cut
 from ds4sci.data.sequences import Range, SequenceStore, index
 from ds4sci.data.sequences.alphabet import PROTEIN
 from ds4sci.data.tokenizers.schemes import Period
+from ds4sci.files import locks
+from ds4sci.files.atomic_files import replacing
+from ds4sci.files.cache import derived_path
 from ds4sci.types import RESIDUES
 
 CHECKED = 2_000_000
@@ -140,8 +140,8 @@ def open_store(path: Path, *, alphabet: str = "auto", bad: str = "error") -> Seq
         raise ValueError(
             f"data.path: {path}: no such file or folder; name a FASTA file, or what `ds4sci data index` made"
         )
-    out = _beside(path, ".ds4sci")
-    with _one_at_a_time(out):
+    out = derived_path(path, ".ds4sci", kind="sequences")
+    with locks.exclusive(out.with_name(f".{out.name}.lock")):
         index([path], out, alphabet=alphabet, bad=bad, jobs=1)  # type: ignore[arg-type]
     return SequenceStore.open(out)
 
@@ -180,21 +180,19 @@ def cut_once(
     told = hashlib.sha256(repr((store.manifest["files"], coder.fingerprint(), document, both_strands)).encode())
     for column in (regions.record, regions.start, regions.stop):
         told.update(column.tobytes())
-    file = _beside(store.folder, f".windows-{told.hexdigest()[:16]}.npz")
-    with _one_at_a_time(file):
+    file = derived_path(store.folder, f".windows-{told.hexdigest()[:16]}.npz", kind="sequences")
+    with locks.exclusive(file.with_name(f".{file.name}.lock")):
         if not file.is_file():
             made = cut(regions, coder, letters, document=document, both_strands=both_strands)
-            _write_whole(file, made.arrays())
+            _write_arrays(file, made.arrays())
     with np.load(file, allow_pickle=False) as arrays:
         return Windows.of(arrays)
 
 
-def _write_whole(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a ``.npz`` that appears complete or not at all."""
-    aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with aside.open("wb") as handle:
+def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a ``.npz`` atomically."""
+    with replacing(file, sync=False) as handle:
         np.savez(handle, allow_pickle=False, **arrays)
-    aside.replace(file)
 
 
 def _look_for_relatives(train: SequenceStore, valid: SequenceStore, identity: float) -> None:
@@ -222,31 +220,10 @@ def _clusters(
     store: SequenceStore, path: Path, fraction: float, identity: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     told = hashlib.sha256(repr((store.lengths.tolist(), fraction, identity, seed)).encode()).hexdigest()[:16]
-    file = _beside(path, f".split-{told}.npz")
-    with _one_at_a_time(file):
+    file = derived_path(path, f".split-{told}.npz", kind="sequences")
+    with locks.exclusive(file.with_name(f".{file.name}.lock")):
         if not file.is_file():
             train, valid = split_by_cluster(store, fraction, identity, seed)
-            _write_whole(file, {"train": train, "valid": valid})
+            _write_arrays(file, {"train": train, "valid": valid})
     with np.load(file, allow_pickle=False) as arrays:
         return arrays["train"], arrays["valid"]
-
-
-def _beside(path: Path, ending: str) -> Path:
-    """``path`` + ``ending``, or that name in the cache where the folder of ``path`` cannot be written."""
-    whole = path.resolve()
-    if os.access(whole.parent, os.W_OK):
-        return whole.with_name(whole.name + ending)
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds4sci"
-    home = Path(os.environ.get("DS4SCI_CACHE") or usual)
-    folder = home / "sequences" / hashlib.sha256(str(whole.parent).encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / (whole.name + ending)
-
-
-@contextmanager
-def _one_at_a_time(what: Path) -> Iterator[None]:
-    """A lock that other processes of this machine wait for and that ends with its holder."""
-    lock = what.with_name(f".{what.name}.lock")
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -6,13 +6,11 @@ killed goes on: a finished part is kept as long as its file still has the checks
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -29,6 +27,8 @@ from ds4sci.data.sequences.store import SequenceStore
 from ds4sci.data.sequences.stream import Source, fingerprint
 from ds4sci.data.sequences.subset import contiguous, copy
 from ds4sci.data.worker_pool import run_each
+from ds4sci.files import locks
+from ds4sci.machine.processor import usable_cores
 
 _HEAD = 1 << 16
 """Letters that an alphabet is recognised from: beyond the 10,000 N that human chromosomes begin with."""
@@ -110,7 +110,7 @@ def index(
         done = kept = len(paths) - len(todo)
         if progress:
             progress(done, len(paths))
-        for (path, *_), failure in run_each(write_part, todo, jobs=jobs or _cores(), marks=work):
+        for (path, *_), failure in run_each(write_part, todo, jobs=jobs or usable_cores(), marks=work):
             if failure:
                 raise ValueError(f"{path}: {failure}; give it more memory or fewer jobs")
             done += 1
@@ -187,17 +187,12 @@ def _is_current(part: Path, path: Path, told: Callable[[Path], tuple[int, str]])
     return False
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def _alone(work: Path, out: Path) -> Iterator[None]:
     """Hold the work folder against a second run into the same store; the system lets go of it when a run dies."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locks.exclusive_or_raise(work / "lock"))
         except BlockingIOError:
             raise ValueError(f"{out}: another run is making it; wait for that one") from None
         yield

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -31,6 +30,8 @@ from ds4sci.data.structures.parsers.atoms import KEPT
 from ds4sci.data.structures.secondary import assign
 from ds4sci.data.text_files import stem, suffix
 from ds4sci.data.worker_pool import run_each
+from ds4sci.files.atomic_files import replace_text
+from ds4sci.machine.processor import usable_cores
 from ds4sci.types import Record
 
 READERS = {".cif": mmcif.parse, ".mmcif": mmcif.parse, ".pdb": pdb.parse, ".ent": pdb.parse}
@@ -159,7 +160,7 @@ def build(
     if progress:
         progress(done, len(files))
     arguments = [(path, str(path.relative_to(src_dir)), entries[path], alignments, settings) for path in todo]
-    for path, failure in run_each(_read_one, arguments, jobs=jobs or _cores(), marks=work):
+    for path, failure in run_each(_read_one, arguments, jobs=jobs or usable_cores(), marks=work):
         if failure:
             _store(entries[path[0]], [], [_row(path[1], None, "refused", "crashed the reader", failure)], {})
         done += 1
@@ -169,7 +170,7 @@ def build(
     rows, parts = _collect(entries, src_dir)
     rows += _passed_over(src_dir)
     report = out.with_name(out.name + ".report.jsonl")
-    _write_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), sync=False)
     if not parts:
         reasons = Counter(row["reason"] for row in rows if row["reason"]).most_common(1)
         raise ValueError(
@@ -196,10 +197,6 @@ class Alignments(NamedTuple):
 @lru_cache(maxsize=1)
 def _index(alignments: Alignments) -> dict[str, list[Path]]:
     return {} if alignments.folder is None else alignment_files.index(alignments.folder)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _structures(src_dir: Path) -> list[Path]:
@@ -385,12 +382,3 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
         told = {"alignments": [file.as_json() for file in rows_of]} if rows_of else {}
         rows.append(_row(name, chain.id, "accepted", None, None, **size, msa_rows=depth, **told))
     _store(entry, list(taken.values()), rows, seen)
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

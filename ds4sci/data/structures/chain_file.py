@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
 from ds4sci.chemistry.residue_constants import ATOM37
+from ds4sci.files.atomic_files import replacing
 from ds4sci.types import RESIDUES, Msa, Record
 
 BACKBONE = [ATOM37.index(name) for name in ("N", "CA", "C", "O")]
@@ -79,18 +79,11 @@ def slim(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a ``.npz`` that appears complete or not at all: aside, flushed to disk, then renamed."""
+    """Write a compressed ``.npz`` atomically; creates the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _check(records: Sequence[Record]) -> None:

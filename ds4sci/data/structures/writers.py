@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import gemmi
 import numpy as np
 
 from ds4sci.chemistry.residue_constants import ATOM37, RESTYPE_1TO3
+from ds4sci.files.atomic_files import replace_text
 from ds4sci.types import Prediction
 
 CHAIN = "A"
@@ -23,18 +23,9 @@ class PdbLimitError(ValueError):
     """A structure that the columns of the PDB format cannot hold."""
 
 
-def write_text_aside(path: Path, text: str) -> Path:
-    """Write a file that appears complete or not at all: aside in the same folder, to the disk, then renamed."""
+def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    replace_text(path, text)
     return path
 
 
@@ -140,7 +131,7 @@ def mmcif_text(prediction: Prediction, date: datetime.date | None = None) -> str
 
 def write_mmcif(prediction: Prediction, path: str | Path) -> Path:
     """Write ``mmcif_text``; returns the path. An interrupted or failed write leaves the old file, or none."""
-    return write_text_aside(Path(path), mmcif_text(prediction))
+    return _write(Path(path), mmcif_text(prediction))
 
 
 def write_pdb(prediction: Prediction, path: str | Path) -> Path:
@@ -162,4 +153,4 @@ def write_pdb(prediction: Prediction, path: str | Path) -> Path:
             raise PdbLimitError(
                 f"{prediction.id}: does not fit the PDB format ({what} of {came:g}, at most {most:g}); use mmCIF."
             )
-    return write_text_aside(Path(path), structure(prediction).make_pdb_string())
+    return _write(Path(path), structure(prediction).make_pdb_string())

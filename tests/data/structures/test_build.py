@@ -17,7 +17,6 @@ import pytest
 from ds4sci.chemistry.residue_codes import decode
 from ds4sci.data.alignments.profile import msa_profile
 from ds4sci.data.structures import build as builder
-from ds4sci.data.structures import chain_file
 from ds4sci.data.structures.build import BuildReport, build
 from ds4sci.data.structures.chain_filters import BuildSettings, refusal_of
 from ds4sci.data.structures.chain_set import ChainSet
@@ -231,7 +230,7 @@ def test_a_full_disk_stops_the_build_and_leaves_the_old_set(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(chain_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         build(source, out, jobs=1)
     assert out.read_bytes() == before
