@@ -1,4 +1,4 @@
-"""One named type per arrow of the data flow, and the names of the axes.
+"""Data types of the pipeline, one per step of the data flow, and the axis glossary.
 
 file → ``Record`` (parsed, Å) → ``Features`` (one example) → ``Batch`` (padded, masked) → ``Output`` → loss.
 
@@ -6,7 +6,8 @@ Axis glossary, used in every docstring:
 b batch · s MSA rows · e extra MSA rows · n residues (tokens) · q, k query and key positions · a atoms ·
 h heads · d channels per head · c channels · p points · l structure-module iterations · 37/14 atom layouts of AlphaFold.
 
-This module imports neither torch nor anything else of ds4sci, so that the numpy half of ``ds4sci.data`` can use it.
+This module imports neither torch nor other ds4sci modules at run time, so the torch-free parts of ``ds4sci.data`` can
+use it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-IGNORED = -100
-"""A label that stands for none."""
+IGNORE_INDEX = -100
+"""Label of positions without a training target (PyTorch's ``ignore_index``)."""
 
 RESIDUES = "ARNDCQEGHILKMFPSTWYV"
-"""The twenty amino acids in AlphaFold's order; index 20 is X (unknown)."""
+"""One-letter codes of the twenty amino acids in AlphaFold's order; index 20 is X (unknown)."""
 
 MSA_ALPHABET = RESIDUES + "X-"
 """Letters of an MSA row: 0–19 residues, 20 X, 21 gap. Index 22, used only as a feature, is the BERT mask token."""
@@ -31,11 +32,11 @@ MSA_ALPHABET = RESIDUES + "X-"
 
 @dataclass(frozen=True)
 class Msa:
-    """An alignment to a query of n residues; row 0 is the query.
+    """A multiple sequence alignment (MSA) to a query of n residues; row 0 is the query.
 
     sequences  uint8 [s, n], indices into ``MSA_ALPHABET``
-    deletions  int32 [s, n], residues deleted (lower case in A3M) just before each column
-    names      s names, as in the file
+    deletions  int32 [s, n], residues deleted (lower case in A3M) immediately before each column
+    names      s row names, as in the file
     """
 
     sequences: np.ndarray
@@ -45,17 +46,17 @@ class Msa:
 
 @dataclass(frozen=True)
 class Record:
-    """One chain as parsed: what the file says, in Å, with nothing left out silently.
+    """One parsed protein chain. Coordinates are in Å; parsers report everything that they exclude.
 
     id             e.g. ``1UBQ_A``
-    sequence       n letters of the whole entity (``RESIDUES`` + X), modified residues as their parent
-    atom_positions float32 [n, 37, 3] Å, 0 where absent (atom order: ``ds4sci.chemistry.residue_constants.ATOM37``)
+    sequence       n one-letter codes of the whole entity (``RESIDUES`` + X), modified residues as their parent
+    atom_positions float32 [n, 37, 3] Å, 0 where missing (atom order: ``ds4sci.chemistry.residue_constants.ATOM37``)
     atom_mask      bool [n, 37], True = coordinates present
-    residue_index  int32 [n], position in the entity, rising (0-based); a jump is a chain break
+    residue_index  int32 [n], position in the entity, 0-based, strictly increasing; a jump is a chain break
     b_factors      float32 [n, 37] Å², or None
-    dssp           n letters of DSSP's 8 states with C for loop and ``?`` unknown, or None
+    dssp           n letters of DSSP's 8 states, C for loop and ``?`` for unknown, or None
     profile        float32 [n, 20] amino-acid frequencies in ``RESIDUES`` order, or None
-    msa            alignment to ``sequence``, or None
+    msa            MSA with ``sequence`` as its query, or None
     resolution     Å, or None
     """
 
@@ -73,7 +74,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Features:
-    """One example, cropped and sampled, numpy; the feature names and sizes of AlphaFold 2's Table 1.
+    """One cropped and sampled training example as numpy arrays; names and sizes follow AlphaFold 2's Table 1.
 
     aatype          int64 [n], 0–20
     residue_index   int64 [n]
@@ -81,8 +82,8 @@ class Features:
     msa_mask        bool [s, n], True = real
     extra_msa_feat  float32 [e, n, 25]: one-hot 23 · has_deletion · deletion_value; e may be 0
     extra_msa_mask  bool [e, n]
-    true_msa        int64 [s, n], letters before BERT masking
-    masked_msa      bool [s, n], True = to be predicted by the masked-MSA head
+    true_msa        int64 [s, n], residue codes before BERT masking
+    masked_msa      bool [s, n], True = target of the masked-MSA head
     atom_positions  float32 [n, 37, 3] Å
     atom_mask       bool [n, 37]
     secondary       int64 [n]: 0 helix (HGI), 1 strand (EB), 2 loop, -1 unknown
@@ -106,13 +107,13 @@ class Features:
 
 @dataclass(frozen=True)
 class Batch:
-    """``Features`` of b examples, padded to one length and stacked; every array gains a leading b.
+    """``Features`` of b examples, padded to a common length and stacked along a leading axis b.
 
     token_mask  bool [b, n], True = real residue (padding is False)
     ids         b record ids
-    recycling   passes without gradient before the last one; equal on all ranks
-    step        optimizer step that this batch belongs to
-    progress    step / steps of the run, in [0, 1]
+    recycling   recycling passes without gradient before the last pass; the same on all ranks
+    step        optimizer step of this batch
+    progress    step / total steps of the run, in [0, 1]
     """
 
     ids: tuple[str, ...]
@@ -134,37 +135,37 @@ class Batch:
     progress: float = 0.0
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``: the only host-to-device crossing of the data."""
-        return _moved(self, device)
+        """Return the batch on ``device``. This is the only host-to-device transfer of the data."""
+        return _to_device(self, device)
 
 
-def _moved(batch: Any, device: torch.device | str, stay: tuple[str, ...] = ()) -> Any:
-    """``batch`` with its tensors on ``device``, but for those that ``stay``."""
+def _to_device(batch: Any, device: torch.device | str, keep_on_cpu: tuple[str, ...] = ()) -> Any:
+    """Return ``batch`` with its tensors on ``device``, except the fields in ``keep_on_cpu``."""
     moved: dict[str, Any] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
-        if hasattr(value, "to") and field.name not in stay:
+        if hasattr(value, "to") and field.name not in keep_on_cpu:
             moved[field.name] = value.to(device, non_blocking=True)
     return replace(batch, **moved)
 
 
 @dataclass(frozen=True)
 class LanguageBatch:
-    """b rows of n tokens, each row one document or several packed side by side; the padding is in no document.
+    """b rows of n tokens; each row holds one document or several packed documents. Padding belongs to no document.
 
     input_ids     int64 [b, n]
-    labels        int64 [b, n], the token to be predicted here; -100 = nothing is. Shifted already for causal models
-    weights       float32 [b, n], of each token's loss
-    position_ids  int64 [b, n], from 0 in every document
-    spans         int64 [m, 2], first token and the one after the last of each document, in the rows laid end to end;
-                  always on the CPU
-    marked        bool [b, n], True = the label is soft-masked (lower case) in the file
-    ids           names of the documents: RECORD:FIRST-LAST, 1-based residues
-    tokens        real tokens, special ones included
-    step          optimizer step that this batch belongs to
-    rope_factor   positions are divided by this (linear position interpolation)
-    residues      int64 [b, n], residues that the label counts for: each residue of a row counts at most once; None
-                  where there are no residues to count
+    labels        int64 [b, n], target token of each position, ``IGNORE_INDEX`` (-100) = no target; already shifted for
+                  causal models
+    weights       float32 [b, n], loss weight of each token
+    position_ids  int64 [b, n], counted from 0 in each document
+    doc_spans     int64 [m, 2], start and end (exclusive) of each document in the flattened rows; always on the CPU
+    soft_masked   bool [b, n], True = the label is soft-masked (lower case) in the file
+    ids           document names: RECORD:FIRST-LAST, 1-based residues
+    tokens        number of real tokens, special tokens included
+    step          optimizer step of this batch
+    rope_factor   divisor of the positions (linear position interpolation)
+    residues      int64 [b, n], number of residues that each label accounts for; each residue of a row is counted at
+                  most once. None if residues are not counted
     """
 
     ids: tuple[str, ...]
@@ -172,46 +173,46 @@ class LanguageBatch:
     labels: Tensor
     weights: Tensor
     position_ids: Tensor
-    spans: Tensor
-    marked: Tensor
+    doc_spans: Tensor
+    soft_masked: Tensor
     tokens: int
     step: int = 0
     rope_factor: float = 1.0
     residues: Tensor | None = None
 
     def to(self, device: torch.device | str) -> LanguageBatch:
-        """The same batch on ``device``; ``spans`` stay on the CPU, where kernels plan by them."""
-        return _moved(self, device, stay=("spans",))
+        """Return the batch on ``device``; ``doc_spans`` stays on the CPU, where kernels plan their tiles."""
+        return _to_device(self, device, keep_on_cpu=("doc_spans",))
 
 
 @dataclass(frozen=True)
 class LanguageOutput:
-    """What a language model says of this rank's part of the rows: s = n, or n / P under sequence parallelism.
+    """Per-token results of a language model on this rank: s = n, or n / P under sequence parallelism.
 
-    losses   fp32 [b, s], nats of each label, 0 where there is none
-    right    bool [b, s], True = the label is what the model finds likeliest
-    labels   int64 [b, s]
-    weights  float32 [b, s]
-    marked   bool [b, s]
+    losses       fp32 [b, s], negative log-likelihood of each label in nats, 0 without a label
+    correct      bool [b, s], True = the label is the most likely token
+    labels       int64 [b, s]
+    weights      float32 [b, s]
+    soft_masked  bool [b, s]
     """
 
     losses: Tensor
-    right: Tensor
+    correct: Tensor
     labels: Tensor
     weights: Tensor
-    marked: Tensor
+    soft_masked: Tensor
 
 
 @dataclass(frozen=True)
 class OperatorBatch:
-    """m functions at points that they share.
+    """m functions evaluated at the same points.
 
-    functions  float32 [m, q], values at the sensors
-    points     point set → float32 [n, d]; without residuals ``{"grid": …}``
-    given      name → float32 [m, n], what the equation knows of the functions at its points
+    functions  float32 [m, q], function values at the sensors
+    points     name of the point set → float32 [n, d]; ``{"grid": …}`` if ``residuals`` is False
+    given      name → float32 [m, n], known terms of the equation at its points
     ids        names of the functions
-    residuals  whether the equation's residuals are asked for, or u on the grid
-    step       optimizer step that this batch belongs to
+    residuals  True = compute the equation's residuals, False = compute u on the grid
+    step       optimizer step of this batch
     """
 
     ids: tuple[str, ...]
@@ -222,7 +223,7 @@ class OperatorBatch:
     step: int = 0
 
     def to(self, device: torch.device | str) -> OperatorBatch:
-        """The same batch on ``device``."""
+        """Return the batch on ``device``."""
         points, given = (
             {name: x.to(device, non_blocking=True) for name, x in own.items()} for own in (self.points, self.given)
         )
@@ -231,14 +232,14 @@ class OperatorBatch:
 
 @dataclass(frozen=True)
 class Output:
-    """What the structure model says of a batch; logits of an absent head are None.
+    """Output of the structure model for a batch; logits of a disabled head are None.
 
     rotations, translations  [l, b, n, 3, 3] and [l, b, n, 3] Å: backbone frames after each structure-module iteration
-    angles, raw_angles       [l, b, n, 7, 2]: sin, cos of ω φ ψ χ1–4, of unit length and before normalisation
-    atom37                   [b, n, 37, 3] Å, 0 for atoms the residue has not
-    frames8                  ([b, n, 8, 3, 3], [b, n, 8, 3]) rigid groups of the last iteration
-    start                    ([b, n, 3, 3], [b, n, 3]) the frames that the first iteration began with
-    pair, msa0               [b, n, n, c_z], [b, n, c_m]: with ``atom37`` what recycling feeds back
+    angles, raw_angles       [l, b, n, 7, 2]: (sin, cos) of ω φ ψ χ1–4, normalised and unnormalised
+    atom37                   [b, n, 37, 3] Å, 0 for atoms that the residue does not have
+    frames8                  ([b, n, 8, 3, 3], [b, n, 8, 3] Å) rigid groups of the last iteration
+    initial_frames           ([b, n, 3, 3], [b, n, 3] Å) input frames of the first structure-module iteration
+    pair, msa0               [b, n, n, c_z], [b, n, c_m]: recycled together with ``atom37``
     """
 
     rotations: Tensor
@@ -247,7 +248,7 @@ class Output:
     raw_angles: Tensor
     atom37: Tensor
     frames8: tuple[Tensor, Tensor]
-    start: tuple[Tensor, Tensor]
+    initial_frames: tuple[Tensor, Tensor]
     pair: Tensor
     msa0: Tensor
     plddt_logits: Tensor
@@ -259,26 +260,26 @@ class Output:
 
 @dataclass(frozen=True)
 class StemOutput:
-    """What the structure model says before its trunk has joined in (``stem.stem_only_fraction``).
+    """Output of the structure model while only its stem is trained (``stem.stem_only_fraction``).
 
-    start             ([b, n, 3, 3], [b, n, 3] Å) frames along the predicted chain
-    secondary_logits  [b, n, 3], or None without that head
+    initial_frames    ([b, n, 3, 3], [b, n, 3] Å) frames along the predicted chain
+    secondary_logits  [b, n, 3], or None if the head is disabled
     """
 
-    start: tuple[Tensor, Tensor]
+    initial_frames: tuple[Tensor, Tensor]
     secondary_logits: Tensor | None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One predicted chain, numpy, without padding.
+    """One predicted chain as numpy arrays, without padding.
 
     atom37    float32 [n, 37, 3] Å
-    atom_mask bool [n, 37], True = atom exists in the residue and was placed
+    atom_mask bool [n, 37], True = the residue has the atom and it was placed
     plddt     float32 [n], 0–100
-    distances float32 [n, n] Å, expected Cβ–Cβ distance under the distogram
+    distances float32 [n, n] Å, expected Cβ–Cβ distance of the distogram
     contacts  float32 [n, n], probability that the Cβ–Cβ distance is below 8 Å
-    secondary float32 [n, 3], probability of helix, strand, loop, or None without that head
+    secondary float32 [n, 3], probabilities of helix, strand and loop, or None if the head is disabled
     """
 
     id: str

@@ -152,8 +152,8 @@ def our_batch(kind: str, n: int, document: int | None) -> Any:
     positions = torch.arange(n) % size
     return LanguageBatch(
         ids=("made",), input_ids=row["input_ids"][None], labels=labels[None],
-        weights=(labels >= 0).float()[None], position_ids=positions[None], spans=spans,
-        marked=torch.zeros(1, n, dtype=torch.bool), tokens=real,
+        weights=(labels >= 0).float()[None], position_ids=positions[None], doc_spans=spans,
+        soft_masked=torch.zeros(1, n, dtype=torch.bool), tokens=real,
     )  # fmt: skip
 
 

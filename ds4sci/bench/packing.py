@@ -133,7 +133,7 @@ def _stock(task: LanguageTask) -> Callable[[LanguageBatch], None]:
 
 def _mask(batch: LanguageBatch) -> Tensor:
     kept = torch.zeros(batch.input_ids.numel(), dtype=torch.long)
-    for start, stop in batch.spans.tolist():
+    for start, stop in batch.doc_spans.tolist():
         kept[start:stop] = 1
     return kept.view_as(batch.input_ids)
 
@@ -146,7 +146,7 @@ def _apart(task: LanguageTask, packed: list[LanguageBatch], own: list[Any]) -> f
     worst, number = 0.0, 0
     for batch in packed:
         whole = task.language.log_probabilities(batch).flatten(0, 1)
-        for start, stop in batch.spans.tolist():
+        for start, stop in batch.doc_spans.tolist():
             given = torch.from_numpy(own[number][1].inputs)[None]
             alone = model(input_ids=given).logits[0].float().log_softmax(-1)
             worst = max(worst, float((whole[start:stop] - alone).abs().max()))

@@ -117,7 +117,7 @@ def _terms(output: Output, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
     truth = _truth(batch, output.translations)
     terms: dict[str, Tensor] = {}
     terms |= _frame_terms(output, batch, truth, c)
-    terms |= _start_terms(output.start, batch, truth, c)
+    terms |= _start_terms(output.initial_frames, batch, truth, c)
     terms |= _distance_terms(output, batch, truth, c)
     terms |= _head_terms(output, batch, truth, c)
     terms |= _secondary_terms(output.secondary_logits, batch, c)
@@ -127,8 +127,8 @@ def _terms(output: Output, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
 
 
 def _stem_terms(output: StemOutput, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
-    truth = _truth(batch, output.start[1])
-    return _start_terms(output.start, batch, truth, c) | _secondary_terms(output.secondary_logits, batch, c)
+    truth = _truth(batch, output.initial_frames[1])
+    return _start_terms(output.initial_frames, batch, truth, c) | _secondary_terms(output.secondary_logits, batch, c)
 
 
 def _near(batch: Batch) -> Tensor:

@@ -233,7 +233,7 @@ class FoldModel(nn.Module):
             raw_angles=structure.raw_angles,
             atom37=atom14_to_atom37(atom14, batch.aatype),
             frames8=(frames.rotation, frames.translation),
-            start=(structure.start.rotation, structure.start.translation),
+            initial_frames=(structure.start.rotation, structure.start.translation),
             pair=z,
             msa0=m[:, 0],
             plddt_logits=self.plddt(structure.single),

@@ -36,7 +36,7 @@ _UNSERVED = {
 
 @dataclass(frozen=True)
 class Layout:
-    """The documents of a batch (``LanguageBatch.spans``) and the ranks that share its rows."""
+    """The documents of a batch (``LanguageBatch.doc_spans``) and the ranks that share its rows."""
 
     spans: Tensor
     group: SequenceGroup

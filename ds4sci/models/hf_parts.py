@@ -163,7 +163,7 @@ class TokenDropout:
     def scaled(self, batch: LanguageBatch, shard: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """Inside, embeddings are looked up for ``batch``."""
         if self._active:
-            self._scale = shard(embedding_scale(batch.input_ids, batch.spans, self.mask_token))
+            self._scale = shard(embedding_scale(batch.input_ids, batch.doc_spans, self.mask_token))
         try:
             yield
         finally:
@@ -189,7 +189,7 @@ def embedding_scale(tokens: Tensor, spans: Tensor, mask_token: int) -> Tensor:
 def real_tokens(batch: LanguageBatch) -> Tensor:
     """int64 [b, n], 1 in documents and 0 in padding: transformers' attention mask."""
     mask = torch.zeros(batch.input_ids.numel(), dtype=torch.int64, device=batch.input_ids.device)
-    mask[inside(batch.spans.to(mask.device))] = 1
+    mask[inside(batch.doc_spans.to(mask.device))] = 1
     return mask.view(batch.input_ids.shape)
 
 

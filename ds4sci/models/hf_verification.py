@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.models import hf_miniature
-from ds4sci.types import IGNORED, LanguageBatch
+from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
 LARGEST = 2**25
 """Weights of a small copy; several of it are held at a time."""
@@ -335,7 +335,7 @@ class _Trial:
         with torch.no_grad():
             found = model.logits(batch).flatten(0, 1)
         numbers = [number for row in rows for number in row]
-        for number, (start, stop) in zip(numbers, batch.spans.tolist(), strict=True):
+        for number, (start, stop) in zip(numbers, batch.doc_spans.tolist(), strict=True):
             off = self.differ(found[start:stop], wanted[number], allowed)
             if off:
                 how = "beside others" if max(map(len, rows)) > 1 else "in a row with padding"
@@ -360,7 +360,7 @@ class _Trial:
         model = self.wrap(copy.deepcopy(self.model), convention).eval()
         batch = self.batch([[1]])
         n = batch.input_ids.shape[1]
-        alone = replace(batch, spans=torch.arange(n).view(-1, 1) + torch.tensor([[0, 1]]))
+        alone = replace(batch, doc_spans=torch.arange(n).view(-1, 1) + torch.tensor([[0, 1]]))
         changed = alone.input_ids.clone()
         changed[0, n // 2] = changed[0, 0]
         with torch.no_grad():
@@ -386,7 +386,7 @@ class _Trial:
                 positions[number, at:stop] = torch.arange(stop - at)
                 spans.append((number * n + at, number * n + stop))
                 at = stop
-        none = torch.full_like(ids, IGNORED)
+        none = torch.full_like(ids, IGNORE_INDEX)
         return LanguageBatch(
             tuple(f"document {i}" for row in rows for i in row), ids, none, torch.zeros(ids.shape), positions,
             torch.tensor(spans), torch.zeros(ids.shape, dtype=torch.bool), sum(b - a for a, b in spans),
@@ -403,7 +403,7 @@ def _finite_gradients(model: Any, batch: LanguageBatch) -> bool:
     """Whether NaN in padding, which a softmax over no key makes, stays out of the gradients."""
     model.zero_grad()
     logits = model.logits(batch).flatten(0, 1)
-    torch.cat([logits[a:b] for a, b in batch.spans.tolist()]).float().square().mean().backward()
+    torch.cat([logits[a:b] for a, b in batch.doc_spans.tolist()]).float().square().mean().backward()
     return all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
 
 

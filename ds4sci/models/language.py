@@ -132,7 +132,7 @@ class LanguageModel(nn.Module):
         shard = self.group.shard
         labels = shard(batch.labels)
         losses, right = token_losses(hidden, labels, self._parts[0].head, self.classes)
-        return LanguageOutput(losses, right, labels, shard(batch.weights), shard(batch.marked))
+        return LanguageOutput(losses, right, labels, shard(batch.weights), shard(batch.soft_masked))
 
     def hidden(self, batch: LanguageBatch) -> Tensor:
         """Last hidden states ``[b, s, c]`` of this rank's part of the rows."""
@@ -162,7 +162,7 @@ class LanguageModel(nn.Module):
         positions = shard(batch.position_ids) + self.convention.first_position
         if batch.rope_factor != 1.0:
             positions = positions / batch.rope_factor
-        with using(Layout(batch.spans, self.group)), self._embeddings.scaled(batch, shard):
+        with using(Layout(batch.doc_spans, self.group)), self._embeddings.scaled(batch, shard):
             out = parts.body(input_ids=tokens, position_ids=positions, **parts.arguments)
         return out[0]
 
@@ -171,7 +171,7 @@ class LanguageModel(nn.Module):
         rows of several documents where the model must have one a row."""
         convention = self.convention
         name = type(unwrapped(self.model)).__name__
-        lengths = (batch.spans[:, 1] - batch.spans[:, 0]).tolist()
+        lengths = (batch.doc_spans[:, 1] - batch.doc_spans[:, 0]).tolist()
         if convention.longest is not None and max(lengths, default=0) > convention.longest:
             document, n = max(zip(batch.ids, lengths, strict=False), key=lambda one: one[1])
             raise ValueError(
@@ -180,7 +180,7 @@ class LanguageModel(nn.Module):
             )
         if convention.attention == "own":
             rows = batch.input_ids.shape[1]
-            if len(lengths) > len(batch.input_ids) or bool((batch.spans[:, 0] % rows).any()):
+            if len(lengths) > len(batch.input_ids) or bool((batch.doc_spans[:, 0] % rows).any()):
                 raise ValueError(f"{name} takes one document a row: set data.packing = false")
             if batch.rope_factor != 1.0:
                 raise ValueError(f"data.phases: rope_factor needs positions from outside; {name} counts its own")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ds4sci.types import IGNORED
+from ds4sci.types import IGNORE_INDEX
 
 LOGITS = 2**24
 """Logits made at a time (64 MB in fp32)."""
@@ -30,14 +30,14 @@ def token_losses(
     """
     flat, wanted = hidden.flatten(0, 1), labels.flatten()
     pieces = max(1, -(-wanted.numel() * vocabulary // LOGITS))
-    index = torch.nonzero(wanted != IGNORED).squeeze(1)
+    index = torch.nonzero(wanted != IGNORE_INDEX).squeeze(1)
     few = 2 * index.numel() < wanted.numel()
     picked, targets = (flat.index_select(0, index), wanted.index_select(0, index)) if few else (flat, wanted)
 
     def piece(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(x)
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(wide, target, reduction="none", ignore_index=IGNORED), logits.argmax(-1) == target
+        return F.cross_entropy(wide, target, reduction="none", ignore_index=IGNORE_INDEX), logits.argmax(-1) == target
 
     parts = []
     for x, target in zip(picked.tensor_split(pieces), targets.tensor_split(pieces), strict=True):

@@ -242,7 +242,7 @@ class LanguageTask:
 
     def work(self, batch: LanguageBatch) -> tuple[int, float]:
         """(real tokens, FLOP of a training step) of this rank's share of ``batch``."""
-        return batch.tokens // self.group.size, self.language.flops(batch.spans) / self.group.size
+        return batch.tokens // self.group.size, self.language.flops(batch.doc_spans) / self.group.size
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
         _, _, reader, _ = self.sides()
@@ -388,9 +388,9 @@ def class_sums(output: LanguageOutput, classes: int, group: SequenceGroup, resid
     over all ranks of the group; by soft-masking and label."""
     keep = ((output.labels >= 0) & (output.weights > 0)).flatten().cpu()
     labels = output.labels.clamp(min=0).flatten().cpu()
-    place = (output.marked.flatten().cpu().long() * classes + labels)[keep]
+    place = (output.soft_masked.flatten().cpu().long() * classes + labels)[keep]
     ones = torch.ones_like(output.losses)
-    columns = (output.losses, ones, output.right, ones if residues is None else residues)
+    columns = (output.losses, ones, output.correct, ones if residues is None else residues)
     values = torch.stack([x.detach().flatten().double().cpu()[keep] for x in columns], dim=1)
     table = torch.zeros(2 * classes, 4, dtype=torch.float64).index_add_(0, place, values).view(2, classes, 4)
     return group.total(table.to(output.losses.device)).cpu()

@@ -28,7 +28,7 @@ from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.tasks import language_modeling
 from ds4sci.tasks.fold import located
-from ds4sci.types import IGNORED, LanguageBatch, LanguageOutput
+from ds4sci.types import IGNORE_INDEX, LanguageBatch, LanguageOutput
 
 kept_by = language_modeling.kept_by
 
@@ -86,7 +86,7 @@ class LabelReader:
         classes = secondary_classes(dssp) if self.states == "3" else _eight(dssp)
         ids, place, size = self.coder.encode(letters)
         own = classes[start:stop][np.minimum(place, len(letters) - 1)]
-        labels = np.where((size == 1) & (own >= 0), own, IGNORED)
+        labels = np.where((size == 1) & (own >= 0), own, IGNORE_INDEX)
         return Document(
             ids, np.ones(len(ids), np.float32), np.zeros(len(ids), bool), place, size, self.coder.is_unknown(ids),
             f"{chain.id}:{start + 1}-{stop}", labels,
@@ -179,7 +179,7 @@ class ResidueLabelsTask:
 
     def work(self, batch: LanguageBatch) -> tuple[int, float]:
         """(real tokens, FLOP of a training step) of this rank's share of ``batch``."""
-        return batch.tokens // self.group.size, self.language.flops(batch.spans) / self.group.size
+        return batch.tokens // self.group.size, self.language.flops(batch.doc_spans) / self.group.size
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
         reader, rows, row = self._open(self.config.data.valid)

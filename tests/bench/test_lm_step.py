@@ -26,11 +26,11 @@ def test_both_sides_have_the_same_loss(kind) -> None:
 
 def test_documents_of_the_search_cover_the_row() -> None:
     batch = lm_step.our_batch("causal_lm", 100, 40)
-    assert batch.spans.tolist() == [[0, 40], [40, 80], [80, 100]]
+    assert batch.doc_spans.tolist() == [[0, 40], [40, 80], [80, 100]]
     assert batch.position_ids[0, 40] == 0
     assert (batch.labels[0, [39, 79, 99]] == -100).all()
     masked = lm_step.our_batch("masked_lm", 100, None)
-    assert masked.spans.tolist() == [[0, 75]]
+    assert masked.doc_spans.tolist() == [[0, 75]]
 
 
 @pytest.mark.parametrize("power", [1, 2])

@@ -183,7 +183,7 @@ def test_loss_does_not_see_where_the_truth_lies(model: FoldModel, batch: Batch) 
 def test_start_along_a_chain_is_a_compact_helix_before_training(batch: Batch) -> None:
     config = SMALL.model_copy(update={"structure": SMALL.structure.model_copy(update={"initial_frames": "chain"})})
     output: Output = FoldModel(config).eval()(batch)
-    rotation, ca = output.start
+    rotation, ca = output.initial_frames
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand_as(rotation), atol=1e-5, rtol=0)
     step = ca[0, 1:] - ca[0, :-1]
     volume = (torch.linalg.cross(step[:-2], step[1:-1]) * step[2:]).sum(-1)
@@ -224,4 +224,4 @@ def test_the_stem_trains_alone_at_first_and_predicts_with_the_trunk(batch: Batch
     assert isinstance(whole, Output)
     assert isinstance(model.eval()(replace(batch, progress=0.4)), Output)
     # an untrained trunk leaves the stem's single representation as it is: both say the same of the start
-    torch.testing.assert_close(whole.start[1], alone.start[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(whole.initial_frames[1], alone.initial_frames[1], atol=1e-4, rtol=1e-4)

@@ -61,7 +61,7 @@ def test_embeddings_are_those_of_the_untouched_model(config: dict[str, Any]) -> 
     batch = rows_of(17, 40)
     with torch.no_grad():
         found = model.hidden(batch).flatten(0, 1)
-        for start, stop in batch.spans.tolist():
+        for start, stop in batch.doc_spans.tolist():
             wanted = body(input_ids=batch.input_ids.flatten()[start:stop][None])[0][0]
             assert torch.allclose(found[start:stop], wanted, rtol=1e-4, atol=1e-5)
 
@@ -269,7 +269,7 @@ def test_any_packing_gives_the_same_log_probabilities(models, lengths, order) ->
         batch = rows(groups)
         with torch.no_grad():
             found = model.logits(batch).log_softmax(-1).flatten(0, 1)
-        return {name: found[a:b] for name, (a, b) in zip(batch.ids, batch.spans.tolist(), strict=True)}
+        return {name: found[a:b] for name, (a, b) in zip(batch.ids, batch.doc_spans.tolist(), strict=True)}
 
     shuffled = list(read)
     order.shuffle(shuffled)

@@ -104,7 +104,7 @@ def test_logits_in_pieces(monkeypatch) -> None:
     monkeypatch.setattr(token_loss, "LOGITS", 33 * 10)
     pieces = model(batch)
     assert torch.allclose(pieces.losses, whole.losses, rtol=1e-5)
-    assert torch.equal(pieces.right, whole.right)
+    assert torch.equal(pieces.correct, whole.correct)
     for name, grad in gradients(model, mean(pieces)).items():
         assert torch.allclose(grad, wanted[name], rtol=1e-4, atol=1e-6), name
 
@@ -121,8 +121,8 @@ def test_no_label_gives_a_loss_of_zero_with_a_gradient() -> None:
 
 def test_embedding_scale_is_esms_own_for_each_document() -> None:
     batch = oracle.batch("masked_lm", [[17, 9], [25]], 32)
-    scale = hf_parts.embedding_scale(batch.input_ids, batch.spans, oracle.MASK).flatten()
-    for start, stop in batch.spans.tolist():
+    scale = hf_parts.embedding_scale(batch.input_ids, batch.doc_spans, oracle.MASK).flatten()
+    for start, stop in batch.doc_spans.tolist():
         tokens = batch.input_ids.flatten()[start:stop]
         masked = tokens == oracle.MASK
         expected = (1 - 0.15 * 0.8) / (1 - float(masked.float().mean()))

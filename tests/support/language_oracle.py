@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ds4sci.data.language.batches import Document, collate
 from ds4sci.data.language.targets import Target
 from ds4sci.models import language
-from ds4sci.types import IGNORED, LanguageBatch
+from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
 VOCABULARY = 33
 MASK, PAD, CLS, EOS = 32, 1, 0, 2
@@ -79,10 +79,10 @@ def plain_loss(own: nn.Module, given: LanguageBatch) -> Tensor:
             module.gradient_checkpointing = False
     total, count = [], 0.0
     try:
-        for start, stop in given.spans.tolist():
+        for start, stop in given.doc_spans.tolist():
             tokens, labels, weights = (x.flatten()[start:stop] for x in (given.input_ids, given.labels, given.weights))
             logits = inner(input_ids=tokens[None], attention_mask=torch.ones_like(tokens[None])).logits[0]
-            nats = nn.functional.cross_entropy(logits.double(), labels, reduction="none", ignore_index=IGNORED)
+            nats = nn.functional.cross_entropy(logits.double(), labels, reduction="none", ignore_index=IGNORE_INDEX)
             total.append((nats * weights).sum())
             count += float(weights.double().sum())
     finally:

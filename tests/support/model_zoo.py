@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ds4sci.data.language.batches import Document, Target, collate
 from ds4sci.models import hf_miniature, hf_parts, language
 from ds4sci.models.hf_verification import check_size, random_weights
-from ds4sci.types import IGNORED, LanguageBatch
+from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "language_models.md"
 KINDS = {"masked": "masked_lm", "causal": "causal_lm"}
@@ -163,11 +163,11 @@ def documents(config: Any, kind: str, lengths: tuple[int, ...]) -> list[Any]:
 def theirs(model: Any, batch: LanguageBatch) -> Tensor:
     """Σ weight · nats / Σ weight by the untouched model, a document at a time."""
     total, count = [], 0.0
-    for start, stop in batch.spans.tolist():
+    for start, stop in batch.doc_spans.tolist():
         tokens, labels, weights = (x.flatten()[start:stop] for x in (batch.input_ids, batch.labels, batch.weights))
         fresh = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # some models remember calls
         logits = fresh(input_ids=tokens[None]).logits[0]
-        nats = nn.functional.cross_entropy(logits.double(), labels, reduction="none", ignore_index=IGNORED)
+        nats = nn.functional.cross_entropy(logits.double(), labels, reduction="none", ignore_index=IGNORE_INDEX)
         total.append((nats * weights).sum())
         count += float(weights.sum())
     return torch.stack(total).sum() / count

@@ -70,8 +70,8 @@ def part(batch: Any, first: int, last: int) -> Any:
     from dataclasses import replace
 
     n = batch.input_ids.shape[1]
-    here = [(a - first * n, b - first * n) for a, b in batch.spans.tolist() if first * n <= a < last * n]
-    names = ("input_ids", "labels", "weights", "position_ids", "marked")
+    here = [(a - first * n, b - first * n) for a, b in batch.doc_spans.tolist() if first * n <= a < last * n]
+    names = ("input_ids", "labels", "weights", "position_ids", "soft_masked")
     return replace(
-        batch, spans=torch.tensor(here).view(-1, 2), **{name: getattr(batch, name)[first:last] for name in names}
+        batch, doc_spans=torch.tensor(here).view(-1, 2), **{name: getattr(batch, name)[first:last] for name in names}
     )

@@ -16,7 +16,7 @@ from ds4sci.data.language.sequence_transform import residue_weights, reverse_com
 from ds4sci.data.language.targets import Example, Target, unlabelled
 from ds4sci.data.loader import ahead, generator
 from ds4sci.data.tokenizers.alphabets import AMBIGUOUS
-from ds4sci.types import IGNORED, LanguageBatch
+from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def collate(rows: Sequence[Sequence[tuple[Document, Example]]], n: int, pad: int
     """b rows of documents, end to end, filled up to n tokens with ``pad``."""
     b = len(rows)
     inputs = np.full((b, n), pad, np.int64)
-    labels = np.full((b, n), IGNORED, np.int64)
+    labels = np.full((b, n), IGNORE_INDEX, np.int64)
     weights = np.zeros((b, n), np.float32)
     residues = np.zeros((b, n), np.int64)
     positions = np.zeros((b, n), np.int64)
@@ -130,16 +130,16 @@ def collate(rows: Sequence[Sequence[tuple[Document, Example]]], n: int, pad: int
             positions[row, here] = np.arange(here.stop - at)
             spans.append((row * n + here.start, row * n + here.stop))
             at = here.stop
-    weights[labels == IGNORED] = 0.0
-    residues[labels == IGNORED] = 0
+    weights[labels == IGNORE_INDEX] = 0.0
+    residues[labels == IGNORE_INDEX] = 0
     return LanguageBatch(
         ids=tuple(document.name for documents in rows for document, _ in documents),
         input_ids=torch.from_numpy(inputs),
         labels=torch.from_numpy(labels),
         weights=torch.from_numpy(weights),
         position_ids=torch.from_numpy(positions),
-        spans=torch.tensor(spans, dtype=torch.int64).view(-1, 2),
-        marked=torch.from_numpy(marked),
+        doc_spans=torch.tensor(spans, dtype=torch.int64).view(-1, 2),
+        soft_masked=torch.from_numpy(marked),
         residues=torch.from_numpy(residues),
         tokens=sum(stop - start for start, stop in spans),
         **facts,
@@ -269,4 +269,4 @@ def evaluation_batches(
 
 def marked_as_padding(batch: LanguageBatch) -> LanguageBatch:
     """``batch`` with no token to predict: what a rank computes when the others have one batch more."""
-    return replace(batch, labels=torch.full_like(batch.labels, IGNORED), weights=torch.zeros_like(batch.weights))
+    return replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX), weights=torch.zeros_like(batch.weights))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ds4sci.types import IGNORED
+from ds4sci.types import IGNORE_INDEX
 
 _KEPT, _RANDOM = 0.1, 0.1
 """Shares of the chosen tokens that stay as they are and that become another letter (BERT, ESM-2)."""
@@ -57,7 +57,7 @@ class Example:
 def unlabelled(ids: np.ndarray) -> Example:
     """``ids`` with nothing to predict."""
     none = np.zeros(len(ids), np.int64)
-    return Example(ids, none + IGNORED, none.astype(np.float32), none, none.astype(bool))
+    return Example(ids, none + IGNORE_INDEX, none.astype(np.float32), none, none.astype(bool))
 
 
 def first_seen(start: np.ndarray, size: np.ndarray, unknown: np.ndarray) -> np.ndarray:
@@ -203,11 +203,11 @@ class Target:
             return Example(ids, document.labels, document.weights, document.size, document.marked)
         fresh = first_seen(document.start, document.size, document.unknown)
         return Example(
-            ids, _next(ids, IGNORED), _next(document.weights, 0), _next(fresh, 0), _next(document.marked, False)
+            ids, _next(ids, IGNORE_INDEX), _next(document.weights, 0), _next(fresh, 0), _next(document.marked, False)
         )
 
     def _labelled(self, document: Tokens, units: Units, chosen: np.ndarray, inputs: np.ndarray) -> Example:
-        labels, residues = np.full(len(inputs), IGNORED, np.int64), np.zeros(len(inputs), np.int64)
+        labels, residues = np.full(len(inputs), IGNORE_INDEX, np.int64), np.zeros(len(inputs), np.int64)
         at = units.label[chosen]
         labels[at], residues[at] = document.ids[at], units.residues[chosen]
         return Example(inputs, labels, document.weights, residues, document.marked)

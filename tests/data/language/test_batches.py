@@ -18,7 +18,7 @@ from ds4sci.data.language.packing import make_rows
 from ds4sci.data.language.targets import Target
 from ds4sci.data.language.windows import Regions
 from ds4sci.data.sequences import SequenceStore, index
-from ds4sci.types import IGNORED
+from ds4sci.types import IGNORE_INDEX
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_the_other_strand(store) -> None:
 def test_masks_are_those_of_bert(store) -> None:
     target, seen = masked(store), np.zeros(4)
     for batch in islice(made(store, target), 150):
-        chosen = batch.labels != IGNORED
+        chosen = batch.labels != IGNORE_INDEX
         assert not (chosen & (batch.labels < 4)).any(), "special tokens are never predicted"
         given = batch.input_ids[chosen]
         same = given == batch.labels[chosen]
@@ -94,17 +94,17 @@ def test_causal_labels_are_the_next_tokens_of_the_same_document(store) -> None:
     for batch in islice(made(store, Target()), 10):
         flat, labels = batch.input_ids.flatten(), batch.labels.flatten()
         inside = torch.zeros(len(flat), dtype=torch.bool)
-        for start, stop in batch.spans.tolist():
+        for start, stop in batch.doc_spans.tolist():
             assert torch.equal(labels[start : stop - 1], flat[start + 1 : stop])
-            assert labels[stop - 1] == IGNORED
+            assert labels[stop - 1] == IGNORE_INDEX
             assert batch.position_ids.flatten()[start:stop].tolist() == list(range(stop - start))
             inside[start:stop] = True
-        assert (labels[~inside] == IGNORED).all()
+        assert (labels[~inside] == IGNORE_INDEX).all()
         assert batch.tokens == int(inside.sum())
 
 
 def equal(one: Any, other: Any) -> bool:
-    names = ("input_ids", "labels", "weights", "position_ids", "marked", "spans")
+    names = ("input_ids", "labels", "weights", "position_ids", "soft_masked", "doc_spans")
     return one.ids == other.ids and all(torch.equal(getattr(one, n), getattr(other, n)) for n in names)
 
 
@@ -148,8 +148,8 @@ def test_evaluation_predicts_every_residue_once(store) -> None:
         every_token=True,
     ):  # fmt: skip
         key = "".join(batch.ids)
-        counts[key] = counts.get(key, 0) + (batch.labels != IGNORED).long()
-        hidden = batch.labels != IGNORED
+        counts[key] = counts.get(key, 0) + (batch.labels != IGNORE_INDEX).long()
+        hidden = batch.labels != IGNORE_INDEX
         assert (batch.input_ids[hidden] == target.mask).all()
     total = sum(int(c.sum()) for c in counts.values())
     assert max(int(c.max()) for c in counts.values()) == 1
@@ -214,7 +214,7 @@ def test_evaluation_hides_everything_that_it_asks_for(store) -> None:
     rows = make_rows(Regions.whole(store.lengths, range(len(store))), own.coder, document=64, row=128, seed=1)
     settings: dict[str, Any] = {"seed": 0, "pad": own.coder.pad, "batch": 2, "budget": 128, "multiple": 8}
     batches_made = list(evaluation_batches(own, target, rows, range(len(rows)), **settings))
-    asked = torch.cat([batch.input_ids[batch.labels != IGNORED] for batch in batches_made])
+    asked = torch.cat([batch.input_ids[batch.labels != IGNORE_INDEX] for batch in batches_made])
     assert len(asked) > 20
     assert (asked == target.mask).all()
     assert sum(batch.tokens for batch in batches_made) / len(asked) == pytest.approx(target.turns(), rel=0.2)

@@ -18,7 +18,7 @@ from ds4sci.data.language.corpus import Coder
 from ds4sci.data.language.packing import make_rows
 from ds4sci.data.language.targets import Target
 from ds4sci.data.language.windows import NO_TOKEN, Regions, cut
-from ds4sci.types import IGNORED
+from ds4sci.types import IGNORE_INDEX
 from tests.support.trained_tokenizers import LEARNT, learnt
 
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -150,11 +150,11 @@ def test_training_and_evaluation_read_what_was_given(name) -> None:
         accumulation_steps=1, pad=own.pad,
     )  # fmt: skip
     for batch in islice(stream, 3):  # epochs: windows moved and turned around; never cut off at an end
-        for start, stop in batch.spans.tolist():
+        for start, stop in batch.doc_spans.tolist():
             ids = batch.input_ids.flatten()[start:stop]
             if own.ends > own.prefix:
                 assert ids[-1] == own.encoder.suffix[-1]
-        assert int(batch.residues[batch.labels != IGNORED].sum()) == int(batch.residues.sum())
+        assert int(batch.residues[batch.labels != IGNORE_INDEX].sum()) == int(batch.residues.sum())
 
 
 def test_a_bpe_tokenizer_reads_all_of_12_000_bases() -> None:

@@ -23,7 +23,7 @@ from ds4sci.data.language.targets import Target, Units, first_seen
 from ds4sci.data.language.windows import Regions
 from ds4sci.tasks import causal_lm, masked_lm
 from ds4sci.tasks.language_modeling import LanguageTask
-from ds4sci.types import IGNORED, LanguageBatch, LanguageOutput
+from ds4sci.types import IGNORE_INDEX, LanguageBatch, LanguageOutput
 from tests.data.language.test_coverage import SCHEMES, Memory, bases
 from tests.support.trained_tokenizers import LEARNT, learnt
 
@@ -62,12 +62,12 @@ class Oracle(nn.Module):
     def forward(self, batch: LanguageBatch) -> LanguageOutput:
         flat, labels = batch.input_ids.flatten().numpy(), batch.labels.flatten().numpy()
         losses = np.zeros(len(flat), np.float32)
-        for name, (first, last) in zip(batch.ids, batch.spans.tolist(), strict=True):
+        for name, (first, last) in zip(batch.ids, batch.doc_spans.tolist(), strict=True):
             record, start, stop = map(int, re.findall(r"\d+", name))
             ids, place, size = self.task.coder.encode(self.store.residues(record, start - 1, stop))
             assert len(ids) == last - first
             visible = flat[first:last] == ids
-            for i in np.flatnonzero(labels[first:last] != IGNORED).tolist():
+            for i in np.flatnonzero(labels[first:last] != IGNORE_INDEX).tolist():
                 token = i if self.task.fraction else i + 1
                 seen = np.zeros(stop - start + 1, bool)
                 for j in range(len(ids)):
@@ -79,7 +79,7 @@ class Oracle(nn.Module):
         shape = batch.labels.shape
         return LanguageOutput(
             torch.from_numpy(losses).view(shape), torch.zeros(shape, dtype=torch.bool), batch.labels, batch.weights,
-            batch.marked,
+            batch.soft_masked,
         )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_training_masks_hide_what_they_ask_for() -> None:
     target, asked, hidden_of_all = Target(0.15, task.coder.mask, task.coder.residue_ids), 0, 0
     for _ in range(200):
         made = target.apply(one, rng)
-        at = np.flatnonzero(made.labels != IGNORED)
+        at = np.flatnonzero(made.labels != IGNORE_INDEX)
         asked += int(made.residues.sum())
         hidden = made.inputs == task.coder.mask
         hidden_of_all += int(hidden.sum())
@@ -158,7 +158,7 @@ def test_the_other_strand_and_bases_that_do_not_count(name) -> None:
         shown = np.zeros(150, bool)
         for j in np.flatnonzero((made.inputs == one.ids) & (one.size > 0)):
             shown[one.start[j] : one.start[j] + one.size[j]] = True
-        for i in np.flatnonzero((made.labels != IGNORED) & (made.weights > 0)):
+        for i in np.flatnonzero((made.labels != IGNORE_INDEX) & (made.weights > 0)):
             span = slice(one.start[i], one.start[i] + one.size[i])
             assert (~shown[span]).sum() == made.residues[i]
             assert not soft[span].any()
