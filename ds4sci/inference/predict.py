@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from ds4sci.data.alignments import alignment_files
-from ds4sci.data.alignments.profile import with_input
+from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.sequences import protein_fasta as fasta_source
 from ds4sci.data.structures import writers
 from ds4sci.files.atomic_files import replace_text
@@ -43,7 +43,7 @@ class Job:
     record: Record
     stem: str
     notes: tuple[str, ...] = ()
-    alignments: tuple[alignment_files.FileRows, ...] = ()
+    alignments: tuple[alignment_files.AlignmentFileReport, ...] = ()
     error: str | None = None
 
 
@@ -154,7 +154,7 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
     entries = fasta_source.read_entries(fasta)
     if all(entry.error for entry in entries):
         raise ValueError(entries[0].error)
-    found = {} if msa_dir is None else alignment_files.index(msa_dir)
+    found = {} if msa_dir is None else alignment_files.index_folder(msa_dir)
     jobs: list[Job] = []
     for entry, stem in zip(entries, file_stems([entry.name for entry in entries]), strict=True):
         record = fasta_source.record(entry.name, entry.sequence)
@@ -165,7 +165,7 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
             continue
         try:
             record, files = alignment_files.attach_files(record, paths)
-            left_out = alignment_files.summary(files)
+            left_out = alignment_files.summarize(files)
             notes = (*entry.notes, left_out) if left_out else entry.notes
             job = replace(job, record=record, alignments=tuple(files), notes=notes)
         except (ValueError, OSError) as error:
@@ -220,7 +220,7 @@ def _attempt(task: Any, job: Job, row: dict[str, Any], out_dir: Path, check_memo
             raise ValueError(job.error)
         device = next(task.model.parameters()).device
         wanted = task.config.data.features.msa_input
-        record = with_input(job.record, wanted)
+        record = with_msa_input(job.record, wanted)
         needed, there = task.prediction_bytes(record), memory.available_bytes(device)
         row["memory_gb"] = round(needed / 1e9, 2)
         row["input"] = "sequence" if job.record.msa is None or wanted == "sequence" else "alignment"

@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 
 from ds4sci.data.structures.parsers import mmcif, pdb
-from ds4sci.data.structures.parsers.structure import ParsedStructure
+from ds4sci.data.structures.parsers.records import ParsedStructure
 
 DATA = Path(__file__).parents[1] / "fixtures"
 ENTRIES = sorted((DATA / "mmcif").glob("*.cif.gz"))

@@ -21,39 +21,40 @@ from ds4sci.data.alignments import msa
 from ds4sci.data.text_files import stem, suffix
 from ds4sci.types import Msa, Record
 
-TEMPLATES = "hits in the PDB (templates), not an alignment"
-PAIRING = "hits for pairing chains (AlphaFold-Multimer), not read for single chains"
+TEMPLATE_HITS = "hits in the PDB (templates), not an alignment"
+PAIRING_HITS = "hits for pairing chains (AlphaFold-Multimer), not read for single chains"
 NO_ALIGNMENT = "not an alignment format (" + ", ".join(msa.SUFFIXES) + ")"
-FOLDER = "a folder, not looked into (only msas/ is)"
+NESTED_FOLDER = "a folder, not looked into (only msas/ is)"
 EMPTY = "an empty folder"
 OTHER_QUERY = "alignment to another query"
 BEYOND_LIMIT = "beyond the number of rows to keep"
 """Reasons for which files and rows are left out; those of single alignments are in ``msa``."""
 
-_TEMPLATE_STEMS = ("hmm_output", "hmmsearch_output", "pdb_hits", "pdb70_hits", "pdb_seqres_hits")
-_PAIRING_STEMS = ("uniprot_hits",)
-_ALPHAFOLD2 = "msas"
+_TEMPLATE_HIT_STEMS = ("hmm_output", "hmmsearch_output", "pdb_hits", "pdb70_hits", "pdb_seqres_hits")
+_PAIRING_HIT_STEMS = ("uniprot_hits",)
+_ALPHAFOLD2_SUBFOLDER = "msas"
 """The folder of a chain's folder in which AlphaFold 2 has the alignments."""
 
 
 @dataclass(frozen=True)
-class FileRows:
-    """What became of one file: ``rows == kept + sum(left_out.values())``; or ``unread``, the reason it was left out."""
+class AlignmentFileReport:
+    """What became of one file: ``rows == kept + sum(left_out.values())``; or ``skip_reason``, the reason it was left
+    out."""
 
     file: str
     rows: int = 0
     kept: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    unread: str | None = None
+    skip_reason: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For reports."""
-        if self.unread is not None:
-            return {"file": self.file, "unread": self.unread}
+        if self.skip_reason is not None:
+            return {"file": self.file, "skipped": self.skip_reason}
         return {"file": self.file, "rows": self.rows, "kept": self.kept, "left_out": dict(self.left_out)}
 
 
-def index(folder: str | Path) -> dict[str, list[Path]]:
+def index_folder(folder: str | Path) -> dict[str, list[Path]]:
     """The files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz), and all files in the folders ``NAME/`` and
     ``NAME/msas/``, with other folders in them; an empty one stands for itself.
 
@@ -65,19 +66,19 @@ def index(folder: str | Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            found.setdefault(chain_key(path.name), []).extend(_inside(path, into=_ALPHAFOLD2))
+            found.setdefault(chain_key(path.name), []).extend(_list_chain_folder(path, into=_ALPHAFOLD2_SUBFOLDER))
         elif suffix(path) in msa.SUFFIXES:
             found.setdefault(chain_key(stem(path)), []).append(path)
     return found
 
 
-def _inside(folder: Path, into: str | None = None) -> list[Path]:
+def _list_chain_folder(folder: Path, into: str | None = None) -> list[Path]:
     """What is in a chain's folder, with what is in its folder ``into``; the folder itself where there is nothing."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not (path.is_file() or path.is_dir()):
             continue
-        found += _inside(path) if path.is_dir() and path.name == into else [path]
+        found += _list_chain_folder(path) if path.is_dir() and path.name == into else [path]
     return found or [folder]
 
 
@@ -91,17 +92,17 @@ def why_not(path: str | Path) -> str | None:
     """Why a file, or a folder, in a chain's folder is not read, or None."""
     path = Path(path)
     if path.is_dir():
-        return FOLDER if any(not one.name.startswith(".") for one in path.iterdir()) else EMPTY
-    if stem(path) in _TEMPLATE_STEMS or suffix(path) == ".hhr":
-        return TEMPLATES
-    if stem(path) in _PAIRING_STEMS:
-        return PAIRING
+        return NESTED_FOLDER if any(not one.name.startswith(".") for one in path.iterdir()) else EMPTY
+    if stem(path) in _TEMPLATE_HIT_STEMS or suffix(path) == ".hhr":
+        return TEMPLATE_HITS
+    if stem(path) in _PAIRING_HIT_STEMS:
+        return PAIRING_HITS
     return None if suffix(path) in msa.SUFFIXES else NO_ALIGNMENT
 
 
 def attach_files(
     record: Record, paths: Sequence[Path], *, max_rows: int | None = None
-) -> tuple[Record, list[FileRows]]:
+) -> tuple[Record, list[AlignmentFileReport]]:
     """``record`` with the rows of all alignments in ``paths`` (in this order, each row once), and what became of each.
 
     Where a file holds alignments to several queries (ColabFold), those to the record's sequence are taken. At most
@@ -109,14 +110,14 @@ def attach_files(
     ``ValueError`` names the file, and the line, row or residue.
     """
     parts: list[tuple[int, msa.Alignment, Msa]] = []
-    files: list[FileRows] = []
+    files: list[AlignmentFileReport] = []
     for path in paths:
         reason = why_not(path)
-        files.append(FileRows(path.name, unread=reason))
+        files.append(AlignmentFileReport(path.name, skip_reason=reason))
         if reason is not None:
             continue
         alignments = msa.read_all(path)
-        files[-1] = FileRows(path.name, rows=sum(one.rows for one in alignments))
+        files[-1] = AlignmentFileReport(path.name, rows=sum(one.rows for one in alignments))
         mine = []
         for alignment in alignments:
             try:
@@ -141,7 +142,7 @@ def attach_files(
     letters = np.concatenate([attached.sequences for *_, attached in parts])
     owner = np.repeat([file for file, *_ in parts], [len(attached.names) for *_, attached in parts])
     names = [name for *_, attached in parts for name in attached.names]
-    first = msa.first_rows(letters)
+    first = msa.unique_row_indices(letters)
     keep = first[:max_rows]
     for file, alignment, _ in parts:
         files[file].left_out.update(alignment.left_out)
@@ -154,11 +155,11 @@ def attach_files(
     return replace(record, msa=Msa(letters[keep], deletions, tuple(names[at] for at in keep))), files
 
 
-def summary(files: Sequence[FileRows]) -> str:
+def summarize(files: Sequence[AlignmentFileReport]) -> str:
     """One line for people about everything that was left out; empty where nothing was, but for duplicates."""
     rows: Counter[str] = Counter()
     for file in files:
         rows.update(file.left_out)
     rows.pop(msa.DUPLICATE, None)
-    told = [f"{file.file} not read: {file.unread}" for file in files if file.unread is not None]
+    told = [f"{file.file} not read: {file.skip_reason}" for file in files if file.skip_reason is not None]
     return "; ".join([*told, *(f"{count} rows left out: {reason}" for reason, count in rows.items())])

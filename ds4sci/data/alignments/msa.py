@@ -21,9 +21,9 @@ DUPLICATE = "same letters as an earlier row"
 ANNOTATION = "annotation (ss_pred and the like)"
 """Reasons for which rows are left out."""
 
-_ANNOTATION = ("ss_pred", "ss_conf", "ss_dssp", "sa_dssp", "aa_pred", "aa_dssp")
+_ANNOTATION_NAMES = ("ss_pred", "ss_conf", "ss_dssp", "sa_dssp", "aa_pred", "aa_dssp")
 """Rows of HH-suite's A3M that hold secondary structure and the like, not sequences."""
-_COMPLEX = re.compile(r"#\d+(,\d+)+\t\d+(,\d+)+\s*")
+_COMPLEX_HEADER = re.compile(r"#\d+(,\d+)+\t\d+(,\d+)+\s*")
 """ColabFold's first line over the alignment of a complex: the chains' lengths and numbers of copies."""
 
 
@@ -47,7 +47,7 @@ def read(path: str | Path) -> Msa:
     Of a file with several alignments all must be to one query. ``ValueError`` names the file, and the line and row.
     """
     found = [one.msa for one in read_all(path)]
-    if len(found) > 1 and any(_difference(one.sequences[0], found[0].sequences[0]) is not None for one in found):
+    if len(found) > 1 and any(_first_difference(one.sequences[0], found[0].sequences[0]) is not None for one in found):
         queries = ", ".join(repr(one.names[0]) for one in found[:4])
         raise ValueError(f"{path}: alignments to {len(found)} queries ({queries} …); expected one: split the file")
     return found[0] if len(found) == 1 else merge(found)
@@ -86,7 +86,7 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
     for number, line in enumerate(text.split("\n"), start=first):
         if line.startswith(">"):
             name = (line[1:].split() or [f"line{number}"])[0]
-            begun, keep = True, name not in _ANNOTATION
+            begun, keep = True, name not in _ANNOTATION_NAMES
             if keep:
                 names.append(name)
                 lines.append(number)
@@ -94,7 +94,7 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
             else:
                 left_out[ANNOTATION] += 1
         elif line.startswith("#"):
-            if not begun and _COMPLEX.fullmatch(line):
+            if not begun and _COMPLEX_HEADER.fullmatch(line):
                 raise ValueError(
                     f"{path}: line {number}: an alignment of a complex of several chains; expected one of one chain:"
                     " give each chain its own A3M"
@@ -127,10 +127,10 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
         if not letters and (inserted.any() or not len(row)):
             raise ValueError(f"{path}: line {number}: the query {name!r} is empty or has small letters")
         if not letters:
-            row = _query(row, codes[places])
+            row = _query_codes(row, codes[places])
         letters.append(row)
         deletions.append(np.diff(places, prepend=-1) - 1)
-    return _alignment(np.stack(letters), np.stack(deletions), names, left_out, f"{path}: line {lines[0]}")
+    return _to_query_columns(np.stack(letters), np.stack(deletions), names, left_out, f"{path}: line {lines[0]}")
 
 
 def _columns(raw: bytes) -> int:
@@ -188,10 +188,10 @@ def _stockholm_entry(numbered: list[tuple[int, str]], path: str | Path) -> Align
             raise ValueError(
                 f"{path}: line {first_line[name]}: row {name!r} has {len(row)} columns; the query has {len(letters[0])}"
             )
-        letters.append(row if letters else _query(row, codes))
+        letters.append(row if letters else _query_codes(row, codes))
     stacked = np.stack(letters)
     where = f"{path}: line {next(iter(first_line.values()))}"
-    return _alignment(stacked, np.zeros(stacked.shape, np.int64), list(rows), Counter(), where)
+    return _to_query_columns(stacked, np.zeros(stacked.shape, np.int64), list(rows), Counter(), where)
 
 
 def write_a3m(path: str | Path, msa: Msa) -> None:
@@ -209,14 +209,14 @@ def merge(msas: Sequence[Msa]) -> Msa:
     ``ValueError`` names the queries, and the first residue at which two of them differ.
     """
     for msa in msas:
-        at = _difference(msa.sequences[0], msas[0].sequences[0])
+        at = _first_difference(msa.sequences[0], msas[0].sequences[0])
         if at is not None:
             raise ValueError(
                 f"alignments to unlike queries: {msas[0].names[0]!r} and {msa.names[0]!r} differ at residue {at + 1}"
             )
     letters = np.concatenate([msa.sequences for msa in msas])
     names = [name for msa in msas for name in msa.names]
-    keep = first_rows(letters)
+    keep = unique_row_indices(letters)
     return Msa(
         letters[keep], np.concatenate([msa.deletions for msa in msas])[keep], tuple(names[index] for index in keep)
     )
@@ -229,7 +229,7 @@ def attach(record: Record, msa: Msa, source: str | Path) -> Record:
     """
     mine = np.minimum(encode(record.sequence), UNKNOWN)
     query = msa.sequences[0]
-    at = _difference(mine, query)
+    at = _first_difference(mine, query)
     if at is not None:
         theirs, ours = (decode(one[at : at + 1]) or "its end" for one in (query, mine))
         raise ValueError(
@@ -239,7 +239,7 @@ def attach(record: Record, msa: Msa, source: str | Path) -> Record:
     return replace(record, msa=replace(msa, sequences=np.concatenate([mine[None], msa.sequences[1:]])))
 
 
-def first_rows(letters: np.ndarray) -> list[int]:
+def unique_row_indices(letters: np.ndarray) -> list[int]:
     """The indices of the rows of ``letters`` [s, n] that no earlier row equals."""
     first: dict[bytes, int] = {}
     for index, row in enumerate(letters):
@@ -247,7 +247,7 @@ def first_rows(letters: np.ndarray) -> list[int]:
     return list(first.values())
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> int | None:
+def _first_difference(one: np.ndarray, other: np.ndarray) -> int | None:
     """The first position at which two queries disagree, X with none; None where they agree."""
     both = min(len(one), len(other))
     differs = (one[:both] != other[:both]) & (one[:both] != UNKNOWN) & (other[:both] != UNKNOWN)
@@ -265,12 +265,12 @@ def _check_letters(row: np.ndarray, codes: np.ndarray, path: str | Path, line: i
         )
 
 
-def _query(row: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def _query_codes(row: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """The query's row: its ambiguous letters are X, as in a chain's sequence, since programs write them differently."""
     return np.where(np.isin(codes, AMBIGUOUS), np.uint8(UNKNOWN), row)
 
 
-def _alignment(
+def _to_query_columns(
     letters: np.ndarray, deletions: np.ndarray, names: list[str], left_out: Counter[str], where: str
 ) -> Alignment:
     """Only the query's columns; what others have between two of them is counted as deleted before the second."""
@@ -281,7 +281,7 @@ def _alignment(
         between = np.where(mine, 0, deletions + (letters != GAP)).cumsum(1)[:, mine]
         deletions = deletions[:, mine] + np.diff(between, axis=1, prepend=0)
         letters = letters[:, mine]
-    keep = first_rows(letters)
+    keep = unique_row_indices(letters)
     rows = len(names) + sum(left_out.values())
     if len(keep) < len(names):
         left_out[DUPLICATE] += len(names) - len(keep)

@@ -53,7 +53,7 @@ def msa_profile(msa: Msa) -> np.ndarray:
     return np.where(total > 0, counts / np.maximum(total, 1), BACKGROUND / BACKGROUND.sum()).astype(np.float32)
 
 
-def with_input(record: Record, msa_input: MsaInput) -> Record:
+def with_msa_input(record: Record, msa_input: MsaInput) -> Record:
     """``record`` with the input that a model of ``msa_input`` needs, made from what the record has where it lacks it.
 
     ``"profile"``: the record's own, else ``msa_profile``, else ``sequence_profile``. ``"msa"``: the record's own, else

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ds4sci.data.clustering.identity import similar_pairs
-from ds4sci.data.clustering.union_find import Components, check_fraction, draw
+from ds4sci.data.clustering.union_find import UnionFind, check_fraction, sample_groups
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.types import Record
 
 Chains = ChainSet | Sequence[Record]
 
 
-class Pair(NamedTuple):
+class LeakingPair(NamedTuple):
     """A training and a validation chain that are too much alike."""
 
     train: str
@@ -30,9 +30,9 @@ def clusters(chains: Chains, threshold: float = 0.3) -> list[list[int]]:
     """
     check_threshold(threshold)
     sequences = _sequences(chains)
-    related = Components(len(sequences))
+    related = UnionFind(len(sequences))
     for one, other, _ in similar_pairs(sequences, None, threshold):
-        related.join(one, other)
+        related.union(one, other)
     return related.groups()
 
 
@@ -43,21 +43,21 @@ def split(chains: Chains, fraction: float, threshold: float = 0.3, seed: int = 0
     chains; where none does, the smallest is taken. ``ValueError`` if everything is one cluster.
     """
     check_fraction(fraction, "chains")
-    together = Components(len(chains))
+    together = UnionFind(len(chains))
     for group in [*clusters(chains, threshold), *_by_entry(chains)]:
         for member in group[1:]:
-            together.join(group[0], member)
+            together.union(group[0], member)
     groups = together.groups()
     if len(groups) < 2:
         raise ValueError(
             f"the {len(chains)} chains are one cluster at {threshold:.0%} identity (or one PDB entry): cannot be split;"
             " add unrelated chains or raise the threshold"
         )
-    valid = draw(groups, fraction, seed)
+    valid = sample_groups(groups, fraction, seed)
     return sorted(set(range(len(chains))) - set(valid)), valid
 
 
-def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Pair]:
+def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[LeakingPair]:
     """Pairs across the two sets with identity ≥ ``threshold``, the worst first.
 
     Warns (``UserWarning``) of them, with their number and the worst five, and of PDB entries that have chains in both.
@@ -65,7 +65,7 @@ def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Pair]:
     check_threshold(threshold)
     train_ids, valid_ids = _ids(train), _ids(valid)
     found = [
-        Pair(train_ids[target], valid_ids[query], share)
+        LeakingPair(train_ids[target], valid_ids[query], share)
         for query, target, share in similar_pairs(_sequences(valid), _sequences(train), threshold)
     ]
     found.sort(key=lambda pair: (-pair.identity, pair.train, pair.valid))

@@ -16,14 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ds4sci.chemistry.residue_codes import UNKNOWN
-from ds4sci.data.clustering.identity import WORTH_ALIGNING, score_without_gaps, substitutions
+from ds4sci.data.clustering.identity import PREFILTER_E_VALUE, substitutions, ungapped_score_threshold
 from ds4sci.data.sequences.store import SequenceStore
 from ds4sci.types import RESIDUES
 
-_GROUPS = ("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")
-_EFFECTIVE = 6.4
+_RESIDUE_GROUPS = ("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")
+_EFFECTIVE_ALPHABET_SIZE = 6.4
 """1 / the chance that two residues of proteins are in one group."""
-_PATTERNS = (
+_SPACED_SEEDS = (
     (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
     (0, 1, 2, 4, 7, 8, 10, 13, 14, 16, 17, 18),
     (0, 1, 3, 6, 7, 8, 12, 13, 15, 18, 19, 21),
@@ -31,21 +31,22 @@ _PATTERNS = (
     (0, 1, 2, 5, 6, 9, 10, 12, 15, 16, 17, 20),
 )
 """Places of a word's letters; a word of k letters has the first k. Irregular ones fail independently of each other."""
-_CHANCE_PAIRS = 2e6
+_MAX_CHANCE_PAIRS = 2e6
 """Of positions that share a word by chance, for each pattern; each costs about 2 µs."""
-_CHANCE_NEIGHBOURS = 2.0
-"""Other occurrences of a word by chance, at most: with more, ``_NEIGHBOURS`` would hide relatives behind strangers."""
-_NEIGHBOURS = 12
+_MAX_CHANCE_OCCURRENCES = 2.0
+"""Other occurrences of a word by chance, at most: with more, ``_MATCHES_PER_WORD`` would hide relatives behind
+strangers."""
+_MATCHES_PER_WORD = 12
 """Of the occurrences of a word, each is compared with as many that follow: a family is a chain, not a clique."""
-_DISTINCT = 4
+_MIN_DISTINCT_GROUPS = 4
 """Words of fewer different groups are repeats, which everything shares."""
-_AROUND = 40
+_EXTENSION = 40
 """Residues before and after the word's beginning that the ungapped segment may have."""
-_EXPECTED = 10.0
+_CHANCE_CANDIDATES_PER_RECORD = 10.0
 """Pairs of each record that pass by chance, if all were compared."""
-_AT_ONCE = 1 << 15
-_END = UNKNOWN + 1
-_STANDIN = bytes.maketrans(b"BZUJO", b"DECXX")
+_CHUNK = 1 << 15
+_SEPARATOR = UNKNOWN + 1
+_SUBSTITUTES = bytes.maketrans(b"BZUJO", b"DECXX")
 
 
 class Candidates(NamedTuple):
@@ -62,7 +63,7 @@ class Candidates(NamedTuple):
     shift: np.ndarray
 
 
-class _Letters(NamedTuple):
+class _EncodedStores(NamedTuple):
     codes: np.ndarray  # uint8, _END before each record and after the last
     owner: np.ndarray  # int32, of each position
     begins: np.ndarray  # int64, position of each record's first residue
@@ -71,7 +72,7 @@ class _Letters(NamedTuple):
 
 def sequence(store: SequenceStore, index: int) -> str:
     """A protein in the letters that BLOSUM62 has: B, Z, U as D, E, C; J and O as X."""
-    return store.residues(index).tobytes().translate(_STANDIN).decode()
+    return store.residues(index).tobytes().translate(_SUBSTITUTES).decode()
 
 
 def candidates(store: SequenceStore, valid: SequenceStore | None = None) -> Candidates:
@@ -90,27 +91,27 @@ def candidates(store: SequenceStore, valid: SequenceStore | None = None) -> Cand
     if len(letters.codes) >= 1 << 32:
         raise ValueError(f"{store.folder}: {store.total:,} residues; relatives are sought among 4 billion at most")
     split = len(store) if valid else None
-    expected = min(WORTH_ALIGNING, _EXPECTED / len(letters.lengths))
+    expected = min(PREFILTER_E_VALUE, _CHANCE_CANDIDATES_PER_RECORD / len(letters.lengths))
     targets = len(letters.codes)
     pairs = store.total * valid.total if valid else targets**2 / 2
-    kinds = max(pairs / _CHANCE_PAIRS, targets / 2 / _CHANCE_NEIGHBOURS)
-    size = math.ceil(math.log(max(kinds, 1), _EFFECTIVE))
+    kinds = max(pairs / _MAX_CHANCE_PAIRS, targets / 2 / _MAX_CHANCE_OCCURRENCES)
+    size = math.ceil(math.log(max(kinds, 1), _EFFECTIVE_ALPHABET_SIZE))
     found = []
     seen = np.zeros(0, np.uint64)
-    for pattern in _PATTERNS:
-        words = _words(letters.codes, pattern[: max(size, 4)])
-        for left, right in _meetings(words, None if split is None else int(letters.begins[split])):
+    for pattern in _SPACED_SEEDS:
+        words = _spaced_words(letters.codes, pattern[: max(size, 4)])
+        for left, right in _word_matches(words, None if split is None else int(letters.begins[split])):
             one, other = letters.owner[left], letters.owner[right]
             shift = (right - letters.begins[other]) - (left - letters.begins[one])
-            which = _key(one, other, shift)
+            which = _hash_diagonal(one, other, shift)
             _, first = np.unique(which, return_index=True)
-            first = first[(one[first] != other[first]) & ~_among(which[first], seen)]
+            first = first[(one[first] != other[first]) & ~_in_sorted(which[first], seen)]
             seen = np.sort(np.concatenate([seen, which[first]]))  # union1d takes 15 times as long
-            found.append(_extended(letters, left[first], right[first], shift[first], expected))
-    return _best(found, split)
+            found.append(_extend_ungapped(letters, left[first], right[first], shift[first], expected))
+    return _best_per_pair(found, split)
 
 
-def _letters(stores: list[SequenceStore]) -> _Letters:
+def _letters(stores: list[SequenceStore]) -> _EncodedStores:
     table = np.full(256, UNKNOWN, np.uint8)
     for code, letter in enumerate(RESIDUES):
         table[ord(letter)] = code
@@ -118,18 +119,18 @@ def _letters(stores: list[SequenceStore]) -> _Letters:
         table[rare] = table[standin]
     lengths = np.concatenate([store.lengths for store in stores])
     begins = np.concatenate([[0], np.cumsum(lengths + 1)])[:-1] + 1
-    codes = np.full(int(lengths.sum()) + len(lengths) + 1, _END, np.uint8)
+    codes = np.full(int(lengths.sum()) + len(lengths) + 1, _SEPARATOR, np.uint8)
     owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths + 1)
     inside = np.ones(len(codes), bool)
     inside[begins - 1] = inside[-1] = False
     codes[inside] = table[np.concatenate([store.arrays["residues"] for store in stores])]
-    return _Letters(codes, np.append(owner, np.int32(len(lengths) - 1)), begins, lengths)
+    return _EncodedStores(codes, np.append(owner, np.int32(len(lengths) - 1)), begins, lengths)
 
 
-def _words(codes: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
+def _spaced_words(codes: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
     """uint64, rising: a hash of each word in the high half, its position in the low half."""
-    group = np.full(_END + 1, len(_GROUPS), np.uint8)
-    for at, members in enumerate(_GROUPS):
+    group = np.full(_SEPARATOR + 1, len(_RESIDUE_GROUPS), np.uint8)
+    for at, members in enumerate(_RESIDUE_GROUPS):
         for letter in members:
             group[RESIDUES.index(letter)] = at
     groups = group[codes]
@@ -137,25 +138,25 @@ def _words(codes: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
     value, kinds = np.zeros(count, np.uint64), np.zeros(count, np.uint16)
     for place in pattern:
         part = groups[place : place + count]
-        value *= np.uint64(len(_GROUPS))
+        value *= np.uint64(len(_RESIDUE_GROUPS))
         value += part
         kinds |= np.uint16(1) << part.astype(np.uint16)
-    ones = np.array([bits.bit_count() for bits in range(1 << len(_GROUPS))], np.uint8)
+    ones = np.array([bits.bit_count() for bits in range(1 << len(_RESIDUE_GROUPS))], np.uint8)
     fit = np.flatnonzero(kinds < len(ones))  # no end and no X
-    fit = fit[ones[kinds[fit]] >= min(_DISTINCT, len(pattern) - 1)]
+    fit = fit[ones[kinds[fit]] >= min(_MIN_DISTINCT_GROUPS, len(pattern) - 1)]
     hashes = (value[fit] * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
     words = (hashes << np.uint64(32)) | fit.astype(np.uint64)
     words.sort()
     return words
 
 
-def _meetings(words: np.ndarray, split: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _word_matches(words: np.ndarray, split: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions (left < right) of one word; with ``split`` left lies before it and right behind."""
     value = words >> np.uint64(32)
     position = (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
     if split is None:
         at = np.arange(len(words))
-        for step in range(1, _NEIGHBOURS + 1):
+        for step in range(1, _MATCHES_PER_WORD + 1):
             at = at[at < len(words) - step]
             at = at[value[at] == value[at + step]]
             yield position[at], position[at + step]
@@ -165,49 +166,51 @@ def _meetings(words: np.ndarray, split: int | None) -> Iterator[tuple[np.ndarray
     opens = right & np.concatenate([[True], ~right[:-1] | (value[1:] != value[:-1])])
     boundary = np.maximum.accumulate(np.where(opens, np.arange(len(words)), 0))
     at = np.flatnonzero(right)
-    for step in range(1, _NEIGHBOURS + 1):
+    for step in range(1, _MATCHES_PER_WORD + 1):
         at = at[boundary[at] >= step]
         at = at[value[at] == value[boundary[at] - step]]
         yield position[boundary[at] - step], position[at]
 
 
-def _key(one: np.ndarray, other: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def _hash_diagonal(one: np.ndarray, other: np.ndarray, shift: np.ndarray) -> np.ndarray:
     mixed = one.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + other.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x94D049BB133111EB) + shift.astype(np.uint64)
     return (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
 
 
-def _among(values: np.ndarray, rising: np.ndarray) -> np.ndarray:
+def _in_sorted(values: np.ndarray, rising: np.ndarray) -> np.ndarray:
     if not len(rising):
         return np.zeros(len(values), bool)
     return rising[np.minimum(np.searchsorted(rising, values), len(rising) - 1)] == values
 
 
-def _extended(letters: _Letters, left: np.ndarray, right: np.ndarray, shift: np.ndarray, expected: float) -> Candidates:
-    """Those of the meetings whose best segment within ``_AROUND`` residues chance does not explain."""
+def _extend_ungapped(
+    letters: _EncodedStores, left: np.ndarray, right: np.ndarray, shift: np.ndarray, expected: float
+) -> Candidates:
+    """Those of the meetings whose best segment within ``_EXTENSION`` residues chance does not explain."""
     scores = np.full((32, 32), -10000, np.int16)
-    scores[: UNKNOWN + 1, : _END + 1] = substitutions()
-    scores[:, _END] = -10000
+    scores[: UNKNOWN + 1, : _SEPARATOR + 1] = substitutions()
+    scores[:, _SEPARATOR] = -10000
     flat = scores.reshape(-1)
     best = np.zeros(len(left), np.int16)
     last = len(letters.codes) - 1
-    for first in range(0, len(left), _AT_ONCE):
-        a, b = left[first : first + _AT_ONCE], right[first : first + _AT_ONCE]
+    for first in range(0, len(left), _CHUNK):
+        a, b = left[first : first + _CHUNK], right[first : first + _CHUNK]
         run, top = np.zeros(len(a), np.int16), np.zeros(len(a), np.int16)
-        for step in range(-_AROUND, _AROUND + 1):
+        for step in range(-_EXTENSION, _EXTENSION + 1):
             one = letters.codes[np.clip(a + step, 0, last)].astype(np.intp)
             run += flat[(one << 5) | letters.codes[np.clip(b + step, 0, last)]]
             np.maximum(run, 0, out=run)
             np.maximum(top, run, out=top)
-        best[first : first + _AT_ONCE] = top
+        best[first : first + _CHUNK] = top
     one, other = letters.owner[left].astype(np.int64), letters.owner[right].astype(np.int64)
     area = letters.lengths[one] * letters.lengths[other]
-    worth = best >= score_without_gaps(expected, area)
+    worth = best >= ungapped_score_threshold(expected, area)
     return Candidates(one[worth], other[worth], best[worth], shift[worth])
 
 
-def _best(found: list[Candidates], split: int | None) -> Candidates:
+def _best_per_pair(found: list[Candidates], split: int | None) -> Candidates:
     """One entry for each pair, that of the best score; the best first."""
     one, other, score, shift = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.lexsort((shift, -score.astype(np.int64), other, one))

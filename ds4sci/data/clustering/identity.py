@@ -5,8 +5,8 @@ the length of the shorter one. Two chains of 40 residues reach 30 % by chance no
 reach the threshold in an alignment that chance does not explain. The search has three sieves; with m and n residues and
 a score S, chance gives E = K m n e^(-λ S) such segments (Karlin & Altschul 1990):
 
-1. the best ungapped segment has E ≤ ``WORTH_ALIGNING`` (as the prefilter of MMseqs2);
-2. the best alignment has E ≤ ``SIGNIFICANT``;
+1. the best ungapped segment has E ≤ ``PREFILTER_E_VALUE`` (as the prefilter of MMseqs2);
+2. the best alignment has E ≤ ``SIGNIFICANT_E_VALUE``;
 3. the identity is at least the threshold.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 from ds4sci.chemistry.residue_codes import UNKNOWN, encode
 from ds4sci.types import RESIDUES
 
-WORTH_ALIGNING = 0.1
+PREFILTER_E_VALUE = 0.1
 """Lets 7 % of unrelated pairs through, and all of 450 simulated relatives of 30–36 % identity with three gaps."""
-SIGNIFICANT = 1e-4
+SIGNIFICANT_E_VALUE = 1e-4
 _UNGAPPED = (0.318, 0.134)
 _GAPPED = (0.267, 0.041)
 """λ and K of BLOSUM62 without gaps, and with gaps of 11 + k, as BLAST has them."""
@@ -51,12 +51,12 @@ def similar_pairs(
 
 def significant_identity(one: str, other: str) -> float:
     """The identity of a pair that passes the second sieve, 0 of one that does not."""
-    return _identity(one, other, float(_score_of(SIGNIFICANT, len(one) * len(other), _GAPPED)))
+    return _identity(one, other, float(_score_threshold(SIGNIFICANT_E_VALUE, len(one) * len(other), _GAPPED)))
 
 
-def score_without_gaps(expected: float, area: np.ndarray) -> np.ndarray:
+def ungapped_score_threshold(expected: float, area: np.ndarray) -> np.ndarray:
     """The score that ``expected`` ungapped segments reach by chance in sequences with m · n = ``area``."""
-    return _score_of(expected, area, _UNGAPPED)
+    return _score_threshold(expected, area, _UNGAPPED)
 
 
 def candidates(queries: Sequence[str], targets: Sequence[str] | None) -> Iterator[tuple[int, int]]:
@@ -76,7 +76,7 @@ def candidates(queries: Sequence[str], targets: Sequence[str] | None) -> Iterato
             if among and query >= last - 1:
                 break
             best = np.maximum.reduceat(_best_segments(code, rows), starts)
-            needed = _score_of(WORTH_ALIGNING, len(code) * lengths, _UNGAPPED)
+            needed = _score_threshold(PREFILTER_E_VALUE, len(code) * lengths, _UNGAPPED)
             for target in np.flatnonzero(best >= needed) + first:
                 if not among or target > query:
                     yield query, int(target)
@@ -104,7 +104,7 @@ def _blocks(targets: Sequence[str]) -> Iterator[tuple[int, int]]:
     yield first, len(targets)
 
 
-def _score_of(expected: float, area: np.ndarray | int, parameters: tuple[float, float]) -> np.ndarray:
+def _score_threshold(expected: float, area: np.ndarray | int, parameters: tuple[float, float]) -> np.ndarray:
     decay, scale = parameters
     return np.log(scale * np.maximum(area, 1) / expected) / decay
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ds4sci.data.clustering import homology, shared_kmers
-from ds4sci.data.clustering.chain_split import Pair, check_threshold
+from ds4sci.data.clustering.chain_split import LeakingPair, check_threshold
 from ds4sci.data.clustering.identity import significant_identity
-from ds4sci.data.clustering.union_find import Components, check_fraction, draw
+from ds4sci.data.clustering.union_find import UnionFind, check_fraction, sample_groups
 from ds4sci.data.sequences.store import SequenceStore
 from ds4sci.data.sequences.subset import Range, write_subset
 
-_FAILURES = 8
+_MAX_FAILED_ALIGNMENTS = 8
 """Alignments of one record that may find nothing. Families of thousands, as the PDB has them, meet each other a million
 times below the threshold; candidates come the most alike first, so what follows eight failures would fail too."""
 
@@ -26,30 +26,30 @@ def clusters(store: SequenceStore, identity: float = 0.3) -> list[list[int]]:
     As ``ds4sci.data.clustering.chain_split.clusters`` (identity in the best local alignment over the shorter length;
     connected components), with candidates by shared words instead of all pairs. Pairs are aligned from the most alike
     on, and only those that are not in one cluster already, whose clusters have not failed before, and that have not
-    failed too often themselves (``_FAILURES``).
+    failed too often themselves (``_MAX_FAILED_ALIGNMENTS``).
 
     Not all relatives are found. Of made-up families of 80,003 chains (20.5 million residues, exchanges as BLOSUM62 has
     them, one gap; 135 s on one Zen 4 core) these shares came into their founder's cluster: at 30–40 % identity 40 %,
     at 40–50 % 76 %, at 50–60 % 95 %, above 99.7 %; 2 of 32,618 clusters mixed families. In smaller sets more are found.
     """
     check_threshold(identity)
-    related = Components(len(store))
+    related = UnionFind(len(store))
     found = homology.candidates(store)
-    apart: set[tuple[int, int]] = set()
+    unrelated: set[tuple[int, int]] = set()
     failures = [0] * len(store)
     for one, other, shift in zip(found.one.tolist(), found.other.tolist(), found.shift.tolist(), strict=True):
-        clusters_of = related.root(one), related.root(other)
+        clusters_of = related.find(one), related.find(other)
         if clusters_of[0] == clusters_of[1]:
             continue
-        alike = _along_diagonal(store, one, store, other, shift)
+        alike = _diagonal_identity(store, one, store, other, shift)
         if alike < max(identity, 0.5):
-            if clusters_of in apart or max(failures[one], failures[other]) >= _FAILURES:
+            if clusters_of in unrelated or max(failures[one], failures[other]) >= _MAX_FAILED_ALIGNMENTS:
                 continue
             alike = significant_identity(homology.sequence(store, one), homology.sequence(store, other))
         if alike >= identity:
-            related.join(one, other)
+            related.union(one, other)
         else:
-            apart.add(clusters_of)
+            unrelated.add(clusters_of)
             failures[one] += 1
             failures[other] += 1
     return related.groups()
@@ -61,7 +61,7 @@ def split_by_cluster(
     """(training, validation) indices of proteins, int64, rising: whole clusters go to one side.
 
     ``fraction``: share of the records for validation, reached from below by clusters in an order drawn from ``seed``
-    (``ds4sci.data.clustering.union_find.draw``). ``ValueError`` if everything is one cluster.
+    (``ds4sci.data.clustering.union_find.sample_groups``). ``ValueError`` if everything is one cluster.
     """
     check_fraction(fraction, "records")
     groups = clusters(store, identity)
@@ -70,7 +70,7 @@ def split_by_cluster(
             f"{store.folder}: the {len(store)} records are one cluster at {identity:.0%} identity: cannot be split; add"
             " unrelated sequences or raise the identity"
         )
-    valid = np.array(draw(groups, fraction, seed), np.int64)
+    valid = np.array(sample_groups(groups, fraction, seed), np.int64)
     return np.setdiff1d(np.arange(len(store)), valid), valid
 
 
@@ -126,7 +126,7 @@ def split_store(
     return write_subset(store, sides[0], train), write_subset(store, sides[1], valid)
 
 
-def leakage(train: SequenceStore, valid: SequenceStore, identity: float | None = None) -> list[Pair]:
+def leakage(train: SequenceStore, valid: SequenceStore, identity: float | None = None) -> list[LeakingPair]:
     """Pairs across two stores with identity ≥ ``identity``, the worst first; warns (``UserWarning``) of them.
 
     Proteins (by default 30 %): identity as ``clusters`` has it. DNA (by default 90 %): for each validation record and
@@ -140,8 +140,10 @@ def leakage(train: SequenceStore, valid: SequenceStore, identity: float | None =
     protein = train.alphabet == "protein"
     threshold = (0.3 if protein else 0.9) if identity is None else identity
     check_threshold(threshold)
-    shares = _protein_pairs(train, valid) if protein else shared_kmers.shared(train, valid)
-    found = [Pair(train.name(one), valid.name(other), share) for one, other, share in shares if share >= threshold]
+    shares = _protein_pairs(train, valid) if protein else shared_kmers.kmer_identities(train, valid)
+    found = [
+        LeakingPair(train.name(one), valid.name(other), share) for one, other, share in shares if share >= threshold
+    ]
     found.sort(key=lambda pair: (-pair.identity, pair.train, pair.valid))
     if found:
         worst = ", ".join(f"{pair.valid} and {pair.train} {pair.identity:.0%}" for pair in found[:5])
@@ -163,7 +165,7 @@ def _protein_pairs(train: SequenceStore, valid: SequenceStore) -> list[tuple[int
     ]
 
 
-def _along_diagonal(store: SequenceStore, one: int, valid: SequenceStore, other: int, shift: int) -> float:
+def _diagonal_identity(store: SequenceStore, one: int, valid: SequenceStore, other: int, shift: int) -> float:
     """Share of the shorter sequence's residues that are the same along the candidates' diagonal."""
     a, b = store.residues(one), valid.residues(other)
     begin, end = max(0, -shift), min(len(a), len(b) - shift)

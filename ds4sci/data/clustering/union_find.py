@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-class Components:
+class UnionFind:
     """The connected components of ``count`` things (a forest of parents, whose paths are halved on the way)."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
 
-    def root(self, at: int) -> int:
+    def find(self, at: int) -> int:
         """The thing that stands for ``at``'s group: the smallest of it."""
         parent = self._parent
         while parent[at] != at:
@@ -21,20 +21,20 @@ class Components:
             at = parent[at]
         return at
 
-    def join(self, one: int, other: int) -> None:
+    def union(self, one: int, other: int) -> None:
         """These two belong together."""
-        a, b = self.root(one), self.root(other)
+        a, b = self.find(one), self.find(other)
         self._parent[max(a, b)] = min(a, b)
 
     def groups(self) -> list[list[int]]:
         """All groups, each rising, by their smallest."""
         groups: dict[int, list[int]] = {}
         for at in range(len(self._parent)):
-            groups.setdefault(self.root(at), []).append(at)
+            groups.setdefault(self.find(at), []).append(at)
         return list(groups.values())
 
 
-def draw(groups: Sequence[Sequence[int]], fraction: float, seed: int) -> list[int]:
+def sample_groups(groups: Sequence[Sequence[int]], fraction: float, seed: int) -> list[int]:
     """Members of the groups that go to validation, rising.
 
     Groups are taken in an order drawn from ``seed``, as long as they fit into ``fraction`` of the members of all; where

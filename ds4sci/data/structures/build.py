@@ -22,12 +22,12 @@ import numpy as np
 
 from ds4sci.data.alignments import alignment_files
 from ds4sci.data.alignments.profile import msa_profile
-from ds4sci.data.structures.chain_file import join, pack_all, slim, write_arrays
-from ds4sci.data.structures.chain_filters import BuildSettings, refusal_of
+from ds4sci.data.structures.chain_file import concatenate, drop_empty_arrays, pack_all_arrays, write_arrays
+from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.dssp import assign_secondary_structure
 from ds4sci.data.structures.parsers import mmcif, pdb
-from ds4sci.data.structures.parsers.atoms import KEPT
-from ds4sci.data.structures.secondary import assign
+from ds4sci.data.structures.parsers.atom_table import KEPT
 from ds4sci.data.text_files import stem, suffix
 from ds4sci.data.worker_pool import run_each
 from ds4sci.files.atomic_files import replace_text
@@ -35,10 +35,10 @@ from ds4sci.machine.processor import usable_cores
 from ds4sci.types import Record
 
 READERS = {".cif": mmcif.parse, ".mmcif": mmcif.parse, ".pdb": pdb.parse, ".ent": pdb.parse}
-PAIRED_RESIDUES = 6000
+MAX_PAIRED_RESIDUES = 6000
 """Entries up to this size have their strands paired across chains; the table of pairs grows with its square."""
-NOT_TAKEN = "chain not taken"
-FORMAT = 3
+NOT_ACCEPTED = "chain not accepted"
+CACHE_VERSION = 4
 """Part of the cache's key: raise it when what is stored for the same file changes."""
 
 
@@ -47,8 +47,8 @@ class BuildReport:
     """What became of every file, chain and atom record; ``rows`` are the lines of ``report`` (OUT.report.jsonl).
 
     A row with status ``read`` is a file that could be read; its ``atoms`` counts the file's atom records by what became
-    of them (``ds4sci.data.structures.parsers.atoms.REASONS``). The other rows are chains, or files that could not be
-    read; ``atoms_kept`` counts a chain's atoms, which are in the set if it is accepted.
+    of them (``ds4sci.data.structures.parsers.atom_table.ATOM_STATUSES``). The other rows are chains, or files that
+    could not be read; ``atoms_kept`` counts a chain's atoms, which are in the set if it is accepted.
     """
 
     out: Path
@@ -63,19 +63,19 @@ class BuildReport:
     def counts(self) -> dict[str, int]:
         """Chains (or files, where none could be read) by status: accepted, duplicate, and the refusals by kind."""
         chains = [row for row in self.rows if row["status"] != "read"]
-        return dict(Counter(row["status"] if row["status"] != "refused" else row["kind"] for row in chains))
+        return dict(Counter(row["status"] if row["status"] != "rejected" else row["kind"] for row in chains))
 
     @property
     def atoms(self) -> dict[str, int]:
         """Atom records of all files that could be read, by what became of them; the commonest first.
 
-        Those of chains that are not in the set, whatever the reason, are ``NOT_TAKEN``.
+        Those of chains that are not in the set, whatever the reason, are ``NOT_ACCEPTED``.
         """
         total: Counter[str] = Counter()
         for row in self.rows:
             total.update(row.get("atoms", {}))
             if row["status"] != "accepted" and row.get("atoms_kept"):
-                total.update({KEPT: -row["atoms_kept"], NOT_TAKEN: row["atoms_kept"]})
+                total.update({KEPT: -row["atoms_kept"], NOT_ACCEPTED: row["atoms_kept"]})
         return dict(total.most_common())
 
     def summary(self) -> str:
@@ -117,8 +117,8 @@ class BuildReport:
         for row in self.rows:
             for file in row.get("alignments", ()):
                 counts.update({f"rows: {reason}": count for reason, count in file.get("left_out", {}).items()})
-                if "unread" in file:
-                    counts[f"files: {file['unread']}"] += 1
+                if "skipped" in file:
+                    counts[f"files: {file['skipped']}"] += 1
         return dict(counts)
 
 
@@ -133,9 +133,9 @@ def build(
 ) -> BuildReport:
     """Read every .cif, .mmcif, .pdb and .ent (and .gz of them) under ``src_dir`` into the chain set ``out``.
 
-    ``msa_dir``: alignments by chain id (``ds4sci.data.alignments.alignment_files.index``); they give the profile too.
-    ``jobs``: processes, by default one for each core this process may use. ``progress(done, files)`` is called after
-    each file.
+    ``msa_dir``: alignments by chain id (``ds4sci.data.alignments.alignment_files.index_folder``); they give the profile
+    too. ``jobs``: processes, by default one for each core this process may use. ``progress(done, files)`` is called
+    after each file.
 
     Chains are called by the entry's id in the file, else by the file's name. Where another file's chain is called so
     already, and is not the same sequence, the file's name and then its path below ``src_dir`` take the place of the
@@ -149,7 +149,7 @@ def build(
     """
     src_dir, out, settings = Path(src_dir), Path(out), settings or BuildSettings()
     files = _structures(src_dir)
-    alignments = Alignments(None if msa_dir is None else Path(msa_dir), time.time_ns())
+    alignments = AlignmentFolder(None if msa_dir is None else Path(msa_dir), time.time_ns())
     alignments.by_chain()  # a missing folder is an error now, not in each worker
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -162,13 +162,13 @@ def build(
     arguments = [(path, str(path.relative_to(src_dir)), entries[path], alignments, settings) for path in todo]
     for path, failure in run_each(_read_one, arguments, jobs=jobs or usable_cores(), marks=work):
         if failure:
-            _store(entries[path[0]], [], [_row(path[1], None, "refused", "crashed the reader", failure)], {})
+            _store(entries[path[0]], [], [_row(path[1], None, "rejected", "parser error", failure)], {})
         done += 1
         if progress:
             progress(done, len(files))
 
     rows, parts = _collect(entries, src_dir)
-    rows += _passed_over(src_dir)
+    rows += _unsupported_files(src_dir)
     report = out.with_name(out.name + ".report.jsonl")
     replace_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), sync=False)
     if not parts:
@@ -176,7 +176,7 @@ def build(
         raise ValueError(
             f"{src_dir}: not one chain accepted of {len(files)} files; the commonest reason: {reasons[0][0]}"
         )
-    write_arrays(out, slim(join(parts)))
+    write_arrays(out, drop_empty_arrays(concatenate(parts)))
     for old in set(work.glob("*.npz")) - set(entries.values()):
         old.unlink()
     chains = {alignment_files.chain_key(row["chain"]) for row in rows if row["chain"]}
@@ -184,7 +184,7 @@ def build(
     return BuildReport(out, report, len(files), len(files) - len(todo), rows, unused)
 
 
-class Alignments(NamedTuple):
+class AlignmentFolder(NamedTuple):
     """Where the alignments lie; each process makes its own index once for each build, not one with each file."""
 
     folder: Path | None
@@ -195,8 +195,8 @@ class Alignments(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _index(alignments: Alignments) -> dict[str, list[Path]]:
-    return {} if alignments.folder is None else alignment_files.index(alignments.folder)
+def _index(alignments: AlignmentFolder) -> dict[str, list[Path]]:
+    return {} if alignments.folder is None else alignment_files.index_folder(alignments.folder)
 
 
 def _structures(src_dir: Path) -> list[Path]:
@@ -210,7 +210,7 @@ def _structures(src_dir: Path) -> list[Path]:
     return files
 
 
-def _passed_over(src_dir: Path) -> list[dict[str, Any]]:
+def _unsupported_files(src_dir: Path) -> list[dict[str, Any]]:
     """Rows of files that look like structures by their names, and are not read."""
     rows = []
     for path in sorted(src_dir.rglob("*")):
@@ -221,13 +221,13 @@ def _passed_over(src_dir: Path) -> list[dict[str, Any]]:
             reason = f"files called *{ending} are not read; expected *{', *'.join(READERS)}, or those with .gz"
         else:
             continue
-        rows.append(_row(str(path.relative_to(src_dir)), None, "refused", "passed over", reason))
+        rows.append(_row(str(path.relative_to(src_dir)), None, "rejected", "unsupported file", reason))
     return rows
 
 
 def _key(path: Path, src_dir: Path, settings: BuildSettings) -> str:
     told = path.stat()
-    parts = [FORMAT, str(path.relative_to(src_dir)), told.st_size, told.st_mtime_ns, settings.model_dump_json()]
+    parts = [CACHE_VERSION, str(path.relative_to(src_dir)), told.st_size, told.st_mtime_ns, settings.model_dump_json()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -244,7 +244,7 @@ def _is_current(entry: Path, alignments: dict[str, list[Path]]) -> bool:
     except ValueError:
         entry.unlink()
         return False
-    crashed = any(row["kind"] == "crashed the reader" for row in told["rows"])  # may go well with more memory
+    crashed = any(row["kind"] == "parser error" for row in told["rows"])  # may go well with more memory
     return not crashed and all(_stamp(alignments.get(key, [])) == seen for key, seen in told["alignments"].items())
 
 
@@ -259,7 +259,7 @@ def _load(entry: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def _store(entry: Path, records: list[Record], rows: list[dict[str, Any]], alignments: dict[str, Any]) -> None:
     told = json.dumps({"rows": rows, "alignments": alignments}).encode()
-    write_arrays(entry, {"report": np.frombuffer(told, np.uint8), **(pack_all(records) if records else {})})
+    write_arrays(entry, {"report": np.frombuffer(told, np.uint8), **(pack_all_arrays(records) if records else {})})
 
 
 def _collect(entries: Mapping[Path, Path], src_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
@@ -283,17 +283,17 @@ def _collect(entries: Mapping[Path, Path], src_dir: Path) -> tuple[list[dict[str
         for name in again:
             _, first, index = owner[name]
             if _sequence(first, index) == chains.sequence(at[name]):
-                _refuse_id(taken.pop(name), owner[name][0])
+                _reject_id(taken.pop(name), owner[name][0])
         names = {name: name for name in taken}
         if any(name in owner for name in taken):
             names = _renamed(told["rows"], taken, path.relative_to(src_dir), owner)
         for name in [name for name in taken if names[name] in owner]:
-            _refuse_id(taken.pop(name), owner[name][0])
+            _reject_id(taken.pop(name), owner[name][0])
         owner.update({names[name]: (row["file"], entry, at[name]) for name, row in taken.items()})
         if len(taken) == len(chains) and all(old == new for old, new in names.items()):
             parts.append(arrays)
         elif taken:
-            parts.append(pack_all([replace(one, id=names[one.id]) for one in chains if one.id in taken]))
+            parts.append(pack_all_arrays([replace(one, id=names[one.id]) for one in chains if one.id in taken]))
     return rows, parts
 
 
@@ -301,8 +301,8 @@ def _sequence(entry: Path, index: int) -> str:
     return ChainSet(_load(entry)[1], str(entry)).sequence(index)
 
 
-def _refuse_id(row: dict[str, Any], owner: str) -> None:
-    row.update(status="refused", kind="same id", reason=f"{owner} has a chain of this id")
+def _reject_id(row: dict[str, Any], owner: str) -> None:
+    row.update(status="rejected", kind="same id", reason=f"{owner} has a chain of this id")
 
 
 def _renamed(rows: list[dict[str, Any]], taken: Iterable[str], path: Path, owner: Container[str]) -> dict[str, str]:
@@ -328,23 +328,27 @@ def _row(
     return {"file": file, "chain": chain, "status": status, "kind": kind, "reason": reason, **more}
 
 
-def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: BuildSettings) -> None:
+def _read_one(path: Path, name: str, entry: Path, where: AlignmentFolder, settings: BuildSettings) -> None:
     """Read one file and leave its chains and its rows of the report in ``entry``."""
     alignments = where.by_chain()
     seen: dict[str, Any] = {}
     try:
         parsed = READERS[suffix(path)](path)
         chains = parsed.records
-        together = sum(len(chain.sequence) for chain in chains) <= PAIRED_RESIDUES
-        letters = assign(chains) if together else [assign([chain])[0] for chain in chains]
+        together = sum(len(chain.sequence) for chain in chains) <= MAX_PAIRED_RESIDUES
+        letters = (
+            assign_secondary_structure(chains)
+            if together
+            else [assign_secondary_structure([chain])[0] for chain in chains]
+        )
     except (ValueError, OSError) as error:
-        _store(entry, [], [_row(name, None, "refused", "unreadable", str(error))], {})
+        _store(entry, [], [_row(name, None, "rejected", "unreadable", str(error))], {})
         return
     except Exception as error:  # a reader's bug must cost one file, not the build; the report shows it
-        _store(entry, [], [_row(name, None, "refused", "crashed the reader", f"{type(error).__name__}: {error}")], {})
+        _store(entry, [], [_row(name, None, "rejected", "parser error", f"{type(error).__name__}: {error}")], {})
         return
     rows = [_row(name, None, "read", None, None, entry=parsed.entry, atoms=parsed.atoms)]
-    rows += [_row(name, f"{parsed.entry}_{one.chain}", "refused", one.kind, one.reason) for one in parsed.left_out]
+    rows += [_row(name, f"{parsed.entry}_{one.chain}", "rejected", one.kind, one.reason) for one in parsed.excluded]
     taken: dict[str, Record] = {}
     for chain, dssp in zip(chains, letters, strict=True):
         resolved = int(chain.atom_mask[:, :3].all(1).sum())
@@ -354,7 +358,7 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
             "unknown": chain.sequence.count("X"),
             "atoms_kept": int(chain.atom_mask.sum()),
         }
-        refusal = refusal_of(chain, resolved, settings)
+        refusal = rejection_reason(chain, resolved, settings)
         if any(chain.id == other.id for other in taken.values()):
             refusal = ("same id", "an earlier chain of this file has the same id")
         first = taken.get(chain.sequence)
@@ -363,7 +367,7 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
             continue
         key = alignment_files.chain_key(chain.id)
         seen[key] = _stamp(alignments.get(key, []))
-        rows_of: list[alignment_files.FileRows] = []
+        rows_of: list[alignment_files.AlignmentFileReport] = []
         if refusal is None:
             try:
                 chain, rows_of = alignment_files.attach_files(
@@ -371,11 +375,11 @@ def _read_one(path: Path, name: str, entry: Path, where: Alignments, settings: B
                 )
                 if chain.msa is not None:
                     chain = replace(chain, profile=msa_profile(chain.msa))
-                pack_all([chain])
+                pack_all_arrays([chain])
             except (ValueError, OSError) as error:
-                refusal = ("alignment" if alignments.get(key) else "unfit", str(error))
+                refusal = ("alignment" if alignments.get(key) else "not storable", str(error))
         if refusal is not None:
-            rows.append(_row(name, chain.id, "refused", *refusal, **size))
+            rows.append(_row(name, chain.id, "rejected", *refusal, **size))
             continue
         taken[chain.id if settings.keep_duplicates else chain.sequence] = chain
         depth = 0 if chain.msa is None else len(chain.msa.sequences)

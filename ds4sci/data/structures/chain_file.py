@@ -13,7 +13,7 @@ from ds4sci.files.atomic_files import replacing
 from ds4sci.types import RESIDUES, Msa, Record
 
 BACKBONE = [ATOM37.index(name) for name in ("N", "CA", "C", "O")]
-_PLAIN = np.isin(np.arange(37), BACKBONE)
+_BACKBONE_ONLY = np.isin(np.arange(37), BACKBONE)
 _FILE_ORDER = np.argsort(PROFILE_COLUMNS)
 _ATOMS = ("atom37_mask", "atom37_centi_angstrom")
 _ALIGNMENT = (
@@ -26,10 +26,10 @@ def pack(records: Sequence[Record]) -> dict[str, np.ndarray]:
 
     ``ValueError`` for no record, two records of one id, an empty chain, or a chain wider than int16 can say (327 Å).
     """
-    return slim(pack_all(records))
+    return drop_empty_arrays(pack_all_arrays(records))
 
 
-def pack_all(records: Sequence[Record]) -> dict[str, np.ndarray]:
+def pack_all_arrays(records: Sequence[Record]) -> dict[str, np.ndarray]:
     """``pack`` with every optional array there, so that several results can be joined end to end."""
     if not records:
         raise ValueError("a chain set needs at least one record; got none")
@@ -37,7 +37,7 @@ def pack_all(records: Sequence[Record]) -> dict[str, np.ndarray]:
     lengths = [len(record.sequence) for record in records]
     return {
         "ids": np.array([record.id for record in records]),
-        "offsets": _ends(lengths),
+        "offsets": _offsets(lengths),
         "sequence": np.frombuffer("".join(record.sequence for record in records).encode(), "S1"),
         "dssp": np.frombuffer("".join(record.dssp or "?" * len(record.sequence) for record in records).encode(), "S1"),
         "residue_index": np.concatenate([record.residue_index for record in records]).astype(np.int32),
@@ -52,25 +52,25 @@ def pack_all(records: Sequence[Record]) -> dict[str, np.ndarray]:
     }
 
 
-def join(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Several ``pack_all`` results as one, in order; ``ValueError`` as ``pack`` if an id is there twice."""
+def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Several ``pack_all_arrays`` results as one, in order; ``ValueError`` as ``pack`` if an id is there twice."""
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if not key.endswith("offsets")}
     names, counts = np.unique(joined["ids"], return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"two records are called {str(names[counts > 1][0])!r}; ids must differ")
-    joined["offsets"] = _ends(np.concatenate([np.diff(part["offsets"]) for part in parts]))
-    joined["msa_names_offsets"] = _ends(np.concatenate([np.diff(part["msa_names_offsets"]) for part in parts]))
-    begins = _ends([len(part["msa_letters"]) for part in parts])
+    joined["offsets"] = _offsets(np.concatenate([np.diff(part["offsets"]) for part in parts]))
+    joined["msa_names_offsets"] = _offsets(np.concatenate([np.diff(part["msa_names_offsets"]) for part in parts]))
+    begins = _offsets([len(part["msa_letters"]) for part in parts])
     joined["msa_deletion_at"] = np.concatenate(
         [part["msa_deletion_at"] + begin for part, begin in zip(parts, begins, strict=False)]
     )
     return joined
 
 
-def slim(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def drop_empty_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without the optional arrays that say nothing: full backbones, no profile, no resolution, no alignment."""
     empty = {
-        *(_ATOMS if (arrays["atom37_mask"] == _PLAIN).all() else ()),
+        *(_ATOMS if (arrays["atom37_mask"] == _BACKBONE_ONLY).all() else ()),
         *(() if arrays["profile_e4"].any() else ("profile_e4",)),
         *(() if arrays["resolution_angstrom"].any() else ("resolution_angstrom",)),
         *(() if arrays["msa_depth"].any() else _ALIGNMENT),
@@ -96,7 +96,7 @@ def _check(records: Sequence[Record]) -> None:
             raise ValueError(f"{record.id}: the sequence must be one or more of the twenty amino acids and X")
 
 
-def _ends(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
@@ -127,5 +127,5 @@ def _alignments(msas: Sequence[Msa | None]) -> dict[str, np.ndarray]:
         "msa_deletion_at": at.astype(np.int64),
         "msa_deletion_count": flat[at].astype(np.int32),
         "msa_names": np.frombuffer(b"".join(blob), np.uint8),
-        "msa_names_offsets": _ends([len(name) for name in blob]),
+        "msa_names_offsets": _offsets([len(name) for name in blob]),
     }

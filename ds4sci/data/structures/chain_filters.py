@@ -30,7 +30,7 @@ class BuildSettings(BaseModel):
     """Rows of an alignment that are kept, from the top."""
 
 
-def refusal_of(chain: Record, resolved: int, settings: BuildSettings) -> tuple[str, str] | None:
+def rejection_reason(chain: Record, resolved: int, settings: BuildSettings) -> tuple[str, str] | None:
     """(kind, reason) of a refusal, or None; ``resolved`` residues have N, CA and C."""
     n = len(chain.sequence)
     commonest = Counter(chain.sequence).most_common(1)[0]
@@ -48,5 +48,5 @@ def refusal_of(chain: Record, resolved: int, settings: BuildSettings) -> tuple[s
     if chain.resolution is not None and chain.resolution > settings.max_resolution:
         return "resolution", f"{chain.resolution} Å; at most {settings.max_resolution} Å is asked for"
     if commonest[1] > settings.max_single_residue * n:
-        return "one amino acid", f"{commonest[0]} is {commonest[1]} of {n} residues"
+        return "low complexity", f"{commonest[0]} is {commonest[1]} of {n} residues"
     return None

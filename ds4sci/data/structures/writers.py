@@ -29,7 +29,7 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def structure(prediction: Prediction) -> gemmi.Structure:
+def to_gemmi_structure(prediction: Prediction) -> gemmi.Structure:
     """The prediction as one model with one polymer chain ``A``.
 
     Residues are numbered ``residue_index`` + 1; atoms with ``atom_mask`` False are left out; X is written as UNK.
@@ -90,7 +90,7 @@ def mmcif_text(prediction: Prediction, date: datetime.date | None = None) -> str
     """
     # A unit cell of 1 Å, as for a crystal, would be untrue.
     groups = gemmi.MmcifOutputGroups(True, cell=False, symmetry=False, auth_all=True)
-    document = structure(prediction).make_mmcif_document(groups)
+    document = to_gemmi_structure(prediction).make_mmcif_document(groups)
     block = document.sole_block()
     names = [RESTYPE_1TO3.get(letter, "UNK") for letter in prediction.sequence]
     components = block.init_loop("_chem_comp.", ["id", "type", "mon_nstd_flag"])
@@ -153,4 +153,4 @@ def write_pdb(prediction: Prediction, path: str | Path) -> Path:
             raise PdbLimitError(
                 f"{prediction.id}: does not fit the PDB format ({what} of {came:g}, at most {most:g}); use mmCIF."
             )
-    return _write(Path(path), structure(prediction).make_pdb_string())
+    return _write(Path(path), to_gemmi_structure(prediction).make_pdb_string())

@@ -11,7 +11,7 @@ import pytest
 from ds4sci.chemistry.residue_codes import decode
 from ds4sci.data import text_files
 from ds4sci.data.alignments import alignment_files, msa
-from ds4sci.data.alignments.alignment_files import PAIRING, TEMPLATES, FileRows, attach_files
+from ds4sci.data.alignments.alignment_files import PAIRING_HITS, TEMPLATE_HITS, AlignmentFileReport, attach_files
 from ds4sci.data.sequences import SequenceStore, protein_fasta
 from ds4sci.data.sequences import index as index_sequences
 from ds4sci.types import Record
@@ -26,7 +26,9 @@ HHBLITS = {"B": "D", "J": "X", "O": "X", "U": "C", "Z": "E"}
 """As AlphaFold 2 reads the rare letters of alignments (``HHBLITS_AA_TO_ID``)."""
 
 
-def attached(sequence: str, paths: list[Path], max_rows: int | None = None) -> tuple[Record, dict[str, FileRows]]:
+def attached(
+    sequence: str, paths: list[Path], max_rows: int | None = None
+) -> tuple[Record, dict[str, AlignmentFileReport]]:
     record, files = attach_files(protein_fasta.record("q1", sequence), paths, max_rows=max_rows)
     kept = 0 if record.msa is None else len(record.msa.names)
     assert sum(file.kept for file in files) == kept
@@ -41,15 +43,15 @@ def rows(record: Record) -> dict[str, str]:
 
 
 def test_an_openfold_folder_without_its_template_hits() -> None:
-    paths = alignment_files.index(CASES / "openfold")["q1"]
+    paths = alignment_files.index_folder(CASES / "openfold")["q1"]
     assert [path.name for path in paths] == ["bfd_uniref_hits.a3m", "hmm_output.sto", "uniref90_hits.sto"]
     record, files = attached(QUERY, paths)
     assert rows(record) == {
         "q1": QUERY, "h": QUERY.replace("QR", "Q-"), "UniRef90_X/1-28": QUERY.replace("YI", "YG"),
     }  # fmt: skip
-    assert files["hmm_output.sto"].unread == TEMPLATES
+    assert files["hmm_output.sto"].skip_reason == TEMPLATE_HITS
     assert files["uniref90_hits.sto"].left_out == {msa.DUPLICATE: 1}
-    assert f"hmm_output.sto not read: {TEMPLATES}" in alignment_files.summary(list(files.values()))
+    assert f"hmm_output.sto not read: {TEMPLATE_HITS}" in alignment_files.summarize(list(files.values()))
     # read as an alignment, the hits are refused by name
     with pytest.raises(ValueError, match=r"hmm_output\.sto: its query is not the sequence of q1: at residue 29"):
         msa.attach(protein_fasta.record("q1", QUERY + "W"), msa.read(paths[0]), paths[1])
@@ -58,11 +60,11 @@ def test_an_openfold_folder_without_its_template_hits() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("hmm_output.sto", TEMPLATES),
-        ("pdb_hits.sto.gz", TEMPLATES),
-        ("pdb70_hits.hhr", TEMPLATES),
-        ("anything.hhr", TEMPLATES),
-        ("uniprot_hits.sto", PAIRING),
+        ("hmm_output.sto", TEMPLATE_HITS),
+        ("pdb_hits.sto.gz", TEMPLATE_HITS),
+        ("pdb70_hits.hhr", TEMPLATE_HITS),
+        ("anything.hhr", TEMPLATE_HITS),
+        ("uniprot_hits.sto", PAIRING_HITS),
         ("notes.txt", alignment_files.NO_ALIGNMENT),
         ("bfd_uniclust_hits.a3m", None),
         ("mgnify_hits.sto.gz", None),
@@ -210,7 +212,7 @@ def test_compressions_that_are_not_read_are_named(name: str, tmp_path: Path) -> 
     folder = tmp_path / "msa"
     folder.mkdir()
     write(folder / "q.a3m.xz", b"\xfd7zXZ")
-    assert list(alignment_files.index(folder)) == ["q"]  # refused when read, not overlooked
+    assert list(alignment_files.index_folder(folder)) == ["q"]  # refused when read, not overlooked
 
 
 # --- every row is accounted for -----------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ def test_every_row_of_real_files_is_kept_or_counted(limit: int | None) -> None:
         names = {line.split()[0] for line in lines if line.strip() and line[0] not in "#/"}
         count = sum(line.startswith(">") for line in lines) if path.suffix == ".a3m" else len(names)
         if path.stem == "uniprot_hits":
-            assert files[path.name].unread == PAIRING
+            assert files[path.name].skip_reason == PAIRING_HITS
         else:
             assert files[path.name].rows == count
     beyond = sum((file.left_out for file in files.values()), Counter())[alignment_files.BEYOND_LIMIT]
@@ -247,7 +249,7 @@ def test_annotation_rows_are_counted(tmp_path: Path) -> None:
 def test_a_chain_whose_files_are_no_alignments_has_none(tmp_path: Path) -> None:
     found, files = attached(QUERY, [CASES / "openfold" / "q1" / "hmm_output.sto", write(tmp_path / "a.hhr", "x")])
     assert found.msa is None
-    assert all(file.unread == TEMPLATES for file in files.values())
+    assert all(file.skip_reason == TEMPLATE_HITS for file in files.values())
 
 
 def test_alphafold_2s_own_folder_is_read_and_what_is_not_is_told(tmp_path: Path) -> None:
@@ -259,14 +261,14 @@ def test_alphafold_2s_own_folder_is_read_and_what_is_not_is_told(tmp_path: Path)
     write(chain / "msas" / "pdb_hits.hhr", "x")
     write(chain / "msas" / "A" / "uniref90_hits.sto", "# STOCKHOLM 1.0\n")
     write(chain / "other" / "uniref90_hits.sto", "# STOCKHOLM 1.0\n")
-    found = alignment_files.index(tmp_path)
+    found = alignment_files.index_folder(tmp_path)
     record, files = attached(QUERY, found["q1"])
     assert list(rows(record)) == ["q1", "h"]
-    assert {name: file.unread for name, file in files.items()} == {
-        "A": alignment_files.FOLDER, "bfd_uniref_hits.a3m": None, "pdb_hits.hhr": TEMPLATES,
-        "other": alignment_files.FOLDER, "ranked_0.pdb": alignment_files.NO_ALIGNMENT,
+    assert {name: file.skip_reason for name, file in files.items()} == {
+        "A": alignment_files.NESTED_FOLDER, "bfd_uniref_hits.a3m": None, "pdb_hits.hhr": TEMPLATE_HITS,
+        "other": alignment_files.NESTED_FOLDER, "ranked_0.pdb": alignment_files.NO_ALIGNMENT,
     }  # fmt: skip
     for name, folder in (("q2", "q2"), ("q3", "msas")):
         without, files = attached(QUERY, found[name])
         assert without.msa is None
-        assert {name: file.unread for name, file in files.items()} == {folder: alignment_files.EMPTY}
+        assert {name: file.skip_reason for name, file in files.items()} == {folder: alignment_files.EMPTY}

@@ -78,7 +78,7 @@ def test_index_by_chain_whatever_the_case_of_the_entry(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     (tmp_path / "notes.txt").write_text("")
-    found = alignment_files.index(tmp_path)
+    found = alignment_files.index_folder(tmp_path)
     assert {key: [path.name for path in paths] for key, paths in found.items()} == {
         "1abc_A": ["1abc_A.a3m"],
         "1abc_a": ["1abc_a.sto.gz"],
@@ -88,7 +88,7 @@ def test_index_by_chain_whatever_the_case_of_the_entry(tmp_path: Path) -> None:
     assert alignment_files.chain_key("1ABC_A") == "1abc_A"
     assert [alignment_files.why_not(path) is None for path in found["2xyz_B"]] == [False, True]
     with pytest.raises(ValueError, match="no such folder"):
-        alignment_files.index(tmp_path / "absent")
+        alignment_files.index_folder(tmp_path / "absent")
 
 
 # --- formats by hand ----------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_fasta_round_trip_in_any_wrapping(tmp_path: Path, entries: dict[str, str
 
 
 def small_pdb() -> bytes:
-    from tests.data.structures.test_structures import residue_lines
+    from tests.support.structure_inputs import residue_lines
 
     lines = ["SEQRES   1 A    3  GLY ALA MSE", *residue_lines("GLY", "1", 0.0), *residue_lines("ALA", "1A", 3.8)]
     return "\n".join([*lines, *residue_lines("MSE", "3", 7.6, kind="HETATM"), "TER", "END", ""]).encode()

@@ -10,8 +10,8 @@ import pytest
 
 from ds4sci.data.clustering.homology import candidates
 from ds4sci.data.clustering.sequence_split import clusters, leakage, split_by_cluster, split_by_record
-from ds4sci.data.clustering.shared_kmers import shared
-from ds4sci.data.clustering.union_find import Components, draw
+from ds4sci.data.clustering.shared_kmers import kmer_identities
+from ds4sci.data.clustering.union_find import UnionFind, sample_groups
 from ds4sci.data.sequences import Range, SequenceStore, index, write_subset
 from ds4sci.types import RESIDUES
 
@@ -154,7 +154,7 @@ def test_dna_leakage(tmp_path: Path) -> None:
     assert (pair.train, pair.valid) == ("one", "copy")
     assert pair.identity == pytest.approx(0.97, abs=0.01)
     assert leakage(train, stored(tmp_path, "n", {"new": invent(rng, 6000, "ACGT")})) == []
-    assert list(shared(train, write_subset(valid, [1], tmp_path / "w"))) == []
+    assert list(kmer_identities(train, write_subset(valid, [1], tmp_path / "w"))) == []
     protein = stored(tmp_path, "p", {"q": invent(rng, 60)})
     with pytest.raises(ValueError, match=r"is dna, .* is protein"):
         leakage(train, protein)
@@ -166,17 +166,17 @@ def test_a_sample_of_words_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rng = np.random.default_rng(4)
     one = invent(rng, 60_000, "ACGT")
     train, valid = stored(tmp_path, "t", {"one": one}), stored(tmp_path, "v", {"copy": changed(rng, one, 0.04, "ACGT")})
-    ((_, _, whole),) = shared(train, valid)
-    monkeypatch.setattr("ds4sci.data.clustering.shared_kmers._MOST", 4000)
-    ((_, _, sampled),) = shared(train, valid)
+    ((_, _, whole),) = kmer_identities(train, valid)
+    monkeypatch.setattr("ds4sci.data.clustering.shared_kmers._MAX_KMERS", 4000)
+    ((_, _, sampled),) = kmer_identities(train, valid)
     assert sampled != whole
     assert sampled == pytest.approx(whole, abs=0.01)
 
 
 def test_components_and_draw() -> None:
-    together = Components(6)
+    together = UnionFind(6)
     for one, other in ((0, 3), (5, 3), (1, 2)):
-        together.join(one, other)
+        together.union(one, other)
     assert together.groups() == [[0, 3, 5], [1, 2], [4]]
-    assert {tuple(draw(together.groups(), 0.5, seed)) for seed in range(20)} == {(0, 3, 5), (1, 2, 4)}
-    assert draw([[0, 1, 2], [3, 4]], 0.1, 0) == [3, 4]
+    assert {tuple(sample_groups(together.groups(), 0.5, seed)) for seed in range(20)} == {(0, 3, 5), (1, 2, 4)}
+    assert sample_groups([[0, 1, 2], [3, 4]], 0.1, 0) == [3, 4]

@@ -18,7 +18,7 @@ from ds4sci.chemistry.residue_codes import decode
 from ds4sci.data.alignments.profile import msa_profile
 from ds4sci.data.structures import build as builder
 from ds4sci.data.structures.build import BuildReport, build
-from ds4sci.data.structures.chain_filters import BuildSettings, refusal_of
+from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.data.worker_pool import run_each
@@ -80,8 +80,10 @@ def test_what_is_taken_and_what_is_not(source: Path, alignments: Path, tmp_path:
     assert read["1ubq.cif.gz"] == {"kept": 602, "water": 58}
     assert sum(report.atoms.values()) == 1992 + 660 + 1184 + 660  # rows of _atom_site
     held = sum(int(record.atom_mask.sum()) for record in ChainSet.open(report.out))
-    assert (report.atoms["kept"], report.atoms["chain not taken"]) == (held, 3664 - held)
-    told = "4,496 atom records: 947 kept (21.1%); 2,717 chain not taken, 407 nucleic acid, 404 water, 15 ligand, 6 side"
+    assert (report.atoms["kept"], report.atoms["chain not accepted"]) == (held, 3664 - held)
+    told = (
+        "4,496 atom records: 947 kept (21.1%); 2,717 chain not accepted, 407 nucleic acid, 404 water, 15 ligand, 6 side"
+    )
     assert told in report.summary()
 
     chains = ChainSet.open(report.out)
@@ -110,8 +112,8 @@ def test_every_alignment_row_is_kept_or_counted(source: Path, alignments: Path, 
     assert row["msa_rows"] == 10
     files = {file["file"]: file for file in row["alignments"]}
     assert set(files) == {path.name for path in (alignments / "2q2k_A").iterdir()}
-    assert {name for name, file in files.items() if "unread" in file} == {"hmm_output.sto", "uniprot_hits.sto"}
-    read = [file for file in files.values() if "unread" not in file]
+    assert {name for name, file in files.items() if "skipped" in file} == {"hmm_output.sto", "uniprot_hits.sto"}
+    read = [file for file in files.values() if "skipped" not in file]
     assert sum(file["kept"] for file in read) == 10
     assert all(file["rows"] == file["kept"] + sum(file["left_out"].values()) for file in read)
     told = report.alignment_rows_left_out
@@ -127,7 +129,7 @@ def test_one_id_from_two_files_is_taken_once(source: Path, tmp_path: Path) -> No
     rows = build(source, tmp_path / "set.npz", jobs=1).rows
     found = {row["file"]: row for row in rows if row["chain"] == "1UBQ_A"}
     assert found["1ubq.cif.gz"]["status"] == "accepted"
-    assert (found["copy_of_1ubq.cif"]["status"], found["copy_of_1ubq.cif"]["kind"]) == ("refused", "same id")
+    assert (found["copy_of_1ubq.cif"]["status"], found["copy_of_1ubq.cif"]["kind"]) == ("rejected", "same id")
     assert found["copy_of_1ubq.cif"]["reason"] == "1ubq.cif.gz has a chain of this id"
 
 
@@ -145,16 +147,16 @@ def test_any_number_of_processes_gives_the_same_file(source: Path, tmp_path: Pat
         ({"max_length": 69}, "too long"),
         ({"min_resolved": 0.65}, "few coordinates"),
         ({"max_resolution": 2.9}, "resolution"),
-        ({"max_single_residue": 0.1}, "one amino acid"),
+        ({"max_single_residue": 0.1}, "low complexity"),
     ],
 )
 def test_settings_refuse_with_a_reason(settings: dict[str, float], kind: str) -> None:
     record = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")  # 70 residues, 45 resolved, 3 Å, 9 histidines
-    assert refusal_of(record, 45, BuildSettings()) is None
-    refusal = refusal_of(record, 45, BuildSettings(**settings))
+    assert rejection_reason(record, 45, BuildSettings()) is None
+    refusal = rejection_reason(record, 45, BuildSettings(**settings))
     assert refusal is not None
     assert refusal[0] == kind
-    assert refusal_of(record, 0, BuildSettings()) == ("no coordinates", "none of 70 residues has N, CA and C")
+    assert rejection_reason(record, 0, BuildSettings()) == ("no coordinates", "none of 70 residues has N, CA and C")
 
 
 def test_duplicates_on_demand(source: Path, tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ def test_atoms_of_chains_that_are_not_in_the_set_do_not_count_as_kept(tmp_path: 
     other = structure(tmp_path / "other.pdb", OTHER, "B").read_text()
     (tmp_path / "in" / "twice.pdb").write_text(twice + other)
     report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1, settings=SETTINGS)
-    assert report.atoms == {"kept": 4 * 56, "chain not taken": 4 * (3 + 28)}
+    assert report.atoms == {"kept": 4 * 56, "chain not accepted": 4 * (3 + 28)}
     held = sum(int(record.atom_mask.sum()) for record in ChainSet.open(tmp_path / "set.npz"))
     assert held == report.atoms["kept"]
-    assert "348 atom records: 224 kept (64.4%); 124 chain not taken" in report.summary()
+    assert "348 atom records: 224 kept (64.4%); 124 chain not accepted" in report.summary()
 
 
 def test_predictions_that_share_an_id_are_called_by_their_files(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_predictions_that_share_an_id_are_called_by_their_files(tmp_path: Path) 
         "ranked_0_A": ONE, "T2_ranked_0_A": OTHER, "T3_ranked_0_A": third, "MODL_A": ONE, "y_A": fourth,
     }  # fmt: skip
     rows = [(row["file"], row["chain"], row["status"]) for row in report.rows if row["chain"]]
-    assert ("T4/ranked_0.pdb", "ranked_0_A", "refused") in rows
+    assert ("T4/ranked_0.pdb", "ranked_0_A", "rejected") in rows
     assert ("T3/ranked_0.pdb", "T3_ranked_0_A", "accepted") in rows
     again = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
     assert (again.cached, again.rows) == (6, report.rows)
@@ -67,8 +67,8 @@ def test_structures_that_are_not_read_have_a_row(tmp_path: Path) -> None:
     (tmp_path / "in" / "e.cif").symlink_to(tmp_path / "nothing.cif")
     (tmp_path / "in" / "notes.txt").write_text("not looked at")
     report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
-    rows = {row["file"]: row["reason"] for row in report.rows if row["kind"] == "passed over"}
+    rows = {row["file"]: row["reason"] for row in report.rows if row["kind"] == "unsupported file"}
     assert rows.keys() == set(names)
     assert rows["e.cif"] == "a link to a file that is not there"
     assert "files called *.pdb1 are not read" in rows["deep/b.pdb1"]
-    assert (report.files, report.counts) == (1, {"accepted": 1, "passed over": 4})
+    assert (report.files, report.counts) == (1, {"accepted": 1, "unsupported file": 4})

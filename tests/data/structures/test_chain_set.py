@@ -113,15 +113,19 @@ def test_indices_slices_and_names() -> None:
 
 def test_joined_parts_are_the_whole() -> None:
     records = [*rich_records(), protein_fasta.record("lone", "ACDEFGHIKLX")]
-    whole = chain_file.pack_all(records)
-    joined = chain_file.join(
-        [chain_file.pack_all(records[:1]), chain_file.pack_all(records[1:2]), chain_file.pack_all(records[2:])]
+    whole = chain_file.pack_all_arrays(records)
+    joined = chain_file.concatenate(
+        [
+            chain_file.pack_all_arrays(records[:1]),
+            chain_file.pack_all_arrays(records[1:2]),
+            chain_file.pack_all_arrays(records[2:]),
+        ]
     )
     assert whole.keys() == joined.keys()
     for key, array in whole.items():
         np.testing.assert_array_equal(joined[key], array, err_msg=key)
     with pytest.raises(ValueError, match="two records are called 'lone'"):
-        chain_file.join([chain_file.pack_all(records[2:])] * 2)
+        chain_file.concatenate([chain_file.pack_all_arrays(records[2:])] * 2)
 
 
 def test_names_of_alignments_may_be_any_text() -> None:

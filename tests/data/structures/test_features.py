@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ds4sci.chemistry.residue_codes import GAP, MASK, encode
 from ds4sci.data.alignments import msa
-from ds4sci.data.alignments.profile import msa_profile, sequence_profile, with_input
+from ds4sci.data.alignments.profile import msa_profile, sequence_profile, with_msa_input
 from ds4sci.data.sequences import protein_fasta
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize, nearest_centre
@@ -214,7 +214,7 @@ def test_records_without_the_input_are_refused_by_name(kind: str, message: str) 
     lone = protein_fasta.record("lone", "ACDEF")
     with pytest.raises(ValueError, match=message):
         featurize(lone, FeatureConfig(msa_input=kind), rng())
-    got = featurize(with_input(lone, kind), FeatureConfig(msa_input=kind), rng())
+    got = featurize(with_msa_input(lone, kind), FeatureConfig(msa_input=kind), rng())
     assert got.msa_feat.shape == (1, 5, 49)
 
 
@@ -222,7 +222,7 @@ def test_an_alignment_serves_as_profile(record: Record) -> None:
     assert record.msa is not None
     got = featurize(record, FeatureConfig(masked_msa_probability=0.0), rng())
     np.testing.assert_array_equal(got.msa_feat[0, :, 25:45], msa_profile(record.msa))
-    np.testing.assert_array_equal(with_input(record, "profile").profile, msa_profile(record.msa))
+    np.testing.assert_array_equal(with_msa_input(record, "profile").profile, msa_profile(record.msa))
 
 
 def test_profiles() -> None:

@@ -76,8 +76,8 @@ def test_what_is_left_out_is_counted_by_reason() -> None:
     assert counts["biopython_mse.cif"] == counts["biopython_mse.pdb"] == {"kept": 278, "water": 3, "ligand": 3}
     assert counts["water_same_asym.cif"] == {"kept": 277, "water": 3}
     assert counts["altloc.pdb"] == {"kept": 139, "alternate location": 5}
-    assert counts["microheterogeneity.pdb"] == {"kept": 139, "other residue at the position": 5}
-    assert counts["one_contradictory_chain.pdb"] == {"kept": 139, "refused chain": 138}
+    assert counts["microheterogeneity.pdb"] == {"kept": 139, "alternative residue at the same position": 5}
+    assert counts["one_contradictory_chain.pdb"] == {"kept": 139, "rejected chain": 138}
 
 
 def test_numbers_tell_the_gaps() -> None:
@@ -106,8 +106,8 @@ def test_one_contradictory_chain_costs_one_chain(tmp_path: Path) -> None:
     report = build(path.parent, tmp_path / "set.npz", jobs=1, settings=BuildSettings(keep_duplicates=True))
     rows = {row["chain"] or row["file"] + row["status"]: row for row in report.rows}
     assert rows["one_contradictory_chain_A"]["status"] == "accepted"
-    assert rows["one_contradictory_chain_B"]["kind"] == "contradiction"
-    assert "bad_numbers.pdb: line 21: x is '********'" in rows["bad_numbers.pdbrefused"]["reason"]
+    assert rows["one_contradictory_chain_B"]["kind"] == "sequence mismatch"
+    assert "bad_numbers.pdb: line 21: x is '********'" in rows["bad_numbers.pdbrejected"]["reason"]
     records = sum(count_atom_records(text_of(one)) for one in READABLE)
     assert sum(report.atoms.values()) == records
     assert f"{records:,} atom records: " in report.summary()
@@ -355,9 +355,9 @@ def test_every_other_record_has_its_reason(tmp_path: Path) -> None:
     assert [record.sequence for record in parsed.records] == ["AG"]
     assert parsed.atoms == {
         "kept": 8, "ligand": 5, "other model": 4, "hydrogen": 2, "water": 1, "nucleic acid": 1, "duplicate atom": 1,
-        "atom unknown to the residue": 1,
+        "atom not in the residue": 1,
     }  # fmt: skip
-    assert [(one.chain, one.kind, one.reason) for one in parsed.left_out] == [
+    assert [(one.chain, one.kind, one.reason) for one in parsed.excluded] == [
         ("B", "not a protein", "its residues are 1 nucleic acid")
     ]
 
@@ -394,7 +394,7 @@ def test_one_contradictory_chain_of_an_mmcif_file_costs_one_chain(tmp_path: Path
     assert path.read_text() != whole
     parsed = accounted(path)
     assert [record.id for record in parsed.records] == ["2Q2K_A"]
-    assert [(one.chain, one.kind) for one in parsed.left_out] == [("F", "not a protein"), ("B", "contradiction")]
+    assert [(one.chain, one.kind) for one in parsed.excluded] == [("F", "not a protein"), ("B", "sequence mismatch")]
 
 
 def test_a_sequence_without_atoms_is_a_chain_left_out(tmp_path: Path) -> None:
@@ -402,14 +402,14 @@ def test_a_sequence_without_atoms_is_a_chain_left_out(tmp_path: Path) -> None:
     lines += residue_lines("ALA", "1", 0.0) + residue_lines("GLY", "2", 3.8)
     parsed = accounted(write_pdb(tmp_path / "x.pdb", lines))
     assert [record.id for record in parsed.records] == ["x_A"]
-    assert parsed.left_out == [("B", "no atoms", "a sequence of 3 residues, and no atom record")]
+    assert parsed.excluded == [("B", "no atoms", "a sequence of 3 residues, and no atom record")]
 
 
 def test_chains_of_d_amino_acids_are_no_records(tmp_path: Path) -> None:
     lines = [line for at, name in enumerate(["DAL", "DSN", "DVA"]) for line in residue_lines(name, str(at), 3.8 * at)]
     parsed = accounted(write_pdb(tmp_path / "x.pdb", lines))
     assert parsed.records == []
-    assert parsed.left_out == [("A", "not a protein", "its residues are 3 other polymer")]
+    assert parsed.excluded == [("A", "not a protein", "its residues are 3 other polymer")]
     assert parsed.atoms == {"kept": 0, "other polymer": 12}
 
 

@@ -72,8 +72,8 @@ def found(path: Path) -> list[tuple[str, str]]:
 def test_label_seq_that_contradicts_the_sequence_is_refused(rows: list[str], sequence: str, tmp_path: Path) -> None:
     parsed = accounted(write_cif(tmp_path / "x.cif", rows, sequence))
     assert parsed.records == []
-    ((chain, kind, reason),) = parsed.left_out
-    assert (chain, kind) == ("A", "contradiction")
+    ((chain, kind, reason),) = parsed.excluded
+    assert (chain, kind) == ("A", "sequence mismatch")
     assert "are not those of the entity's sequence at their label_seq_id, such as" in reason
 
 
@@ -133,7 +133,7 @@ def test_labels_part_molecules_whose_numbers_do_not_fall(tmp_path: Path) -> None
 
 def test_residues_without_numbers_are_one_chain_left_out(tmp_path: Path) -> None:
     rows = [row.replace(" 1 A 1 ", " . A . ") for at in range(3) for row in cif_rows("A", 4.0 * at)]
-    (left_out,) = accounted(write_cif(tmp_path / "x.cif", rows)).left_out
+    (left_out,) = accounted(write_cif(tmp_path / "x.cif", rows)).excluded
     assert left_out.reason == "residues without numbers (auth_seq_id or label_seq_id)"
 
 
@@ -162,11 +162,11 @@ def test_a_chain_of_a_later_model_only_is_left_out_by_name(tmp_path: Path) -> No
     reason = [("B", "other model", "only models after the first have atoms of it")]
     parsed = accounted(path)
     assert [record.id for record in parsed.records] == ["x_A"]
-    assert parsed.left_out == reason
+    assert parsed.excluded == reason
     rows = [f"{row} 1" for row in cif_rows(ONE)]
     rows += [f"{row} 2" for row in [*cif_rows(ONE), *cif_rows(OTHER, 300.0, ids="B 2", author="B")]]
     path = write_cif(tmp_path / "x.cif", rows)
     path.write_text(
         path.read_text().replace("_atom_site.Cartn_z\n", "_atom_site.Cartn_z\n_atom_site.pdbx_PDB_model_num\n")
     )
-    assert accounted(path).left_out == reason
+    assert accounted(path).excluded == reason

@@ -114,7 +114,7 @@ def test_a_diverged_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1abc_A: .* 1 residues are not finite \(first: residue 2\)"):
         writers.write_mmcif(bad, tmp_path / "x.cif")
     with pytest.raises(ValueError, match=r"1abc_A: expected atom37 \[2, 37, 3\]"):
-        writers.structure(replace(prediction("ACD"), sequence="AC"))
+        writers.to_gemmi_structure(replace(prediction("ACD"), sequence="AC"))
     assert not list(tmp_path.iterdir())
 
 

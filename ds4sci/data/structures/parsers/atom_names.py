@@ -31,7 +31,7 @@ SIMULATION_PARENT: dict[str, str] = {
 }
 """Three-letter parent of every name above."""
 
-_OTHER_ATOMS = {"HSE": {"OD"}}
+_EXCLUDING_ATOMS = {"HSE": {"OD"}}
 """Atoms that show the name to be meant as in the PDB's dictionary: its HSE is homoserine."""
 
 ATOM_ALIASES: dict[str, str] = {
@@ -81,7 +81,7 @@ def parent_of(name: str) -> str:
 
 def simulation_parent(name: str, atoms: set[str]) -> str | None:
     """Three-letter parent of a simulation program's name, unless the atoms say that another residue is meant."""
-    return None if atoms & _OTHER_ATOMS.get(name, set()) else SIMULATION_PARENT.get(name)
+    return None if atoms & _EXCLUDING_ATOMS.get(name, set()) else SIMULATION_PARENT.get(name)
 
 
 def is_hydrogen(name: str) -> bool:

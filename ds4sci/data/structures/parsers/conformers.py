@@ -8,24 +8,25 @@ import numpy as np
 
 from ds4sci.chemistry.residue_constants import ATOM14, ATOM37, ATOM37_INDEX, RESTYPE_1TO3
 from ds4sci.data.structures.parsers.atom_names import ATOM_ALIASES, is_hydrogen
-from ds4sci.data.structures.parsers.atoms import CODE, KEPT, AtomTable, Residue
+from ds4sci.data.structures.parsers.atom_table import KEPT, STATUS_CODE, AtomTable, Residue
 from ds4sci.types import RESIDUES
 
-LETTERS = RESIDUES + "X"
+RESIDUE_LETTERS = RESIDUES + "X"
 ALLOWED = np.array(
-    [[name in ATOM14[RESTYPE_1TO3[letter]] or name == "OXT" for name in ATOM37] for letter in LETTERS], dtype=bool
+    [[name in ATOM14[RESTYPE_1TO3[letter]] or name == "OXT" for name in ATOM37] for letter in RESIDUE_LETTERS],
+    dtype=bool,
 )
 """bool [21, 37]: the atoms that a residue of each letter may have."""
 _BACKBONE = ("N", "CA", "C", "O")
 _SELENIUM = {"M": ATOM37_INDEX["SD"], "C": ATOM37_INDEX["SG"]}
-_UNKNOWN, _HYDROGEN, _SE = -1, -2, -3
-_ALIAS_FROM = 100
+_UNKNOWN, _HYDROGEN, _SELENIUM_ATOM = -1, -2, -3
+_ALIAS_OFFSET = 100
 """Codes of aliases: 100 + the column that they stand for."""
-_LETTER_OF = np.full(256, 20)
-_LETTER_OF[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(21)
+_CODE_OF_BYTE = np.full(256, 20)
+_CODE_OF_BYTE[np.frombuffer(RESIDUE_LETTERS.encode(), np.uint8)] = np.arange(21)
 
 
-def choose_residue(table: AtomTable, several: Sequence[Residue], expected: str | None) -> Residue:
+def select_residue(table: AtomTable, several: Sequence[Residue], expected: str | None) -> Residue:
     """Of several residues at one position: named as expected, then most backbone atoms, then the highest occupancy."""
     same = [one for one in several if one.name == expected] or several
 
@@ -36,7 +37,7 @@ def choose_residue(table: AtomTable, several: Sequence[Residue], expected: str |
     return max(same, key=rank)  # the first of equals
 
 
-def atoms_of_conformer(table: AtomTable, residue: Residue) -> Sequence[int]:
+def select_conformer(table: AtomTable, residue: Residue) -> Sequence[int]:
     """Rows of one conformer; the atoms of the others get their status."""
     atoms, altlocs, names = residue.atoms, table.altlocs, table.names
     if isinstance(atoms, range) and not any(altlocs[atoms.start : atoms.stop]):
@@ -59,7 +60,7 @@ def atoms_of_conformer(table: AtomTable, residue: Residue) -> Sequence[int]:
         others = [atom for atom in atoms if names[atom] == name]
         if others:
             kept.add(max(others, key=lambda atom: table.occupancies[atom]))
-    table.mark_atoms([atom for atom in atoms if atom not in kept], "alternate location")
+    table.set_atom_status([atom for atom in atoms if atom not in kept], "alternate location")
     return [atom for atom in atoms if atom in kept]
 
 
@@ -67,47 +68,47 @@ def _column(name: str) -> int:
     if name in ATOM37_INDEX:
         return ATOM37_INDEX[name]
     if name == "SE":
-        return _SE
+        return _SELENIUM_ATOM
     if name in ATOM_ALIASES:
-        return _ALIAS_FROM + ATOM37_INDEX[ATOM_ALIASES[name]]
+        return _ALIAS_OFFSET + ATOM37_INDEX[ATOM_ALIASES[name]]
     return _HYDROGEN if is_hydrogen(name) else _UNKNOWN
 
 
-def fill_atoms(
+def to_atom37(
     table: AtomTable, sequence: str, residue: np.ndarray, atom: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """atom37 positions, mask and B-factors [n, 37, …] of rows ``atom`` at positions ``residue``; sets their status."""
-    letters = _LETTER_OF[np.frombuffer(sequence.encode(), np.uint8)]
+    letters = _CODE_OF_BYTE[np.frombuffer(sequence.encode(), np.uint8)]
     letter = letters[residue]
     names = [table.names[one] for one in atom.tolist()]
     codes = {name: _column(name) for name in set(names)}
     column = np.array([codes[name] for name in names], np.int64)
 
     second = np.zeros(len(column), bool)  # atoms under another name than the parent's, which has the right of way
-    if (column == _SE).any():
+    if (column == _SELENIUM_ATOM).any():
         for parent, sulphur in _SELENIUM.items():
-            second |= (column == _SE) & (letter == LETTERS.index(parent))
-            column[(column == _SE) & (letter == LETTERS.index(parent))] = sulphur
-    isoleucine = (column == ATOM37_INDEX["CD"]) & (letter == LETTERS.index("I"))
+            second |= (column == _SELENIUM_ATOM) & (letter == RESIDUE_LETTERS.index(parent))
+            column[(column == _SELENIUM_ATOM) & (letter == RESIDUE_LETTERS.index(parent))] = sulphur
+    isoleucine = (column == ATOM37_INDEX["CD"]) & (letter == RESIDUE_LETTERS.index("I"))
     if isoleucine.any():  # CHARMM
         column[isoleucine] = ATOM37_INDEX["CD1"]
         second |= isoleucine
-    aliases = column >= _ALIAS_FROM
+    aliases = column >= _ALIAS_OFFSET
     if aliases.any():
-        column[aliases] = np.where(letter[aliases] < 20, column[aliases] - _ALIAS_FROM, _UNKNOWN)
+        column[aliases] = np.where(letter[aliases] < 20, column[aliases] - _ALIAS_OFFSET, _UNKNOWN)
         second |= aliases
 
-    unknown = CODE["atom unknown to the residue"]
-    status = np.where(column == _HYDROGEN, CODE["hydrogen"], unknown).astype(np.uint8)
-    status[(letter == 20) & (status == unknown)] = CODE["side chain of an unknown residue"]
+    unknown = STATUS_CODE["atom not in the residue"]
+    status = np.where(column == _HYDROGEN, STATUS_CODE["hydrogen"], unknown).astype(np.uint8)
+    status[(letter == 20) & (status == unknown)] = STATUS_CODE["side chain of an unknown residue"]
     fits = (column >= 0) & ALLOWED[letter, column]
     slot = np.where(fits, residue * 37 + column, -1)
     order = np.argsort(second, kind="stable") if second.any() else np.arange(len(column))
     order = order[fits[order]]
     _, first = np.unique(slot[order], return_index=True)  # of two atoms with one name the first stays
-    status[fits] = CODE["duplicate atom"]
+    status[fits] = STATUS_CODE["duplicate atom"]
     taken = order[first]
-    status[taken] = CODE[KEPT]
+    status[taken] = STATUS_CODE[KEPT]
     table.status[atom] = status
 
     n = len(sequence)
@@ -118,14 +119,14 @@ def fill_atoms(
     positions[where] = table.positions[atom[taken]]
     mask[where] = True
     b_factors[where] = table.b_factors[atom[taken]]
-    _name_arginines(letters, positions, mask, b_factors)
+    _swap_arginine_names(letters, positions, mask, b_factors)
     return positions, mask, b_factors
 
 
-def _name_arginines(letters: np.ndarray, positions: np.ndarray, mask: np.ndarray, b_factors: np.ndarray) -> None:
+def _swap_arginine_names(letters: np.ndarray, positions: np.ndarray, mask: np.ndarray, b_factors: np.ndarray) -> None:
     """Swap NH1 and NH2, in place, where NH2 is the one nearer to CD."""
     cd, nh1, nh2 = (ATOM37_INDEX[name] for name in ("CD", "NH1", "NH2"))
-    rows = np.flatnonzero(letters == LETTERS.index("R"))
+    rows = np.flatnonzero(letters == RESIDUE_LETTERS.index("R"))
     rows = rows[mask[rows][:, [cd, nh1, nh2]].all(1)]
     first = np.linalg.norm(positions[rows, nh1] - positions[rows, cd], axis=1)
     second = np.linalg.norm(positions[rows, nh2] - positions[rows, cd], axis=1)

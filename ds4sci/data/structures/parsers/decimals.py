@@ -14,7 +14,7 @@ _RANK = np.full(256, 3, np.uint8)
 _RANK[ord(" ")], _RANK[ord("-")], _RANK[ord("0") : ord("9") + 1] = 0, 1, 2
 
 
-def from_columns(columns: np.ndarray, dot: int) -> np.ndarray | None:
+def parse_fixed_columns(columns: np.ndarray, dot: int) -> np.ndarray | None:
     """Numbers right-aligned in ``columns`` (uint8 [n, width]), the decimal point at ``dot``; None if any is not so."""
     places = np.ascontiguousarray(columns.T)  # one column of all numbers after the other
     rank = _RANK[places[:dot]]  # blanks, a minus, digits
@@ -31,7 +31,7 @@ def from_columns(columns: np.ndarray, dot: int) -> np.ndarray | None:
     return np.where((rank == 1).any(0), -number, number) / 10.0 ** (len(places) - dot - 1)
 
 
-def from_texts(texts: Sequence[str]) -> np.ndarray | None:
+def parse_decimals(texts: Sequence[str]) -> np.ndarray | None:
     """Numbers such as -12.345, of at most 15 digits; None if any is written in another way."""
     raw = np.frombuffer(" ".join(texts).encode(), np.uint8)
     blanks, dots = np.flatnonzero(raw == ord(" ")), np.flatnonzero(raw == ord("."))

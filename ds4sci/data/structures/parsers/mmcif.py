@@ -12,9 +12,9 @@ import gemmi
 import numpy as np
 
 from ds4sci.chemistry.residue_constants import RESTYPE_1TO3
-from ds4sci.data.structures.parsers.atoms import AtomTable, Residue, join_parts
-from ds4sci.data.structures.parsers.decimals import from_texts
-from ds4sci.data.structures.parsers.structure import ParsedStructure, make_records, select
+from ds4sci.data.structures.parsers.atom_table import AtomTable, Residue, merge_residue_parts
+from ds4sci.data.structures.parsers.decimals import parse_decimals
+from ds4sci.data.structures.parsers.records import ParsedStructure, make_records, select_records
 from ds4sci.data.text_files import read_ascii
 from ds4sci.types import Record
 
@@ -38,11 +38,11 @@ def read(path: str | Path, chain: str, *, label: bool = False) -> Record: ...
 def read(path: str | Path, chain: str | None = None, *, label: Literal[True, False] = False) -> Record | list[Record]:
     """All protein chains of an mmCIF file, or one of them by author id (``label``: by label id).
 
-    What becomes of alternate locations, missing and modified residues: ``ds4sci.data.structures.parsers.structure``. Of
+    What becomes of alternate locations, missing and modified residues: ``ds4sci.data.structures.parsers.records``. Of
     several data blocks the first with atoms counts. ``ValueError`` names the file, and the line where there is one:
     truncated or damaged (gzip or CIF), not mmCIF, not a number, no protein chain, no such chain.
     """
-    return select(parse(path, label=label), chain, label=label)
+    return select_records(parse(path, label=label), chain, label=label)
 
 
 def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
@@ -64,7 +64,7 @@ def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
         raise ValueError(f"{path}: no _atom_site in it; expected an mmCIF file with coordinates")
     block, site = sites[0]
     table = _Columns(path, text, block, site).atoms()
-    table.elsewhere = sum(len(other) for _, other in sites[1:])
+    table.other_block_atoms = sum(len(other) for _, other in sites[1:])
     try:
         header = gemmi.make_structure_from_block(_header(block))
     except (RuntimeError, ValueError, IndexError) as error:
@@ -143,7 +143,7 @@ class _Columns:
         if 8 * len(different) < len(column):  # few occupancies are not 1
             value_of = {text: self._real(name, text, column.index(text), default) for text in different}
             return np.array([value_of[text] for text in column])
-        values = from_texts(column)
+        values = parse_decimals(column)
         if values is None:  # exponents, uncertainties, nulls, or not numbers
             values = np.array([self._real(name, text, at, default) for at, text in enumerate(column)])
         return values
@@ -208,9 +208,9 @@ class _Columns:
             seq = self._integer(number_name, told, start)
             het = group[start] == "HETATM"
             found.append(Residue(name, chain, sub, kind_of, position, seq, code, het, 0, range(start, end)))
-        joined = join_parts(found, names, altlocs)
+        joined = merge_residue_parts(found, names, altlocs)
         table = AtomTable(self._path, names, altlocs, positions, occupancies, b_factors, joined)
-        table.later = sorted(later)
+        table.later_model_chains = sorted(later)
         for atoms in elsewhere:
-            table.mark_atoms(atoms, "other model")
+            table.set_atom_status(atoms, "other model")
         return table

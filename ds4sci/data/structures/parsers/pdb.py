@@ -14,9 +14,9 @@ import gemmi
 import numpy as np
 
 from ds4sci.data.structures.parsers.atom_names import SIMULATION_PARENT, kind
-from ds4sci.data.structures.parsers.atoms import AtomTable, Residue, join_parts
-from ds4sci.data.structures.parsers.decimals import from_columns
-from ds4sci.data.structures.parsers.structure import ParsedStructure, make_records, select
+from ds4sci.data.structures.parsers.atom_table import AtomTable, Residue, merge_residue_parts
+from ds4sci.data.structures.parsers.decimals import parse_fixed_columns
+from ds4sci.data.structures.parsers.records import ParsedStructure, make_records, select_records
 from ds4sci.data.text_files import read_ascii
 from ds4sci.types import Record
 
@@ -32,14 +32,14 @@ def read(path: str | Path, chain: str, *, label: bool = False) -> Record: ...
 
 
 def read(path: str | Path, chain: str | None = None, *, label: bool = False) -> Record | list[Record]:
-    """All protein chains of a PDB file, or the one called ``chain``; see ``ds4sci.data.structures.parsers.structure``.
+    """All protein chains of a PDB file, or the one called ``chain``; see ``ds4sci.data.structures.parsers.records``.
 
     ``ValueError`` names the file, and the line where there is one: no atom records, a damaged record, no protein chain,
     no such chain; ``label`` is mmCIF's.
     """
     if label:
         raise ValueError(f"{path}: PDB files have no label ids; choose the chain by its author id")
-    return select(parse(path), chain)
+    return select_records(parse(path), chain)
 
 
 def parse(path: str | Path) -> ParsedStructure:
@@ -118,11 +118,15 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
         number += 10000 * turns
         het, section = records[start][0] == "H", bisect_right(terminators, start)
         found.append(Residue(name, chain, "", "", None, number, key[9].strip(), het, section, range(start, stop)))
-    table = AtomTable(path, names, altlocs, positions, occupancies, b_factors, join_parts(found, names, altlocs))
-    table.terminated = [found[bisect_left(starts, at) - 1].author if at else "" for at in terminators]
-    table.mark_atoms(range(end, len(rows)), "other model")
+    table = AtomTable(
+        path, names, altlocs, positions, occupancies, b_factors, merge_residue_parts(found, names, altlocs)
+    )
+    table.ter_chains = [found[bisect_left(starts, at) - 1].author if at else "" for at in terminators]
+    table.set_atom_status(range(end, len(rows)), "other model")
     chains = {names_and_chains[key][1] for key in later}
-    table.later = sorted(chains if len(segments) < 2 else chains - {""})  # ids of segments are not looked for there
+    table.later_model_chains = sorted(
+        chains if len(segments) < 2 else chains - {""}
+    )  # ids of segments are not looked for there
     return table
 
 
@@ -137,8 +141,8 @@ def _numbers(
     path: str | Path, columns: np.ndarray, records: list[str], rows: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions, occupancies (default 1) and B-factors (default 0); refuses a number that its columns do not hold."""
-    positions = from_columns(np.ascontiguousarray(columns[:, 30:54]).reshape(-1, 8), 4)
-    occupancies, b_factors = from_columns(columns[:, 54:60], 3), from_columns(columns[:, 60:66], 3)
+    positions = parse_fixed_columns(np.ascontiguousarray(columns[:, 30:54]).reshape(-1, 8), 4)
+    occupancies, b_factors = parse_fixed_columns(columns[:, 54:60], 3), parse_fixed_columns(columns[:, 60:66], 3)
     if positions is None or occupancies is None or b_factors is None:
         values = np.array([_line_numbers(path, line, at + 1) for line, at in zip(records, rows, strict=True)])
         return values[:, :3], values[:, 3], values[:, 4]

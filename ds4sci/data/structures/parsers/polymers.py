@@ -22,12 +22,12 @@ from typing import NamedTuple
 import gemmi
 
 from ds4sci.data.structures.parsers.atom_names import is_d_amino_acid, kind
-from ds4sci.data.structures.parsers.atoms import AtomTable, Residue
+from ds4sci.data.structures.parsers.atom_table import AtomTable, Residue
 
 PEPTIDE_BOND = 2.5
 """Å between C and N at most: bonds of poor models are longer than 1.33 Å, and no contact is nearer than 2.8 Å."""
 _CONTIGUOUS = 5.0
-_REASONS = {"water": "water", "nucleic acid": "nucleic acid"}
+_STATUS_OF_KIND = {"water": "water", "nucleic acid": "nucleic acid"}
 _NUCLEIC = (gemmi.PolymerType.Dna, gemmi.PolymerType.Rna, gemmi.PolymerType.DnaRnaHybrid)
 
 
@@ -40,7 +40,7 @@ class Chain(NamedTuple):
     residues: list[Residue]
 
 
-class LeftOut(NamedTuple):
+class ExcludedChain(NamedTuple):
     """A chain that became no record: its id, the kind of reason and the reason."""
 
     chain: str
@@ -75,23 +75,23 @@ def protein_chains(
     chains: list[Chain] = []
     for (author, label, name), residues in groups.items():
         if name:
-            reason = _typed(residues, entities.get(name))
+            reason = _entity_rejection(residues, entities.get(name))
             if reason is None:
-                members = _without_foreign(table, residues)
+                members = _drop_waters_and_ligands(table, residues)
                 if members:
                     chains.append(Chain(author, label, name, members))
             else:
-                table.mark(residues, reason)
+                table.set_status(residues, reason)
             continue
         told = {item.res_id.name for item in header.mod_residues if item.chain_name == author}
         peptides = {one for one, of_type in compounds.items() if "peptide" in of_type and "linking" in of_type}
         known = told | peptides | set(polymers.get(author, ()))
-        for members in _untyped(table, author, residues, known):
+        for members in _chains_without_entity(table, author, residues, known):
             chains.append(Chain(author, members[0].label, "", members))
     return chains
 
 
-def _typed(residues: list[Residue], entity: gemmi.Entity | None) -> str | None:
+def _entity_rejection(residues: list[Residue], entity: gemmi.Entity | None) -> str | None:
     """Why residues of an entity are in no protein chain, or None."""
     if entity is not None and entity.entity_type not in (gemmi.EntityType.Polymer, gemmi.EntityType.Unknown):
         return "water" if entity.entity_type == gemmi.EntityType.Water else "ligand"
@@ -105,19 +105,21 @@ def _typed(residues: list[Residue], entity: gemmi.Entity | None) -> str | None:
     return "nucleic acid" if kinds["nucleic acid"] else "other polymer"
 
 
-def _without_foreign(table: AtomTable, residues: list[Residue]) -> list[Residue]:
+def _drop_waters_and_ligands(table: AtomTable, residues: list[Residue]) -> list[Residue]:
     """Some programs give waters and ligands the entity of the polymer, but no place in it."""
     members = []
     for residue in residues:
         foreign = kind(residue.name) if residue.label_seq is None else "amino acid"
         if foreign == "water" or (foreign == "other" and residue.het):
-            table.mark_atoms(residue.atoms, "water" if foreign == "water" else "ligand")
+            table.set_atom_status(residue.atoms, "water" if foreign == "water" else "ligand")
         else:
             members.append(residue)
     return members
 
 
-def _untyped(table: AtomTable, author: str, residues: list[Residue], known: set[str]) -> list[list[Residue]]:
+def _chains_without_entity(
+    table: AtomTable, author: str, residues: list[Residue], known: set[str]
+) -> list[list[Residue]]:
     """Molecules of one author chain id, by the rules at the head of this module."""
     kinds = [kind(one.name) for one in residues]
     kinds = [
@@ -133,7 +135,7 @@ def _untyped(table: AtomTable, author: str, residues: list[Residue], known: set[
     if core:
         first, last = core[0], core[-1]
         sections = {residues[at].section for at in core}
-        closed = {section for section, chain in enumerate(table.terminated) if chain == author}
+        closed = {section for section, chain in enumerate(table.ter_chains) if chain == author}
 
         def may_belong(at: int) -> bool:
             return kinds[at] in ("amino acid", "cap") or (kinds[at] == "other" and _has_backbone(table, residues[at]))
@@ -157,10 +159,10 @@ def _untyped(table: AtomTable, author: str, residues: list[Residue], known: set[
                 end = at
     for at, one in enumerate(residues):
         if at not in members:
-            table.mark_atoms(one.atoms, _REASONS.get(kinds[at], "ligand"))
+            table.set_atom_status(one.atoms, _STATUS_OF_KIND.get(kinds[at], "ligand"))
     chain = [residues[at] for at in sorted(members)]
     if 2 * sum(is_d_amino_acid(one.name) for one in chain) > len(chain):
-        table.mark(chain, "other polymer")
+        table.set_status(chain, "other polymer")
         return []
     return _molecules(table, chain)
 
@@ -170,7 +172,7 @@ def _molecules(table: AtomTable, chain: list[Residue]) -> list[list[Residue]]:
     parts = []
     rest = chain
     while rest:
-        cut = _second_molecule(table, rest)
+        cut = _next_molecule_start(table, rest)
         parts.append(_in_order(table, rest[:cut]))
         rest = rest[cut:]
     return parts
@@ -201,7 +203,7 @@ def _bonds(table: AtomTable, chain: list[Residue]) -> int:
     return sum(bool(is_bonded(table, one, other)) for one, other in itertools.pairwise(chain))
 
 
-def _second_molecule(table: AtomTable, chain: list[Residue]) -> int:
+def _next_molecule_start(table: AtomTable, chain: list[Residue]) -> int:
     """Where the second molecule of a chain begins, or the chain's length.
 
     A number that comes again tells that there is one. It begins at or before that residue: at the last place where the
@@ -273,7 +275,7 @@ def _has_backbone(table: AtomTable, residue: Residue) -> bool:
     return "CA" in names and bool(names & {"N", "C"})
 
 
-def left_out_chains(table: AtomTable, used: set[str], reasons: Sequence[str]) -> list[LeftOut]:
+def find_excluded_chains(table: AtomTable, used: set[str], reasons: Sequence[str]) -> list[ExcludedChain]:
     """Author chain ids none of whose residues is in a protein chain, with what they hold instead.
 
     Only the first model is read; chains that it has not are told too.
@@ -284,10 +286,12 @@ def left_out_chains(table: AtomTable, used: set[str], reasons: Sequence[str]) ->
         if residue.author not in used and len(residue.atoms):
             found.setdefault(residue.author, Counter())[reasons[table.status[residue.atoms[0]]]] += 1
     return [
-        LeftOut(author, "not a protein", "its residues are " + ", ".join(f"{n} {what}" for what, n in kinds.items()))
+        ExcludedChain(
+            author, "not a protein", "its residues are " + ", ".join(f"{n} {what}" for what, n in kinds.items())
+        )
         for author, kinds in found.items()
     ] + [
-        LeftOut(author, "other model", "only models after the first have atoms of it")
-        for author in table.later
+        ExcludedChain(author, "other model", "only models after the first have atoms of it")
+        for author in table.later_model_chains
         if author not in first
     ]

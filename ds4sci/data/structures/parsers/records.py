@@ -14,7 +14,7 @@
 
 A chain whose residues contradict its sequence (cannot be aligned to it, or are others than it has at their
 ``label_seq_id``: more than three and more than a fifth) is left out with the reason. Every atom record gets a status
-(``ds4sci.data.structures.parsers.atoms.REASONS``).
+(``ds4sci.data.structures.parsers.atom_table.ATOM_STATUSES``).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ import numpy as np
 
 from ds4sci.chemistry.residue_constants import RESTYPE_3TO1
 from ds4sci.data.structures.parsers.atom_names import kind, parent_of, simulation_parent
-from ds4sci.data.structures.parsers.atoms import REASONS, AtomTable, Residue
-from ds4sci.data.structures.parsers.conformers import atoms_of_conformer, choose_residue, fill_atoms
+from ds4sci.data.structures.parsers.atom_table import ATOM_STATUSES, AtomTable, Residue
+from ds4sci.data.structures.parsers.conformers import select_conformer, select_residue, to_atom37
 from ds4sci.data.structures.parsers.polymers import (
     Chain,
-    LeftOut,
+    ExcludedChain,
+    find_excluded_chains,
     is_alternative,
     is_bonded,
-    left_out_chains,
     protein_chains,
 )
 from ds4sci.data.text_files import stem
 from ds4sci.types import RESIDUES, Record
 
-_MUTATIONS, _MUTATED = 3, 0.2
+_MAX_MUTATIONS, _MAX_MUTATED_SHARE = 3, 0.2
 """Residues of a chain that may differ from its sequence, where the file places them: this many, or this share."""
 
 
@@ -56,32 +56,32 @@ class ParsedStructure:
     entry     what the chain ids begin with
     records   protein chains of the first model, in the file's order
     ids       author and label chain id of each record
-    left_out  chains that became no record
-    atoms     atom records by what became of them (``REASONS``); the sum is the number of records in the file
+    excluded  chains that became no record
+    atoms     atom records by what became of them (``ATOM_STATUSES``); the sum is the number of records in the file
     """
 
     path: str | Path
     entry: str
     records: list[Record]
     ids: list[tuple[str, str]]
-    left_out: list[LeftOut]
+    excluded: list[ExcludedChain]
     atoms: dict[str, int]
 
 
-class ContradictionError(ValueError):
+class SequenceMismatchError(ValueError):
     """The residues of a chain cannot be placed in its sequence."""
 
 
-def select(parsed: ParsedStructure, chain: str | None, *, label: bool = False) -> Record | list[Record]:
+def select_records(parsed: ParsedStructure, chain: str | None, *, label: bool = False) -> Record | list[Record]:
     """All records, or the one of chain ``chain`` (author id, or ``label`` id); warns of chains that were refused.
 
     ``ValueError`` names the file: no protein chain, no chain of that name, several, or one that was refused.
     """
     path = parsed.path
-    refused = [one for one in parsed.left_out if one.kind == "contradiction"]
+    refused = [one for one in parsed.excluded if one.kind == "sequence mismatch"]
     if chain is None:
         if not parsed.records:
-            reasons = "; ".join(f"chain {one.chain or '(blank)'}: {one.reason}" for one in parsed.left_out)
+            reasons = "; ".join(f"chain {one.chain or '(blank)'}: {one.reason}" for one in parsed.excluded)
             raise ValueError(f"{path}: no protein chain with coordinates; {reasons}")
         for one in refused:
             warnings.warn(f"{path}: chain {one.chain} is left out: {one.reason}", stacklevel=3)
@@ -117,8 +117,8 @@ def make_records(
     """
     chains = protein_chains(table, header, sequences, compounds or {})
     used = {chain.author for chain in chains}
-    left_out = left_out_chains(table, used, REASONS)
-    left_out += _without_atoms(table, header, sequences)
+    excluded = find_excluded_chains(table, used, ATOM_STATUSES)
+    excluded += _polymers_without_atoms(table, header, sequences)
     entry = _entry(header, table.path)
     authors = [chain.author for chain in chains]
     records: list[Record] = []
@@ -127,34 +127,36 @@ def make_records(
     for chain in chains:
         shared = authors.count(chain.author) > 1 and chain.entity
         name = chain.label if label else f"{chain.author}-{chain.label}" if shared else chain.author
-        name = _unused(name, taken)
+        name = _unique_name(name, taken)
         entity = chain.entity or chain.author
-        letters = _Letters(header, chain.author, sequences.get(entity, ()), (canonical or {}).get(entity, ""))
+        letters = _ParentCodes(header, chain.author, sequences.get(entity, ()), (canonical or {}).get(entity, ""))
         try:
             record = _record(f"{entry}_{name}" if name else entry, table, chain, letters, header.resolution)
-        except ContradictionError as error:
-            table.mark(chain.residues, "refused chain")
-            left_out.append(LeftOut(name, "contradiction", str(error)))
+        except SequenceMismatchError as error:
+            table.set_status(chain.residues, "rejected chain")
+            excluded.append(ExcludedChain(name, "sequence mismatch", str(error)))
             continue
         records.append(record)
         ids.append((chain.author, chain.label))
-    return ParsedStructure(table.path, entry, records, ids, left_out, table.counts())
+    return ParsedStructure(table.path, entry, records, ids, excluded, table.counts())
 
 
-def _without_atoms(table: AtomTable, header: gemmi.Structure, sequences: Mapping[str, Sequence[str]]) -> list[LeftOut]:
+def _polymers_without_atoms(
+    table: AtomTable, header: gemmi.Structure, sequences: Mapping[str, Sequence[str]]
+) -> list[ExcludedChain]:
     """Polymers that the header tells of, and the atom records do not."""
     there = {one for residue in table.residues for one in (residue.author, residue.label)}
     told = {label: entity.name for entity in header.entities for label in entity.subchains if entity.full_sequence}
     if not told:  # in a PDB file sequences have chain ids
         told = {name: name for name in sequences if not any(residue.entity for residue in table.residues)}
     return [
-        LeftOut(label, "no atoms", f"a sequence of {len(sequences[name])} residues, and no atom record")
+        ExcludedChain(label, "no atoms", f"a sequence of {len(sequences[name])} residues, and no atom record")
         for label, name in told.items()
         if label not in there and name in sequences
     ]
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def _unique_name(name: str, taken: set[str]) -> str:
     """``name``, or with a number where a molecule of the same chain id has it already."""
     found, count = name, 1
     while found in taken:
@@ -171,7 +173,7 @@ def _entry(structure: gemmi.Structure, path: str | Path) -> str:
     return re.sub(r"[^\w.+-]+", "_", told or stem(path))
 
 
-class _Letters:
+class _ParentCodes:
     """One-letter parent of a residue's name, for one chain."""
 
     def __init__(self, structure: gemmi.Structure, author: str, sequence: Sequence[str], canonical: str) -> None:
@@ -199,39 +201,39 @@ class _Letters:
         return self.parent(residue.name, None, {table.names[atom] for atom in residue.atoms})
 
 
-def _record(name: str, table: AtomTable, chain: Chain, letters: _Letters, resolution: float) -> Record:
+def _record(name: str, table: AtomTable, chain: Chain, letters: _ParentCodes, resolution: float) -> Record:
     sites = _sites(table, chain.residues)
     if letters.sequence:
-        positions = _places(table, sites, letters)
+        positions = _align_sites(table, sites, letters)
         residue_index = np.arange(len(letters.sequence), dtype=np.int32)
         sequence = [letters.parent(item, position) for position, item in enumerate(letters.sequence)]
     else:
         positions = list(range(len(sites)))
-        residue_index = _number(table, [site[0] for site in sites])
+        residue_index = _residue_index(table, [site[0] for site in sites])
         sequence = ["X"] * len(sites)
 
     at: dict[int, list[Residue]] = {}
     for position, site in zip(positions, sites, strict=True):
         if position is None:  # a cap or a ligand that the sequence does not have
-            table.mark(site, "ligand")
+            table.set_status(site, "ligand")
         else:
             at.setdefault(position, []).extend(site)
     chosen: list[tuple[int, Sequence[int]]] = []
     for position, several in at.items():
         expected = letters.sequence[position] if letters.sequence else None
-        best = choose_residue(table, several, expected) if len(several) > 1 else several[0]
+        best = select_residue(table, several, expected) if len(several) > 1 else several[0]
         if len(several) > 1:
-            table.mark(several, "other residue at the position")
+            table.set_status(several, "alternative residue at the same position")
         if best.name != expected:
             letter = letters.parent_of(table, best)
             if expected is None or letter != "X":
                 sequence[position] = letter
-        chosen.append((position, atoms_of_conformer(table, best) if table.has_altlocs else best.atoms))
+        chosen.append((position, select_conformer(table, best) if table.has_altlocs else best.atoms))
 
     sizes = [len(atoms) for _, atoms in chosen]
     residue = np.repeat(np.array([position for position, _ in chosen]), sizes)
     atom = np.fromiter(flatten.from_iterable(atoms for _, atoms in chosen), np.int64, sum(sizes))
-    positions37, mask, b_factors = fill_atoms(table, "".join(sequence), residue, atom)
+    positions37, mask, b_factors = to_atom37(table, "".join(sequence), residue, atom)
     return Record(
         id=name,
         sequence="".join(sequence),
@@ -263,14 +265,14 @@ def _sites(table: AtomTable, residues: list[Residue]) -> list[list[Residue]]:
     return sites
 
 
-def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> list[int | None]:
+def _align_sites(table: AtomTable, sites: list[list[Residue]], letters: _ParentCodes) -> list[int | None]:
     """Position in the sequence of each site: as the file says, else aligned; None for caps that it does not have."""
     n = len(letters.sequence)
     told = [site[0].label_seq for site in sites]
     if any(number is not None for number in told):
         for site, number in zip(sites, told, strict=True):
             if number is None or not 1 <= number <= n:
-                raise ContradictionError(_misfit(site[0], n))
+                raise SequenceMismatchError(_mismatch_message(site[0], n))
         numbered = [number - 1 for number in told if number is not None]
         _check_letters(table, sites, numbered, letters)
         return list(numbered)
@@ -294,7 +296,7 @@ def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> 
         if operation == "D":
             for site in sites[len(places) : len(places) + int(count)]:
                 if kind(site[0].name) != "cap" and not (site[0].het and kind(site[0].name) == "other"):
-                    raise ContradictionError(_misfit(site[0], n))
+                    raise SequenceMismatchError(_mismatch_message(site[0], n))
                 places.append(None)
             continue
         if operation == "M":
@@ -303,7 +305,7 @@ def _places(table: AtomTable, sites: list[list[Residue]], letters: _Letters) -> 
     return places
 
 
-def _check_letters(table: AtomTable, sites: list[list[Residue]], places: list[int], letters: _Letters) -> None:
+def _check_letters(table: AtomTable, sites: list[list[Residue]], places: list[int], letters: _ParentCodes) -> None:
     """Refuses the ``label_seq_id`` of another sequence, or of a shifted one; a few mutations pass."""
     others = []
     for site, place in zip(sites, places, strict=True):
@@ -312,15 +314,15 @@ def _check_letters(table: AtomTable, sites: list[list[Residue]], places: list[in
         found = {letters.parent_of(table, one) for one in site}
         if wanted != "X" and not found & {wanted, "X"} and name not in {one.name for one in site}:
             others.append((site[0], place))
-    if len(others) > _MUTATIONS and len(others) > _MUTATED * len(sites):
+    if len(others) > _MAX_MUTATIONS and len(others) > _MAX_MUTATED_SHARE * len(sites):
         residue, place = others[0]
-        raise ContradictionError(
+        raise SequenceMismatchError(
             f"{len(others)} of {len(sites)} residues are not those of the entity's sequence at their label_seq_id, such"
             f" as {residue.name} at {place + 1}, where it has {letters.sequence[place]}; the file contradicts itself"
         )
 
 
-def _misfit(residue: Residue, n: int) -> str:
+def _mismatch_message(residue: Residue, n: int) -> str:
     number = f"{residue.number}{residue.insertion}" if residue.number is not None else "without a number"
     return (
         f"residue {residue.name} {number} does not fit into the entity's sequence of {n} residues; the file"
@@ -328,7 +330,7 @@ def _misfit(residue: Residue, n: int) -> str:
     )
 
 
-def _number(table: AtomTable, residues: list[Residue]) -> np.ndarray:
+def _residue_index(table: AtomTable, residues: list[Residue]) -> np.ndarray:
     """``residue_index`` of a chain whose entity has no sequence: follow the numbers, never go back."""
     index = [0]
     for before, after in pairwise(residues):
@@ -340,9 +342,9 @@ def _number(table: AtomTable, residues: list[Residue]) -> np.ndarray:
             step = 2
         index.append(index[-1] + step)
     if index[-1] >= 2**31:
-        raise ContradictionError("the residue numbers run beyond 2³¹")
+        raise SequenceMismatchError("the residue numbers run beyond 2³¹")
     if any(one.number is None and one.label_seq is None for one in residues):
-        raise ContradictionError("residues without numbers (auth_seq_id or label_seq_id)")
+        raise SequenceMismatchError("residues without numbers (auth_seq_id or label_seq_id)")
     return np.array(index, np.int32)
 
 

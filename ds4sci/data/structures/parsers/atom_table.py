@@ -10,25 +10,25 @@ from typing import NamedTuple
 import numpy as np
 
 KEPT = "kept"
-REASONS = (
+ATOM_STATUSES = (
     KEPT,
     "not in a chain",
     "water",
     "ligand",
     "nucleic acid",
     "other polymer",
-    "refused chain",
+    "rejected chain",
     "other model",
     "other data block",
     "hydrogen",
     "alternate location",
-    "other residue at the position",
+    "alternative residue at the same position",
     "duplicate atom",
-    "atom unknown to the residue",
+    "atom not in the residue",
     "side chain of an unknown residue",
 )
 """What can become of an atom record. Every record of a file gets one of them; "not in a chain" is never left over."""
-CODE = {reason: code for code, reason in enumerate(REASONS)}
+STATUS_CODE = {reason: code for code, reason in enumerate(ATOM_STATUSES)}
 
 
 class Residue(NamedTuple):
@@ -57,7 +57,7 @@ class AtomTable:
 
     names, altlocs (``""`` for none)   [records]
     positions float64 [records, 3] Å, occupancies and b_factors float64 [records]
-    status                             uint8 [records], index into ``REASONS``
+    status                             uint8 [records], index into ``ATOM_STATUSES``
     elsewhere                          records in other data blocks, which have no row
     terminated                         the author chain id that each TER record ends
     later                              author chain ids of the records in later models
@@ -70,35 +70,35 @@ class AtomTable:
     occupancies: np.ndarray
     b_factors: np.ndarray
     residues: list[Residue]
-    elsewhere: int = 0
-    terminated: Sequence[str] = ()
-    later: Sequence[str] = ()
+    other_block_atoms: int = 0
+    ter_chains: Sequence[str] = ()
+    later_model_chains: Sequence[str] = ()
     status: np.ndarray = field(init=False)
     has_altlocs: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.has_altlocs = any(self.altlocs)
-        self.status = np.full(len(self.names), CODE["not in a chain"], np.uint8)
+        self.status = np.full(len(self.names), STATUS_CODE["not in a chain"], np.uint8)
 
-    def mark(self, residues: Sequence[Residue], reason: str) -> None:
+    def set_status(self, residues: Sequence[Residue], reason: str) -> None:
         """Set the status of all atoms of ``residues``."""
         for residue in residues:
-            self.mark_atoms(residue.atoms, reason)
+            self.set_atom_status(residue.atoms, reason)
 
-    def mark_atoms(self, atoms: Sequence[int] | np.ndarray, reason: str) -> None:
+    def set_atom_status(self, atoms: Sequence[int] | np.ndarray, reason: str) -> None:
         if isinstance(atoms, range):
-            self.status[atoms.start : atoms.stop] = CODE[reason]
+            self.status[atoms.start : atoms.stop] = STATUS_CODE[reason]
         else:
-            self.status[atoms] = CODE[reason]
+            self.status[atoms] = STATUS_CODE[reason]
 
     def counts(self) -> dict[str, int]:
         """Records by what became of them, the commonest reason first after those that were kept."""
-        found = np.bincount(self.status, minlength=len(REASONS))
-        found[CODE["other data block"]] += self.elsewhere
-        order = sorted(range(1, len(REASONS)), key=lambda code: -int(found[code]))
-        return {KEPT: int(found[0])} | {REASONS[code]: int(found[code]) for code in order if found[code]}
+        found = np.bincount(self.status, minlength=len(ATOM_STATUSES))
+        found[STATUS_CODE["other data block"]] += self.other_block_atoms
+        order = sorted(range(1, len(ATOM_STATUSES)), key=lambda code: -int(found[code]))
+        return {KEPT: int(found[0])} | {ATOM_STATUSES[code]: int(found[code]) for code in order if found[code]}
 
-    def place(self, residue: Residue, name: str) -> np.ndarray | None:
+    def position_of(self, residue: Residue, name: str) -> np.ndarray | None:
         """Position [3] of the first atom of that name, or None."""
         for atom in residue.atoms:
             if self.names[atom] == name:
@@ -107,11 +107,11 @@ class AtomTable:
 
     def distance(self, one: Residue, name: str, other: Residue, other_name: str) -> float | None:
         """Å between two named atoms, or None where one is missing."""
-        first, second = self.place(one, name), self.place(other, other_name)
+        first, second = self.position_of(one, name), self.position_of(other, other_name)
         return None if first is None or second is None else float(np.linalg.norm(first - second))
 
 
-def join_parts(residues: list[Residue], names: list[str], altlocs: list[str]) -> list[Residue]:
+def merge_residue_parts(residues: list[Residue], names: list[str], altlocs: list[str]) -> list[Residue]:
     """Residues whose records lie apart in the file made whole, unless the later ones repeat atoms of the earlier."""
     identities = [residue[:7] for residue in residues]
     if len(set(identities)) == len(identities):

@@ -16,7 +16,7 @@ _BOND = -0.5
 """kcal/mol; a lower energy is a hydrogen bond."""
 
 
-def assign(chains: Sequence[Record]) -> list[str]:
+def assign_secondary_structure(chains: Sequence[Record]) -> list[str]:
     """DSSP letters of chains that lie together in space (one entry): strands may pair across chains.
 
     H α, G 3₁₀ and I π helix, E strand, B lone bridge, T turn, S bend, C none; ``?`` where N, CA, C or O is missing. A
@@ -30,11 +30,11 @@ def assign(chains: Sequence[Record]) -> list[str]:
     if kept.size:
         proline = np.frombuffer("".join(chain.sequence for chain in chains).encode(), "S1") == b"P"
         follows = (np.diff(kept, prepend=-2) == 1) & ~np.isin(kept, ends)
-        letters[kept] = _assign(backbone[kept], proline[kept], follows)
+        letters[kept] = _assign_letters(backbone[kept], proline[kept], follows)
     return ["".join(part) for part in np.split(letters, ends[:-1])]
 
 
-def _assign(backbone: np.ndarray, proline: np.ndarray, follows: np.ndarray) -> np.ndarray:
+def _assign_letters(backbone: np.ndarray, proline: np.ndarray, follows: np.ndarray) -> np.ndarray:
     n = len(backbone)
     follows = follows.copy()
     follows[1:] &= np.linalg.norm(backbone[1:, 0] - backbone[:-1, 2], axis=1) < 2.5

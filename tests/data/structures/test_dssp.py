@@ -10,8 +10,8 @@ import numpy as np
 from ds4sci.chemistry.residue_codes import secondary_classes
 from ds4sci.data.sequences import protein_fasta
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.dssp import assign_secondary_structure
 from ds4sci.data.structures.parsers import mmcif
-from ds4sci.data.structures.secondary import assign
 
 BUNDLED = Path(__file__).parents[3] / "examples" / "fold" / "data" / "chains_valid.npz"
 MMCIF = Path(__file__).parents[2] / "fixtures" / "mmcif"
@@ -24,7 +24,7 @@ def test_against_dssp_on_160_chains() -> None:
     where neither says strand 99.9 % must agree, and no strand may be ours alone.
     """
     chains = ChainSet.open(BUNDLED)
-    ours = "".join(assign([record])[0] for record in chains)
+    ours = "".join(assign_secondary_structure([record])[0] for record in chains)
     theirs = "".join(record.dssp or "" for record in chains)
     classes = secondary_classes(ours) == secondary_classes(theirs)
     assert classes.mean() >= 0.95
@@ -36,8 +36,8 @@ def test_against_dssp_on_160_chains() -> None:
 
 
 def test_strands_pair_across_chains_of_an_entry() -> None:
-    together = assign(mmcif.read(MMCIF / "2q2k.cif.gz"))
-    alone = [assign([record])[0] for record in mmcif.read(MMCIF / "2q2k.cif.gz")]
+    together = assign_secondary_structure(mmcif.read(MMCIF / "2q2k.cif.gz"))
+    alone = [assign_secondary_structure([record])[0] for record in mmcif.read(MMCIF / "2q2k.cif.gz")]
     assert [letters.count("E") for letters in alone] == [0, 0]
     assert [letters.count("E") for letters in together] == [9, 9]  # the ribbon–helix–helix dimer's sheet
 
@@ -46,11 +46,14 @@ def test_gaps_and_chains_without_atoms() -> None:
     record = mmcif.read(MMCIF / "1ubq.cif.gz", "A")
     mask = record.atom_mask.copy()
     mask[28, 1] = False  # in the middle of the helix 23–34
-    broken = assign([replace(record, atom_mask=mask)])[0]
+    broken = assign_secondary_structure([replace(record, atom_mask=mask)])[0]
     assert broken[28] == "?"
     assert len(broken) == 76
-    whole = assign([record])[0]
+    whole = assign_secondary_structure([record])[0]
     assert whole[22:34] == "HHHHHHHHHHHH"
     assert broken[40:] == whole[40:]
-    assert assign([protein_fasta.record("x", "ACD")]) == ["???"]
-    assert [len(letters) for letters in assign([protein_fasta.record("x", "ACD"), record])] == [3, 76]
+    assert assign_secondary_structure([protein_fasta.record("x", "ACD")]) == ["???"]
+    assert [len(letters) for letters in assign_secondary_structure([protein_fasta.record("x", "ACD"), record])] == [
+        3,
+        76,
+    ]
