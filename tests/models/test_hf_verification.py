@@ -286,7 +286,7 @@ import json, sys, warnings
 warnings.filterwarnings("ignore")
 import deepspeed, torch
 from ds4sci.train import extension_builds
-from tests import language_oracle as oracle
+from tests.support import language_oracle as oracle
 extension_builds.prepare({}, say=lambda line: None)
 found = {}
 for name, config in json.loads(sys.argv[1]).items():
