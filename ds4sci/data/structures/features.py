@@ -100,7 +100,7 @@ def _profile(record: Record, aatype: np.ndarray, settings: FeatureConfig) -> np.
         raise ValueError(
             f"{record.id}: msa_input='profile' needs a profile or an alignment and this record has neither; use"
             " msa_input='sequence', build the set with `ds4sci data build … --msa DIR`, or, to predict from the"
-            " sequence alone, give it a stand-in with ds4sci.data.alignments.profile.with_input(record, 'profile')"
+            " sequence alone, give it a stand-in with ds4sci.data.alignments.profile.with_msa_input(record, 'profile')"
         )
     return np.concatenate([profile, np.zeros((len(profile), 3), np.float32)], axis=1)
 
