@@ -18,9 +18,8 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.train.__main__ import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
-)
+PAGES = [page for page in (ROOT / "docs").rglob("*.md") if not {"_build", "generated"} & {*page.parts}]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *(ROOT / "examples").rglob("*.md")])
 MARKERS = {
     line.split(":")[0]
     for line in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"][
@@ -90,7 +89,8 @@ def would_start(document: str, command: str, *, whole: bool) -> None:
     if name == "ds4sci":
         parses_as_ds4sci(rest, whole=whole)
     elif name in ("bash", "source", "sbatch") or (name == "python" and not rest[0].startswith("-")):
-        assert (ROOT / rest[0]).is_file(), f"{document} names {rest[0]}, which is not there"
+        script = next(word for word in rest if not word.startswith("-"))
+        assert (ROOT / script).is_file(), f"{document} names {script}, which does not exist"
     elif name == "python" and rest[0] == "-m":
         beside = ROOT / rest[1].replace(".", "/") / "__main__.py"  # tests.fuzz: found from the root alone
         assert beside.is_file() or importlib.util.find_spec(rest[1]) is not None
@@ -103,7 +103,7 @@ def would_start(document: str, command: str, *, whole: bool) -> None:
             assert set(re.findall(r"\w+", marker)) - {"not", "and", "or"} <= MARKERS
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests"))
     else:
-        assert name in ("git", "cd", "pip", "apt-get", "pre-commit"), f"unknown: {command}"
+        assert name in ("git", "cd", "pip", "apt-get", "pre-commit", "torchrun"), f"unknown: {command}"
     check_run_file(rest)
 
 
