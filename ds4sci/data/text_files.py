@@ -114,3 +114,11 @@ def _text(path: str | Path) -> bytes:
     raw = read_bytes(path).removeprefix(UTF8_BOM)
     refuse_utf16(raw[:4096], path)
     return raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in raw else raw
+
+
+def resolve_data_path(path: Path) -> Path:
+    """Return a relative ``path`` below the current folder or, if it does not exist there, below the repository root."""
+    if path.is_absolute() or path.exists():
+        return path
+    in_repository = Path(__file__).parents[2] / path
+    return in_repository if in_repository.exists() else path

@@ -19,6 +19,7 @@ from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.files.atomic_files import replace_text, replacing
+from ds4sci.geometry import dihedral
 from ds4sci.inference.record_errors import naming
 from ds4sci.machine import provenance
 from ds4sci.metrics import METRICS, lddt_ca, mean_scores, pseudo_beta, score_chain
@@ -197,18 +198,15 @@ def torsions(atom37: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     atoms = np.asarray(atom37, dtype=np.float64)
     if mask is not None:
         atoms = np.where(np.asarray(mask, dtype=bool)[:, :, None], atoms, np.nan)
-    n_atom, ca, c = (atoms[:, ATOM37_INDEX[name]] for name in ("N", "CA", "C"))
-    result = np.full((len(ca), 2), np.nan)
-    result[1:, 0] = _dihedral(c[:-1], n_atom[1:], ca[1:], c[1:])
-    result[:-1, 1] = _dihedral(n_atom[:-1], ca[:-1], c[:-1], n_atom[1:])
+    n, ca, c = (torch.from_numpy(atoms[:, ATOM37_INDEX[name]]) for name in ("N", "CA", "C"))
+    result = np.full((len(atoms), 2), np.nan)
+    for column, rows, points in (
+        (0, slice(1, None), (c[:-1], n[1:], ca[1:], c[1:])),
+        (1, slice(None, -1), (n[:-1], ca[:-1], c[:-1], n[1:])),
+    ):
+        sin, cos = dihedral(*points).unbind(-1)
+        result[rows, column] = torch.rad2deg(torch.atan2(sin, cos)).numpy()
     return result
-
-
-def _dihedral(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
-    first, axis, last = b - a, c - b, d - c
-    left, right = np.cross(first, axis), np.cross(axis, last)
-    sine = np.einsum("ni,ni->n", first, right) * np.linalg.norm(axis, axis=1)
-    return np.degrees(np.arctan2(sine, np.einsum("ni,ni->n", left, right)))
 
 
 def means_table(result: dict[str, Any]) -> Table:
@@ -222,9 +220,9 @@ def means_table(result: dict[str, Any]) -> Table:
 
 
 def _is_validation_set(task: Any, checksum: str) -> bool:
-    from ds4sci.tasks.fold import located
+    from ds4sci.data.text_files import resolve_data_path
 
-    path = located(Path(task.config.data.valid))
+    path = resolve_data_path(Path(task.config.data.valid))
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == checksum
 
 

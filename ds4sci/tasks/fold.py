@@ -16,6 +16,7 @@ from ds4sci.data.loader import Plan, batches, generator
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
+from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
 from ds4sci.losses.fold import LossConfig, fold_loss
 from ds4sci.metrics import mean_scores, score_chain
@@ -95,7 +96,7 @@ class FoldTask:
     ) -> Iterator[Batch]:
         data = self.config.data
         return batches(
-            ChainSet.open(located(data.train)),
+            ChainSet.open(resolve_data_path(data.train)),
             seed=self.seed,
             start_step=start_step,
             steps=self.steps,
@@ -112,7 +113,7 @@ class FoldTask:
         return fold_loss(output, batch, self.config.loss)
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
-        chains = ChainSet.open(located(self.config.data.valid))
+        chains = ChainSet.open(resolve_data_path(self.config.data.valid))
         wanted = self.config.data.evaluation_chains or len(chains)
         picked = np.unique(np.linspace(0, len(chains) - 1, min(wanted, len(chains))).round().astype(int))
         return self.score([chains[int(i)] for i in picked], model, rank=rank, world_size=world_size, device=device)
@@ -194,11 +195,3 @@ class FoldTask:
             contacts=probability[..., centres < CONTACT].sum(-1).numpy(),
             secondary=None if secondary is None else secondary[row, :n].float().softmax(-1).cpu().numpy(),
         )
-
-
-def located(path: Path) -> Path:
-    """``path`` from the current folder, else from the folder that holds the package (a clone's root)."""
-    if path.is_absolute() or path.exists():
-        return path
-    beside = Path(__file__).parents[2] / path
-    return beside if beside.exists() else path

@@ -19,11 +19,11 @@ from ds4sci.data.language.batches import Phase, Reader, batches, evaluation_batc
 from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import Target
 from ds4sci.data.language.windows import Coverage, Regions
+from ds4sci.data.text_files import resolve_data_path
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.tasks import KEPT
-from ds4sci.tasks.fold import located
 from ds4sci.types import LanguageBatch, LanguageOutput
 
 SEQUENCES = "sequences.json"
@@ -137,7 +137,7 @@ class LanguageTask:
         store = (
             self._sides[0].store
             if self._sides is not None
-            else corpus.open_store(located(data.path), alphabet=data.alphabet, bad=data.on_bad_record)
+            else corpus.open_store(resolve_data_path(data.path), alphabet=data.alphabet, bad=data.on_bad_record)
         )
         (folder / SEQUENCES).write_text(json.dumps({"alphabet": store.alphabet}) + "\n", encoding="utf-8")
 
@@ -175,7 +175,8 @@ class LanguageTask:
         if self._sides is None:
             data = self.config.data
             found = corpus.open_sides(
-                located(data.path), data.valid and located(data.valid), alphabet=data.alphabet, bad=data.on_bad_record,
+                resolve_data_path(data.path), data.valid and resolve_data_path(data.valid),
+                alphabet=data.alphabet, bad=data.on_bad_record,
                 fraction=data.valid_fraction, identity=data.identity, seed=self.seed,
             )  # fmt: skip
             how = {"soft_masked_weight": data.soft_masked_weight, "unknown_weight": data.unknown_weight}

@@ -23,11 +23,11 @@ from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import Target
 from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.text_files import resolve_data_path
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.tasks import language_modeling
-from ds4sci.tasks.fold import located
 from ds4sci.types import IGNORE_INDEX, LanguageBatch, LanguageOutput
 
 kept_by = language_modeling.kept_by
@@ -146,7 +146,7 @@ class ResidueLabelsTask:
 
     def _open(self, path: Path) -> tuple[LabelReader, Rows, int | None]:
         data = self.config.data
-        chains = ChainSet.open(located(path))
+        chains = ChainSet.open(resolve_data_path(path))
         row = (data.row_length or data.length) if data.packing else None
         regions = Regions.whole(chains.lengths, range(len(chains)))
         rows = make_rows(regions, self.coder, document=data.length, row=row, seed=self.seed)
