@@ -15,7 +15,6 @@ release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "config_reference",
     "plain_docstrings",
 ]
@@ -24,8 +23,10 @@ exclude_patterns = ["_build", "_ext"]
 html_theme = "furo"
 html_title = f"ds4sci {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
-myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 3
 nitpicky = True
 
