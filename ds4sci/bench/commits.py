@@ -49,7 +49,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Action]]]:
             return "evoformer_attention", problem.inputs(dtype, torch.device("cpu")), {}
         if isinstance(problem, varlen_attention.Row):
             size = (sum(problem.lengths), problem.h, problem.d)
-            fixed = {"spans": problem.spans, "causal": problem.causal}
+            fixed = {"doc_spans": problem.doc_spans, "causal": problem.causal}
             return "varlen_attention", {x: normal(*size) for x in "qkv"}, fixed
         return problem.operation, problem.make(128, normal), {}
 

@@ -32,15 +32,15 @@ class Table(Measurement):
 def rows(built: list[dict[str, Any]]) -> Iterator[list[Any]]:
     """README's: 32 channels in bf16, lengths without a limit."""
     for entry in built:
-        point, config, static = entry["point"], entry["config"], entry["launches"][-1]
+        point, config, stats = entry["point"], entry["config"], entry["launches"][-1]
         purpose, arch, d, kind, longest = point.split("-")
         if (d, kind, longest) == ("d32", "bfloat16", "any"):
             matrix = triton_static.MATRIX[arch]
             tile = f"{config['rows']} × {config['block_m']} × {config['block_n']}"
             yield [
-                purpose, arch, tile, config["warps"], static["registers"], static["spilled"],
-                static["shared"] / 1024, f"{static['mix'][matrix]} {matrix}", static["mix"].get("exp2", 0),
-                static["instructions"],
+                purpose, arch, tile, config["warps"], stats["registers"], stats["spilled"],
+                stats["shared"] / 1024, f"{stats['mix'][matrix]} {matrix}", stats["mix"].get("exp2", 0),
+                stats["instructions"],
             ]  # fmt: skip
 
 
@@ -48,8 +48,8 @@ def measure(chosen: list[Point]) -> Table:
     built = []
     for i, point in enumerate(chosen, 1):
         print(f"\r{i}/{len(chosen)} {point}\033[K", end="", file=sys.stderr, flush=True)
-        statics = [asdict(static) for static in triton_static.build(point)]
-        built.append({"point": str(point), "config": asdict(point.config), "launches": statics})
+        all_stats = [asdict(stats) for stats in triton_static.build(point)]
+        built.append({"point": str(point), "config": asdict(point.config), "launches": all_stats})
     print(file=sys.stderr)
     return Table(
         name="triton_evoformer_attention_static",
@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.arch:
         for point in points(tuple(options.arch), tuple(options.d or triton_static.WIDTHS)):
-            for static in triton_static.build(point):
-                print(point, *(f"{name} {value}" for name, value in asdict(static).items()))
+            for stats in triton_static.build(point):
+                print(point, *(f"{name} {value}" for name, value in asdict(stats).items()))
         return 0
     print(measure(list(points())).save(options.folder))
     return 0

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ds4sci.bench.evoformer_attention import BOTH, forced, machine_rates, peak_over_inputs
 from ds4sci.bench.measurement import Measurement, spread, synchronize, write
 from ds4sci.kernels import varlen_attention
-from ds4sci.kernels.varlen_attention.doc_spans import token_documents
+from ds4sci.kernels.varlen_attention.doc_spans import document_ids
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 ROUNDS, LEAST, PATIENCE = 15, 5, 8.0
@@ -38,7 +38,7 @@ class Row:
     d: int = 64
 
     @property
-    def spans(self) -> Tensor:
+    def doc_spans(self) -> Tensor:
         ends = torch.tensor(self.lengths).cumsum(0)
         return torch.stack([ends - torch.tensor(self.lengths), ends], 1)
 
@@ -71,20 +71,20 @@ QUICK = (Row("quick, packed", (40, 17, 63), False, 2, 16), Row("quick, causal", 
 def ways(row: Row, dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Way, list[Tensor]]]:
     """Name, function and q, k, v of each contender: the packed row, or for ``padded`` a batch of its documents."""
     generator = torch.Generator().manual_seed(0)
-    tokens, spans = sum(row.lengths), row.spans
+    tokens, doc_spans = sum(row.lengths), row.doc_spans
     packed = [torch.randn(tokens, row.h, row.d, generator=generator).to(device, dtype) for _ in range(3)]
     found: dict[str, tuple[Way, list[Tensor]]] = {
-        "ds4sci": (lambda q, k, v: varlen_attention(q, k, v, spans, causal=row.causal), packed)
+        "ds4sci": (lambda q, k, v: varlen_attention(q, k, v, doc_spans, causal=row.causal), packed)
     }
     if len(row.lengths) == 1:
         found["SDPA"] = (lambda q, k, v: _torchs(q[None], k[None], v[None], None, row.causal)[0], packed)
         return found
-    document = token_documents(spans, tokens, device)
+    document = document_ids(doc_spans, tokens, device)
     same = document[:, None] == document[None, :]
     whole = same.tril() if row.causal else same
     found["SDPA, row with a mask"] = (lambda q, k, v: _torchs(q[None], k[None], v[None], whole, False)[0], packed)
     found["SDPA, documents one by one"] = (
-        lambda q, k, v: varlen_attention(q, k, v, spans, causal=row.causal, implementation="sdpa"), packed
+        lambda q, k, v: varlen_attention(q, k, v, doc_spans, causal=row.causal, implementation="sdpa"), packed
     )  # fmt: skip
     longest = max(row.lengths)
     real = torch.arange(longest)[None] < torch.tensor(row.lengths)[:, None]

@@ -26,7 +26,7 @@ from ds4sci.integrations.module_forwards import (
 from ds4sci.integrations.openfold import has
 from ds4sci.integrations.replacement import Example, Replacement, Unserved
 from ds4sci.integrations.verification import normal, random_mask
-from ds4sci.kernels.tiles import join
+from ds4sci.kernels.tiles import concat_linears
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
 
 TransitionNames = tuple[str, str, str, str]
@@ -43,7 +43,7 @@ def transition(module: Any, x: Tensor, *, names: TransitionNames, implementation
     layer_norm, gate, value, last = (module.get_submodule(name) for name in names)
     x = x.to(product_dtype(x))
     weight, shift, eps = norm(layer_norm, x)
-    first = join(layer(gate, x), layer(value, x))
+    first = concat_linears(layer(gate, x), layer(value, x))
     second = layer(last, x)
     with no_autocast(x):
         return kernels.transition(

@@ -115,7 +115,7 @@ def patch(model: nn.Module, *, implementation: str | None = None, verbose: bool 
         raise ValueError(f"{type(model).__name__} has no module to patch{why}. {known()}")
     if implementation is not None:
         for kernel in {kernel for *_, replacement in chosen for kernel in replacement.kernels}:
-            KERNELS[kernel].named(implementation)
+            KERNELS[kernel].get_implementation(implementation)
     replaced: dict[str, tuple[int, tuple[str, ...]]] = {}
     modules: dict[str, tuple[str, Calls]] = {}
     run = Run()

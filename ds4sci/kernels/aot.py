@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-POINTERS = {
+POINTER_TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.int8: "*i8",
     torch.int32: "*i32", torch.int64: "*i64", torch.float64: "*fp64",
 }  # fmt: skip
-SHARED = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+SHARED_MEMORY = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 """Bytes of shared memory that one block may have; for sm_80 those of sm_86, sm_89 and sm_120, which use its configs."""
 TENSOR_MEMORY = 512
 """Columns of tensor memory of a processor of sm_100."""
-ARCHITECTURES = tuple(SHARED)
-GROUPS = {
+ARCHITECTURES = tuple(SHARED_MEMORY)
+INSTRUCTION_GROUPS = {
     "HGMMA": r"[HIQ]GMMA", "HMMA": r"[HIQD]MMA", "tcgen05": r"UTC\w*MMA", "mfma": r"v_s?mfmac?_",
     "exp2": r"MUFU\.EX2|v_exp_f32", "local": r"LDL|STL|scratch_", "global load": r"LDG|UTMALDG|global_load|buffer_load",
     "async copy": r"LDGSTS", "global store": r"STG|global_store|buffer_store", "atomic": r"ATOMG|RED(G|\b)|\w+_atomic",
@@ -36,7 +36,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class Static:
+class KernelStats:
     """What a compiled kernel is made of.
 
     spilled        a thread's bytes of local memory, and of AMD's vector registers that went to accumulation registers
@@ -54,13 +54,13 @@ class Static:
     scalar_spills: int = 0
     mix: dict[str, int] = field(default_factory=dict)
 
-    def offences(self, *, matrix: str | None = None) -> list[str]:
+    def violations(self, *, matrix: str | None = None) -> list[str]:
         """What a shipped config must not do; ``matrix``: the only kind of matrix instruction, which it must have."""
         found = []
         if self.spilled or self.mix.get("local"):
             found.append(f"spills {self.spilled} bytes, {self.mix.get('local', 0)} accesses to local memory")
-        if self.shared > SHARED[self.arch]:
-            found.append(f"{self.shared} bytes of shared memory, {SHARED[self.arch]} are there")
+        if self.shared > SHARED_MEMORY[self.arch]:
+            found.append(f"{self.shared} bytes of shared memory, {SHARED_MEMORY[self.arch]} are there")
         if self.tensor_memory > TENSOR_MEMORY:
             found.append(f"{self.tensor_memory} columns of tensor memory, {TENSOR_MEMORY} are there")
         if self.mix.get("atomic"):
@@ -72,15 +72,15 @@ class Static:
         return found
 
 
-def build(
+def kernel_stats(
     function: Any, arguments: dict[str, Any], constants: dict[str, Any], arch: str, *, warps: int, stages: int
-) -> Static:
+) -> KernelStats:
     """What ``compiled`` is made of."""
-    found = compiled(function, arguments, constants, arch, warps=warps, stages=stages)
+    found = compile_kernel(function, arguments, constants, arch, warps=warps, stages=stages)
     return _nvidia(found, arch) if arch.startswith("sm_") else _amd(found, arch)
 
 
-def compiled(
+def compile_kernel(
     function: Any, arguments: dict[str, Any], constants: dict[str, Any], arch: str, *, warps: int, stages: int
 ) -> Any:
     """Compile ``function`` as a launch with these arguments would on ``arch`` (``sm_90``, ``gfx942``, …)."""
@@ -97,12 +97,12 @@ def compiled(
     for place, name in enumerate(function.arg_names):
         value = constants[name] if name in constants else arguments[name]
         if isinstance(value, tuple):
-            parts = [specialized(x) for x in value]
+            parts = [specialize(x) for x in value]
             kinds[name] = tuple(kind for kind, _ in parts)
             constant |= {(place, i): value[i] for i, (kind, _) in enumerate(parts) if kind == "constexpr"}
             aligned |= {(place, i): backend.parse_attr(key) for i, (_, key) in enumerate(parts) if key}
         else:
-            kinds[name], key = ("constexpr", "") if name in constants else specialized(value, hip=not cuda)
+            kinds[name], key = ("constexpr", "") if name in constants else specialize(value, hip=not cuda)
             if kinds[name] == "constexpr":
                 constant[(place,)] = value
             if key:
@@ -114,13 +114,13 @@ def compiled(
     )
 
 
-def specialized(value: Any, *, hip: bool = False) -> tuple[str, str]:
+def specialize(value: Any, *, hip: bool = False) -> tuple[str, str]:
     """How a launch tells the compiler of an argument: kind, and D where 16 divides it, S for tensors under 2 GiB."""
     if value is None:
         return "constexpr", ""
     if isinstance(value, torch.Tensor):
         key = "D" if value.data_ptr() % 16 == 0 else ""
-        return POINTERS[value.dtype], key + ("S" if hip and value.untyped_storage().nbytes() < 2**31 else "")
+        return POINTER_TYPES[value.dtype], key + ("S" if hip and value.untyped_storage().nbytes() < 2**31 else "")
     if isinstance(value, float):
         return "fp32", ""
     if value == 1:
@@ -128,7 +128,7 @@ def specialized(value: Any, *, hip: bool = False) -> tuple[str, str]:
     return "i32" if -(2**31) <= value < 2**31 else "i64", "D" if value % 16 == 0 else ""
 
 
-def _nvidia(compiled: Any, arch: str) -> Static:
+def _nvidia(compiled: Any, arch: str) -> KernelStats:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -136,7 +136,7 @@ def _nvidia(compiled: Any, arch: str) -> Static:
         listing = _tool("nvdisasm", "-c", file.name)
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", listing, re.M)
-    return Static(
+    return KernelStats(
         arch=arch,
         registers=found["REG"],
         spilled=found["STACK"] + found["LOCAL"],
@@ -147,7 +147,7 @@ def _nvidia(compiled: Any, arch: str) -> Static:
     )
 
 
-def _amd(compiled: Any, arch: str) -> Static:
+def _amd(compiled: Any, arch: str) -> KernelStats:
     text = compiled.asm["amdgcn"]
 
     def number(name: str) -> int:
@@ -155,7 +155,7 @@ def _amd(compiled: Any, arch: str) -> Static:
 
     names = re.findall(r"^\s+((?:v|s|ds|buffer|global|scratch|flat)_\w+)", text, re.M)
     spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
-    return Static(
+    return KernelStats(
         arch=arch,
         registers=number("vgpr_count"),
         spilled=spilled,
@@ -169,7 +169,7 @@ def _amd(compiled: Any, arch: str) -> Static:
 def _mix(names: list[str]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name in names:
-        counts.update(group for group, pattern in GROUPS.items() if re.match(pattern, name))
+        counts.update(group for group, pattern in INSTRUCTION_GROUPS.items() if re.match(pattern, name))
     return dict(sorted(counts.items()))
 
 

@@ -15,22 +15,23 @@ import torch
 from torch import Tensor
 
 
-def differentiable(
+def define_custom_op(
     name: str,
     forward: Callable[..., Any],
     backward: Callable[..., list[Tensor]],
     shape: Callable[..., Any],
     *,
-    saves_result: bool = False,
+    save_output: bool = False,
     in_place: Callable[..., list[Tensor]] | None = None,
 ) -> Callable[..., Any]:
     """Register ``ds4sci::name`` and ``ds4sci::name_backward`` and return the first.
 
     ``forward(*tensors, *options)`` gives the result, or a tuple of it and of what backward needs besides the tensors;
-    ``saves_result``: the result too, before the others.
-    ``backward(grad, *tensors, *saved, *options, wanted)`` gives a gradient for every tensor, an empty one where
-    ``wanted`` is False. ``shape(*tensors, *options)`` gives empty results for the compiler. ``in_place`` is a backward
-    that takes one more list: which of the tensors are ``alone``, so that their gradients may be written over them.
+    ``save_output``: the result too, before the others.
+    ``backward(grad, *tensors, *saved, *options, needs_grad)`` gives a gradient for every tensor, an empty one where
+    ``needs_grad`` is False. ``shape(*tensors, *options)`` gives empty results for the compiler. ``in_place`` is a
+    backward that takes one more list: which of the tensors are ``alone``, so that their gradients may be written over
+    them.
     """
     signature = inspect.signature(forward)
     tensors = sum("Tensor" in str(p.annotation) for p in signature.parameters.values())
@@ -41,30 +42,30 @@ def differentiable(
 
     @reverse.register_fake
     def _(grad: Tensor, *arguments: Any) -> list[Tensor]:
-        inputs, wanted = arguments[:tensors], arguments[-1]
+        inputs, needs_grad = arguments[:tensors], arguments[-1]
         return [
             torch.empty_like(x) if want and x is not None else grad.new_empty(0)
-            for x, want in zip(inputs, wanted, strict=True)
+            for x, want in zip(inputs, needs_grad, strict=True)
         ]
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.options = inputs[tensors:]
         results = output if several else (output,)
-        ctx.save_for_backward(*inputs[:tensors], *(results if saves_result else results[1:]))
+        ctx.save_for_backward(*inputs[:tensors], *(results if save_output else results[1:]))
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
             return (None,) * (tensors + len(ctx.options))
-        wanted = list(ctx.needs_input_grad[:tensors])
+        needs_grad = list(ctx.needs_input_grad[:tensors])
         saved = ctx.saved_tensors
         may = in_place and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         free = alone(saved)[:tensors] if may else []
         if in_place and any(free):
-            grads = in_place(grad, *saved, *ctx.options, wanted, free)
+            grads = in_place(grad, *saved, *ctx.options, needs_grad, free)
         else:
-            grads = reverse(grad, *saved, *ctx.options, wanted)
-        found = (g if want else None for g, want in zip(grads, wanted, strict=True))
+            grads = reverse(grad, *saved, *ctx.options, needs_grad)
+        found = (g if want else None for g, want in zip(grads, needs_grad, strict=True))
         return *found, *(None for _ in ctx.options)
 
     def refuse(ctx: Any, *grads: Any) -> None:
@@ -108,7 +109,7 @@ def _of_nobody() -> tuple[int, ...] | None:
     return next(_references((torch.empty(1),)))
 
 
-def apart(x: Tensor) -> bool:
+def is_non_overlapping(x: Tensor) -> bool:
     """Whether every element of ``x`` has a place of its own: no broadcast, no windows that overlap."""
     reach = 0
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):

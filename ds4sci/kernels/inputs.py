@@ -55,7 +55,7 @@ def check_added_mask(mask: Tensor | None) -> None:
         raise ValueError(f"mask must be bool or floating; it came as {mask.dtype}")
 
 
-def whole_mask(
+def expand_mask(
     mask: Tensor, want: Sequence[int], beside: Tensor, what: str, *, fewer_dimensions: bool = False
 ) -> Tensor:
     """``mask`` of the whole shape ``want``: itself, or what broadcasting makes of it.

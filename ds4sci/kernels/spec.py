@@ -36,7 +36,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Growing:
+class SizeSweep:
     """A family of cases whose sums have ``size`` summands: errors beside plain torch's must not grow with it.
 
     ``sizes`` rise. Tests take the first two; the nightly ones take all.
@@ -51,16 +51,16 @@ class Growing:
 class Kernel:
     """An operation: ``reference`` is readable torch and, in fp64, the oracle; ``implementations`` best first.
 
-    ``growing``: a family of cases for every sum whose length depends on the inputs; empty where there is none.
+    ``size_sweeps``: a family of cases for every sum whose length depends on the inputs; empty where there is none.
     """
 
     name: str
     reference: Callable[..., Any]
     implementations: tuple[Implementation, ...]
     cases: tuple[Case, ...] = ()
-    growing: tuple[Growing, ...] = ()
+    size_sweeps: tuple[SizeSweep, ...] = ()
 
-    def named(self, name: str) -> Implementation:
+    def get_implementation(self, name: str) -> Implementation:
         for implementation in self.implementations:
             if implementation.name == name:
                 return implementation
@@ -71,7 +71,7 @@ class Kernel:
         """Run the named, else the preferred, else the first willing implementation; ValueError with every reason."""
         asked = implementation or _preferred.get(self.name)
         if asked is not None:
-            chosen = self.named(asked)
+            chosen = self.get_implementation(asked)
             reason = chosen.why_not(*args, **kwargs)
             if reason is None:
                 return chosen.run(*args, **kwargs)
@@ -85,7 +85,7 @@ class Kernel:
         raise ValueError(f"{self.name}: no implementation can run here. " + " · ".join(reasons))
 
 
-def constant_to_compiler(function: F) -> F:
+def assume_constant_result(function: F) -> F:
     """torch.compile calls ``function`` once and takes the result for a constant.
 
     ``torch.compiler.assume_constant_result`` does the same, and imports the whole compiler (seconds) to do it.
@@ -94,7 +94,7 @@ def constant_to_compiler(function: F) -> F:
     return function
 
 
-def always(*args: Any, **kwargs: Any) -> None:
+def runs_anywhere(*args: Any, **kwargs: Any) -> None:
     """The ``why_not`` of an implementation that runs anywhere."""
 
 
@@ -106,6 +106,6 @@ def prefer(choices: Mapping[str, str], kernels: Mapping[str, Kernel]) -> None:
     for operation, implementation in choices.items():
         if operation not in kernels:
             raise ValueError(f"[kernels] names {operation!r}, which is no operation; there are: {', '.join(kernels)}")
-        kernels[operation].named(implementation)
+        kernels[operation].get_implementation(implementation)
     _preferred.clear()
     _preferred.update(choices)

@@ -13,7 +13,7 @@ CPU_BYTES = 2 * 2**20
 GPU_BYTES = 256 * 2**20
 
 
-def spans(length: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
+def tile_slices(length: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
     """Consecutive slices of ``length`` things, each of ``bytes_each``; by shape alone, not by threads."""
     most = max(1, (CPU_BYTES if device.type == "cpu" else GPU_BYTES) // max(1, bytes_each))
     count = -(-length // most)  # as even as can be: a small last piece would be slow
@@ -41,7 +41,7 @@ def from_rows(rows: Tensor, x: Tensor, order: Sequence[int]) -> Tensor:
     return rows.new_empty(0).set_(rows.untyped_storage(), rows.storage_offset(), x.shape, _strides(x, order))
 
 
-def like(x: Tensor, order: Sequence[int]) -> Tensor:
+def empty_in_order(x: Tensor, order: Sequence[int]) -> Tensor:
     """An empty dense tensor of x's shape whose rows lie in this order."""
     return torch.empty_strided(x.shape, _strides(x, order), dtype=x.dtype, device=x.device)
 
@@ -55,12 +55,12 @@ def _strides(x: Tensor, order: Sequence[int]) -> list[int]:
     return strides
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:
     """``total += a b``; total in fp32 for a and b of 16 bits."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
@@ -82,19 +82,19 @@ class CascadeSum:
         self._put(0, x)
         self._carry()
 
-    def add_product(self, a: Tensor, b: Tensor) -> None:
+    def add_matmul(self, a: Tensor, b: Tensor) -> None:
         """Adds ``a b``. That of one tile alone is the product as it is: no second copy."""
         total = self._levels[0]
         if total is None:
             self._levels[0] = a @ b
         else:
-            self._levels[0] = total = total.to(wide(a.dtype))
-            add_product(total, a, b)
+            self._levels[0] = total = total.to(accumulation_dtype(a.dtype))
+            add_matmul(total, a, b)
         self._carry()
 
     def _put(self, level: int, x: Tensor) -> None:
         mine = self._levels[level]
-        self._levels[level] = x.to(wide(x.dtype)) if mine is None else mine.add_(x)
+        self._levels[level] = x.to(accumulation_dtype(x.dtype)) if mine is None else mine.add_(x)
 
     def _carry(self) -> None:
         self._count += 1
@@ -113,33 +113,33 @@ class CascadeSum:
         while self._levels:
             part = self._levels.pop(0)
             if part is not None:
-                total = part if total is None else part.to(wide(part.dtype)).add_(total)
+                total = part if total is None else part.to(accumulation_dtype(part.dtype)).add_(total)
         return total
 
 
-class Sum:
-    """A vector's gradient that tiles add up to, in fp64; without ``parameter``, or not ``wanted``, none is made."""
+class GradAccumulator:
+    """A vector's gradient that tiles add up to, in fp64; without ``parameter``, or not ``needs_grad``, none is made."""
 
-    def __init__(self, parameter: Tensor | None, wanted: bool) -> None:
+    def __init__(self, parameter: Tensor | None, needs_grad: bool) -> None:
         self.parameter = parameter
         self.total: Tensor | None = None
-        if parameter is not None and wanted:
+        if parameter is not None and needs_grad:
             self.total = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
 
     def result(self) -> Tensor | None:
         return None if self.total is None or self.parameter is None else self.total.to(self.parameter.dtype)
 
 
-class Product:
+class MatmulGradAccumulator:
     """A weight's gradient, ``Σ over tiles a b``."""
 
-    def __init__(self, parameter: Tensor, wanted: bool) -> None:
+    def __init__(self, parameter: Tensor, needs_grad: bool) -> None:
         self.parameter = parameter
-        self.sum = CascadeSum() if wanted else None
+        self.sum = CascadeSum() if needs_grad else None
 
     def add(self, a: Tensor, b: Tensor) -> None:
         if self.sum is not None:
-            self.sum.add_product(a, b)
+            self.sum.add_matmul(a, b)
 
     def result(self) -> Tensor | None:
         if self.sum is None:
@@ -148,16 +148,16 @@ class Product:
         return torch.zeros_like(self.parameter) if total is None else total.to(self.parameter.dtype)
 
 
-class Norm:
+class OptionalLayerNorm:
     """A layer norm that may be absent: without a weight it hands its input on."""
 
     def __init__(
         self, pointwise: ModuleType, weight: Tensor | None, bias: Tensor | None, eps: float,
-        wanted: Sequence[bool] = (False, False),
+        needs_grad: Sequence[bool] = (False, False),
     ) -> None:  # fmt: skip
         self.pointwise, self.weight, self.bias, self.eps = pointwise, weight, bias, eps
-        self.sums = (Sum(weight, True), Sum(weight, True)) if any(wanted) else None
-        self.wanted = wanted
+        self.sums = (GradAccumulator(weight, True), GradAccumulator(weight, True)) if any(needs_grad) else None
+        self.needs_grad = needs_grad
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., c] → rows [rows, c]; what ``backward`` needs is kept until the next call."""
@@ -192,7 +192,9 @@ class Norm:
         """Gradients of weight and bias."""
         if self.sums is None:
             return None, None
-        weight, bias = (total.result() if want else None for total, want in zip(self.sums, self.wanted, strict=True))
+        weight, bias = (
+            total.result() if want else None for total, want in zip(self.sums, self.needs_grad, strict=True)
+        )
         return weight, None if bias is None or self.bias is None else bias.to(self.bias.dtype)
 
 
@@ -205,7 +207,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = 
     return made
 
 
-def join(*layers: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def concat_linears(*layers: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     """Weights [out, in] of several layers as one of all their outputs, and their biases (0 where one has none)."""
     weight = torch.cat([w for w, _ in layers])
     if all(b is None for _, b in layers):
@@ -213,6 +215,6 @@ def join(*layers: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     return weight, torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in layers])
 
 
-def finish(like: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor]:
+def fill_missing_grads(like: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor]:
     """As an operator returns them: an empty tensor for one that is not there."""
     return [like.new_empty(0) if grad is None else grad for grad in grads]

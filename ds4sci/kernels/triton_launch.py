@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ds4sci.kernels.spec import constant_to_compiler
+from ds4sci.kernels.spec import assume_constant_result
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,7 +44,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"it runs on a GPU, not on {device.type}"
 
 
-@constant_to_compiler
+@assume_constant_result
 def _unavailable(device: int | None) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton"
@@ -53,7 +53,7 @@ def _unavailable(device: int | None) -> str | None:
     return None
 
 
-@constant_to_compiler
+@assume_constant_result
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ds4sci.kernels import varlen_attention
-from ds4sci.kernels.varlen_attention import halves
+from ds4sci.kernels.varlen_attention import forward_backward
 from ds4sci.nn import offload
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.ulysses import attend_across
@@ -38,7 +38,7 @@ _UNSERVED = {
 class Layout:
     """The documents of a batch (``LanguageBatch.doc_spans``) and the ranks that share its rows."""
 
-    spans: Tensor
+    doc_spans: Tensor
     group: SequenceGroup
 
 
@@ -98,9 +98,9 @@ def attend(
             raise ValueError(f"{kind} asks for {what} ({name}), which ds4sci's attention does not do")
     if attention_mask is not None:
         raise ValueError(f"{kind} hands a mask or bias of its own to attention, which ds4sci's attention does not take")
-    spans = _current.spans
+    doc_spans = _current.doc_spans
     window = kwargs.get("sliding_window")
-    longest = int((spans[:, 1] - spans[:, 0]).max()) if len(spans) else 0
+    longest = int((doc_spans[:, 1] - doc_spans[:, 0]).max()) if len(doc_spans) else 0
     if window is not None and window < longest:
         raise ValueError(
             f"{kind} asks for a sliding window (sliding_window) shorter than a document, which ds4sci's attention "
@@ -117,7 +117,7 @@ def attend(
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, _, _ = q.shape
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        return varlen_attention(q, k, v, spans, causal=causal, scale=scaling).unflatten(0, (b, n))
+        return varlen_attention(q, k, v, doc_spans, causal=causal, scale=scaling).unflatten(0, (b, n))
 
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if torch.is_autocast_enabled(q.device.type):  # rotary embeddings leave q and k in fp32; torch's own attention casts
@@ -126,5 +126,5 @@ def attend(
     if wide != channels:  # zeros add nothing to scores, and are cut off the output
         scaling = wide**-0.5 if scaling is None else scaling
         q, k, v = (F.pad(x, (0, max(wide, channels) - x.shape[-1])) for x in (q, k, v))
-    out = attend_across(whole, q, k, v, _current.group, halves(q, spans, causal=causal, scale=scaling))
+    out = attend_across(whole, q, k, v, _current.group, forward_backward(q, doc_spans, causal=causal, scale=scaling))
     return out[..., :channels], None

@@ -173,16 +173,16 @@ class TokenDropout:
         return out if self._scale is None else out * self._scale.unsqueeze(-1).to(out.dtype)
 
 
-def embedding_scale(tokens: Tensor, spans: Tensor, mask_token: int) -> Tensor:
+def embedding_scale(tokens: Tensor, doc_spans: Tensor, mask_token: int) -> Tensor:
     """What ESM multiplies the embeddings of tokens ``[b, n]`` by: 0 for masked ones, one factor a document; 0
     outside."""
     masked = (tokens == mask_token).flatten()
     counts = torch.nn.functional.pad(masked.double().cumsum(0), (1, 0))
-    first, last = spans.to(tokens.device).unbind(1)
+    first, last = doc_spans.to(tokens.device).unbind(1)
     length = (last - first).double()
     factor = (1 - 0.15 * 0.8) / (1 - (counts[last] - counts[first]) / length)
     scale = torch.zeros(masked.numel(), dtype=torch.double, device=tokens.device)
-    scale[inside(spans.to(tokens.device))] = factor.repeat_interleave(last - first)
+    scale[inside(doc_spans.to(tokens.device))] = factor.repeat_interleave(last - first)
     return scale.masked_fill(masked, 0.0).view(tokens.shape)
 
 
@@ -193,12 +193,12 @@ def real_tokens(batch: LanguageBatch) -> Tensor:
     return mask.view(batch.input_ids.shape)
 
 
-def inside(spans: Tensor) -> Tensor:
-    """Places of all tokens of the documents ``spans``, one document after the other."""
-    first, last = spans.unbind(1)
+def inside(doc_spans: Tensor) -> Tensor:
+    """Places of all tokens of the documents ``doc_spans``, one document after the other."""
+    first, last = doc_spans.unbind(1)
     length = last - first
     before = length.cumsum(0) - length
-    return torch.arange(int(length.sum()), device=spans.device) + (first - before).repeat_interleave(length)
+    return torch.arange(int(length.sum()), device=doc_spans.device) + (first - before).repeat_interleave(length)
 
 
 def with_lora(model: Any, settings: dict[str, Any], *, trains_head: bool) -> nn.Module:

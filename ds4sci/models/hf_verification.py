@@ -377,19 +377,19 @@ class _Trial:
         pad = self.padding_index or 0
         ids = torch.full((len(rows), n), pad)
         positions = torch.zeros_like(ids)
-        spans = []
+        doc_spans = []
         for number, row in enumerate(rows):
             at = 0
             for i in row:
                 stop = at + len(self.documents[i])
                 ids[number, at:stop] = self.documents[i]
                 positions[number, at:stop] = torch.arange(stop - at)
-                spans.append((number * n + at, number * n + stop))
+                doc_spans.append((number * n + at, number * n + stop))
                 at = stop
         none = torch.full_like(ids, IGNORE_INDEX)
         return LanguageBatch(
             tuple(f"document {i}" for row in rows for i in row), ids, none, torch.zeros(ids.shape), positions,
-            torch.tensor(spans), torch.zeros(ids.shape, dtype=torch.bool), sum(b - a for a, b in spans),
+            torch.tensor(doc_spans), torch.zeros(ids.shape, dtype=torch.bool), sum(b - a for a, b in doc_spans),
         )  # fmt: skip
 
 

@@ -234,7 +234,7 @@ class LanguageModel(nn.Module):
                 f"say so when it is exported; {type(inner.config).__name__} has {kind}"
             )
 
-    def flops(self, spans: Tensor) -> float:
+    def flops(self, doc_spans: Tensor) -> float:
         """Of one training step on these documents, recomputation not counted.
 
         6 N T + Σ 12 L h d n² (half of that where attention is causal): N weights of matrices without embeddings that
@@ -242,7 +242,7 @@ class LanguageModel(nn.Module):
         appendix B).
         """
         parts = self._parts[0]
-        lengths = (spans[:, 1] - spans[:, 0]).double()
+        lengths = (doc_spans[:, 1] - doc_spans[:, 0]).double()
         square = 12.0 * parts.attention_width * float(lengths.square().sum())
         return 6.0 * parts.weights * float(lengths.sum()) + square / (2 if self.kind == "causal_lm" else 1)
 

@@ -48,7 +48,7 @@ def key_heads(heads: range, ratio: int) -> range:
 
 def attend_across(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor, group: SequenceGroup,
-    halves: Halves | None = None,
+    forward_backward: ForwardBackward | None = None,
 ) -> Tensor:  # fmt: skip
     """``attend(q, k, v)`` of whole rows, called on each rank for its heads; ``[b, s, h, d]`` like q.
 
@@ -56,14 +56,14 @@ def attend_across(
     ``[b, n, own heads, d]`` and the key heads that these read, repeated where a rank's share of queries reads them
     unevenly. Every rank must call it, equally often. Gradients are exact.
 
-    halves  the same attention as a forward and a backward. Then the output is kept once, for this
+    forward_backward  the same attention as a forward and a backward. Then the output is kept once, for this
             rank's tokens, where whatever multiplies it keeps it anyway; that of its heads is sent again in the
             backward, s · d · h (P − 1) / P elements more.
     """
     if group.size == 1:
         return attend(q, k, v)
-    if halves is not None:
-        return _Across.apply(q, k, v, halves, group)
+    if forward_backward is not None:
+        return _Across.apply(q, k, v, forward_backward, group)
     shares, reads, index = _division(q, k, group)
     queries: Tensor = _ToHeads.apply(q, shares, group)
     keys, values = (_ToHeads.apply(x, reads, group) for x in (k, v))
@@ -87,7 +87,7 @@ def _division(q: Tensor, k: Tensor, group: SequenceGroup) -> tuple[list[range], 
     return shares, reads, index
 
 
-class Halves(Protocol):
+class ForwardBackward(Protocol):
     """An attention's forward, (out, *what its backward needs), and its backward."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]: ...
@@ -101,19 +101,22 @@ class Halves(Protocol):
 
 
 class _Across(torch.autograd.Function):
-    """``attend_across`` by ``Halves``. A rank without heads exchanges as the others do, and computes nothing."""
+    """``attend_across`` by ``ForwardBackward``. A rank without heads exchanges as the others do, and computes
+    nothing."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, halves: Halves, group: SequenceGroup) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, forward_backward: ForwardBackward, group: SequenceGroup
+    ) -> Tensor:
         heads, key_count = q.shape[2], k.shape[2]
         shares, reads, index = _division(q, k, group)
         given = [to_heads(x, of, group) for x, of in ((q, shares), (k, reads), (v, reads))]
         if index is not None:
             given[1:] = (x.index_select(2, index) for x in given[1:])
-        out, *saved = halves.forward(*given) if shares[group.rank] else given[:1]
+        out, *saved = forward_backward.forward(*given) if shares[group.rank] else given[:1]
         tokens = to_tokens(out, shares, group, heads)
         ctx.save_for_backward(*given, tokens, *saved)
-        ctx.halves, ctx.group, ctx.index = halves, group, index
+        ctx.forward_backward, ctx.group, ctx.index = forward_backward, group, index
         ctx.shares, ctx.reads, ctx.counts = shares, reads, (heads, key_count, key_count)
         return tokens
 
@@ -134,14 +137,14 @@ class _Across(torch.autograd.Function):
 def _gradients(ctx: Any, grad: Tensor, wanted: tuple[bool, ...]) -> list[Tensor]:
     """Those of this rank's heads, of what ``_Across`` saved."""
     saved = ctx.saved_tensors
-    free = ctx.halves.alone(saved)
+    free = ctx.forward_backward.alone(saved)
     q, k, v, tokens, *others = saved
     del saved
     if not ctx.shares[ctx.group.rank]:
         to_heads(tokens, ctx.shares, ctx.group), to_heads(grad, ctx.shares, ctx.group)
         return [q, k, v]
     out, grad = (to_heads(x, ctx.shares, ctx.group) for x in (tokens, grad))
-    grads = ctx.halves.backward(grad, q, k, v, out, *others, wanted, free[:3])
+    grads = ctx.forward_backward.backward(grad, q, k, v, out, *others, wanted, free[:3])
     if ctx.index is not None:
         count = len(ctx.reads[ctx.group.rank])
         for i in (1, 2):

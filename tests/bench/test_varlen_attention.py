@@ -37,5 +37,5 @@ def test_proteins_fill_the_row() -> None:
     assert sum(lengths) == 8192
     assert max(lengths) <= 300
     row = Row("two", (3, 2), True, h=1, d=4)
-    assert row.spans.tolist() == [[0, 3], [3, 5]]
+    assert row.doc_spans.tolist() == [[0, 3], [3, 5]]
     assert row.scores == 6 + 3

@@ -19,7 +19,7 @@ from ds4sci.kernels import KERNELS, attention_pair_bias, native
 from ds4sci.kernels.gated_self_attention import Weights
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.spec import Case, Kernel
-from ds4sci.kernels.tiles import spans
+from ds4sci.kernels.tiles import tile_slices
 from tests.kernels.test_contract import CONSTANT, floats, replaced, run, widened
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ def example(kernel: Kernel, dtype: torch.dtype = torch.float32) -> dict[str, Any
 def fused(kernel: Kernel, implementation: str, given: dict[str, Any]) -> Any:
     if implementation not in (one.name for one in kernel.implementations):
         pytest.skip(f"{kernel.name} is matrix products alone: it has no {implementation} implementation")
-    chosen = kernel.named(implementation)
+    chosen = kernel.get_implementation(implementation)
     reason = chosen.why_not(**given)
     if reason:
         pytest.skip(reason)
@@ -71,11 +71,11 @@ def test_compiles_without_a_break(kernel: Kernel, implementation: str) -> None:
 def test_torch_agrees_that_the_operators_are_sound(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The arguments that the public function makes, caught on their way to the operator."""
     module = sys.modules[f"ds4sci.kernels.{kernel.name}"].fused
-    operator, caught = module.OPERATOR, []
-    monkeypatch.setattr(module, "OPERATOR", lambda *arguments: caught.append(arguments) or operator(*arguments))
+    operator, caught = module.CUSTOM_OP, []
+    monkeypatch.setattr(module, "CUSTOM_OP", lambda *arguments: caught.append(arguments) or operator(*arguments))
     given = example(kernel)
     asking = leaves(kernel, given)
-    kernel.named("tiled").run(**replaced(given, asking))
+    kernel.get_implementation("tiled").run(**replaced(given, asking))
     torch.library.opcheck(
         operator, caught[0], test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )
@@ -87,7 +87,7 @@ def test_gradcheck(kernel: Kernel) -> None:
     asking = leaves(kernel, given)
 
     def function(*values: torch.Tensor) -> torch.Tensor:
-        return kernel.named("tiled").run(**replaced(given, dict(zip(asking, values, strict=True))))
+        return kernel.get_implementation("tiled").run(**replaced(given, dict(zip(asking, values, strict=True))))
 
     torch.autograd.gradcheck(function, tuple(asking.values()), fast_mode=True, nondet_tol=0.0)
 
@@ -96,7 +96,7 @@ def test_gradcheck(kernel: Kernel) -> None:
 def test_second_derivatives_are_refused_by_name(kernel: Kernel) -> None:
     given = example(kernel)
     asking = leaves(kernel, given)
-    out = kernel.named("tiled").run(**replaced(given, asking))
+    out = kernel.get_implementation("tiled").run(**replaced(given, asking))
     first = torch.autograd.grad(out.square().sum(), list(asking.values()), create_graph=True)
     with pytest.raises(NotImplementedError, match=f"{kernel.name}: second derivatives need implementation='reference'"):
         torch.autograd.grad(first[0].sum(), next(iter(asking.values())))
@@ -116,10 +116,10 @@ def test_under_activation_checkpointing(kernel: Kernel, implementation: str) -> 
 @pytest.mark.parametrize("kernel", FUSED, ids=lambda k: k.name)
 def test_nothing_is_saved_where_no_gradient_is_asked_for(kernel: Kernel) -> None:
     given = example(kernel)
-    out = kernel.named("tiled").run(**given)
+    out = kernel.get_implementation("tiled").run(**given)
     assert not out.requires_grad
     with torch.no_grad():
-        assert not kernel.named("tiled").run(**replaced(given, leaves(kernel, given))).requires_grad
+        assert not kernel.get_implementation("tiled").run(**replaced(given, leaves(kernel, given))).requires_grad
 
 
 @pytest.mark.parametrize("implementation", [None, "tiled", "reference"])
@@ -152,7 +152,7 @@ def test_attention_pair_bias_is_algorithm_24(implementation: str | None) -> None
 
 def test_spans_cover_everything_once_and_evenly() -> None:
     for length, each in ((1, 1), (7, 2**20), (1000, 2**14), (1001, 2**14), (5, 2**30)):
-        pieces = list(spans(length, each, torch.device("cpu")))
+        pieces = list(tile_slices(length, each, torch.device("cpu")))
         assert [i for p in pieces for i in range(p.start, p.stop)] == list(range(length))
         sizes = {p.stop - p.start for p in pieces}
         assert max(sizes) - min(sizes) <= 1

@@ -33,7 +33,7 @@ def example(b: int = 1, s: int = 3, n: int = 10, h: int = 2, d: int = 8, **other
 
 
 def skip_unless(name: str, given: dict[str, torch.Tensor]) -> None:
-    reason = KERNEL.named(name).why_not(**given)
+    reason = KERNEL.get_implementation(name).why_not(**given)
     if reason:
         pytest.skip(reason)
 
@@ -260,7 +260,7 @@ def test_every_instruction_set_of_this_machine(name: str, tmp_path: Path) -> Non
 def test_without_a_compiler_the_tiled_one_runs(tmp_path: Path) -> None:
     script = (
         "import torch; from ds4sci.kernels import KERNELS, evoformer_attention as f; x = torch.ones(1, 1, 2, 1, 8);"
-        "print(KERNELS['evoformer_attention'].named('native').why_not(x, x, x)); f(x, x, x)"
+        "print(KERNELS['evoformer_attention'].get_implementation('native').why_not(x, x, x)); f(x, x, x)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True,

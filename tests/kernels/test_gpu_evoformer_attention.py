@@ -31,7 +31,7 @@ def example(
     }
     given["pair_bias"] = normal(b, h, n, n, dtype=dtype)
     given["mask"] = normal(b, s, n, seed=9) > -1
-    reason = KERNEL.named("triton").why_not(**given)
+    reason = KERNEL.get_implementation("triton").why_not(**given)
     assert reason is None, f"there is a GPU, and yet: {reason}"
     return given
 
@@ -74,7 +74,7 @@ def test_as_right_as_plain_torch(dtype: torch.dtype, n: int, d: int) -> None:
 def test_long(dtype: torch.dtype, n: int) -> None:
     """tiled is plain torch in pieces: in the same dtype the measure, in fp64 the oracle."""
     given = example(dtype, s=3, n=n, h=2)
-    tiled = KERNEL.named("tiled").run
+    tiled = KERNEL.get_implementation("tiled").run
     as_right(outcome(by_triton, given), outcome(KERNEL.reference, given), outcome(tiled, widened(given)))
 
 
@@ -114,8 +114,8 @@ def test_more_than_2_31_elements() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_same_bits_again(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen times, beside other work, in one launch and in many."""
-    for scratch in (host.SCRATCH, 0):
-        monkeypatch.setattr(host, "SCRATCH", scratch)
+    for scratch in (host.SCRATCH_BYTES, 0):
+        monkeypatch.setattr(host, "SCRATCH_BYTES", scratch)
         given = example(dtype, s=37, n=200)
         first = outcome(by_triton, given)
         for _ in range(16):
@@ -181,5 +181,5 @@ def test_memory_is_what_it_says() -> None:
     out = by_triton(**given)
     torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))
     q, lines = given["q"].nbytes, 256 * 4 * 512 * 4
-    bound = 7 * q + 5 * lines + max(host.SCRATCH, q // 2) + 3 * 4 * 512 * 512 * 4
+    bound = 7 * q + 5 * lines + max(host.SCRATCH_BYTES, q // 2) + 3 * 4 * 512 * 512 * 4
     assert torch.cuda.max_memory_allocated() - before <= bound * 1.05

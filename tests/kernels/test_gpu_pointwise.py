@@ -157,7 +157,7 @@ def test_scratch_is_bounded() -> None:
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()
-    assert torch.cuda.max_memory_allocated() - before <= triton_plan.SCRATCH
+    assert torch.cuda.max_memory_allocated() - before <= triton_plan.SCRATCH_BYTES
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_operations_choose_it_first(kernel: str, name: str) -> None:
     operation = KERNELS[kernel]
     case = next(case for case in operation.cases if case.name == name)
     given = case.make(torch.Generator().manual_seed(0), torch.bfloat16, torch.device(DEVICE))
-    assert operation.named("triton").why_not(**given) is None
+    assert operation.get_implementation("triton").why_not(**given) is None
     assert torch.equal(operation(**given), operation(**given, implementation="triton"))
 
 

@@ -1,4 +1,4 @@
-"""Errors beside plain torch's do not grow with the inputs' size: every kernel's ``growing`` cases, against fp64."""
+"""Errors beside plain torch's do not grow with the inputs' size: every kernel's ``size_sweeps`` cases, against fp64."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from ds4sci.kernels import KERNELS, tiles
 from ds4sci.kernels.evoformer_attention import tiled
-from ds4sci.kernels.spec import Growing, Kernel
+from ds4sci.kernels.spec import Kernel, SizeSweep
 from tests.kernels.test_contract import inputs, run, widened
 
 NO_SUMS = {"shared_dropout"}
 """Kernels whose results are functions of single elements."""
 FAMILIES = [
-    pytest.param(kernel, growing, id=f"{kernel.name}-{growing.name}")
+    pytest.param(kernel, size_sweeps, id=f"{kernel.name}-{size_sweeps.name}")
     for kernel in KERNELS.values()
-    for growing in kernel.growing
+    for size_sweeps in kernel.size_sweeps
 ]
 SAMPLES = 256
 """Elements that a factor is measured on, from as many draws of the inputs as it takes, up to DRAWS."""
@@ -36,9 +36,9 @@ class Errors(NamedTuple):
     samples: int
 
 
-def errors(kernel: Kernel, growing: Growing, size: int, dtype: torch.dtype) -> dict[str, Errors]:
+def errors(kernel: Kernel, size_sweeps: SizeSweep, size: int, dtype: torch.dtype) -> dict[str, Errors]:
     """By implementation and result. Plain torch's error counts at least as the rounding of the result does."""
-    case, draws, draw = growing.case(size), 1, 0
+    case, draws, draw = size_sweeps.case(size), 1, 0
     eps = torch.finfo(dtype).eps
     ratios: dict[str, list[tuple[float, float, int]]] = {}
     while draw < draws:
@@ -64,13 +64,13 @@ def errors(kernel: Kernel, growing: Growing, size: int, dtype: torch.dtype) -> d
     }
 
 
-def assert_no_growth(kernel: Kernel, growing: Growing, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+def assert_no_growth(kernel: Kernel, size_sweeps: SizeSweep, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     """At most 3 times plain torch's error at every size, and at the largest 1.3 times the factor at the smallest.
 
     A factor below 1 counts as 1: an implementation need not be better than plain torch at any size. A factor that is
     measured on few elements is uncertain by the root of their number.
     """
-    found = {size: errors(kernel, growing, size, dtype) for size in sizes}
+    found = {size: errors(kernel, size_sweeps, size, dtype) for size in sizes}
     assert found[sizes[0]], "no implementation but the reference runs here"
     for size, by_result in found.items():
         for key, factor in by_result.items():
@@ -90,7 +90,7 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kernel_has_cases_that_grow() -> None:
-    assert {kernel.name for kernel in KERNELS.values() if not kernel.growing} == NO_SUMS
+    assert {kernel.name for kernel in KERNELS.values() if not kernel.size_sweeps} == NO_SUMS
 
 
 def test_a_cascade_loses_no_more_than_torchs_own_sum() -> None:
@@ -99,7 +99,7 @@ def test_a_cascade_loses_no_more_than_torchs_own_sum() -> None:
         cascade, product = tiles.CascadeSum(), tiles.CascadeSum(4)
         for row in x:
             cascade.add(row.clone())
-            product.add_product(row[:, None], row[None, :2])
+            product.add_matmul(row[:, None], row[None, :2])
         total, outer = cascade.result(), product.result()
         assert total is not None
         assert outer is not None
@@ -112,14 +112,14 @@ def test_a_cascade_loses_no_more_than_torchs_own_sum() -> None:
 
 
 @pytest.mark.usefixtures("_small_tiles")
-@pytest.mark.parametrize(("kernel", "growing"), FAMILIES)
-def test_errors_do_not_grow(kernel: Kernel, growing: Growing) -> None:
-    assert_no_growth(kernel, growing, growing.sizes[:2], torch.float32)
+@pytest.mark.parametrize(("kernel", "size_sweeps"), FAMILIES)
+def test_errors_do_not_grow(kernel: Kernel, size_sweeps: SizeSweep) -> None:
+    assert_no_growth(kernel, size_sweeps, size_sweeps.sizes[:2], torch.float32)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("kernel", "growing"), FAMILIES)
-def test_errors_do_not_grow_up_to_a_million(kernel: Kernel, growing: Growing, dtype: torch.dtype) -> None:
-    assert growing.sizes[-1] >= 1_024
-    assert_no_growth(kernel, growing, growing.sizes, dtype)
+@pytest.mark.parametrize(("kernel", "size_sweeps"), FAMILIES)
+def test_errors_do_not_grow_up_to_a_million(kernel: Kernel, size_sweeps: SizeSweep, dtype: torch.dtype) -> None:
+    assert size_sweeps.sizes[-1] >= 1_024
+    assert_no_growth(kernel, size_sweeps, size_sweeps.sizes, dtype)

@@ -17,7 +17,7 @@ from ds4sci.kernels import KERNELS
 from ds4sci.kernels.spec import Kernel
 
 CPU = torch.device("cpu")
-FREE = {("pair_bias", "weight", 0), ("varlen_attention", "spans", 0)}
+FREE = {("pair_bias", "weight", 0), ("varlen_attention", "doc_spans", 0)}
 """Dimensions that follow from no other input: the number of heads, of documents."""
 
 
@@ -225,7 +225,7 @@ def empty(kernel: str, shapes: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
     if kernel == "shared_dropout":
         return {"x": x, "p": 0.25, "axis": 1, "seed": torch.tensor(3)}
     if kernel == "varlen_attention":
-        return {"q": x, "k": x.clone(), "v": x.clone(), "spans": torch.empty(0, 2, dtype=torch.int64)}
+        return {"q": x, "k": x.clone(), "v": x.clone(), "doc_spans": torch.empty(0, 2, dtype=torch.int64)}
     k = torch.randn(*shapes[1], c)
     return {
         "q": x,

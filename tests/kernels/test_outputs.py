@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ds4sci.kernels import KERNELS
-from ds4sci.kernels.evoformer_attention import LSE
+from ds4sci.kernels.evoformer_attention import LSE_KERNEL
 from ds4sci.kernels.spec import Case, Implementation, Kernel
 from tests.kernels.test_contract import CONSTANT, floats, inputs, replaced
 
@@ -44,7 +44,7 @@ def test_a_result_owns_its_memory(kernel: Kernel, implementation: Implementation
     results = [implementation.run(**given)]
     if kernel.name == "evoformer_attention":
         given.pop("gate", None)
-        results += LSE.named(implementation.name).run(**given)
+        results += LSE_KERNEL.get_implementation(implementation.name).run(**given)
     for out in results:
         if implementation.name != "reference":  # whose views are torch's own, which autograd follows
             assert out._base is None

@@ -19,7 +19,7 @@ def ones(*shape: int) -> torch.Tensor:
 
 
 def drop(x: torch.Tensor, p: float, axis: int, name: str, seed: torch.Tensor = SEED, **options: tuple) -> torch.Tensor:
-    reason = KERNEL.named(name).why_not(x, p, axis, seed, **options)
+    reason = KERNEL.get_implementation(name).why_not(x, p, axis, seed, **options)
     if reason:
         pytest.skip(reason)
     return shared_dropout(x, p, axis, seed, implementation=name, **options)

@@ -37,28 +37,28 @@ def tier(point: Point) -> list[pytest.MarkDecorator]:
 
 @pytest.mark.parametrize("point", [pytest.param(x, id=str(x), marks=tier(x)) for x in points()])
 def test_a_shipped_config(point: Point) -> None:
-    for static in triton_static.build(point):
-        assert static.offences(matrix=point.matrix) == []
+    for stats in triton_static.build(point):
+        assert stats.violations(matrix=point.matrix) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", [pytest.param(x, id=str(x)) for x in points(widths=(32,), dtypes=(torch.bfloat16,))])
 def test_a_length_that_nothing_divides(point: Point) -> None:
     """The bias's rows begin off alignment: other loads, other registers."""
-    for static in triton_static.build(point, n=383, s=5, heads=3):
-        assert static.offences(matrix=point.matrix) == []
+    for stats in triton_static.build(point, n=383, s=5, heads=3):
+        assert stats.violations(matrix=point.matrix) == []
 
 
 def sm_90(config: Config, purpose: str = "grad_queries") -> list[str]:
     point = Point(purpose, "sm_90", 128, torch.bfloat16, "ieee", None, config)
-    return [offence for static in triton_static.build(point) for offence in static.offences(matrix=point.matrix)]
+    return [violation for stats in triton_static.build(point) for violation in stats.violations(matrix=point.matrix)]
 
 
 def test_the_gate_can_fail() -> None:
     """Tiles too large for registers and shared memory; tiles too small for a warp group's matrix instructions."""
-    offences = sm_90(Config(2, 128, 64, 8, 3))
-    assert any("spills" in x for x in offences)
-    assert any("shared memory" in x for x in offences)
+    violations = sm_90(Config(2, 128, 64, 8, 3))
+    assert any("spills" in x for x in violations)
+    assert any("shared memory" in x for x in violations)
     assert {"no HGMMA", "HMMA"} <= {x.lstrip("0123456789 ") for x in sm_90(Config(1, 32, 32, 4, 1), "attend")}
 
 
@@ -71,8 +71,8 @@ def test_an_atomic_is_seen() -> None:
         tl.atomic_add(x, 1.0)
 
     for arch in aot.ARCHITECTURES:
-        static = aot.build(add, {"x": torch.empty(4, device="meta")}, {}, arch, warps=4, stages=1)
-        assert [x for x in static.offences() if "atomic" in x], arch
+        stats = aot.kernel_stats(add, {"x": torch.empty(4, device="meta")}, {}, arch, warps=4, stages=1)
+        assert [x for x in stats.violations() if "atomic" in x], arch
 
 
 def test_arguments_are_specialized_as_at_launch() -> None:
@@ -85,7 +85,7 @@ def test_arguments_are_specialized_as_at_launch() -> None:
     aligned = torch.empty(64, dtype=torch.bfloat16)
     for value in (1, 0, 16, 17, 2**31, 2**40 + 1, 0.5, None, aligned, aligned[1:], aligned.view(torch.uint8)):
         kind, key = jit.native_specialize_impl(CUDABackend, value, False, True, True)
-        assert aot.specialized(value) == (kind, "" if kind == "constexpr" else key or ""), value
+        assert aot.specialize(value) == (kind, "" if kind == "constexpr" else key or ""), value
 
 
 def test_every_length_and_width_has_a_config() -> None:
@@ -106,7 +106,7 @@ def test_every_length_and_width_has_a_config() -> None:
                     for length in (1, 32, 33, 10**6):
                         config = triton_configs.choose(purpose, arch, d, bits, length, 10**6)
                         assert triton_configs.choose(purpose, arch, d, bits, length, 1).rows == 1
-                        assert max(config.block_m, config.block_n) <= 128, "host._wide counts on it"
+                        assert max(config.block_m, config.block_n) <= 128, "host._needs_64_bit_offsets counts on it"
 
 
 def test_the_table_is_of_the_shipped_configs() -> None:
@@ -134,11 +134,11 @@ def test_scratch_is_bounded() -> None:
 AWKWARD = {
     "everything is one": {"s": 1, "n": 1, "h": 1, "d": 8},
     "a column": {"s": 50, "n": 5, "transposed": True, "bias": False, "gate": False},
-    "a float mask": {"d": 24, "mask": torch.float32, "wanted": (False, False, False, True, False, False)},
+    "a float mask": {"d": 24, "mask": torch.float32, "needs_grad": (False, False, False, True, False, False)},
     "no mask, bias of the keys": {"n": 48, "mask": None, "per_query": False, "kind": torch.float16},
     "far apart": {"n": 40, "far": True},
     "fp32 with lse's gradient": {"n": 33, "d": 40, "kind": torch.float32, "lse": True},
-    "only the gate": {"wanted": (False, False, False, False, False, True)},
+    "only the gate": {"needs_grad": (False, False, False, False, False, True)},
 }
 
 
@@ -148,13 +148,13 @@ def test_awkward_calls_compile(case: str, arch: str) -> None:
     """Sizes and strides of 1, and absent tensors, are constants to the compiler: other code than interpreted."""
     for launch in awkward(arch, **AWKWARD[case]):
         kernel = host.kernels()[launch.kernel]
-        aot.build(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
+        aot.kernel_stats(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
 
 
 def awkward(
     arch: str, *, s: int = 3, n: int = 17, h: int = 2, d: int = 32, kind: torch.dtype = torch.bfloat16,
     mask: torch.dtype | None = torch.bool, bias: bool = True, gate: bool = True, transposed: bool = False,
-    per_query: bool = True, far: bool = False, lse: bool = False, wanted: tuple[bool, ...] | None = None,
+    per_query: bool = True, far: bool = False, lse: bool = False, needs_grad: tuple[bool, ...] | None = None,
 ) -> list[host.Launch]:  # fmt: skip
     def meta(*size: int, dtype: torch.dtype = kind) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta")
@@ -169,7 +169,7 @@ def awkward(
     biases = meta(1, h, n if per_query else 1, n) if bias else None
     gates = like_q() if gate else None
     out, one, other = meta(1, s, n, h, d), *(meta(1, s, h, n, dtype=torch.float32) for _ in range(2))
-    asked = wanted or (True, True, True, mask is not None and mask.is_floating_point, bias, gate)
+    asked = needs_grad or (True, True, True, mask is not None and mask.is_floating_point, bias, gate)
     forward = host.plan_forward(q, k, v, masks, biases, gates, out, one, other, 0.2, arch)
     _, launches = host.plan_backward(
         grad, one if lse else None, q, k, v, masks, biases, gates, out, one, other, 0.2, asked, arch

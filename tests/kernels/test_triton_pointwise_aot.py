@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from ds4sci.kernels import aot
 from ds4sci.kernels.pointwise import triton as host
 from ds4sci.kernels.pointwise import triton_configs, triton_plan, triton_static
-from ds4sci.kernels.pointwise.triton_configs import PARTS, WHOLE, Config, choose
+from ds4sci.kernels.pointwise.triton_configs import BLOCKED, FULL_WIDTH, Config, choose
 from ds4sci.kernels.pointwise.triton_static import USUAL, Point, points
 from ds4sci.kernels.shared_dropout import triton as dropout
 from ds4sci.kernels.triton_launch import Launch
@@ -36,7 +36,7 @@ def tier(point: Point) -> list[pytest.MarkDecorator]:
 
 @pytest.mark.parametrize("point", [pytest.param(x, id=str(x), marks=tier(x)) for x in points()])
 def test_a_shipped_launch(point: Point) -> None:
-    assert triton_static.build(point).offences() == []
+    assert triton_static.build(point).violations() == []
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -50,8 +50,10 @@ def test_dropout(arch: str, dtype: torch.dtype, axis: int) -> None:
     for starts, p in (((0, 0, 0), 0.25), ((1, 2**31, 7), 0.75)):
         (launch,) = dropout.plan(x, seed, p, axis, starts, x)
         kernel = dropout.kernels()[launch.kernel]
-        static = aot.build(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
-        assert static.offences() == []
+        stats = aot.kernel_stats(
+            kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages
+        )
+        assert stats.violations() == []
 
 
 def caught(call: Call, given: Given, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
@@ -91,7 +93,7 @@ def test_awkward_calls_compile(case: str, arch: str, call: Call, monkeypatch: py
     """Sizes and strides of 1, and absent tensors, are constants to the compiler: other code than interpreted."""
     for x in caught(call, AWKWARD[case](call), monkeypatch):
         if x.kernel != "add":
-            aot.build(host.kernels()[x.kernel], x.arguments, x.constants, arch, warps=x.warps, stages=x.stages)
+            aot.kernel_stats(host.kernels()[x.kernel], x.arguments, x.constants, arch, warps=x.warps, stages=x.stages)
 
 
 @pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
@@ -107,17 +109,17 @@ def test_rows_in_planes_compile(arch: str) -> None:
         if launch.kernel != "add":
             assert launch.constants["PLANES"]
             kernel = host.kernels()[launch.kernel]
-            static = aot.build(
+            stats = aot.kernel_stats(
                 kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages
             )
-            assert static.offences() == []
+            assert stats.violations() == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [*WHOLE, "glu_columns_backward", "gate_backward", "swiglu_backward"])
+@pytest.mark.parametrize("kernel", [*FULL_WIDTH, "glu_columns_backward", "gate_backward", "swiglu_backward"])
 def test_tensors_beyond_2_gib_on_amd(kernel: str) -> None:
     """Other loads than for what 32 bits can address."""
-    assert triton_static.build(Point(kernel, "gfx942", USUAL, torch.bfloat16), rows=2**24).offences() == []
+    assert triton_static.build(Point(kernel, "gfx942", USUAL, torch.bfloat16), rows=2**24).violations() == []
 
 
 IN_PLACE = ("glu_columns_backward", "gate_backward", "relu", "relu_backward", "swiglu_backward")
@@ -129,7 +131,7 @@ def test_in_place_a_thread_writes_what_it_alone_read(name: str, arch: str, monke
     """A tile is stored by the addresses, hence in the layout, that it was loaded by; no element has two threads."""
     call = next(x for x in CALLS if x.name == name)
     (launch, *_) = caught(call, call.make(64, 21, torch.bfloat16), monkeypatch)
-    text = aot.compiled(
+    text = aot.compile_kernel(
         host.kernels()[name], launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages
     ).asm["ttgir"]
     place = r"(%[\w#]+(?:\[%[\w#]+\])?)"
@@ -141,23 +143,23 @@ def test_in_place_a_thread_writes_what_it_alone_read(name: str, arch: str, monke
 
 def test_every_width_has_a_tile_with_an_element_for_every_thread() -> None:
     for bits in (16, 32):
-        for purpose in (*WHOLE, *PARTS):
-            limit = triton_configs.LARGEST_COLUMN if "columns" in purpose else triton_configs.LARGEST
+        for purpose in (*FULL_WIDTH, *BLOCKED):
+            limit = triton_configs.MAX_COLUMN_CHANNELS if "columns" in purpose else triton_configs.MAX_CHANNELS
             for channels in (1, 2, 3, 16, 17, 100, 128, 129, 1000, limit):
                 config = choose(purpose, channels, bits)
                 assert config.channels * config.others >= 64 * config.warps, (purpose, channels)
                 assert config.channels >= min(channels, 8), (purpose, channels)
-                if purpose in WHOLE:
+                if purpose in FULL_WIDTH:
                     assert config.channels >= channels
 
 
 def test_the_gate_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles too large for registers, and for shared memory."""
     monkeypatch.setattr(triton_plan, "choose", lambda *args: Config(128, 256, 4))
-    found = triton_static.build(Point("norm_columns_backward", "sm_90", 128, torch.float32)).offences()
+    found = triton_static.build(Point("norm_columns_backward", "sm_90", 128, torch.float32)).violations()
     assert any("spills" in x for x in found)
     monkeypatch.setattr(triton_plan, "choose", lambda *args: Config(128, 512, 16))
-    found = triton_static.build(Point("norm_columns", "sm_90", 128, torch.float32)).offences()
+    found = triton_static.build(Point("norm_columns", "sm_90", 128, torch.float32)).violations()
     assert any("shared memory" in x for x in found)
 
 
@@ -170,4 +172,4 @@ def test_scratch_is_bounded() -> None:
                     if launch.kernel == "add":
                         partial = launch.arguments["partial"]
                         assert partial.nbytes <= max(2**24, partial.nbytes // partial.shape[1])
-                        assert partial.shape[1] <= min(rows, triton_plan.PROGRAMS)
+                        assert partial.shape[1] <= min(rows, triton_plan.MAX_PROGRAMS)

@@ -18,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ds4sci.bench.evoformer_attention import peak_over_inputs
 from ds4sci.kernels import custom_op, native, varlen_attention
-from ds4sci.kernels.custom_op import apart
+from ds4sci.kernels.custom_op import is_non_overlapping
 from ds4sci.kernels.varlen_attention import KERNEL, flash, flex
 from ds4sci.kernels.varlen_attention import native as native_attention
 from ds4sci.kernels.varlen_attention.cases import CASES
-from ds4sci.kernels.varlen_attention.doc_spans import documents, padding, token_documents
+from ds4sci.kernels.varlen_attention.doc_spans import document_bounds, document_ids, padding_bounds
 
 ROOT = Path(__file__).resolve().parents[2]
 LINEAR = ["native", "sdpa"]
@@ -40,11 +40,11 @@ def example(t: int = 40, h: int = 4, g: int = 2, d: int = 16, **other: Any) -> d
     given: dict[str, Any] = {
         name: normal(t, n, d, seed=i, **other) for i, (name, n) in enumerate(zip("qkv", (h, g, g), strict=True))
     }
-    return given | {"spans": torch.tensor([[1, 9], [12, 13], [13, t - 2]])}
+    return given | {"doc_spans": torch.tensor([[1, 9], [12, 13], [13, t - 2]])}
 
 
 def skip_unless(name: str, given: dict[str, Any]) -> None:
-    reason = KERNEL.named(name).why_not(**given)
+    reason = KERNEL.get_implementation(name).why_not(**given)
     if reason:
         pytest.skip(reason)
 
@@ -61,10 +61,10 @@ def with_gradients(
 @pytest.mark.parametrize("implementation", ["sdpa", "reference"])
 def test_gradcheck(implementation: str, causal: bool) -> None:
     given = example(t=12, h=2, g=1, d=3, dtype=torch.float64)
-    given["spans"] = torch.tensor([[1, 4], [6, 11]])
+    given["doc_spans"] = torch.tensor([[1, 4], [6, 11]])
 
     def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return varlen_attention(q, k, v, given["spans"], causal=causal, implementation=implementation)
+        return varlen_attention(q, k, v, given["doc_spans"], causal=causal, implementation=implementation)
 
     tensors = [given[name].requires_grad_() for name in "qkv"]
     assert torch.autograd.gradcheck(function, tensors)
@@ -80,7 +80,7 @@ def test_it_is_torchs_attention_of_each_document_alone(implementation: str, caus
     weight = normal(40, 4, 16, seed=9)
     got = with_gradients(lambda **x: varlen_attention(**x, causal=causal, implementation=implementation), given, weight)
     want = [torch.zeros_like(x) for x in got]
-    for start, stop in given["spans"].tolist():
+    for start, stop in given["doc_spans"].tolist():
         own = {name: given[name][start:stop].transpose(0, 1)[None] for name in "qkv"}
         parts = with_gradients(
             lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True),
@@ -104,9 +104,9 @@ def test_what_lies_outside_a_document_changes_no_bit_of_it(
     weight = normal(300, 4, 16, seed=9, dtype=dtype)
     function = lambda **x: varlen_attention(**x, causal=causal, implementation=implementation)  # noqa: E731
     before = with_gradients(function, given, weight)
-    changed = {name: given[name].clone() for name in "qkv"} | {"spans": given["spans"]}
+    changed = {name: given[name].clone() for name in "qkv"} | {"doc_spans": given["doc_spans"]}
     other_weight = weight.clone()
-    padding = token_documents(given["spans"], 300, torch.device("cpu")) < 0
+    padding = document_ids(given["doc_spans"], 300, torch.device("cpu")) < 0
     for x in (*(changed[name] for name in "qkv"), other_weight):
         x[padding] = torch.nan
         x[1:9] *= -2
@@ -141,7 +141,7 @@ def test_grouped_heads_are_repeated_keys(implementation: str) -> None:
 def test_a_document_that_is_cut_into_tasks(causal: bool) -> None:
     """The forward cuts documents behind 4,096 queries."""
     given = example(t=4205, h=2, g=1, d=8)
-    given["spans"] = torch.tensor([[3, 4200]])
+    given["doc_spans"] = torch.tensor([[3, 4200]])
     skip_unless("native", given)
     weight = normal(4205, 2, 8, seed=9)
     got, want = (
@@ -156,8 +156,8 @@ def test_a_document_that_is_cut_into_tasks(causal: bool) -> None:
 def test_without_documents_everything_is_padding(implementation: str) -> None:
     given = example()
     skip_unless(implementation, given)
-    for spans in ([], [[5, 5]]):
-        given["spans"] = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2)
+    for doc_spans in ([], [[5, 5]]):
+        given["doc_spans"] = torch.tensor(doc_spans, dtype=torch.int64).reshape(-1, 2)
         function = lambda **x: varlen_attention(**x, implementation=implementation)  # noqa: E731
         for got in with_gradients(function, given, normal(40, 4, 16)):
             assert (got == 0).all()
@@ -170,11 +170,11 @@ def test_memory_grows_linearly(implementation: str) -> None:
         pytest.skip("peak memory is read from Linux's /proc")
     peaks = []
     for t in (4096, 8192):
-        given = {name: normal(t, 4, 16, seed=i) for i, name in enumerate("qkv")} | {"spans": torch.tensor([[0, t]])}
+        given = {name: normal(t, 4, 16, seed=i) for i, name in enumerate("qkv")} | {"doc_spans": torch.tensor([[0, t]])}
         skip_unless(implementation, given)
         weight = torch.ones(t, 4, 16)
         function = lambda **x: varlen_attention(**x, causal=True, implementation=implementation)  # noqa: E731
-        with_gradients(function, {**given, "spans": torch.tensor([[0, 40]])}, weight)
+        with_gradients(function, {**given, "doc_spans": torch.tensor([[0, 40]])}, weight)
         peak = peak_over_inputs(lambda: with_gradients(function, given, weight), torch.device("cpu"))  # noqa: B023
         assert peak is not None
         peaks.append(peak)
@@ -186,7 +186,7 @@ def test_memory_grows_linearly(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", LINEAR)
 def test_a_document_of_65536_tokens(implementation: str) -> None:
     t = 65536
-    given = {name: normal(t, 1, 16, seed=i) for i, name in enumerate("qkv")} | {"spans": torch.tensor([[0, t]])}
+    given = {name: normal(t, 1, 16, seed=i) for i, name in enumerate("qkv")} | {"doc_spans": torch.tensor([[0, t]])}
     skip_unless(implementation, given)
     out, *grads = with_gradients(
         lambda **x: varlen_attention(**x, causal=True, implementation=implementation), given, torch.ones(t, 1, 16)
@@ -215,9 +215,9 @@ def test_torch_agrees_that_the_operator_is_sound(dtype: torch.dtype) -> None:
     given = example(dtype=dtype)
     skip_unless("native", given)
     tensors = [given[name].requires_grad_() for name in "qkv"]
-    torch.library.opcheck(native_attention.OPERATOR, (*tensors, given["spans"], True, 0.3))
+    torch.library.opcheck(native_attention.CUSTOM_OP, (*tensors, given["doc_spans"], True, 0.3))
     fused = normal(40, 8, 16, dtype=dtype).requires_grad_()  # views of one tensor: gradients' strides are theirs
-    torch.library.opcheck(native_attention.OPERATOR, (*fused.split([4, 2, 2], 1), given["spans"], False, 0.3))
+    torch.library.opcheck(native_attention.CUSTOM_OP, (*fused.split([4, 2, 2], 1), given["doc_spans"], False, 0.3))
 
 
 @pytest.mark.parametrize("implementation", ["native", "reference"])
@@ -261,7 +261,7 @@ def recomputed(case: dict[str, Any], keep: list[torch.Tensor]) -> tuple[list[tor
         if made[1:] and keep:
             keep.extend(double)
         return varlen_attention(
-            *double, case["spans"], causal=case["causal"], scale=case["scale"], implementation="native"
+            *double, case["doc_spans"], causal=case["causal"], scale=case["scale"], implementation="native"
         )
 
     out = checkpoint(function, *leaves, use_reentrant=False)
@@ -304,7 +304,7 @@ def test_what_others_have_is_not_written_to(keeps: str) -> None:
 
     def function(*x: torch.Tensor) -> torch.Tensor:
         made[:] = x if keeps == "leaves" else [one * 2 for one in x]
-        return varlen_attention(*made, given["spans"], implementation="native")
+        return varlen_attention(*made, given["doc_spans"], implementation="native")
 
     hooks: Any = contextlib.nullcontext()
     if keeps == "hooks":
@@ -339,11 +339,11 @@ def test_without_a_count_nothing_is_written_over(monkeypatch: pytest.MonkeyPatch
 
 def test_elements_that_share_a_place_are_seen() -> None:
     x = torch.zeros(6, 4)
-    assert apart(x)
-    assert apart(x.t()[:, 1:])
-    assert apart(x[:, :1])
-    assert not apart(x[:1].expand(6, 4))
-    assert not apart(x.view(-1).unfold(0, 3, 1))
+    assert is_non_overlapping(x)
+    assert is_non_overlapping(x.t()[:, 1:])
+    assert is_non_overlapping(x[:, :1])
+    assert not is_non_overlapping(x[:1].expand(6, 4))
+    assert not is_non_overlapping(x.view(-1).unfold(0, 3, 1))
 
 
 def test_channels_that_lie_apart() -> None:
@@ -376,14 +376,14 @@ def test_flash_gets_whole_documents(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cu_seqlens_q.dtype == torch.int32
         assert int(cu_seqlens_q[-1]) == q.shape[0]
         assert max_seqlen_q == int(cu_seqlens_q.diff().max())
-        spans = torch.stack([cu_seqlens_k[:-1], cu_seqlens_k[1:]], 1).long()
-        return varlen_attention(q, k, v, spans, causal=causal, scale=softmax_scale, implementation="reference")
+        doc_spans = torch.stack([cu_seqlens_k[:-1], cu_seqlens_k[1:]], 1).long()
+        return varlen_attention(q, k, v, doc_spans, causal=causal, scale=softmax_scale, implementation="reference")
 
     module = ModuleType("flash_attn")
     module.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     whole = example()
-    whole["spans"] = torch.tensor([[0, 30], [30, 40]])
+    whole["doc_spans"] = torch.tensor([[0, 30], [30, 40]])
     weight = normal(40, 4, 16, seed=9)
     for given in (example(), whole):
         got = with_gradients(lambda **x: flash.run(**x, causal=True), given, weight)
@@ -401,7 +401,7 @@ def test_refusals_say_why() -> None:
     with pytest.raises(ValueError, match=r"native.*not float64"):
         varlen_attention(**given, implementation="native")
     elsewhere = {name: given[name].to("meta", torch.bfloat16) for name in "qkv"}
-    assert "not on meta" in str(native_attention.why_not(**elsewhere, spans=given["spans"]))
+    assert "not on meta" in str(native_attention.why_not(**elsewhere, doc_spans=given["doc_spans"]))
 
 
 def test_wrong_shapes_are_named() -> None:
@@ -411,8 +411,8 @@ def test_wrong_shapes_are_named() -> None:
         ("q", normal(40, 5, 16), "must divide those of q; there are 2 and 5"),
         ("v", normal(40, 2, 8), r"v must be \(40, 2, 16\)"),
         ("k", normal(40, 2, 16).double(), "k must be torch.float32"),
-        ("spans", torch.tensor([0, 40]), r"spans must be \[m, 2\]"),
-        ("spans", torch.tensor([[0, 40]], dtype=torch.int32), "int64"),
+        ("doc_spans", torch.tensor([0, 40]), r"doc_spans must be \[m, 2\]"),
+        ("doc_spans", torch.tensor([[0, 40]], dtype=torch.int32), "int64"),
     ):
         with pytest.raises(ValueError, match=words):
             varlen_attention(**(given | {name: wrong}))
@@ -422,27 +422,27 @@ def test_wrong_shapes_are_named() -> None:
 def test_wrong_spans_are_named_by_document(implementation: str) -> None:
     given = example()
     skip_unless(implementation, given)
-    for spans, words in (
+    for doc_spans, words in (
         ([[0, 9], [8, 20]], "document 1 is 8 to 20 where it may begin at 9"),
         ([[0, 9], [9, 41]], "within the 40 tokens of q; document 1 is 9 to 41"),
         ([[-1, 9]], "document 0 is -1 to 9"),
         ([[5, 9], [20, 10]], "document 1 is 20 to 10"),
     ):
-        given["spans"] = torch.tensor(spans)
+        given["doc_spans"] = torch.tensor(doc_spans)
         with pytest.raises(ValueError, match=words):
             varlen_attention(**given, implementation=implementation)
 
 
 def test_what_is_in_no_document() -> None:
-    assert padding(torch.tensor([[1, 9], [12, 13], [13, 15]]), 20) == [(0, 1), (9, 12), (15, 20)]
-    assert padding(torch.tensor([[0, 20]]), 20) == []
-    assert padding(torch.zeros(0, 2, dtype=torch.int64), 3) == [(0, 3)]
+    assert padding_bounds(torch.tensor([[1, 9], [12, 13], [13, 15]]), 20) == [(0, 1), (9, 12), (15, 20)]
+    assert padding_bounds(torch.tensor([[0, 20]]), 20) == []
+    assert padding_bounds(torch.zeros(0, 2, dtype=torch.int64), 3) == [(0, 3)]
 
 
 def test_tokens_know_their_documents() -> None:
-    spans = torch.tensor([[1, 3], [3, 3], [3, 4], [6, 7]])
-    assert token_documents(spans, 8, spans.device).tolist() == [-1, 0, 0, 2, -1, -1, 3, -1]
-    assert documents(spans, 8) == [(1, 3), (3, 4), (6, 7)]
+    doc_spans = torch.tensor([[1, 3], [3, 3], [3, 4], [6, 7]])
+    assert document_ids(doc_spans, 8, doc_spans.device).tolist() == [-1, 0, 0, 2, -1, -1, 3, -1]
+    assert document_bounds(doc_spans, 8) == [(1, 3), (3, 4), (6, 7)]
 
 
 @pytest.mark.slow

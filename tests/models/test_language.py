@@ -214,5 +214,5 @@ def test_flops_are_counted_by_document() -> None:
     model = oracle.model("causal_lm", oracle.LLAMA)
     h, layers, d = 6, 2, 8
     matrices = layers * (48 * 48 * 2 + 2 * 48 * 16 + 3 * 48 * 64) + 33 * 48
-    spans = torch.tensor([[0, 10], [10, 40]])
-    assert model.flops(spans) == 6 * matrices * 40 + 12 * layers * h * d * (100 + 900) / 2
+    doc_spans = torch.tensor([[0, 10], [10, 40]])
+    assert model.flops(doc_spans) == 6 * matrices * 40 + 12 * layers * h * d * (100 + 900) / 2

@@ -124,7 +124,7 @@ def small_tiles() -> None:
         return triton_configs.Config(max(1, min(rows[purpose], shared)), 32, 32, 4, 1)
 
     triton_configs.choose = choose
-    host.PROGRAMS = 16
+    host.MAX_PROGRAMS = 16
 
     def tile(purpose: str, channels: int, bits: int) -> pointwise_configs.Config:
         config = pointwise_configs.choose(purpose, channels, bits)
@@ -133,7 +133,7 @@ def small_tiles() -> None:
         return replace(config, others=2**14 // config.channels)
 
     triton_plan.choose = tile
-    triton_plan.PROGRAMS = 6
+    triton_plan.MAX_PROGRAMS = 6
 
 
 def addresses(x: torch.Tensor) -> np.ndarray:

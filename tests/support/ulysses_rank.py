@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from ds4sci.kernels import varlen_attention
-from ds4sci.kernels.varlen_attention import halves
+from ds4sci.kernels.varlen_attention import forward_backward
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.ulysses import attend_across
 
@@ -23,11 +23,11 @@ def doubled(function, *x):
 
 def check() -> None:
     """Output and gradients of each rank's part are those of one process, for every pair of ``HEADS``: in fp64, and in
-    fp32 by the C++ whose halves are called apart, in a layer that is computed again, too."""
+    fp32 by the C++ whose forward_backward are called apart, in a layer that is computed again, too."""
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     group = SequenceGroup(rank, size, 0, 1, dist.group.WORLD)
-    spans = torch.tensor([[0, 9], [9, 22], [24, 40], [40, 48]])
+    doc_spans = torch.tensor([[0, 9], [9, 22], [24, 40], [40, 48]])
     for causal, apart in product((False, True), repeat=2):
         for heads, keys in HEADS:
             generator = torch.Generator().manual_seed(heads)
@@ -38,14 +38,14 @@ def check() -> None:
 
             def attend(q, k, v, causal=causal):
                 b, n = q.shape[:2]
-                out = varlen_attention(*(x.flatten(0, 1) for x in (q, k, v)), spans, causal=causal)
+                out = varlen_attention(*(x.flatten(0, 1) for x in (q, k, v)), doc_spans, causal=causal)
                 return out.unflatten(0, (b, n))
 
             exact = [x.clone().requires_grad_() for x in whole]
             out = attend(*exact)
             (out * weight).sum().backward()
             mine = [group.shard(x).clone().requires_grad_() for x in whole]
-            two = halves(whole[0], spans, causal=causal)
+            two = forward_backward(whole[0], doc_spans, causal=causal)
             assert (two is not None) == apart  # in C++, which has no fp64
             calls = {"plain": lambda *x, two=two: attend_across(attend, *x, group, two)}
             if apart:

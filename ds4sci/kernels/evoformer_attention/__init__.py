@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention import native, op, triton
-from ds4sci.kernels.evoformer_attention.cases import CASES, GROWING
+from ds4sci.kernels.evoformer_attention.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.evoformer_attention.reference import reference, reference_lse
 from ds4sci.kernels.inputs import check_added_mask, check_pair_bias
-from ds4sci.kernels.spec import Implementation, Kernel, always
+from ds4sci.kernels.spec import Implementation, Kernel, runs_anywhere
 
 
 def _fused(name: str, *, lse: bool = False) -> Callable[..., Any]:
@@ -37,20 +37,20 @@ KERNEL = Kernel(
     (
         Implementation("triton", _fused("triton"), triton.why_not),
         Implementation("native", _fused("native"), native.why_not),
-        Implementation("tiled", _fused("tiled"), always),
-        Implementation("reference", reference, always),
+        Implementation("tiled", _fused("tiled"), runs_anywhere),
+        Implementation("reference", reference, runs_anywhere),
     ),
     CASES,
-    GROWING,
+    SIZE_SWEEPS,
 )
-LSE = Kernel(
+LSE_KERNEL = Kernel(
     "evoformer_attention",
     reference_lse,
     (
         Implementation("triton", _fused("triton", lse=True), triton.why_not),
         Implementation("native", _fused("native", lse=True), native.why_not),
-        Implementation("tiled", _fused("tiled", lse=True), always),
-        Implementation("reference", reference_lse, always),
+        Implementation("tiled", _fused("tiled", lse=True), runs_anywhere),
+        Implementation("reference", reference_lse, runs_anywhere),
     ),
 )
 
@@ -109,7 +109,7 @@ def evoformer_attention_lse(
     A query without keys has lse -inf.
     """
     _check(q, k, v, mask, pair_bias, None)
-    return LSE(q, k, v, mask, pair_bias, scale=scale, implementation=implementation)
+    return LSE_KERNEL(q, k, v, mask, pair_bias, scale=scale, implementation=implementation)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ds4sci.kernels.spec import Case, Growing
+from ds4sci.kernels.spec import Case, SizeSweep
 
 Mask = Literal["none", "bool", "float", "empty rows", "-1e9", "-1e30", "lowest"]
 
@@ -78,9 +78,9 @@ CASES = (
     _case("sharp", 1, 2, 40, 40, 2, 16, spread=30.0),
 )
 
-GROWING = (
-    Growing("residues", lambda n: _case(f"n {n}", 1, 2, n, n, 2, 16), (32, 256, 1_024)),
-    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 12, 12, 2, 8), (64, 4_000, 100_000)),
-    Growing("keys", lambda n: _case(f"{n} keys", 1, 4, 8, n, 1, 16, mask="float"), (32, 4_000, 100_000)),
-    Growing("queries", lambda n: _case(f"{n} queries", 1, 4, n, 8, 1, 16, mask="float"), (32, 4_000, 100_000)),
+SIZE_SWEEPS = (
+    SizeSweep("residues", lambda n: _case(f"n {n}", 1, 2, n, n, 2, 16), (32, 256, 1_024)),
+    SizeSweep("rows", lambda s: _case(f"{s} rows", 1, s, 12, 12, 2, 8), (64, 4_000, 100_000)),
+    SizeSweep("keys", lambda n: _case(f"{n} keys", 1, 4, 8, n, 1, 16, mask="float"), (32, 4_000, 100_000)),
+    SizeSweep("queries", lambda n: _case(f"{n} queries", 1, 4, n, 8, 1, 16, mask="float"), (32, 4_000, 100_000)),
 )

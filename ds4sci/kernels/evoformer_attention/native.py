@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ds4sci.kernels import native
 from ds4sci.kernels.arrays import TYPES, Array, array, dense
-from ds4sci.kernels.evoformer_attention.reference import rest_like
-from ds4sci.kernels.spec import constant_to_compiler
+from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
+from ds4sci.kernels.spec import assume_constant_result
 
 NAME = "evoformer_attention"
 TILE = 32
 """Queries of a tile: QB of simd/tile.h."""
-LARGEST = 256
+MAX_HEAD_DIM = 256
 """Channels per head."""
 
 
@@ -57,12 +57,12 @@ def why_not(
     for name, x in (("mask", mask), ("pair_bias", pair_bias)):
         if x is not None and x.dtype not in TYPES:
             return f"{name} is {str(x.dtype).removeprefix('torch.')}; it takes float32, bfloat16 and float16"
-    if q.shape[-1] > LARGEST:
-        return f"it takes up to {LARGEST} channels per head, not {q.shape[-1]}"
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"it takes up to {MAX_HEAD_DIM} channels per head, not {q.shape[-1]}"
     return _unavailable()
 
 
-@constant_to_compiler
+@assume_constant_result
 def _unavailable() -> str | None:
     return native.why_not(NAME)
 
@@ -74,23 +74,23 @@ def forward(
     """``into``: where to write the output, like q, any strides but 1 along the channels."""
     out = torch.empty(q.shape, dtype=q.dtype) if into is None else into
     lse = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=torch.float32)
-    rest = rest_like(lse, q.dtype, mask, pair_bias)
-    problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
+    lse_low = empty_lse_low(lse, q.dtype, mask, pair_bias)
+    problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale)
     problem.groups = _for_threads(problem)
     _run(problem, False)
     del kept
-    return out, lse, rest
+    return out, lse, lse_low
 
 
 def backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
-    scale: float, wanted: Sequence[bool], into: Sequence[Tensor | None] = (None,) * 6,
+    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, lse_low: Tensor,
+    scale: float, needs_grad: Sequence[bool], into: Sequence[Tensor | None] = (None,) * 6,
 ) -> list[Tensor | None]:  # fmt: skip
     """``into``: where to write gradients, as ``forward``'s; not those of mask and pair bias."""
     b, s, queries, h, d = q.shape
     keys = k.shape[2]
-    problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, rest, scale)
+    problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale)
     kept += [dense(grad_out)]
     problem.grad_out = array(kept[-1])
     if grad_lse is not None:
@@ -99,17 +99,17 @@ def backward(
     grads: list[Tensor | None] = [None] * 6
     names = ("grad_q", "grad_k", "grad_v", None, None, "grad_gate")
     for place, (name, like) in enumerate(zip(names, (q, k, v, mask, pair_bias, gate), strict=True)):
-        if name and wanted[place] and like is not None:
+        if name and needs_grad[place] and like is not None:
             given = into[place]
             grad = torch.empty(like.shape, dtype=like.dtype) if given is None else given
             setattr(problem, name, array(grad))
             grads[place] = grad
     problem.groups = _for_threads(problem)
     by_head = partial = None
-    if mask is not None and wanted[3]:
+    if mask is not None and needs_grad[3]:
         by_head = torch.empty(b, s, h, keys)
         problem.grad_mask = by_head.data_ptr()
-    if pair_bias is not None and wanted[4]:
+    if pair_bias is not None and needs_grad[4]:
         # Each group of rows sums its own gradient: enough groups to feed the threads, few enough to cost a tenth of
         # the other gradients' memory. By shape alone, so that the sums never depend on the number of threads.
         few = int(0.3 * s * d * queries / max(1, queries * keys))
@@ -131,13 +131,13 @@ def backward(
 
 def _problem(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, out: Tensor,
-    lse: Tensor, rest: Tensor, scale: float,
+    lse: Tensor, lse_low: Tensor, scale: float,
 ) -> tuple[Problem, list[Tensor]]:  # fmt: skip
     """The structure, and the tensors it points into: keep them while it is used."""
     b, s, queries, h, d = q.shape
     keys = k.shape[2]
     q, k, v = dense(q), dense(k), dense(v)
-    kept = [q, k, v, out, lse, rest]
+    kept = [q, k, v, out, lse, lse_low]
     problem = Problem(b, s, queries, keys, h, d, 1, max(1, torch.get_num_threads()), native.team(), scale)
     for name, x in zip(("q", "k", "v", "out", "lse", "rest"), kept, strict=True):
         if x.numel():

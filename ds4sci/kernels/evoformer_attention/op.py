@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention import native, tiled, triton
-from ds4sci.kernels.evoformer_attention.reference import rest_like
+from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
 
 FUSED: dict[str, Any] = {"triton": triton, "native": native, "tiled": tiled}
 """Modules with ``forward`` and ``backward``."""
@@ -32,8 +32,8 @@ def forward(
     """out ``[b, s, q, h, d]`` in q's dtype; lse ``[b, s, h, q]`` and what its rounding left, fp32 (fp64 for fp64).
 
     The last is empty for bf16 and fp16 without a bias: their own rounding is a thousand times larger."""
-    out, lse, rest = FUSED[implementation].forward(q, k, v, mask, pair_bias, gate, scale)
-    return out, lse, rest
+    out, lse, lse_low = FUSED[implementation].forward(q, k, v, mask, pair_bias, gate, scale)
+    return out, lse, lse_low
 
 
 @torch.library.custom_op("ds4sci::evoformer_attention_backward", mutates_args=())
@@ -48,14 +48,14 @@ def backward(
     gate: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    rest: Tensor,
+    lse_low: Tensor,
     scale: float,
     implementation: str,
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of q, k, v, mask, pair_bias, gate; an empty tensor for what is not ``wanted``."""
+    """Gradients of q, k, v, mask, pair_bias, gate; an empty tensor for what is not ``needs_grad``."""
     grads = FUSED[implementation].backward(
-        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, rest, scale, wanted
+        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale, needs_grad
     )
     return [q.new_empty(0) if grad is None else grad for grad in grads]
 
@@ -65,14 +65,14 @@ def _(q, k, v, mask, pair_bias, gate, scale, implementation):
     b, s, n, h, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = q.new_empty((b, s, h, n), dtype=dtype)
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse, rest_like(lse, q.dtype, mask, pair_bias)
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse, empty_lse_low(lse, q.dtype, mask, pair_bias)
 
 
 @backward.register_fake
-def _(grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, rest, scale, implementation, wanted):
+def _(grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale, implementation, needs_grad):
     return [
         torch.empty(x.shape, dtype=x.dtype, device=x.device) if x is not None and want else q.new_empty(0)
-        for x, want in zip((q, k, v, mask, pair_bias, gate), wanted, strict=True)
+        for x, want in zip((q, k, v, mask, pair_bias, gate), needs_grad, strict=True)
     ]
 
 
@@ -83,16 +83,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    q, k, v, mask, pair_bias, gate, out, lse, rest = ctx.saved_tensors
+    q, k, v, mask, pair_bias, gate, out, lse, lse_low = ctx.saved_tensors
     if grad_out is None:
         if grad_lse is None:
             return (None,) * 8
         grad_out = torch.zeros_like(out)
-    wanted = list(ctx.needs_input_grad[:6])
+    needs_grad = list(ctx.needs_input_grad[:6])
     grads = torch.ops.ds4sci.evoformer_attention_backward(
-        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, rest, ctx.scale, ctx.implementation, wanted
+        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, lse_low, ctx.scale, ctx.implementation, needs_grad
     )
-    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None
+    return *(grad if want else None for grad, want in zip(grads, needs_grad, strict=True)), None, None
 
 
 def _no_second(ctx: Any, *grads: Any) -> None:
@@ -107,7 +107,7 @@ backward.register_autograd(_no_second, setup_context=lambda ctx, inputs, output:
 
 def _folded(size: int, x: Tensor | None, dim: int | None, b: int) -> Tensor | None:
     """``x`` with the mapped dimension in front of the batch's and folded into it."""
-    if x is None or not x.numel():  # absent, or the rest that bf16 has not
+    if x is None or not x.numel():  # absent, or the lse_low that bf16 has not
         return x if x is None else x.new_empty(0)
     x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.expand(size, b, *x.shape[2:]).flatten(0, 1)

@@ -44,7 +44,7 @@ def reference_lse(
     return torch.einsum("bshqk,bskhd->bsqhd", weights.to(v.dtype), v), lse
 
 
-def rest_like(lse: Tensor, dtype: torch.dtype, mask: Tensor | None, pair_bias: Tensor | None) -> Tensor:
+def empty_lse_low(lse: Tensor, dtype: torch.dtype, mask: Tensor | None, pair_bias: Tensor | None) -> Tensor:
     """An empty tensor for what lse's rounding leaves; of no elements where that cannot matter.
 
     For fp32 it is half a digit of the gradients. For 16 bits it matters where a float mask or a bias pushes every score

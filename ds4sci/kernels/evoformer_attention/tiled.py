@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.evoformer_attention.reference import rest_like
+from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
 from ds4sci.kernels.tiles import CascadeSum
 
 PIECE = 2**21
@@ -72,7 +72,7 @@ def forward(
     wide = _wide(q.dtype)
     out = q.new_empty(q.shape)
     lse = torch.empty(b, s, h, n, dtype=wide, device=q.device)
-    rest = rest_like(lse, q.dtype, mask, pair_bias)
+    lse_low = empty_lse_low(lse, q.dtype, mask, pair_bias)
     for p in pieces(q, k):
         scores = _scores(p, q[p.b, p.rows, p.queries].to(wide) * scale, k[p.b, p.rows].to(wide), mask, pair_bias)
         top = scores.amax(-1, keepdim=True) if k.shape[2] else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
@@ -87,24 +87,24 @@ def forward(
         exact = top.squeeze(-1).double() + total.double().log()
         rounded = exact.to(wide)
         lse[p.b, p.rows, :, p.queries] = rounded
-        if rest.numel():
+        if lse_low.numel():
             # the logarithm of the sum, by itself: of -1e30 and it, a double would keep nothing; -inf - -inf: no keys
             left = (top.squeeze(-1).double() - rounded.double()) + total.double().log()
-            rest[p.b, p.rows, :, p.queries] = left.nan_to_num(0.0).to(wide)
-    return out, lse, rest
+            lse_low[p.b, p.rows, :, p.queries] = left.nan_to_num(0.0).to(wide)
+    return out, lse, lse_low
 
 
 def backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
-    scale: float, wanted: Sequence[bool],
+    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, lse_low: Tensor,
+    scale: float, needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
-    """Gradients of q, k, v, mask, pair_bias and gate, those that are ``wanted``."""
+    """Gradients of q, k, v, mask, pair_bias and gate, those that are ``needs_grad``."""
     wide = _wide(q.dtype)
     inputs = (q, k, v, mask, pair_bias, gate)
     sums: list[Tensor | None] = [
         torch.zeros(x.shape, dtype=wide, device=q.device) if x is not None and want else None
-        for x, want in zip(inputs, wanted, strict=True)
+        for x, want in zip(inputs, needs_grad, strict=True)
     ]
     dq, dk, dv, dmask, dbias, dgate = sums
     of_bias: dict[tuple[int, ...], CascadeSum] = {}  # by the place in dbias that a sum's pieces share
@@ -121,8 +121,8 @@ def backward(
         own = lse[p.b, p.rows, :, p.queries]
         own = own.masked_fill(own == -torch.inf, torch.inf)  # no keys: every weight 0
         weights = _scores(p, queries, keys, mask, pair_bias).sub_(own.unsqueeze(-1))
-        if rest.numel():
-            weights = weights.sub_(rest[p.b, p.rows, :, p.queries].unsqueeze(-1))
+        if lse_low.numel():
+            weights = weights.sub_(lse_low[p.b, p.rows, :, p.queries].unsqueeze(-1))
         weights = weights.exp_()
         if dv is not None:
             dv[p.b, p.rows] += torch.einsum("shqk,sqhd->skhd", weights, given)

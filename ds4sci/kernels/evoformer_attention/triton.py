@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ds4sci.kernels import triton_launch
 from ds4sci.kernels.evoformer_attention import triton_configs
-from ds4sci.kernels.evoformer_attention.reference import rest_like
+from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
 from ds4sci.kernels.triton_launch import DTYPES, Launch, architecture
 
-LARGEST = 128
+MAX_HEAD_DIM = 128
 """Channels per head."""
-SCRATCH = 2**28
+SCRATCH_BYTES = 2**28
 """Bytes that partial sums of the pair bias's gradient may take. More only where half of q takes more, or one sum."""
-PROGRAMS = 1024
+MAX_PROGRAMS = 1024
 """Programs in a launch for the pair bias's gradient: some waves on any GPU. More groups of rows would cost memory,
 fewer leave processors idle. A constant: sums are made in the same order whatever the number of processors."""
 
@@ -41,8 +41,8 @@ def why_not(
     reason = triton_launch.why_not(q.device, q.dtype)
     if reason is not None:
         return reason
-    if q.shape[-1] > LARGEST:
-        return f"it takes up to {LARGEST} channels per head, not {q.shape[-1]}"
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"it takes up to {MAX_HEAD_DIM} channels per head, not {q.shape[-1]}"
     for name, x in (("mask", mask), ("pair_bias", pair_bias)):
         if x is not None and x.dtype not in DTYPES and x.dtype != torch.bool:
             return f"{name} is {str(x.dtype).removeprefix('torch.')}; it takes float32, bfloat16 and float16"
@@ -55,18 +55,18 @@ def forward(
     b, s, n, h, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((b, s, h, n), dtype=torch.float32, device=q.device)
-    rest = rest_like(lse, q.dtype, mask, pair_bias)
-    run([plan_forward(q, k, v, mask, pair_bias, gate, out, lse, rest, scale, architecture(q.device))], q.device)
-    return out, lse, rest
+    lse_low = empty_lse_low(lse, q.dtype, mask, pair_bias)
+    run([plan_forward(q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale, architecture(q.device))], q.device)
+    return out, lse, lse_low
 
 
 def backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
-    scale: float, wanted: Sequence[bool],
+    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, lse_low: Tensor,
+    scale: float, needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
     grads, launches = plan_backward(
-        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, rest, scale, wanted, architecture(q.device)
+        grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale, needs_grad, architecture(q.device)
     )
     run(launches, q.device)
     by_head, partial = grads[3], grads[4]
@@ -97,7 +97,7 @@ def kernels() -> dict[str, Any]:
 
 def plan_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, out: Tensor,
-    lse: Tensor, rest: Tensor, scale: float, arch: str,
+    lse: Tensor, lse_low: Tensor, scale: float, arch: str,
 ) -> Launch:  # fmt: skip
     """What ``forward`` launches. Tensors on the meta device will do: that is how kernels are compiled ahead of time."""
     b, s, n, h, _ = q.shape
@@ -109,12 +109,12 @@ def plan_forward(
         constants["GATE"], arguments["gate"], arguments["gate_strides"] = False, None, (0,) * 5
     else:
         constants["GATE"], arguments["gate"], arguments["gate_strides"] = True, gate, gate.stride()
-        constants["WIDE"] |= _wide(gate.stride()[2:])
+        constants["WIDE"] |= _needs_64_bit_offsets(gate.stride()[2:])
     return Launch(
         "attend",
         b * h * -(-s // config.rows) * -(-n // config.block_m),
-        arguments | {"out": out, "lse": lse, "rest": rest if rest.numel() else None},
-        constants | {"EXACT": rest.numel() > 0} | {"EVEN": k.shape[2] % config.block_n == 0} | config.constants(),
+        arguments | {"out": out, "lse": lse, "lse_low": lse_low if lse_low.numel() else None},
+        constants | {"EXACT": lse_low.numel() > 0} | {"EVEN": k.shape[2] % config.block_n == 0} | config.constants(),
         config.warps,
         config.stages,
     )
@@ -122,85 +122,93 @@ def plan_forward(
 
 def plan_backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, rest: Tensor,
-    scale: float, wanted: Sequence[bool], arch: str,
+    pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, lse_low: Tensor,
+    scale: float, needs_grad: Sequence[bool], arch: str,
 ) -> tuple[list[Tensor | None], list[Launch]]:  # fmt: skip
     """What ``backward`` launches and the gradients that it will fill: the mask's by head ``[b, s, h, k]`` and the pair
     bias's in partial sums ``[groups, b, h, q, width]``, both fp32."""
     b, s, n, h, d = q.shape
     keys = k.shape[2]
-    out, lse, rest = out.contiguous(), lse.contiguous(), rest.contiguous()  # they are, unless vmap moved an axis
+    out, lse, lse_low = out.contiguous(), lse.contiguous(), lse_low.contiguous()  # they are, unless vmap moved an axis
     arguments, constants = _inputs(q, k, v, mask, pair_bias, scale, arch)
     # for 16 bits what lse's rounding leaves is a factor of dO: the large kernels know nothing of it
-    constants["EXACT"], fold = q.dtype == torch.float32, q.dtype != torch.float32 and rest.numel() > 0
-    want_q, want_k, want_v, want_mask, want_bias, want_gate = wanted
-    want_mask &= mask is not None
-    want_bias &= pair_bias is not None
-    want_gate &= gate is not None
+    constants["EXACT"], fold_lse_low = q.dtype == torch.float32, q.dtype != torch.float32 and lse_low.numel() > 0
+    need_q, need_k, need_v, need_mask, need_bias, need_gate = needs_grad
+    need_mask &= mask is not None
+    need_bias &= pair_bias is not None
+    need_gate &= gate is not None
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=q.device)
 
     grads: list[Tensor | None] = [
         empty(*x.shape, dtype=x.dtype) if want and x is not None else None
-        for x, want in zip((q, k, v, None, None, gate), wanted, strict=True)
+        for x, want in zip((q, k, v, None, None, gate), needs_grad, strict=True)
     ]
-    high, delta = (empty(b, s, h, n) for _ in range(2))
-    low = empty(b, s, h, n) if constants["EXACT"] else None
-    pair = want_q or want_k or want_v or want_mask or want_bias
-    given = empty(*q.shape, dtype=q.dtype) if (gate is not None or fold) and pair else grad_out
-    constants["WIDE"] |= _wide(grad_out.stride()[2:]) or (gate is not None and _wide(gate.stride()[2:]))
+    lse_log2, delta = (empty(b, s, h, n) for _ in range(2))
+    lse_log2_low = empty(b, s, h, n) if constants["EXACT"] else None
+    pair = need_q or need_k or need_v or need_mask or need_bias
+    d_out = empty(*q.shape, dtype=q.dtype) if (gate is not None or fold_lse_low) and pair else grad_out
+    constants["WIDE"] |= _needs_64_bit_offsets(grad_out.stride()[2:]) or (
+        gate is not None and _needs_64_bit_offsets(gate.stride()[2:])
+    )
     block = max(16, 2048 // constants["PADDED"])
     launches = [
         Launch(
             "prepare",
             b * s * h * -(-n // block),
             {
-                "out": out, "lse": lse, "rest": rest if rest.numel() else None, "grad_out": grad_out,
+                "out": out, "lse": lse, "lse_low": lse_low if lse_low.numel() else None, "grad_out": grad_out,
                 "grad_lse": None if grad_lse is None else grad_lse.float().contiguous(),
-                "gate": gate, "high": high, "low": low, "delta": delta,
-                "given": given if given is not grad_out else None, "grad_gate": grads[5],
+                "gate": gate, "lse_log2": lse_log2, "lse_log2_low": lse_log2_low, "delta": delta,
+                "d_out": d_out if d_out is not grad_out else None, "grad_gate": grads[5],
                 "grad_out_strides": grad_out.stride(), "gate_strides": (0,) * 5 if gate is None else gate.stride(),
                 "rows": s, "queries": n, "heads": h,
             },
             {
-                "D": d, "PADDED": constants["PADDED"], "GATE": gate is not None, "GIVEN": given is not grad_out,
-                "WANT_GATE": want_gate, "LSE": grad_lse is not None, "WIDE": constants["WIDE"],
-                "EXACT": constants["EXACT"], "FOLD": fold, "BLOCK_M": block,
+                "D": d, "PADDED": constants["PADDED"], "GATE": gate is not None, "STORE_D_OUT": d_out is not grad_out,
+                "GRAD_GATE": need_gate, "LSE": grad_lse is not None, "WIDE": constants["WIDE"],
+                "EXACT": constants["EXACT"], "FOLD_LSE_LOW": fold_lse_low, "BLOCK_M": block,
             },
             4,
             1,
         )
     ]  # fmt: skip
-    arguments |= {"given": given, "given_strides": given.stride(), "high": high, "low": low, "delta": delta}
+    arguments |= {
+        "d_out": d_out,
+        "d_out_strides": d_out.stride(),
+        "lse_log2": lse_log2,
+        "lse_log2_low": lse_log2_low,
+        "delta": delta,
+    }
     arguments["factor"] = scale
     bits, sharing = q.dtype.itemsize * 8, 1 if pair_bias is None else s
-    if want_k or want_v or want_mask:
+    if need_k or need_v or need_mask:
         config = triton_configs.choose("grad_keys", arch, constants["PADDED"], bits, n, sharing)
-        grads[3] = empty(b, s, h, keys) if want_mask else None
+        grads[3] = empty(b, s, h, keys) if need_mask else None
         launches.append(
             Launch(
                 "grad_keys",
                 b * h * -(-s // config.rows) * -(-keys // config.block_n),
                 arguments | {"grad_k": grads[1], "grad_v": grads[2], "grad_mask": grads[3]},
-                constants | {"WANT_K": want_k, "WANT_V": want_v, "WANT_MASK": want_mask} | config.constants(),
+                constants | {"GRAD_K": need_k, "GRAD_V": need_v, "GRAD_MASK": need_mask} | config.constants(),
                 config.warps,
                 config.stages,
             )
         )
-    if want_q or want_bias:
-        purpose = "grad_bias" if want_bias else "grad_queries"
+    if need_q or need_bias:
+        purpose = "grad_bias" if need_bias else "grad_queries"
         config = triton_configs.choose(purpose, arch, constants["PADDED"], bits, keys, sharing)
         tiles = b * h * -(-n // config.block_m)
         groups = batches = -(-s // config.rows)
-        if want_bias:
-            limit = max(SCRATCH, q.numel() * q.element_size() // 2) // max(1, 4 * b * h * n * arguments["width"])
-            groups = min(batches, max(1, limit), -(-PROGRAMS // max(1, tiles)))
+        if need_bias:
+            limit = max(SCRATCH_BYTES, q.numel() * q.element_size() // 2) // max(1, 4 * b * h * n * arguments["width"])
+            groups = min(batches, max(1, limit), -(-MAX_PROGRAMS // max(1, tiles)))
             size = (b, h, n, arguments["width"])
             grads[4] = empty(groups, *size) if s else torch.zeros((1, *size), device=q.device)
         even = keys % config.block_n == 0
         arguments |= {"grad_q": grads[0], "partial": grads[4]}
-        constants |= {"WANT_Q": want_q, "WANT_BIAS": want_bias, "EVEN": even} | config.constants()
+        constants |= {"GRAD_Q": need_q, "GRAD_BIAS": need_bias, "EVEN": even} | config.constants()
         for done in range(0, batches, max(1, groups)):
             own = min(groups, batches - done)
             launches.append(
@@ -223,30 +231,30 @@ def _inputs(
     b, s, n, h, d = q.shape
     keys = k.shape[2]
     kind = 0 if mask is None else 1 if mask.dtype == torch.bool else 2
-    ends = None
+    key_ends = None
     if mask is not None and kind == 1:
         last = torch.arange(1, keys + 1, dtype=torch.int32, device=q.device).where(mask, 0)
-        ends = last.amax(-1) if keys else last.new_zeros((b, s))
+        key_ends = last.amax(-1) if keys else last.new_zeros((b, s))
         mask = mask.view(torch.uint8)
     width = -(-keys // 16) * 16
-    bias = None if pair_bias is None else padded(pair_bias, width).expand(b, h, n, width)
+    bias = None if pair_bias is None else pad_bias(pair_bias, width).expand(b, h, n, width)
     strides = {
         "q_strides": q.stride(), "k_strides": k.stride(), "v_strides": v.stride(),
         "mask_strides": (0, 0, 0) if mask is None else mask.stride(),
         "bias_strides": (0, 0, 0, 0) if bias is None else bias.stride(),
     }  # fmt: skip
     arguments = {
-        "q": q, "k": k, "v": v, "mask": mask, "ends": ends, "bias": bias, **strides,
+        "q": q, "k": k, "v": v, "mask": mask, "key_ends": key_ends, "bias": bias, **strides,
         "rows": s, "queries": n, "keys": keys, "width": width, "heads": h, "scale": scale * math.log2(math.e),
     }  # fmt: skip
     constants = {
         "D": d, "PADDED": max(16, 1 << (d - 1).bit_length()), "MASK": kind, "BIAS": bias is not None,
-        "WIDE": any(_wide(x[2:]) for x in strides.values()), "PRECISION": _precision(arch),
+        "WIDE": any(_needs_64_bit_offsets(x[2:]) for x in strides.values()), "PRECISION": _precision(arch),
     }  # fmt: skip
     return arguments, constants
 
 
-def padded(bias: Tensor, width: int) -> Tensor:
+def pad_bias(bias: Tensor, width: int) -> Tensor:
     """``bias`` itself where a program can load 16 bytes at a time of its rows, else a copy with rows of ``width`` keys.
 
     All s rows read the bias, element by element if it is not aligned; the copy is made once per call, and not of
@@ -263,7 +271,7 @@ def padded(bias: Tensor, width: int) -> Tensor:
     return copy
 
 
-def _wide(strides: Iterable[int]) -> bool:
+def _needs_64_bit_offsets(strides: Iterable[int]) -> bool:
     """Whether offsets within a tile, at most 128 by 128, may pass 2³¹."""
     return sum(strides) * 128 >= 2**31
 

@@ -12,28 +12,30 @@ import triton.language as tl
 from ds4sci.kernels.evoformer_attention.triton_tiles import (
     BOOL_MASK,
     LOG2_E,
-    binary,
     entry_offset,
-    kept_keys,
+    last_kept_key,
     load_bias,
     load_keys_bias,
     load_tile,
     plane_offset,
     store_tile,
+    to_log2,
 )
 
 
 @triton.jit
 def prepare(
-    out, lse, rest, grad_out, grad_lse, gate, high, low, delta, given, grad_gate,
+    out, lse, lse_low, grad_out, grad_lse, gate, lse_log2, lse_log2_low, delta, d_out, grad_gate,
     grad_out_strides, gate_strides, rows, queries, heads,
-    D: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr, GIVEN: tl.constexpr, WANT_GATE: tl.constexpr,
-    LSE: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, FOLD: tl.constexpr, BLOCK_M: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr, STORE_D_OUT: tl.constexpr, GRAD_GATE: tl.constexpr,
+    LSE: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, FOLD_LSE_LOW: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """delta = Σ_d grad_out · out - grad_lse; lse in units of log2 as high + low; what the gate does to the gradients.
+    """delta = Σ_d grad_out · out - grad_lse; lse in units of log2 as lse_log2 + lse_log2_low; what the gate does to the
+    gradients.
 
-    Gated: σ(gate) stands in out, so delta is the ungated one; ``given`` is grad_out · σ(gate) (GIVEN: when asked).
-    FOLD: weights of high alone are too large by 2^low; ``given`` and delta have the factor 2^-low instead of a ``low``.
+    Gated: σ(gate) stands in out, so delta is the ungated one; ``d_out`` is grad_out · σ(gate) (STORE_D_OUT: when
+    asked). FOLD_LSE_LOW: probs of lse_log2 alone are too large by 2^lse_log2_low; ``d_out`` and delta have the factor
+    2^-lse_log2_low instead of a ``lse_log2_low``.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)
@@ -41,61 +43,61 @@ def prepare(
     row = program // tiles % rows
     head = program // (tiles * rows) % heads
     entry = program // (tiles * rows * heads)
-    line = tl.cast(entry, tl.int64) * rows + row
-    start = (line * queries * heads + head) * D
+    row_index = tl.cast(entry, tl.int64) * rows + row
+    start = (row_index * queries * heads + head) * D
     tile_out = load_tile(out + start, heads * D, 1, first, queries, D, PADDED, BLOCK_M, False)
     tile_grad = load_tile(
         grad_out + entry_offset(grad_out_strides, entry, row, head), grad_out_strides[2], grad_out_strides[4], first,
         queries, D, PADDED, BLOCK_M, WIDE,
     )  # fmt: skip
     query = first + tl.arange(0, BLOCK_M)
-    place = (line * heads + head) * queries + query
+    offset = (row_index * heads + head) * queries + query
     keep = query < queries
-    share = tl.full([BLOCK_M], 1.0, tl.float32)
-    if FOLD:
-        left = tl.load(rest + place, mask=keep, other=0.0) * LOG2_E
-        share = tl.exp2(-left)
-    opened = tl.full([BLOCK_M, PADDED], 1.0, tl.float32)
+    low_factor = tl.full([BLOCK_M], 1.0, tl.float32)
+    if FOLD_LSE_LOW:
+        left = tl.load(lse_low + offset, mask=keep, other=0.0) * LOG2_E
+        low_factor = tl.exp2(-left)
+    gate_sigmoid = tl.full([BLOCK_M, PADDED], 1.0, tl.float32)
     if GATE:
         tile_gate = load_tile(
             gate + entry_offset(gate_strides, entry, row, head), gate_strides[2], gate_strides[4], first, queries,
             D, PADDED, BLOCK_M, WIDE,
         )  # fmt: skip
-        opened = tl.sigmoid(tile_gate.to(tl.float32))
-        if WANT_GATE:
-            slope = tile_grad.to(tl.float32) * tile_out.to(tl.float32) * (1.0 - opened)
-            store_tile(grad_gate + start, heads * D, first, queries, slope, D, PADDED, BLOCK_M)
-    if GIVEN:
-        scaled = tile_grad.to(tl.float32) * opened * share[:, None]
-        store_tile(given + start, heads * D, first, queries, scaled, D, PADDED, BLOCK_M)
+        gate_sigmoid = tl.sigmoid(tile_gate.to(tl.float32))
+        if GRAD_GATE:
+            grad_gate_tile = tile_grad.to(tl.float32) * tile_out.to(tl.float32) * (1.0 - gate_sigmoid)
+            store_tile(grad_gate + start, heads * D, first, queries, grad_gate_tile, D, PADDED, BLOCK_M)
+    if STORE_D_OUT:
+        scaled = tile_grad.to(tl.float32) * gate_sigmoid * low_factor[:, None]
+        store_tile(d_out + start, heads * D, first, queries, scaled, D, PADDED, BLOCK_M)
     if EXACT:
         # the rounding of these products would be the largest error of the gradients
-        sums = tl.sum(tile_grad.to(tl.float64) * tile_out.to(tl.float64), 1).to(tl.float32)
+        acc = tl.sum(tile_grad.to(tl.float64) * tile_out.to(tl.float64), 1).to(tl.float32)
     else:
-        sums = tl.sum(tile_grad.to(tl.float32) * tile_out.to(tl.float32), 1)
+        acc = tl.sum(tile_grad.to(tl.float32) * tile_out.to(tl.float32), 1)
     if LSE:
-        sums -= tl.load(grad_lse + place, mask=keep, other=0.0)
-    whole = tl.load(lse + place, mask=keep, other=0.0)
+        acc -= tl.load(grad_lse + offset, mask=keep, other=0.0)
+    whole = tl.load(lse + offset, mask=keep, other=0.0)
     empty = whole == float("-inf")
-    tl.store(high + place, tl.where(empty, float("inf"), binary(whole)), mask=keep)  # no keys: every weight 0
+    tl.store(lse_log2 + offset, tl.where(empty, float("inf"), to_log2(whole)), mask=keep)  # no keys: every weight 0
     if EXACT:
-        left = tl.load(rest + place, mask=keep, other=0.0) * LOG2_E
-        tl.store(low + place, tl.where(empty, 0.0, left), mask=keep)
-    tl.store(delta + place, sums * share, mask=keep)
+        left = tl.load(lse_low + offset, mask=keep, other=0.0) * LOG2_E
+        tl.store(lse_log2_low + offset, tl.where(empty, 0.0, left), mask=keep)
+    tl.store(delta + offset, acc * low_factor, mask=keep)
 
 
 @triton.jit
 def grad_keys(
-    q, k, v, mask, ends, bias, given, high, low, delta, grad_k, grad_v, grad_mask,
-    q_strides, k_strides, v_strides, mask_strides, bias_strides, given_strides,
+    q, k, v, mask, key_ends, bias, d_out, lse_log2, lse_log2_low, delta, grad_k, grad_v, grad_mask,
+    q_strides, k_strides, v_strides, mask_strides, bias_strides, d_out_strides,
     rows, queries, keys, width, heads, scale, factor,
-    D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WANT_K: tl.constexpr,
-    WANT_V: tl.constexpr, WANT_MASK: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, GRAD_K: tl.constexpr,
+    GRAD_V: tl.constexpr, GRAD_MASK: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     EXACT: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of BLOCK_N keys, values and float mask (per head, fp32) of one head in ROWS rows.
 
-    Scores are made as k qᵀ, so that weights and slopes are the left factors of the products they go into.
+    Scores are made as k qᵀ, so that probs and grad_scores are the left factors of the products they go into.
     ``factor`` is the scale, and ``scale`` the scale with log2 e in it.
     """
     tiles = tl.cdiv(keys, BLOCK_N)
@@ -112,34 +114,34 @@ def grad_keys(
     sum_k = ()
     sum_v = ()
     sum_mask = ()
-    lost_mask = ()  # what rounding added to sum_mask: one sum over all tiles of queries, of a few numbers each
+    mask_compensation = ()  # what rounding added to sum_mask: one sum over all tiles of queries, of a few numbers each
     for r in tl.static_range(ROWS):
         row = first_row + r
-        there = tl.where(row < rows, keys, 0)
+        limit = tl.where(row < rows, keys, 0)
         tile_k = tile_k + (
             load_tile(
-                k + entry_offset(k_strides, entry, row, head), k_strides[2], k_strides[4], first_key, there,
+                k + entry_offset(k_strides, entry, row, head), k_strides[2], k_strides[4], first_key, limit,
                 D, PADDED, BLOCK_N, WIDE,
             ),
         )  # fmt: skip
         tile_v = tile_v + (
             load_tile(
-                v + entry_offset(v_strides, entry, row, head), v_strides[2], v_strides[4], first_key, there,
+                v + entry_offset(v_strides, entry, row, head), v_strides[2], v_strides[4], first_key, limit,
                 D, PADDED, BLOCK_N, WIDE,
             ),
         )  # fmt: skip
         start = mask
         if MASK:
             start = mask + plane_offset(mask_strides, entry, row)
-        keys_bias = keys_bias + (load_keys_bias(start, mask_strides[2], first_key, there, MASK, BLOCK_N, WIDE),)
+        keys_bias = keys_bias + (load_keys_bias(start, mask_strides[2], first_key, limit, MASK, BLOCK_N, WIDE),)
         sum_k = sum_k + (tl.zeros([BLOCK_N, PADDED], tl.float32),)
         sum_v = sum_v + (tl.zeros([BLOCK_N, PADDED], tl.float32),)
         sum_mask = sum_mask + (tl.zeros([BLOCK_N], tl.float32),)
-        lost_mask = lost_mask + (tl.zeros([BLOCK_N], tl.float32),)
+        mask_compensation = mask_compensation + (tl.zeros([BLOCK_N], tl.float32),)
 
     until = queries
     if MASK == BOOL_MASK:
-        until = tl.where(first_key < kept_keys(ends, entry, first_row, rows, ROWS), queries, 0)
+        until = tl.where(first_key < last_kept_key(key_ends, entry, first_row, rows, ROWS), queries, 0)
     for first_query in range(0, until, BLOCK_M):
         if BIAS:
             shared = load_bias(
@@ -149,79 +151,79 @@ def grad_keys(
         new_k = ()
         new_v = ()
         new_mask = ()
-        new_lost = ()
+        new_compensation = ()
         for r in tl.static_range(ROWS):
             row = first_row + r
-            there = tl.where(row < rows, queries, 0)
+            limit = tl.where(row < rows, queries, 0)
             query = first_query + tl.arange(0, BLOCK_M)
-            place = ((tl.cast(entry, tl.int64) * rows + row) * heads + head) * queries + query
+            offset = ((tl.cast(entry, tl.int64) * rows + row) * heads + head) * queries + query
             tile_q = load_tile(
-                q + entry_offset(q_strides, entry, row, head), q_strides[2], q_strides[4], first_query, there,
+                q + entry_offset(q_strides, entry, row, head), q_strides[2], q_strides[4], first_query, limit,
                 D, PADDED, BLOCK_M, WIDE,
             )  # fmt: skip
-            tile_given = load_tile(
-                given + entry_offset(given_strides, entry, row, head), given_strides[2], given_strides[4],
-                first_query, there, D, PADDED, BLOCK_M, WIDE,
+            tile_d_out = load_tile(
+                d_out + entry_offset(d_out_strides, entry, row, head), d_out_strides[2], d_out_strides[4],
+                first_query, limit, D, PADDED, BLOCK_M, WIDE,
             )  # fmt: skip
-            tile_high = tl.load(high + place, mask=query < there, other=float("inf"))
+            tile_lse = tl.load(lse_log2 + offset, mask=query < limit, other=float("inf"))
             scores = tl.dot(tile_k[r], tl.trans(tile_q), input_precision=PRECISION) * scale
             if BIAS:
                 scores += shared
             scores += keys_bias[r][:, None]
-            scores -= tile_high[None, :]
+            scores -= tile_lse[None, :]
             if EXACT:
-                scores -= tl.load(low + place, mask=query < there, other=0.0)[None, :]
-            weights = tl.exp2(scores)
-            if WANT_V:
-                new_v = new_v + (tl.dot(weights.to(tile_given.dtype), tile_given, sum_v[r], input_precision=PRECISION),)
-            if WANT_K or WANT_MASK:
-                tile_delta = tl.load(delta + place, mask=query < there, other=0.0)
-                slopes = tl.dot(tile_v[r], tl.trans(tile_given), input_precision=PRECISION)
-                slopes = weights * (slopes - tile_delta[None, :])
-                if WANT_K:
-                    new_k = new_k + (tl.dot(slopes.to(tile_q.dtype), tile_q, sum_k[r], input_precision=PRECISION),)
-                if WANT_MASK:
-                    more = tl.sum(slopes, 1)
-                    if tile_q.dtype == tl.float32:  # Kahan's sum; 16 bits err more than the sum does
-                        more = more - lost_mask[r]
-                        new_lost = new_lost + (((sum_mask[r] + more) - sum_mask[r]) - more,)
+                scores -= tl.load(lse_log2_low + offset, mask=query < limit, other=0.0)[None, :]
+            probs = tl.exp2(scores)
+            if GRAD_V:
+                new_v = new_v + (tl.dot(probs.to(tile_d_out.dtype), tile_d_out, sum_v[r], input_precision=PRECISION),)
+            if GRAD_K or GRAD_MASK:
+                tile_delta = tl.load(delta + offset, mask=query < limit, other=0.0)
+                grad_scores = tl.dot(tile_v[r], tl.trans(tile_d_out), input_precision=PRECISION)
+                grad_scores = probs * (grad_scores - tile_delta[None, :])
+                if GRAD_K:
+                    new_k = new_k + (tl.dot(grad_scores.to(tile_q.dtype), tile_q, sum_k[r], input_precision=PRECISION),)
+                if GRAD_MASK:
+                    increment = tl.sum(grad_scores, 1)
+                    if tile_q.dtype == tl.float32:  # Kahan's sum; 16 bits err increment than the sum does
+                        increment = increment - mask_compensation[r]
+                        new_compensation = new_compensation + (((sum_mask[r] + increment) - sum_mask[r]) - increment,)
                     else:
-                        new_lost = new_lost + (lost_mask[r],)
-                    new_mask = new_mask + (sum_mask[r] + more,)
-        if WANT_K:
+                        new_compensation = new_compensation + (mask_compensation[r],)
+                    new_mask = new_mask + (sum_mask[r] + increment,)
+        if GRAD_K:
             sum_k = new_k
-        if WANT_V:
+        if GRAD_V:
             sum_v = new_v
-        if WANT_MASK:
+        if GRAD_MASK:
             sum_mask = new_mask
-            lost_mask = new_lost
+            mask_compensation = new_compensation
 
     for r in tl.static_range(ROWS):
         row = first_row + r
-        there = tl.where(row < rows, keys, 0)
-        line = tl.cast(entry, tl.int64) * rows + row
-        start = (line * keys * heads + head) * D
-        if WANT_K:
-            store_tile(grad_k + start, heads * D, first_key, there, sum_k[r] * factor, D, PADDED, BLOCK_N)
-        if WANT_V:
-            store_tile(grad_v + start, heads * D, first_key, there, sum_v[r], D, PADDED, BLOCK_N)
-        if WANT_MASK:
+        limit = tl.where(row < rows, keys, 0)
+        row_index = tl.cast(entry, tl.int64) * rows + row
+        start = (row_index * keys * heads + head) * D
+        if GRAD_K:
+            store_tile(grad_k + start, heads * D, first_key, limit, sum_k[r] * factor, D, PADDED, BLOCK_N)
+        if GRAD_V:
+            store_tile(grad_v + start, heads * D, first_key, limit, sum_v[r], D, PADDED, BLOCK_N)
+        if GRAD_MASK:
             key = first_key + tl.arange(0, BLOCK_N)
-            tl.store(grad_mask + (line * heads + head) * keys + key, sum_mask[r], mask=key < there)
+            tl.store(grad_mask + (row_index * heads + head) * keys + key, sum_mask[r], mask=key < limit)
 
 
 @triton.jit
 def grad_queries(
-    q, k, v, mask, ends, bias, given, high, low, delta, grad_q, partial,
-    q_strides, k_strides, v_strides, mask_strides, bias_strides, given_strides,
+    q, k, v, mask, key_ends, bias, d_out, lse_log2, lse_log2_low, delta, grad_q, partial,
+    q_strides, k_strides, v_strides, mask_strides, bias_strides, d_out_strides,
     rows, queries, keys, width, heads, done, groups, scale, factor,
-    D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, WANT_Q: tl.constexpr,
-    WANT_BIAS: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, GRAD_Q: tl.constexpr,
+    GRAD_BIAS: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     EXACT: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of BLOCK_M queries of one head in ROWS rows, and of the pair bias these share.
+    """Gradients of BLOCK_M queries of one head in ROWS rows, and of the pair bias these low_factor.
 
-    A launch takes ``groups`` times ROWS rows, those after the ``done`` ones. A program sums the bias's gradient over
+    A launch takes ``groups`` times ROWS rows, those after the ``done`` ones. A program acc the bias's gradient over
     rows in registers and writes it to its group's ``partial`` ``[groups, b, h, q, width]``; a later launch ADDs it.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
@@ -235,57 +237,57 @@ def grad_queries(
     query = first_query + tl.arange(0, BLOCK_M)
 
     tile_q = ()
-    tile_given = ()
-    tile_high = ()
-    tile_low = ()
+    tile_d_out = ()
+    tile_lse = ()
+    tile_lse_low = ()
     tile_delta = ()
     sum_q = ()
     for r in tl.static_range(ROWS):
         row = first_row + r
-        there = tl.where(row < rows, queries, 0)
-        place = ((tl.cast(entry, tl.int64) * rows + row) * heads + head) * queries + query
+        limit = tl.where(row < rows, queries, 0)
+        offset = ((tl.cast(entry, tl.int64) * rows + row) * heads + head) * queries + query
         tile_q = tile_q + (
             load_tile(
-                q + entry_offset(q_strides, entry, row, head), q_strides[2], q_strides[4], first_query, there,
+                q + entry_offset(q_strides, entry, row, head), q_strides[2], q_strides[4], first_query, limit,
                 D, PADDED, BLOCK_M, WIDE,
             ),
         )  # fmt: skip
-        tile_given = tile_given + (
+        tile_d_out = tile_d_out + (
             load_tile(
-                given + entry_offset(given_strides, entry, row, head), given_strides[2], given_strides[4],
-                first_query, there, D, PADDED, BLOCK_M, WIDE,
+                d_out + entry_offset(d_out_strides, entry, row, head), d_out_strides[2], d_out_strides[4],
+                first_query, limit, D, PADDED, BLOCK_M, WIDE,
             ),
         )  # fmt: skip
-        tile_high = tile_high + (tl.load(high + place, mask=query < there, other=float("inf")),)
+        tile_lse = tile_lse + (tl.load(lse_log2 + offset, mask=query < limit, other=float("inf")),)
         if EXACT:
-            tile_low = tile_low + (tl.load(low + place, mask=query < there, other=0.0),)
-        tile_delta = tile_delta + (tl.load(delta + place, mask=query < there, other=0.0),)
+            tile_lse_low = tile_lse_low + (tl.load(lse_log2_low + offset, mask=query < limit, other=0.0),)
+        tile_delta = tile_delta + (tl.load(delta + offset, mask=query < limit, other=0.0),)
         sum_q = sum_q + (tl.zeros([BLOCK_M, PADDED], tl.float32),)
 
     until = keys
     if MASK == BOOL_MASK:
-        until = kept_keys(ends, entry, first_row, rows, ROWS)
+        until = last_kept_key(key_ends, entry, first_row, rows, ROWS)
     for first_key in range(0, until, BLOCK_N):
         if BIAS:
             shared = load_bias(
                 bias + plane_offset(bias_strides, entry, head),
                 bias_strides[2], bias_strides[3], first_query, first_key, queries, width, BLOCK_M, BLOCK_N, WIDE,
             )  # fmt: skip
-        if WANT_BIAS:
+        if GRAD_BIAS:
             plane = ((tl.cast(group, tl.int64) * entries + entry) * heads + head) * queries
             corner = partial + (plane + first_query) * width + first_key
             cell = corner + (tl.arange(0, BLOCK_M)[:, None] * width + tl.arange(0, BLOCK_N)[None, :])
             keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < width)[None, :]
             if ADD:
-                together = tl.load(cell, mask=keep, other=0.0)
+                bias_acc = tl.load(cell, mask=keep, other=0.0)
             else:
-                together = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                bias_acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         new_q = ()
         for r in tl.static_range(ROWS):
             row = first_row + r
-            there = tl.where(row < rows, keys, 0)
+            limit = tl.where(row < rows, keys, 0)
             tile_k = load_tile(
-                k + entry_offset(k_strides, entry, row, head), k_strides[2], k_strides[4], first_key, there,
+                k + entry_offset(k_strides, entry, row, head), k_strides[2], k_strides[4], first_key, limit,
                 D, PADDED, BLOCK_N, WIDE,
             )  # fmt: skip
             scores = tl.dot(tile_q[r], tl.trans(tile_k), input_precision=PRECISION) * scale
@@ -295,27 +297,27 @@ def grad_queries(
                 start = mask
                 if MASK:
                     start = mask + plane_offset(mask_strides, entry, row)
-                scores += load_keys_bias(start, mask_strides[2], first_key, there, MASK, BLOCK_N, WIDE)[None, :]
-            scores -= tile_high[r][:, None]
+                scores += load_keys_bias(start, mask_strides[2], first_key, limit, MASK, BLOCK_N, WIDE)[None, :]
+            scores -= tile_lse[r][:, None]
             if EXACT:
-                scores -= tile_low[r][:, None]
-            weights = tl.exp2(scores)
+                scores -= tile_lse_low[r][:, None]
+            probs = tl.exp2(scores)
             tile_v = load_tile(
-                v + entry_offset(v_strides, entry, row, head), v_strides[2], v_strides[4], first_key, there,
+                v + entry_offset(v_strides, entry, row, head), v_strides[2], v_strides[4], first_key, limit,
                 D, PADDED, BLOCK_N, WIDE,
             )  # fmt: skip
-            slopes = tl.dot(tile_given[r], tl.trans(tile_v), input_precision=PRECISION)
-            slopes = weights * (slopes - tile_delta[r][:, None])
-            if WANT_BIAS:
-                together += slopes
-            if WANT_Q:
-                new_q = new_q + (tl.dot(slopes.to(tile_k.dtype), tile_k, sum_q[r], input_precision=PRECISION),)
-        if WANT_Q:
+            grad_scores = tl.dot(tile_d_out[r], tl.trans(tile_v), input_precision=PRECISION)
+            grad_scores = probs * (grad_scores - tile_delta[r][:, None])
+            if GRAD_BIAS:
+                bias_acc += grad_scores
+            if GRAD_Q:
+                new_q = new_q + (tl.dot(grad_scores.to(tile_k.dtype), tile_k, sum_q[r], input_precision=PRECISION),)
+        if GRAD_Q:
             sum_q = new_q
-        if WANT_BIAS:
-            tl.store(cell, together, mask=keep)
+        if GRAD_BIAS:
+            tl.store(cell, bias_acc, mask=keep)
 
-    if WANT_BIAS and MASK == BOOL_MASK and not ADD:
+    if GRAD_BIAS and MASK == BOOL_MASK and not ADD:
         for first_key in range(tl.cdiv(until, BLOCK_N) * BLOCK_N, width, BLOCK_N):
             plane = ((tl.cast(group, tl.int64) * entries + entry) * heads + head) * queries
             corner = partial + (plane + first_query) * width + first_key
@@ -323,10 +325,10 @@ def grad_queries(
             keep = (query < queries)[:, None] & (first_key + tl.arange(0, BLOCK_N) < width)[None, :]
             tl.store(cell, tl.zeros([BLOCK_M, BLOCK_N], tl.float32), mask=keep)
 
-    if WANT_Q:
+    if GRAD_Q:
         for r in tl.static_range(ROWS):
             row = first_row + r
-            there = tl.where(row < rows, queries, 0)
-            line = tl.cast(entry, tl.int64) * rows + row
-            start = (line * queries * heads + head) * D
-            store_tile(grad_q + start, heads * D, first_query, there, sum_q[r] * factor, D, PADDED, BLOCK_M)
+            limit = tl.where(row < rows, queries, 0)
+            row_index = tl.cast(entry, tl.int64) * rows + row
+            start = (row_index * queries * heads + head) * D
+            store_tile(grad_q + start, heads * D, first_query, limit, sum_q[r] * factor, D, PADDED, BLOCK_M)

@@ -8,33 +8,34 @@ import triton.language as tl
 from ds4sci.kernels.evoformer_attention.triton_tiles import (
     BOOL_MASK,
     LN_2,
-    binary,
     entry_offset,
-    kept_keys,
+    last_kept_key,
     load_bias,
     load_keys_bias,
     load_tile,
-    natural,
     plane_offset,
     store_tile,
+    to_log2,
+    to_natural_log,
 )
 
 
 @triton.jit
 def attend(
-    q, k, v, mask, ends, bias, gate, out, lse, rest,
+    q, k, v, mask, key_ends, bias, gate, out, lse, lse_low,
     q_strides, k_strides, v_strides, mask_strides, bias_strides, gate_strides,
     rows, queries, keys, width, heads, scale,
     D: tl.constexpr, PADDED: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr,
     EVEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M queries of one head in ROWS rows, which share each tile of the pair bias.
+    """BLOCK_M queries of one head in ROWS rows, which low_factor each tile of the pair bias.
 
-    Scores are in units of log2 (``scale`` has log2 e in it). lse is the logarithm of the sum, and rest, if EXACT, what
-    its rounding leaves.
+    Scores are in units of log2 (``scale`` has log2 e in it). lse is the logarithm of the sum, and lse_low, if EXACT,
+    what its rounding leaves.
     The bias has ``width`` keys, a multiple of 16. EVEN: BLOCK_N divides the number of keys. Tiles of keys past the last
-    one that any of the rows keeps are left out. Neighbouring programs share keys and values, then the bias: from L2.
+    one that any of the rows keeps are left out. Neighbouring programs low_factor keys and values, then the bias: from
+    L2.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     groups = tl.cdiv(rows, ROWS)
@@ -45,39 +46,39 @@ def attend(
     entry = program // (tiles * groups * heads)
 
     tile_q = ()
-    top = ()
-    total = ()
-    sums = ()
+    row_max = ()
+    row_sum = ()
+    acc = ()
     for r in tl.static_range(ROWS):
         row = first_row + r
-        there = tl.where(row < rows, queries, 0)
+        limit = tl.where(row < rows, queries, 0)
         tile_q = tile_q + (
             load_tile(
-                q + entry_offset(q_strides, entry, row, head), q_strides[2], q_strides[4], first_query, there,
+                q + entry_offset(q_strides, entry, row, head), q_strides[2], q_strides[4], first_query, limit,
                 D, PADDED, BLOCK_M, WIDE,
             ),
         )  # fmt: skip
-        top = top + (tl.full([BLOCK_M], float("-inf"), tl.float32),)
-        total = total + (tl.zeros([BLOCK_M], tl.float32),)
-        sums = sums + (tl.zeros([BLOCK_M, PADDED], tl.float32),)
+        row_max = row_max + (tl.full([BLOCK_M], float("-inf"), tl.float32),)
+        row_sum = row_sum + (tl.zeros([BLOCK_M], tl.float32),)
+        acc = acc + (tl.zeros([BLOCK_M, PADDED], tl.float32),)
 
     until = keys
     if MASK == BOOL_MASK:
-        until = kept_keys(ends, entry, first_row, rows, ROWS)
+        until = last_kept_key(key_ends, entry, first_row, rows, ROWS)
     for first_key in range(0, until, BLOCK_N):
         if BIAS:
             shared = load_bias(
                 bias + plane_offset(bias_strides, entry, head),
                 bias_strides[2], bias_strides[3], first_query, first_key, queries, width, BLOCK_M, BLOCK_N, WIDE,
             )  # fmt: skip
-        new_top = ()
-        new_total = ()
-        new_sums = ()
+        new_max = ()
+        new_sum = ()
+        new_acc = ()
         for r in tl.static_range(ROWS):
             row = first_row + r
-            there = tl.where(row < rows, keys, 0)
+            limit = tl.where(row < rows, keys, 0)
             tile_k = load_tile(
-                k + entry_offset(k_strides, entry, row, head), k_strides[2], k_strides[4], first_key, there,
+                k + entry_offset(k_strides, entry, row, head), k_strides[2], k_strides[4], first_key, limit,
                 D, PADDED, BLOCK_N, WIDE,
             )  # fmt: skip
             scores = tl.dot(tile_q[r], tl.trans(tile_k), input_precision=PRECISION) * scale
@@ -87,45 +88,47 @@ def attend(
                 start = mask
                 if MASK:
                     start = mask + plane_offset(mask_strides, entry, row)
-                scores += load_keys_bias(start, mask_strides[2], first_key, there, MASK, BLOCK_N, WIDE)[None, :]
-            highest = tl.maximum(top[r], tl.max(scores, 1))
+                scores += load_keys_bias(start, mask_strides[2], first_key, limit, MASK, BLOCK_N, WIDE)[None, :]
+            tile_max = tl.maximum(row_max[r], tl.max(scores, 1))
             # a query without keys so far: -inf - -inf would be NaN
-            level = tl.where(highest == float("-inf"), 0.0, highest)
-            weights = tl.exp2(scores - level[:, None])
-            shrink = tl.exp2(top[r] - level)
+            safe_max = tl.where(tile_max == float("-inf"), 0.0, tile_max)
+            probs = tl.exp2(scores - safe_max[:, None])
+            rescale = tl.exp2(row_max[r] - safe_max)
             tile_v = load_tile(
-                v + entry_offset(v_strides, entry, row, head), v_strides[2], v_strides[4], first_key, there,
+                v + entry_offset(v_strides, entry, row, head), v_strides[2], v_strides[4], first_key, limit,
                 D, PADDED, BLOCK_N, WIDE,
             )  # fmt: skip
-            new_top = new_top + (highest,)
-            new_total = new_total + (total[r] * shrink + tl.sum(weights, 1),)
-            new_sums = new_sums + (
-                tl.dot(weights.to(tile_v.dtype), tile_v, sums[r] * shrink[:, None], input_precision=PRECISION),
+            new_max = new_max + (tile_max,)
+            new_sum = new_sum + (row_sum[r] * rescale + tl.sum(probs, 1),)
+            new_acc = new_acc + (
+                tl.dot(probs.to(tile_v.dtype), tile_v, acc[r] * rescale[:, None], input_precision=PRECISION),
             )
-        top = new_top
-        total = new_total
-        sums = new_sums
+        row_max = new_max
+        row_sum = new_sum
+        acc = new_acc
 
     for r in tl.static_range(ROWS):
         row = first_row + r
-        there = tl.where(row < rows, queries, 0)
-        empty = total[r] == 0
-        whole = tl.where(empty, 1.0, total[r])
-        result = sums[r] / whole[:, None]
+        limit = tl.where(row < rows, queries, 0)
+        empty = row_sum[r] == 0
+        whole = tl.where(empty, 1.0, row_sum[r])
+        result = acc[r] / whole[:, None]
         if GATE:
             tile_gate = load_tile(
                 gate + entry_offset(gate_strides, entry, row, head), gate_strides[2], gate_strides[4], first_query,
-                there, D, PADDED, BLOCK_M, WIDE,
+                limit, D, PADDED, BLOCK_M, WIDE,
             )  # fmt: skip
             result *= tl.sigmoid(tile_gate.to(tl.float32))
-        line = tl.cast(entry, tl.int64) * rows + row
-        store_tile(out + (line * queries * heads + head) * D, heads * D, first_query, there, result, D, PADDED, BLOCK_M)
-        level = tl.where(empty, 0.0, top[r])
-        log_total = tl.log(whole.to(tl.float64))
-        rounded = natural(level, log_total)
+        row_index = tl.cast(entry, tl.int64) * rows + row
+        store_tile(
+            out + (row_index * queries * heads + head) * D, heads * D, first_query, limit, result, D, PADDED, BLOCK_M
+        )
+        safe_max = tl.where(empty, 0.0, row_max[r])
+        log_sum = tl.log(whole.to(tl.float64))
+        rounded = to_natural_log(safe_max, log_sum)
         query = first_query + tl.arange(0, BLOCK_M)
-        place = (line * heads + head) * queries + query
-        tl.store(lse + place, tl.where(empty, float("-inf"), rounded), mask=query < there)
+        offset = (row_index * heads + head) * queries + query
+        tl.store(lse + offset, tl.where(empty, float("-inf"), rounded), mask=query < limit)
         if EXACT:
-            left = (level.to(tl.float64) - binary(rounded).to(tl.float64)) * LN_2 + log_total
-            tl.store(rest + place, tl.where(empty, 0.0, left.to(tl.float32)), mask=query < there)
+            left = (safe_max.to(tl.float64) - to_log2(rounded).to(tl.float64)) * LN_2 + log_sum
+            tl.store(lse_low + offset, tl.where(empty, 0.0, left.to(tl.float32)), mask=query < limit)

@@ -60,7 +60,8 @@ def points(
 
 
 def launches(point: Point, *, n: int = 384, s: int = 4096, heads: int = 8) -> list[host.Launch]:
-    """The launches of a point's purpose: all inputs, a bool mask, everything wanted, as it is hardest on registers."""
+    """The launches of a point's purpose: all inputs, a bool mask, everything needs_grad, as it is hardest on
+    registers."""
     shape = (1, s, n, heads, point.d)
 
     def meta(*size: int, dtype: torch.dtype = point.dtype) -> torch.Tensor:
@@ -69,16 +70,16 @@ def launches(point: Point, *, n: int = 384, s: int = 4096, heads: int = 8) -> li
     q, k, v, gate, out, grad = (meta(*shape) for _ in range(6))
     mask, bias = meta(1, s, n, dtype=torch.bool), meta(1, heads, n, n)
     lse = meta(1, s, heads, n, dtype=torch.float32)
-    rest = lse  # there is a bias
+    lse_low = lse  # there is a bias
     found = triton_configs.choose
     triton_configs.choose = lambda *args: point.config
     try:
         if point.purpose == "attend":
-            planned = [host.plan_forward(q, k, v, mask, bias, gate, out, lse, rest, 0.2, point.arch)]
+            planned = [host.plan_forward(q, k, v, mask, bias, gate, out, lse, lse_low, 0.2, point.arch)]
         else:
-            wanted = [True, True, True, False, point.purpose == "grad_bias", True]
+            needs_grad = [True, True, True, False, point.purpose == "grad_bias", True]
             _, planned = host.plan_backward(
-                grad, None, q, k, v, mask, bias, gate, out, lse, rest, 0.2, wanted, point.arch
+                grad, None, q, k, v, mask, bias, gate, out, lse, lse_low, 0.2, needs_grad, point.arch
             )
     finally:
         triton_configs.choose = found
@@ -90,9 +91,9 @@ def launches(point: Point, *, n: int = 384, s: int = 4096, heads: int = 8) -> li
     return own
 
 
-def build(point: Point, **size: int) -> list[aot.Static]:
+def build(point: Point, **size: int) -> list[aot.KernelStats]:
     """What the point's launches compile to."""
     return [
-        aot.build(host.kernels()[x.kernel], x.arguments, x.constants, point.arch, warps=x.warps, stages=x.stages)
+        aot.kernel_stats(host.kernels()[x.kernel], x.arguments, x.constants, point.arch, warps=x.warps, stages=x.stages)
         for x in launches(point, **size)
     ]

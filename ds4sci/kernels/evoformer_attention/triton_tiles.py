@@ -10,34 +10,34 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-FAR = tl.constexpr(-4294967296.0)
-FAR_BINARY = tl.constexpr(-4294967296.0 * 1.44269502162933349609375)
+LARGE_NEGATIVE = tl.constexpr(-4294967296.0)
+LARGE_NEGATIVE_LOG2 = tl.constexpr(-4294967296.0 * 1.44269502162933349609375)
 NO_MASK = tl.constexpr(0)
 BOOL_MASK = tl.constexpr(1)
 FLOAT_MASK = tl.constexpr(2)
 
 
 @triton.jit
-def binary(x):
+def to_log2(x):
     """A bias, fp32, in units of log2. Below -2³² scores differ by hundreds or not at all, so that their unit no longer
     matters, and are kept as they are: finfo.min times log2 e would be -inf, which is no key."""
-    return tl.maximum(x * LOG2_E, tl.minimum(x, FAR_BINARY), propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(x * LOG2_E, tl.minimum(x, LARGE_NEGATIVE_LOG2), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def natural(top, log_total):
+def to_natural_log(row_max, log_sum):
     """The logarithm of a sum, fp32, from the highest score in units of log2 and the logarithm of the rest's sum."""
-    exact = top.to(tl.float64)
-    return (tl.where(top < FAR_BINARY, exact, exact * LN_2) + log_total).to(tl.float32)
+    exact = row_max.to(tl.float64)
+    return (tl.where(row_max < LARGE_NEGATIVE_LOG2, exact, exact * LN_2) + log_sum).to(tl.float32)
 
 
 @triton.jit
-def lane(BLOCK: tl.constexpr, WIDE: tl.constexpr):
+def tile_range(BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """0 … BLOCK - 1, in 64 bits if strides need them."""
-    inside = tl.arange(0, BLOCK)
+    position = tl.arange(0, BLOCK)
     if WIDE:
-        inside = inside.to(tl.int64)
-    return inside
+        position = position.to(tl.int64)
+    return position
 
 
 @triton.jit
@@ -58,25 +58,25 @@ def load_tile(
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK, PADDED] from position ``first`` on; 0 past ``size`` positions and past D channels."""
-    inside, channel = lane(BLOCK, WIDE), lane(PADDED, WIDE)
-    place = start + tl.cast(first, tl.int64) * stride_n + (inside[:, None] * stride_n + channel[None, :] * stride_d)
+    position, channel = tile_range(BLOCK, WIDE), tile_range(PADDED, WIDE)
+    offset = start + tl.cast(first, tl.int64) * stride_n + (position[:, None] * stride_n + channel[None, :] * stride_d)
     keep = first + tl.arange(0, BLOCK) < size
     if D == PADDED:
-        return tl.load(place, mask=keep[:, None], other=0.0)
+        return tl.load(offset, mask=keep[:, None], other=0.0)
     else:
-        return tl.load(place, mask=keep[:, None] & (channel[None, :] < D), other=0.0)
+        return tl.load(offset, mask=keep[:, None] & (channel[None, :] < D), other=0.0)
 
 
 @triton.jit
 def store_tile(start, stride_n, first, size, tile, D: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """The inverse of ``load_tile`` for a tensor with dense channels; a tile spans less than 2³¹ elements there."""
-    inside, channel = tl.arange(0, BLOCK), tl.arange(0, PADDED)
-    place = start + tl.cast(first, tl.int64) * stride_n + (inside[:, None] * stride_n + channel[None, :])
-    keep = first + inside < size
+    """The inverse of ``load_tile`` for a tensor with dense channels; a tile spans less than 2³¹ elements valid."""
+    position, channel = tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    offset = start + tl.cast(first, tl.int64) * stride_n + (position[:, None] * stride_n + channel[None, :])
+    keep = first + position < size
     if D == PADDED:
-        tl.store(place, tile.to(start.dtype.element_ty), mask=keep[:, None])
+        tl.store(offset, tile.to(start.dtype.element_ty), mask=keep[:, None])
     else:
-        tl.store(place, tile.to(start.dtype.element_ty), mask=keep[:, None] & (channel[None, :] < D))
+        tl.store(offset, tile.to(start.dtype.element_ty), mask=keep[:, None] & (channel[None, :] < D))
 
 
 @triton.jit
@@ -85,33 +85,33 @@ def load_bias(
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_I, BLOCK_J] of the pair bias in units of log2, fp32; i and j are queries and keys or the other way."""
-    i, j = lane(BLOCK_I, WIDE), lane(BLOCK_J, WIDE)
+    i, j = tile_range(BLOCK_I, WIDE), tile_range(BLOCK_J, WIDE)
     corner = start + tl.cast(first_i, tl.int64) * stride_i + tl.cast(first_j, tl.int64) * stride_j
     keep = (first_i + tl.arange(0, BLOCK_I) < size_i)[:, None] & (first_j + tl.arange(0, BLOCK_J) < size_j)[None, :]
     tile = tl.load(corner + (i[:, None] * stride_i + j[None, :] * stride_j), mask=keep, other=0.0)
-    return binary(tile.to(tl.float32))
+    return to_log2(tile.to(tl.float32))
 
 
 @triton.jit
 def load_keys_bias(start, stride, first, size, MASK: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """[BLOCK] to add to the scores of keys, in units of log2: -inf where a key is masked or none."""
-    there = first + tl.arange(0, BLOCK) < size
+    valid = first + tl.arange(0, BLOCK) < size
     if MASK == NO_MASK:
-        return tl.where(there, 0.0, float("-inf"))
+        return tl.where(valid, 0.0, float("-inf"))
     else:
-        place = start + tl.cast(first, tl.int64) * stride + lane(BLOCK, WIDE) * stride
+        offset = start + tl.cast(first, tl.int64) * stride + tile_range(BLOCK, WIDE) * stride
         if MASK == BOOL_MASK:
-            return tl.where(tl.load(place, mask=there, other=0) != 0, 0.0, float("-inf"))
+            return tl.where(tl.load(offset, mask=valid, other=0) != 0, 0.0, float("-inf"))
         else:
-            return binary(tl.load(place, mask=there, other=float("-inf")).to(tl.float32))
+            return to_log2(tl.load(offset, mask=valid, other=float("-inf")).to(tl.float32))
 
 
 @triton.jit
-def kept_keys(ends, entry, first_row, rows, ROWS: tl.constexpr):
-    """How many keys lead up to the last one that any of ROWS rows keeps; ``ends`` ``[b, s]`` has it of each row."""
-    most = 0
+def last_kept_key(key_ends, entry, first_row, rows, ROWS: tl.constexpr):
+    """How many keys lead up to the last one that any of ROWS rows keeps; ``key_ends`` ``[b, s]`` has it of each row."""
+    last = 0
     for r in tl.static_range(ROWS):
         row = first_row + r
-        end = tl.load(ends + tl.cast(entry, tl.int64) * rows + row, mask=row < rows, other=0)
-        most = tl.maximum(most, end)
-    return most
+        end = tl.load(key_ends + tl.cast(entry, tl.int64) * rows + row, mask=row < rows, other=0)
+        last = tl.maximum(last, end)
+    return last

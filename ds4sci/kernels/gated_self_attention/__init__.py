@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ds4sci.kernels.evoformer_attention import KERNEL as ATTENTION
 from ds4sci.kernels.gated_self_attention import fused
-from ds4sci.kernels.gated_self_attention.cases import CASES, GROWING
+from ds4sci.kernels.gated_self_attention.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.gated_self_attention.reference import Weights, reference
-from ds4sci.kernels.inputs import check_added_mask, check_linear, check_norm, check_pair_bias, whole_mask
+from ds4sci.kernels.inputs import check_added_mask, check_linear, check_norm, check_pair_bias, expand_mask
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
-from ds4sci.kernels.tiles import join
+from ds4sci.kernels.tiles import concat_linears
 
 __all__ = ["KERNEL", "Weights", "gated_self_attention"]
 
@@ -23,7 +23,7 @@ def _attention(
 ) -> str | None:
     """Why the attention inside cannot run as ``name``, or None."""
     q = x.new_empty(1).expand(1, *x.shape[1:3], heads, weights.q[0].shape[0] // heads)
-    return ATTENTION.named(name).why_not(q, q, q, mask, pair_bias)
+    return ATTENTION.get_implementation(name).why_not(q, q, q, mask, pair_bias)
 
 
 def _fused(name: str) -> Callable[..., Tensor]:
@@ -31,15 +31,15 @@ def _fused(name: str) -> Callable[..., Tensor]:
         x: Tensor, mask: Tensor | None, pair_bias: Tensor | None, weights: Weights, heads: int, *, eps: float = 1e-5
     ) -> Tensor:
         w = weights
-        joint = join(w.q, w.k, w.v, *(() if w.g is None else (w.g,)))
+        joint = concat_linears(w.q, w.k, w.v, *(() if w.g is None else (w.g,)))
         norm = (None, None) if w.norm is None else w.norm
-        out: Tensor = fused.OPERATOR(x, *norm, *joint, *w.o, mask, pair_bias, heads, eps, name)[0]
+        out: Tensor = fused.CUSTOM_OP(x, *norm, *joint, *w.o, mask, pair_bias, heads, eps, name)[0]
         return out
 
     return run
 
 
-KERNEL = Kernel("gated_self_attention", reference, implementations(_fused, reference, _attention), CASES, GROWING)
+KERNEL = Kernel("gated_self_attention", reference, implementations(_fused, reference, _attention), CASES, SIZE_SWEEPS)
 
 
 def gated_self_attention(
@@ -79,5 +79,5 @@ def gated_self_attention(
     check_added_mask(mask)
     check_pair_bias(pair_bias, (b, heads, n, n), x, "x")
     if mask is not None:
-        mask = whole_mask(mask, x.shape[:3], x, "x")
+        mask = expand_mask(mask, x.shape[:3], x, "x")
     return KERNEL(x, mask, pair_bias, weights, heads, eps=eps, implementation=implementation)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from ds4sci.kernels.gated_self_attention.reference import Layer, Weights
-from ds4sci.kernels.spec import Case, Growing
+from ds4sci.kernels.spec import Case, SizeSweep
 
 
 def _case(
@@ -66,7 +66,7 @@ CASES = (
     _case("several tiles", 1, 130, 65, 64, 4, 16),
 )
 
-GROWING = (
-    Growing("residues", lambda n: _case(f"n {n}", 1, 2, n, 16, 2, 8), (32, 256, 1_024)),
-    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 12, 16, 2, 8), (64, 500, 50_000)),
+SIZE_SWEEPS = (
+    SizeSweep("residues", lambda n: _case(f"n {n}", 1, 2, n, 16, 2, 8), (32, 256, 1_024)),
+    SizeSweep("rows", lambda s: _case(f"{s} rows", 1, s, 12, 16, 2, 8), (64, 500, 50_000)),
 )

@@ -11,12 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.custom_op import differentiable
+from ds4sci.kernels.custom_op import define_custom_op
 from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.evoformer_attention.op import FUSED
-from ds4sci.kernels.evoformer_attention.reference import rest_like
+from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import CascadeSum, Norm, Product, Sum, finish, like, linear, row_order, spans, wide
+from ds4sci.kernels.tiles import (
+    CascadeSum,
+    GradAccumulator,
+    MatmulGradAccumulator,
+    OptionalLayerNorm,
+    accumulation_dtype,
+    empty_in_order,
+    fill_missing_grads,
+    linear,
+    row_order,
+    tile_slices,
+)
 
 TILES = 4
 """q, k, v and gate of one call of attention take so many tiles' budget: its rows share what it makes of the bias."""
@@ -25,20 +36,20 @@ TILES = 4
 def _results(
     x: Tensor, inner: int, mask: Tensor | None, pair_bias: Tensor | None, heads: int, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Empty: the output, the gated one before its projection, lse and its rest.
+    """Empty: the output, the gated one before its projection, lse and its lse_low.
 
     The gated one is fp32 where the implementation can write it: backward takes ``Σ_d dO · o`` from it. Rounded to 16
     bits it would leave an error that is the same for all keys of a query, which their sum, 0 in truth, and with it the
     pair bias's gradient, does not average out.
     """
     b, s, n = x.shape[:3]
-    gated = x.new_empty(b, s, n, inner, dtype=wide(x.dtype) if implementation == "native" else x.dtype)
-    lse = x.new_empty(b, s, heads, n, dtype=wide(x.dtype))
-    return like(x, row_order(x)), gated, lse, rest_like(lse, x.dtype, mask, pair_bias)
+    gated = x.new_empty(b, s, n, inner, dtype=accumulation_dtype(x.dtype) if implementation == "native" else x.dtype)
+    lse = x.new_empty(b, s, heads, n, dtype=accumulation_dtype(x.dtype))
+    return empty_in_order(x, row_order(x)), gated, lse, empty_lse_low(lse, x.dtype, mask, pair_bias)
 
 
 def _tiles(x: Tensor, width: int) -> list[slice]:
-    return list(spans(x.shape[1], x.shape[2] * width * x.itemsize // TILES, x.device))
+    return list(tile_slices(x.shape[1], x.shape[2] * width * x.itemsize // TILES, x.device))
 
 
 def _heads(joint: Tensor, shape: tuple[int, int], heads: int, parts: int) -> list[Tensor]:
@@ -62,11 +73,11 @@ def forward(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, with a gate, of it."""
-    norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps)
+    norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps)
     b, _, n, _ = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
-    out, gated, lse, rest = _results(x, inner, mask, pair_bias, heads, implementation)
+    out, gated, lse, lse_low = _results(x, inner, mask, pair_bias, heads, implementation)
     for i in range(b):
         bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
         for tile in _tiles(x, weight_in.shape[0]):
@@ -82,10 +93,10 @@ def forward(
                 made, sums, left = FUSED[implementation].forward(*arguments)
                 o.copy_(made)
             lse[i, tile] = sums[0]
-            if rest.numel():
-                rest[i, tile] = left[0]
+            if lse_low.numel():
+                lse_low[i, tile] = left[0]
             linear(o.view(-1, inner).to(x.dtype), weight_out, bias_out, out[i, tile])
-    return out, gated, lse, rest
+    return out, gated, lse, lse_low
 
 
 def backward(
@@ -101,23 +112,29 @@ def backward(
     pair_bias: Tensor | None,
     gated: Tensor,
     lse: Tensor,
-    rest: Tensor,
+    lse_low: Tensor,
     heads: int,
     eps: float,
     implementation: str,
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     pointwise = BACKENDS[implementation]
-    norm = Norm(pointwise, norm_weight, norm_bias, eps, wanted[1:3])
+    norm = OptionalLayerNorm(pointwise, norm_weight, norm_bias, eps, needs_grad[1:3])
     b, _, n, c = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
-    product_in, sum_in = Product(weight_in, wanted[3]), Sum(bias_in, wanted[4])
-    product_out, sum_out = Product(weight_out, wanted[5]), Sum(bias_out, wanted[6])
-    out = like(x, row_order(x))
-    grad_mask = torch.empty_like(mask) if mask is not None and wanted[7] else None
+    grad_weight_in, grad_bias_in = (
+        MatmulGradAccumulator(weight_in, needs_grad[3]),
+        GradAccumulator(bias_in, needs_grad[4]),
+    )
+    grad_weight_out, grad_bias_out = (
+        MatmulGradAccumulator(weight_out, needs_grad[5]),
+        GradAccumulator(bias_out, needs_grad[6]),
+    )
+    out = empty_in_order(x, row_order(x))
+    grad_mask = torch.empty_like(mask) if mask is not None and needs_grad[7] else None
     grads: list[Any]
-    sums_pair = [CascadeSum() for _ in range(len(pair_bias))] if pair_bias is not None and wanted[8] else []
+    sums_pair = [CascadeSum() for _ in range(len(pair_bias))] if pair_bias is not None and needs_grad[8] else []
     asked = [True, True, True, grad_mask is not None, bool(sums_pair), parts == 4]
     for i in range(b):
         shared = pair_bias is not None and len(pair_bias) == 1
@@ -127,14 +144,14 @@ def backward(
             y, above, o = norm(x[i, tile]), grad[i, tile].reshape(-1, c), gated[i, tile]
             joint = linear(y, weight_in, bias_in)
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
-            product_out.add(above.t(), o.view(-1, inner).to(x.dtype))
-            if sum_out.total is not None:
-                pointwise.column_sums(above, sum_out.total)
+            grad_weight_out.add(above.t(), o.view(-1, inner).to(x.dtype))
+            if grad_bias_out.total is not None:
+                pointwise.column_sums(above, grad_bias_out.total)
             arguments = (
                 (above @ weight_out).view(1, rows, n, heads, inner // heads), None, q, k, v,
                 None if mask is None else mask[i : i + 1, tile], bias, gate[0] if gate else None,
                 o.view(1, rows, n, heads, inner // heads), lse[i : i + 1, tile],
-                rest[i : i + 1, tile] if rest.numel() else rest,
+                lse_low[i : i + 1, tile] if lse_low.numel() else lse_low,
                 (inner // heads) ** -0.5, asked,
             )  # fmt: skip
             made = torch.empty_like(joint)
@@ -149,24 +166,24 @@ def backward(
                 grad_mask[i, tile] = grads[3][0]
             if sums_pair:
                 sums_pair[0 if shared else i].add(grads[4])
-            product_in.add(made.t(), y)
-            if sum_in.total is not None:
-                pointwise.column_sums(made, sum_in.total)
+            grad_weight_in.add(made.t(), y)
+            if grad_bias_in.total is not None:
+                pointwise.column_sums(made, grad_bias_in.total)
             norm.backward(made @ weight_in, x[i, tile], out[i, tile])
-    made_of = (product_in.result(), sum_in.result(), product_out.result(), sum_out.result())
+    made_of = (grad_weight_in.result(), grad_bias_in.result(), grad_weight_out.result(), grad_bias_out.result())
     grad_pair = None
     if pair_bias is not None and sums_pair:
         totals = [one.result() for one in sums_pair]
         of_each = [torch.zeros_like(pair_bias[:1]) if total is None else total for total in totals]
         grad_pair = (torch.cat(of_each) if len(of_each) > 1 else of_each[0]).to(pair_bias.dtype)
     results = [*norm.results(), *made_of, grad_mask, grad_pair]
-    return finish(x, [out, *results])
+    return fill_missing_grads(x, [out, *results])
 
 
-def shape(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor | None,
-          weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
+def fake_impl(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor |
+None, weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
           eps: float, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _results(x, weight_out.shape[1], mask, pair_bias, heads, implementation)
 
 
-OPERATOR = differentiable("gated_self_attention", forward, backward, shape)
+CUSTOM_OP = define_custom_op("gated_self_attention", forward, backward, fake_impl)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ds4sci.kernels.inputs import check_norm
 from ds4sci.kernels.layer_norm import fused
-from ds4sci.kernels.layer_norm.cases import CASES, GROWING
+from ds4sci.kernels.layer_norm.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 
@@ -26,13 +26,13 @@ def _why_not(
 
 def _fused(name: str) -> Callable[..., Tensor]:
     def run(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
-        out: Tensor = fused.OPERATOR(x, weight, bias, eps, name)[0]
+        out: Tensor = fused.CUSTOM_OP(x, weight, bias, eps, name)[0]
         return out
 
     return run
 
 
-KERNEL = Kernel("layer_norm", reference, implementations(_fused, reference, _why_not), CASES, GROWING)
+KERNEL = Kernel("layer_norm", reference, implementations(_fused, reference, _why_not), CASES, SIZE_SWEEPS)
 
 
 def layer_norm(

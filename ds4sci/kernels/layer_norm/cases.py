@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ds4sci.kernels.spec import Case, Growing
+from ds4sci.kernels.spec import Case, SizeSweep
 
 
 def _case(name: str, *shape: int, bias: bool = True, transposed: bool = False, shift: float = 0.0) -> Case:
@@ -33,7 +33,7 @@ CASES = (
     _case("far from 0", 5, 40, 64, shift=30.0),
 )
 
-GROWING = (
-    Growing("rows", lambda rows: _case(f"{rows} rows", rows, 32), (256, 8_000, 1_000_000)),
-    Growing("channels", lambda c: _case(f"{c} channels", 64, c), (256, 8_000, 100_000)),
+SIZE_SWEEPS = (
+    SizeSweep("rows", lambda rows: _case(f"{rows} rows", rows, 32), (256, 8_000, 1_000_000)),
+    SizeSweep("channels", lambda c: _case(f"{c} channels", 64, c), (256, 8_000, 100_000)),
 )

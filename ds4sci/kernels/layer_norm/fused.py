@@ -7,9 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.custom_op import differentiable
+from ds4sci.kernels.custom_op import define_custom_op
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, as_rows, finish, from_rows, like, row_order, wide
+from ds4sci.kernels.tiles import (
+    OptionalLayerNorm,
+    accumulation_dtype,
+    as_rows,
+    empty_in_order,
+    fill_missing_grads,
+    from_rows,
+    row_order,
+)
 
 
 def forward(
@@ -23,19 +31,19 @@ def forward(
 
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, rstd: Tensor, eps: float,
-    implementation: str, wanted: Sequence[bool],
+    implementation: str, needs_grad: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
     order = row_order(x)
-    out = like(x, order)
-    norm = Norm(BACKENDS[implementation], weight, bias, eps, wanted[1:3])
+    out = empty_in_order(x, order)
+    norm = OptionalLayerNorm(BACKENDS[implementation], weight, bias, eps, needs_grad[1:3])
     norm.mean, norm.rstd = mean, rstd
     norm.backward(as_rows(grad, order), as_rows(x, order), as_rows(out, order))
-    return finish(x, [out, *norm.results()])
+    return fill_missing_grads(x, [out, *norm.results()])
 
 
-def shape(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    stats = x.new_empty(x.numel() // x.shape[-1], dtype=wide(x.dtype))
-    return like(x, row_order(x)), stats, torch.empty_like(stats)
+def fake_impl(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    stats = x.new_empty(x.numel() // x.shape[-1], dtype=accumulation_dtype(x.dtype))
+    return empty_in_order(x, row_order(x)), stats, torch.empty_like(stats)
 
 
-OPERATOR = differentiable("layer_norm", forward, backward, shape)
+CUSTOM_OP = define_custom_op("layer_norm", forward, backward, fake_impl)

@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ds4sci.kernels.inputs import check_linear, check_shape, whole_mask
+from ds4sci.kernels.inputs import check_linear, check_shape, expand_mask
 from ds4sci.kernels.outer_product_mean import fused
-from ds4sci.kernels.outer_product_mean.cases import CASES, GROWING
+from ds4sci.kernels.outer_product_mean.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.outer_product_mean.reference import reference
-from ds4sci.kernels.spec import Implementation, Kernel, always
+from ds4sci.kernels.spec import Implementation, Kernel, runs_anywhere
 
 
 def _fused(name: str) -> Callable[..., Tensor]:
     def run(
         a: Tensor, b: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float | None = 1e-3
     ) -> Tensor:
-        out: Tensor = fused.OPERATOR(a, b, weight, bias, mask.detach(), eps, name)
+        out: Tensor = fused.CUSTOM_OP(a, b, weight, bias, mask.detach(), eps, name)
         return out
 
     return run
@@ -26,9 +26,9 @@ def _fused(name: str) -> Callable[..., Tensor]:
 KERNEL = Kernel(
     "outer_product_mean",
     reference,
-    (Implementation("tiled", _fused("tiled"), always), Implementation("reference", reference, always)),
+    (Implementation("tiled", _fused("tiled"), runs_anywhere), Implementation("reference", reference, runs_anywhere)),
     CASES,
-    GROWING,
+    SIZE_SWEEPS,
 )
 
 
@@ -57,5 +57,5 @@ def outer_product_mean(
         raise ValueError(f"a and b are [b, s, n, c]; a came as {tuple(a.shape)}")
     check_shape("b", b, a.shape, a, "a")
     check_linear("output", (weight, bias), weight.shape[0] if weight.dim() else 1, a.shape[-1] ** 2, a, "a")
-    mask = whole_mask(mask, a.shape[:3], a, "a")
+    mask = expand_mask(mask, a.shape[:3], a, "a")
     return KERNEL(a, b, mask, weight, bias, eps=eps, implementation=implementation)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ds4sci.kernels.spec import Case, Growing
+from ds4sci.kernels.spec import Case, SizeSweep
 
 
 def _case(
@@ -43,8 +43,8 @@ CASES = (
     _case("several tiles", 1, 6, 90, 16, 12),
 )
 
-GROWING = (
-    Growing("rows", lambda s: _case(f"{s} rows", 1, s, 6, 4, 16), (256, 8_000, 100_000)),
-    Growing("pairs", lambda n: _case(f"n {n}", 1, 6, n, 4, 16), (16, 96, 1_024)),
-    Growing("pairs, few rows", lambda n: _case(f"n {n}", 1, 2, n, 8, 8), (16, 96, 1_024)),
+SIZE_SWEEPS = (
+    SizeSweep("rows", lambda s: _case(f"{s} rows", 1, s, 6, 4, 16), (256, 8_000, 100_000)),
+    SizeSweep("pairs", lambda n: _case(f"n {n}", 1, 6, n, 4, 16), (16, 96, 1_024)),
+    SizeSweep("pairs, few rows", lambda n: _case(f"n {n}", 1, 2, n, 8, 8), (16, 96, 1_024)),
 )

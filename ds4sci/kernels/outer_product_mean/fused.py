@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.custom_op import differentiable
+from ds4sci.kernels.custom_op import define_custom_op
 from ds4sci.kernels.outer_product_mean.reference import count
-from ds4sci.kernels.tiles import CascadeSum, Sum, finish, spans, wide
+from ds4sci.kernels.tiles import CascadeSum, GradAccumulator, accumulation_dtype, fill_missing_grads, tile_slices
 
 ROWS = 256
 """Rows that one matrix product sums over: thin ones, of c columns, add their rows one after another."""
@@ -54,11 +54,11 @@ class OuterFirst:
     def backward(self, grad: Tensor, tile: slice, total: CascadeSum | None) -> Tensor:
         """From ``grad`` [i·j, c_z]: x's gradient [s, i, c]; y's and the weight's are added."""
         if total is not None:
-            total.add_product(grad.t(), self._outer(tile))
+            total.add_matmul(grad.t(), self._outer(tile))
         # a's channel in front, and in front of j: then both products below are over rows as they lie
         inner = (grad @ self.weight).view(-1, self.x.shape[1], self.c, self.c).transpose(1, 2)
         inner = inner.reshape(-1, len(self.right))
-        self.grad_y.add_product(self.x[:, tile].flatten(1), inner)
+        self.grad_y.add_matmul(self.x[:, tile].flatten(1), inner)
         return (self.y.flatten(1) @ inner.t()).view(len(self.x), tile.stop - tile.start, self.c)
 
     def grad_of_y(self) -> Tensor:
@@ -98,10 +98,10 @@ class WeightFirst:
         rows, weighted = self._weighted(tile)
         above = grad.view(len(weighted), -1, grad.shape[-1])
         for g, w in zip(above, weighted, strict=True):
-            self.grad_y.add_product(g, w.t())
+            self.grad_y.add_matmul(g, w.t())
         inner = torch.matmul(self.right.t(), above).view(len(rows), -1)
         if total is not None:
-            total.add_product(rows.t(), inner)
+            total.add_matmul(rows.t(), inner)
         return (inner @ self.weight.t()).view(-1, len(self.x), self.c).transpose(0, 1)
 
     def grad_of_y(self) -> Tensor:
@@ -128,11 +128,11 @@ def forward(
 ) -> Tensor:
     batch, _, n, _ = a.shape
     way = _way(a)
-    divisor = count(mask, wide(a.dtype), eps)
+    divisor = count(mask, accumulation_dtype(a.dtype), eps)
     out = a.new_empty(batch, n, n, weight.shape[0])
     for x, y, d, o in zip(_kept(a, mask), _kept(b, mask), divisor, out, strict=True):
         product = way(x, y, weight)
-        for tile in spans(n, way.bytes_each(x, weight), a.device):
+        for tile in tile_slices(n, way.bytes_each(x, weight), a.device):
             made = product.forward(tile)
             if bias is not None:
                 made.add_(bias)
@@ -149,19 +149,19 @@ def backward(
     mask: Tensor,
     eps: float | None,
     implementation: str,
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     n = a.shape[2]
     way = _way(a)
-    divisor = count(mask, wide(a.dtype), eps)
+    divisor = count(mask, accumulation_dtype(a.dtype), eps)
     grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
-    total, sums_bias = CascadeSum() if wanted[2] else None, Sum(bias, wanted[3])
+    total, sums_bias = CascadeSum() if needs_grad[2] else None, GradAccumulator(bias, needs_grad[3])
     for x, y, g, d, ga, gb in zip(_kept(a, mask), _kept(b, mask), grad, divisor, grad_a, grad_b, strict=True):
         product = way(x, y, weight)
-        for tile in spans(n, way.bytes_each(x, weight), a.device):
+        for tile in tile_slices(n, way.bytes_each(x, weight), a.device):
             scaled = (g[tile] / d[tile]).to(a.dtype).flatten(0, 1)
             if sums_bias.total is not None:
-                sums_bias.total.add_(scaled.sum(0, dtype=wide(scaled.dtype)))
+                sums_bias.total.add_(scaled.sum(0, dtype=accumulation_dtype(scaled.dtype)))
             ga[:, tile] = product.backward(scaled, tile, total)
         gb.copy_(product.grad_of_y())
     grad_weight: Tensor | None = None
@@ -169,11 +169,11 @@ def backward(
         made = total.result()
         grad_weight = torch.zeros_like(weight) if made is None else way.weight_grad(made, a.shape[-1]).to(weight.dtype)
     keep = mask.to(a.dtype).unsqueeze(-1)
-    return finish(a, [grad_a.mul_(keep), grad_b.mul_(keep), grad_weight, sums_bias.result(), None])
+    return fill_missing_grads(a, [grad_a.mul_(keep), grad_b.mul_(keep), grad_weight, sums_bias.result(), None])
 
 
-def shape(a: Tensor, b: Tensor, weight: Tensor, *_: object) -> Tensor:
+def fake_impl(a: Tensor, b: Tensor, weight: Tensor, *_: object) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[2], a.shape[2], weight.shape[0])
 
 
-OPERATOR = differentiable("outer_product_mean", forward, backward, shape)
+CUSTOM_OP = define_custom_op("outer_product_mean", forward, backward, fake_impl)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ds4sci.kernels.inputs import check_norm, check_shape
 from ds4sci.kernels.pair_bias import fused
-from ds4sci.kernels.pair_bias.cases import CASES, GROWING
+from ds4sci.kernels.pair_bias.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.pair_bias.reference import reference
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
@@ -18,13 +18,13 @@ def _fused(name: str) -> Callable[..., Tensor]:
     def run(
         z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, *, eps: float = 1e-5
     ) -> Tensor:
-        out: Tensor = fused.OPERATOR(z, norm_weight, norm_bias, weight, eps, name)
+        out: Tensor = fused.CUSTOM_OP(z, norm_weight, norm_bias, weight, eps, name)
         return out
 
     return run
 
 
-KERNEL = Kernel("pair_bias", reference, implementations(_fused, reference), CASES, GROWING)
+KERNEL = Kernel("pair_bias", reference, implementations(_fused, reference), CASES, SIZE_SWEEPS)
 
 
 def pair_bias(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ds4sci.kernels.spec import Case, Growing
+from ds4sci.kernels.spec import Case, SizeSweep
 
 
 def _case(name: str, b: int, q: int, k: int, c: int, h: int, *, norm: bool = True, transposed: bool = False) -> Case:
@@ -32,4 +32,4 @@ CASES = (
     _case("several tiles", 1, 150, 130, 64, 4),
 )
 
-GROWING = (Growing("pairs", lambda n: _case(f"n {n}", 1, n, n, 32, 4), (16, 96, 1_024)),)
+SIZE_SWEEPS = (SizeSweep("pairs", lambda n: _case(f"n {n}", 1, n, n, 32, 4), (16, 96, 1_024)),)

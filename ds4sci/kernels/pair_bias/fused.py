@@ -7,19 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.custom_op import differentiable
+from ds4sci.kernels.custom_op import define_custom_op
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Product, finish, spans
+from ds4sci.kernels.tiles import MatmulGradAccumulator, OptionalLayerNorm, fill_missing_grads, tile_slices
 
 
 def forward(
     z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, eps: float, implementation: str
 ) -> Tensor:
-    norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps)
+    norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps)
     b, q, k, c = z.shape
     out = z.new_empty(b, len(weight), q, k)
     for x, o in zip(z, out, strict=True):
-        for tile in spans(q, k * c * z.itemsize, z.device):
+        for tile in tile_slices(q, k * c * z.itemsize, z.device):
             torch.mm(weight, norm(x[tile]).t(), out=o.view(len(weight), -1)[:, tile.start * k : tile.stop * k])
     return out
 
@@ -32,22 +32,22 @@ def backward(
     weight: Tensor,
     eps: float,
     implementation: str,
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor]:
-    norm = Norm(BACKENDS[implementation], norm_weight, norm_bias, eps, wanted[1:3])
-    product = Product(weight, wanted[3])
+    norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps, needs_grad[1:3])
+    product = MatmulGradAccumulator(weight, needs_grad[3])
     out = torch.empty_like(z)
     q, k, c = z.shape[1:]
     for x, g, o in zip(z, grad, out, strict=True):
-        for tile in spans(q, k * c * z.itemsize, z.device):
+        for tile in tile_slices(q, k * c * z.itemsize, z.device):
             y, above = norm(x[tile]), g[:, tile].flatten(1)
             product.add(above, y)
             norm.backward(above.t() @ weight, x[tile], o[tile])
-    return finish(z, [out, *norm.results(), product.result()])
+    return fill_missing_grads(z, [out, *norm.results(), product.result()])
 
 
-def shape(z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, *_: object) -> Tensor:
+def fake_impl(z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, *_: object) -> Tensor:
     return z.new_empty(z.shape[0], len(weight), *z.shape[1:3])
 
 
-OPERATOR = differentiable("pair_bias", forward, backward, shape)
+CUSTOM_OP = define_custom_op("pair_bias", forward, backward, fake_impl)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ds4sci.kernels.pointwise import native, plain, triton
-from ds4sci.kernels.spec import Implementation, always
+from ds4sci.kernels.spec import Implementation, runs_anywhere
 
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": plain}
 
@@ -25,7 +25,7 @@ BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": 
 def implementations(
     fused: Callable[[str], Callable[..., Tensor]],
     reference: Callable[..., Tensor],
-    why_not: Callable[..., str | None] = always,
+    why_not: Callable[..., str | None] = runs_anywhere,
 ) -> tuple[Implementation, ...]:
     """Those of an operation whose ``fused(name)`` runs on the backend of that name, and its reference.
 
@@ -40,4 +40,4 @@ def implementations(
         return refuse
 
     found = [Implementation(name, fused(name), refuses(name, backend)) for name, backend in BACKENDS.items()]
-    return *found, Implementation("reference", reference, always)
+    return *found, Implementation("reference", reference, runs_anywhere)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.kernels.tiles import wide
+from ds4sci.kernels.tiles import accumulation_dtype
 
 
 def why_not(x: Tensor) -> str | None:
@@ -16,7 +16,7 @@ def why_not(x: Tensor) -> str | None:
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Layer norm of x [..., c], in fp32 (fp64 for fp64): y [rows, c] in x's dtype, mean and rstd [rows] in fp32."""
-    kind, c = wide(x.dtype), x.shape[-1:]
+    kind, c = accumulation_dtype(x.dtype), x.shape[-1:]
     shift = None if bias is None else bias.to(kind)
     y, mean, rstd = torch.native_layer_norm(x.to(kind), c, weight.to(kind), shift, eps)
     return y.to(x.dtype).view(-1, *c), mean.flatten(), rstd.flatten()
@@ -30,7 +30,7 @@ def norm_backward(
 
     Those of weight and bias are added to ``sums``.
     """
-    kind = wide(x.dtype)
+    kind = accumulation_dtype(x.dtype)
     g, centred = grad.to(kind), x.reshape(-1, x.shape[-1]).to(kind) - mean.unsqueeze(-1)
     scaled = centred * rstd.unsqueeze(-1)
     if sums is not None:
@@ -72,7 +72,7 @@ def glu_columns_backward(
     both = torch.cat([g * gate, g * u * gate * (1 - gate)])
     joint.copy_(both)
     if sums is not None:
-        sums.add_(both.sum(1, dtype=wide(both.dtype)))
+        sums.add_(both.sum(1, dtype=accumulation_dtype(both.dtype)))
 
 
 def gate(value: Tensor, value_bias: Tensor | None, logits: Tensor, logits_bias: Tensor | None, out: Tensor) -> None:
@@ -93,7 +93,7 @@ def gate_backward(
     torch.mul(grad, opened, out=value)
     for x, sums in ((value, value_sums), (logits, logits_sums)):
         if sums is not None:
-            sums.add_(x.sum(0, dtype=wide(x.dtype)))
+            sums.add_(x.sum(0, dtype=accumulation_dtype(x.dtype)))
 
 
 def relu(hidden: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,7 +105,7 @@ def relu_backward(grad: Tensor, hidden: Tensor, sums: Tensor | None) -> None:
     """``grad`` [rows, f] becomes 0 where relu's result ``hidden`` is; the bias's gradient is added to ``sums`` [f]."""
     grad.mul_(hidden > 0)
     if sums is not None:
-        sums.add_(grad.sum(0, dtype=wide(grad.dtype)))
+        sums.add_(grad.sum(0, dtype=accumulation_dtype(grad.dtype)))
 
 
 def swiglu(joint: Tensor, bias: Tensor | None) -> Tensor:
@@ -121,9 +121,9 @@ def swiglu_backward(grad: Tensor, joint: Tensor, bias: Tensor | None, sums: Tens
     both = torch.cat([grad * v * opened * (1 + u * (1 - opened)), grad * u * opened], dim=-1)
     joint.copy_(both)
     if sums is not None:
-        sums.add_(both.sum(0, dtype=wide(both.dtype)))
+        sums.add_(both.sum(0, dtype=accumulation_dtype(both.dtype)))
 
 
 def column_sums(x: Tensor, sums: Tensor) -> None:
     """Σ over the rows of x [rows, c], added to ``sums`` [c]."""
-    sums.add_(x.sum(0, dtype=wide(x.dtype)))
+    sums.add_(x.sum(0, dtype=accumulation_dtype(x.dtype)))

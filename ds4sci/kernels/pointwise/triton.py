@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ds4sci.kernels import triton_launch
 from ds4sci.kernels.pointwise import triton_plan as plan
-from ds4sci.kernels.pointwise.triton_configs import LARGEST
+from ds4sci.kernels.pointwise.triton_configs import MAX_CHANNELS
 from ds4sci.kernels.triton_launch import Launch
 
 
 def why_not(x: Tensor) -> str | None:
     """Why tiles of x cannot be worked on here, or None."""
-    if x.shape[-1] > LARGEST:
-        return f"it takes up to {LARGEST} channels, not {x.shape[-1]}"
+    if x.shape[-1] > MAX_CHANNELS:
+        return f"it takes up to {MAX_CHANNELS} channels, not {x.shape[-1]}"
     return triton_launch.why_not(x.device, x.dtype)
 
 

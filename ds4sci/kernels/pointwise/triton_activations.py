@@ -9,7 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ds4sci.kernels.pointwise.triton_tiles import load_tile, load_vector, places, rows_at, sigmoids, store_tile
+from ds4sci.kernels.pointwise.triton_tiles import (
+    load_tile,
+    load_vector,
+    offsets,
+    row_offsets,
+    sigmoid_and_complement,
+    store_tile,
+)
 
 
 @triton.jit
@@ -22,18 +29,18 @@ def glu_columns(
     tiles = tl.cdiv(columns, COLUMNS)
     channel = program // tiles * CHANNELS + tl.arange(0, CHANNELS)
     column = program % tiles * COLUMNS + tl.arange(0, COLUMNS)
-    inside, there = channel < channels, column < columns
-    keep = inside[:, None] & there[None, :]
-    across = places(column, joint_strides[1])
-    u = load_tile(joint, places(channel, joint_strides[0]), across, keep)
-    v = load_tile(joint, places(channel + channels, joint_strides[0]), across, keep)
+    inside, valid = channel < channels, column < columns
+    keep = inside[:, None] & valid[None, :]
+    across = offsets(column, joint_strides[1])
+    u = load_tile(joint, offsets(channel, joint_strides[0]), across, keep)
+    v = load_tile(joint, offsets(channel + channels, joint_strides[0]), across, keep)
     if bias is not None:
         u += load_vector(bias, channel, inside)[:, None]
         v += load_vector(bias, channel + channels, inside)[:, None]
     tile = u * tl.sigmoid(v)
     if mask is not None:
-        tile *= load_vector(mask, places(column, mask_stride), there)[None, :]
-    store_tile(out, places(channel, out_strides[0]), places(column, out_strides[1]), keep, tile)
+        tile *= load_vector(mask, offsets(column, mask_stride), valid)[None, :]
+    store_tile(out, offsets(channel, out_strides[0]), offsets(column, out_strides[1]), keep, tile)
 
 
 @triton.jit
@@ -50,33 +57,33 @@ def glu_columns_backward(
     if bias is not None:
         u_bias = load_vector(bias, channel, inside)[:, None]
         v_bias = load_vector(bias, channel + channels, inside)[:, None]
-    of_u = tl.zeros([CHANNELS, COLUMNS], tl.float32)
-    of_v = tl.zeros([CHANNELS, COLUMNS], tl.float32)
+    u_acc = tl.zeros([CHANNELS, COLUMNS], tl.float32)
+    v_acc = tl.zeros([CHANNELS, COLUMNS], tl.float32)
     for block in range(part, tl.cdiv(columns, COLUMNS), tl.num_programs(0) // blocks):
         column = tl.cast(block, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-        there = column < columns
-        keep = inside[:, None] & there[None, :]
-        across = places(column, joint_strides[1])
-        u = load_tile(joint, places(channel, joint_strides[0]), across, keep)
-        v = load_tile(joint, places(channel + channels, joint_strides[0]), across, keep)
+        valid = column < columns
+        keep = inside[:, None] & valid[None, :]
+        across = offsets(column, joint_strides[1])
+        u = load_tile(joint, offsets(channel, joint_strides[0]), across, keep)
+        v = load_tile(joint, offsets(channel + channels, joint_strides[0]), across, keep)
         if bias is not None:
             u += u_bias
             v += v_bias
-        above = load_tile(grad, places(channel, grad_strides[0]), places(column, grad_strides[1]), keep)
+        grad_tile = load_tile(grad, offsets(channel, grad_strides[0]), offsets(column, grad_strides[1]), keep)
         if mask is not None:
-            above *= load_vector(mask, places(column, mask_stride), there)[None, :]
-        opened, closed = sigmoids(v)
-        above *= opened
-        slope = above * u * closed
-        store_tile(joint, places(channel, joint_strides[0]), across, keep, above)
-        store_tile(joint, places(channel + channels, joint_strides[0]), across, keep, slope)
+            grad_tile *= load_vector(mask, offsets(column, mask_stride), valid)[None, :]
+        sigmoid, complement = sigmoid_and_complement(v)
+        grad_tile *= sigmoid
+        slope = grad_tile * u * complement
+        store_tile(joint, offsets(channel, joint_strides[0]), across, keep, grad_tile)
+        store_tile(joint, offsets(channel + channels, joint_strides[0]), across, keep, slope)
         if u_sums is not None:
-            of_u += above
-            of_v += slope
+            u_acc += grad_tile
+            v_acc += slope
     if u_sums is not None:
-        place = tl.cast(part, tl.int64) * channels + channel
-        tl.store(u_sums + place, tl.sum(of_u, 1), mask=inside)
-        tl.store(v_sums + place, tl.sum(of_v, 1), mask=inside)
+        offset = tl.cast(part, tl.int64) * channels + channel
+        tl.store(u_sums + offset, tl.sum(u_acc, 1), mask=inside)
+        tl.store(v_sums + offset, tl.sum(v_acc, 1), mask=inside)
 
 
 @triton.jit
@@ -92,14 +99,14 @@ def gate(
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     keep = (row < rows)[:, None] & inside[None, :]
-    tile = load_tile(value, places(row, value_strides[0]), places(channel, value_strides[1]), keep)
-    opened = load_tile(logits, places(row, logits_strides[0]), places(channel, logits_strides[1]), keep)
+    tile = load_tile(value, offsets(row, value_strides[0]), offsets(channel, value_strides[1]), keep)
+    sigmoid = load_tile(logits, offsets(row, logits_strides[0]), offsets(channel, logits_strides[1]), keep)
     if value_bias is not None:
         tile += load_vector(value_bias, channel, inside)[None, :]
     if logits_bias is not None:
-        opened += load_vector(logits_bias, channel, inside)[None, :]
-    tile *= tl.sigmoid(opened)
-    store_tile(out, rows_at(out_strides, first, length, ROWS, PLANES), places(channel, out_strides[2]), keep, tile)
+        sigmoid += load_vector(logits_bias, channel, inside)[None, :]
+    tile *= tl.sigmoid(sigmoid)
+    store_tile(out, row_offsets(out_strides, first, length, ROWS, PLANES), offsets(channel, out_strides[2]), keep, tile)
 
 
 @triton.jit
@@ -117,34 +124,34 @@ def gate_backward(
         shift = load_vector(value_bias, channel, inside)[None, :]
     if logits_bias is not None:
         logits_shift = load_vector(logits_bias, channel, inside)[None, :]
-    of_value = tl.zeros([ROWS, CHANNELS], tl.float32)
-    of_logits = tl.zeros([ROWS, CHANNELS], tl.float32)
+    value_acc = tl.zeros([ROWS, CHANNELS], tl.float32)
+    logits_acc = tl.zeros([ROWS, CHANNELS], tl.float32)
     for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         keep = (row < rows)[:, None] & inside[None, :]
-        value_down, value_across = places(row, value_strides[0]), places(channel, value_strides[1])
-        logits_down, logits_across = places(row, logits_strides[0]), places(channel, logits_strides[1])
-        above = load_tile(grad, places(row, grad_strides[0]), places(channel, grad_strides[1]), keep)
+        value_down, value_across = offsets(row, value_strides[0]), offsets(channel, value_strides[1])
+        logits_down, logits_across = offsets(row, logits_strides[0]), offsets(channel, logits_strides[1])
+        grad_tile = load_tile(grad, offsets(row, grad_strides[0]), offsets(channel, grad_strides[1]), keep)
         tile = load_tile(value, value_down, value_across, keep)
-        opened = load_tile(logits, logits_down, logits_across, keep)
+        sigmoid = load_tile(logits, logits_down, logits_across, keep)
         if value_bias is not None:
             tile += shift
         if logits_bias is not None:
-            opened += logits_shift
-        opened, closed = sigmoids(opened)
-        above *= opened
-        tile *= above * closed
-        store_tile(value, value_down, value_across, keep, above)
+            sigmoid += logits_shift
+        sigmoid, complement = sigmoid_and_complement(sigmoid)
+        grad_tile *= sigmoid
+        tile *= grad_tile * complement
+        store_tile(value, value_down, value_across, keep, grad_tile)
         store_tile(logits, logits_down, logits_across, keep, tile)
         if value_sums is not None:
-            of_value += above
+            value_acc += grad_tile
         if logits_sums is not None:
-            of_logits += tile
-    place = tl.cast(part, tl.int64) * channels + channel
+            logits_acc += tile
+    offset = tl.cast(part, tl.int64) * channels + channel
     if value_sums is not None:
-        tl.store(value_sums + place, tl.sum(of_value, 0), mask=inside)
+        tl.store(value_sums + offset, tl.sum(value_acc, 0), mask=inside)
     if logits_sums is not None:
-        tl.store(logits_sums + place, tl.sum(of_logits, 0), mask=inside)
+        tl.store(logits_sums + offset, tl.sum(logits_acc, 0), mask=inside)
 
 
 @triton.jit
@@ -156,7 +163,7 @@ def relu(hidden, bias, strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     keep = (row < rows)[:, None] & inside[None, :]
-    down, across = places(row, strides[0]), places(channel, strides[1])
+    down, across = offsets(row, strides[0]), offsets(channel, strides[1])
     tile = load_tile(hidden, down, across, keep)
     if bias is not None:
         tile += load_vector(bias, channel, inside)[None, :]
@@ -177,8 +184,8 @@ def relu_backward(
     for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         keep = (row < rows)[:, None] & inside[None, :]
-        down, across = places(row, grad_strides[0]), places(channel, grad_strides[1])
-        made = load_tile(hidden, places(row, hidden_strides[0]), places(channel, hidden_strides[1]), keep)
+        down, across = offsets(row, grad_strides[0]), offsets(channel, grad_strides[1])
+        made = load_tile(hidden, offsets(row, hidden_strides[0]), offsets(channel, hidden_strides[1]), keep)
         tile = tl.where(made > 0.0, load_tile(grad, down, across, keep), 0.0)
         store_tile(grad, down, across, keep, tile)
         if sums is not None:
@@ -196,13 +203,13 @@ def swiglu(joint, bias, out, joint_strides, rows, channels, ROWS: tl.constexpr, 
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     keep = (row < rows)[:, None] & inside[None, :]
-    down = places(row, joint_strides[0])
-    u = load_tile(joint, down, places(channel, joint_strides[1]), keep)
-    v = load_tile(joint, down, places(channel + channels, joint_strides[1]), keep)
+    down = offsets(row, joint_strides[0])
+    u = load_tile(joint, down, offsets(channel, joint_strides[1]), keep)
+    v = load_tile(joint, down, offsets(channel + channels, joint_strides[1]), keep)
     if bias is not None:
         u += load_vector(bias, channel, inside)[None, :]
         v += load_vector(bias, channel + channels, inside)[None, :]
-    store_tile(out, places(row, channels), channel, keep, u * tl.sigmoid(u) * v)
+    store_tile(out, offsets(row, channels), channel, keep, u * tl.sigmoid(u) * v)
 
 
 @triton.jit
@@ -216,31 +223,31 @@ def swiglu_backward(
     part = program // blocks
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
-    left, right = places(channel, joint_strides[1]), places(channel + channels, joint_strides[1])
+    left, right = offsets(channel, joint_strides[1]), offsets(channel + channels, joint_strides[1])
     if bias is not None:
         u_bias = load_vector(bias, channel, inside)[None, :]
         v_bias = load_vector(bias, channel + channels, inside)[None, :]
-    of_u = tl.zeros([ROWS, CHANNELS], tl.float32)
-    of_v = tl.zeros([ROWS, CHANNELS], tl.float32)
+    u_acc = tl.zeros([ROWS, CHANNELS], tl.float32)
+    v_acc = tl.zeros([ROWS, CHANNELS], tl.float32)
     for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         keep = (row < rows)[:, None] & inside[None, :]
-        down = places(row, joint_strides[0])
+        down = offsets(row, joint_strides[0])
         u, v = load_tile(joint, down, left, keep), load_tile(joint, down, right, keep)
         if bias is not None:
             u += u_bias
             v += v_bias
-        above = load_tile(grad, places(row, grad_strides[0]), places(channel, grad_strides[1]), keep)
-        opened, closed = sigmoids(u)
-        above *= opened
-        v *= above * (1.0 + u * closed)
-        above *= u
+        grad_tile = load_tile(grad, offsets(row, grad_strides[0]), offsets(channel, grad_strides[1]), keep)
+        sigmoid, complement = sigmoid_and_complement(u)
+        grad_tile *= sigmoid
+        v *= grad_tile * (1.0 + u * complement)
+        grad_tile *= u
         store_tile(joint, down, left, keep, v)
-        store_tile(joint, down, right, keep, above)
+        store_tile(joint, down, right, keep, grad_tile)
         if u_sums is not None:
-            of_u += v
-            of_v += above
+            u_acc += v
+            v_acc += grad_tile
     if u_sums is not None:
-        place = tl.cast(part, tl.int64) * channels + channel
-        tl.store(u_sums + place, tl.sum(of_u, 0), mask=inside)
-        tl.store(v_sums + place, tl.sum(of_v, 0), mask=inside)
+        offset = tl.cast(part, tl.int64) * channels + channel
+        tl.store(u_sums + offset, tl.sum(u_acc, 0), mask=inside)
+        tl.store(v_sums + offset, tl.sum(v_acc, 0), mask=inside)

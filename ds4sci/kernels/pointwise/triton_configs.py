@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LARGEST = 8192
+MAX_CHANNELS = 8192
 """Channels of a row whose norm is taken."""
-LARGEST_COLUMN = 1024
+MAX_COLUMN_CHANNELS = 1024
 """Channels of a column whose norm is taken: a tile has some columns of all channels, to be read along them."""
 
-WHOLE: dict[str, dict[int, tuple[tuple[int, int, int], ...]]] = {
+FULL_WIDTH: dict[str, dict[int, tuple[tuple[int, int, int], ...]]] = {
     "norm": {16: ((4096, 4096, 4), (8192, 8192, 8)), 32: ((2048, 2048, 4), (4096, 4096, 8), (8192, 8192, 16))},
     "norm_backward": {
         16: ((2048, 2048, 4), (4096, 4096, 8), (8192, 8192, 16)),
@@ -26,7 +26,7 @@ WHOLE: dict[str, dict[int, tuple[tuple[int, int, int], ...]]] = {
 }
 """Kernels whose tiles have all channels → bits of an element → (channels up to, elements, warps), fewest first."""
 
-PARTS: dict[str, dict[int, tuple[int, int, int]]] = {
+BLOCKED: dict[str, dict[int, tuple[int, int, int]]] = {
     "rows": {16: (128, 4096, 4), 32: (128, 2048, 4)},
     "rows_backward": {16: (128, 2048, 4), 32: (128, 2048, 4)},
     "columns": {16: (8, 4096, 4), 32: (8, 2048, 4)},
@@ -45,12 +45,12 @@ class Config:
 
 
 def choose(purpose: str, channels: int, bits: int) -> Config:
-    """For a kernel of ``WHOLE`` or a kind of ``PARTS``."""
+    """For a kernel of ``FULL_WIDTH`` or a kind of ``BLOCKED``."""
     padded = 1 << (channels - 1).bit_length()
-    if purpose in PARTS:
-        most, elements, warps = PARTS[purpose][bits]
+    if purpose in BLOCKED:
+        most, elements, warps = BLOCKED[purpose][bits]
         padded = min(padded, most)
     else:
         padded = max(16, padded)
-        elements, warps = next((e, w) for widest, e, w in WHOLE[purpose][bits] if padded <= widest)
+        elements, warps = next((e, w) for widest, e, w in FULL_WIDTH[purpose][bits] if padded <= widest)
     return Config(padded, elements // padded, warps)

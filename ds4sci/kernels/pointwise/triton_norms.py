@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ds4sci.kernels.pointwise.triton_tiles import load_tile, load_vector, places, rows_at, store_tile
+from ds4sci.kernels.pointwise.triton_tiles import load_tile, load_vector, offsets, row_offsets, store_tile
 
 
 @triton.jit
@@ -16,18 +16,18 @@ def norm(
     """y = (x - mean) · rstd · weight + bias, ROWS rows a program; y, mean and rstd are dense."""
     first = tl.program_id(0).to(tl.int64) * ROWS
     row, channel = first + tl.arange(0, ROWS), tl.arange(0, PADDED)
-    there, inside = row < rows, channel < CHANNELS
-    keep = there[:, None] & inside[None, :]
-    tile = load_tile(x, rows_at(x_strides, first, length, ROWS, PLANES), places(channel, x_strides[2]), keep)
-    centre = tl.sum(tile, 1) / CHANNELS
-    tile = tl.where(keep, tile - centre[:, None], 0.0)
+    valid, inside = row < rows, channel < CHANNELS
+    keep = valid[:, None] & inside[None, :]
+    tile = load_tile(x, row_offsets(x_strides, first, length, ROWS, PLANES), offsets(channel, x_strides[2]), keep)
+    average = tl.sum(tile, 1) / CHANNELS
+    tile = tl.where(keep, tile - average[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(tile * tile, 1) / CHANNELS + eps)
     tile *= scale[:, None] * load_vector(weight, channel, inside)[None, :]
     if bias is not None:
         tile += load_vector(bias, channel, inside)[None, :]
-    store_tile(y, places(row, CHANNELS), channel, keep, tile)
-    tl.store(mean + row, centre, mask=there)
-    tl.store(rstd + row, scale, mask=there)
+    store_tile(y, offsets(row, CHANNELS), channel, keep, tile)
+    tl.store(mean + row, average, mask=valid)
+    tl.store(rstd + row, scale, mask=valid)
 
 
 @triton.jit
@@ -44,29 +44,31 @@ def norm_backward(
     channel = tl.arange(0, PADDED)
     inside = channel < CHANNELS
     scale = load_vector(weight, channel, inside)[None, :]
-    of_weight = tl.zeros([ROWS, PADDED], tl.float32)
-    of_bias = tl.zeros([ROWS, PADDED], tl.float32)
+    weight_acc = tl.zeros([ROWS, PADDED], tl.float32)
+    bias_acc = tl.zeros([ROWS, PADDED], tl.float32)
     for block in range(program, tl.cdiv(rows, ROWS), tl.num_programs(0)):
         first = tl.cast(block, tl.int64) * ROWS
         row = first + tl.arange(0, ROWS)
-        there = row < rows
-        keep = there[:, None] & inside[None, :]
-        tile = load_tile(x, rows_at(x_strides, first, length, ROWS, PLANES), places(channel, x_strides[2]), keep)
-        above = load_tile(grad, places(row, grad_strides[0]), places(channel, grad_strides[1]), keep)
-        narrow = tl.load(rstd + row, mask=there, other=0.0)
-        tile = (tile - tl.load(mean + row, mask=there, other=0.0)[:, None]) * narrow[:, None]
+        valid = row < rows
+        keep = valid[:, None] & inside[None, :]
+        tile = load_tile(x, row_offsets(x_strides, first, length, ROWS, PLANES), offsets(channel, x_strides[2]), keep)
+        grad_tile = load_tile(grad, offsets(row, grad_strides[0]), offsets(channel, grad_strides[1]), keep)
+        inv_std = tl.load(rstd + row, mask=valid, other=0.0)
+        tile = (tile - tl.load(mean + row, mask=valid, other=0.0)[:, None]) * inv_std[:, None]
         if weight_sums is not None:
-            of_weight += above * tile
-            of_bias += above
-        above *= scale  # 0 outside, and so are the products below
-        middle = tl.sum(above, 1) * narrow / CHANNELS
-        slope = tl.sum(above * tile, 1) * narrow / CHANNELS
-        tile = above * narrow[:, None] - (tile * slope[:, None] + middle[:, None])
-        store_tile(out, rows_at(out_strides, first, length, ROWS, PLANES), places(channel, out_strides[2]), keep, tile)
+            weight_acc += grad_tile * tile
+            bias_acc += grad_tile
+        grad_tile *= scale  # 0 outside, and so are the products below
+        middle = tl.sum(grad_tile, 1) * inv_std / CHANNELS
+        slope = tl.sum(grad_tile * tile, 1) * inv_std / CHANNELS
+        tile = grad_tile * inv_std[:, None] - (tile * slope[:, None] + middle[:, None])
+        store_tile(
+            out, row_offsets(out_strides, first, length, ROWS, PLANES), offsets(channel, out_strides[2]), keep, tile
+        )
     if weight_sums is not None:
-        place = tl.cast(program, tl.int64) * CHANNELS + channel
-        tl.store(weight_sums + place, tl.sum(of_weight, 0), mask=inside)
-        tl.store(bias_sums + place, tl.sum(of_bias, 0), mask=inside)
+        offset = tl.cast(program, tl.int64) * CHANNELS + channel
+        tl.store(weight_sums + offset, tl.sum(weight_acc, 0), mask=inside)
+        tl.store(bias_sums + offset, tl.sum(bias_acc, 0), mask=inside)
 
 
 @triton.jit
@@ -78,18 +80,18 @@ def norm_columns(
     along channels."""
     column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.arange(0, PADDED)
-    there, inside = column < columns, channel < CHANNELS
-    keep = inside[:, None] & there[None, :]
-    tile = load_tile(p, places(channel, p_strides[0]), places(column, p_strides[1]), keep)
-    centre = tl.sum(tile, 0) / CHANNELS
-    tile = tl.where(keep, tile - centre[None, :], 0.0)
+    valid, inside = column < columns, channel < CHANNELS
+    keep = inside[:, None] & valid[None, :]
+    tile = load_tile(p, offsets(channel, p_strides[0]), offsets(column, p_strides[1]), keep)
+    average = tl.sum(tile, 0) / CHANNELS
+    tile = tl.where(keep, tile - average[None, :], 0.0)
     scale = tl.rsqrt(tl.sum(tile * tile, 0) / CHANNELS + eps)
     tile *= scale[None, :] * load_vector(weight, channel, inside)[:, None]
     if bias is not None:
         tile += load_vector(bias, channel, inside)[:, None]
-    store_tile(y, channel, places(column, CHANNELS), keep, tile)
-    tl.store(mean + column, centre, mask=there)
-    tl.store(rstd + column, scale, mask=there)
+    store_tile(y, channel, offsets(column, CHANNELS), keep, tile)
+    tl.store(mean + column, average, mask=valid)
+    tl.store(rstd + column, scale, mask=valid)
 
 
 @triton.jit
@@ -103,25 +105,25 @@ def norm_columns_backward(
     channel = tl.arange(0, PADDED)
     inside = channel < CHANNELS
     scale = load_vector(weight, channel, inside)[:, None]
-    of_weight = tl.zeros([PADDED], tl.float32)
-    of_bias = tl.zeros([PADDED], tl.float32)
+    weight_acc = tl.zeros([PADDED], tl.float32)
+    bias_acc = tl.zeros([PADDED], tl.float32)
     for block in range(program, tl.cdiv(columns, COLUMNS), tl.num_programs(0)):
         column = tl.cast(block, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-        there = column < columns
-        keep = inside[:, None] & there[None, :]
-        tile = load_tile(p, places(channel, p_strides[0]), places(column, p_strides[1]), keep)
-        above = load_tile(grad, places(channel, grad_strides[1]), places(column, grad_strides[0]), keep)
-        narrow = tl.load(rstd + column, mask=there, other=0.0)
-        tile = (tile - tl.load(mean + column, mask=there, other=0.0)[None, :]) * narrow[None, :]
+        valid = column < columns
+        keep = inside[:, None] & valid[None, :]
+        tile = load_tile(p, offsets(channel, p_strides[0]), offsets(column, p_strides[1]), keep)
+        grad_tile = load_tile(grad, offsets(channel, grad_strides[1]), offsets(column, grad_strides[0]), keep)
+        inv_std = tl.load(rstd + column, mask=valid, other=0.0)
+        tile = (tile - tl.load(mean + column, mask=valid, other=0.0)[None, :]) * inv_std[None, :]
         if weight_sums is not None:
-            of_weight += tl.sum(above * tile, 1)
-            of_bias += tl.sum(above, 1)
-        above *= scale  # 0 outside, and so are the products below
-        middle = tl.sum(above, 0) * narrow / CHANNELS
-        slope = tl.sum(above * tile, 0) * narrow / CHANNELS
-        tile = above * narrow[None, :] - (tile * slope[None, :] + middle[None, :])
-        store_tile(out, places(channel, out_strides[0]), places(column, out_strides[1]), keep, tile)
+            weight_acc += tl.sum(grad_tile * tile, 1)
+            bias_acc += tl.sum(grad_tile, 1)
+        grad_tile *= scale  # 0 outside, and so are the products below
+        middle = tl.sum(grad_tile, 0) * inv_std / CHANNELS
+        slope = tl.sum(grad_tile * tile, 0) * inv_std / CHANNELS
+        tile = grad_tile * inv_std[None, :] - (tile * slope[None, :] + middle[None, :])
+        store_tile(out, offsets(channel, out_strides[0]), offsets(column, out_strides[1]), keep, tile)
     if weight_sums is not None:
-        place = tl.cast(program, tl.int64) * CHANNELS + channel
-        tl.store(weight_sums + place, of_weight, mask=inside)
-        tl.store(bias_sums + place, of_bias, mask=inside)
+        offset = tl.cast(program, tl.int64) * CHANNELS + channel
+        tl.store(weight_sums + offset, weight_acc, mask=inside)
+        tl.store(bias_sums + offset, bias_acc, mask=inside)

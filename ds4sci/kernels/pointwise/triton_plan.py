@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.pointwise.triton_configs import LARGEST, LARGEST_COLUMN, Config, choose
+from ds4sci.kernels.pointwise.triton_configs import MAX_CHANNELS, MAX_COLUMN_CHANNELS, Config, choose
 from ds4sci.kernels.triton_launch import Launch
 
-PROGRAMS = 1024
+MAX_PROGRAMS = 1024
 """That make sums: some waves on any GPU. A constant: the order is the same whatever the number of processors."""
-SCRATCH = 2**24
+SCRATCH_BYTES = 2**24
 """Bytes that their partial sums may take; more only where a single one takes more."""
-PARTS, CHANNELS = 64, 32
+PARTIAL_ROWS, CHANNELS = 64, 32
 """Of a tile of partial sums."""
 
 Sums = Sequence[Tensor]
@@ -147,14 +147,14 @@ def relu(hidden: Tensor, bias: Tensor | None) -> list[Launch]:
 def relu_backward(grad: Tensor, hidden: Tensor, sums: Tensor | None) -> list[Launch]:
     rows, channels = grad.shape
     config = choose("rows_backward", channels, grad.itemsize * 8)
-    wanted = () if sums is None else (sums,)
+    needs_grad = () if sums is None else (sums,)
     blocks = _blocks(channels, config)
-    parts, partial = _partial(_tiles(rows, config), blocks, channels, wanted, grad.device)
+    parts, partial = _partial(_tiles(rows, config), blocks, channels, needs_grad, grad.device)
     arguments = {
         "grad": grad, "hidden": hidden, "sums": partial[0], "grad_strides": grad.stride(),
         "hidden_strides": hidden.stride(), "rows": rows, "channels": channels,
     }  # fmt: skip
-    return [_by_rows("relu_backward", parts * blocks, arguments, config), *_add(partial, wanted)]
+    return [_by_rows("relu_backward", parts * blocks, arguments, config), *_add(partial, needs_grad)]
 
 
 def swiglu(joint: Tensor, bias: Tensor | None, out: Tensor) -> list[Launch]:
@@ -191,7 +191,7 @@ def column_sums(x: Tensor, sums: Tensor) -> list[Launch]:
 
 def _config(purpose: str, x: Tensor, channels: int) -> tuple[Config, dict[str, Any]]:
     """Of a kernel whose tiles have all channels, with the constants that say how many."""
-    limit = LARGEST_COLUMN if "columns" in purpose else LARGEST
+    limit = MAX_COLUMN_CHANNELS if "columns" in purpose else MAX_CHANNELS
     if channels > limit:
         raise ValueError(f"{purpose} takes up to {limit} channels in Triton, not {channels}; 'tiled' takes any number")
     config = choose(purpose, channels, x.itemsize * 8)
@@ -259,7 +259,7 @@ def _partial(
     """
     if not sums:
         return tiles, (None, None)
-    limit = min(PROGRAMS // blocks, SCRATCH // (4 * len(sums) * channels))
+    limit = min(MAX_PROGRAMS // blocks, SCRATCH_BYTES // (4 * len(sums) * channels))
     parts = min(tiles, max(1, limit))
     return parts, torch.empty((len(sums), parts, channels), dtype=torch.float32, device=device)
 
@@ -274,4 +274,4 @@ def _add(partial: Tensor | tuple[None, None], sums: Sums) -> list[Launch]:
         "strides": (sums[0].stride(0), sums[-1].stride(0)), "parts": parts, "channels": channels,
     }  # fmt: skip
     programs = count * -(-channels // CHANNELS)
-    return [Launch("add", programs, arguments, {"PARTS": PARTS, "CHANNELS": CHANNELS}, 4, 1)]
+    return [Launch("add", programs, arguments, {"PARTIAL_ROWS": PARTIAL_ROWS, "CHANNELS": CHANNELS}, 4, 1)]

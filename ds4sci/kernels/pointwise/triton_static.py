@@ -1,5 +1,5 @@
 """What every shipped launch of the Triton kernels between matrix products compiles to, on every architecture, without a
-GPU: all inputs given, all sums wanted, as it is hardest on registers."""
+GPU: all inputs given, all sums needs_grad, as it is hardest on registers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from ds4sci.kernels import aot
 from ds4sci.kernels.pointwise import triton as host
 from ds4sci.kernels.pointwise import triton_plan as plan
-from ds4sci.kernels.pointwise.triton_configs import LARGEST, LARGEST_COLUMN, WHOLE
+from ds4sci.kernels.pointwise.triton_configs import FULL_WIDTH, MAX_CHANNELS, MAX_COLUMN_CHANNELS
 from ds4sci.kernels.triton_launch import Launch
 
 KERNELS = (
-    *WHOLE, "glu_columns", "glu_columns_backward", "gate", "gate_backward", "relu", "relu_backward", "swiglu",
+    *FULL_WIDTH, "glu_columns", "glu_columns_backward", "gate", "gate_backward", "relu", "relu_backward", "swiglu",
     "swiglu_backward", "column_sums", "add",
 )  # fmt: skip
 WIDTHS = tuple(2**i for i in range(4, 14))
@@ -40,9 +40,9 @@ class Point:
 
 def widths(kernel: str) -> tuple[int, ...]:
     """Of every shipped config."""
-    if kernel not in WHOLE:
+    if kernel not in FULL_WIDTH:
         return (USUAL,)
-    return tuple(c for c in WIDTHS if c <= (LARGEST_COLUMN if "columns" in kernel else LARGEST))
+    return tuple(c for c in WIDTHS if c <= (MAX_COLUMN_CHANNELS if "columns" in kernel else MAX_CHANNELS))
 
 
 def points(
@@ -91,10 +91,10 @@ def launches(kernel: str, c: int, dtype: torch.dtype, rows: int = ROWS) -> list[
     return calls["norm_backward" if kernel == "add" else kernel]()
 
 
-def build(point: Point, rows: int = ROWS) -> aot.Static:
+def build(point: Point, rows: int = ROWS) -> aot.KernelStats:
     """What the point's kernel compiles to."""
     launch = next(x for x in launches(point.kernel, point.channels, point.dtype, rows) if x.kernel == point.kernel)
-    return aot.build(
+    return aot.kernel_stats(
         host.kernels()[launch.kernel], launch.arguments, launch.constants, point.arch,
         warps=launch.warps, stages=launch.stages,
     )  # fmt: skip

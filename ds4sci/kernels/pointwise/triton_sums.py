@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ds4sci.kernels.pointwise.triton_tiles import load_tile, places
+from ds4sci.kernels.pointwise.triton_tiles import load_tile, offsets
 
 
 @triton.jit
@@ -20,12 +20,12 @@ def column_sums(x, sums, strides, rows, channels, ROWS: tl.constexpr, CHANNELS: 
     for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         keep = (row < rows)[:, None] & inside[None, :]
-        total += load_tile(x, places(row, strides[0]), places(channel, strides[1]), keep)
+        total += load_tile(x, offsets(row, strides[0]), offsets(channel, strides[1]), keep)
     tl.store(sums + tl.cast(part, tl.int64) * channels + channel, tl.sum(total, 0), mask=inside)
 
 
 @triton.jit
-def add(partial, first, second, strides, parts, channels, PARTS: tl.constexpr, CHANNELS: tl.constexpr):
+def add(partial, first, second, strides, parts, channels, PARTIAL_ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """first += Σ partial[0], second += Σ partial[1], a block of channels a program; partial [1 or 2, parts, c], the
     others fp64."""
     blocks = tl.cdiv(channels, CHANNELS)
@@ -33,18 +33,18 @@ def add(partial, first, second, strides, parts, channels, PARTS: tl.constexpr, C
     which = program // blocks
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
-    total = tl.zeros([PARTS, CHANNELS], tl.float32)
-    for begin in range(0, parts, PARTS):
-        part = begin + tl.arange(0, PARTS)
+    total = tl.zeros([PARTIAL_ROWS, CHANNELS], tl.float32)
+    for begin in range(0, parts, PARTIAL_ROWS):
+        part = begin + tl.arange(0, PARTIAL_ROWS)
         keep = (part < parts)[:, None] & inside[None, :]
-        total += load_tile(partial, places(which * parts + part, channels), channel, keep)
+        total += load_tile(partial, offsets(which * parts + part, channels), channel, keep)
     whole = tl.sum(total, 0)
-    increase(first, channel, strides[0], whole, tl.where(which == 0, channels, 0))
+    accumulate(first, channel, strides[0], whole, tl.where(which == 0, channels, 0))
     if second is not None:
-        increase(second, channel, strides[1], whole, tl.where(which == 1, channels, 0))
+        accumulate(second, channel, strides[1], whole, tl.where(which == 1, channels, 0))
 
 
 @triton.jit
-def increase(x, channel, stride, by, channels):
-    place, keep = x + places(channel, stride), channel < channels
-    tl.store(place, tl.load(place, mask=keep, other=0.0) + by, mask=keep)
+def accumulate(x, channel, stride, by, channels):
+    offset, keep = x + offsets(channel, stride), channel < channels
+    tl.store(offset, tl.load(offset, mask=keep, other=0.0) + by, mask=keep)

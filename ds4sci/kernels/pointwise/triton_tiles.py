@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def rows_at(strides, first, length, ROWS: tl.constexpr, PLANES: tl.constexpr):
+def row_offsets(strides, first, length, ROWS: tl.constexpr, PLANES: tl.constexpr):
     """Where ROWS rows from ``first`` (64-bit) on begin. PLANES: they lie in planes of ``length`` rows each."""
     inside = tl.arange(0, ROWS)
     if PLANES:
@@ -21,7 +21,7 @@ def rows_at(strides, first, length, ROWS: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def places(index, stride):
+def offsets(index, stride):
     """Offsets of elements ``stride`` apart."""
     return index.to(tl.int64) * stride
 
@@ -38,13 +38,13 @@ def store_tile(x, down, across, keep, tile):
 
 
 @triton.jit
-def load_vector(x, place, keep):
+def load_vector(x, offset, keep):
     """fp32; a mask's True is 1."""
-    return tl.load(x + place, mask=keep, other=0).to(tl.float32)
+    return tl.load(x + offset, mask=keep, other=0).to(tl.float32)
 
 
 @triton.jit
-def sigmoids(x):
+def sigmoid_and_complement(x):
     """σ(x) and 1 - σ(x), from the exponential of a negative number: no overflow, no difference of near numbers."""
     small = tl.exp(-tl.abs(x))
     larger = 1.0 / (1.0 + small)

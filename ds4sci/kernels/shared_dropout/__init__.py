@@ -8,7 +8,7 @@ from torch import Tensor
 from ds4sci.kernels.shared_dropout import triton
 from ds4sci.kernels.shared_dropout.cases import CASES
 from ds4sci.kernels.shared_dropout.reference import mask, philox, reference
-from ds4sci.kernels.spec import Implementation, Kernel, always
+from ds4sci.kernels.spec import Implementation, Kernel, runs_anywhere
 
 __all__ = ["KERNEL", "mask", "philox", "shared_dropout"]
 
@@ -17,7 +17,7 @@ KERNEL = Kernel(
     reference,
     (
         Implementation("triton", triton.shared_dropout, triton.why_not),
-        Implementation("reference", reference, always),
+        Implementation("reference", reference, runs_anywhere),
     ),
     CASES,
 )

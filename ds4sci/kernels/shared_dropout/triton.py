@@ -12,7 +12,7 @@ from torch import Tensor
 from ds4sci.kernels import triton_launch
 from ds4sci.kernels.triton_launch import Launch
 
-SHARED = 8
+PLACES_PER_MASK = 8
 """Places along the shared axis that use a mask once it is made; making it is as much work as reading 8 numbers is."""
 ELEMENTS, WIDTH, WARPS = 2048, 128, 4
 """Of a tile, and its channels at most; warps of a program."""
@@ -41,15 +41,22 @@ def plan(x: Tensor, seed: Tensor, p: float, axis: int, starts: Sequence[int], ou
     b, shared, others, channels = x.shape
     width = min(WIDTH, max(4, 1 << (channels - 1).bit_length()))
     rows = ELEMENTS // width
-    kept = (torch.ones((), device="cpu") / (1 - p)).to(x.dtype).item()  # rounded as the reference's mask is
+    keep_scale = (torch.ones((), device="cpu") / (1 - p)).to(x.dtype).item()  # rounded as the reference's mask is
     arguments = {
         "x": x, "seed": seed, "out": out, "x_strides": x.stride(), "out_strides": out.stride(),
         "starts": tuple(starts), "shared": shared, "others": others, "channels": channels,
-        "threshold": round(p * 2**32), "kept": kept,
+        "threshold": round(p * 2**32), "keep_scale": keep_scale,
     }  # fmt: skip
-    programs = b * -(-shared // SHARED) * -(-others // rows) * -(-channels // width)
+    programs = b * -(-shared // PLACES_PER_MASK) * -(-others // rows) * -(-channels // width)
     return [
-        Launch("drop", programs, arguments, {"AXIS": axis, "SHARED": SHARED, "ROWS": rows, "CHANNELS": width}, WARPS, 1)
+        Launch(
+            "drop",
+            programs,
+            arguments,
+            {"AXIS": axis, "PLACES_PER_MASK": PLACES_PER_MASK, "ROWS": rows, "CHANNELS": width},
+            WARPS,
+            1,
+        )
     ]
 
 

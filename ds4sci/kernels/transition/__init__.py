@@ -10,7 +10,7 @@ from ds4sci.kernels.inputs import check_linear, check_norm
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.transition import fused
-from ds4sci.kernels.transition.cases import CASES, GROWING
+from ds4sci.kernels.transition.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.transition.reference import Activation, reference
 
 
@@ -27,7 +27,7 @@ def _fused(name: str) -> Callable[..., Tensor]:
         activation: Activation = "relu",
         eps: float = 1e-5,
     ) -> Tensor:
-        out: Tensor = fused.OPERATOR(
+        out: Tensor = fused.CUSTOM_OP(
             x, norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2, activation, eps, name
         )
         return out
@@ -35,7 +35,7 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("transition", reference, implementations(_fused, reference), CASES, GROWING)
+KERNEL = Kernel("transition", reference, implementations(_fused, reference), CASES, SIZE_SWEEPS)
 
 
 def transition(

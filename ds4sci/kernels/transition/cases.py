@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ds4sci.kernels.spec import Case, Growing
+from ds4sci.kernels.spec import Case, SizeSweep
 from ds4sci.kernels.transition.reference import Activation
 
 
@@ -44,9 +44,9 @@ CASES = (
     _case("several tiles", (70, 100), 40, 4),
 )
 
-GROWING = (
-    Growing("rows", lambda rows: _case(f"{rows} rows", (rows,), 16, 2), (256, 8_000, 1_000_000)),
-    Growing(
+SIZE_SWEEPS = (
+    SizeSweep("rows", lambda rows: _case(f"{rows} rows", (rows,), 16, 2), (256, 8_000, 1_000_000)),
+    SizeSweep(
         "rows, SwiGLU", lambda rows: _case(f"{rows} rows", (rows,), 16, 2, activation="swiglu"), (256, 8_000, 1_000_000)
     ),
 )

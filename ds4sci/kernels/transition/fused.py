@@ -8,9 +8,19 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.custom_op import differentiable
+from ds4sci.kernels.custom_op import define_custom_op
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Product, Sum, as_rows, finish, like, linear, row_order, spans
+from ds4sci.kernels.tiles import (
+    GradAccumulator,
+    MatmulGradAccumulator,
+    OptionalLayerNorm,
+    as_rows,
+    empty_in_order,
+    fill_missing_grads,
+    linear,
+    row_order,
+    tile_slices,
+)
 
 
 def forward(
@@ -27,10 +37,10 @@ def forward(
 ) -> Tensor:
     p = BACKENDS[implementation]
     order = row_order(x)
-    out = like(x, order)
+    out = empty_in_order(x, order)
     source, target = as_rows(x, order), as_rows(out, order)
-    norm = Norm(p, norm_weight, norm_bias, eps)
-    for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
+    norm = OptionalLayerNorm(p, norm_weight, norm_bias, eps)
+    for tile in tile_slices(len(source), weight_1.shape[0] * x.itemsize, x.device):
         hidden = _hidden(p, norm(source[tile]), weight_1, bias_1, activation)[1]
         linear(hidden, weight_2, bias_2, target[tile])
     return out
@@ -59,16 +69,16 @@ def backward(
     activation: str,
     eps: float,
     implementation: str,
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     p = BACKENDS[implementation]
     order = row_order(x)
-    out = like(x, order)
+    out = empty_in_order(x, order)
     source, above, target = as_rows(x, order), as_rows(grad, order), as_rows(out, order)
-    norm = Norm(p, norm_weight, norm_bias, eps, wanted[1:3])
-    first, first_bias = Product(weight_1, wanted[3]), Sum(bias_1, wanted[4])
-    second, second_bias = Product(weight_2, wanted[5]), Sum(bias_2, wanted[6])
-    for tile in spans(len(source), weight_1.shape[0] * x.itemsize, x.device):
+    norm = OptionalLayerNorm(p, norm_weight, norm_bias, eps, needs_grad[1:3])
+    first, first_bias = MatmulGradAccumulator(weight_1, needs_grad[3]), GradAccumulator(bias_1, needs_grad[4])
+    second, second_bias = MatmulGradAccumulator(weight_2, needs_grad[5]), GradAccumulator(bias_2, needs_grad[6])
+    for tile in tile_slices(len(source), weight_1.shape[0] * x.itemsize, x.device):
         g, y = above[tile], norm(source[tile])
         inner, hidden = _hidden(p, y, weight_1, bias_1, activation)
         second.add(g.t(), hidden)
@@ -81,11 +91,13 @@ def backward(
             p.swiglu_backward(torch.mm(g, weight_2, out=hidden), inner, bias_1, first_bias.total)
         first.add(inner.t(), y)
         norm.backward(inner @ weight_1, source[tile], target[tile])
-    return finish(x, [out, *norm.results(), *(s.result() for s in (first, first_bias, second, second_bias))])
+    return fill_missing_grads(
+        x, [out, *norm.results(), *(s.result() for s in (first, first_bias, second, second_bias))]
+    )
 
 
-def shape(x: Tensor, *_: object) -> Tensor:
-    return like(x, row_order(x))
+def fake_impl(x: Tensor, *_: object) -> Tensor:
+    return empty_in_order(x, row_order(x))
 
 
-OPERATOR = differentiable("transition", forward, backward, shape)
+CUSTOM_OP = define_custom_op("transition", forward, backward, fake_impl)

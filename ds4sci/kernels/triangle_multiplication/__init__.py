@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ds4sci.kernels.inputs import check_linear, check_norm, whole_mask
+from ds4sci.kernels.inputs import check_linear, check_norm, expand_mask
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
-from ds4sci.kernels.tiles import join
+from ds4sci.kernels.tiles import concat_linears
 from ds4sci.kernels.triangle_multiplication import fused
-from ds4sci.kernels.triangle_multiplication.cases import CASES, GROWING
+from ds4sci.kernels.triangle_multiplication.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.triangle_multiplication.reference import Direction, Weights, reference
 
 __all__ = ["KERNEL", "Direction", "Weights", "triangle_multiplication"]
@@ -20,15 +20,15 @@ __all__ = ["KERNEL", "Direction", "Weights", "triangle_multiplication"]
 def _fused(name: str) -> Callable[..., Tensor]:
     def run(z: Tensor, mask: Tensor | None, weights: Weights, direction: Direction, *, eps: float = 1e-5) -> Tensor:
         w = weights
-        joint = join(w.a_p, w.b_p, w.a_g, w.b_g)
+        joint = concat_linears(w.a_p, w.b_p, w.a_g, w.b_g)
         keep = None if mask is None else mask.detach()
-        out: Tensor = fused.OPERATOR(z, *w.norm_in, *joint, *w.norm_out, *w.z, *w.g, keep, direction, eps, name)[0]
+        out: Tensor = fused.CUSTOM_OP(z, *w.norm_in, *joint, *w.norm_out, *w.z, *w.g, keep, direction, eps, name)[0]
         return out
 
     return run
 
 
-KERNEL = Kernel("triangle_multiplication", reference, implementations(_fused, reference), CASES, GROWING)
+KERNEL = Kernel("triangle_multiplication", reference, implementations(_fused, reference), CASES, SIZE_SWEEPS)
 
 
 def triangle_multiplication(
@@ -62,5 +62,5 @@ def triangle_multiplication(
     check_linear("z", w.z, c, hidden, z, "z")
     check_linear("g", w.g, c, c, z, "z")
     if mask is not None:
-        mask = whole_mask(mask, z.shape[:3], z, "z", fewer_dimensions=True)
+        mask = expand_mask(mask, z.shape[:3], z, "z", fewer_dimensions=True)
     return KERNEL(z, mask, weights, direction, eps=eps, implementation=implementation)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ds4sci.kernels.spec import Case, Growing
+from ds4sci.kernels.spec import Case, SizeSweep
 from ds4sci.kernels.triangle_multiplication.reference import Direction, Layer, Weights
 
 
@@ -61,7 +61,7 @@ CASES = (
     _case("several tiles", 1, 100, 28, 28, "outgoing"),
 )
 
-GROWING = (
-    Growing("outgoing", lambda n: _case(f"n {n}", 1, n, 8, 8, "outgoing"), (16, 64, 1_024)),
-    Growing("incoming", lambda n: _case(f"n {n}", 1, n, 8, 8, "incoming"), (16, 64, 1_024)),
+SIZE_SWEEPS = (
+    SizeSweep("outgoing", lambda n: _case(f"n {n}", 1, n, 8, 8, "outgoing"), (16, 64, 1_024)),
+    SizeSweep("incoming", lambda n: _case(f"n {n}", 1, n, 8, 8, "incoming"), (16, 64, 1_024)),
 )

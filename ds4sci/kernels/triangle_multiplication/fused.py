@@ -12,9 +12,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.custom_op import differentiable
+from ds4sci.kernels.custom_op import define_custom_op
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import Norm, Product, Sum, finish, spans
+from ds4sci.kernels.tiles import (
+    GradAccumulator,
+    MatmulGradAccumulator,
+    OptionalLayerNorm,
+    fill_missing_grads,
+    tile_slices,
+)
 
 
 def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
@@ -27,7 +33,7 @@ def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
 
 def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> None:
     """From p's gradient: a and b become their own gradients, a few channels at a time."""
-    for part in spans(len(a), 2 * a[0].nbytes, a.device):
+    for part in tile_slices(len(a), 2 * a[0].nbytes, a.device):
         g, left, right = grad[part], a[part], b[part]
         if direction == "outgoing":
             made = torch.bmm(g, right), torch.bmm(g.transpose(1, 2), left)
@@ -37,10 +43,12 @@ def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> Non
         right.copy_(made[1])
 
 
-def project(z: Tensor, mask: Tensor | None, norm: Norm, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+def project(
+    z: Tensor, mask: Tensor | None, norm: OptionalLayerNorm, weight: Tensor, bias: Tensor | None, out: Tensor
+) -> None:
     """a and b of one example, z [n, n, c], to ``out`` [2c', n·n]."""
     n = z.shape[1]
-    for tile in spans(len(z), n * weight.shape[0] * z.itemsize, z.device):
+    for tile in tile_slices(len(z), n * weight.shape[0] * z.itemsize, z.device):
         columns = slice(tile.start * n, tile.stop * n)
         joint = weight @ norm(z[tile]).t()
         norm.pointwise.glu_columns(joint, bias, None if mask is None else mask[columns], out[:, columns])
@@ -67,8 +75,8 @@ def forward(
     pointwise = BACKENDS[implementation]
     b, n, _, c = z.shape
     hidden = weight_in.shape[0] // 4
-    norm_in = Norm(pointwise, norm_in_weight, norm_in_bias, eps)
-    norm_out = Norm(pointwise, norm_out_weight, norm_out_bias, eps)
+    norm_in = OptionalLayerNorm(pointwise, norm_in_weight, norm_in_bias, eps)
+    norm_out = OptionalLayerNorm(pointwise, norm_out_weight, norm_out_bias, eps)
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     product = z.new_empty(b, hidden, n, n)
     ab = z.new_empty(2, hidden, n, n)
@@ -76,7 +84,7 @@ def forward(
         project(x, keep, norm_in, weight_in, bias_in, ab.view(2 * hidden, n * n))
         contract(ab[0], ab[1], direction, p)
         columns = p.view(hidden, n * n)
-        for tile in spans(n, n * max(c, hidden) * z.itemsize, z.device):
+        for tile in tile_slices(n, n * max(c, hidden) * z.itemsize, z.device):
             value = norm_out.columns(columns[:, tile.start * n : tile.stop * n]) @ weight_out.t()
             logits = norm_in(x[tile]) @ weight_gate.t()
             pointwise.gate(value, bias_out, logits, bias_gate, o[tile].view(-1, c))
@@ -101,58 +109,67 @@ def backward(
     direction: str,
     eps: float,
     implementation: str,
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     pointwise = BACKENDS[implementation]
     b, n, _, c = z.shape
     hidden = weight_in.shape[0] // 4
-    norm_in = Norm(pointwise, norm_in_weight, norm_in_bias, eps, wanted[1:3])
-    norm_out = Norm(pointwise, norm_out_weight, norm_out_bias, eps, wanted[5:7])
-    product_in, sum_in = Product(weight_in, wanted[3]), Sum(bias_in, wanted[4])
-    product_out, sum_out = Product(weight_out, wanted[7]), Sum(bias_out, wanted[8])
-    product_gate, sum_gate = Product(weight_gate, wanted[9]), Sum(bias_gate, wanted[10])
+    norm_in = OptionalLayerNorm(pointwise, norm_in_weight, norm_in_bias, eps, needs_grad[1:3])
+    norm_out = OptionalLayerNorm(pointwise, norm_out_weight, norm_out_bias, eps, needs_grad[5:7])
+    grad_weight_in, grad_bias_in = (
+        MatmulGradAccumulator(weight_in, needs_grad[3]),
+        GradAccumulator(bias_in, needs_grad[4]),
+    )
+    grad_weight_out, grad_bias_out = (
+        MatmulGradAccumulator(weight_out, needs_grad[7]),
+        GradAccumulator(bias_out, needs_grad[8]),
+    )
+    grad_weight_gate, grad_bias_gate = (
+        MatmulGradAccumulator(weight_gate, needs_grad[9]),
+        GradAccumulator(bias_gate, needs_grad[10]),
+    )
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     ab, above = z.new_empty(2, hidden, n, n), z.new_empty(hidden, n, n)
     for x, g, keep, p, o in zip(
         z, grad, [None] * b if mask is None else mask.flatten(1), product, out, strict=True
     ):  # fmt: skip
         # through the output gate and projection, to p's gradient; o takes the gate's part of LN(z)'s gradient
-        for tile in spans(n, n * max(c, hidden) * z.itemsize, z.device):
+        for tile in tile_slices(n, n * max(c, hidden) * z.itemsize, z.device):
             columns = slice(tile.start * n, tile.stop * n)
             y, mixed = norm_in(x[tile]), norm_out.columns(p.view(hidden, -1)[:, columns])
             value, logits = mixed @ weight_out.t(), y @ weight_gate.t()
             pointwise.gate_backward(
-                g[tile].reshape(-1, c), value, bias_out, logits, bias_gate, sum_out.total, sum_gate.total
+                g[tile].reshape(-1, c), value, bias_out, logits, bias_gate, grad_bias_out.total, grad_bias_gate.total
             )
-            product_out.add(value.t(), mixed)
-            product_gate.add(logits.t(), y)
+            grad_weight_out.add(value.t(), mixed)
+            grad_weight_gate.add(logits.t(), y)
             norm_out.columns_backward(
                 value @ weight_out, p.view(hidden, -1)[:, columns], above.view(hidden, -1)[:, columns]
             )
             torch.mm(logits, weight_gate, out=o[tile].view(-1, c))
         project(x, keep, norm_in, weight_in, bias_in, ab.view(2 * hidden, n * n))
         contract_backward(above, ab[0], ab[1], direction)
-        for tile in spans(n, n * weight_in.shape[0] * z.itemsize, z.device):
+        for tile in tile_slices(n, n * weight_in.shape[0] * z.itemsize, z.device):
             columns = slice(tile.start * n, tile.stop * n)
             y = norm_in(x[tile])
             joint = weight_in @ y.t()
             pointwise.glu_columns_backward(
                 ab.view(2 * hidden, -1)[:, columns], joint, bias_in, None if keep is None else keep[columns],
-                sum_in.total,
+                grad_bias_in.total,
             )  # fmt: skip
-            product_in.add(joint, y)
+            grad_weight_in.add(joint, y)
             inner = o[tile].view(-1, c)
             norm_in.backward(inner.addmm_(joint.t(), weight_in), x[tile], o[tile])
-    grads_in = product_in.result(), sum_in.result()
-    grads_out = product_out.result(), sum_out.result(), product_gate.result(), sum_gate.result()
-    return finish(z, [out, *norm_in.results(), *grads_in, *norm_out.results(), *grads_out, None])
+    grads_in = grad_weight_in.result(), grad_bias_in.result()
+    grads_out = grad_weight_out.result(), grad_bias_out.result(), grad_weight_gate.result(), grad_bias_gate.result()
+    return fill_missing_grads(z, [out, *norm_in.results(), *grads_in, *norm_out.results(), *grads_out, None])
 
 
-def shape(
+def fake_impl(
     z: Tensor, norm_in_weight: Tensor, norm_in_bias: Tensor | None, weight_in: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
     b, n = z.shape[:2]
     return torch.empty(z.shape, dtype=z.dtype, device=z.device), z.new_empty(b, weight_in.shape[0] // 4, n, n)
 
 
-OPERATOR = differentiable("triangle_multiplication", forward, backward, shape)
+CUSTOM_OP = define_custom_op("triangle_multiplication", forward, backward, fake_impl)

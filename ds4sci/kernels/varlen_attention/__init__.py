@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.spec import Implementation, Kernel, always
+from ds4sci.kernels.spec import Implementation, Kernel, runs_anywhere
 from ds4sci.kernels.varlen_attention import flash, flex, native, sdpa
-from ds4sci.kernels.varlen_attention.cases import CASES, GROWING
+from ds4sci.kernels.varlen_attention.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.varlen_attention.reference import reference
 
 KERNEL = Kernel(
@@ -17,11 +17,11 @@ KERNEL = Kernel(
         Implementation("flash", flash.run, flash.why_not),
         Implementation("flex", flex.run, flex.why_not),
         Implementation("native", native.run, native.why_not),
-        Implementation("sdpa", sdpa.run, always),
-        Implementation("reference", reference, always),
+        Implementation("sdpa", sdpa.run, runs_anywhere),
+        Implementation("reference", reference, runs_anywhere),
     ),
     CASES,
-    GROWING,
+    SIZE_SWEEPS,
 )
 
 
@@ -29,7 +29,7 @@ def varlen_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    spans: Tensor,
+    doc_spans: Tensor,
     *,
     causal: bool = False,
     scale: float | None = None,
@@ -39,7 +39,7 @@ def varlen_attention(
 
     q ``[t, h, d]``, k and v ``[t, g, d]`` for the t tokens of a packed row, or of a padded batch flattened; any strides
     (stride 1 along d is read without a copy). g divides h: head i reads keys and values of head ``i·g // h``.
-    ``spans`` ``[m, 2]``, int64, on the CPU: (start, stop) of each document, disjoint, rising. Tokens in no span are
+    ``doc_spans`` ``[m, 2]``, int64, on the CPU: (start, stop) of each document, disjoint, rising. Tokens in no span are
     padding: output 0, gradient 0. ``scale`` defaults to ``d ** -0.5``. Returns ``[t, h, d]``.
 
     Gradients go to q, k, v, those that ask for one. Memory grows linearly with t, but for the reference's.
@@ -50,24 +50,26 @@ def varlen_attention(
                     ``sdpa``       torch's own attention, document by document, anywhere; breaks a compiled graph
                     ``reference``  readable torch; keeps ``h·t²`` scores
 
-    Raises ValueError for shapes, dtypes and spans that do not fit together, naming them, and when the named
+    Raises ValueError for shapes, dtypes and doc_spans that do not fit together, naming them, and when the named
     implementation cannot run, with its reason.
     """
-    _check(q, k, v, spans)
-    return KERNEL(q, k, v, spans, causal=causal, scale=scale, implementation=implementation)
+    _check(q, k, v, doc_spans)
+    return KERNEL(q, k, v, doc_spans, causal=causal, scale=scale, implementation=implementation)
 
 
-def halves(q: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None) -> native.Halves | None:
+def forward_backward(
+    q: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
+) -> native.ForwardBackward | None:
     """``varlen_attention`` as a forward and a backward of their own, where C++ computes it on the CPU; otherwise None.
 
     q is any tensor of the type that q, k and v will have, with their channels last.
     """
-    if native.why_not(q, q, q, spans) is not None:
+    if native.why_not(q, q, q, doc_spans) is not None:
         return None
-    return native.Halves(spans, causal, q.shape[-1] ** -0.5 if scale is None else scale)
+    return native.ForwardBackward(doc_spans, causal, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor) -> None:
     if q.dim() != 3 or k.dim() != 3:
         raise ValueError(f"q is [t, h, d], k [t, g, d]; they came as {tuple(q.shape)} and {tuple(k.shape)}")
     (t, h, d), g = q.shape, k.shape[1]
@@ -78,8 +80,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> None:
             raise ValueError(f"{name} must be {(t, g, d)} beside q {tuple(q.shape)}; it came as {tuple(x.shape)}")
         if x.dtype != q.dtype or x.device != q.device:
             raise ValueError(f"{name} must be {q.dtype} on {q.device} like q; it came as {x.dtype} on {x.device}")
-    if spans.dim() != 2 or spans.shape[1] != 2 or spans.dtype != torch.int64 or spans.device.type != "cpu":
+    if (
+        doc_spans.dim() != 2
+        or doc_spans.shape[1] != 2
+        or doc_spans.dtype != torch.int64
+        or doc_spans.device.type != "cpu"
+    ):
         raise ValueError(
-            f"spans must be [m, 2], int64, on the CPU: (start, stop) of each document; it came as "
-            f"{tuple(spans.shape)}, {spans.dtype} on {spans.device}"
+            f"doc_spans must be [m, 2], int64, on the CPU: (start, stop) of each document; it came as "
+            f"{tuple(doc_spans.shape)}, {doc_spans.dtype} on {doc_spans.device}"
         )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ds4sci.kernels.spec import Case, Growing
+from ds4sci.kernels.spec import Case, SizeSweep
 
 Layout = Literal["tokens", "heads", "fused"]
 """q, k, v as [t, h, d]; as views of [h, t, d]; as views of one [t, h + 2·g, d]."""
@@ -30,13 +30,13 @@ def _case(
             q, k, v = (normal(heads, tokens, d).transpose(0, 1) for heads in (h, g, g))
         else:
             q, k, v = (normal(tokens, heads, d) for heads in (h, g, g))
-        spans, start = [], 0
+        doc_spans, start = [], 0
         for length in lengths:
             if length > 0:
-                spans.append((start, start + length))
+                doc_spans.append((start, start + length))
             start += abs(length)
         given = {"q": q * spread if spread != 1.0 else q, "k": k, "v": v}
-        return given | {"spans": torch.tensor(spans).reshape(-1, 2), "causal": causal, "scale": scale}
+        return given | {"doc_spans": torch.tensor(doc_spans).reshape(-1, 2), "causal": causal, "scale": scale}
 
     return Case(name, make)
 
@@ -59,7 +59,7 @@ CASES = (
     _case("sharp, causal", (40, 90), 2, 2, 16, causal=True, spread=30.0),
 )
 
-GROWING = (
-    Growing("tokens", lambda n: _case(f"{n} tokens", (n,), 1, 1, 16, causal=False), (32, 1_024, 4_096)),
-    Growing("tokens, causal", lambda n: _case(f"{n} tokens", (n,), 1, 1, 16, causal=True), (32, 1_024, 4_096)),
+SIZE_SWEEPS = (
+    SizeSweep("tokens", lambda n: _case(f"{n} tokens", (n,), 1, 1, 16, causal=False), (32, 1_024, 4_096)),
+    SizeSweep("tokens, causal", lambda n: _case(f"{n} tokens", (n,), 1, 1, 16, causal=True), (32, 1_024, 4_096)),
 )

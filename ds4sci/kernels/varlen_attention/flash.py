@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.kernels.spec import constant_to_compiler
-from ds4sci.kernels.varlen_attention.doc_spans import check_spans, of_no_document, token_documents
+from ds4sci.kernels.spec import assume_constant_result
+from ds4sci.kernels.varlen_attention.doc_spans import check_doc_spans, document_ids, empty_output
 
 
 def why_not(
-    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
 ) -> str | None:
     if q.device.type != "cuda":
         return f"it runs on a GPU, not on {q.device.type}"
@@ -24,26 +24,28 @@ def why_not(
     return _missing()
 
 
-@constant_to_compiler
+@assume_constant_result
 def _missing() -> str | None:
     if importlib.util.find_spec("flash_attn") is None:
         return "the package flash_attn is not installed; pip install flash-attn"
     return None
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
+def run(
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
+) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    check_spans(spans, q.shape[0])
-    sizes = spans[:, 1] - spans[:, 0]
+    check_doc_spans(doc_spans, q.shape[0])
+    sizes = doc_spans[:, 1] - doc_spans[:, 0]
     real = int(sizes.sum())
     if not real:
-        return of_no_document(q, k, v)
+        return empty_output(q, k, v)
     edges = F.pad(sizes.cumsum(0), (1, 0)).to(q.device, torch.int32)
     longest = int(sizes.max())
     tokens, places = q.shape[0], None
     if real < tokens:
-        places = (token_documents(spans, tokens, spans.device) >= 0).nonzero().squeeze(1).to(q.device)
+        places = (document_ids(doc_spans, tokens, doc_spans.device) >= 0).nonzero().squeeze(1).to(q.device)
         q, k, v = (x.index_select(0, places) for x in (q, k, v))
     out = flash_attn_varlen_func(
         q, k, v, edges, edges, longest, longest, softmax_scale=scale, causal=causal,

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.varlen_attention.doc_spans import check_spans, token_documents
+from ds4sci.kernels.varlen_attention.doc_spans import check_doc_spans, document_ids
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(
-    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
 ) -> str | None:
     if q.device.type != "cuda":
         return f"torch's flex_attention has a backward on GPUs alone, not on {q.device.type}"
@@ -33,13 +33,15 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
+def run(
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
+) -> Tensor:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens, compiling = q.shape[0], torch.compiler.is_compiling()
     if not compiling:
-        check_spans(spans, tokens)
-    document = token_documents(spans, tokens, q.device)
+        check_doc_spans(doc_spans, tokens)
+    document = document_ids(doc_spans, tokens, q.device)
 
     def keep(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = (document[query] == document[key]) & (document[query] >= 0)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds4sci.kernels.varlen_attention.doc_spans import check_spans, token_documents
+from ds4sci.kernels.varlen_attention.doc_spans import check_doc_spans, document_ids
 
 
 def reference(
-    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
 ) -> Tensor:
     if not torch.compiler.is_compiling():
-        check_spans(spans, q.shape[0])
-    document = token_documents(spans, q.shape[0], q.device)
+        check_doc_spans(doc_spans, q.shape[0])
+    document = document_ids(doc_spans, q.shape[0], q.device)
     keep = (document[:, None] == document[None, :]) & (document >= 0)
     if causal:
         keep = keep.tril()

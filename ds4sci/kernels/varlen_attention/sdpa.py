@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.kernels.varlen_attention.doc_spans import documents, of_no_document
+from ds4sci.kernels.varlen_attention.doc_spans import document_bounds, empty_output
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
-    own = documents(spans, q.shape[0])
+def run(
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
+) -> Tensor:
+    own = document_bounds(doc_spans, q.shape[0])
     if not own:
-        return of_no_document(q, k, v)
+        return empty_output(q, k, v)
     sizes, is_document, end = [], [], 0
     for start, stop in [*own, (q.shape[0], q.shape[0])]:
         sizes += [start - end, stop - start]

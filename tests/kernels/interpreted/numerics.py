@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ds4sci.kernels import evoformer_attention_lse
-from ds4sci.kernels.evoformer_attention import KERNEL, LSE, triton
+from ds4sci.kernels.evoformer_attention import KERNEL, LSE_KERNEL, triton
 from ds4sci.kernels.evoformer_attention.triton_configs import Config
 from ds4sci.kernels.spec import Implementation
 
-TRITON = KERNEL.named("triton")
+TRITON = KERNEL.get_implementation("triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -48,7 +48,7 @@ def compare(given: dict[str, Any], kernel: Any = KERNEL) -> None:
     """The rule of the contract test: at most 3 times as wrong, against fp64, as plain torch in the same dtype."""
     wide = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
     want, plain = outcome(kernel.reference, wide), outcome(kernel.reference, given)
-    got = outcome(kernel.named("triton").run, given)
+    got = outcome(kernel.get_implementation("triton").run, given)
     eps = torch.finfo(given["q"].dtype).eps
     scale = max(x.nan_to_num(neginf=0).norm() for x in want.values())
     for name, expected in want.items():
@@ -75,8 +75,8 @@ def test_batches_each_with_a_bias_or_one_for_all() -> None:
 def test_rows_that_share_a_bias(rows: int, scratch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """7 rows by 1 to 4, their bias's gradient in as many launches as batches of rows, or in one."""
     monkeypatch.setattr(triton.triton_configs, "choose", lambda *args: Config(min(rows, args[-1]), 16, 32, 4, 1))
-    monkeypatch.setattr(triton, "SCRATCH", scratch)
-    monkeypatch.setattr(triton, "PROGRAMS", 2**20)
+    monkeypatch.setattr(triton, "SCRATCH_BYTES", scratch)
+    monkeypatch.setattr(triton, "MAX_PROGRAMS", 2**20)
     launched = []
     run = triton.run
     monkeypatch.setattr(triton, "run", lambda launches, device: run(launched.extend(launches) or launches, device))
@@ -112,7 +112,7 @@ def test_a_gradient_that_is_one_number() -> None:
 def test_lse_and_its_gradient(dtype: torch.dtype) -> None:
     given = example(dtype)
     del given["gate"]
-    compare(given, LSE)
+    compare(given, LSE_KERNEL)
     lse = evoformer_attention_lse(**given, implementation="triton")[1].requires_grad_(False)
     assert lse.dtype == torch.float32
 

@@ -43,9 +43,9 @@ def test_far_apart_is_as_near(strides: tuple[int, ...]) -> None:
     bias[0].copy_(bias[1])
     for i in range(2):
         q, k, v, gate = (pair[i] for pair in tensors)
-        out, lse, rest = triton.forward(q, k, v, None, bias[i], gate, 0.3)
-        wanted = [True, True, True, False, True, True]
-        grads = triton.backward(gate, None, q, k, v, None, bias[i], gate, out, lse, rest, 0.3, wanted)
+        out, lse, lse_low = triton.forward(q, k, v, None, bias[i], gate, 0.3)
+        needs_grad = [True, True, True, False, True, True]
+        grads = triton.backward(gate, None, q, k, v, None, bias[i], gate, out, lse, lse_low, 0.3, needs_grad)
         results.append([out, *(x for x in grads if x is not None)])
     for far, near in zip(*results, strict=True):
         assert torch.equal(far, near)
@@ -53,6 +53,6 @@ def test_far_apart_is_as_near(strides: tuple[int, ...]) -> None:
 
 def test_the_check_sees_32_bits_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     q, _ = spread((0, 32, FAR, 8, 1), 0)
-    monkeypatch.setattr(triton, "_wide", lambda strides: False)
+    monkeypatch.setattr(triton, "_needs_64_bit_offsets", lambda strides: False)
     with pytest.raises(InterpreterError, match="overflow"):
         triton.forward(q, q, q, None, None, None, 0.3)

@@ -22,18 +22,18 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 by 16 and two programs for all sums: several tiles everywhere, and programs with several."""
 
     def tile(purpose: str, channels: int, bits: int) -> triton_configs.Config:
-        whole = purpose in triton_configs.WHOLE
+        whole = purpose in triton_configs.FULL_WIDTH
         return triton_configs.Config(triton_configs.choose(purpose, channels, bits).channels if whole else 16, 16, 4)
 
     monkeypatch.setattr(triton_plan, "choose", tile)
-    monkeypatch.setattr(triton_plan, "PROGRAMS", 2)
-    monkeypatch.setattr(triton_plan, "PARTS", 2)
+    monkeypatch.setattr(triton_plan, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(triton_plan, "PARTIAL_ROWS", 2)
 
 
 @pytest.fixture
 def _shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_plan, "choose", triton_configs.choose)
-    monkeypatch.setattr(triton_plan, "PROGRAMS", 1024)
+    monkeypatch.setattr(triton_plan, "MAX_PROGRAMS", 1024)
 
 
 def compare(call: Call, given: Given) -> None:
@@ -189,7 +189,7 @@ def test_the_number_of_programs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     partial = [x.arguments["partial"] for x in launched if x.kernel == "add"]
     assert len(partial) == 7
     assert all(x.shape[1] == 2 for x in partial)
-    monkeypatch.setattr(triton_plan, "SCRATCH", 0)
+    monkeypatch.setattr(triton_plan, "SCRATCH_BYTES", 0)
     compare(BY_NAME["norm_backward"], BY_NAME["norm_backward"].make(100, 9, torch.float32))
     assert launched[-1].arguments["partial"].shape[1] == 1
 

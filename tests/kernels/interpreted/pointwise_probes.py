@@ -32,16 +32,16 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 by 16, but of all channels in norms, and two programs to share the sums of a block."""
 
     def tile(purpose: str, channels: int, bits: int) -> triton_configs.Config:
-        whole = purpose in triton_configs.WHOLE
+        whole = purpose in triton_configs.FULL_WIDTH
         return triton_configs.Config(triton_configs.choose(purpose, channels, bits).channels if whole else 16, 16, 4)
 
     monkeypatch.setattr(triton_plan, "choose", tile)
-    monkeypatch.setattr(triton_plan, "SCRATCH", 2**20)
+    monkeypatch.setattr(triton_plan, "SCRATCH_BYTES", 2**20)
 
 
 def launched(call: Call, monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
-    whole = call.name in triton_configs.WHOLE
-    monkeypatch.setattr(triton_plan, "PROGRAMS", PROGRAMS if whole else PROGRAMS * BLOCKS)
+    whole = call.name in triton_configs.FULL_WIDTH
+    monkeypatch.setattr(triton_plan, "MAX_PROGRAMS", PROGRAMS if whole else PROGRAMS * BLOCKS)
     seen = watch(monkeypatch, triton)
     call.run(triton, **call.make(ROWS, C, torch.float16))
     return seen
@@ -132,7 +132,7 @@ def test_dropout_reads_and_writes_once(axis: int, monkeypatch: pytest.MonkeyPatc
     x = numbers(2, 19, 11, 9, dtype=torch.float16)
     dropout.shared_dropout(x, 0.25, axis, torch.tensor(7))
     assert +seen[0].written == {"out": x.nbytes}
-    programs = 2 * -(-x.shape[axis] // dropout.SHARED) * -(-x.shape[3 - axis] // 4)
+    programs = 2 * -(-x.shape[axis] // dropout.PLACES_PER_MASK) * -(-x.shape[3 - axis] // 4)
     assert +seen[0].read == {"x": x.nbytes, "seed": 8 * programs}
     assert not +seen[0].outside
     assert not +seen[0].races
@@ -179,6 +179,6 @@ def test_the_check_sees_32_bits_overflow(monkeypatch: pytest.MonkeyPatch) -> Non
     """A norm whose channels' offsets were 32-bit."""
     from ds4sci.kernels.pointwise import triton_norms
 
-    monkeypatch.setitem(triton_norms.norm.fn.__globals__, "places", lambda index, stride: index * stride)
+    monkeypatch.setitem(triton_norms.norm.fn.__globals__, "offsets", lambda index, stride: index * stride)
     with pytest.raises(InterpreterError, match="overflow"):
         triton.norm(far(numbers(5, 6), (8, FAR // 2)), numbers(6), None, 1e-5)

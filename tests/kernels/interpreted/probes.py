@@ -31,10 +31,10 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def launched(
     monkeypatch: pytest.MonkeyPatch, *, rows: int = ROWS, groups: int = 2, mask: torch.Tensor | None = None
 ) -> list[Seen]:
-    """Forward and backward of one case, everything given and wanted. The bool mask keeps every row's last key."""
+    """Forward and backward of one case, everything d_out and needs_grad. The bool mask keeps every row's last key."""
     monkeypatch.setattr(triton_configs, "choose", lambda *args: Config(rows, M, K, 4, 1))
-    monkeypatch.setattr(host, "SCRATCH", groups * 4 * B * H * N * WIDTH)
-    monkeypatch.setattr(host, "PROGRAMS", 2**20)
+    monkeypatch.setattr(host, "SCRATCH_BYTES", groups * 4 * B * H * N * WIDTH)
+    monkeypatch.setattr(host, "MAX_PROGRAMS", 2**20)
     seen = watch(monkeypatch)
     q, gate = normal(B, N, S, H, D).transpose(1, 2), normal(B, S, N, H, D, seed=1)
     k, v = normal(B, S, KEYS, H, D, seed=2), normal(B, S, KEYS, H, D, seed=3)
@@ -42,10 +42,10 @@ def launched(
         mask = normal(B, S, KEYS) > -0.5
         mask[..., -1] = True
     bias = normal(B, H, N, KEYS, seed=4).float()
-    out, lse, rest = host.forward(q, k, v, mask, bias, gate, 0.3)
-    wanted = [True, True, True, mask.is_floating_point(), True, True]
+    out, lse, lse_low = host.forward(q, k, v, mask, bias, gate, 0.3)
+    needs_grad = [True, True, True, mask.is_floating_point(), True, True]
     grad = normal(*out.shape, seed=5)
-    host.backward(grad, torch.ones_like(lse), q, k, v, mask, bias, gate, out, lse, rest, 0.3, wanted)
+    host.backward(grad, torch.ones_like(lse), q, k, v, mask, bias, gate, out, lse, lse_low, 0.3, needs_grad)
     return seen
 
 
@@ -56,29 +56,29 @@ def model(kernel: str, *, rows: int = ROWS, done: int = 0, taken: int = S, float
     each group of rows. With a bias lse is two numbers, for 16 bits up to ``prepare``.
     """
     half, single, mask = 2, 4, 2 if float_mask else 1
-    ends = 0 if float_mask else B * S * H * single
+    key_ends = 0 if float_mask else B * S * H * single
     lines, tiles_q, tiles_k, sharing = B * S * H, -(-N // M), -(-KEYS // K), -(-taken // rows)
     query, key, plane = lines * N * D * half, lines * KEYS * D * half, B * H * N * WIDTH * single
-    queries = ("high", "delta")
+    queries = ("lse_log2", "delta")
     if kernel == "attend":
         read = {"q": query, "gate": query, "k": key * tiles_q, "v": key * tiles_q, "bias": plane * sharing}
-        read |= {"mask": lines * KEYS * tiles_q * mask, "ends": ends * tiles_q}
-        return read, {"out": query} | dict.fromkeys(("lse", "rest"), lines * N * single)
+        read |= {"mask": lines * KEYS * tiles_q * mask, "key_ends": key_ends * tiles_q}
+        return read, {"out": query} | dict.fromkeys(("lse", "lse_low"), lines * N * single)
     if kernel == "prepare":
         read = dict.fromkeys(("out", "grad_out", "gate"), query)
-        read |= dict.fromkeys(("lse", "grad_lse", "rest"), lines * N * single)
-        return read, {"given": query, "grad_gate": query} | dict.fromkeys(queries, lines * N * single)
+        read |= dict.fromkeys(("lse", "grad_lse", "lse_low"), lines * N * single)
+        return read, {"d_out": query, "grad_gate": query} | dict.fromkeys(queries, lines * N * single)
     if kernel == "grad_keys":
-        read = {"k": key, "v": key, "q": query * tiles_k, "given": query * tiles_k, "bias": plane * sharing}
+        read = {"k": key, "v": key, "q": query * tiles_k, "d_out": query * tiles_k, "bias": plane * sharing}
         read |= dict.fromkeys(queries, lines * N * single * tiles_k)
-        read |= {"mask": lines * KEYS * mask, "ends": ends * tiles_k}
+        read |= {"mask": lines * KEYS * mask, "key_ends": key_ends * tiles_k}
         return read, {"grad_k": key, "grad_v": key} | ({"grad_mask": lines * KEYS * single} if float_mask else {})
     share = taken / S
-    read = {"q": query * share, "given": query * share, "k": key * tiles_q * share, "v": key * tiles_q * share}
+    read = {"q": query * share, "d_out": query * share, "k": key * tiles_q * share, "v": key * tiles_q * share}
     read |= dict.fromkeys(queries, lines * N * single * share) | {"bias": plane * sharing}
     read |= {
         "mask": lines * KEYS * tiles_q * mask * share,
-        "ends": ends * tiles_q * share,
+        "key_ends": key_ends * tiles_q * share,
         "partial": plane * sharing if done else 0,
     }
     return read, {"grad_q": query * share, "partial": plane * sharing}
