@@ -105,31 +105,31 @@ def our_steps(
     from ds4sci.losses.language import weighted_mean
     from ds4sci.models import language
     from ds4sci.train import engine as engines
-    from ds4sci.train.distributed import set_environment
+    from ds4sci.train.distributed import set_rank_environment
 
-    set_environment()
-    engines.silence()
+    set_rank_environment()
+    engines.silence_deepspeed()
     optimizer = {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}}
     settings = {"train_micro_batch_size_per_gpu": 1, "optimizer": optimizer, "gradient_clipping": 1.0}
-    ranks = engines.join(settings, sequence)
+    context = engines.init_distributed(settings, sequence)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(settings), encoding="utf-8")
         own = language.Config(config={"model_type": "llama"}, checkpoint_min_tokens=checkpoint_min_tokens)
         model = language.LanguageModel(hf_model(kind), own, kind)  # type: ignore[arg-type]
-        model.group = ranks.sequence
-        engine = engines.Engine(model, file, ranks)
+        model.group = context.sequence
+        engine = engines.Engine(model, file, context)
     engine.module.train()
     batch = our_batch(kind, n, document)
     took = []
     for _ in range(steps):
         began = time.perf_counter()
         loss = weighted_mean(engine.deepspeed(batch), batch)
-        engine.backward(loss, 1 / ranks.sequence.data_size)
+        engine.backward(loss, 1 / context.sequence.data_size)
         engine.step()
         took.append(time.perf_counter() - began)
     assert torch.isfinite(loss)
-    peak = max(ranks.gather(peak_bytes() or 0))
+    peak = max(context.gather(peak_bytes() or 0))
     torch.distributed.destroy_process_group()
     return took[1:] or took, peak
 

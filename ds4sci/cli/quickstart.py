@@ -84,7 +84,7 @@ def train(say: Callable[[str], None], config: Path, run: Path, overrides: list[s
     if done >= wanted.train.steps:
         say(f"[green]reused[/] the finished training in {run}; remove the folder to train anew")
         return
-    ranks = launch.default_ranks()
+    ranks = launch.default_rank_count()
     what = f"--resume {run}" if done else f"--config {config} {' '.join(overrides)}"
     say(f"[bold]deepspeed --num_accelerators {ranks} launch/train.py {escape(what)}[/]")
     if done:

@@ -60,17 +60,17 @@ def embed(
 def _rank(rank: int, port: int, run: str, fasta: str, out: str, which: str, mean: bool, ranks: int) -> int:
     from ds4sci.train import engine
 
-    engine.silence()
+    engine.silence_deepspeed()
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )  # fmt: skip
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
-    joined = engine.join({}, ranks)
+    joined = engine.init_distributed({}, ranks)
     try:
         _, task, step = evaluate_language.load(Path(run), which)
         task.model.to(joined.device).eval()
-        task.share(joined.sequence)
+        task.set_parallel_groups(joined.sequence)
         return _write(task, Path(fasta), Path(out), mean, {"run": run, "checkpoint": which, "step": step})
     finally:
         dist.destroy_process_group()

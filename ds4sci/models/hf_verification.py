@@ -89,7 +89,7 @@ def verify(subject: Subject, *, longest: int | None, packing: bool, key: str = "
     name = f"{longest} {packing} {key} {_identity(subject)}"
     if name not in _known:
         try:
-            with _undisturbed():
+            with _preserve_rng_state():
                 _known[name] = _verify(subject, longest, packing)
         except ValueError as error:
             _known[name] = str(error)
@@ -105,7 +105,7 @@ def _identity(subject: Subject) -> str:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _preserve_rng_state() -> Iterator[None]:
     """Random states of torch, numpy and Python, default type and logging are afterwards what they were."""
     from transformers.utils import logging
 

@@ -78,7 +78,7 @@ class LanguageModel(nn.Module):
 
     model       as transformers (or peft) made it: what is saved, exported and sharded
     convention  how it is called (``hf_verification.verify``)
-    group       the ranks that share each row; set before the first call (``Task.share``)
+    group       the ranks that share each row; set before the first call (``Task.set_parallel_groups``)
     """
 
     def __init__(self, model: nn.Module, config: Config, kind: Kind, convention: CallConvention = PACKED) -> None:
@@ -193,7 +193,7 @@ class LanguageModel(nn.Module):
         """fp32 ``[b, s, classes]``, nats: for short rows, in evaluation."""
         return self.logits(batch).float().log_softmax(-1)
 
-    def keep(self, folder: Path) -> None:
+    def save_assets(self, folder: Path) -> None:
         """Write the model's config into ``folder``."""
         unwrapped(self.model).config.save_pretrained(folder)
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-KEPT = "model"
-"""Folder of a run into which ``Task.keep`` writes."""
+ASSETS_DIR = "model"
+"""Folder of a run into which ``Task.save_assets`` writes."""
 
 
 class Task(Protocol):
@@ -38,11 +38,11 @@ class Task(Protocol):
     # Optional, found by name:
     #   weight(batch)     what the mean that ``loss`` gives is over, of a micro-batch on the host: a number ≥ 0, such as
     #                     that of tokens to predict. Without it samples count alike: len(batch.ids)
-    #   share(group)      spread every row over the ranks of a group (``parallel.sequence``)
+    #   set_parallel_groups(group) spread every row over the ranks of a group (``parallel.sequence``)
     #   work(batch)       (real tokens, FLOP) of a micro-batch, for the speed in the log
     #   coverage()        name of a part of the data → ``Coverage``: residues read and left out, told when a run starts
-    #   keep(folder)      write what a run must have to be read anywhere; the module's ``kept_by(run)`` gives overrides
-    #   pretrained()      (model, tokenizer) of Hugging Face, for ``ds4sci export``
+    #   save_assets(folder) write what a run must have to be read anywhere; the module's ``asset_overrides(run)`` gives
+    # overrides   pretrained()      (model, tokenizer) of Hugging Face, for ``ds4sci export``
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
@@ -59,9 +59,9 @@ class Task(Protocol):
         """The scalar to minimise, a mean over what ``weight`` counts, and its named, detached, unweighted terms, means
         over the same.
 
-        Where ranks share rows (``share``), each gives its part of these means: their sum over the ranks is the mean.
-        Global random generators stand where (seed, step, number of the micro-batch in the step over all ranks) puts
-        them before the model is called.
+        Where ranks share rows (``set_parallel_groups``), each gives its part of these means: their sum over the ranks
+        is the mean. Global random generators stand where (seed, step, number of the micro-batch in the step over all
+        ranks) puts them before the model is called.
         """
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:

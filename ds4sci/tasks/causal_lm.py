@@ -5,7 +5,7 @@ from __future__ import annotations
 from ds4sci.tasks import language_modeling
 
 Config = language_modeling.Config
-kept_by = language_modeling.kept_by
+asset_overrides = language_modeling.asset_overrides
 
 
 def build(config: language_modeling.Config, *, seed: int, steps: int) -> language_modeling.LanguageTask:

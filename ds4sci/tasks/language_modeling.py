@@ -23,7 +23,7 @@ from ds4sci.data.text_files import resolve_data_path
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.parallel.groups import ALONE, SequenceGroup
-from ds4sci.tasks import KEPT
+from ds4sci.tasks import ASSETS_DIR
 from ds4sci.types import LanguageBatch, LanguageOutput
 
 SEQUENCES = "sequences.json"
@@ -128,10 +128,10 @@ class LanguageTask:
         self._sides: tuple[Reader, Regions, Reader, Regions] | None = None
         self._rows_made: dict[tuple[bool, int, int | None], Rows] = {}
 
-    def keep(self, folder: Path) -> None:
+    def save_assets(self, folder: Path) -> None:
         """Write the model's config, the tokenizer and the alphabet of the training sequences into ``folder``, so that
         a run needs nothing else to be read."""
-        self.language.keep(folder)
+        self.language.save_assets(folder)
         self.coder.tokenizer.save_pretrained(folder)
         data = self.config.data
         store = (
@@ -159,7 +159,7 @@ class LanguageTask:
         """Positions are divided by this in all that the trained model is asked: the last phase's."""
         return self.config.data.phases[-1].rope_factor
 
-    def share(self, group: SequenceGroup) -> None:
+    def set_parallel_groups(self, group: SequenceGroup) -> None:
         """Spread every row over the ranks of ``group``."""
         self.group = self.language.group = group
         refuse_to_skip_layers(self.language)
@@ -321,9 +321,10 @@ class LanguageTask:
         return not self.fraction or not self.coder.encoder.boundaries_depend_on_letters
 
 
-def kept_by(run: Path) -> list[str]:
-    """Overrides by which a run is read from what ``LanguageTask.keep`` left in it, wherever its model came from."""
-    folder = run / KEPT
+def asset_overrides(run: Path) -> list[str]:
+    """Overrides by which a run is read from what ``LanguageTask.save_assets`` left in it, wherever its model came
+    from."""
+    folder = run / ASSETS_DIR
     if not (folder / "config.json").is_file():
         return []
     found = [

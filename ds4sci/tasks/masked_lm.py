@@ -22,7 +22,7 @@ class Config(language_modeling.Config):
     """Sequences, rows and masks."""
 
 
-kept_by = language_modeling.kept_by
+asset_overrides = language_modeling.asset_overrides
 
 
 def build(config: Config, *, seed: int, steps: int) -> language_modeling.LanguageTask:

@@ -30,7 +30,7 @@ from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.tasks import language_modeling
 from ds4sci.types import IGNORE_INDEX, LanguageBatch, LanguageOutput
 
-kept_by = language_modeling.kept_by
+asset_overrides = language_modeling.asset_overrides
 
 STATES = {"3": ("helix", "strand", "loop"), "8": tuple("HGIEBTSC")}
 """Names of the classes; eight are DSSP's own, with C for loop."""
@@ -129,14 +129,14 @@ class ResidueLabelsTask:
         self.model: nn.Module = self.language
         self.group: SequenceGroup = ALONE
 
-    def share(self, group: SequenceGroup) -> None:
+    def set_parallel_groups(self, group: SequenceGroup) -> None:
         """Spread every row over the ranks of ``group``."""
         self.group = self.language.group = group
         language_modeling.refuse_to_skip_layers(self.language)
 
-    def keep(self, folder: Path) -> None:
+    def save_assets(self, folder: Path) -> None:
         """Write the model's config and the tokenizer into ``folder``."""
-        self.language.keep(folder)
+        self.language.save_assets(folder)
         self.coder.tokenizer.save_pretrained(folder)
 
     def pretrained(self, *, adapter: bool = False) -> tuple[nn.Module, Any]:

@@ -49,30 +49,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             session = Session.join(config, resume=options.resume)
         except BuildError as error:
-            say(f"error: {error}")
+            print_error(f"error: {error}")
             return 1
         try:
             session.train()
         except Exception as error:
-            say(session.explain(error))
+            print_error(session.explain(error))
             return 2 if isinstance(error, (ValueError, OSError)) else 1
     except ValueError as error:
         # Up to the run folder every rank reads the same files and finds the same fault: one of them says it.
-        say(f"error: {error}" if is_main else None)
+        print_error(f"error: {error}" if is_main else None)
         return 2
     except KeyboardInterrupt:
-        say("Interrupted; nothing was saved" if is_main else None)
+        print_error("Interrupted; nothing was saved" if is_main else None)
         return 130
     return 0
 
 
-def say(text: str | None) -> None:
+def print_error(text: str | None) -> None:
     """Print to stderr, at once."""
     if text is not None:
         print(text, file=sys.stderr, flush=True)
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process in order."""
     import torch.distributed as dist
 
@@ -87,4 +87,4 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

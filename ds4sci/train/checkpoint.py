@@ -34,12 +34,12 @@ DEEPSPEED = "deepspeed"
 """Tag of DeepSpeed's part inside a checkpoint's folder."""
 
 
-def folder_of(run: Path, step: int) -> Path:
+def checkpoint_folder(run: Path, step: int) -> Path:
     """Where the checkpoint of ``step`` lies."""
     return run / "checkpoints" / f"step_{step:06d}"
 
 
-def steps_of(run: Path) -> list[int]:
+def checkpoint_steps(run: Path) -> list[int]:
     """Steps with a checkpoint under its final name, rising."""
     return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step_*") if p.name[5:].isdigit())
 
@@ -53,38 +53,38 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     Raises OSError on all ranks alike when any rank could not write (a full disk, say), with the path and the free
     space; then nothing is left of the attempt, and earlier checkpoints are untouched.
     """
-    from ds4sci.train.checkpoint_engine import DurableCheckpointEngine
+    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
 
-    ranks = engine.ranks
-    final = folder_of(run, state["step"])
+    context = engine.context
+    final = checkpoint_folder(run, state["step"])
     partial = final.with_name(f".{final.name}.partial")
     writer = Writer(partial)
-    if ranks.is_main:
+    if context.is_main:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / DEEPSPEED).mkdir(parents=True)
         except OSError as error:
             writer.error = str(error)
-    _agree(engine, writer, partial)
+    _raise_on_any_error(engine, writer, partial)
 
-    storage = engine.deepspeed.checkpoint_engine = DurableCheckpointEngine()
+    storage = engine.deepspeed.checkpoint_engine = SyncedCheckpointEngine()
     storage.writer = writer
     # Its recovery script would be copied by rank 0 alone, past the writer: a full disk would leave the others waiting.
     engine.deepspeed._copy_recovery_script = lambda save_path: None
     engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
-    weights = ema.full(engine.module)
-    everyones = ranks.gather(sums)
-    if ranks.is_main:
+    weights = ema.full_tensors(engine.module)
+    everyones = context.gather(sums)
+    if context.is_main:
         # safetensors writes by itself and reports a full disk badly; its bytes go through our hands.
         content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, {"format": "pt"})
         writer.write_bytes(partial / "model.safetensors", content)
         writer.write_bytes(partial / "state.json", json.dumps(state | {"sums": everyones}, indent=2).encode())
         for name in ("config.json", "deepspeed.json", "commit.txt"):
             writer.write_bytes(partial / name, (run / name).read_bytes())
-    _agree(engine, writer, partial)
+    _raise_on_any_error(engine, writer, partial)
 
-    files = {name: entry for part in ranks.gather(writer.files) for name, entry in part.items()}
-    if ranks.is_main:
+    files = {name: entry for part in context.gather(writer.files) for name, entry in part.items()}
+    if context.is_main:
         try:
             replace_text(partial / "manifest.json", json.dumps({"files": files}, indent=1))
             sync_folder(partial / DEEPSPEED)
@@ -97,18 +97,18 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
                 replace_text(final.parent / "best", f"step_{state['best']['step']:06d}\n")
         except OSError as error:
             writer.error = str(error)
-    _agree(engine, writer, partial)
+    _raise_on_any_error(engine, writer, partial)
     return final
 
 
 def prune(run: Path, keep_last: int, best: int | None) -> None:
     """Remove all but the newest ``keep_last`` checkpoints and the best one; rank 0 calls it."""
-    for step in steps_of(run)[:-keep_last]:
+    for step in checkpoint_steps(run)[:-keep_last]:
         if step != best:
-            shutil.rmtree(folder_of(run, step), ignore_errors=True)
+            shutil.rmtree(checkpoint_folder(run, step), ignore_errors=True)
 
 
-def discard_after(run: Path, step: int) -> None:
+def remove_after(run: Path, step: int) -> None:
     """Remove what a run wrote of the steps after ``step``, and what a killed process left half written."""
     for path in (run / "checkpoints").glob(".step_*.partial"):
         shutil.rmtree(path, ignore_errors=True)
@@ -123,14 +123,14 @@ def discard_after(run: Path, step: int) -> None:
                 path.unlink()
 
 
-def _agree(engine: Engine, writer: Any, partial: Path) -> None:
+def _raise_on_any_error(engine: Engine, writer: Any, partial: Path) -> None:
     """Go on only if no rank has an error; otherwise remove ``partial`` and raise on all."""
-    errors = [(rank, error) for rank, error in enumerate(engine.ranks.gather(writer.error)) if error]
+    errors = [(rank, error) for rank, error in enumerate(engine.context.gather(writer.error)) if error]
     if not errors:
         return
-    if engine.ranks.is_main:
+    if engine.context.is_main:
         shutil.rmtree(partial, ignore_errors=True)
-    engine.ranks.barrier()
+    engine.context.barrier()
     rank, error = errors[0]
     raise OSError(
         f"the checkpoint {partial.with_name(partial.name[1:-8])} could not be written: rank {rank}: {error}. "
@@ -139,7 +139,7 @@ def _agree(engine: Engine, writer: Any, partial: Path) -> None:
     )
 
 
-def problem(folder: Path) -> str | None:
+def find_corruption(folder: Path) -> str | None:
     """What is wrong with a checkpoint, by its manifest; None if every file is there, whole and unchanged."""
     manifest = folder / "manifest.json"
     try:
@@ -158,14 +158,14 @@ def problem(folder: Path) -> str | None:
     return None
 
 
-def newest(run: Path, say: Any = print) -> Path:
+def newest_intact(run: Path, say: Any = print) -> Path:
     """The newest checkpoint that is whole; says which broken ones it passes over.
 
     Raises ValueError when there is none.
     """
-    for step in reversed(steps_of(run)):
-        folder = folder_of(run, step)
-        trouble = problem(folder)
+    for step in reversed(checkpoint_steps(run)):
+        folder = checkpoint_folder(run, step)
+        trouble = find_corruption(folder)
         if trouble is None:
             return folder
         say(f"WARNING: {folder} is broken ({trouble}); going back to the checkpoint before it")
@@ -178,7 +178,7 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
     Returns the state as ``save`` got it, with the ``"sums"`` of every rank that saved. Raises ValueError where the
     number of ranks, ZeRO stage or batch size forbids an exact continuation.
     """
-    from ds4sci.train.checkpoint_engine import DurableCheckpointEngine
+    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
 
     state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tag = DEEPSPEED
@@ -187,12 +187,12 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
         if not (folder / tag).is_dir():
             raise ValueError(
                 f"{folder}: the DeepSpeed JSON has checkpoint.load_universal, and there is no {folder / tag}. Make it "
-                f"with\n  {_conversion(folder)}\nor resume with a JSON without that key"
+                f"with\n  {_universal_conversion(folder)}\nor resume with a JSON without that key"
             )
     else:
-        _check_same_shape(folder, state, engine)
+        _check_same_layout(folder, state, engine)
     _check_same_batch(folder, state, engine)
-    engine.deepspeed.checkpoint_engine = DurableCheckpointEngine()
+    engine.deepspeed.checkpoint_engine = SyncedCheckpointEngine()
     loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=tag)
     if loaded is None:
         raise ValueError(f"{folder / tag}: DeepSpeed finds nothing to load there")
@@ -205,7 +205,7 @@ def _check_same_batch(folder: Path, state: dict[str, Any], engine: Engine) -> No
     before, now = state["train_batch_size"], engine.batch[0]
     if before != now:
         micro, accumulation = engine.batch[1:]
-        ranks = engine.ranks.sequence.data_size
+        ranks = engine.context.sequence.data_size
         raise ValueError(
             f"{engine.json_file}: train_batch_size is {now} here ({ranks} × {micro} × {accumulation}: ranks × micro "
             f"batch × accumulation), and {folder} was written with {before}; the data position is step × "
@@ -215,8 +215,8 @@ def _check_same_batch(folder: Path, state: dict[str, Any], engine: Engine) -> No
         )
 
 
-def _check_same_shape(folder: Path, state: dict[str, Any], engine: Engine) -> None:
-    now = {"zero_stage": engine.zero_stage, "world_size": engine.ranks.world_size}
+def _check_same_layout(folder: Path, state: dict[str, Any], engine: Engine) -> None:
+    now = {"zero_stage": engine.zero_stage, "world_size": engine.context.world_size}
     if state["zero_stage"] != now["zero_stage"]:
         raise ValueError(
             f"{folder}: written with ZeRO stage {state['zero_stage']}, and the DeepSpeed JSON asks for "
@@ -225,12 +225,12 @@ def _check_same_shape(folder: Path, state: dict[str, Any], engine: Engine) -> No
     if state["world_size"] != now["world_size"] and now["zero_stage"] > 0:
         raise ValueError(
             f"{folder}: written by {state['world_size']} ranks, and this run has {now['world_size']}. Start "
-            f"{state['world_size']} ranks, or convert it once with\n  {_conversion(folder)}\n"
+            f"{state['world_size']} ranks, or convert it once with\n  {_universal_conversion(folder)}\n"
             'and resume with a DeepSpeed JSON that has "checkpoint": {"load_universal": true}'
         )
 
 
-def _conversion(folder: Path) -> str:
+def _universal_conversion(folder: Path) -> str:
     """The command that makes a checkpoint loadable by any number of ranks."""
     return (
         f"python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state "
@@ -245,19 +245,19 @@ def chosen(run: Path, which: str = "best") -> Path:
     """
     if not (run / "checkpoints").is_dir():
         raise ValueError(f"{run}: no run folder with checkpoints; a run is what `ds4sci train` made, such as runs/NAME")
-    if not steps_of(run):
+    if not checkpoint_steps(run):
         raise ValueError(f"{run}: the run has no checkpoint yet")
     if which in ("best", "latest"):
         pointer = run / "checkpoints" / which
         name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
         if not (run / "checkpoints" / name / "model.safetensors").is_file() or not name:
-            folder = folder_of(run, steps_of(run)[-1])
+            folder = checkpoint_folder(run, checkpoint_steps(run)[-1])
             warnings.warn(f"{run}: no {which} checkpoint; taking {folder.name}", stacklevel=2)
             return folder
         return run / "checkpoints" / name
-    folder = folder_of(run, int(which)) if which.isdigit() else run / "checkpoints" / which
+    folder = checkpoint_folder(run, int(which)) if which.isdigit() else run / "checkpoints" / which
     if not folder.is_dir():
-        have = ", ".join(folder_of(run, step).name for step in steps_of(run))
+        have = ", ".join(checkpoint_folder(run, step).name for step in checkpoint_steps(run))
         raise ValueError(f"{run}: no checkpoint {folder.name!r}; there are best, latest, {have}")
     return folder
 
@@ -272,16 +272,16 @@ def load_run(run: Path | str, *, which: str = "best", overrides: Sequence[str] =
     """
     folder = chosen(Path(run), which)
     config = RunConfig.load(folder / "config.json", list(overrides))
-    kept_by = getattr(import_task(config.task.name), "kept_by", None)
-    if kept_by is not None:
-        config = RunConfig.load(folder / "config.json", [*kept_by(Path(run).resolve()), *overrides])
+    asset_overrides = getattr(import_task(config.task.name), "asset_overrides", None)
+    if asset_overrides is not None:
+        config = RunConfig.load(folder / "config.json", [*asset_overrides(Path(run).resolve()), *overrides])
     task = build_task(config)
     load_weights(task.model, folder / "model.safetensors")
     task.model.eval()
     return config, task
 
 
-def weights_of(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
     """``model.safetensors`` of the run folder ``path`` (its best checkpoint), or the file itself."""
     return chosen(path) / "model.safetensors" if path.is_dir() else path
 

@@ -12,7 +12,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from ds4sci.files.atomic_files import Writer
 
 
-class DurableCheckpointEngine(CheckpointEngine):
+class SyncedCheckpointEngine(CheckpointEngine):
     """DeepSpeed's files through a ``Writer``; loading refuses pickled code other than DeepSpeed's own records."""
 
     def __init__(self) -> None:

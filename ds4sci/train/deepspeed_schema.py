@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-READ_LATER: dict[tuple[str, ...], tuple[str, ...]] = {
+EXTRA_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
     (): ("sequence_parallel_size", "data_parallel_size", "vocabulary_size"),
     ("pipeline",): (
         "stages", "partition", "seed_layers", "activation_checkpoint_interval", "pipe_partitioned", "grad_partitioned",
@@ -26,25 +26,25 @@ READ_LATER: dict[tuple[str, ...], tuple[str, ...]] = {
 }  # fmt: skip
 """Section → keys that DeepSpeed reads elsewhere than in its parser."""
 
-BY_CONSTANTS = {
+KEYS_FROM_CONSTANTS = {
     "data_efficiency": "deepspeed.runtime.data_pipeline.constants",
     "autotuning": "deepspeed.autotuning.constants",
 }
 """Section → the module whose string constants are the names of its keys, at any depth."""
 
-FREE = (
+FREE_FORM_SECTIONS = (
     ("datastates_ckpt",),
     ("autotuning", "arg_mappings"),
 )
 """Sections whose keys are the user's."""
 
-WHOLE_NUMBERS = {
+INTEGER_KEYS = {
     "steps_per_print": 1, "train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
     "sequence_parallel_size": 1, "data_parallel_size": 1, "vocabulary_size": 1,
 }  # fmt: skip
 """Keys of the top level whose default in DeepSpeed, None, has no type."""
 
-NUMBERS = {
+NUMERIC_ARGUMENTS = {
     "lr", "eps", "weight_decay", "momentum", "muon_lr", "adam_lr", "warmup_min_lr", "warmup_max_lr",
     "warmup_num_steps", "total_num_steps",
 }  # fmt: skip
@@ -55,7 +55,7 @@ MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
 
 
 @dataclass
-class _Asked:
+class _AccessLog:
     """Section → keys that were asked for; what stands for those of the top level where they are not given; sections
     that were handed over whole, to a model that forbids others."""
 
@@ -64,32 +64,32 @@ class _Asked:
     whole: set[tuple[str, ...]] = field(default_factory=lambda: {(name,) for name in MONITORS})
 
 
-class _Noted(dict[str, Any]):
+class _RecordingDict(dict[str, Any]):
     """A dict that notes the keys that it is asked for; so do the dicts in it, when they are fetched."""
 
-    def __init__(self, values: dict[str, Any], path: tuple[str, ...], asked: _Asked) -> None:
+    def __init__(self, values: dict[str, Any], path: tuple[str, ...], asked: _AccessLog) -> None:
         super().__init__(values)
         self.path, self.asked = path, asked
 
-    def _note(self, key: Any) -> None:
+    def _record(self, key: Any) -> None:
         self.asked.keys.setdefault(self.path, set()).add(key)
 
     def _wrapped(self, key: Any, value: Any) -> Any:
-        plain = isinstance(value, dict) and not isinstance(value, _Noted)
-        return _Noted(value, (*self.path, str(key)), self.asked) if plain else value
+        plain = isinstance(value, dict) and not isinstance(value, _RecordingDict)
+        return _RecordingDict(value, (*self.path, str(key)), self.asked) if plain else value
 
     def __getitem__(self, key: Any) -> Any:
-        self._note(key)
+        self._record(key)
         return self._wrapped(key, super().__getitem__(key))
 
     def get(self, key: Any, default: Any = None) -> Any:
-        self._note(key)
+        self._record(key)
         if not self.path:
             self.asked.defaults[key] = default
         return self._wrapped(key, super().get(key, default)) if key in self else default
 
     def __contains__(self, key: Any) -> bool:
-        self._note(key)
+        self._record(key)
         return super().__contains__(key)
 
     def __iter__(self) -> Iterator[str]:
@@ -97,20 +97,20 @@ class _Noted(dict[str, Any]):
 
     def keys(self) -> Any:
         """Membership in these is noted too."""
-        return _Keys(self)
+        return _RecordingKeys(self)
 
     def items(self) -> Any:
         """Pairs; reading them is no question for any one key."""
-        return [(key, self._wrapped(key, super(_Noted, self).__getitem__(key))) for key in self]
+        return [(key, self._wrapped(key, super(_RecordingDict, self).__getitem__(key))) for key in self]
 
-    def __copy__(self) -> _Noted:
-        return _Noted(dict(super().items()), self.path, self.asked)
+    def __copy__(self) -> _RecordingDict:
+        return _RecordingDict(dict(super().items()), self.path, self.asked)
 
 
-class _Keys:
-    """The keys of a ``_Noted``."""
+class _RecordingKeys:
+    """The keys of a ``_RecordingDict``."""
 
-    def __init__(self, of: _Noted) -> None:
+    def __init__(self, of: _RecordingDict) -> None:
         self.of = of
 
     def __contains__(self, key: Any) -> bool:
@@ -129,13 +129,13 @@ def check(config: dict[str, Any], path: Path) -> None:
     for values that it refuses; ``path`` is the file that they came from."""
     from deepspeed.runtime import config as parser
 
-    asked = _Asked()
-    noted = _Noted(config, (), asked)
+    asked = _AccessLog()
+    noted = _RecordingDict(config, (), asked)
     own = object.__new__(parser.DeepSpeedConfig)
     own._param_dict = noted
     own.global_rank, own.world_size = 1, 1
     refusal: Exception | None = None
-    with _silent():
+    with _logger_disabled():
         try:
             parser._reject_removed_config_keys(config)
             own._initialize_params(noted)
@@ -143,7 +143,7 @@ def check(config: dict[str, Any], path: Path) -> None:
             refusal = error
     _check_values(config, asked.defaults, path)
     if refusal is not None:
-        raise ValueError(f"{path}: {_explained(refusal, config)}") from refusal
+        raise ValueError(f"{path}: {_explain(refusal, config)}") from refusal
     _check_keys(config, (), asked, path)
     for section, known in (("optimizer", _optimizer_arguments), ("scheduler", _scheduler_arguments)):
         entry = config.get(section)
@@ -151,7 +151,7 @@ def check(config: dict[str, Any], path: Path) -> None:
             valid, params = known(str(entry["type"]), path), entry.get("params") or {}
             if not isinstance(params, dict):
                 raise ValueError(f"{path}: {section}.params: expected an object, got {params!r}")
-            for key in NUMBERS & params.keys():
+            for key in NUMERIC_ARGUMENTS & params.keys():
                 if isinstance(params[key], str | bool):
                     raise ValueError(
                         f"{path}: {section}.params.{key}: expected a number, got {json.dumps(params[key])}"
@@ -169,7 +169,7 @@ def _check_values(config: dict[str, Any], defaults: dict[str, Any], path: Path) 
     Its parser hands these on as they are: a text where a number should be would end the run within the first step.
     """
     for key, value in config.items():
-        default = WHOLE_NUMBERS.get(key, defaults.get(key))
+        default = INTEGER_KEYS.get(key, defaults.get(key))
         if value is None or isinstance(value, dict | list) or default is None:
             continue
         if isinstance(default, bool):
@@ -191,13 +191,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_keys(values: dict[str, Any], at: tuple[str, ...], asked: _Asked, path: Path) -> None:
-    if at in FREE or at in asked.whole or at in (("optimizer", "params"), ("scheduler", "params")):
+def _check_keys(values: dict[str, Any], at: tuple[str, ...], asked: _AccessLog, path: Path) -> None:
+    if at in FREE_FORM_SECTIONS or at in asked.whole or at in (("optimizer", "params"), ("scheduler", "params")):
         return
-    names = _constants(BY_CONSTANTS[at[0]]) if at and at[0] in BY_CONSTANTS else set()
+    names = _constants(KEYS_FROM_CONSTANTS[at[0]]) if at and at[0] in KEYS_FROM_CONSTANTS else set()
     if "schedule_config" in at or at[-1:] == ("curriculum_metrics",):
         return
-    valid = asked.keys.get(at, set()) | set(READ_LATER.get(at, ())) | names
+    valid = asked.keys.get(at, set()) | set(EXTRA_KEYS.get(at, ())) | names
     for key, value in values.items():
         if key not in valid:
             raise ValueError(_unknown(path, (*at, str(key)), valid, "DeepSpeed reads no such key, it would do nothing"))
@@ -218,7 +218,7 @@ def _constants(module: str) -> set[str]:
     return {value for value in vars(import_module(module)).values() if isinstance(value, str) and value.isidentifier()}
 
 
-def _explained(error: Exception, config: dict[str, Any]) -> str:
+def _explain(error: Exception, config: dict[str, Any]) -> str:
     """DeepSpeed's refusal with the key that it is about."""
     from pydantic import ValidationError
 
@@ -324,7 +324,7 @@ def _arguments(*kinds: Any) -> set[str]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def _logger_disabled() -> Iterator[None]:
     """DeepSpeed's parser logs what it will log again."""
     from deepspeed.utils import logger
 

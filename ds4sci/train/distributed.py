@@ -25,7 +25,7 @@ CONTROL_TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """This process among ``world_size``; ``control`` is the gloo group of control messages, ``sequence`` the ranks that
     share this one's rows."""
 
@@ -70,7 +70,7 @@ class Ranks:
         dist.barrier(group=self.control)
 
 
-def set_environment() -> None:
+def set_rank_environment() -> None:
     """Make ``python launch/train.py`` a run of one rank, and share the cores out among the ranks.
 
     DeepSpeed without RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT goes looking for MPI. OMP_NUM_THREADS
@@ -90,14 +90,16 @@ def set_environment() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // local_size)))
 
 
-def connect(device: torch.device, sequence: int = 1) -> Ranks:
+def create_context(device: torch.device, sequence: int = 1) -> DistributedContext:
     """Join the run after ``deepspeed.init_distributed``, ``sequence`` ranks to a row; also gives torch its share of the
     threads. Raises ValueError where ``sequence`` does not divide the ranks."""
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     group = sequence_groups(sequence)
-    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device, control, group)
+    return DistributedContext(
+        dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device, control, group
+    )
 
 
 def free_port() -> int:

@@ -30,14 +30,14 @@ class Ema:
         for name, p in self._parameters.items():
             if is_sharded(p) and p.ds_tensor.numel() == 0:
                 raise ValueError(f"{name}: parameters offloaded to NVMe cannot be averaged; offload them to the cpu")
-        self._means = {name: held(p).detach().float().clone() for name, p in self._parameters.items()}
+        self._means = {name: local_tensor(p).detach().float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take one optimizer step's weights into the mean."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        means, weights = list(self._means.values()), [held(p).detach() for p in self._parameters.values()]
+        means, weights = list(self._means.values()), [local_tensor(p).detach() for p in self._parameters.values()]
         if weights and all(w.dtype == torch.float32 for w in weights):
             torch._foreach_lerp_(means, weights, 1 - decay)
         else:
@@ -48,7 +48,7 @@ class Ema:
     @torch.no_grad()
     def swapped(self) -> Iterator[None]:
         """The mean in place of the weights inside the block; the weights come back bit for bit."""
-        weights = {name: held(p).detach().clone() for name, p in self._parameters.items()}
+        weights = {name: local_tensor(p).detach().clone() for name, p in self._parameters.items()}
         self._write(self._means)
         try:
             yield
@@ -56,11 +56,11 @@ class Ema:
             self._write(weights)
 
     @torch.no_grad()
-    def full(self, model: nn.Module) -> dict[str, Tensor]:
+    def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Names → whole tensors on the CPU: the means, frozen parameters and persistent buffers. All ranks call it."""
         tensors: dict[str, Tensor] = {}
         for name, p in model.named_parameters():
-            local = self._means[name] if name in self._means else held(p).detach()
+            local = self._means[name] if name in self._means else local_tensor(p).detach()
             tensors[name] = (_gather(p, local) if is_sharded(p) else local).cpu()
         persistent = model.state_dict(keep_vars=True).keys()
         tensors |= {name: b.detach().cpu() for name, b in model.named_buffers() if name in persistent}
@@ -68,7 +68,7 @@ class Ema:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Take the means from what ``full`` gave, whatever number of ranks gave it."""
+        """Take the means from what ``full_tensors`` gave, whatever number of ranks gave it."""
         for name, p in self._parameters.items():
             whole = tensors[name].float()
             if is_sharded(p):
@@ -82,7 +82,7 @@ class Ema:
 
     def _write(self, values: dict[str, Tensor]) -> None:
         for name, p in self._parameters.items():
-            held(p).data.copy_(values[name])
+            local_tensor(p).data.copy_(values[name])
             if is_sharded(p) and p.ds_status.name == "AVAILABLE":
                 # A small parameter that ZeRO-3 keeps gathered: drop the old whole, the next use gathers the new one.
                 p.partition()
@@ -93,7 +93,7 @@ def is_sharded(parameter: Any) -> bool:
     return hasattr(parameter, "ds_tensor")
 
 
-def held(parameter: Any) -> Tensor:
+def local_tensor(parameter: Any) -> Tensor:
     """What this rank stores of ``parameter``: its shard under ZeRO-3, else all of it."""
     return parameter.ds_tensor if is_sharded(parameter) else parameter.data
 

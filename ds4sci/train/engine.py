@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from ds4sci.config import deepspeed_json
 from ds4sci.train import extension_builds
-from ds4sci.train.distributed import Ranks, connect
+from ds4sci.train.distributed import DistributedContext, create_context
 from ds4sci.train.gradient_scale import gradient_scale
 
 if TYPE_CHECKING:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
 
-def join(config: dict[str, Any], sequence: int = 1) -> Ranks:
+def init_distributed(config: dict[str, Any], sequence: int = 1) -> DistributedContext:
     """Build what DeepSpeed would build at first use, then connect the ranks, ``sequence`` of them to a row."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    extension_builds.prepare(config, speaks=os.environ["RANK"] == "0")
+    extension_builds.build_required(config, verbose=os.environ["RANK"] == "0")
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
@@ -38,12 +38,12 @@ def join(config: dict[str, Any], sequence: int = 1) -> Ranks:
         local_rank = int(os.environ["LOCAL_RANK"])
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
-    with extension_builds.quiet():
+    with extension_builds.suppress_stdout():
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
-    return connect(device, sequence)
+    return create_context(device, sequence)
 
 
-def gather_whole(model: nn.Module) -> None:
+def mark_leaf_modules(model: nn.Module) -> None:
     """Tell ZeRO-3 which modules to gather with all their children: those that read the children's parameters.
 
     They say so themselves (``ds4sci.nn``). ZeRO-3 gathers a module's parameters when its ``forward`` is called; a child
@@ -64,30 +64,30 @@ class Engine:
     zero_stage     0–3
     """
 
-    def __init__(self, model: nn.Module, json_file: Path, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, json_file: Path, context: DistributedContext) -> None:
         """Raises ValueError where DeepSpeed refuses the JSON, with the reason and the file."""
         import deepspeed
 
         config = deepspeed_json.read(json_file)
-        deepspeed_json.batch_sizes(config, ranks.sequence.data_size, json_file)
+        deepspeed_json.batch_sizes(config, context.sequence.data_size, json_file)
         reason = getattr(model, "why_not_zero3", None)
         if deepspeed_json.zero_stage(config) == 3 and reason:
             raise ValueError(f"{json_file}: ZeRO stage 3 cannot train {reason}")
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._parameters = parameters  # listing them costs milliseconds a step
-        gather_whole(model)
+        mark_leaf_modules(model)
         try:
-            with extension_builds.quiet(), _no_step_at_start():
+            with extension_builds.suppress_stdout(), _without_initial_step():
                 engine, _, _, _ = deepspeed.initialize(
                     model=model, model_parameters=parameters, config=str(json_file), dist_init_required=False,
-                    mpu=ranks.sequence.mpu,
+                    mpu=context.sequence.mpu,
                 )  # fmt: skip
         except (AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) or type(error).__name__
             raise ValueError(f"{json_file}: DeepSpeed refuses this configuration: {reason}") from error
         self.deepspeed: DeepSpeedEngine = engine
-        self._factor = 1.0 / gradient_scale(config, ranks)
-        self.json_file, self.ranks = json_file, ranks
+        self._factor = 1.0 / gradient_scale(config, context)
+        self.json_file, self.context = json_file, context
         self.batch = (  # floats, where DeepSpeed divides by the ranks that share rows
             int(engine.train_batch_size()),
             int(engine.train_micro_batch_size_per_gpu()),
@@ -105,7 +105,7 @@ class Engine:
         return self.deepspeed.module
 
     @property
-    def searches_loss_scale(self) -> bool:
+    def uses_dynamic_loss_scale(self) -> bool:
         """Whether a skipped step may just be fp16 looking for its loss scale."""
         return bool(self.deepspeed.fp16_enabled() and self.deepspeed.dynamic_loss_scale())
 
@@ -138,7 +138,7 @@ class Engine:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             self.grad_norm = float(norm)
-            with contextlib.nullcontext() if torch.isfinite(norm) else _refusing(engine.optimizer):
+            with contextlib.nullcontext() if torch.isfinite(norm) else _skip_step(engine.optimizer):
                 engine.step()
         else:
             engine.step()
@@ -150,12 +150,12 @@ class Engine:
     def log(self, values: dict[str, float], samples: int) -> None:
         """Write to the monitors that the JSON switches on: wandb, tensorboard, csv, comet."""
         monitor = self.deepspeed.monitor
-        if monitor.enabled and self.ranks.is_main:
+        if monitor.enabled and self.context.is_main:
             monitor.write_events([(name, value, samples) for name, value in values.items()])
 
 
 @contextlib.contextmanager
-def _no_step_at_start() -> Iterator[None]:
+def _without_initial_step() -> Iterator[None]:
     """Keep DeepSpeed's 16-bit optimizers without ZeRO from a step of their own.
 
     They take one on zero gradients when they are made, so that the optimizer has its state: Adam's count then begins
@@ -175,7 +175,7 @@ def _no_step_at_start() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusing(optimizer: Any) -> Iterator[None]:
+def _skip_step(optimizer: Any) -> Iterator[None]:
     """Make a bare torch optimizer refuse a step the way DeepSpeed's wrappers do: nothing moves, and ``overflow`` tells
     the engine to leave the schedule alone. The engine itself drops the gradients."""
     for group in optimizer.param_groups:
@@ -189,7 +189,7 @@ def _refusing(optimizer: Any) -> Iterator[None]:
         del optimizer.step, optimizer.overflow
 
 
-SAID_BETTER = (
+SUPPRESSED_WARNINGS = (
     "Setting accelerator to CPU",  # a CPU is no mishap
     "Attempting to get learning rate from scheduler before it has started",  # DeepSpeed's own schedules do that
     "[Rank 0] [deepspeed] OVERFLOW! Skipping step",  # the loop names the samples
@@ -198,13 +198,13 @@ SAID_BETTER = (
 """Warnings of DeepSpeed that tell the user nothing."""
 
 
-def silence() -> None:
+def silence_deepspeed() -> None:
     """Keep DeepSpeed's chatter below WARNING, and the warnings about its outdated calls to torch, from the user.
 
     For programs, once; warnings of other origin pass.
     """
     logger = logging.getLogger("DeepSpeed")
-    logger.addFilter(lambda record: not record.getMessage().startswith(SAID_BETTER))
+    logger.addFilter(lambda record: not record.getMessage().startswith(SUPPRESSED_WARNINGS))
     import deepspeed  # noqa: F401  (sets up that logger, with the stdout of this moment)
 
     logger.setLevel(logging.WARNING)

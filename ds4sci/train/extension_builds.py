@@ -45,7 +45,7 @@ BUILDERS = {
 """Extension → the name of its builder in DeepSpeed's accelerator."""
 
 
-def needed(config: dict[str, Any], *, accelerator: str) -> dict[str, str]:
+def required_extensions(config: dict[str, Any], *, accelerator: str) -> dict[str, str]:
     """Extension → why the JSON ``config`` needs it on ``accelerator`` (``cpu``, ``cuda``, …)."""
     wanted: dict[str, str] = {}
     optimizer = config.get("optimizer", {})
@@ -93,11 +93,11 @@ def why_no_build() -> str | None:
     return None
 
 
-def prepare(config: dict[str, Any], *, say: Callable[[str], None] = print, speaks: bool = True) -> None:
+def build_required(config: dict[str, Any], *, say: Callable[[str], None] = print, verbose: bool = True) -> None:
     """Build what ``config`` needs and switch off what it does not; sets ``TORCH_EXTENSIONS_DIR``.
 
     Every rank calls this: the first one builds and says so, the others wait for the lock and find the work done;
-    of those only the one that ``speaks`` says that it waits.
+    of those only the one that ``verbose`` says that it waits.
     Raises ValueError where nothing can be built but the JSON needs it, and BuildError where building fails; both name
     the key of the JSON that avoids it.
     """
@@ -108,33 +108,35 @@ def prepare(config: dict[str, Any], *, say: Callable[[str], None] = print, speak
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     add_environment_to_path()
     accelerator = get_accelerator()
-    wanted = needed(config, accelerator=accelerator.device_name())
+    wanted = required_extensions(config, accelerator=accelerator.device_name())
     if SHM not in wanted:
-        with quiet():
+        with suppress_stdout():
             deepspeed.ops.__compatible_ops__[SHM] = False
     obstacle = why_no_build()
     for name, reason in wanted.items():
         if obstacle is not None:
-            raise ValueError(f"DeepSpeed's {name} is needed ({reason}) but cannot be built: {obstacle}. {avoid(name)}")
+            raise ValueError(
+                f"DeepSpeed's {name} is needed ({reason}) but cannot be built: {obstacle}. {workaround(name)}"
+            )
         builder = accelerator.create_op_builder(BUILDERS[name])
-        build(folder, name, builder.load, reason=reason, say=say, speaks=speaks)
+        build(folder, name, builder.load, reason=reason, say=say, verbose=verbose)
 
 
 class BuildError(RuntimeError):
     """The compiler failed on one of DeepSpeed's extensions."""
 
 
-def clear_dead_build(folder: Path) -> None:
+def remove_stale_build(folder: Path) -> None:
     """If a build in ``folder`` was killed, end its orphaned compilers and remove what it left; called under our lock.
 
     A ``lock`` file whose maker still has it open belongs to a build by another program: that one is waited for.
     """
     lock = folder / "lock"
-    while lock.exists() and any(_uses(p, lock) for p in psutil.process_iter()):
+    while lock.exists() and any(_has_open(p, lock) for p in psutil.process_iter()):
         time.sleep(0.5)
     if not lock.exists():
         return
-    orphans = [p for p in psutil.process_iter() if _works_in(p, folder)]
+    orphans = [p for p in psutil.process_iter() if _runs_in(p, folder)]
     for orphan in orphans:
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
@@ -142,21 +144,21 @@ def clear_dead_build(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _uses(process: psutil.Process, file: Path) -> bool:
+def _has_open(process: psutil.Process, file: Path) -> bool:
     try:
         return any(Path(opened.path) == file.resolve() for opened in process.open_files())
     except psutil.Error:
         return False  # another user's process, or one that has just ended
 
 
-def _works_in(process: psutil.Process, folder: Path) -> bool:
+def _runs_in(process: psutil.Process, folder: Path) -> bool:
     try:
         return Path(process.cwd()) == folder.resolve()
     except psutil.Error:
         return False
 
 
-def avoid(name: str) -> str:
+def workaround(name: str) -> str:
     """How to do without the extension ``name``."""
     if name == SHM:
         return "Or take tensor_parallel out of the DeepSpeed JSON"
@@ -174,29 +176,29 @@ def build(
     *,
     reason: str,
     say: Callable[[str], None] = print,
-    speaks: bool = True,
+    verbose: bool = True,
 ) -> None:
     """Call ``load`` (which builds into ``folder / name`` if need be) alone among all processes, saying what goes on."""
     wait = f"Waiting for another process to build DeepSpeed's {name} …"
-    with locks.exclusive(folder / f"{name}.flock", on_wait=lambda: say(wait) if speaks else None):
-        clear_dead_build(folder / name)
+    with locks.exclusive(folder / f"{name}.flock", on_wait=lambda: say(wait) if verbose else None):
+        remove_stale_build(folder / name)
         fresh = not any((folder / name).glob("*.so"))
         start = time.monotonic()
         if fresh:
             say(f"Building DeepSpeed's {name} once, 1–3 minutes: {reason}. It stays in {folder}")
         try:
-            with _clock(f"building {name}") if fresh else contextlib.nullcontext(), quiet():
+            with _elapsed_time(f"building {name}") if fresh else contextlib.nullcontext(), suppress_stdout():
                 load()
         except Exception as error:
             raise BuildError(
-                f"DeepSpeed's {name} failed to build in {folder / name}: {error}. {avoid(name)}"
+                f"DeepSpeed's {name} failed to build in {folder / name}: {error}. {workaround(name)}"
             ) from error
         if fresh:
             say(f"Built {name} in {time.monotonic() - start:.0f} s")
 
 
 @contextlib.contextmanager
-def _clock(what: str) -> Iterator[None]:
+def _elapsed_time(what: str) -> Iterator[None]:
     """On a terminal, a line with the time gone by."""
     console = Console(file=sys.stdout)
     bar = Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=console, transient=True)
@@ -206,7 +208,7 @@ def _clock(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def suppress_stdout() -> Iterator[None]:
     """Swallow what DeepSpeed and torch print bare, past any logger, while they set themselves up."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

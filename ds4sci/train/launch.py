@@ -38,7 +38,7 @@ def train(
     """
     arguments = []
     if resume is not None:
-        RunConfig.load(run_file(resume), list(overrides), deepspeed=deepspeed_config)
+        RunConfig.load(config_of_run(resume), list(overrides), deepspeed=deepspeed_config)
         arguments += ["--resume", str(resume)]
     else:
         assert config is not None, "config or resume"
@@ -46,10 +46,13 @@ def train(
         arguments += ["--config", str(config)]
     if deepspeed_config is not None:
         arguments += ["--deepspeed_config", str(deepspeed_config)]
-    return start(command(ranks or default_ranks(), [*arguments, *overrides]), environment(ranks or default_ranks()))
+    return run_launcher(
+        launcher_command(ranks or default_rank_count(), [*arguments, *overrides]),
+        rank_environment(ranks or default_rank_count()),
+    )
 
 
-def run_file(run: Path) -> Path:
+def config_of_run(run: Path) -> Path:
     """The resolved config of a run folder. Raises ValueError when it is no run folder."""
     file = run / "config.json"
     if not file.is_file():
@@ -57,20 +60,20 @@ def run_file(run: Path) -> Path:
     return file
 
 
-def default_ranks() -> int:
+def default_rank_count() -> int:
     """One for each GPU; two on a CPU with two cores or more."""
     import torch
 
     return torch.cuda.device_count() or min(2, usable_cores())
 
 
-def command(ranks: int, arguments: Sequence[str]) -> list[str]:
+def launcher_command(ranks: int, arguments: Sequence[str]) -> list[str]:
     """The command line that starts ``ranks`` ranks of ``python -m ds4sci.train``."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
     return [*launcher, "--master_port", str(free_port()), "--log_level", "error", "--module", MODULE, *arguments]
 
 
-def environment(ranks: int) -> dict[str, str]:
+def rank_environment(ranks: int) -> dict[str, str]:
     """This environment, with each rank's share of the cores, and DeepSpeed told of a CPU instead of warning of it."""
     import torch
 
@@ -81,25 +84,25 @@ def environment(ranks: int) -> dict[str, str]:
     return variables
 
 
-def start(arguments: list[str], variables: dict[str, str]) -> int:
+def run_launcher(arguments: list[str], variables: dict[str, str]) -> int:
     """Run the launcher to its end, passing signals on to the ranks; returns its exit code (128 + n for signal n)."""
     # A process group of its own: the terminal's Ctrl-C comes to us alone.
     child = subprocess.Popen(arguments, env=variables, stdin=subprocess.DEVNULL, process_group=0)
     asked = 0
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward_signal(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked += 1
         processes = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
         ranks = [p for p in processes if is_rank(p)]
         if asked == 1 and ranks:
             print("\nStopping after this step; a second Ctrl-C ends it without saving …", flush=True)
-            end(ranks, signal.SIGTERM)
+            send_signal(ranks, signal.SIGTERM)
         else:
-            end([*processes, psutil.Process(child.pid)] if child.poll() is None else [], signal.SIGKILL)
+            send_signal([*processes, psutil.Process(child.pid)] if child.poll() is None else [], signal.SIGKILL)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    before = {number: signal.signal(number, forward_signal) for number in numbers}
     try:
         code = child.wait()
     finally:
@@ -117,7 +120,7 @@ def is_rank(process: psutil.Process) -> bool:
     return MODULE in line and "deepspeed.launcher.launch" not in line and any("local_rank" in a for a in line)
 
 
-def end(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+def send_signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
     """Send a signal to those that are still there."""
     for process in processes:
         try:

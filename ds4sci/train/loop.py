@@ -25,12 +25,12 @@ from ds4sci.tasks import Task, weight_of
 from ds4sci.train import checkpoint, rng_state
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine
-from ds4sci.train.metric_log import MetricsFile, Sums, Work, memory_mb, plain
+from ds4sci.train.metric_log import LossSums, MetricLog, Throughput, peak_memory_mb, to_plain
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
 
 
-class TooManyNonfinite(RuntimeError):
+class TooManyNonfiniteSteps(RuntimeError):
     """The run had more steps with a non-finite loss or gradient than ``train.max_nonfinite`` allows."""
 
 
@@ -39,7 +39,7 @@ class _Stopped(Exception):
 
 
 @dataclass
-class State:
+class TrainState:
     """What a checkpoint must know besides weights, optimizer and sums of losses; the same on all ranks.
 
     step            optimizer steps done, skipped ones included: the data position
@@ -57,7 +57,7 @@ class State:
 
 
 @dataclass
-class Loop:
+class TrainingLoop:
     """One rank's side of a run. ``run`` is the run folder; ``state`` and ``sums`` are what ``restore`` brings back."""
 
     config: RunConfig
@@ -67,34 +67,34 @@ class Loop:
     run: Path
     stop: StopRequest
     progress: Progress
-    state: State = field(default_factory=State)
-    sums: Sums = field(default_factory=Sums)
+    state: TrainState = field(default_factory=TrainState)
+    sums: LossSums = field(default_factory=LossSums)
     saved_step: int = -1
     summary: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ranks, self.group = self.engine.ranks, self.engine.ranks.sequence
-        self.metrics = MetricsFile(self.run / "metrics.jsonl")
+        self.context, self.group = self.engine.context, self.engine.context.sequence
+        self.metrics = MetricLog(self.run / "metrics.jsonl")
         self._began = time.monotonic() - self.state.seconds
         self._lap = (time.monotonic(), time.process_time(), self.state.step)
-        self._work = Work()
+        self._throughput = Throughput()
 
     def restore(self, folder: Path) -> None:
         """Take up the run at the checkpoint ``folder``; what the run wrote after it is dropped."""
         state = checkpoint.restore(folder, self.engine, self.ema)
-        self.state = State(**{name: state[name] for name in State.__dataclass_fields__})
-        self.sums.restore(state.get("sums", []), self.ranks.rank, self.ranks.world_size)
+        self.state = TrainState(**{name: state[name] for name in TrainState.__dataclass_fields__})
+        self.sums.restore(state.get("sums", []), self.context.rank, self.context.world_size)
         self.saved_step = self.state.step
         self.__post_init__()
-        if self.ranks.is_main:
-            self.metrics.cut_after(self.state.step)
-            checkpoint.discard_after(self.run, self.state.step)
-        self.ranks.barrier()
+        if self.context.is_main:
+            self.metrics.truncate_after(self.state.step)
+            checkpoint.remove_after(self.run, self.state.step)
+        self.context.barrier()
 
     def train(self) -> bool:
         """Run to the last step; returns False if a stop request ended it before, with a checkpoint either way.
 
-        Raises TooManyNonfinite (after a checkpoint) and OSError (a checkpoint could not be written) on all ranks.
+        Raises TooManyNonfiniteSteps (after a checkpoint) and OSError (a checkpoint could not be written) on all ranks.
         """
         train = self.config.train
         if self._evaluation_due():  # interrupted in the evaluation that belongs to the checkpoint we come from
@@ -124,10 +124,10 @@ class Loop:
             due = train.save_every and step % train.save_every == 0
             if self.state.nonfinite > train.max_nonfinite:
                 self.save()
-                raise TooManyNonfinite(
+                raise TooManyNonfiniteSteps(
                     f"{self.state.nonfinite} steps had a non-finite loss or gradient, and train.max_nonfinite = "
                     f"{train.max_nonfinite}; the samples are in {self.run / 'nonfinite'}, the state of step {step} "
-                    f"in {checkpoint.folder_of(self.run, step)}"
+                    f"in {checkpoint.checkpoint_folder(self.run, step)}"
                 )
             if due or improved or last or stopped:
                 self.save()
@@ -140,21 +140,21 @@ class Loop:
         engine, step, group = self.engine, self.state.step, self.group
         rate = engine.learning_rate()
         fine, applied, seen, losses = True, False, [], []
-        parts = self._of_step(batches, accumulation)
+        parts = self._fetch_step(batches, accumulation)
         for number, (batch, share) in enumerate(parts):
             place = number * group.data_size + group.data_rank  # of the micro-batch in the step, over all ranks
             rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, step, place, part=group.rank)
-            on_device = batch.to(self.ranks.device)
+            on_device = batch.to(self.context.device)
             loss, terms = self.task.loss(engine.deepspeed(on_device), on_device)
             if hasattr(self.task, "work"):
-                self._work.add(*self.task.work(batch))
-            values = _values(loss, terms)
+                self._throughput.add(*self.task.work(batch))
+            values = _to_floats(loss, terms)
             finite = engine.backward(loss, share)
             seen.append({"ids": list(batch.ids), "finite": finite} | values)
             losses.append(values)
             fine = fine and finite
             applied = engine.step()
-        stop, any_bad = self.ranks.any(bool(self.stop), not fine)
+        stop, any_bad = self.context.any(bool(self.stop), not fine)
         if not any_bad:
             for (_, share), values in zip(parts, losses, strict=True):
                 self.sums.add(values, share, parts=group.size)
@@ -164,12 +164,12 @@ class Loop:
             raise RuntimeError("a step with a non-finite loss was applied; the run cannot go on from these weights")
         if applied:
             self.ema.update()
-        elif any_bad or not engine.searches_loss_scale:
-            self._skipped(seen, "loss" if any_bad else "gradient")
+        elif any_bad or not engine.uses_dynamic_loss_scale:
+            self._record_skipped_step(seen, "loss" if any_bad else "gradient")
         self.progress.advance(self.state.step)
         return stop
 
-    def _of_step(self, batches: Iterator[Any], count: int) -> list[tuple[Any, float]]:
+    def _fetch_step(self, batches: Iterator[Any], count: int) -> list[tuple[Any, float]]:
         """This rank's micro-batches of the coming step, each with its share: its weight over that of all of the step's
         micro-batches on all ranks. 0 for all where there is nothing to learn from in the whole step."""
         made = [next(batches) for _ in range(count)]
@@ -179,21 +179,23 @@ class Loop:
                     f"the task gave a batch of step {batch.step} at step {self.state.step}; see Task.batches"
                 )
         weights = [weight_of(self.task, batch) for batch in made]
-        total = self.ranks.total(sum(weights)) / self.group.size  # ranks that share rows all counted them
+        total = self.context.total(sum(weights)) / self.group.size  # ranks that share rows all counted them
         return [(batch, weight / total if total else 0.0) for batch, weight in zip(made, weights, strict=True)]
 
-    def _skipped(self, seen: list[dict[str, Any]], what: str) -> None:
+    def _record_skipped_step(self, seen: list[dict[str, Any]], what: str) -> None:
         """Count a step that no rank applied, and keep what it was made of."""
         self.state.nonfinite += 1
-        everything = self.ranks.gather(seen)
-        if not self.ranks.is_main:
+        everything = self.context.gather(seen)
+        if not self.context.is_main:
             return
         step = self.state.step
         rows = [{"rank": rank} | entry for rank, part in enumerate(everything) for entry in part]
         guilty = [row for row in rows if not row["finite"]] or rows
         file = self.run / "nonfinite" / f"step_{step:06d}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(plain({"step": step, "what": what, "samples": guilty}), indent=1), encoding="utf-8")
+        file.write_text(
+            json.dumps(to_plain({"step": step, "what": what, "samples": guilty}), indent=1), encoding="utf-8"
+        )
         ids = [i for row in guilty for i in row["ids"]]
         self.metrics.write("event", step, event="nonfinite", what=what, ids=ids, total=self.state.nonfinite)
         self.progress.say(f"step {step}: the {what} is not finite; skipped on all ranks. Samples: {', '.join(ids)}")
@@ -204,26 +206,32 @@ class Loop:
         now, cpu, step = time.monotonic(), time.process_time(), self.state.step
         began, cpu_began, step_began = self._lap
         self._lap = (now, cpu, step)
-        if self._work.tokens and self._work.measured < 3:  # the best of some: the machine may be busy with other things
+        if (
+            self._throughput.tokens and self._throughput.measured < 3
+        ):  # the best of some: the machine may be busy with other things
             dtype = torch.bfloat16 if self.engine.deepspeed.bfloat16_enabled() else torch.float32
-            self._work.measured += 1
-            self._work.peak = max(self._work.peak or 0.0, peak_rate(self.ranks.device, dtype) or 0.0) or None
-        parts = self.ranks.gather((self.sums, cpu - cpu_began, memory_mb(self.ranks.device), self._work.taken()))
-        self.sums = Sums()
-        means = Sums.mean([part[0] for part in parts])
+            self._throughput.measured += 1
+            self._throughput.peak = (
+                max(self._throughput.peak or 0.0, peak_rate(self.context.device, dtype) or 0.0) or None
+            )
+        parts = self.context.gather(
+            (self.sums, cpu - cpu_began, peak_memory_mb(self.context.device), self._throughput.reset())
+        )
+        self.sums = LossSums()
+        means = LossSums.mean([part[0] for part in parts])
         loss = means.pop("loss", float("nan"))
         speed = self.engine.batch[0] * (step - step_began) / max(now - began, 1e-9)
         memory = max(part[2] for part in parts)
-        rates = Work.rates([part[3] for part in parts], max(now - began, 1e-9))
+        rates = Throughput.rates([part[3] for part in parts], max(now - began, 1e-9))
         norm = self.engine.grad_norm
-        if self.ranks.is_main:
+        if self.context.is_main:
             self.metrics.write(
                 "train", step, progress=step / self.config.train.steps, loss=loss, loss_terms=means, lr=self._rate,
                 grad_norm=norm, samples_per_second=speed, seconds=now - self._began,
                 cpu_seconds=sum(part[1] for part in parts), memory_mb=memory, **rates,
             )  # fmt: skip
         values = {"loss": loss} | means
-        self.progress.losses(values, samples_per_second=speed, memory_mb=memory, rates=rates)
+        self.progress.show_losses(values, samples_per_second=speed, memory_mb=memory, rates=rates)
         scalars = {f"Train/{k}": v for k, v in (values | rates).items()} | {
             "Train/lr": self._rate,
             "Train/samples_per_second": speed,
@@ -242,26 +250,26 @@ class Loop:
         step, began = self.state.step, time.monotonic()
         calls = itertools.count(1)
 
-        def look_out(module: torch.nn.Module, arguments: Any) -> None:
-            self.progress.activity(f"evaluating, batch {next(calls)}")
-            if self.ranks.any(bool(self.stop))[0]:
+        def check_for_stop(module: torch.nn.Module, arguments: Any) -> None:
+            self.progress.set_activity(f"evaluating, batch {next(calls)}")
+            if self.context.any(bool(self.stop))[0]:
                 raise _Stopped
 
-        hook = self.engine.module.register_forward_pre_hook(look_out, prepend=True)
+        hook = self.engine.module.register_forward_pre_hook(check_for_stop, prepend=True)
         self.engine.module.eval()
         try:
             with torch.no_grad(), self.ema.swapped():
                 rng_state.seed_all(self.config.seed, rng_state.EVALUATION, step, self.group.data_rank)
                 rows = self.task.evaluate(
                     self.engine.deepspeed, rank=self.group.data_rank, world_size=self.group.data_size,
-                    device=self.ranks.device,
+                    device=self.context.device,
                 )  # fmt: skip
         finally:
             hook.remove()
             self.engine.module.train()
-            self.progress.activity("training")
+            self.progress.set_activity("training")
         own = rows if self.group.rank == 0 else []  # the ranks that share rows score the same ones
-        rows = [row for part in self.ranks.gather(own) for row in part]
+        rows = [row for part in self.context.gather(own) for row in part]
         if all("id" in row for row in rows):
             rows.sort(key=lambda row: str(row["id"]))
         self.summary = {name: float(value) for name, value in self.task.summarize(rows).items()}
@@ -274,13 +282,13 @@ class Loop:
         if improved:
             self.state.best = {"step": step, "metric": target, "value": value}
         self.state.evaluated_step = step
-        if self.ranks.is_main:
+        if self.context.is_main:
             folder = self.run / "evaluations"
             folder.mkdir(exist_ok=True)
-            lines = "".join(json.dumps(plain(row)) + "\n" for row in rows)
+            lines = "".join(json.dumps(to_plain(row)) + "\n" for row in rows)
             atomic_files.replace_text(folder / f"step_{step:06d}.jsonl", lines)
             self.metrics.write("eval", step, **self.summary, seconds=seconds)
-        self.progress.evaluation(step, self.summary, seconds)
+        self.progress.show_evaluation(step, self.summary, seconds)
         self.engine.log({f"Eval/{k}": v for k, v in self.summary.items()}, step * self.engine.batch[0])
         return improved
 
@@ -288,23 +296,23 @@ class Loop:
         """Checkpoint the current step, unless it already is one."""
         if self.saved_step == self.state.step:
             return
-        self.progress.activity("saving")
+        self.progress.set_activity("saving")
         self.state.seconds = time.monotonic() - self._began
         state = vars(self.state) | {
             "ema_updates": self.ema.updates,
-            "world_size": self.ranks.world_size,
+            "world_size": self.context.world_size,
             "zero_stage": self.engine.zero_stage,
             "train_batch_size": self.engine.batch[0],
         }
         checkpoint.save(self.run, self.engine, self.ema, state, self.sums.state())
         self.saved_step = self.state.step
-        if self.ranks.is_main:
+        if self.context.is_main:
             best = self.state.best["step"] if self.state.best else None
             checkpoint.prune(self.run, self.config.train.keep_last, best)
-        self.progress.activity("training")
+        self.progress.set_activity("training")
 
 
-def _values(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:
+def _to_floats(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:
     """The numbers of a micro-batch, moved to the host in one go."""
     stacked = torch.stack(
         [loss.detach().double().reshape(())] + [t.detach().double().reshape(()) for t in terms.values()]

@@ -15,7 +15,7 @@ import torch
 from ds4sci.files.atomic_files import replace_text
 
 
-class MetricsFile:
+class MetricLog:
     """``metrics.jsonl``: one JSON object a line, of kind ``train``, ``eval`` or ``event``; rank 0 writes it."""
 
     def __init__(self, path: Path) -> None:
@@ -25,9 +25,9 @@ class MetricsFile:
         """Append one line. Numbers that JSON has not (NaN, ±∞) become their names as strings."""
         line = {"kind": kind, "step": step} | values
         with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(plain(line)) + "\n")
+            handle.write(json.dumps(to_plain(line)) + "\n")
 
-    def cut_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop the lines of steps after ``step``, which a resumed run writes again, and a torn last line."""
         if not self.path.is_file():
             return
@@ -41,20 +41,20 @@ class MetricsFile:
         replace_text(self.path, "".join(kept))
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """``value`` with tensors and NumPy scalars as Python's, and non-finite floats as strings."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_plain(v) for v in value]
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
-def memory_mb(device: torch.device) -> float:
+def peak_memory_mb(device: torch.device) -> float:
     """Peak memory of this process so far, in MB: on the GPU where it trains there, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
@@ -63,7 +63,7 @@ def memory_mb(device: torch.device) -> float:
 
 
 @dataclass
-class Work:
+class Throughput:
     """What a rank has computed since the last line of metrics: real tokens, FLOP; ``peak``: FLOP/s of its device, the
     best of ``measured`` measurements."""
 
@@ -77,14 +77,14 @@ class Work:
         self.tokens += tokens
         self.flops += flops
 
-    def taken(self) -> Work:
+    def reset(self) -> Throughput:
         """The sums so far; they begin anew."""
-        sums = Work(self.peak, self.measured, self.tokens, self.flops)
+        sums = Throughput(self.peak, self.measured, self.tokens, self.flops)
         self.tokens, self.flops = 0, 0.0
         return sums
 
     @staticmethod
-    def rates(parts: list[Work], seconds: float) -> dict[str, float]:
+    def rates(parts: list[Throughput], seconds: float) -> dict[str, float]:
         """``tokens_per_second``, ``flops_per_second`` and ``utilization``, the share of what all devices could do."""
         tokens, flops = sum(p.tokens for p in parts), sum(p.flops for p in parts)
         if not tokens:
@@ -95,7 +95,7 @@ class Work:
         return found
 
 
-class Sums:
+class LossSums:
     """Running sums of a rank's losses since the last line of metrics; kept in the checkpoint, so that the lines of a
     resumed run are those of an uninterrupted one.
 
@@ -129,7 +129,7 @@ class Sums:
                     own[name] = own.get(name, 0.0) + value
 
     @staticmethod
-    def mean(parts: list[Sums]) -> dict[str, float]:
+    def mean(parts: list[LossSums]) -> dict[str, float]:
         """Means over what the ranks took in that had the term, keyed in a fixed order; no term without any count."""
         found = {}
         for name in dict.fromkeys(name for part in parts for name in part.totals):

@@ -62,12 +62,12 @@ class Progress:
         if self._live is not None:
             self._bar.update(self._task, completed=step, left=_duration(self.seconds_left()))
 
-    def activity(self, text: str) -> None:
+    def set_activity(self, text: str) -> None:
         """What is going on, beside the bar: ``training``, ``evaluating``, …"""
         if self._live is not None:
             self._bar.update(self._task, description=text)
 
-    def losses(
+    def show_losses(
         self, values: dict[str, float], *, samples_per_second: float, memory_mb: float, rates: dict[str, float]
     ) -> None:
         """The means of the last interval; ``values["loss"]`` is the total."""
@@ -80,7 +80,7 @@ class Progress:
         if self._live is None:
             self.say(f"step {self.step}/{self.steps} · {self._line} · {_duration(self.seconds_left())} left")
 
-    def evaluation(self, step: int, values: dict[str, float], seconds: float) -> None:
+    def show_evaluation(self, step: int, values: dict[str, float], seconds: float) -> None:
         """The summary of an evaluation."""
         text = " ".join(f"{name} {value:.3f}" for name, value in values.items())
         self._evaluation = f"evaluation at step {step}: {text} ({seconds:.0f} s)"

@@ -12,19 +12,19 @@ from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.machine import provenance
-from ds4sci.tasks import KEPT
+from ds4sci.tasks import ASSETS_DIR
 from ds4sci.train import checkpoint, deepspeed_schema, rng_state
 from ds4sci.train import engine as engines
 from ds4sci.train.build import build_task
-from ds4sci.train.distributed import Ranks, set_environment
+from ds4sci.train.distributed import DistributedContext, set_rank_environment
 from ds4sci.train.ema import Ema
-from ds4sci.train.loop import Loop, TooManyNonfinite
+from ds4sci.train.loop import TooManyNonfiniteSteps, TrainingLoop
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """How a run ended: its folder, the last step, whether that was the whole of it, the last evaluation."""
 
     run: Path
@@ -38,63 +38,66 @@ class Session:
     """A rank that has joined a run whose folder exists."""
 
     config: RunConfig
-    ranks: Ranks
+    context: DistributedContext
     run: Path
-    resumes: bool
+    is_resumed: bool
 
     @classmethod
     def join(cls, config: RunConfig, *, resume: Path | None = None) -> Session:
         """Connect the ranks and make the run folder, or take ``resume``. Raises ValueError on all ranks alike."""
-        set_environment()
-        engines.silence()
+        set_rank_environment()
+        engines.silence_deepspeed()
         deepspeed_schema.check(config.deepspeed_config(), config.deepspeed)
-        ranks = engines.join(config.deepspeed_config(), config.parallel.sequence)
-        deepspeed_json.batch_sizes(config.deepspeed_config(), ranks.sequence.data_size, config.deepspeed)
-        run, config = _folder(config, resume, ranks)
-        return cls(config, ranks, run, resume is not None)
+        context = engines.init_distributed(config.deepspeed_config(), config.parallel.sequence)
+        deepspeed_json.batch_sizes(config.deepspeed_config(), context.sequence.data_size, config.deepspeed)
+        run, config = _prepare_run_folder(config, resume, context)
+        return cls(config, context, run, resume is not None)
 
-    def train(self) -> Result:
+    def train(self) -> RunResult:
         """Train to the end, or until a signal asks any rank to stop; before the first step signals kill as usual."""
         stop = StopRequest()
-        config, ranks = self.config, self.ranks
+        config, context = self.config, self.context
         rng_state.seed_all(config.seed, rng_state.WEIGHTS)  # the same on all ranks
         task = build_task(config)
-        if config.train.weights is not None and not self.resumes:
-            checkpoint.load_weights(task.model, checkpoint.weights_of(config.train.weights))
-        if ranks.sequence.size > 1:
-            if not hasattr(task, "share"):
+        if config.train.weights is not None and not self.is_resumed:
+            checkpoint.load_weights(task.model, checkpoint.weights_file(config.train.weights))
+        if context.sequence.size > 1:
+            if not hasattr(task, "set_parallel_groups"):
                 raise ValueError(
-                    f"{config.source}: parallel.sequence = {ranks.sequence.size}, and the task {config.task.name} "
-                    "cannot spread a row over ranks (it has no `share`); remove the key"
+                    f"{config.source}: parallel.sequence = {context.sequence.size}, and the task {config.task.name} "
+                    "cannot spread a row over ranks (it has no `set_parallel_groups`); remove the key"
                 )
-            task.share(ranks.sequence)
+            task.set_parallel_groups(context.sequence)
         parameters = sum(p.numel() for p in task.model.parameters())
-        engine = engines.Engine(task.model, config.deepspeed, ranks)
-        progress = Progress(config.train.steps, shown=ranks.is_main)
-        loop = Loop(config, task, engine, Ema(engine.module, config.train.ema_decay), self.run, stop, progress)
-        if self.resumes:
-            loop.restore(self._newest(progress))
+        engine = engines.Engine(task.model, config.deepspeed, context)
+        progress = Progress(config.train.steps, shown=context.is_main)
+        loop = TrainingLoop(config, task, engine, Ema(engine.module, config.train.ema_decay), self.run, stop, progress)
+        if self.is_resumed:
+            loop.restore(self._newest_checkpoint(progress))
             progress.resume_at(loop.state.step)
-            if ranks.is_main:
+            if context.is_main:
                 config.save(self.run)  # only now: settings that cannot go on must not replace those that can
-            ranks.barrier()
-        self._note_the_schedule(progress)
-        self._note_the_clipping(progress, engine)
+            context.barrier()
+        self._warn_about_schedule(progress)
+        self._warn_about_clipping(progress, engine)
         coverage = task.coverage() if hasattr(task, "coverage") else {}
         for name, one in coverage.items():
             progress.say(f"Data, {name}: {one.describe()}")
-        if ranks.is_main and hasattr(task, "keep") and not self.resumes:
-            task.keep(self.run / KEPT)  # after all ranks have the data, which it asks: none waits for rank 0 to index
-        if ranks.is_main:
-            event = "resume" if self.resumes else "start"
+        if context.is_main and hasattr(task, "save_assets") and not self.is_resumed:
+            task.save_assets(
+                self.run / ASSETS_DIR
+            )  # after all ranks have the data, which it asks: none waits for rank 0 to index
+        if context.is_main:
+            event = "resume" if self.is_resumed else "start"
             read = {name: one.counts() for name, one in coverage.items()}
-            loop.metrics.write("event", loop.state.step, event=event, ranks=ranks.world_size, data=read)
+            loop.metrics.write("event", loop.state.step, event=event, ranks=context.world_size, data=read)
         total, micro, accumulation = engine.batch
-        group = ranks.sequence
+        group = context.sequence
         shared = f", {group.size} ranks to a row" if group.size > 1 else ""
+        verb = "Resuming" if self.is_resumed else "Training"
         progress.say(
-            f"{'Resuming' if self.resumes else 'Training'} {config.task.name} ({parameters:,} parameters) in "
-            f"{self.run}, step {loop.state.step} of {config.train.steps}: {ranks.world_size} × {ranks.device.type}, "
+            f"{verb} {config.task.name} ({parameters:,} parameters) in {self.run}, step {loop.state.step} of "
+            f"{config.train.steps}: {context.world_size} × {context.device.type}, "
             f"ZeRO stage {engine.zero_stage}{shared}, batch {total} = {group.data_size} × {micro} × {accumulation}"
         )
         with progress, stop:
@@ -110,9 +113,9 @@ class Session:
                 f"Stopped after step {loop.state.step} ({stop.reason or 'asked by another rank'}); all is saved. "
                 f"Go on with: ds4sci train --resume {self.run}"
             )
-        return Result(self.run, loop.state.step, finished, loop.summary)
+        return RunResult(self.run, loop.state.step, finished, loop.summary)
 
-    def _note_the_schedule(self, progress: Progress) -> None:
+    def _warn_about_schedule(self, progress: Progress) -> None:
         """The one fact that JSON and run file both must know: how many steps there are."""
         scheduler = self.config.deepspeed_config().get("scheduler") or {}
         total = (scheduler.get("params") or {}).get("total_num_steps")
@@ -122,7 +125,7 @@ class Session:
                 f"{self.config.train.steps}: the learning rate is that of a run of {total} steps"
             )
 
-    def _note_the_clipping(self, progress: Progress, engine: engines.Engine) -> None:
+    def _warn_about_clipping(self, progress: Progress, engine: engines.Engine) -> None:
         """What DeepSpeed does to gradients that the JSON does not mention."""
         if "gradient_clipping" not in self.config.deepspeed_config():
             progress.say(
@@ -130,15 +133,15 @@ class Session:
                 f'{engine.deepspeed.gradient_clipping()}; "gradient_clipping": 0 leaves them as they are'
             )
 
-    def _newest(self, progress: Progress) -> Path:
+    def _newest_checkpoint(self, progress: Progress) -> Path:
         """The checkpoint to go on from, the same on all ranks."""
         found: tuple[str, Path] = ("", self.run)
-        if self.ranks.is_main:
+        if self.context.is_main:
             try:
-                found = ("", checkpoint.newest(self.run, progress.say))
+                found = ("", checkpoint.newest_intact(self.run, progress.say))
             except ValueError as error:
                 found = (str(error), self.run)
-        problem, folder = self.ranks.broadcast(found)
+        problem, folder = self.context.broadcast(found)
         if problem:
             raise ValueError(problem)
         return folder
@@ -148,7 +151,7 @@ class Session:
 
         The first rank to fail writes RUN/error.txt, and is the one to speak: the others fail because it is gone.
         """
-        where = f"rank {self.ranks.rank}: " if self.ranks.world_size > 1 else ""
+        where = f"rank {self.context.rank}: " if self.context.world_size > 1 else ""
         trace = "".join(traceback.format_exception(error))
         try:
             with (self.run / "error.txt").open("x", encoding="utf-8") as handle:
@@ -157,9 +160,9 @@ class Session:
             return None
         except OSError:
             pass  # the disk may be full; then every rank speaks
-        if isinstance(error, (ValueError, OSError, TooManyNonfinite)):
+        if isinstance(error, (ValueError, OSError, TooManyNonfiniteSteps)):
             return f"error: {where}{error}"
-        if lost_peer(error):
+        if is_lost_connection(error):
             return (
                 f"error: {where}the connection to another rank broke: it was killed, or ran out of memory "
                 f"(`dmesg` tells). Go on from the last checkpoint with: ds4sci train --resume {self.run}"
@@ -167,26 +170,26 @@ class Session:
         return f"error: {where}{type(error).__name__}: {error}\n{trace}"
 
 
-def train(config: RunConfig, *, resume: Path | None = None) -> Result:
+def train(config: RunConfig, *, resume: Path | None = None) -> RunResult:
     """Train what ``config`` says, on every rank that calls this; ``resume`` is the run folder to go on with.
 
     Raises ValueError for what the user can mend (config, JSON, checkpoint), OSError when a checkpoint could not be
-    written, TooManyNonfinite.
+    written, TooManyNonfiniteSteps.
     """
     return Session.join(config, resume=resume).train()
 
 
-def lost_peer(error: BaseException) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
     """Whether ``error`` is how a collective fails when another rank's process is gone."""
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "nccl")
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
-def _folder(config: RunConfig, resume: Path | None, ranks: Ranks) -> tuple[Path, RunConfig]:
+def _prepare_run_folder(config: RunConfig, resume: Path | None, context: DistributedContext) -> tuple[Path, RunConfig]:
     """The run folder, with the resolved config and the machine in it; rank 0 decides and makes it."""
     problem, run = "", Path()
-    if ranks.is_main:
+    if context.is_main:
         try:
             if resume is not None:
                 run = resume
@@ -204,7 +207,7 @@ def _folder(config: RunConfig, resume: Path | None, ranks: Ranks) -> tuple[Path,
             replace_text(run / "machine.json", json.dumps(provenance.describe(), indent=2) + "\n")
         except (OSError, ValueError) as error:
             problem = str(error)
-    problem, run = ranks.broadcast((problem, run))
+    problem, run = context.broadcast((problem, run))
     if problem:
         raise ValueError(problem)
     return run, config if resume is not None else config.moved_to(run)

@@ -25,7 +25,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.reason: str | None = None
         self._before: dict[int, Any] = {}
-        self._ancestors = _launchers()
+        self._ancestors = _launcher_processes()
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -40,7 +40,7 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         if self.reason is None:
-            gone = next((p for p in self._ancestors if not _alive(p)), None)
+            gone = next((p for p in self._ancestors if not _is_alive(p)), None)
             if gone is not None:
                 self.reason = f"the launcher (process {gone.pid}) is gone"
         return self.reason is not None
@@ -51,7 +51,7 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _launchers() -> list[psutil.Process]:
+def _launcher_processes() -> list[psutil.Process]:
     """The launcher processes above this one: DeepSpeed's ``launch`` and, above it, the ``deepspeed`` command."""
     found: list[psutil.Process] = []
     try:
@@ -66,7 +66,7 @@ def _launchers() -> list[psutil.Process]:
     return found
 
 
-def _alive(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

@@ -11,7 +11,7 @@ import torch
 
 from ds4sci.files.atomic_files import Writer, replace_text
 from ds4sci.train import checkpoint, rng_state
-from ds4sci.train.metric_log import MetricsFile, Sums
+from ds4sci.train.metric_log import LossSums, MetricLog
 
 
 def test_a_full_device_is_kept_as_an_error_and_nothing_more_is_written(tmp_path: Path) -> None:
@@ -35,13 +35,13 @@ def test_replace_text_leaves_old_or_new(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_metrics_are_cut_after_the_checkpoint_and_torn_lines_go(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
+def test_metrics_are_truncate_after_the_checkpoint_and_torn_lines_go(tmp_path: Path) -> None:
+    file = MetricLog(tmp_path / "metrics.jsonl")
     for step in (1, 2, 3):
         file.write("train", step, loss=float("nan"), values=np.arange(2), tensor=torch.tensor(1.5))
     with file.path.open("a") as handle:
         handle.write('{"kind": "train", "st')
-    file.cut_after(2)
+    file.truncate_after(2)
     lines = [json.loads(line) for line in file.path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert lines[0] == {"kind": "train", "step": 1, "loss": "nan", "values": [0, 1], "tensor": 1.5}
@@ -49,34 +49,34 @@ def test_metrics_are_cut_after_the_checkpoint_and_torn_lines_go(tmp_path: Path) 
 
 def test_means_are_over_steps_and_the_micro_batches_that_had_the_term() -> None:
     """Two ranks: a step of two micro-batches each, shares 1/8, 3/8 and 1/8, 3/8; then one of one each, 1/4 and 3/4."""
-    one, two = Sums(), Sums()
+    one, two = LossSums(), LossSums()
     one.add({"loss": 8.0}, 1 / 8)
     one.add({"loss": 16.0, "clash": 6.0}, 3 / 8)
     two.add({"loss": 24.0}, 1 / 8)
     two.add({"loss": 8.0, "clash": 2.0}, 3 / 8)
-    assert Sums.mean([one, two]) == {"loss": 1 + 6 + 3 + 3, "clash": 4.0}
+    assert LossSums.mean([one, two]) == {"loss": 1 + 6 + 3 + 3, "clash": 4.0}
     one.add({"loss": 4.0}, 1 / 4)
     two.add({"loss": 8.0}, 3 / 4)
-    assert Sums.mean([one, two]) == {"loss": (13 + 7) / 2, "clash": 4.0}
+    assert LossSums.mean([one, two]) == {"loss": (13 + 7) / 2, "clash": 4.0}
     kept = json.loads(json.dumps([one.state(), two.state()]))
-    again = [Sums(), Sums()]
+    again = [LossSums(), LossSums()]
     for rank, sums in enumerate(again):
         sums.restore(kept, rank, 2)
     assert [sums.state() for sums in again] == kept
-    more = [Sums(), Sums(), Sums()]
+    more = [LossSums(), LossSums(), LossSums()]
     for rank, sums in enumerate(more):
         sums.restore(kept, rank, 3)
-    assert Sums.mean(more) == Sums.mean([one, two])
-    nothing = Sums()
+    assert LossSums.mean(more) == LossSums.mean([one, two])
+    nothing = LossSums()
     nothing.add({"loss": 0.0}, 0.0)
-    assert Sums.mean([nothing]) == Sums.mean([Sums()]) == {}
+    assert LossSums.mean([nothing]) == LossSums.mean([LossSums()]) == {}
 
 
 def test_ranks_that_share_rows_add_up_to_the_mean() -> None:
-    parts = [Sums(), Sums()]
+    parts = [LossSums(), LossSums()]
     for rank, sums in enumerate(parts):
         sums.add({"loss": 1.0 + rank}, 1.0, parts=2)
-    assert Sums.mean(parts) == {"loss": 3.0}
+    assert LossSums.mean(parts) == {"loss": 3.0}
 
 
 def test_random_numbers_are_a_function_of_the_key() -> None:
@@ -96,7 +96,7 @@ def test_random_numbers_are_a_function_of_the_key() -> None:
 
 
 def test_pickled_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    from ds4sci.train.checkpoint_engine import DurableCheckpointEngine
+    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
 
     class Evil:
         def __reduce__(self) -> tuple:
@@ -104,7 +104,7 @@ def test_pickled_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
     torch.save({"x": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match=r"evil\.pt: it holds a pickled"):
-        DurableCheckpointEngine().load(str(tmp_path / "evil.pt"))
+        SyncedCheckpointEngine().load(str(tmp_path / "evil.pt"))
     assert not (tmp_path / "executed").exists()
 
 
@@ -112,7 +112,7 @@ def test_enums_pickled_by_an_old_python_are_read_and_no_other_attribute(tmp_path
     """Python before 3.11.4 pickles a member of an enum as getattr(kind, name); DeepSpeed's files hold such members."""
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    from ds4sci.train.checkpoint_engine import DurableCheckpointEngine
+    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
 
     class Attribute:
         def __init__(self, name: str) -> None:
@@ -123,10 +123,10 @@ def test_enums_pickled_by_an_old_python_are_read_and_no_other_attribute(tmp_path
 
     file = tmp_path / "x.pt"
     torch.save({"zero_stage": Attribute("weights")}, file)
-    assert DurableCheckpointEngine().load(str(file), "cpu") == {"zero_stage": ZeroStageEnum.weights}
+    assert SyncedCheckpointEngine().load(str(file), "cpu") == {"zero_stage": ZeroStageEnum.weights}
     torch.save({"zero_stage": Attribute("mro")}, file)
     with pytest.raises(Exception, match="only members of enums"):
-        DurableCheckpointEngine().load(str(file), "cpu")
+        SyncedCheckpointEngine().load(str(file), "cpu")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -348,18 +348,18 @@ from pathlib import Path
 import torch
 from ds4sci.config import deepspeed_json
 from ds4sci.integrations import patch
-from ds4sci.train.engine import Engine, join
+from ds4sci.train.engine import Engine, init_distributed
 from patched_model import randomize
 from tests.integrations.test_patching import Model, Z
 
 json_file = Path(sys.argv[1])
-ranks = join(deepspeed_json.read(json_file))
+context = init_distributed(deepspeed_json.read(json_file))
 losses = []
 for patched in (False, True):
     model = randomize(Model())
     if patched:
         patch(model, verbose=False)
-    engine = Engine(model, json_file, ranks)
+    engine = Engine(model, json_file, context)
     assert engine.zero_stage == 3
     for _ in range(3):
         loss = engine.deepspeed(Z).square().mean()

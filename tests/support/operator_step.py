@@ -10,7 +10,7 @@ import torch
 
 from ds4sci.tasks import neural_operator
 from ds4sci.train import engine as engines
-from ds4sci.train.distributed import set_environment
+from ds4sci.train.distributed import set_rank_environment
 
 SETTINGS = {
     "model": {"branch": [8, 8], "trunk": [8, 8], "latent": 6},
@@ -37,22 +37,22 @@ def steps(cases_file: str, out: str) -> None:
     """One step of each case; rank 0 saves loss and whole gradients to ``out``."""
     from deepspeed.utils import safe_get_full_grad
 
-    set_environment()
-    engines.silence()
+    set_rank_environment()
+    engines.silence_deepspeed()
     cases = json.loads(Path(cases_file).read_text())
-    ranks = engines.join(cases[0]["deepspeed"])
+    context = engines.init_distributed(cases[0]["deepspeed"])
     found = []
     for number, case in enumerate(cases):
         file = Path(cases_file).with_name(f"ds{number}.json")
-        if ranks.is_main:
+        if context.is_main:
             file.write_text(json.dumps(case["deepspeed"]))
-        ranks.barrier()
+        context.barrier()
         made = task(case["pde"], case["derivatives"])
-        engine = engines.Engine(made.model, file, ranks)
+        engine = engines.Engine(made.model, file, context)
         engine.module.train()
-        own = batch(made, ranks.rank, ranks.world_size)
+        own = batch(made, context.rank, context.world_size)
         loss, _ = made.loss(engine.deepspeed(own), own)
-        engine.backward(loss, 1 / ranks.world_size)
+        engine.backward(loss, 1 / context.world_size)
         grads = {
             name: (p.grad if engine.zero_stage == 0 else safe_get_full_grad(p)).detach().double().clone()
             for name, p in engine.module.named_parameters()
@@ -60,10 +60,10 @@ def steps(cases_file: str, out: str) -> None:
         engine.step()
         engine.module.eval()
         errors = [row["errors"] for row in made.evaluate(
-            engine.deepspeed, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device
+            engine.deepspeed, rank=context.rank, world_size=context.world_size, device=context.device
         )]  # fmt: skip
-        total = sum(ranks.gather(float(loss.detach()))) / ranks.world_size
+        total = sum(context.gather(float(loss.detach()))) / context.world_size
         found.append({"loss": total, "grads": grads, "scored": len(errors)})
         engine.deepspeed.destroy()
-    if ranks.is_main:
+    if context.is_main:
         torch.save(found, out)

@@ -31,7 +31,7 @@ _server.set_forkserver_preload(
 
 
 @dataclass(frozen=True)
-class Ended:
+class RankResults:
     """How the ranks ended: exit codes (−n: killed by signal n) and what each printed, stdout and stderr together."""
 
     codes: list[int | None]
@@ -42,7 +42,7 @@ class Ended:
         return "".join(self.outputs)
 
 
-class Fleet:
+class RankProcesses:
     """``size`` ranks running ``python -m ds4sci.train *arguments`` in ``folder``."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Fleet:
             assert any(p.is_alive() for p in self.processes), "the ranks ended before:\n" + self._outputs_text()
             time.sleep(0.02)
 
-    def join(self, seconds: float = 90) -> Ended:
+    def join(self, seconds: float = 90) -> RankResults:
         """Wait for the end of all ranks; those that take longer are killed and fail the test."""
         end = time.monotonic() + seconds
         for process in self.processes:
@@ -92,7 +92,7 @@ class Fleet:
             process.kill()
             process.join()
         assert not late, f"{len(late)} ranks still ran after {seconds} s:\n" + self._outputs_text()
-        return Ended([p.exitcode for p in self.processes], [log.read_text() for log in self.logs])
+        return RankResults([p.exitcode for p in self.processes], [log.read_text() for log in self.logs])
 
     def _outputs_text(self) -> str:
         return "".join(log.read_text() for log in self.logs if log.exists())
@@ -106,17 +106,19 @@ def run(
     environment: dict[str, str] | None = None,
     launcher: bool = True,
     code: int | None = 0,
-) -> Ended:
-    """A fleet to its end; every rank must leave with ``code`` (None: whatever)."""
-    ended = Fleet(size, arguments, folder, environment, launcher=launcher).join()
+) -> RankResults:
+    """Run the ranks to their end; every rank must leave with ``code`` (None: whatever)."""
+    ended = RankProcesses(size, arguments, folder, environment, launcher=launcher).join()
     if code is not None:
         assert ended.codes == [code] * size, f"exit codes {ended.codes}:\n{ended.output}"
     return ended
 
 
-def call(size: int, target: Callable[..., None], arguments: list[str], folder: Path, *, seconds: float = 90) -> Ended:
+def call(
+    size: int, target: Callable[..., None], arguments: list[str], folder: Path, *, seconds: float = 90
+) -> RankResults:
     """``target(*arguments)`` on every rank; all must come to its end."""
-    ended = Fleet(size, arguments, folder, target=target).join(seconds)
+    ended = RankProcesses(size, arguments, folder, target=target).join(seconds)
     assert ended.codes == [0] * size, f"exit codes {ended.codes}:\n{ended.output}"
     return ended
 
@@ -132,12 +134,12 @@ def _rank(
     os.chdir(folder)
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from ds4sci.train.__main__ import leave, main
+    from ds4sci.train.__main__ import exit_process, main
 
     if target is not None:
         try:
             target(*arguments)
         except BaseException:
             traceback.print_exc()
-            leave(1)
-    leave(main(arguments) if target is None else 0)
+            exit_process(1)
+    exit_process(main(arguments) if target is None else 0)

@@ -10,7 +10,7 @@ import torch
 
 from ds4sci.losses.language import weighted_mean
 from ds4sci.train import engine as engines
-from ds4sci.train.distributed import set_environment
+from ds4sci.train.distributed import set_rank_environment
 from tests.support import language_oracle as oracle
 
 LENGTHS = {"packed": [[17, 9, 30], [25, 31], [40, 20], [50, 11]], "padded": [[40], [23], [64], [5]]}
@@ -27,34 +27,34 @@ def steps(cases_file: str, out: str) -> None:
 
     The cases have the same ``sequence``: groups are made once.
     """
-    set_environment()
-    engines.silence()
+    set_rank_environment()
+    engines.silence_deepspeed()
     cases = json.loads(Path(cases_file).read_text())
-    ranks = engines.join(cases[0]["deepspeed"], cases[0]["sequence"])
-    found = [_step(case, Path(cases_file).with_name(f"ds{number}.json"), ranks) for number, case in enumerate(cases)]
-    if ranks.is_main:
+    context = engines.init_distributed(cases[0]["deepspeed"], cases[0]["sequence"])
+    found = [_step(case, Path(cases_file).with_name(f"ds{number}.json"), context) for number, case in enumerate(cases)]
+    if context.is_main:
         torch.save(found, out)
 
 
-def _step(case: dict[str, Any], file: Path, ranks: Any) -> dict[str, Any]:
+def _step(case: dict[str, Any], file: Path, context: Any) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_grad
 
-    if ranks.is_main:
+    if context.is_main:
         file.write_text(json.dumps(case["deepspeed"]))
-    ranks.barrier()
-    group = ranks.sequence
+    context.barrier()
+    group = context.sequence
     kind, sizes, all_rows = rows(case)
     model = oracle.model(
         kind, sizes, getattr(torch, case["dtype"]), checkpoint_min_tokens=case.get("checkpoint_min_tokens", 8192)
     )
     model.group = group
-    engine = engines.Engine(model, file, ranks)
+    engine = engines.Engine(model, file, context)
     engine.module.train()
     share = len(all_rows) // group.data_size
     mine = part(oracle.batch(kind, all_rows, 64), group.data_rank * share, (group.data_rank + 1) * share)
     loss = weighted_mean(engine.deepspeed(mine), mine)
     count = float(mine.weights.double().sum())
-    share = count / (ranks.total(count) / group.size)
+    share = count / (context.total(count) / group.size)
     engine.backward(loss, share)
     grads = {}
     for name, p in engine.module.named_parameters():
@@ -62,7 +62,7 @@ def _step(case: dict[str, Any], file: Path, ranks: Any) -> dict[str, Any]:
         grads[name] = grad.detach().double().clone() if grad is not None else None
     engine.step()
     engine.deepspeed.destroy()
-    return {"loss": ranks.total(share * float(loss.detach())), "norm": engine.grad_norm, "grads": grads}
+    return {"loss": context.total(share * float(loss.detach())), "norm": engine.grad_norm, "grads": grads}
 
 
 def part(batch: Any, first: int, last: int) -> Any:

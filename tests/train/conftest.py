@@ -68,7 +68,7 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) / 9)
         config.save(folder)
-        task.keep(run / "model")
+        task.save_assets(run / "model")
         own = dict(task.model.named_parameters()) | dict(task.model.named_buffers())
         state = {name: own[name].detach().clone() for name in task.model.state_dict() if name in own}
         safetensors.torch.save_file(state, folder / "model.safetensors")

@@ -24,7 +24,7 @@ def test_the_mean_is_the_recurrence_with_its_warm_up() -> None:
         ema.update()
         d = min(0.6, (1 + t) / (10 + t))
         expected = {n: d * expected[n] + (1 - d) * p.detach().double() for n, p in net.named_parameters()}
-    for name, tensor in ema.full(net).items():
+    for name, tensor in ema.full_tensors(net).items():
         if name in expected:
             # twenty fp32 lerps, each off by half a unit in the last place of numbers up to about 10
             assert (tensor.double() - expected[name]).abs().max() < 20 * 10 * torch.finfo(torch.float32).eps
@@ -40,7 +40,7 @@ def test_swapped_shows_the_mean_and_brings_the_weights_back_bit_for_bit() -> Non
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
     with ema.swapped():
         for name, p in net.named_parameters():
-            assert torch.equal(p, ema.full(net)[name].to(torch.bfloat16))
+            assert torch.equal(p, ema.full_tensors(net)[name].to(torch.bfloat16))
             assert not torch.equal(p, before[name])
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
 
@@ -64,7 +64,7 @@ def test_full_holds_frozen_parameters_and_buffers_and_restores() -> None:
     with torch.no_grad():
         net[2].weight.add_(3.0)
     ema.update()
-    full = {name: tensor.clone() for name, tensor in ema.full(net).items()}
+    full = {name: tensor.clone() for name, tensor in ema.full_tensors(net).items()}
     assert set(full) == set(net.state_dict())
     assert torch.equal(full["0.weight"], net[0].weight)
     other = Ema(model(), decay=0.5)

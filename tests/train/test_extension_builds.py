@@ -32,7 +32,7 @@ OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cp
     ],
 )
 def test_only_what_the_json_asks_for_is_built(config: dict, names: set[str]) -> None:
-    wanted = extension_builds.needed(config, accelerator="cpu")
+    wanted = extension_builds.required_extensions(config, accelerator="cpu")
     assert set(wanted) == names
     assert all(wanted.values())
 
@@ -163,13 +163,13 @@ def test_deepspeeds_own_adam_is_built_once_in_sight_even_after_a_kill(tmp_path, 
     folder = tmp_path / "extensions"
     environment = {"TORCH_EXTENSIONS_DIR": str(folder)}
     file = run_file(steps=3, ds=ADAM | {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}})
-    ranks = rank_processes.Fleet(2, ["--config", str(file)], tmp_path, environment)
+    ranks = rank_processes.RankProcesses(2, ["--config", str(file)], tmp_path, environment)
     ranks.wait_for(lambda: (folder / "cpu_adam/lock").exists())
     for process in ranks.processes:
         process.kill()
     ranks.join()
     assert (folder / "cpu_adam/lock").exists()
-    ended = rank_processes.Fleet(2, ["--config", str(file)], tmp_path, environment).join(600)
+    ended = rank_processes.RankProcesses(2, ["--config", str(file)], tmp_path, environment).join(600)
     assert ended.codes == [0, 0], ended.output
     assert ended.output.count("Building DeepSpeed's cpu_adam once") == 1
     assert ended.output.count("Built cpu_adam in") == 1

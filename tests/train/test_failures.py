@@ -20,7 +20,7 @@ from tests.train.test_resume import digest, metrics
 
 
 def steps(run: Path) -> list[int]:
-    return checkpoint.steps_of(run)
+    return checkpoint.checkpoint_steps(run)
 
 
 def test_a_full_disk_at_checkpoint_time(tmp_path, run_file) -> None:
@@ -34,7 +34,7 @@ def test_a_full_disk_at_checkpoint_time(tmp_path, run_file) -> None:
     assert "MB free" in ended.output
     assert "Earlier checkpoints are untouched" in ended.output
     assert steps(run) == [5]
-    assert checkpoint.problem(checkpoint.folder_of(run, 5)) is None
+    assert checkpoint.find_corruption(checkpoint.checkpoint_folder(run, 5)) is None
     assert not list((run / "checkpoints").glob(".*"))
     rank_processes.run(2, ["--resume", "runs/run", "data.full_disk_at=-1"], tmp_path)
     assert steps(run)[-1] == 12
@@ -63,7 +63,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_p
     assert "WARNING: runs/run/checkpoints/step_000010 is broken" in ended.output
     assert "step 5 of 10" in ended.output
     assert digest(run / "checkpoints/step_000010/model.safetensors") == expected
-    assert checkpoint.problem(run / "checkpoints/step_000010") is None
+    assert checkpoint.find_corruption(run / "checkpoints/step_000010") is None
     assert not (run / "checkpoints/.step_000011.partial").exists()
 
 
@@ -78,7 +78,7 @@ def test_no_whole_checkpoint_is_an_error_on_all_ranks(tmp_path, run_file) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(number, tmp_path, run_file) -> None:
     file = run_file(steps=1000, data="step_seconds = 0.02", evaluate_every=0, save_every=0)
-    ranks = rank_processes.Fleet(2, ["--config", str(file)], tmp_path)
+    ranks = rank_processes.RankProcesses(2, ["--config", str(file)], tmp_path)
     lines = tmp_path / "runs/run/metrics.jsonl"
     ranks.wait_for(lambda: lines.is_file() and '"train"' in lines.read_text())
     os.kill(ranks.processes[1].pid, number)
@@ -95,7 +95,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(number, tmp_path, run_f
 def test_a_signal_before_the_first_step_ends_a_rank_at_once(tmp_path, run_file) -> None:
     """Rank 0 waits for a second rank that never comes: there is nothing to save, and no reason to hold on."""
     alone = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    ranks = rank_processes.Fleet(1, ["--config", str(run_file())], tmp_path, alone)
+    ranks = rank_processes.RankProcesses(1, ["--config", str(run_file())], tmp_path, alone)
     port = int(ranks.environment["MASTER_PORT"])
     ranks.wait_for(lambda: any(c.laddr.port == port for c in psutil.Process(ranks.processes[0].pid).net_connections()))
     ranks.processes[0].terminate()
@@ -106,14 +106,14 @@ def test_a_stop_interrupts_an_evaluation_which_the_resumed_run_makes_up_for(tmp_
     slow = "step_seconds = 0.3"
     file = run_file(steps=4, evaluate_every=2, save_every=0, log_every=1, data="")
     rank_processes.run(2, ["--config", str(file), "train.name=whole"], tmp_path)
-    ranks = rank_processes.Fleet(2, ["--config", str(file), f"data.{slow.replace(' ', '')}"], tmp_path)
+    ranks = rank_processes.RankProcesses(2, ["--config", str(file), f"data.{slow.replace(' ', '')}"], tmp_path)
     lines = tmp_path / "runs/run/metrics.jsonl"
     ranks.wait_for(lambda: lines.is_file() and '"kind": "train", "step": 2' in lines.read_text())
     ranks.processes[0].terminate()
     ended = ranks.join()
     assert ended.codes == [0, 0], ended.output
     run = tmp_path / "runs/run"
-    state = json.loads((checkpoint.folder_of(run, 2) / "state.json").read_text())
+    state = json.loads((checkpoint.checkpoint_folder(run, 2) / "state.json").read_text())
     assert (state["step"], state["evaluated_step"], state["best"]) == (2, 0, None)
     rank_processes.run(2, ["--resume", "runs/run", "data.step_seconds=0.0"], tmp_path)
     kinds = ("train", "eval")

@@ -78,7 +78,7 @@ def test_rows_shared_by_two_ranks_train_as_on_one_and_resume_on_either(tmp_path,
     for name, ranks in (("run", 1), ("one", 2)):
         again = runs / f"{name}_again"
         shutil.copytree(runs / name, again)
-        shutil.rmtree(checkpoint.folder_of(again, 8))
+        shutil.rmtree(checkpoint.checkpoint_folder(again, 8))
         rank_processes.run(ranks, ["--resume", str(again), f"parallel.sequence={ranks}"], tmp_path)
         assert_alike(losses(again), losses(runs / name))
     line = json.loads((runs / "run" / "metrics.jsonl").read_text().splitlines()[-2])

@@ -80,9 +80,9 @@ def test_a_rank_killed_in_mid_run_ends_the_launch_promptly_and_the_run_resumes(t
     assert "ds4sci train --resume runs/run" in output
     assert "Traceback" not in output
     assert_nothing_left(tmp_path)
-    assert checkpoint.steps_of(tmp_path / "runs/run") == [5]
+    assert checkpoint.checkpoint_steps(tmp_path / "runs/run") == [5]
     rank_processes.run(2, ["--resume", "runs/run"], tmp_path)
-    assert checkpoint.steps_of(tmp_path / "runs/run")[-1] == 12
+    assert checkpoint.checkpoint_steps(tmp_path / "runs/run")[-1] == 12
 
 
 def test_ctrl_c_on_the_command_saves_and_leaves_with_0(tmp_path, run_file) -> None:
@@ -96,8 +96,8 @@ def test_ctrl_c_on_the_command_saves_and_leaves_with_0(tmp_path, run_file) -> No
     assert "all is saved. Go on with: ds4sci train --resume runs/run" in output
     assert "INFO" not in output
     assert "Warning" not in output
-    (step,) = checkpoint.steps_of(tmp_path / "runs/run")
-    assert checkpoint.problem(checkpoint.folder_of(tmp_path / "runs/run", step)) is None
+    (step,) = checkpoint.checkpoint_steps(tmp_path / "runs/run")
+    assert checkpoint.find_corruption(checkpoint.checkpoint_folder(tmp_path / "runs/run", step)) is None
     assert_nothing_left(tmp_path)
 
 
@@ -122,12 +122,12 @@ def test_signals_to_deepspeeds_own_launcher(how, tmp_path, run_file) -> None:
     log.seek(0)
     output = log.read()
     assert "all is saved. Go on with: ds4sci train --resume runs/run" in output
-    (step,) = checkpoint.steps_of(tmp_path / "runs/run")
-    assert checkpoint.problem(checkpoint.folder_of(tmp_path / "runs/run", step)) is None
+    (step,) = checkpoint.checkpoint_steps(tmp_path / "runs/run")
+    assert checkpoint.find_corruption(checkpoint.checkpoint_folder(tmp_path / "runs/run", step)) is None
 
 
 def test_what_is_wrong_with_the_config_is_found_before_anything_starts(run_file, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(launch, "start", lambda *a: pytest.fail("started"))
+    monkeypatch.setattr(launch, "run_launcher", lambda *a: pytest.fail("started"))
     with pytest.raises(ValueError, match=r"did you mean train\.evaluate_every"):
         launch.train(run_file(), ["train.evaluate_evry=3"])
     with pytest.raises(ValueError, match="no run folder"):
@@ -135,11 +135,11 @@ def test_what_is_wrong_with_the_config_is_found_before_anything_starts(run_file,
 
 
 def test_the_command_is_an_argument_list_and_cores_are_shared_out(monkeypatch) -> None:
-    command = launch.command(3, ["--config", "a b.toml", "train.name=x;y"])
+    command = launch.launcher_command(3, ["--config", "a b.toml", "train.name=x;y"])
     assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "3"]
     assert command[-5:] == ["--module", "ds4sci.train", "--config", "a b.toml", "train.name=x;y"]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(launch, "cores", lambda: 8)
-    assert launch.environment(3)["OMP_NUM_THREADS"] == "2"
+    assert launch.rank_environment(3)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert launch.environment(3)["OMP_NUM_THREADS"] == "5"
+    assert launch.rank_environment(3)["OMP_NUM_THREADS"] == "5"

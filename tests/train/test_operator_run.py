@@ -67,7 +67,7 @@ def test_two_ranks_have_the_gradients_of_one_process(stage: int, tmp_path: Path)
 def test_zero_3_is_refused_with_the_reason(tmp_path: Path, run_file: Path) -> None:
     settings = json.loads((tmp_path / "ds.json").read_text()) | {"zero_optimization": {"stage": 3}}
     (tmp_path / "ds.json").write_text(json.dumps(settings))
-    ended = rank_processes.Fleet(1, ["--config", str(run_file)], tmp_path).join()
+    ended = rank_processes.RankProcesses(1, ["--config", str(run_file)], tmp_path).join()
     assert ended.codes == [2]
     assert "deepspeed.json: ZeRO stage 3 cannot train a model that differentiates itself" in ended.output
     assert "take stage 0, 1 or 2" in ended.output
@@ -96,7 +96,7 @@ def test_a_run_resumes_scores_and_draws(tmp_path: Path, run_file: Path) -> None:
     run = tmp_path / "runs/run"
     again = tmp_path / "runs/again"
     shutil.copytree(run, again)
-    shutil.rmtree(checkpoint.folder_of(again, 8))
+    shutil.rmtree(checkpoint.checkpoint_folder(again, 8))
     rank_processes.run(2, ["--resume", str(again)], tmp_path)
     assert losses(again) == losses(run)
     out = tmp_path / "scores.json"

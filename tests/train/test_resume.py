@@ -42,10 +42,10 @@ def assert_same_tree(a: object, b: object, where: str = "", ignore: tuple[str, .
 
 
 def deepspeed_files(run: Path, step: int) -> dict[str, dict]:
-    from ds4sci.train.checkpoint_engine import DurableCheckpointEngine
+    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
 
     folder = run / "checkpoints" / f"step_{step:06d}" / "deepspeed"
-    return {file.name: DurableCheckpointEngine().load(str(file), "cpu") for file in sorted(folder.glob("*.pt"))}
+    return {file.name: SyncedCheckpointEngine().load(str(file), "cpu") for file in sorted(folder.glob("*.pt"))}
 
 
 def kinds(*plain: str) -> list:

@@ -41,7 +41,7 @@ def test_what_a_run_leaves(tmp_path, run_file) -> None:
     best = max(evaluated, key=lambda m: m["score"])["step"]
     assert (run / "checkpoints/best").read_text() == f"step_{best:06d}\n"
     assert (run / "checkpoints/latest").read_text() == "step_000012\n"
-    assert checkpoint.steps_of(run) == sorted({best, 12})
+    assert checkpoint.checkpoint_steps(run) == sorted({best, 12})
     rows = [json.loads(line) for line in (run / "evaluations/step_000012.jsonl").read_text().splitlines()]
     assert [r["id"] for r in rows] == [f"v{i}" for i in range(8)]
     assert sum(r["score"] for r in rows) / 8 == pytest.approx(evaluated[-1]["score"], rel=1e-12)
