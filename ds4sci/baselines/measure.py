@@ -17,8 +17,15 @@ from ds4sci.baselines.distances import DistanceTable, embed
 from ds4sci.chemistry.residue_codes import secondary_classes
 from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.data.structures.chain_set import ChainSet
-from ds4sci.metrics import bond_fraction, clash_fraction, lddt_ca, mean_scores, right_handed_fraction, rmsd
-from ds4sci.metrics import superposition_scores as fit_scores
+from ds4sci.metrics import (
+    bond_fraction,
+    clash_fraction,
+    lddt_ca,
+    mean_metrics,
+    right_handed_fraction,
+    rmsd,
+    superposition_metrics,
+)
 
 BASELINES = {
     "helix": "ideal α-helix",
@@ -92,7 +99,7 @@ def measure_baselines(
         result["baselines"][name] = {
             "label": BASELINES[name],
             "must_beat": name in MUST_BEAT,
-            "mean": mean_scores(rows) if rows else {},  # chains longer than any known have no native of their length
+            "mean": mean_metrics(rows) if rows else {},  # chains longer than any known have no native of their length
             "per_chain": [{k: row[k] for k in ("id", "length", "lddt_ca", "tm_score") if k in row} for row in rows],
         }
     result["seconds"] = round(time.monotonic() - started, 1)
@@ -106,11 +113,11 @@ def measure_baselines(
 
 def mean_row(chain: _Chain, rows: list[dict[str, float | None]]) -> dict[str, Any]:
     """One row of a chain out of several guesses for it."""
-    return {"id": chain.id, "length": len(chain.ca), **mean_scores(rows)}
+    return {"id": chain.id, "length": len(chain.ca), **mean_metrics(rows)}
 
 
 def _score(ca: np.ndarray, chain: _Chain) -> dict[str, float | None]:
-    fitted = fit_scores(ca, chain.ca, chain.present)
+    fitted = superposition_metrics(ca, chain.ca, chain.present)
     atoms, mask = np.zeros((len(ca), 5, 3)), np.zeros((len(ca), 5), dtype=bool)
     atoms[:, _CA], mask[:, _CA] = ca, True
     values: dict[str, float | None] = {

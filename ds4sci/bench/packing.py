@@ -21,7 +21,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.data.language.batches import collate
 from ds4sci.data.language.packing import make_rows
 from ds4sci.machine.processor import usable_cores
-from ds4sci.models.language import unwrapped
+from ds4sci.models.huggingface.parts import unwrap_peft
 from ds4sci.tasks.language_modeling import LanguageTask
 from ds4sci.train.build import build_task
 from ds4sci.types import LanguageBatch
@@ -112,7 +112,7 @@ def _stepper(task: LanguageTask) -> Callable[[LanguageBatch], None]:
 
 def _plain(task: LanguageTask) -> Any:
     """transformers' own model with the same weights, and its own attention."""
-    model = unwrapped(task.language.model)
+    model = unwrap_peft(task.language.model)
     stock = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="sdpa")
     stock.load_state_dict(model.state_dict())
     return stock

@@ -22,7 +22,7 @@ from ds4sci.files.atomic_files import replace_text, replacing
 from ds4sci.geometry import dihedral
 from ds4sci.inference.record_errors import naming
 from ds4sci.machine import provenance
-from ds4sci.metrics import METRICS, lddt_ca, mean_scores, pseudo_beta, score_chain
+from ds4sci.metrics import METRICS, chain_metrics, lddt_ca, mean_metrics, pseudo_beta
 from ds4sci.tasks import Task
 from ds4sci.train import checkpoint
 from ds4sci.train.build import build_task
@@ -87,13 +87,13 @@ def evaluate_run(
     shelf: dict[str, np.ndarray] = {}
     with counted("predicting", len(records), shown=show) as advance:
         for prediction, record in predict_records(task, records):
-            rows.append(score_chain(prediction, record))
+            rows.append(chain_metrics(prediction, record))
             if predictions is not None:
                 shelf |= kept(prediction, record)
             advance()
     order = {name: place for place, name in enumerate(records.ids)}
     rows.sort(key=lambda row: order[row["id"]])
-    means = mean_scores(rows)
+    means = mean_metrics(rows)
     result = {
         "run": str(run),
         "name": config.train.name or run.name,

@@ -23,11 +23,10 @@ from ds4sci.data.sequences import SequenceStore, index
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.machine import provenance
-from ds4sci.metrics import contacts as contact_scores
-from ds4sci.metrics import variants as variant_scores
+from ds4sci.metrics import contacts as contact_metrics
+from ds4sci.metrics import variants as variant_effects
 from ds4sci.metrics.language import perplexity
 from ds4sci.metrics.local import pseudo_beta
-from ds4sci.models.hf_contacts import attention_maps
 from ds4sci.tasks.language_modeling import LanguageTask
 from ds4sci.train import checkpoint
 from ds4sci.types import RESIDUES
@@ -251,11 +250,11 @@ def evaluate_variants(
             raise ValueError(f"{fasta}: variants are of one sequence; the file has {len(store)}")
         letters = np.array(store.residues(0))
     sequence = letters.tobytes().decode()
-    read = variant_scores.read_variants(csv, sequence, measured_column=measured_column)
+    read = variant_effects.read_variants(csv, sequence, measured_column=measured_column)
     if marginal == "masked" and not task.fraction:
         raise ValueError("masked marginals need a masked model; for a causal one take --marginal wildtype")
     table = residue_log_probabilities(
-        task, letters, variant_scores.mutated_positions(read) if marginal == "masked" else None
+        task, letters, variant_effects.mutated_positions(read) if marginal == "masked" else None
     )
     if marginal == "wildtype" and np.isnan(table[0]).any():
         for one in read:
@@ -264,9 +263,9 @@ def evaluate_variants(
                     f"{csv}: {one.text}: a causal model without a begin token says nothing of the first residue; "
                     "leave such variants out"
                 )
-    scores = variant_scores.marginal_scores(table, read)
+    scores = variant_effects.marginal_scores(table, read)
     measured = np.array([one.measured for one in read])
-    rank = None if np.isnan(measured).any() else variant_scores.spearman(scores, measured)
+    rank = None if np.isnan(measured).any() else variant_effects.spearman(scores, measured)
     if rank is not None and np.isnan(rank):
         rank = None  # one variant, or all alike: there is no order to compare
     result = {
@@ -348,24 +347,24 @@ def evaluate_contacts(
             f"{chains}: {len(kept)} chains of 32 to {longest} residues; {learn} to learn from and one more"
         )
     examples, tables, chance, unmeasured = [], [], [], []
-    model: contact_scores.ContactRegression | None = None
+    model: contact_metrics.ContactRegression | None = None
     for number, place in enumerate(kept):
         record = records[place]
         points, present = pseudo_beta(record.atom_positions, record.atom_mask, record.sequence)
-        touching = contact_scores.contacts_of(points, present)
+        touching = contact_metrics.contact_map(points, present)
         ids, _, size = task.coder.encode(np.frombuffer(record.sequence.encode(), np.uint8))
-        maps = attention_maps(task.language, torch.from_numpy(ids)[None].to(_device()), rope_factor=task.rope_factor)
+        maps = task.language.attention_maps(torch.from_numpy(ids)[None].to(_device()), rope_factor=task.rope_factor)
         own = np.flatnonzero(size == 1)
         maps = maps[:, own][:, :, own]
         if number < learn:
-            examples.append(contact_scores.pair_features(maps, touching, present))
+            examples.append(contact_metrics.pair_features(maps, touching, present))
             continue
         far = np.triu(np.ones_like(touching), 6) & present[:, None] & present[None]
         if not far.any():
             unmeasured.append(record.id)
             continue
-        model = model or contact_scores.fit_contacts(examples)
-        tables.append(contact_scores.precision_table(model(maps), touching, present))
+        model = model or contact_metrics.fit_contact_regression(examples)
+        tables.append(contact_metrics.precision_table(model(maps), touching, present))
         chance.append(float(touching[far].mean()))
     if not tables:
         raise ValueError(

@@ -65,8 +65,8 @@ def predict_run(
              one is predicted from its sequence, as is every record without ``msa_dir``; the summary's ``input`` says so
     which    ``best``, ``latest``, ``step_NNNNNN`` or a step
     overrides  ``key=value`` over the run's own configuration, such as ``data.evaluation_recycling=3``
-    check_memory  refuse a record that needs more memory than there is by ``ds4sci.models.fold_memory``, instead of
-             trying it and, in the worst case, being killed by the system
+    check_memory  refuse a record that needs more memory than there is (``ds4sci.models.fold.prediction_bytes``),
+             instead of trying it and, in the worst case, being killed by the system
 
     pLDDT (0–100) is the B-factor of every atom. A record too big for the PDB format gets mmCIF alone, and the summary
     says why. Records are predicted one at a time: memory is that of the longest. A record that fails (a letter that is

@@ -1,5 +1,5 @@
-"""Other people's models and call sites, by our kernels: ``patch(model)``, or the functions they call."""
+"""Integration of the kernels into existing models: ``patch(model)``, and drop-in functions for call sites."""
 
-from ds4sci.integrations.patching import Patched, patch, unpatch
+from ds4sci.integrations.patching import PatchReport, patch, unpatch
 
-__all__ = ["Patched", "patch", "unpatch"]
+__all__ = ["PatchReport", "patch", "unpatch"]

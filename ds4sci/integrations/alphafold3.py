@@ -1,5 +1,5 @@
-"""AlphaFold 3-style modules that OpenFold's do not cover: SwiGLU transitions of Boltz, OpenFold3 and Protenix, Boltz'
-triangle multiplication and outer product mean. Their triangle attention is OpenFold's, in ``openfold.py``.
+"""Replacements for modules of AlphaFold 3 implementations: SwiGLU transitions of Boltz, OpenFold3 and Protenix, and
+Boltz' triangle multiplication and outer product mean. Their triangle attention is OpenFold's, in ``openfold``.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 from ds4sci import kernels
 from ds4sci.integrations.module_forwards import (
-    batched,
-    constant,
-    halves,
-    kept,
-    layer,
-    masked,
+    apply_mask,
+    flatten_batch,
+    kernel_mask,
+    linear_dtype,
     no_autocast,
-    norm,
-    product_dtype,
-    refuse,
+    norm_parameters,
+    reject_unknown_options,
+    require_constant_mask,
+    split_outputs,
+    weight_and_bias,
 )
-from ds4sci.integrations.openfold import has
-from ds4sci.integrations.replacement import Example, Replacement, Unserved
+from ds4sci.integrations.openfold import has_submodules
+from ds4sci.integrations.replacement import Example, Replacement, UnsupportedCall
 from ds4sci.integrations.verification import normal, random_mask
 from ds4sci.kernels.tiles import concat_linears
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
 
 TransitionNames = tuple[str, str, str, str]
-"""Paths of a transition's norm, of the layer whose result goes through SiLU, of that it multiplies, of the last."""
+"""Paths of the submodules of a transition: norm, gate (through SiLU), value (multiplied by it), output layer."""
 
 BOLTZ: TransitionNames = ("norm", "fc1", "fc2", "fc3")
 OPENFOLD3: TransitionNames = ("layer_norm", "swiglu.linear_a", "swiglu.linear_b", "linear_out")
@@ -39,12 +39,12 @@ PROTENIX: TransitionNames = ("layernorm1", "linear_no_bias_a", "linear_no_bias_b
 
 def transition(module: Any, x: Tensor, *, names: TransitionNames, implementation: str | None, **options: Any) -> Tensor:
     """AlphaFold 3, Algorithm 11: x ``[*, c]``."""
-    refuse(options)
+    reject_unknown_options(options)
     layer_norm, gate, value, last = (module.get_submodule(name) for name in names)
-    x = x.to(product_dtype(x))
-    weight, shift, eps = norm(layer_norm, x)
-    first = concat_linears(layer(gate, x), layer(value, x))
-    second = layer(last, x)
+    x = x.to(linear_dtype(x))
+    weight, shift, eps = norm_parameters(layer_norm, x)
+    first = concat_linears(weight_and_bias(gate, x), weight_and_bias(value, x))
+    second = weight_and_bias(last, x)
     with no_autocast(x):
         return kernels.transition(
             x, weight, shift, *first, *second, activation="swiglu", eps=eps, implementation=implementation
@@ -52,30 +52,30 @@ def transition(module: Any, x: Tensor, *, names: TransitionNames, implementation
 
 
 def masked_transition(module: Any, x: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
-    """OpenFold3's, times the mask ``[*]`` at the end."""
-    return masked(transition(module, x, names=OPENFOLD3, **options), mask, x)
+    """OpenFold3's transition, with the output multiplied by the mask ``[*]``."""
+    return apply_mask(transition(module, x, names=OPENFOLD3, **options), mask, x)
 
 
 def multiply(
     module: Any, x: Tensor, *, direction: Direction, mask: Tensor | None = None, implementation: str | None,
     **options: Any,
 ) -> Tensor:  # fmt: skip
-    """Boltz' triangle multiplication: x ``[b, n, n, c]``, mask ``[b, n, n]``; one matrix holds the rows of a and b."""
-    refuse(options)
-    constant(mask)
-    dtype = product_dtype(x)
+    """Boltz' triangle multiplication: x ``[b, n, n, c]``, mask ``[b, n, n]``. One matrix holds a and b."""
+    reject_unknown_options(options)
+    require_constant_mask(mask)
+    dtype = linear_dtype(x)
     if torch.float16 in (dtype, x.dtype):
-        raise Unserved("in float16 it makes its sums in fp32")
+        raise UnsupportedCall("in float16 it accumulates in fp32")
     z = x.to(dtype)
-    norm_in, norm_out = norm(module.norm_in, z), norm(module.norm_out, z)
+    norm_in, norm_out = norm_parameters(module.norm_in, z), norm_parameters(module.norm_out, z)
     if norm_in[2] != norm_out[2]:
-        raise Unserved("its two norms differ in eps")
-    (a_p, b_p), (a_g, b_g) = (halves(projection, z) for projection in (module.p_in, module.g_in))
-    to_z, gate = layer(module.p_out, z), layer(module.g_out, z)
+        raise UnsupportedCall("its two norms have different eps")
+    (a_p, b_p), (a_g, b_g) = (split_outputs(projection, z) for projection in (module.p_in, module.g_in))
+    to_z, gate = weight_and_bias(module.p_out, z), weight_and_bias(module.g_out, z)
     weights = Weights(norm_in[:2], a_p, a_g, b_p, b_g, norm_out[:2], to_z, gate)
     with no_autocast(z):
         return kernels.triangle_multiplication(
-            z, kept(mask, z), weights, direction, eps=norm_in[2], implementation=implementation
+            z, kernel_mask(mask, z), weights, direction, eps=norm_in[2], implementation=implementation
         )
 
 
@@ -84,18 +84,18 @@ def outer_product_mean(
 ) -> Tensor:
     """Boltz' outer product mean: m ``[b, s, n, c]``, mask ``[b, s, n]``; divided by max(1, count) before the bias.
 
-    Where Boltz makes it in chunks its bias is not cast by autocast, and makes the result fp32.
+    With ``chunk_size`` Boltz does not cast the bias under autocast, so the result is fp32.
     """
-    refuse(options)
-    constant(mask)
-    if torch.float16 in (product_dtype(m), m.dtype):
-        raise Unserved("in float16 it makes its sums in fp32")
+    reject_unknown_options(options)
+    require_constant_mask(mask)
+    if torch.float16 in (linear_dtype(m), m.dtype):
+        raise UnsupportedCall("in float16 it accumulates in fp32")
     normed = module.norm(m)
     a, b = module.proj_a(normed), module.proj_b(normed)
-    weight, bias = layer(module.proj_o, a)
+    weight, bias = weight_and_bias(module.proj_o, a)
     if chunk_size is not None and not module.training:
         bias = module.proj_o.bias
-    keep = batched(mask.to(a.dtype), m.shape[:-1], 2)
+    keep = flatten_batch(mask.to(a.dtype), m.shape[:-1], 2)
     with no_autocast(a):
         out = kernels.outer_product_mean(a, b, keep, weight, None, eps=None, implementation=implementation)
     return out if bias is None else out + bias
@@ -113,29 +113,29 @@ def _multiply_example(module: Any, generator: torch.Generator) -> Example:
 
 
 def _outer_product_mean_example(module: Any, generator: torch.Generator) -> Example:
-    # three rows of which some are masked: counts of 0 too, where max(1, count) shows
+    # three rows, some of them masked: includes counts of 0, where max(1, count) matters
     return normal(generator, 1, 3, 5, module.proj_a.in_features), {"mask": random_mask(generator, 1, 3, 5)}
 
 
-def _transition(kind: str, names: TransitionNames) -> Replacement:
-    def looks(module: nn.Module) -> bool:
-        return has(module, names[0], *(name.partition(".")[0] for name in names[1:])) and all(
-            isinstance(_part(module, name), nn.Linear) for name in names[1:]
+def _transition(class_name: str, names: TransitionNames) -> Replacement:
+    def matches(module: nn.Module) -> bool:
+        return has_submodules(module, names[0], *(name.partition(".")[0] for name in names[1:])) and all(
+            isinstance(_submodule(module, name), nn.Linear) for name in names[1:]
         )
 
-    serve = masked_transition if names is OPENFOLD3 else functools.partial(transition, names=names)
-    return Replacement(kind, serve, _transition_example(names), ("transition",), looks=looks)
+    run = masked_transition if names is OPENFOLD3 else functools.partial(transition, names=names)
+    return Replacement(class_name, run, _transition_example(names), ("transition",), matches=matches)
 
 
-def _part(module: nn.Module, path: str) -> Any:
+def _submodule(module: nn.Module, path: str) -> Any:
     for name in path.split("."):
         module = getattr(module, name, None)  # type: ignore[assignment]
     return module
 
 
-def _multiplication(kind: str, direction: Direction) -> Replacement:
+def _multiplication(class_name: str, direction: Direction) -> Replacement:
     return Replacement(
-        f"boltz.model.layers.triangular_mult.{kind}", functools.partial(multiply, direction=direction),
+        f"boltz.model.layers.triangular_mult.{class_name}", functools.partial(multiply, direction=direction),
         _multiply_example, ("triangle_multiplication",),
     )  # fmt: skip
 
@@ -148,7 +148,7 @@ REPLACEMENTS = (
     _multiplication("TriangleMultiplicationIncoming", "incoming"),
     Replacement(
         "OuterProductMean (Boltz)", outer_product_mean, _outer_product_mean_example, ("outer_product_mean",),
-        calls=("norm", "proj_a", "proj_b"),
-        looks=lambda m: has(m, "norm", "proj_a", "proj_b", "proj_o") and not hasattr(m, "eps"),
+        called_submodules=("norm", "proj_a", "proj_b"),
+        matches=lambda m: has_submodules(m, "norm", "proj_a", "proj_b", "proj_o") and not hasattr(m, "eps"),
     ),
 )  # fmt: skip

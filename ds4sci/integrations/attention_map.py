@@ -1,4 +1,4 @@
-"""An attention map that is returned and seldom looked at."""
+"""Attention map that is computed when it is first accessed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 
-class AttentionMap:
-    """The probabilities ``[…, k, q]`` or ``[…, q, k]`` of an attention, made when somebody first looks.
+class LazyAttentionMap:
+    """Attention weights ``[…, k, q]`` or ``[…, q, k]`` that a method returns and its callers usually discard.
 
-    A fused attention never has them whole, and the blocks that call it throw them away. Torch's functions, indexing
-    and a tensor's attributes work on it; ``tensor()`` is the tensor itself. Its gradient goes where the map's would.
+    A fused attention never materializes them, so they are computed on first access. torch functions, indexing and
+    tensor attributes work on this object; ``tensor()`` returns the tensor itself. Gradients flow as through the map.
     """
 
-    def __init__(self, make: Callable[[], Tensor]) -> None:
-        self._make = make
-        self._made: Tensor | None = None
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute = compute
+        self._tensor: Tensor | None = None
 
     def tensor(self) -> Tensor:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
+        if self._tensor is None:
+            self._tensor = self._compute()
+        return self._tensor
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

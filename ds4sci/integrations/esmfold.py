@@ -1,4 +1,4 @@
-"""ESMFold as ``transformers`` has it: the modules of its folding trunk. Nothing of ``transformers`` is imported."""
+"""Replacements for the folding trunk of ESMFold in ``transformers``, which is not imported."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ds4sci import kernels
 from ds4sci.integrations import openfold
-from ds4sci.integrations.attention_map import AttentionMap
-from ds4sci.integrations.module_forwards import layer, no_autocast, norm, pair_bias, product_dtype
-from ds4sci.integrations.replacement import Example, Replacement, Unserved
+from ds4sci.integrations.attention_map import LazyAttentionMap
+from ds4sci.integrations.module_forwards import linear_dtype, no_autocast, norm_parameters, pair_bias, weight_and_bias
+from ds4sci.integrations.replacement import Example, Replacement, UnsupportedCall
 from ds4sci.integrations.verification import normal
 
 MODULE = "transformers.models.esm.modeling_esmfold"
@@ -25,16 +25,16 @@ def self_attention(
     bias: Tensor | None = None,
     indices: Tensor | None = None,
     implementation: str | None,
-) -> tuple[Tensor, AttentionMap]:
+) -> tuple[Tensor, LazyAttentionMap]:
     """Attention of the sequence: x ``[b, n, c]``, mask ``[b, n]`` (0 = padding), bias ``[b, q, k, h]``.
 
-    The attention map ``[b, k, h, q]`` is made when somebody looks at it. Where a sequence is padding alone the module's
-    own softmax is NaN and ours 0.
+    The attention map ``[b, k, h, q]`` is computed on first access. For a sequence of padding only, the original softmax
+    is NaN and this one 0.
     """
     q, k, v = module.proj(x).unflatten(-1, (module.num_heads, 3, -1)).unbind(-2)
     gate = module.g_proj(x).unflatten(-1, (module.num_heads, -1)).unsqueeze(1) if module.gated else None
     if gate is not None and gate.dtype != q.dtype:
-        raise Unserved("its gate and its queries differ in dtype")
+        raise UnsupportedCall("its gate and its queries have different dtypes")
     keep = None if mask is None else mask != 0
     added = None if bias is None else bias.permute(0, 3, 1, 2)
 
@@ -49,20 +49,21 @@ def self_attention(
             q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), None if keep is None else keep.unsqueeze(1), added, gate,
             scale=module.rescale_factor, implementation=implementation,
         )  # fmt: skip
-    return module.o_proj(out.squeeze(1).flatten(-2)), AttentionMap(attention_map)
+    return module.o_proj(out.squeeze(1).flatten(-2)), LazyAttentionMap(attention_map)
 
 
 def pair_to_sequence(module: Any, z: Tensor, *, implementation: str | None) -> Tensor:
-    """Pair bias with the heads behind: z ``[b, q, k, c]`` → ``[b, q, k, h]``, a view of what the attention wants."""
+    """Pair bias with the heads last: z ``[b, q, k, c]`` → ``[b, q, k, h]``, a view of the layout that attention
+    uses."""
     return pair_bias(z, module.layernorm, module.linear, implementation).permute(0, 2, 3, 1)
 
 
 def residue_mlp(module: Any, x: Tensor, *, implementation: str | None) -> Tensor:
-    """``x + dropout(transition(x))``, x ``[…, c]``; the dropout is the module's own."""
+    """``x + dropout(transition(x))``, x ``[…, c]``; with the module's own dropout."""
     layer_norm, first, _, second, dropout = module.mlp
-    y = x.to(product_dtype(x))
-    weight, shift, eps = norm(layer_norm, y)
-    layers = (*layer(first, y), *layer(second, y))
+    y = x.to(linear_dtype(x))
+    weight, shift, eps = norm_parameters(layer_norm, y)
+    layers = (*weight_and_bias(first, y), *weight_and_bias(second, y))
     with no_autocast(y):
         y = kernels.transition(y, weight, shift, *layers, eps=eps, implementation=implementation)
     return x + dropout(y)
@@ -94,13 +95,13 @@ REPLACEMENTS = (
     ),
     Replacement(
         f"{MODULE}.EsmFoldSelfAttention", self_attention, _self_attention_example, ("evoformer_attention",),
-        calls=("proj", "g_proj", "o_proj"),
+        called_submodules=("proj", "g_proj", "o_proj"),
     ),
     Replacement(
         f"{MODULE}.EsmFoldPairToSequence", pair_to_sequence, _pair_to_sequence_example, ("pair_bias",)
     ),
     Replacement(
         f"{MODULE}.EsmFoldResidueMLP", residue_mlp, _residue_mlp_example, ("transition",),
-        calls=("mlp.4",),
+        called_submodules=("mlp.4",),
     ),
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""ESMFold2 as ``transformers`` has it: pair updates, MSA encoder, diffusion layers. Nothing of it is imported.
+"""Replacements for ESMFold2 in ``transformers``, which is not imported: pair updates, MSA encoder, diffusion layers.
 
-Its norms' weights are fp32 and make their norm in fp32 whatever the activations are: so do our kernels.
+The layer norms of ESMFold2 have fp32 weights and compute in fp32 for any dtype of activations; so do the kernels.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from ds4sci import kernels
-from ds4sci.integrations.attention_map import AttentionMap
+from ds4sci.integrations.attention_map import LazyAttentionMap
 from ds4sci.integrations.module_forwards import (
-    constant,
-    kept,
-    layer,
+    kernel_mask,
+    linear_dtype,
     no_autocast,
-    norm,
+    norm_parameters,
     pair_bias,
-    product_dtype,
-    refuse,
+    reject_unknown_options,
+    require_constant_mask,
+    weight_and_bias,
 )
-from ds4sci.integrations.replacement import Example, Replacement, Unserved
+from ds4sci.integrations.replacement import Example, Replacement, UnsupportedCall
 from ds4sci.integrations.verification import normal, random_mask
 from ds4sci.kernels.triangle_multiplication import Weights
 
@@ -32,28 +32,28 @@ MODULE = "transformers.models.esmfold2.modeling_esmfold2"
 def multiply(module: Any, pair_grid: Tensor, *, visibility: Tensor | None = None, implementation: str | None) -> Tensor:
     """Triangle multiplication: pair_grid ``[b, n, n, c]``, visibility ``[b, n, n]``.
 
-    One matrix holds the projections a and b and, below them, their gates.
+    One weight matrix holds the projections a and b, followed by their gates.
     """
-    constant(visibility)
-    z = pair_grid.to(product_dtype(pair_grid))
-    norm_in, norm_out = norm(module.norm_start, z), norm(module.norm_mix, z)
+    require_constant_mask(visibility)
+    z = pair_grid.to(linear_dtype(pair_grid))
+    norm_in, norm_out = norm_parameters(module.norm_start, z), norm_parameters(module.norm_mix, z)
     if norm_in[2] != norm_out[2]:
-        raise Unserved("its two norms differ in eps")
-    a_p, b_p, a_g, b_g = ((weight, None) for weight in layer(module.proj_bundle, z)[0].chunk(4))
-    emit, gate = layer(module.proj_emit, z), layer(module.proj_gate, z)
+        raise UnsupportedCall("its two norms have different eps")
+    a_p, b_p, a_g, b_g = ((weight, None) for weight in weight_and_bias(module.proj_bundle, z)[0].chunk(4))
+    emit, gate = weight_and_bias(module.proj_emit, z), weight_and_bias(module.proj_gate, z)
     weights = Weights(norm_in[:2], a_p, a_g, b_p, b_g, norm_out[:2], emit, gate)
     direction: Any = module.flow
     with no_autocast(z):
         return kernels.triangle_multiplication(
-            z, kept(visibility, z), weights, direction, eps=norm_in[2], implementation=implementation
+            z, kernel_mask(visibility, z), weights, direction, eps=norm_in[2], implementation=implementation
         )
 
 
 def transition(module: Any, hidden_states: Tensor, *, implementation: str | None) -> Tensor:
     """``x + transition(x)`` with SwiGLU, x ``[…, c]``."""
-    x = hidden_states.to(product_dtype(hidden_states))
-    weight, shift, eps = norm(module.norm, x)
-    layers = (*layer(module.mlp.gate_up_proj, x), *layer(module.mlp.down_proj, x))
+    x = hidden_states.to(linear_dtype(hidden_states))
+    weight, shift, eps = norm_parameters(module.norm, x)
+    layers = (*weight_and_bias(module.mlp.gate_up_proj, x), *weight_and_bias(module.mlp.down_proj, x))
     with no_autocast(x):
         update = kernels.transition(
             x, weight, shift, *layers, activation="swiglu", eps=eps, implementation=implementation
@@ -65,9 +65,9 @@ def outer_product_mean(
     module: Any, msa_states: Tensor, *, msa_attention_mask: Tensor, implementation: str | None
 ) -> Tensor:
     """msa_states ``[b, n, s, c]``, tokens first, mask ``[b, n, s]`` → ``[b, n, n, c_z]``; divided by max(1, count)."""
-    constant(msa_attention_mask)
+    require_constant_mask(msa_attention_mask)
     left, right = module.input_proj(module.norm(msa_states)).transpose(1, 2).chunk(2, dim=-1)
-    weight, bias = layer(module.output_proj, left)
+    weight, bias = weight_and_bias(module.output_proj, left)
     mask = msa_attention_mask.transpose(1, 2).to(left.dtype)
     with no_autocast(left):
         return kernels.outer_product_mean(left, right, mask, weight, bias, eps=None, implementation=implementation)
@@ -78,8 +78,9 @@ def pair_weighted_averaging(
 ) -> Tensor:
     """AlphaFold 3, Algorithm 10: msa_states ``[b, n, s, c]``, pair_states ``[b, n, n, c_z]``, mask ``[b, n, n]``.
 
-    The weights are a softmax of the pair bias alone, the same for every row: to give an attention zeros for queries and
-    keys would make it anew in each row. So the bias is our kernel's, and softmax and average are torch's.
+    The attention weights are a softmax of the pair bias only, the same for every row. An attention kernel with zero
+    queries and keys would recompute it for each row, so only the pair bias runs on a kernel; softmax and average run in
+    torch.
     """
     bias = pair_bias(pair_states, module.bias_norm, module.bias_proj, implementation)
     bias = bias.masked_fill(~pair_attention_mask.unsqueeze(1), torch.finfo(bias.dtype).min)
@@ -106,22 +107,22 @@ def compute_pair_bias(
 
 def diffusion_attention(
     module: Any, hidden_states: Tensor, *, attention_bias: Tensor | None, implementation: str | None, **options: Any
-) -> tuple[Tensor, AttentionMap | None]:
-    """Gated attention of the tokens: hidden_states ``[b, n, c]``, bias ``[b or 1, h, q, k]``, padding in it.
+) -> tuple[Tensor, LazyAttentionMap | None]:
+    """Gated attention of the tokens: hidden_states ``[b, n, c]``, bias ``[b or 1, h, q, k]``, which includes padding.
 
-    The map ``[b, h, q, k]`` is made when somebody looks at it; under SDPA there is none.
+    The attention map ``[b, h, q, k]`` is computed on first access; with SDPA it is None.
     """
-    refuse(options)
+    reject_unknown_options(options)
     chosen = module.config._attn_implementation
     if chosen not in (None, "eager", "sdpa") or hidden_states.dim() != 3:
-        raise Unserved(f"its attention is {chosen}")
+        raise UnsupportedCall(f"its attention implementation is {chosen}")
     heads = (-1, module.head_dim)
     q, k, v, gate = (
         projection(hidden_states).unflatten(-1, heads).unsqueeze(1)
         for projection in (module.q_proj, module.k_proj, module.v_proj, module.gate_proj)
     )
     if not q.dtype == k.dtype == v.dtype == gate.dtype:
-        raise Unserved("its projections differ in dtype")
+        raise UnsupportedCall("its projections have different dtypes")
     with no_autocast(q):
         out = kernels.evoformer_attention(
             q, k, v, None, attention_bias, gate, scale=module.scaling, implementation=implementation
@@ -132,7 +133,7 @@ def diffusion_attention(
         scores = scores if attention_bias is None else scores + attention_bias
         return scores.softmax(-1, dtype=torch.float32).to(q.dtype)
 
-    return module.o_proj(out.squeeze(1).flatten(-2)), None if chosen == "sdpa" else AttentionMap(attention_map)
+    return module.o_proj(out.squeeze(1).flatten(-2)), None if chosen == "sdpa" else LazyAttentionMap(attention_map)
 
 
 def _multiply_example(module: Any, generator: torch.Generator) -> Example:
@@ -144,7 +145,7 @@ def _transition_example(module: Any, generator: torch.Generator) -> Example:
 
 
 def _outer_product_mean_example(module: Any, generator: torch.Generator) -> Example:
-    # three rows of which some are masked: counts of 0 too, where max(1, count) shows
+    # three rows, some of them masked: includes counts of 0, where max(1, count) matters
     return normal(generator, 1, 5, 3, module.hidden_size), {"msa_attention_mask": random_mask(generator, 1, 5, 3)}
 
 
@@ -174,19 +175,19 @@ REPLACEMENTS = (
     ),
     Replacement(
         f"{MODULE}.EsmFold2OuterProductMean", outer_product_mean, _outer_product_mean_example, ("outer_product_mean",),
-        calls=("norm", "input_proj"),
+        called_submodules=("norm", "input_proj"),
     ),
     Replacement(
         f"{MODULE}.EsmFold2MSAPairWeightedAveraging", pair_weighted_averaging, _pair_weighted_averaging_example,
-        ("pair_bias",), calls=("norm_single", "v_proj", "gate_proj", "o_proj"),
+        ("pair_bias",), called_submodules=("norm_single", "v_proj", "gate_proj", "o_proj"),
     ),
     Replacement(
         f"{MODULE}.EsmFold2DiffusionLayer", compute_pair_bias, _compute_pair_bias_example, ("pair_bias",),
-        calls=("input_layernorm", "self_attn", "attn_gate", "post_attention_layernorm", "mlp", "mlp_gate"),
+        called_submodules=("input_layernorm", "self_attn", "attn_gate", "post_attention_layernorm", "mlp", "mlp_gate"),
         method="compute_pair_bias",
     ),
     Replacement(
         f"{MODULE}.EsmFold2DiffusionAttention", diffusion_attention, _diffusion_attention_example,
-        ("evoformer_attention",), calls=("q_proj", "k_proj", "v_proj", "gate_proj", "o_proj"),
+        ("evoformer_attention",), called_submodules=("q_proj", "k_proj", "v_proj", "gate_proj", "o_proj"),
     ),
 )  # fmt: skip

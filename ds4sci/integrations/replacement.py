@@ -1,4 +1,4 @@
-"""What stands in the place of a module's method: our kernels where they serve the call, else the method itself."""
+"""Replacement of a module's method: the kernels run the calls they support, the original method runs the others."""
 
 from __future__ import annotations
 
@@ -14,121 +14,126 @@ import torch
 from torch import Tensor, nn
 
 
-class Unserved(Exception):
-    """This call is not ours, for the reason given: the module's own method makes it."""
+class UnsupportedCall(Exception):
+    """The kernels do not support this call, for the reason given. The original method runs it."""
 
 
 Example = tuple[Tensor, dict[str, Any]]
-"""A small call: the first argument, and the others by name."""
+"""Arguments of a small call: the first one, and the others by name."""
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """How the modules of one kind run on our kernels.
+    """How modules of one class run on the kernels.
 
-    kind     the class, by its qualified name or, with ``looks``, by the name that it has in the code it comes from
-    serve    ``serve(module, first, implementation=…, **others)`` in place of the method, arguments named as the method
-             names them; raises Unserved before it changes anything
-    example  ``example(module, generator)``: a small call, by which the two are compared before one replaces the other
-    kernels  names in ``KERNELS`` of what serves
-    calls    submodules that are called, with their hooks and adapters, or that the method does not touch; of all
-             others nothing but the weights is read
-    looks    whether a module is of this kind, for kinds known by their attributes and not by name
-    method   what is replaced
+    class_name         qualified name of the class; with ``matches``, its name in the code that it comes from
+    run                ``run(module, first, implementation=…, **others)`` replaces the method and has its argument
+                       names; raises ``UnsupportedCall`` before it changes anything
+    example            ``example(module, generator)``: arguments of a small call, for the comparison with the method
+    kernels            names in ``KERNELS`` of the kernels that ``run`` uses
+    called_submodules  submodules that ``run`` calls, with their hooks and adapters, or that the method does not use; of
+                       all other submodules ``run`` reads the weights only
+    matches            whether a module has the attributes of this class; None = matched by name
+    method             name of the method
     """
 
-    kind: str
-    serve: Callable[..., Any]
+    class_name: str
+    run: Callable[..., Any]
     example: Callable[[Any, torch.Generator], Example]
     kernels: tuple[str, ...]
-    calls: tuple[str, ...] = ()
-    looks: Callable[[nn.Module], bool] | None = None
+    called_submodules: tuple[str, ...] = ()
+    matches: Callable[[nn.Module], bool] | None = None
     method: str = "forward"
 
     @property
     def name(self) -> str:
-        return self.kind.rpartition(".")[2]
+        return self.class_name.rpartition(".")[2]
 
-    def passed_by(self, module: nn.Module) -> dict[str, nn.Module]:
-        """Path → submodule that ``serve`` does not call."""
+    def bypassed_submodules(self, module: nn.Module) -> dict[str, nn.Module]:
+        """Path → submodule that ``run`` does not call."""
         return {
             path: part
             for path, part in module.named_modules()
-            if path and not any(path == called or path.startswith(f"{called}.") for called in self.calls)
+            if path and not any(path == called or path.startswith(f"{called}.") for called in self.called_submodules)
         }
 
     def why_not(self, module: nn.Module) -> str | None:
-        """Why a module of this kind is left alone, from its class alone; None if nothing is against it."""
-        if not isinstance(module.__dict__.get(self.method), Forward | None):
-            return f"its {self.method} was replaced by someone else"
+        """Why the method of ``module`` must not be replaced, judged by its class and attributes; None if it may be."""
+        if not isinstance(module.__dict__.get(self.method), PatchedMethod | None):
+            return f"its {self.method} is already replaced by other code"
         for cls in type(module).__mro__:
-            if f"{cls.__module__}.{cls.__qualname__}" == self.kind:
+            if f"{cls.__module__}.{cls.__qualname__}" == self.class_name:
                 same = getattr(type(module), self.method) is cls.__dict__.get(self.method)
-                return None if same else f"a subclass with a {self.method} of its own"
+                return None if same else f"a subclass that overrides {self.method}"
         return None
 
 
 @dataclass
-class Calls:
-    """Calls of a patched module so far, those inside a compiled graph aside.
+class CallCounts:
+    """Calls of a patched module so far, except those in a compiled graph.
 
-    served  made by the kernels
-    own     made by the module's own method: reason → how many
+    on_kernels  number of calls that ran on the kernels
+    fallbacks   reason → number of calls that ran the original method
     """
 
-    served: int = 0
-    own: Counter[str] = field(default_factory=Counter)
+    on_kernels: int = 0
+    fallbacks: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        total = self.served + self.own.total()
+        total = self.on_kernels + self.fallbacks.total()
         if not total:
-            return "no call yet"
-        reasons = "; ".join(f"{count} by its own method: {reason}" for reason, count in self.own.most_common())
-        return f"{self.served} of {total} calls served" + (f"; {reasons}" if reasons else "")
+            return "no calls yet"
+        reasons = "; ".join(
+            f"{count} by the original method: {reason}" for reason, count in self.fallbacks.most_common()
+        )
+        return f"{self.on_kernels} of {total} calls on kernels" + (f"; {reasons}" if reasons else "")
 
 
 @dataclass
-class Run:
-    """The calls of all modules that one ``patch`` replaced, and whether it was said that none of them was served."""
+class FallbackMonitor:
+    """Call counts of all modules that one ``patch`` replaced, and whether the warning about them was issued."""
 
-    calls: list[Calls] = field(default_factory=list)
+    counts: list[CallCounts] = field(default_factory=list)
     warned: bool = False
 
-    def warn_if_none_served(self) -> None:
-        if not self.warned and not any(one.served for one in self.calls):
+    def warn_if_all_fall_back(self) -> None:
+        if not self.warned and not any(one.on_kernels for one in self.counts):
             self.warned = True
             warnings.warn(
-                f"ds4sci: none of the {len(self.calls)} patched modules was served so far, all run their own methods; "
-                "print the report of patch() for the reasons",
+                f"ds4sci: none of the {len(self.counts)} patched modules has run on the kernels so far, all fell back "
+                "to their original methods; print the report of patch() for the reasons",
                 RuntimeWarning,
                 stacklevel=4,
             )
 
 
-class Forward:
-    """Stands in ``module.__dict__`` under the method's name: class, weights and state dict stay as they are.
+class PatchedMethod:
+    """Callable in ``module.__dict__`` under the method's name. Class, weights and state dict of the module are
+    unchanged.
 
-    The module is held weakly: a cycle would keep a deleted model's memory until the collector comes by. A copy or a
-    pickle of the module gets its own. An option that has the method's own default is not handed on: the comparison
-    before the replacement was made with it.
+    The module is referenced weakly: a reference cycle would keep a deleted model in memory until the next garbage
+    collection. A copy or pickle of the module gets its own ``PatchedMethod``. An option with the method's default value
+    is not passed to the replacement, since the two were compared with that value.
     """
 
-    def __init__(self, module: nn.Module, replacement: Replacement, implementation: str | None, run: Run) -> None:
-        own = getattr(type(module), replacement.method)
+    def __init__(
+        self, module: nn.Module, replacement: Replacement, implementation: str | None, monitor: FallbackMonitor
+    ) -> None:
+        original = getattr(type(module), replacement.method)
         self.method = replacement.method
-        self.serve = replacement.serve
+        self.run = replacement.run
         self.implementation = implementation
-        self.calls, self.run = Calls(), run
-        run.calls.append(self.calls)
-        parameters = list(inspect.signature(own).parameters.values())[1:]
+        self.counts, self.monitor = CallCounts(), monitor
+        monitor.counts.append(self.counts)
+        parameters = list(inspect.signature(original).parameters.values())[1:]
         self.names = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-        ours = inspect.signature(self.serve).parameters
+        supported = inspect.signature(self.run).parameters
         self.defaults = {
             p.name: p.default
             for p in parameters
-            if p.name not in ours and isinstance(p.default, bool | int | float | str)
+            if p.name not in supported and isinstance(p.default, bool | int | float | str)
         }
-        self.passed_by = {path: type(part) for path, part in replacement.passed_by(module).items()}
+        self.bypassed = {path: type(part) for path, part in replacement.bypassed_submodules(module).items()}
         self.module = weakref.ref(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,39 +141,43 @@ class Forward:
         assert module is not None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         well_formed = self.names and self.names[0] in given and len(given) == len(args) + len(kwargs)
-        if well_formed:  # else its own method says what is wrong with the call
+        if well_formed:  # otherwise the original method raises the TypeError
             first = given.pop(self.names[0])
             given = {name: x for name, x in given.items() if not self._is_default(name, x)}
             try:
-                self._check(module)
-                result = self.serve(module, first, implementation=self.implementation, **given)
-            except Unserved as refusal:
-                reason = str(refusal)
+                self._check_submodules(module)
+                result = self.run(module, first, implementation=self.implementation, **given)
+            except UnsupportedCall as error:
+                reason = str(error)
             else:
-                if not torch.compiler.is_compiling():  # a count would make the compiler compile anew for each call
-                    self.calls.served += 1
+                if not torch.compiler.is_compiling():  # a counter would make the compiler recompile at every call
+                    self.counts.on_kernels += 1
                 return result
             if not torch.compiler.is_compiling():
-                self._count_own(reason)
-            warnings.warn(f"{type(module).__name__} runs its own {self.method}: {reason}", RuntimeWarning, stacklevel=2)
+                self._count_fallback(reason)
+            warnings.warn(
+                f"{type(module).__name__} falls back to its original {self.method}: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return getattr(type(module), self.method)(module, *args, **kwargs)
 
     def _is_default(self, name: str, x: Any) -> bool:
         return name in self.defaults and type(x) is type(self.defaults[name]) and bool(x == self.defaults[name])
 
-    def _count_own(self, reason: str) -> None:
-        if self.calls.own:  # its second call, so that the model has been through once
-            self.run.warn_if_none_served()
-        self.calls.own[reason] += 1
+    def _count_fallback(self, reason: str) -> None:
+        if self.counts.fallbacks:  # its second call, so all of the model has run once
+            self.monitor.warn_if_all_fall_back()
+        self.counts.fallbacks[reason] += 1
 
-    def _check(self, module: nn.Module) -> None:
-        """Raise Unserved where reading a submodule's weights, or nothing, is no longer what calling it is."""
-        for path, kind in self.passed_by.items():
+    def _check_submodules(self, module: nn.Module) -> None:
+        """Raise UnsupportedCall if calling a bypassed submodule now does more than its weights tell."""
+        for path, kind in self.bypassed.items():
             part = module.get_submodule(path)
             if type(part) is not kind:
-                raise Unserved(f"its {path} has become a {type(part).__name__}")
-            if "forward" in part.__dict__ or _hooks(part):
-                raise Unserved(f"its {path} has hooks, which the kernels would pass by")
+                raise UnsupportedCall(f"its {path} was replaced by a {type(part).__name__}")
+            if "forward" in part.__dict__ or _has_hooks(part):
+                raise UnsupportedCall(f"its {path} has hooks, which the kernels would not call")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "module": self.module()}
@@ -178,10 +187,10 @@ class Forward:
         self.module = weakref.ref(state["module"])
 
 
-def _hooks(module: nn.Module) -> bool:
-    """Whether calling the module does more than its method; DeepSpeed's hooks are none of these.
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether the module has hooks other than DeepSpeed's.
 
-    They bring the weights that ZeRO 3 has elsewhere, which DeepSpeed also does for whoever reads them.
+    DeepSpeed's hooks gather the weights that ZeRO-3 has partitioned, which DeepSpeed also does when weights are read.
     """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(not hook.__module__.startswith("deepspeed.") for some in hooks for hook in some.values())

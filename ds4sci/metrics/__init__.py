@@ -9,18 +9,18 @@ Prediction and truth are compared residue by residue: the alignment is the ident
 
 from __future__ import annotations
 
-from ds4sci.metrics.chain import METRICS, mean_scores, score_chain
-from ds4sci.metrics.contacts import apc, contacts_of, fit_contacts, pair_features, precision_table
+from ds4sci.metrics.chain import METRICS, chain_metrics, mean_metrics
+from ds4sci.metrics.contacts import apc, contact_map, fit_contact_regression, pair_features, precision_table
 from ds4sci.metrics.geometry import bond_fraction, clash_fraction, right_handed_fraction
 from ds4sci.metrics.language import LossSums, class_losses, perplexity
 from ds4sci.metrics.local import contact_precision, lddt_ca, pseudo_beta
 from ds4sci.metrics.superposition import (
     Superposition,
-    SuperpositionScores,
+    SuperpositionMetrics,
     gdt_ts,
     rmsd,
     superpose,
-    superposition_scores,
+    superposition_metrics,
     tm_score,
 )
 from ds4sci.metrics.variants import marginal_scores, mutated_positions, parse_variant, read_variants, spearman
@@ -29,18 +29,19 @@ __all__ = [
     "METRICS",
     "LossSums",
     "Superposition",
-    "SuperpositionScores",
+    "SuperpositionMetrics",
     "apc",
     "bond_fraction",
+    "chain_metrics",
     "clash_fraction",
     "class_losses",
+    "contact_map",
     "contact_precision",
-    "contacts_of",
-    "fit_contacts",
+    "fit_contact_regression",
     "gdt_ts",
     "lddt_ca",
     "marginal_scores",
-    "mean_scores",
+    "mean_metrics",
     "mutated_positions",
     "pair_features",
     "parse_variant",
@@ -50,9 +51,8 @@ __all__ = [
     "read_variants",
     "right_handed_fraction",
     "rmsd",
-    "score_chain",
     "spearman",
     "superpose",
-    "superposition_scores",
+    "superposition_metrics",
     "tm_score",
 ]

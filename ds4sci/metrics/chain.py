@@ -10,7 +10,7 @@ import numpy as np
 
 from ds4sci.metrics.geometry import bond_fraction, clash_fraction, right_handed_fraction
 from ds4sci.metrics.local import contact_precision, lddt_ca, pseudo_beta
-from ds4sci.metrics.superposition import rmsd, superposition_scores
+from ds4sci.metrics.superposition import rmsd, superposition_metrics
 from ds4sci.types import Prediction, Record
 
 METRICS = {
@@ -31,7 +31,7 @@ METRICS = {
 _CA = 1  # place in ds4sci.chemistry.residue_constants.ATOM37
 
 
-def score_chain(prediction: Prediction, record: Record) -> dict[str, Any]:
+def chain_metrics(prediction: Prediction, record: Record) -> dict[str, Any]:
     """Score ``prediction`` against the coordinates of ``record`` (same residues): id, length and every ``METRICS`` key.
 
     Residues without a true Cα are not compared; hand, bonds and clashes are those of the whole prediction.
@@ -46,7 +46,7 @@ def score_chain(prediction: Prediction, record: Record) -> dict[str, Any]:
     mask = record.atom_mask[:, _CA].astype(bool)
     beta, has_beta = pseudo_beta(record.atom_positions, record.atom_mask, record.sequence)
     index = np.asarray(record.residue_index)
-    fitted = superposition_scores(pred_ca, true_ca, mask)
+    fitted = superposition_metrics(pred_ca, true_ca, mask)
     values: dict[str, float | None] = {
         "lddt_ca": float(lddt_ca(pred_ca, true_ca, mask)),
         "tm_score": fitted.tm_score if fitted else None,
@@ -68,7 +68,7 @@ def score_chain(prediction: Prediction, record: Record) -> dict[str, Any]:
     return row
 
 
-def mean_scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def mean_metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Mean of every ``METRICS`` key over the rows that have a value; a key that no row has is left out.
 
     Raises ValueError for no row: there is no mean of nothing.

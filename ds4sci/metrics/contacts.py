@@ -29,7 +29,7 @@ def apc(maps: np.ndarray) -> np.ndarray:
     return both - np.divide(row * column, total, out=np.zeros_like(both), where=total != 0)
 
 
-def contacts_of(points: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
+def contact_map(points: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
     """bool [n, n] of points [n, 3] Å (see ``pseudo_beta``): closer than 8 Å and both present."""
     points = np.asarray(points, np.float64)
     near = np.linalg.norm(points[:, None] - points[None], axis=-1) < CONTACT_CUTOFF
@@ -92,7 +92,7 @@ class ContactRegression:
         return _sigmoid(logits)
 
 
-def fit_contacts(examples: Sequence[tuple[np.ndarray, np.ndarray]], *, c: float = ESM_C) -> ContactRegression:
+def fit_contact_regression(examples: Sequence[tuple[np.ndarray, np.ndarray]], *, c: float = ESM_C) -> ContactRegression:
     """Fit ``ContactRegression`` on the pairs of some proteins (``pair_features`` of each).
 
     Minimises ‖w‖₁ + c Σ log(1 + exp(−y (w·x + b))), y = ±1, as ESM does; the bias is not penalised (liblinear, which
@@ -102,11 +102,11 @@ def fit_contacts(examples: Sequence[tuple[np.ndarray, np.ndarray]], *, c: float 
     labels = np.concatenate([y for _, y in examples]).astype(bool)
     if labels.all() or not labels.any():
         raise ValueError(f"{len(labels)} pairs, {int(labels.sum())} of them contacts: both kinds are needed to learn")
-    weight, bias = l1_logistic(features, labels, c)
+    weight, bias = l1_logistic_regression(features, labels, c)
     return ContactRegression(weight, bias)
 
 
-def l1_logistic(
+def l1_logistic_regression(
     x: np.ndarray, y: np.ndarray, c: float, *, tolerance: float = 1e-6, steps: int = 100
 ) -> tuple[np.ndarray, float]:
     """Weight [p] and bias that minimise ‖w‖₁ + c Σ log(1 + exp(−y (x w + b))); x [pairs, p], y bool [pairs].
@@ -142,7 +142,7 @@ def l1_logistic(
         w = w + size * step
         value = objective(w)
     raise ValueError(
-        f"l1_logistic: {steps} steps did not reach the optimum (conditions broken by {worst:.1e});"
+        f"l1_logistic_regression: {steps} steps did not reach the optimum (conditions broken by {worst:.1e});"
         " are there features of wildly different size, or equal ones? Scale them, or raise steps"
     )
 

@@ -30,7 +30,7 @@ class Superposition:
 
 
 @dataclass(frozen=True)
-class SuperpositionScores:
+class SuperpositionMetrics:
     """TM-score and GDT of one search, and the superposition that gives the TM-score."""
 
     tm_score: float
@@ -61,7 +61,7 @@ def paired_points(pred: np.ndarray, true: np.ndarray, mask: np.ndarray | None) -
     return pred, true
 
 
-def fit(weights: np.ndarray, pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weighted_kabsch(weights: np.ndarray, pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """k weighted least-squares superpositions of ``pred`` on ``true`` at once (Kabsch 1976).
 
     weights [k, n] (at least one positive in each row); pred, true [n, 3].
@@ -88,7 +88,7 @@ def superpose(pred: np.ndarray, true: np.ndarray, mask: np.ndarray | None = None
         raise ValueError("Nothing to superpose: no residue is scored.")
     # Centring first keeps the covariance exact for structures far from the origin.
     shift_pred, shift_true = pred.mean(axis=0), true.mean(axis=0)
-    rotation, translation = fit(np.ones((1, len(pred))), pred - shift_pred, true - shift_true)
+    rotation, translation = weighted_kabsch(np.ones((1, len(pred))), pred - shift_pred, true - shift_true)
     return Superposition(rotation[0], translation[0] + shift_true - rotation[0] @ shift_pred)
 
 
@@ -119,19 +119,19 @@ def _seeds(length: int) -> np.ndarray:
     )
 
 
-def _unvisited(chosen: np.ndarray, visited: set[bytes]) -> np.ndarray:
-    """The rows of ``chosen`` not met before, each once; adds them to ``visited``."""
+def _unvisited(selected: np.ndarray, visited: set[bytes]) -> np.ndarray:
+    """The rows of ``selected`` not met before, each once; adds them to ``visited``."""
     fresh = []
-    for row, key in enumerate(map(bytes, np.packbits(chosen, axis=1))):
+    for row, key in enumerate(map(bytes, np.packbits(selected, axis=1))):
         if key not in visited:
             visited.add(key)
             fresh.append(row)
-    return chosen[fresh]
+    return selected[fresh]
 
 
-def superposition_scores(
+def superposition_metrics(
     pred: np.ndarray, true: np.ndarray, mask: np.ndarray | None = None
-) -> SuperpositionScores | None:
+) -> SuperpositionMetrics | None:
     """TM-score and GDT by the search of the TM-score program (Zhang & Skolnick 2004), all seeds at once.
 
     TM = max over rigid motions of (1/L) Σᵢ 1 / (1 + (dᵢ/d₀)²), with L the number of scored residues. Seeds are all
@@ -151,9 +151,9 @@ def superposition_scores(
     search = min(max(d0, 4.5), 8.0)
     best, best_rotation, best_translation = -1.0, np.eye(3), np.zeros(3)
     counts = np.zeros(len(GDT_CUTOFFS), dtype=np.int64)
-    chosen, visited = _seeds(length), set[bytes]()
+    selected, visited = _seeds(length), set[bytes]()
     for refit in range(MAX_REFITS + 1):
-        rotation, translation = fit(chosen.astype(np.float64), pred, true)
+        rotation, translation = weighted_kabsch(selected.astype(np.float64), pred, true)
         moved = (pred @ rotation.transpose(0, 2, 1)) + translation[:, None, :]
         moved -= true
         squared = np.einsum("kni,kni->kn", moved, moved)
@@ -166,11 +166,11 @@ def superposition_scores(
         # A fit needs three points: the cut-off widens to the third nearest where fewer lie within it.
         third = np.partition(squared, 2, axis=1)[:, 2:3]
         cutoff = search - 1.0 if refit == 0 else search + 1.0
-        chosen = _unvisited(squared <= np.maximum(cutoff**2, third), visited)
-        if not len(chosen):
+        selected = _unvisited(squared <= np.maximum(cutoff**2, third), visited)
+        if not len(selected):
             break
     share = counts / length
-    return SuperpositionScores(
+    return SuperpositionMetrics(
         tm_score=best,
         gdt_ts=float(share[1:5].mean()),
         gdt_ha=float(share[0:4].mean()),
@@ -179,15 +179,15 @@ def superposition_scores(
 
 
 def tm_score(pred: np.ndarray, true: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """TM-score in (0, 1]; see ``superposition_scores``. NaN with fewer than three scored residues."""
-    scores = superposition_scores(pred, true, mask)
+    """TM-score in (0, 1]; see ``superposition_metrics``. NaN with fewer than three scored residues."""
+    scores = superposition_metrics(pred, true, mask)
     return float("nan") if scores is None else scores.tm_score
 
 
 def gdt_ts(pred: np.ndarray, true: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean share of residues that can be laid within 1, 2, 4 and 8 Å (Zemla 2003), 0–1; see ``superposition_scores``.
+    """Mean share of residues that can be laid within 1, 2, 4 and 8 Å (Zemla 2003), 0–1; see ``superposition_metrics``.
 
     NaN with fewer than three scored residues.
     """
-    scores = superposition_scores(pred, true, mask)
+    scores = superposition_metrics(pred, true, mask)
     return float("nan") if scores is None else scores.gdt_ts

@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from ds4sci.nn.linear import LayerNorm, Linear
 
+DISTOGRAM_BINS = 64
+
 
 class DistogramHead(nn.Module):
     """Cβ distance bins from the symmetrised pair representation: 64 bins, 2.3125–21.6875 Å (1.9.8)."""
 
-    def __init__(self, c_z: int, bins: int = 64) -> None:
+    def __init__(self, c_z: int, bins: int = DISTOGRAM_BINS) -> None:
         super().__init__()
         self.linear = Linear(c_z, bins, init="zero")
 

@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ds4sci.metrics import METRICS, Superposition, superposition_scores
+from ds4sci.metrics import METRICS, Superposition, superposition_metrics
 
 INK, GREY, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
@@ -191,7 +191,7 @@ def distance_maps(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray)
 
 def traces(axes: Sequence[Axes], ca: np.ndarray, true: np.ndarray, mask: np.ndarray, plddt: np.ndarray) -> None:
     """Two views, a quarter turn apart, of the predicted Cα trace (by pLDDT) laid on the true one (grey) by TM-score."""
-    fitted = superposition_scores(ca, true, mask)
+    fitted = superposition_metrics(ca, true, mask)
     moved = (fitted.superposition if fitted else Superposition(np.eye(3), np.zeros(3))).apply(ca)
     # Residues without a known place stay out of the true trace, and break it.
     truth = np.where(mask[:, None], true, np.nan).astype(float)

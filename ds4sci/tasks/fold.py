@@ -19,9 +19,8 @@ from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
 from ds4sci.losses.fold import LossConfig, fold_loss
-from ds4sci.metrics import mean_scores, score_chain
+from ds4sci.metrics import chain_metrics, mean_metrics
 from ds4sci.models import fold
-from ds4sci.models.fold_memory import prediction_bytes
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
@@ -121,7 +120,7 @@ class FoldTask:
     def score(
         self, records: Sequence[Record], model: nn.Module, *, rank: int = 0, world_size: int = 1, device: torch.device
     ) -> list[dict[str, Any]]:
-        """A row of ``ds4sci.metrics.score_chain`` for each of this rank's share of ``records``, at full length."""
+        """A row of ``ds4sci.metrics.chain_metrics`` for each of this rank's share of ``records``, at full length."""
         records = sorted(records, key=lambda record: len(record.sequence))
         size = self.config.data.evaluation_batch
         groups = [records[i : i + size] for i in range(0, len(records), size)]
@@ -133,22 +132,22 @@ class FoldTask:
             group = groups[min(index, len(groups) - 1)]
             predictions = self.predict([self.featurize(record) for record in group], device, model)
             if index < len(groups):
-                rows += [score_chain(p, record) for p, record in zip(predictions, group, strict=True)]
+                rows += [chain_metrics(p, record) for p, record in zip(predictions, group, strict=True)]
         return rows
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        return mean_scores(rows)
+        return mean_metrics(rows)
 
     def featurize(self, record: Record) -> Features:
         """``record`` as the model sees it in evaluation: whole, unmasked, the same at every call."""
         return featurize(record, self.evaluation_features, generator(self.seed, 0))
 
     def prediction_bytes(self, record: Record) -> int:
-        """Memory that ``predict`` takes for ``record`` alone, estimated (``ds4sci.models.fold_memory``)."""
+        """Memory that ``predict`` takes for ``record`` alone, estimated (``ds4sci.models.fold.prediction_bytes``)."""
         features, data = self.evaluation_features, self.config.data
         depth = len(record.msa.names) if record.msa is not None and features.msa_input == "msa" else 1
         s = min(depth, features.max_clusters)
-        return prediction_bytes(
+        return fold.prediction_bytes(
             self.config.model,
             len(record.sequence),
             s,

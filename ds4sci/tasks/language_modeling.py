@@ -22,6 +22,7 @@ from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
+from ds4sci.models.huggingface.loading import Kind
 from ds4sci.parallel.groups import ALONE, SequenceGroup
 from ds4sci.tasks import ASSETS_DIR
 from ds4sci.types import LanguageBatch, LanguageOutput
@@ -118,7 +119,7 @@ class LanguageTask:
         self.coder = corpus.coder(self.config.model.path, data.tokenizer, causal=not self.fraction)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            kind: language.Kind = "masked_lm" if self.fraction else "causal_lm"
+            kind: Kind = "masked_lm" if self.fraction else "causal_lm"
             self.model: nn.Module = language.build(
                 self.config.model, kind, vocabulary=self.coder.vocabulary, special=self.coder.special_ids,
                 longest=max(phase.length for phase in data.phases), packing=data.packing,
@@ -144,7 +145,7 @@ class LanguageTask:
     def pretrained(self, *, adapter: bool = False) -> tuple[nn.Module, Any]:
         """(model, tokenizer) of transformers, ready for ``save_pretrained``; see ``LanguageModel.pretrained``."""
         length = self.config.data.phases[-1].length
-        model = self.language.pretrained(adapter=adapter, rope_factor=self.rope_factor, length=length)
+        model = self.language.to_pretrained(adapter=adapter, rope_factor=self.rope_factor, length=length)
         return model, self.coder.tokenizer
 
     @property

@@ -141,7 +141,7 @@ class ResidueLabelsTask:
 
     def pretrained(self, *, adapter: bool = False) -> tuple[nn.Module, Any]:
         """(model, tokenizer) of transformers, ready for ``save_pretrained``."""
-        model = self.language.pretrained(adapter=adapter, rope_factor=1.0, length=self.config.data.length)
+        model = self.language.to_pretrained(adapter=adapter, rope_factor=1.0, length=self.config.data.length)
         return model, self.coder.tokenizer
 
     def _open(self, path: Path) -> tuple[LabelReader, Rows, int | None]:

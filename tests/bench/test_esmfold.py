@@ -45,7 +45,7 @@ def test_plain_is_plain_and_patched_is_patched() -> None:
     assert [row["way"] for row in measured] == ["plain", "patched"]
     assert 0 < measured[0]["apart"] < esmfold.ALIKE["float32"]
     assert not any("forward" in module.__dict__ for module in plain.modules())
-    assert any(isinstance(module.__dict__.get("forward"), patching.Forward) for module in patched.modules())
+    assert any(isinstance(module.__dict__.get("forward"), patching.PatchedMethod) for module in patched.modules())
 
 
 def test_the_step_has_the_gradients_of_everything() -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.integrations import patch
-from tests.support import alphafold3_standin as af3
-from tests.support import openfold_standin as openfold
-from tests.support.patched_model import BIG, as_right_as_itself, autocast_gives_the_dtypes_of, randomize
+from tests.support import alphafold3_modules as af3
+from tests.support import openfold_modules as openfold
+from tests.support.patched_model import BIG, check_accuracy, check_autocast_dtypes, randomize
 
 C, N, ROWS = 32, 9, 5
 
@@ -77,7 +77,7 @@ def call(name: str) -> Callable[[nn.Module, Callable[[Tensor], Tensor]], list[Te
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "autocast"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_as_right_as_itself(name: str, autocast: torch.dtype | None) -> None:
-    as_right_as_itself(MAKERS[name][0](), call(name), widen=widen, autocast=autocast, draws=4)
+    check_accuracy(MAKERS[name][0](), call(name), widen=widen, autocast=autocast, draws=4)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -89,12 +89,12 @@ def test_a_call_that_names_the_models_own_torch_is_served(name: str) -> None:
         warnings.simplefilter("error")
         model(first, **others)
     ((kind, calls),) = report.modules.values()
-    assert (kind, calls.served, calls.own) == (type(model).__name__, 1, {})
+    assert (kind, calls.on_kernels, calls.fallbacks) == (type(model).__name__, 1, {})
 
 
 def test_dtypes_under_autocast() -> None:
     modules = nn.ModuleList([make() for make, _ in MAKERS.values()])
-    assert len(autocast_gives_the_dtypes_of(modules)) == 9
+    assert len(check_autocast_dtypes(modules)) == 9
 
 
 def test_kernels_of_gpus_that_a_call_names_are_ours_and_unknown_ones_its_own() -> None:
@@ -111,7 +111,7 @@ def test_kernels_of_gpus_that_a_call_names_are_ours_and_unknown_ones_its_own() -
     torch.testing.assert_close(multiply(Z, PAIR_MASK, triangle_multiplicative="cuequivariance"), want[1])
     torch.testing.assert_close(boltz(Z, PAIR_MASK, use_kernels=True), want[2])
     with (
-        pytest.warns(RuntimeWarning, match="runs its own forward: triangle_attention is 'flash4'"),
+        pytest.warns(RuntimeWarning, match="falls back to its original forward: triangle_attention is 'flash4'"),
         pytest.raises(ValueError, match="no such kernel here: flash4"),
     ):
         attention(Z, PAIR_MASK, triangle_attention="flash4")
@@ -139,25 +139,25 @@ class Model(nn.Module):
 def test_the_report_says_what_ran_and_what_looks_alike() -> None:
     model = randomize(Model())
     report = patch(model, verbose=False)
-    assert report.unknown == {"GlobalAttention": 2}
-    assert "left alone: 2 GlobalAttention: not a kind that is known" in str(report)
-    assert str(report).count("no call yet") == len(report.replaced) == 8
+    assert report.unrecognized == {"GlobalAttention": 2}
+    assert "skipped: 2 GlobalAttention: not a supported module type" in str(report)
+    assert str(report).count("no calls yet") == len(report.replaced) == 8
     model(M, Z)
-    assert str(report).splitlines()[4].split()[-5:] == ["1", "of", "1", "calls", "served"]
-    assert all(calls.served == 1 for _, calls in report.modules.values())
+    assert str(report).splitlines()[4].split()[-6:] == ["1", "of", "1", "calls", "on", "kernels"]
+    assert all(calls.on_kernels == 1 for _, calls in report.modules.values())
     handle = model.block.pair_stack.tri_att_end.linear.register_forward_hook(lambda *_: None)
-    with pytest.warns(RuntimeWarning, match="TriangleAttention runs its own forward"):
+    with pytest.warns(RuntimeWarning, match="TriangleAttention falls back to its original forward"):
         model(M, Z)
     handle.remove()
     calls = report.calls["TriangleAttention"]
-    assert calls.served == 3
-    assert calls.own == {"its linear has hooks, which the kernels would pass by": 1}
-    assert report.modules["block.pair_stack.tri_att_end"][1].own.total() == 1
-    assert "3 of 4 calls served; 1 by its own method: its linear has hooks" in str(report)
+    assert calls.on_kernels == 3
+    assert calls.fallbacks == {"its linear has hooks, which the kernels would not call": 1}
+    assert report.modules["block.pair_stack.tri_att_end"][1].fallbacks.total() == 1
+    assert "3 of 4 calls on kernels; 1 by the original method: its linear has hooks" in str(report)
 
 
 def test_a_model_of_which_nothing_is_known_is_an_error_that_names_what_looks_alike() -> None:
-    with pytest.raises(ValueError, match=r"no module to patch \(2 GlobalAttention: not a kind that is known\)"):
+    with pytest.raises(ValueError, match=r"no module to patch \(2 GlobalAttention: not a supported module type\)"):
         patch(nn.ModuleList([GlobalAttention(), GlobalAttention()]))
 
 
@@ -172,9 +172,11 @@ def test_a_model_of_which_nothing_is_served_says_so_once() -> None:
             for module in model:
                 with pytest.raises(RuntimeError):
                     module(x)
-        seen += [w for w in caught if "none of the 2 patched modules was served so far" in str(w.message)]
+        seen += [w for w in caught if "none of the 2 patched modules has run on the kernels" in str(w.message)]
     assert len(seen) == 1
-    assert "0 of 6 calls served; 6 by its own method: activations are float16 and weights float32" in str(report)
+    assert "0 of 6 calls on kernels; 6 by the original method: activations are float16 and weights float32" in str(
+        report
+    )
 
 
 def test_fp32_weights_beside_bf16_activations() -> None:
@@ -186,7 +188,7 @@ def test_fp32_weights_beside_bf16_activations() -> None:
         return list(model(m_in, z_in, MSA_MASK.to(m_in.dtype), PAIR_MASK.to(m_in.dtype)))
 
     block = openfold.EvoformerBlock(C, C, msa_dropout=0.0, pair_dropout=0.0)
-    as_right_as_itself(block, run, widen=widen, dtype=torch.bfloat16, draws=4)
+    check_accuracy(block, run, widen=widen, dtype=torch.bfloat16, draws=4)
 
 
 def test_fp32_masks_beside_bf16_activations_and_fp32_weights() -> None:
@@ -196,7 +198,7 @@ def test_fp32_masks_beside_bf16_activations_and_fp32_weights() -> None:
         want = model(M.bfloat16(), Z.bfloat16())
         report = patch(model, verbose=False)
         got = model(M.bfloat16(), Z.bfloat16())
-    assert all((calls.served, calls.own.total()) == (1, 0) for _, calls in report.modules.values()), report
+    assert all((calls.on_kernels, calls.fallbacks.total()) == (1, 0) for _, calls in report.modules.values()), report
     for one, other in zip(got, want, strict=True):
         assert one.dtype == other.dtype
         assert (one - other).norm() < 0.02 * other.norm()
@@ -215,5 +217,5 @@ def test_layers_that_do_not_cast_or_that_compute_in_a_precision_of_their_own() -
     want = precise(Z.bfloat16())
     patch(precise, verbose=False)
     torch.testing.assert_close(precise(Z), precise(Z.clone()))
-    with pytest.warns(RuntimeWarning, match="a linear layer of its computes in float32 whatever its activations are"):
+    with pytest.warns(RuntimeWarning, match="one of its linear layers always computes in float32"):
         assert torch.equal(precise(Z.bfloat16()), want)

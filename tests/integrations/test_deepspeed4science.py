@@ -70,7 +70,7 @@ def test_any_leading_axes_without_biases(lead: tuple[int, ...]) -> None:
     q, k, v = (normal(*lead, 7, 2, 8, seed=i) for i in range(3))
     got = DS4Sci_EvoformerAttention(q, k, v, [])
     same(got, plain(*(x.transpose(-2, -3) for x in (q * 8**-0.5, k, v)), []).transpose(-2, -3), [q, k, v])
-    with pytest.raises(ValueError, match=r"Q is \[b, s, n, h, d\] beside biases"):
+    with pytest.raises(ValueError, match=r"Q must be \[b, s, n, h, d\] if there are biases"):
         DS4Sci_EvoformerAttention(q, k, v, [normal(1)])
 
 

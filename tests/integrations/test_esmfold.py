@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ds4sci.integrations import patch, unpatch
-from tests.support.patched_model import BIG, WideTorch, as_right_as_itself, autocast_gives_the_dtypes_of, randomize
+from tests.support.patched_model import BIG, WideTorch, check_accuracy, check_autocast_dtypes, randomize
 
 esm = pytest.importorskip("transformers.models.esm.modeling_esmfold")
 rigid_utils = pytest.importorskip("transformers.models.esm.openfold_utils.rigid_utils")
@@ -84,16 +84,16 @@ def widen(model: nn.Module) -> Iterator[None]:
 def test_blocks(n: int, mask: bool, training: bool, dtype: torch.dtype) -> None:
     model = Blocks().train(training)
     call = blocks_call(n, padded(n) if mask else None, dtype)
-    as_right_as_itself(model, call, narrow=lambda m: m.to(dtype), widen=widen, dtype=dtype)
+    check_accuracy(model, call, narrow=lambda m: m.to(dtype), widen=widen, dtype=dtype)
 
 
 def test_blocks_under_autocast() -> None:
     model = Blocks(chunk_size=None).train()
-    as_right_as_itself(model, blocks_call(17, padded(17)), widen=widen, autocast=torch.bfloat16)
+    check_accuracy(model, blocks_call(17, padded(17)), widen=widen, autocast=torch.bfloat16)
 
 
 def test_dtypes_under_autocast() -> None:
-    assert len(autocast_gives_the_dtypes_of(Blocks())) == 5
+    assert len(check_autocast_dtypes(Blocks())) == 5
 
 
 def test_sums_of_a_multiplication_under_fp16_autocast_are_its_own() -> None:
@@ -101,7 +101,7 @@ def test_sums_of_a_multiplication_under_fp16_autocast_are_its_own() -> None:
     patch(module, verbose=False)
     with (
         torch.autocast("cpu", torch.float16),
-        pytest.warns(RuntimeWarning, match="under autocast to float16 it makes its sums in fp32"),
+        pytest.warns(RuntimeWarning, match="under autocast to float16 it accumulates in fp32"),
     ):
         module(normal(1, 5, 5, C_Z))
 
@@ -138,7 +138,7 @@ def trunk_call() -> Callable[..., object]:
 
 def test_trunk_with_structure_module() -> None:
     model = esm.EsmFoldingTrunk(trunk_config(dropout=0.0)).train()
-    as_right_as_itself(model, trunk_call(), widen=widen)
+    check_accuracy(model, trunk_call(), widen=widen)
 
 
 VOCABULARY = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO", ".", "-", "<null_1>", "<mask>"]
@@ -161,7 +161,7 @@ def fold(model: nn.Module) -> list[torch.Tensor]:
 
 
 def test_the_whole_model() -> None:
-    as_right_as_itself(whole(), lambda model, leaf: fold(model), widen=widen, draws=8)
+    check_accuracy(whole(), lambda model, leaf: fold(model), widen=widen, draws=8)
 
 
 def test_the_whole_model_is_saved_and_restored(tmp_path: Path) -> None:
@@ -202,12 +202,12 @@ class Halved(esm.EsmFoldResidueMLP):
 def test_a_subclass_with_a_forward_of_its_own_is_left_alone() -> None:
     model = nn.ModuleList([Halved(C_Z, 2 * C_Z), esm.EsmFoldResidueMLP(C_Z, 2 * C_Z)])
     report = patch(model, verbose=False)
-    assert report.left == {("Halved", "a subclass with a forward of its own"): 1}
+    assert report.skipped == {("Halved", "a subclass that overrides forward"): 1}
     assert report.replaced == {"EsmFoldResidueMLP": (1, ("transition",))}
 
 
 def test_nothing_could_be_replaced_is_an_error_with_reasons() -> None:
-    with pytest.raises(ValueError, match=r"\(1 Halved: a subclass with a forward of its own\)\. Known are"):
+    with pytest.raises(ValueError, match=r"\(1 Halved: a subclass that overrides forward\)\. Supported are"):
         patch(Halved(C_Z, C_Z))
 
 

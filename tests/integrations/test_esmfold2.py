@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.patched_model import WideTorch, as_right_as_itself, autocast_gives_the_dtypes_of
+from tests.support.patched_model import WideTorch, check_accuracy, check_autocast_dtypes
 
 esm2 = pytest.importorskip("transformers.models.esmfold2.modeling_esmfold2")
 transformers = pytest.importorskip("transformers")
@@ -75,7 +75,7 @@ def check(
     model: nn.Module, call: Callable[[nn.Module, Leaf], list[torch.Tensor]], dtype: torch.dtype, draws: int = 3
 ) -> None:
     narrow = to_bf16 if dtype == torch.bfloat16 else lambda model: None
-    as_right_as_itself(model.train(), call, narrow=narrow, widen=widen, dtype=dtype, draws=draws)
+    check_accuracy(model.train(), call, narrow=narrow, widen=widen, dtype=dtype, draws=draws)
 
 
 @DTYPES
@@ -129,13 +129,13 @@ def test_diffusion_layer(attention: str, dtype: torch.dtype) -> None:
 def test_dtypes_under_autocast() -> None:
     settings = config()
     model = nn.ModuleList([MsaLayers(), esm2.EsmFold2DiffusionLayer(settings)])
-    assert len(autocast_gives_the_dtypes_of(model)) == 6
+    assert len(check_autocast_dtypes(model)) == 6
 
 
 def test_under_autocast() -> None:
     n, mask = 17, padded(17).float()
     z, pair_mask = normal(2, n, n, 32), mask[:, :, None] * mask[:, None]
-    as_right_as_itself(
+    check_accuracy(
         esm2.EsmFold2PairUpdateStack(config(), 1),
         lambda model, leaf: [model(leaf(z), pair_attention_mask=pair_mask)], widen=widen, autocast=torch.bfloat16,
     )  # fmt: skip

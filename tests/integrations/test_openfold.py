@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.integrations import patch
-from tests.support import openfold_standin as openfold
-from tests.support.patched_model import BIG, as_right_as_itself, autocast_gives_the_dtypes_of, randomize
+from tests.support import openfold_modules as openfold
+from tests.support.patched_model import BIG, check_accuracy, check_autocast_dtypes, randomize
 
 C_M, C_Z, ROWS = 24, 32, 5
 
@@ -65,15 +65,15 @@ def evoformer_call(*lead: int, n: int, dtype: torch.dtype = torch.float32) -> Ca
 )
 def test_evoformer(lead: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
     call = evoformer_call(*lead, n=n, dtype=dtype)
-    as_right_as_itself(Evoformer().train(), call, narrow=lambda m: m.to(dtype), widen=widen, dtype=dtype)
+    check_accuracy(Evoformer().train(), call, narrow=lambda m: m.to(dtype), widen=widen, dtype=dtype)
 
 
 def test_evoformer_under_autocast() -> None:
-    as_right_as_itself(Evoformer(), evoformer_call(2, n=17), widen=widen, autocast=torch.bfloat16)
+    check_accuracy(Evoformer(), evoformer_call(2, n=17), widen=widen, autocast=torch.bfloat16)
 
 
 def test_dtypes_under_autocast() -> None:
-    assert len(autocast_gives_the_dtypes_of(Evoformer())) == 5
+    assert len(check_autocast_dtypes(Evoformer())) == 5
 
 
 def test_everything_of_the_evoformer_is_replaced() -> None:
@@ -83,8 +83,8 @@ def test_everything_of_the_evoformer_is_replaced() -> None:
         "TriangleMultiplicationOutgoing": 2, "TriangleMultiplicationIncoming": 2, "TriangleAttention": 4,
         "PairTransition": 2,
     }  # fmt: skip
-    assert not report.left
-    assert not report.unknown
+    assert not report.skipped
+    assert not report.unrecognized
 
 
 class Unscaled(openfold.Attention):
@@ -141,12 +141,12 @@ def unscaled() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (unscaled, "its numbers differ"),
-        (lambda: BiasNotDivided(C_M, C_Z, 4), "its numbers differ"),
-        (lambda: Opposite(C_Z, 8, 4), "its numbers differ"),
-        (lambda: Dropping(C_Z, 2), "its numbers in training differ"),
+        (unscaled, "its output differs"),
+        (lambda: BiasNotDivided(C_M, C_Z, 4), "its output differs"),
+        (lambda: Opposite(C_Z, 8, 4), "its output differs"),
+        (lambda: Dropping(C_Z, 2), "its output in training differs"),
         (lambda: Stopping(C_Z, 2), "its gradients differ"),
-        (lambda: with_dropout(0.5), "its mha.dropout drops values in training"),
+        (lambda: with_dropout(0.5), "its mha.dropout applies dropout in training"),
         (lambda: Refusing(C_Z, 8, 4), "missing 1 required positional argument: 'recycle'"),
     ],
 )
@@ -154,10 +154,10 @@ def test_what_looks_alike_and_is_not_is_left_alone(make: Callable[[], nn.Module]
     model = nn.ModuleList([make(), openfold.PairTransition(C_Z, 2)])
     report = patch(model, verbose=False)
     assert list(report.replaced) == ["PairTransition"]
-    ((name, reason),) = report.left
+    ((name, reason),) = report.skipped
     assert name == type(model[0]).__name__
     assert why in reason
-    assert f"left alone: 1 {name}: {reason}" in str(report)
+    assert f"skipped: 1 {name}: {reason}" in str(report)
     assert "forward" not in model[0].__dict__
 
 
@@ -173,7 +173,7 @@ def test_a_mask_that_wants_a_gradient_gets_the_modules_own(make: Callable[[], nn
     mask = torch.rand(rows, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     (want,) = torch.autograd.grad(module(x, mask).square().sum(), mask)
     patch(module, verbose=False)
-    with pytest.warns(RuntimeWarning, match="runs its own forward: its mask wants a gradient"):
+    with pytest.warns(RuntimeWarning, match="falls back to its original forward: its mask requires a gradient"):
         (got,) = torch.autograd.grad(module(x, mask).square().sum(), mask)
     assert torch.equal(got, want)
     with torch.no_grad(), warnings.catch_warnings():
@@ -205,7 +205,7 @@ def test_arguments_by_name_and_by_place() -> None:
     with pytest.raises(TypeError, match="takes from 2 to 4 positional arguments"):
         module(m, mask, 4, 5)
     with (
-        pytest.warns(RuntimeWarning, match="MSATransition runs its own forward: z is set"),
+        pytest.warns(RuntimeWarning, match="MSATransition falls back to its original forward: z is set"),
         pytest.raises(TypeError, match="unexpected keyword argument 'z'"),
     ):
         module(m, z=mask)
@@ -220,6 +220,6 @@ def test_a_kernel_chosen_by_the_model_is_ours_and_an_unknown_option_is_its_own()
     attention, m = randomize(openfold.MSAAttention(C_M, 8, 3)), normal(3, 5, C_M)
     want = attention(m)
     patch(attention, verbose=False)
-    with pytest.warns(RuntimeWarning, match="MSAAttention runs its own forward: use_flash is set"):
+    with pytest.warns(RuntimeWarning, match="MSAAttention falls back to its original forward: use_flash is set"):
         own = attention(m, use_flash=True)
     assert torch.equal(own, want)

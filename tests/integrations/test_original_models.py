@@ -21,7 +21,7 @@ from tests.support.original_models import (
     original,
     protenix_block,
 )
-from tests.support.patched_model import BIG, WideTorch, as_right_as_itself, autocast_gives_the_dtypes_of, randomize
+from tests.support.patched_model import BIG, WideTorch, check_accuracy, check_autocast_dtypes, randomize
 
 pytestmark = [
     pytest.mark.nightly,
@@ -113,7 +113,7 @@ def test_a_block_as_right_as_itself(name: str, training: bool, autocast: torch.d
     make, call, chunks, _ = MODELS[name]
     options = {} if training else chunks
     model = make().train(training)
-    as_right_as_itself(
+    check_accuracy(
         without_dropout(model) if autocast else model, lambda model, leaf: call(model, leaf, **options), widen=widen,
         autocast=autocast, draws=8,
     )  # fmt: skip
@@ -134,13 +134,13 @@ def test_every_patched_module_is_served(name: str) -> None:
     make, call, chunks, count = MODELS[name]
     model = randomize(make()).train()
     report = patch(model, verbose=False)
-    assert not report.left
+    assert not report.skipped
     assert len(report.modules) == count
     call(model, lambda x: x.clone())
     model.eval()
     with torch.no_grad():
         call(model, lambda x: x.clone(), **chunks)
-    assert all((calls.served, calls.own.total()) == (2, 0) for _, calls in report.modules.values()), report
+    assert all((calls.on_kernels, calls.fallbacks.total()) == (2, 0) for _, calls in report.modules.values()), report
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_models_own_kernels_are_ours(name: str, options: dict[str, Any]) -> No
                 torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     triangles = [calls for kind, calls in report.modules.values() if kind.startswith("Triang")]
     assert len(triangles) == 4
-    assert all((calls.served, calls.own.total()) == (1, 0) for calls in triangles), report
+    assert all((calls.on_kernels, calls.fallbacks.total()) == (1, 0) for calls in triangles), report
 
 
 def test_openfold_with_fp32_weights_and_bf16_activations() -> None:
@@ -177,7 +177,7 @@ def test_openfold_with_fp32_weights_and_bf16_activations() -> None:
         m, z = leaf(M.bfloat16()), leaf(Z.bfloat16())
         return list(model(m, z, MSA_MASK.to(z.dtype), PAIR_MASK.to(z.dtype)))
 
-    as_right_as_itself(evoformer_block().train(), call, widen=widen, dtype=torch.bfloat16, draws=8)
+    check_accuracy(evoformer_block().train(), call, widen=widen, dtype=torch.bfloat16, draws=8)
 
 
 def test_openfolds_fp32_masks_beside_bf16_activations() -> None:
@@ -189,7 +189,7 @@ def test_openfolds_fp32_masks_beside_bf16_activations() -> None:
         report = patch(model, verbose=False)
         got = model(m, z, MSA_MASK, PAIR_MASK)
     assert [x.dtype for x in got] == [x.dtype for x in want]
-    assert all((calls.served, calls.own.total()) == (1, 0) for _, calls in report.modules.values()), report
+    assert all((calls.on_kernels, calls.fallbacks.total()) == (1, 0) for _, calls in report.modules.values()), report
     for one, other in zip(got, want, strict=True):
         assert (one - other).norm() < 0.02 * other.norm()
 
@@ -200,14 +200,14 @@ def test_openfold_in_place_inference() -> None:
         want = model(M.clone(), Z.clone(), MSA_MASK, PAIR_MASK, inplace_safe=True, chunk_size=4)
         report = patch(model, verbose=False)
         got = model(M.clone(), Z.clone(), MSA_MASK, PAIR_MASK, inplace_safe=True, chunk_size=4)
-    assert all((calls.served, calls.own.total()) == (1, 0) for _, calls in report.modules.values()), report
+    assert all((calls.on_kernels, calls.fallbacks.total()) == (1, 0) for _, calls in report.modules.values()), report
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_dtypes_under_autocast(name: str) -> None:
-    assert autocast_gives_the_dtypes_of(MODELS[name][0]())
+    assert check_autocast_dtypes(MODELS[name][0]())
 
 
 def test_what_looks_alike_is_named() -> None:
@@ -217,8 +217,8 @@ def test_what_looks_alike_is_named() -> None:
         fuse_projection_weights=False, inf=1e9, eps=1e-8, ckpt=False,
     )  # fmt: skip
     report = patch(block, verbose=False)
-    assert report.unknown == {"MSAColumnGlobalAttention": 1}
-    assert "left alone: 1 MSAColumnGlobalAttention: not a kind that is known" in str(report)
+    assert report.unrecognized == {"MSAColumnGlobalAttention": 1}
+    assert "skipped: 1 MSAColumnGlobalAttention: not a supported module type" in str(report)
 
 
 def test_openfolds_stack_trains_with_checkpoints_and_dropout() -> None:
@@ -233,4 +233,4 @@ def test_openfolds_stack_trains_with_checkpoints_and_dropout() -> None:
         m, z = leaf(M), leaf(Z)
         return list(model(m, z, MSA_MASK.to(z.dtype), PAIR_MASK.to(z.dtype), chunk_size=None))
 
-    as_right_as_itself(stack.train(), call, widen=widen, draws=8)
+    check_accuracy(stack.train(), call, widen=widen, draws=8)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ds4sci import kernels
 from ds4sci.integrations import patch, patching, unpatch, verification
-from ds4sci.integrations.attention_map import AttentionMap
-from tests.support import openfold_standin as openfold
+from ds4sci.integrations.attention_map import LazyAttentionMap
+from tests.support import openfold_modules as openfold
 from tests.support.patched_model import randomize
 
 C_Z, N = 16, 6
@@ -70,8 +70,8 @@ def test_report(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     report = patch(model)
     assert capsys.readouterr().out == (
         "ds4sci: 3 modules of Model are patched\n"
-        "  TriangleAttention     2  pair_bias, gated_self_attention  no call yet\n"
-        "  PairTransition        1  transition                       no call yet\n"
+        "  TriangleAttention     2  pair_bias, gated_self_attention  no calls yet\n"
+        "  PairTransition        1  transition                       no calls yet\n"
     )
     assert report.replaced["PairTransition"] == (1, ("transition",))
     patch(model, verbose=False)
@@ -146,7 +146,9 @@ def test_a_deleted_model_is_gone_at_once(copied: bool) -> None:
 
 
 def test_nothing_known_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"Linear has no module to patch. Known are ESMFold.*EsmFoldTriangleAttention"):
+    with pytest.raises(
+        ValueError, match=r"Linear has no module to patch. Supported are ESMFold.*EsmFoldTriangleAttention"
+    ):
         patch(nn.Linear(2, 2))
 
 
@@ -179,7 +181,7 @@ def test_the_kernels_run_in_the_implementation_named(model: nn.Module, monkeypat
 def test_somebody_elses_forward_stays(model: nn.Module) -> None:
     theirs = model.start.forward = lambda z: torch.zeros_like(z)
     report = patch(model, verbose=False)
-    assert report.left == {("TriangleAttention", "its forward was replaced by someone else"): 1}
+    assert report.skipped == {("TriangleAttention", "its forward is already replaced by other code"): 1}
     assert model.start.forward is theirs
     unpatch(model)
     assert model.start.forward is theirs
@@ -200,10 +202,12 @@ class Adapter(nn.Linear):
 def test_adapters_are_not_passed_by(model: nn.Module) -> None:
     patch(model, verbose=False)
     model.start.mha.linear_v = Adapter(model.start.mha.linear_v)
-    with pytest.warns(RuntimeWarning, match="TriangleAttention runs its own forward: its mha.linear_v has become"):
+    with pytest.warns(
+        RuntimeWarning, match="TriangleAttention falls back to its original forward: its mha.linear_v was replaced"
+    ):
         got = model(Z)
     report = patch(model, verbose=False)
-    assert report.left == {("TriangleAttention", "its numbers differ from those of the published algorithm"): 1}
+    assert report.skipped == {("TriangleAttention", "its output differs from that of the published algorithm"): 1}
     assert patched(model) == {"end", "transition"}
     torch.testing.assert_close(model(Z), got)
     unpatch(model)
@@ -219,7 +223,9 @@ def test_hooks_run(model: nn.Module) -> None:
         model(Z)
     assert seen == ["start"]
     handle = model.transition.linear_1.register_forward_hook(lambda module, args, out: seen.append("linear_1"))
-    with pytest.warns(RuntimeWarning, match="PairTransition runs its own forward: its linear_1 has hooks"):
+    with pytest.warns(
+        RuntimeWarning, match="PairTransition falls back to its original forward: its linear_1 has hooks"
+    ):
         model(Z)
     assert seen == ["start", "start", "linear_1"]
     handle.remove()
@@ -242,7 +248,9 @@ def test_what_becomes_of_parts_that_are_not_read_is_not_passed_by(model: nn.Modu
     patch(model, verbose=False)
     for one in (own, model):
         one.start.get_submodule(part).register_forward_hook(lambda module, args, out: 0 * out)
-    with pytest.warns(RuntimeWarning, match=f"TriangleAttention runs its own forward: its {part} has hooks"):
+    with pytest.warns(
+        RuntimeWarning, match=f"TriangleAttention falls back to its original forward: its {part} has hooks"
+    ):
         assert torch.equal(model.start(Z), own.start(Z))
 
 
@@ -252,7 +260,7 @@ def test_an_attention_of_another_class_is_not_passed_by(model: nn.Module) -> Non
     attention.load_state_dict(model.start.mha.state_dict())
     want = 3 * model.start(Z)
     model.start.mha = attention
-    with pytest.warns(RuntimeWarning, match="its mha has become a Tripling"):
+    with pytest.warns(RuntimeWarning, match="its mha was replaced by a Tripling"):
         torch.testing.assert_close(model.start(Z), want)
 
 
@@ -277,7 +285,9 @@ class OfGpus(openfold.PairTransition):
 
 def test_code_that_the_cpu_does_not_run_is_rehearsed_where_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verification._devices(OfGpus(C_Z, 2)) == [torch.device("cpu")]
-    with pytest.raises(ValueError, match="1 OfGpus: a small call of its own forward fails: no kernel for CPU tensors"):
+    with pytest.raises(
+        ValueError, match="1 OfGpus: a small call of its original forward fails: no kernel for CPU tensors"
+    ):
         patch(OfGpus(C_Z, 2), verbose=False)
     OfGpus.calls = 0
     monkeypatch.setattr(verification, "_devices", lambda module: [torch.device("cpu")] * 2)
@@ -304,7 +314,7 @@ def test_subclasses() -> None:
 
 def test_modules_alike_are_rehearsed_once_and_unlike_ones_each(monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsed = []
-    monkeypatch.setattr(patching, "rehearse", lambda replacement, module: rehearsed.append(module.starting))
+    monkeypatch.setattr(patching, "verify", lambda replacement, module: rehearsed.append(module.starting))
     patch(nn.ModuleList([openfold.TriangleAttention(C_Z, 8, 2, starting=i % 2 == 0) for i in range(6)]), verbose=False)
     assert rehearsed == [True, False]
 
@@ -330,7 +340,7 @@ def test_the_compiler_traces_through(model: nn.Module) -> None:
 def test_attention_map_is_made_when_it_is_looked_at() -> None:
     made = []
     x = torch.rand(2, 3, requires_grad=True)
-    lazy = AttentionMap(lambda: made.append(1) or x * 2)
+    lazy = LazyAttentionMap(lambda: made.append(1) or x * 2)
     assert made == []
     assert lazy.shape == (2, 3)
     assert torch.equal(lazy[0], 2 * x[0])

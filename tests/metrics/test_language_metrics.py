@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from ds4sci import metrics
-from ds4sci.metrics.contacts import l1_logistic
+from ds4sci.metrics.contacts import l1_logistic_regression
 from ds4sci.metrics.variants import Mutation, Variant
 from ds4sci.types import RESIDUES
 
@@ -160,7 +160,7 @@ def test_precision_table_equals_contact_precision(betas: list[np.ndarray]) -> No
         present = rng.random(n) < 0.9
         distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
         guess = -distance + rng.normal(0, 6, (n, n))
-        table = metrics.precision_table(guess, metrics.contacts_of(points, present), present)
+        table = metrics.precision_table(guess, metrics.contact_map(points, present), present)
         assert len(table) == 9
         for top, apart in itertools.product(("L", "L/2", "L/5"), (6, 12, 24)):
             judge = metrics.contact_precision(guess, points, present, top, apart)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def test_l1_logistic_meets_the_optimality_conditions(c: float) -> None:
     x = rng.normal(size=(600, 8)) * [1, 1, 1, 1, 0.1, 3, 1, 1]
     x[:, 7] = x[:, 0] + 0.1 * x[:, 1]  # nearly the same feature twice
     y = x[:, 0] - 0.5 * x[:, 1] + 3 + rng.logistic(size=600) > 4
-    weight, bias = l1_logistic(x, y, c)
+    weight, bias = l1_logistic_regression(x, y, c)
     p = 1 / (1 + np.exp(-(x @ weight + bias)))
     gradient = c * x.T @ (p - y)
     assert abs(c * (p - y).sum()) < 1e-5
@@ -190,7 +190,7 @@ def test_l1_logistic_meets_the_optimality_conditions(c: float) -> None:
 def test_separable_data_has_an_optimum_all_the_same() -> None:
     """The penalty bounds the weights; the bias alone is free."""
     x = np.array([[-2.0], [-1.0], [1.0], [2.0]] * 20)
-    weight, bias = l1_logistic(x, x[:, 0] > 0, 1.0)
+    weight, bias = l1_logistic_regression(x, x[:, 0] > 0, 1.0)
     assert 0 < weight[0] < 20
     assert bias == pytest.approx(0, abs=1e-4)
 
@@ -201,26 +201,26 @@ def test_contacts_are_learnt_from_the_heads_that_know_them(betas: list[np.ndarra
     def attention(points: np.ndarray) -> np.ndarray:
         """Four heads: one sees contacts half of the time, one the chain's neighbours, two nothing."""
         n = len(points)
-        near = metrics.contacts_of(points)
+        near = metrics.contact_map(points)
         seen = near & (rng.random((n, n)) < 0.5)
         neighbours = np.abs(np.subtract.outer(np.arange(n), np.arange(n))) < 3
         heads = np.stack([seen, neighbours, np.zeros((n, n)), np.zeros((n, n))]) * 5 + rng.normal(size=(4, n, n))
         heads = np.exp(heads)
         return heads / heads.sum(axis=-1, keepdims=True)
 
-    examples = [metrics.pair_features(attention(p), metrics.contacts_of(p)) for p in betas[:5]]
-    model = metrics.fit_contacts(examples)
+    examples = [metrics.pair_features(attention(p), metrics.contact_map(p)) for p in betas[:5]]
+    model = metrics.fit_contact_regression(examples)
     assert model.weight[0] > 0
     assert np.abs(model.weight[1:]).max() < model.weight[0] / 4
     for points in betas[5:]:
         probability = model(attention(points))
         np.testing.assert_allclose(probability, probability.T)
-        table = metrics.precision_table(probability, metrics.contacts_of(points))
-        blind = metrics.precision_table(rng.random(probability.shape), metrics.contacts_of(points))
+        table = metrics.precision_table(probability, metrics.contact_map(points))
+        blind = metrics.precision_table(rng.random(probability.shape), metrics.contact_map(points))
         assert table["P@L/5, ≥ 6"] > 0.8
         assert table["P@L, ≥ 6"] > blind["P@L, ≥ 6"] + 0.3
     with pytest.raises(ValueError, match="0 of them contacts"):
-        metrics.fit_contacts([(np.zeros((5, 2)), np.zeros(5, bool))])
+        metrics.fit_contact_regression([(np.zeros((5, 2)), np.zeros(5, bool))])
 
 
 def test_features_leave_near_and_absent_pairs_out() -> None:
@@ -245,10 +245,15 @@ def test_losses_by_letter_and_mask_add_up_over_batches() -> None:
     parts += metrics.LossSums.of(losses[400:], letters[400:], soft[400:])
     table = parts.table()
     assert list(table) == ["all", "unmasked", "soft_masked", "A", "C", "G", "T"]
-    for name, chosen in {"all": losses > -1, "soft_masked": soft, "unmasked": ~soft, "G": letters == ord("G")}.items():
-        assert table[name]["count"] == chosen.sum()
-        assert table[name]["nats"] == pytest.approx(losses[chosen].mean())
-        assert table[name]["perplexity"] == pytest.approx(math.exp(losses[chosen].mean()))
+    for name, selected in {
+        "all": losses > -1,
+        "soft_masked": soft,
+        "unmasked": ~soft,
+        "G": letters == ord("G"),
+    }.items():
+        assert table[name]["count"] == selected.sum()
+        assert table[name]["nats"] == pytest.approx(losses[selected].mean())
+        assert table[name]["perplexity"] == pytest.approx(math.exp(losses[selected].mean()))
         assert whole[name] == pytest.approx(table[name])
     assert list(metrics.class_losses(losses[:1], letters[:1])) == ["all", chr(letters[0])]
 

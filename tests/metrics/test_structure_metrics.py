@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds4sci import metrics
-from ds4sci.metrics.superposition import _seeds, fit, tm_d0
+from ds4sci.metrics.superposition import _seeds, tm_d0, weighted_kabsch
 from ds4sci.types import Prediction, Record
 
 CHAINS = Path(__file__).parents[2] / "examples" / "fold" / "data" / "chains_valid.npz"
@@ -112,7 +112,7 @@ def test_tm_score_against_tm_align_and_biotite(backbones: list[tuple[str, np.nda
         sequence, atoms = backbones[index]
         true = atoms[:, 1]
         pred = motion(index).apply(bent(true, 0.3, index))
-        found = metrics.superposition_scores(pred, true)
+        found = metrics.superposition_metrics(pred, true)
         assert found is not None
         # biotite takes coordinates as they lie: it checks the formula at our superposition.
         everyone = np.arange(len(true))
@@ -136,14 +136,14 @@ def test_search_nears_an_exhaustive_one(backbones: list[tuple[str, np.ndarray]])
         n = min(len(true), len(other))
         true, pred = true[:n] - true[:n].mean(axis=0), other[:n] - other[:n].mean(axis=0)
         ours.append(metrics.tm_score(pred, true))
-        chosen = np.concatenate([_seeds(n), rng.random((1500, n)) < rng.uniform(0.05, 0.5, (1500, 1))])
-        chosen[:, :4] |= (chosen.sum(axis=1) < 4)[:, None]
+        selected = np.concatenate([_seeds(n), rng.random((1500, n)) < rng.uniform(0.05, 0.5, (1500, 1))])
+        selected[:, :4] |= (selected.sum(axis=1) < 4)[:, None]
         best, d0 = 0.0, tm_d0(n)
         for _ in range(20):
-            rotation, translation = fit(chosen.astype(float), pred, true)
+            rotation, translation = weighted_kabsch(selected.astype(float), pred, true)
             squared = ((pred @ rotation.transpose(0, 2, 1) + translation[:, None] - true) ** 2).sum(axis=-1)
             best = max(best, float((1 / (1 + squared / d0**2)).mean(axis=1).max()))
-            chosen = squared <= np.maximum(max(d0, 4.5) ** 2, np.partition(squared, 3, axis=1)[:, 3:4])
+            selected = squared <= np.maximum(max(d0, 4.5) ** 2, np.partition(squared, 3, axis=1)[:, 3:4])
         exhaustive.append(best)
     assert np.mean(ours) >= 0.98 * np.mean(exhaustive)
 
@@ -160,7 +160,7 @@ def test_gdt_counts_what_it_says() -> None:
     pred = true.copy()
     pred[40:, 0] += 6
     pred[40::2, 0] -= 12
-    found = metrics.superposition_scores(pred, true)
+    found = metrics.superposition_metrics(pred, true)
     assert found is not None
     assert found.gdt_ts == metrics.gdt_ts(pred, true) == pytest.approx((0.8 + 0.8 + 0.9 + 1) / 4)
     assert found.gdt_ha == pytest.approx((0.8 + 0.8 + 0.8 + 0.9) / 4)
@@ -288,7 +288,7 @@ def test_score_chain_is_one_plain_row(backbones: list[tuple[str, np.ndarray]]) -
     perfect = Prediction(
         "1ABC_A", sequence, np.arange(n), atoms, mask, np.full(n, 90.0), distances, np.exp(-distances / 8)
     )
-    row = metrics.score_chain(perfect, record)
+    row = metrics.chain_metrics(perfect, record)
     assert row["id"] == "1ABC_A"
     assert row["length"] == n
     assert set(row) == {"id", "length", *metrics.METRICS}
@@ -299,14 +299,14 @@ def test_score_chain_is_one_plain_row(backbones: list[tuple[str, np.ndarray]]) -
     assert row["clash"] == 0
     assert all(value is None or type(value) in (str, int, float) for value in row.values())
     nothing = Record("1ABC_A", sequence, atoms, np.zeros_like(mask), np.arange(n))
-    blank = metrics.score_chain(perfect, nothing)
+    blank = metrics.chain_metrics(perfect, nothing)
     assert blank["lddt_ca"] is None
     assert blank["tm_score"] is None
     assert blank["bond_ok"] is not None
-    assert metrics.mean_scores([row, blank])["lddt_ca"] == 1
-    assert "lddt_ca" not in metrics.mean_scores([blank])
+    assert metrics.mean_metrics([row, blank])["lddt_ca"] == 1
+    assert "lddt_ca" not in metrics.mean_metrics([blank])
     with pytest.raises(ValueError, match="1ABC_A: prediction"):
-        metrics.score_chain(perfect, Record("1ABC_A", sequence[1:], atoms[1:], mask[1:], np.arange(n - 1)))
+        metrics.chain_metrics(perfect, Record("1ABC_A", sequence[1:], atoms[1:], mask[1:], np.arange(n - 1)))
 
 
 def test_pseudo_beta_builds_what_is_missing(backbones: list[tuple[str, np.ndarray]]) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ds4sci.models import hf_parts, language
+from ds4sci.models import language
+from ds4sci.models.huggingface import parts
 from ds4sci.nn import token_loss
 from tests.support import language_oracle as oracle
 
@@ -81,7 +82,7 @@ def test_other_families(family) -> None:
 
 def test_sliding_windows_are_refused() -> None:
     sizes = SMALL | {"model_type": "modernbert", "num_hidden_layers": 3, "intermediate_size": 64}
-    with pytest.raises(ValueError, match=r"asks for a sliding window \(sliding_window\) shorter than a document"):
+    with pytest.raises(ValueError, match=r"uses a sliding window \(sliding_window\) shorter than a document"):
         oracle.model("masked_lm", sizes)
 
 
@@ -121,7 +122,7 @@ def test_no_label_gives_a_loss_of_zero_with_a_gradient() -> None:
 
 def test_embedding_scale_is_esms_own_for_each_document() -> None:
     batch = oracle.batch("masked_lm", [[17, 9], [25]], 32)
-    scale = hf_parts.embedding_scale(batch.input_ids, batch.doc_spans, oracle.MASK).flatten()
+    scale = parts.embedding_scale(batch.input_ids, batch.doc_spans, oracle.MASK).flatten()
     for start, stop in batch.doc_spans.tolist():
         tokens = batch.input_ids.flatten()[start:stop]
         masked = tokens == oracle.MASK
@@ -155,7 +156,7 @@ def test_frozen_parameters() -> None:
         ({"freeze": ("*nothing*",)}, r"'\*nothing\*' matches no parameter"),
         ({"freeze": ("*",)}, "leaves nothing to train"),
         ({"config": {"hidden_size": 32}}, "give path"),
-        ({"config": {"model_type": "no_such"}}, "transformers knows no such model"),
+        ({"config": {"model_type": "no_such"}}, "transformers has no such model type"),
         ({"config": oracle.LLAMA | {"hiden_size": 8}}, "has no key 'hiden_size'; did you mean hidden_size"),
         ({"path": "/no/such/folder", "config": {}}, "cannot be loaded for causal_lm"),
     ],
@@ -182,7 +183,7 @@ def test_a_loaded_model_without_the_asked_head(tmp_path) -> None:
     labelled = language.build(
         language.Config(path=str(tmp_path)), "token_labels", vocabulary=33, special={}, labels=("a", "b", "c")
     )
-    assert labelled.classes == 3
+    assert labelled.num_classes == 3
 
 
 def test_interpolated_positions() -> None:
@@ -206,7 +207,7 @@ def test_positions_of_several_rotary_embeddings_are_not_interpolated() -> None:
     sizes |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "layer_types": ["full_attention"] * 2}
     model = oracle.model("causal_lm", sizes)
     model.check_rope([1.0])
-    with pytest.raises(ValueError, match="has rope_parameters of their own for sliding_attention, full_attention"):
+    with pytest.raises(ValueError, match="has separate rope_parameters for sliding_attention, full_attention"):
         model.check_rope([1.0, 4.0])
 
 

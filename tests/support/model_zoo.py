@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.data.language.batches import Document, Target, collate
-from ds4sci.models import hf_miniature, hf_parts, language
-from ds4sci.models.hf_verification import check_size, random_weights
+from ds4sci.models import language
+from ds4sci.models.huggingface import loading, miniature, parts
+from ds4sci.models.huggingface.comparison import check_size, randomize_weights
 from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "language_models.md"
@@ -111,9 +112,9 @@ def tiny_config(name: str, given: dict[str, Any]) -> Any:
     """A tiny config of the architecture without dropout."""
     from transformers import AutoConfig
 
-    config = hf_miniature.miniature(AutoConfig.for_model(name, **given), 2**60, window=WINDOW)
-    hf_miniature.set_positions(config, hf_miniature.BEYOND)
-    for part in hf_miniature.parts(config):
+    config = miniature.shrink(AutoConfig.for_model(name, **given), 2**60, window=WINDOW)
+    miniature.set_positions(config, miniature.LONG_WINDOW)
+    for part in miniature.nested_configs(config):
         for key, value in vars(part).items():
             if ("drop" in key or "jitter" in key) and type(value) is float:
                 vars(part)[key] = 0.0
@@ -123,15 +124,15 @@ def tiny_config(name: str, given: dict[str, Any]) -> Any:
 def make(name: str, kind: str, given: dict[str, Any], folder: Path) -> None:
     """Save a tiny model with random weights."""
     torch.manual_seed(0)
-    config, new = tiny_config(name, given), language._auto(KINDS[kind]).from_config  # type: ignore[arg-type]
+    config, new = tiny_config(name, given), loading.auto_class(KINDS[kind]).from_config  # type: ignore[arg-type]
     check_size(new, config)
     model = new(config)
-    random_weights(model).save_pretrained(folder)
+    randomize_weights(model).save_pretrained(folder)
 
 
 def untouched(kind: str, folder: Path) -> Any:
     """The model as transformers' users have it, without the cache of generation, which has no gradient."""
-    model = language._auto(KINDS[kind]).from_pretrained(folder).eval()  # type: ignore[arg-type]
+    model = loading.auto_class(KINDS[kind]).from_pretrained(folder).eval()  # type: ignore[arg-type]
     model.config.use_cache = False
     return model
 
@@ -222,7 +223,7 @@ def examine(row: Row, folder: Path, settings: dict[str, Any] | None = None) -> R
         row.verdict += ": " + refusals[f"{SHORT} True"]
         row.packed = "refused"
     if longest == SHORT:
-        row.verdict += f"; documents no longer than `{built.convention.limit}`"
+        row.verdict += f"; documents no longer than `{built.convention.limit_key}`"
     own = untouched(row.kind, folder)
     try:
         own, built = own.double().train(), built.double().train()
@@ -253,11 +254,11 @@ def examine(row: Row, folder: Path, settings: dict[str, Any] | None = None) -> R
         row.right &= off <= max(bound, 3 * honest)
         return f"{off:.0e}"
 
-    parts = [examples[:1], examples[1:]] if packing else [examples[:1], examples[1:2], examples[2:]]
+    micro_batches = [examples[:1], examples[1:]] if packing else [examples[:1], examples[1:2], examples[2:]]
     row.padded = measured(built, [padded], right, wanted)
     if packing:
         row.packed = measured(built, [packed], right, wanted)
-    row.accumulated = measured(built, [collate([one], width, pad) for one in parts], right, wanted)
+    row.accumulated = measured(built, [collate([one], width, pad) for one in micro_batches], right, wanted)
     row.lora = _lora(row, folder, kind, longest, packing, own, packed if packing else padded, measured)
     row.folder = str(folder) if packing and built.convention.shardable else ""
     if packing and not built.convention.shardable:
@@ -273,9 +274,9 @@ def _lora(row: Row, folder: Path, kind: str, longest: int, packing: bool, own: A
         row.verdict += f". LoRA: {error}"
         return "refused"
     assert config.lora is not None
-    plain = hf_parts.with_lora(copy.deepcopy(own), config.lora.model_dump(), trains_head=False)
+    plain = parts.add_lora(copy.deepcopy(own), config.lora.model_dump(), trains_head=False)
     torch.manual_seed(1)
-    random_weights(plain, only="lora_").to(next(own.parameters()).dtype)
+    randomize_weights(plain, only="lora_").to(next(own.parameters()).dtype)
     adapted = adapted.to(next(own.parameters()).dtype).train()
     values = {name: p.detach() for name, p in plain.named_parameters()}
     with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ds4sci.integrations import patch, patching
-from ds4sci.integrations.replacement import Forward
+from ds4sci.integrations.replacement import PatchedMethod
 
 Call = Callable[[Any, Callable[[torch.Tensor], torch.Tensor]], list[torch.Tensor]]
 """``call(model, leaf)``: run it, inputs of which ``leaf`` makes copies that want gradients; the outputs."""
@@ -72,7 +72,7 @@ def results(model: nn.Module, call: Call, dtype: torch.dtype, autocast: torch.dt
     return found | grads
 
 
-def as_right_as_itself(
+def check_accuracy(
     model: nn.Module,
     call: Call,
     *,
@@ -93,12 +93,12 @@ def as_right_as_itself(
         narrow(model)
         twin, wide = copy.deepcopy(model), copy.deepcopy(model).double()
         report = patch(twin, verbose=False)
-        assert not report.left, report
+        assert not report.skipped, report
         with widen(wide):
             oracle = results(wide, call, torch.float64)
         plain = results(model, call, dtype, autocast)
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*runs its own")
+            warnings.filterwarnings("error", message=".*falls back to its original")
             got = results(twin, call, dtype, autocast)
         for name, want in oracle.items():
             if want is None:
@@ -130,13 +130,13 @@ def _furthest(tensors: list[torch.Tensor]) -> float:
     return max(float(x.abs().max()) for x in tensors)
 
 
-def autocast_gives_the_dtypes_of(model: nn.Module) -> set[str]:
+def check_autocast_dtypes(model: nn.Module) -> set[str]:
     """Patch ``model`` and compare each replaced method's dtypes under autocast with the method's own; their names."""
     patch(model, verbose=False)
     seen = set()
     for module in model.modules():
-        for forward in [x for x in module.__dict__.values() if isinstance(x, Forward)]:
-            replacement = patching.find(module)
+        for forward in [x for x in module.__dict__.values() if isinstance(x, PatchedMethod)]:
+            replacement = patching.find_replacement(module)
             assert replacement is not None
             first, others = replacement.example(module, torch.Generator().manual_seed(0))
             own = getattr(type(module), forward.method)

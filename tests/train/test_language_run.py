@@ -162,7 +162,7 @@ def base(tmp_path: Path) -> Path:
     from ds4sci.data import tokenizers
 
     model = oracle.model("masked_lm", oracle.ESM)
-    inner = model.pretrained(adapter=False, rope_factor=1.0, length=64)
+    inner = model.to_pretrained(adapter=False, rope_factor=1.0, length=64)
     inner.save_pretrained(tmp_path / "base")
     tokenizers.build("esm").save_pretrained(tmp_path / "base")
     return tmp_path / "base"
@@ -286,7 +286,7 @@ def test_an_exported_adapter_finds_its_base_model(kind, tmp_path, proteins, writ
 
     causal = kind == "causal_lm"
     built = oracle.model(*(("causal_lm", oracle.LLAMA) if causal else ("masked_lm", oracle.ESM)))
-    built.pretrained(adapter=False, rope_factor=1.0, length=64).save_pretrained(tmp_path / "base")
+    built.to_pretrained(adapter=False, rope_factor=1.0, length=64).save_pretrained(tmp_path / "base")
     tokenizers.build("esm").save_pretrained(tmp_path / "base")
     chains = rank_processes.ROOT / "examples/fold/data/chains_valid.npz"
     data = f'path = "{proteins}"\nphases = [{{length = 128}}]'
@@ -328,7 +328,6 @@ def test_interpolated_positions_are_those_of_the_exported_model(tmp_path, protei
     from transformers import AutoModelForCausalLM
 
     from ds4sci.inference.embed import _embedding
-    from ds4sci.models.hf_contacts import attention_maps
 
     phases = "[{length = 64}, {from_progress = 0.5, length = 128, rope_factor = 4.0}]"
     data = f'path = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = {phases}'
@@ -353,5 +352,5 @@ def test_interpolated_positions_are_those_of_the_exported_model(tmp_path, protei
     np.testing.assert_allclose(one_pass, wanted.numpy(), **close)
     masked = evaluate_language.residue_log_probabilities(task, letters, np.array([40]))[40]
     np.testing.assert_allclose(masked, behind_mask[np.flatnonzero(size)[40]][columns].numpy(), **close)
-    maps = attention_maps(task.language, tokens, rope_factor=task.rope_factor)
+    maps = task.language.attention_maps(tokens, rope_factor=task.rope_factor)
     np.testing.assert_allclose(maps, torch.cat(found.attentions, 1)[0].numpy(), **close)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.support import openfold_standin as openfold
+from tests.support import openfold_modules as openfold
 
 
 class BoltzTransition(nn.Module):

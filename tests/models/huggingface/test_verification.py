@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from ds4sci.data.language.batches import Document, collate
 from ds4sci.data.language.targets import unlabelled
 from ds4sci.models import language
+from ds4sci.models.huggingface.call_convention import CallConvention
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks import masked_lm, token_classification
 from tests.support import language_oracle as oracle
@@ -70,11 +71,11 @@ LFM2 = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "num_ke
 
 
 def test_a_model_whose_documents_leak_runs_unpacked() -> None:
-    with pytest.raises(ValueError, match=r"Lfm2ForCausalLM: in packed rows.*beside others.*data\.packing = false"):
+    with pytest.raises(ValueError, match=r"Lfm2ForCausalLM: packed rows change.*a packed row.*data\.packing = false"):
         build("causal_lm", LFM2)
     model = build("causal_lm", LFM2, packing=False)
-    assert model.convention.attention == "own"
-    with pytest.raises(ValueError, match="one document a row"):
+    assert model.convention.attention == "original"
+    with pytest.raises(ValueError, match="one document per row"):
         model(oracle.batch("causal_lm", [[10, 12]], 24))
     with pytest.raises(ValueError, match=r"parallel\.sequence: Lfm2ForCausalLM mixes tokens outside"):
         model.group = SequenceGroup(0, 2)
@@ -84,14 +85,15 @@ BIG_BIRD = {"model_type": "big_bird", "block_size": 4, "max_position_embeddings"
 
 
 def test_big_bird_stays_sparse_and_is_refused() -> None:
-    with pytest.raises(ValueError, match="BigBirdForMaskedLM: neither packed nor padded rows"):
+    with pytest.raises(ValueError, match="BigBirdForMaskedLM: packed and padded rows both change"):
         build("masked_lm", BIG_BIRD, packing=False)
     full = BIG_BIRD | {"attention_type": "original_full"}
-    assert build("masked_lm", full, packing=False).convention.attention == "own"
+    assert build("masked_lm", full, packing=False).convention.attention == "original"
 
 
 def test_a_verification_leaves_nothing_behind() -> None:
-    from ds4sci.models.hf_verification import Subject, verify
+    from ds4sci.models.huggingface.call_convention import ModelFactory
+    from ds4sci.models.huggingface.verification import verify
 
     config = AutoConfig.for_model(**BIG_BIRD, vocab_size=50)
     before = config.to_dict()
@@ -103,8 +105,8 @@ def test_a_verification_leaves_nothing_behind() -> None:
         made.append(model)
         return language.LanguageModel(model, language.Config(), "masked_lm", convention)
 
-    with pytest.raises(ValueError, match="neither packed nor padded"):
-        verify(Subject(config, "masked_lm", AutoModelForMaskedLM.from_config, wrap), longest=None, packing=True)
+    with pytest.raises(ValueError, match="packed and padded rows both"):
+        verify(ModelFactory(config, "masked_lm", AutoModelForMaskedLM.from_config, wrap), longest=None, packing=True)
     assert made
     assert config.to_dict() == before
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -117,11 +119,11 @@ def test_the_model_itself_is_as_it_was_loaded(tmp_path) -> None:
     own = AutoModelForCausalLM.from_config(AutoConfig.for_model(**oracle.LLAMA, vocab_size=40))
     own.save_pretrained(tmp_path)
     built = language.build(language.Config(path=str(tmp_path)), "causal_lm", vocabulary=33, special={})
-    assert built.convention == language.CallConvention()
+    assert built.convention == CallConvention()
     assert not built.model.training
     for name, value in own.state_dict().items():
         assert torch.equal(built.model.state_dict()[name], value), name
-    exported = built.pretrained(adapter=False, rope_factor=1.0, length=64)
+    exported = built.to_pretrained(adapter=False, rope_factor=1.0, length=64)
     assert exported.config._attn_implementation == own.config._attn_implementation
 
 
@@ -130,13 +132,13 @@ MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_key_value_heads
 
 def test_losses_that_the_config_asks_for_are_not_dropped() -> None:
     assert build("causal_lm", MIXTRAL).convention.shardable
-    with pytest.raises(ValueError, match=r"own loss is not the cross entropy.*output_router_logits = True"):
+    with pytest.raises(ValueError, match=r"its loss is not the cross entropy.*output_router_logits = True"):
         build("causal_lm", MIXTRAL | {"output_router_logits": True})
 
 
 def test_a_model_that_sees_what_it_predicts_is_refused() -> None:
     config = {"model_type": "bert"} | PLAIN
-    with pytest.raises(ValueError, match=r"sees the tokens that it is to predict.*is_decoder"):
+    with pytest.raises(ValueError, match=r"attends to the tokens that it predicts.*is_decoder"):
         build("causal_lm", config)
     assert build("causal_lm", config | {"is_decoder": True}).convention.shardable
 
@@ -147,10 +149,10 @@ def test_documents_beyond_the_positions_are_named_at_the_start_and_later() -> No
         build("masked_lm", config, longest=65)
     model = build("masked_lm", config, longest=64).eval()
     model(rows_of(64))
-    with pytest.raises(ValueError, match=r"d1: 65 tokens; RobertaForMaskedLM takes 64 \(max_position_embeddings\)"):
+    with pytest.raises(ValueError, match=r"d1: 65 tokens; RobertaForMaskedLM takes at most 64 \(max_pos"):
         model(rows_of(10, 65))
     llama = build("causal_lm", oracle.LLAMA | {"max_position_embeddings": 32}, longest=100)  # rotary: no end
-    assert llama.convention.longest is None
+    assert llama.convention.max_tokens is None
 
 
 def test_a_run_asks_before_it_opens_its_data() -> None:
@@ -172,11 +174,11 @@ def test_a_window_that_no_document_exceeds_is_none() -> None:
     with pytest.raises(ValueError, match=r"data\.packing = false.*no longer than its window \(sliding_window = 40\)"):
         build("causal_lm", config, longest=41)
     model = build("causal_lm", config, longest=40).eval()
-    assert (model.convention.longest, model.convention.limit) == (40, "sliding_window")
+    assert (model.convention.max_tokens, model.convention.limit_key) == (40, "sliding_window")
     batch = oracle.batch("causal_lm", [[40, 13], [25]], 56)
     own = float((model(batch).losses * batch.weights).sum() / batch.weights.sum())
     assert own == pytest.approx(float(oracle.plain_loss(model, batch)), rel=1e-5)
-    with pytest.raises(ValueError, match=r"41 tokens; MistralForCausalLM takes 40 \(sliding_window\)"):
+    with pytest.raises(ValueError, match=r"41 tokens; MistralForCausalLM takes at most 40 \(sliding_window\)"):
         model(rows_of(41))
 
 
@@ -192,14 +194,14 @@ def test_a_window_that_no_document_exceeds_is_none() -> None:
 )  # fmt: skip
 def test_rotary_embeddings_that_change_with_the_longest_document(more, key) -> None:
     """Beside a document beyond the limit the others would get its frequencies."""
-    with pytest.raises(ValueError, match="neither packed nor padded rows"):
+    with pytest.raises(ValueError, match="packed and padded rows both change"):
         build("causal_lm", oracle.LLAMA | more, longest=51)
     convention = build("causal_lm", oracle.LLAMA | more, longest=50).convention
-    assert (convention.longest, convention.limit) == (50, key)
+    assert (convention.max_tokens, convention.limit_key) == (50, key)
 
 
 def test_a_tokenizer_larger_than_the_vocabulary() -> None:
-    with pytest.raises(ValueError, match=r"tokenizer has 33 tokens, and LlamaForCausalLM embeddings for 20"):
+    with pytest.raises(ValueError, match=r"tokenizer has 33 tokens, but LlamaForCausalLM has embeddings for 20"):
         build("causal_lm", oracle.LLAMA | {"vocab_size": 20})
 
 
@@ -209,7 +211,7 @@ def test_code_in_a_folder_is_not_run_and_that_is_said(tmp_path) -> None:
     config = json.loads(file.read_text()) | {"auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.M"}}
     (tmp_path / "code.py").write_text("raise SystemExit('this was run')")
     file.write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match=r"code of its own \(auto_map\), which ds4sci does not run; LlamaConfig is"):
+    with pytest.warns(UserWarning, match=r"custom code \(auto_map\), which ds4sci does not run; LlamaConfig of"):
         language.build(language.Config(path=str(tmp_path)), "causal_lm", vocabulary=33, special={})
     file.write_text(json.dumps(config | {"model_type": "mine"}))
     with pytest.raises(ValueError, match=r"auto_map\), which ds4sci does not run, and transformers has no such model"):
@@ -242,7 +244,7 @@ def test_rotary_settings_under_their_earlier_names(tmp_path, overrides, wanted) 
 
 def test_rotary_settings_of_several_kinds_of_layers_are_asked_for() -> None:
     config = {"model_type": "modernbert", "rope_theta": 1e4} | SMALL
-    with pytest.raises(ValueError, match="ModernBertConfig has no one rope_theta: set rope_parameters, one for each"):
+    with pytest.raises(ValueError, match="ModernBertConfig has no single rope_theta: set rope_parameters, with"):
         build("masked_lm", config)
 
 

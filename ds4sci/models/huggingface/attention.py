@@ -1,0 +1,134 @@
+"""Attention function for Hugging Face models: packed documents, long rows, rows sharded across ranks.
+
+transformers looks up its attention by name (``config._attn_implementation``) and passes q, k and v after the rotary
+embedding. The name ``ds4sci`` maps to ``packed_attention``, which needs no mask: the documents of the current batch are
+in the ``Layout`` that ``use_layout`` sets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ds4sci.kernels import varlen_attention
+from ds4sci.kernels.varlen_attention import forward_backward
+from ds4sci.nn.activation_memory import save_on_host
+from ds4sci.parallel.groups import SequenceGroup
+from ds4sci.parallel.ulysses import attend_across
+
+NAME = "ds4sci"
+"""Value of ``attn_implementation`` in ``from_pretrained``, after ``register``."""
+
+_UNSUPPORTED_ARGUMENTS = {
+    "softcap": "capped attention logits",
+    "s_aux": "attention sinks",
+    "position_bias": "a position bias",
+}
+"""Arguments of an attention function that change the formula, and what they stand for."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The documents of a batch (``LanguageBatch.doc_spans``) and the ranks that its rows are sharded across."""
+
+    doc_spans: Tensor
+    group: SequenceGroup
+
+
+_current: Layout | None = None
+
+
+@contextlib.contextmanager
+def use_layout(layout: Layout) -> Iterator[None]:
+    """Context manager that makes ``packed_attention`` use ``layout``."""
+    global _current
+    before, _current = _current, layout
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def checkpoint_layer(function: Callable[..., Any], *args: Any, offload: bool = False) -> Any:
+    """``torch.utils.checkpoint`` for Hugging Face layers; the recomputation uses the layout of the forward pass.
+
+    offload  keep the layer's inputs in host memory until the backward pass
+    """
+    layout = _current
+
+    def run(*inputs: Any) -> Any:
+        with use_layout(layout) if layout is not None else contextlib.nullcontext():
+            return function(*inputs)
+
+    with save_on_host() if offload else contextlib.nullcontext():
+        return checkpoint(run, *args, use_reentrant=False)
+
+
+def register() -> None:
+    """Register ``packed_attention`` with transformers under ``NAME``."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
+
+
+def packed_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None,
+    dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention within each document, with the signature of transformers' attention functions.
+
+    query ``[b, h, s, d]``, key and value ``[b, g, s, d]`` → ``[b, s, h, d]``.
+
+    Raises RuntimeError outside ``use_layout``, and ValueError for what the kernels do not support: dropout of attention
+    weights, a sliding window shorter than a document, capped logits, and masks or biases that the model computes.
+    """
+    if _current is None:
+        raise RuntimeError(
+            "attention 'ds4sci' was called outside ds4sci.models.language.LanguageModel; call "
+            "model.set_attn_implementation('sdpa') to use the model on its own"
+        )
+    module_name = type(module).__name__
+    for name, meaning in _UNSUPPORTED_ARGUMENTS.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{module_name} uses {meaning} ({name}), which ds4sci's attention does not support")
+    if attention_mask is not None:
+        raise ValueError(
+            f"{module_name} passes a mask or bias of its own to attention, which ds4sci's attention does not support"
+        )
+    doc_spans = _current.doc_spans
+    window = kwargs.get("sliding_window")
+    longest = int((doc_spans[:, 1] - doc_spans[:, 0]).max()) if len(doc_spans) else 0
+    if window is not None and window < longest:
+        raise ValueError(
+            f"{module_name} uses a sliding window (sliding_window) shorter than a document, which ds4sci's attention "
+            "does not support"
+        )
+    if dropout:
+        raise ValueError(
+            f"{module_name} uses dropout of attention weights ({dropout}), which ds4sci's attention does not support; "
+            "set the model's attention dropout to 0, for example model.overrides.attention_probs_dropout_prob=0.0 "
+            "(BERT, ESM) or model.overrides.attention_dropout=0.0"
+        )
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        b, n, _, _ = q.shape
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        return varlen_attention(q, k, v, doc_spans, causal=causal, scale=scaling).unflatten(0, (b, n))
+
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if torch.is_autocast_enabled(q.device.type):  # rotary embeddings return fp32; SDPA casts its inputs, so do we
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    d_qk, d_v = q.shape[-1], v.shape[-1]
+    if d_qk != d_v:  # zero padding adds nothing to the logits and is cut off the output
+        scaling = d_qk**-0.5 if scaling is None else scaling
+        q, k, v = (F.pad(x, (0, max(d_qk, d_v) - x.shape[-1])) for x in (q, k, v))
+    out = attend_across(attend, q, k, v, _current.group, forward_backward(q, doc_spans, causal=causal, scale=scaling))
+    return out[..., :d_v], None
