@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data.clustering import chain_split
-from ds4sci.data.loader import Phase, Plan, batches
+from ds4sci.data.loader import CropPhase, Plan, batches
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig
 from ds4sci.data.structures.parsers import mmcif
@@ -91,7 +91,7 @@ def loader(chains: ChainSet, crops: Sequence[int], steps: int, rounds: int) -> l
         for workers in (0, 2):
             stream = batches(
                 chains, seed=0, start_step=0, steps=1, rank=0, world_size=1, micro_batch_size=4, accumulation_steps=1,
-                plan=Plan(phases=(Phase(crops=(crop,)),)), feature_config=FeatureConfig(), workers=workers,
+                plan=Plan(phases=(CropPhase(crops=(crop,)),)), feature_config=FeatureConfig(), workers=workers,
             )  # fmt: skip
             next(stream)
             took = repeat(partial(_take, stream, steps), rounds)

@@ -39,9 +39,11 @@ def measure(
     if not isinstance(task, LanguageTask):
         raise ValueError(f"{config_path}: its task {config.task.name!r} is no language model")
     phase = task.config.data.phases[-1]
-    reader, regions, _, _ = task.sides()
+    reader, regions, _, _ = task.train_valid_readers()
     row = phase.row_length or phase.length
-    rows = make_rows(regions, task.coder, reader.letters, document=phase.length, row=row, seed=task.seed)
+    rows = make_rows(
+        regions, task.tokenizer, reader.residues, document_tokens=phase.length, row_tokens=row, seed=task.seed
+    )
     chosen = (
         np.random.default_rng(task.seed).permutation(len(rows)).tolist()
     )  # the first rows are the longest documents
@@ -51,16 +53,16 @@ def measure(
         for number in rows.documents(chosen[taken]):
             rng = np.random.default_rng([task.seed, taken, number])
             read = reader.document(int(rows.record[number]), int(rows.start[number]), int(rows.stop[number]))
-            examples.append((taken, (read, task.prediction.apply(read, rng))))
+            examples.append((taken, (read, task.masking_policy.apply(read, rng))))
         taken += 1
-    packed = [collate([[e for r, e in examples if r == number]], row, task.coder.pad) for number in range(taken)]
+    packed = [collate([[e for r, e in examples if r == number]], row, task.tokenizer.pad_id) for number in range(taken)]
     own = [example for _, example in examples]
     order = np.random.default_rng(0).permutation(len(own))
     padded = []
     for start in range(0, len(own), together):
         group = [own[i] for i in order[start : start + together]]
         longest = max(len(document.ids) for document, _ in group)
-        padded.append(collate([[example] for example in group], -(-longest // 8) * 8, task.coder.pad))
+        padded.append(collate([[example] for example in group], -(-longest // 8) * 8, task.tokenizer.pad_id))
     step = _stepper(task)
     ways: dict[str, tuple[Callable[[LanguageBatch], None], list[LanguageBatch]]] = {
         PACKED: (step, packed),

@@ -28,7 +28,7 @@ _EPOCH, _STEP, _SAMPLE = range(3)
 """Which family a generator is of: two families never share a stream."""
 
 
-class Phase(BaseModel):
+class CropPhase(BaseModel):
     """Crop lengths from one point of the run on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +41,7 @@ class Phase(BaseModel):
     """How often each is drawn, relative to the others; all alike by default."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Phase:
+    def _fits(self) -> CropPhase:
         if min(self.crops) < 1:
             raise ValueError(f"crops must be at least 1 residue; got {self.crops}")
         if self.weights is not None and (
@@ -58,7 +58,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    phases: tuple[Phase, ...] = Field(default=(Phase(crops=(64,)),), min_length=1)
+    phases: tuple[CropPhase, ...] = Field(default=(CropPhase(crops=(64,)),), min_length=1)
     """Crop schedule; the first phase begins at 0 and each later one after the one before."""
     max_recycling: int = Field(default=0, ge=0)
     """Recycling passes are drawn uniformly from 0 to this (AF2: 3; Algorithm 31)."""
@@ -74,23 +74,23 @@ class Plan(BaseModel):
 
     def draw(self, seed: int, step: int, progress: float) -> tuple[int, int]:
         """(crop length, recycling passes) of a step."""
-        rng = generator(seed, _STEP, step)
+        rng = make_rng(seed, _STEP, step)
         phase = [phase for phase in self.phases if phase.from_progress <= progress][-1]
         weights = None if phase.weights is None else np.array(phase.weights) / sum(phase.weights)
         return int(rng.choice(phase.crops, p=weights)), int(rng.integers(self.max_recycling + 1))
 
 
-def generator(seed: int, *key: int) -> np.random.Generator:
+def make_rng(seed: int, *key: int) -> np.random.Generator:
     """An independent stream for each (seed, key)."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, chains: int) -> np.ndarray:
-    return generator(seed, _EPOCH, epoch).permutation(chains)
+    return make_rng(seed, _EPOCH, epoch).permutation(chains)
 
 
-def chain_of(seed: int, position: int, chains: int) -> int:
+def shuffled_index(seed: int, position: int, chains: int) -> int:
     """Index of the chain at a position of the endless line of shuffled epochs."""
     return int(_epoch_order(seed, position // chains, chains)[position % chains])
 
@@ -141,17 +141,17 @@ def batches(
         base = step * micro_batch_size * accumulation_steps * world_size
         samples = []
         for j in range(first, first + micro_batch_size):
-            record = chains[chain_of(seed, base + j, len(chains))]
-            samples.append(featurize(record, feature_config, generator(seed, _SAMPLE, step, j), crop=crop))
+            record = chains[shuffled_index(seed, base + j, len(chains))]
+            samples.append(featurize(record, feature_config, make_rng(seed, _SAMPLE, step, j), crop=crop))
         return collate(samples, recycling=recycling, step=step, progress=progress, multiple=plan.pad_multiple)
 
     places = ((step, accumulation) for step in count(start_step) for accumulation in range(accumulation_steps))
     if workers == 0:
         return (make(*place) for place in places)
-    return ahead(make, places, workers)
+    return prefetch(make, places, workers)
 
 
-def ahead(make: Callable[[int, int], B], places: Iterator[tuple[int, int]], workers: int) -> Iterator[B]:
+def prefetch(make: Callable[[int, int], B], places: Iterator[tuple[int, int]], workers: int) -> Iterator[B]:
     """What ``make`` gives for each place, made by ``workers`` threads ahead of its use."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ds4sci-loader")
     waiting: deque[Future[B]] = deque(pool.submit(make, *next(places)) for _ in range(2 * workers))

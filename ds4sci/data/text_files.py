@@ -10,9 +10,9 @@ from pathlib import Path
 GZIP = b"\x1f\x8b"
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 """The empty block that ends every bgzip file."""
-FOREIGN = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+UNSUPPORTED_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 """First bytes of compressed files that are not read → the name of the compression."""
-FOREIGN_SUFFIXES = (".bz2", ".xz", ".zst", ".zip")
+UNSUPPORTED_SUFFIXES = (".bz2", ".xz", ".zst", ".zip")
 
 UTF8_BOM = b"\xef\xbb\xbf"
 _NUL_RUN = re.compile("\0{16}")
@@ -32,7 +32,7 @@ def read_bytes(path: str | Path) -> bytes:
     """
     path = Path(path)
     raw = path.read_bytes()
-    for magic, compression in FOREIGN.items():
+    for magic, compression in UNSUPPORTED_COMPRESSIONS.items():
         if raw.startswith(magic):
             raise ValueError(f"{path}: compressed with {compression}; expected plain text or gzip: decompress it")
     if not raw.startswith(GZIP):
@@ -61,7 +61,7 @@ def read_ascii(path: str | Path) -> str:
     return _text(path).decode("ascii", "replace").replace("\ufffd", "?")
 
 
-def refuse_utf16(head: bytes, path: str | Path) -> None:
+def reject_utf16(head: bytes, path: str | Path) -> None:
     """``ValueError`` if a file that begins with ``head`` is UTF-16 or UTF-32, with a byte order mark or without."""
     marked = head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
     # without a mark: ASCII text in which every second byte is 0
@@ -70,7 +70,7 @@ def refuse_utf16(head: bytes, path: str | Path) -> None:
         raise ValueError(f"{path}: UTF-16 or UTF-32 text; expected UTF-8 or ASCII: save it as UTF-8")
 
 
-def entries(text: str, path: str | Path) -> list[tuple[int, str]]:
+def split_entries(text: str, path: str | Path) -> list[tuple[int, str]]:
     """Line number of the first line, and text, of each entry of ``text``; entries are ended by NUL bytes.
 
     MMseqs2, ColabFold and HH-suite's ffindex write a NUL behind each result; other files are one entry. Blank entries
@@ -104,7 +104,7 @@ def suffix(path: str | Path) -> str:
 
 
 def _without_compression(name: str) -> str:
-    for ending in (".gz", *FOREIGN_SUFFIXES):
+    for ending in (".gz", *UNSUPPORTED_SUFFIXES):
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
@@ -112,7 +112,7 @@ def _without_compression(name: str) -> str:
 
 def _text(path: str | Path) -> bytes:
     raw = read_bytes(path).removeprefix(UTF8_BOM)
-    refuse_utf16(raw[:4096], path)
+    reject_utf16(raw[:4096], path)
     return raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in raw else raw
 
 

@@ -1,4 +1,4 @@
-"""A function over many arguments in processes, where a process that dies costs one argument, not the rest."""
+"""Process pool in which a worker crash fails one item, not the whole job."""
 
 from __future__ import annotations
 
@@ -10,45 +10,50 @@ from pathlib import Path
 from typing import Any
 
 
-def run_each(
-    function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, jobs: int, marks: Path
+def run_in_processes(
+    function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, jobs: int, marker_dir: Path
 ) -> Iterator[tuple[tuple[Any, ...], str | None]]:
-    """Call ``function(*one)`` for each; give ``one`` back when it is done, with a sentence if it killed its process.
+    """Call ``function(*item)`` for each item of ``arguments`` in a pool of ``jobs`` processes.
 
-    With ``jobs`` of 1, or a single argument, all is done in this process. A process killed from outside or by the
-    function itself (out of memory, a fault in native code) leaves its mark file in ``marks``; what was being worked on
-    then is tried once more, each in a process of its own, to tell the culprit from the bystanders. Exceptions of
-    ``function`` are raised.
+    Yields ``(item, None)`` when an item is done, and ``(item, message)`` if the item killed its process. With
+    ``jobs=1``, or a single item, everything runs in this process.
+
+    Each worker keeps a marker file in ``marker_dir`` while it works on an item. If a process is killed (out of memory,
+    or a fault in native code), the marked items are tried again, one process each, to find the item that caused it.
+    Exceptions that ``function`` raises propagate to the caller.
     """
     if jobs == 1 or len(arguments) == 1:
-        for one in arguments:
-            function(*one)
-            yield one, None
+        for item in arguments:
+            function(*item)
+            yield item, None
         return
-    for stale in marks.glob("*.mark"):
+    for stale in marker_dir.glob("*.mark"):
         stale.unlink()
-    waiting = dict(enumerate(arguments))
-    alone: list[int] = []
-    while waiting:
-        workers = 1 if alone else min(jobs, len(waiting))
-        batch = alone[:1] or list(waiting)
+    pending = dict(enumerate(arguments))
+    suspects: list[int] = []
+    while pending:
+        workers = 1 if suspects else min(jobs, len(pending))
+        batch = suspects[:1] or list(pending)
         # spawn: a fork of a process that runs torch's or BLAS's threads can hang
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
         try:
-            futures = {pool.submit(_marked, function, waiting[at], marks / f"{at}.mark"): at for at in batch}
+            futures = {
+                pool.submit(_call_with_marker, function, pending[index], marker_dir / f"{index}.mark"): index
+                for index in batch
+            }
             for future in as_completed(futures):
                 future.result()
-                at = futures[future]
-                yield waiting.pop(at), None
-                alone = alone[1:] if alone else alone
+                index = futures[future]
+                yield pending.pop(index), None
+                suspects = suspects[1:] if suspects else suspects
         except BrokenProcessPool as error:
-            suspects = [at for at in batch if (marks / f"{at}.mark").exists() and at in waiting]
-            for at in suspects:
-                (marks / f"{at}.mark").unlink()
-            if alone:
-                yield waiting.pop(alone.pop(0)), "its process was killed (out of memory, or a fault in native code)"
-            elif suspects:
-                alone = suspects
+            marked = [index for index in batch if (marker_dir / f"{index}.mark").exists() and index in pending]
+            for index in marked:
+                (marker_dir / f"{index}.mark").unlink()
+            if suspects:
+                yield pending.pop(suspects.pop(0)), "its process was killed (out of memory, or a fault in native code)"
+            elif marked:
+                suspects = marked
             else:
                 raise RuntimeError(
                     "worker processes cannot start; in a script, call this under `if __name__ == '__main__':`,"
@@ -58,7 +63,7 @@ def run_each(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _marked(function: Callable[..., None], arguments: tuple[Any, ...], mark: Path) -> None:
-    mark.touch()
+def _call_with_marker(function: Callable[..., None], arguments: tuple[Any, ...], marker: Path) -> None:
+    marker.touch()
     function(*arguments)
-    mark.unlink()
+    marker.unlink()

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from ds4sci.data.language.batches import as_batch
-from ds4sci.data.language.targets import first_seen
+from ds4sci.data.language.targets import count_new_residues
 from ds4sci.data.language.windows import NO_TOKEN
 from ds4sci.files.atomic_files import new_folder, refuse_full, replace_text
 from ds4sci.inference import evaluate_language
@@ -98,12 +98,12 @@ def _write(task: LanguageTask, fasta: Path, out: Path, mean: bool, facts: dict[s
         for record in range(len(store)):
             letters = np.array(store.residues(record))
             name = store.name(record)
-            with naming(store.where(record), len(letters), "leave it out, or spread it over more ranks (--ranks)"):
+            with naming(store.location(record), len(letters), "leave it out, or spread it over more ranks (--ranks)"):
                 hidden, start, size, strange = _embedding(task, letters, name)
-            fresh = first_seen(start, size, strange)
+            fresh = count_new_residues(start, size, strange)
             given, read, unknown = given + len(letters), read + int(fresh.sum()), unknown + int(fresh[strange].sum())
             if strange.all():
-                _without_token(task, store.where(record), len(letters))
+                _without_token(task, store.location(record), len(letters))
                 silent.append(name)
             elif mean:
                 files[name] = len(means)
@@ -133,13 +133,13 @@ def _embedding(
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
     """fp32 [tokens, c] on the CPU, whole on every rank; each token's first residue, residues, and whether it is
     ``<unk>``. Where all are, nothing is computed."""
-    ids, place, size = task.coder.encode(letters)
+    ids, place, size = task.tokenizer.encode(letters)
     real = np.flatnonzero(size)
-    strange = task.coder.is_unknown(ids[real])
+    strange = task.tokenizer.is_unknown(ids[real])
     if strange.all():
         return torch.zeros(0), place[real], size[real], strange
     n = -(-len(ids) // multiple(task.group)) * multiple(task.group)
-    batch = as_batch([ids], n, task.coder.pad, name, rope_factor=task.rope_factor)
+    batch = as_batch([ids], n, task.tokenizer.pad_id, name, rope_factor=task.rope_factor)
     own = task.language.hidden(batch.to(next(task.model.parameters()).device)).float()
     if task.group.size > 1:
         parts = [torch.empty_like(own) for _ in range(task.group.size)]

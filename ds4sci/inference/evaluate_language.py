@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ds4sci.baselines.ngrams import measure_ngrams
 from ds4sci.config.run_file import RunConfig
-from ds4sci.data.language.batches import Reader, as_batch
+from ds4sci.data.language.batches import DocumentReader, as_batch
 from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.sequences import SequenceStore, index
@@ -75,7 +75,7 @@ def evaluate_sequences(
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(task, fasta, Path(folder))
-        reader = Reader(store, task.coder, unknown_weight=task.config.data.unknown_weight)
+        reader = DocumentReader(store, task.tokenizer, unknown_weight=task.config.data.unknown_weight)
         last = task.config.data.phases[-1]
         row = (last.row_length or last.length) if task.config.data.packing else None
         rows = _rows_of(store, task, reader, fasta, row)
@@ -100,16 +100,17 @@ def evaluate_sequences(
     return result
 
 
-def _rows_of(store: SequenceStore, task: LanguageTask, reader: Reader, fasta: Path, row: int | None) -> Rows:
+def _rows_of(store: SequenceStore, task: LanguageTask, reader: DocumentReader, fasta: Path, row: int | None) -> Rows:
     """Rows of all of ``store``; ValueError names the first records where none has a token."""
     last = task.config.data.phases[-1]
     try:
         return make_rows(
-            Regions.whole(store.lengths, range(len(store))), task.coder, reader.letters, document=last.length, row=row,
+            Regions.whole(store.lengths, range(len(store))), task.tokenizer, reader.residues,
+            document_tokens=last.length, row_tokens=row,
             seed=task.seed,
         )  # fmt: skip
     except ValueError as error:
-        raise ValueError(f"{fasta}: {error}; its first record is {store.where(0)}") from None
+        raise ValueError(f"{fasta}: {error}; its first record is {store.location(0)}") from None
 
 
 def _summary(
@@ -132,7 +133,7 @@ def _summary(
     soft = [sum(part["soft"][i] for part in parts) for i in range(2)]
     not_scored = {
         "unknown or of weight 0": weightless,
-        "not predicted: the first token of a window" if not task.fraction else "not predicted: between k-mers":
+        "not predicted: the first token of a window" if not task.mlm_probability else "not predicted: between k-mers":
             coverage.read - residues - weightless,
     }  # fmt: skip
     return {
@@ -140,14 +141,14 @@ def _summary(
         "given": coverage.given,
         "read": coverage.read,
         "left_out": coverage.left_out,
-        "silent": [store.name(record) for record in coverage.silent],
+        "silent": [store.name(record) for record in coverage.unread_records],
         "residues": residues,
         "not_scored": {reason: count for reason, count in not_scored.items() if count},
         "tokens": tokens,
         "nats": nats,
         "nats_per_token": sum(part["nats"] for part in parts) / tokens,
         "perplexity": perplexity(nats) if nats is not None else None,
-        "accuracy": sum(part["right"] for part in parts) / tokens,
+        "accuracy": sum(part["correct"] for part in parts) / tokens,
         "classes": {name: _class(*pair) for name, pair in sorted(classes.items())},
         "soft_masked": _class(*soft) if soft[1] and nats is not None else None,
     }
@@ -163,7 +164,7 @@ def _class(nats: float, count: float) -> dict[str, float]:
 
 def _ngrams(task: LanguageTask, store: SequenceStore) -> dict[str, Any]:
     """n-grams of what the run was trained on, without unknown letters where the run does not count them either."""
-    reader, regions, _, _ = task.sides()
+    reader, regions, _, _ = task.train_valid_readers()
     counts_unknown = task.config.data.unknown_weight > 0
     places = zip(regions.record.tolist(), regions.start.tolist(), regions.stop.tolist(), strict=True)
     train = [part for place in places for part in _parts(reader.store, *place, counts_unknown=counts_unknown)]
@@ -173,7 +174,7 @@ def _ngrams(task: LanguageTask, store: SequenceStore) -> dict[str, Any]:
     kept = [part for s in test for part in _split(s, np.isin(s, known))]
     if not kept:
         raise ValueError(
-            f"--ngrams: no residue of {store.folder if not test else store.where(0)} is a letter that training had"
+            f"--ngrams: no residue of {store.folder if not test else store.location(0)} is a letter that training had"
         )
     measured = measure_ngrams(train, kept, ORDERS[store.alphabet], seed=task.seed)
     unknown = int(store.lengths.sum()) - sum(map(len, test))
@@ -185,7 +186,7 @@ def _ngrams(task: LanguageTask, store: SequenceStore) -> dict[str, Any]:
 def _parts(store: SequenceStore, record: int, start: int, stop: int, *, counts_unknown: bool) -> list[np.ndarray]:
     """A record's residues, cut at unknown ones unless they count."""
     letters = np.asarray(store.residues(record, start, stop))
-    return _split(letters, np.ones(len(letters), bool) if counts_unknown else ~store.unknown(record, start, stop))
+    return _split(letters, np.ones(len(letters), bool) if counts_unknown else ~store.unknown_mask(record, start, stop))
 
 
 def _split(letters: np.ndarray, fine: np.ndarray) -> list[np.ndarray]:
@@ -251,7 +252,7 @@ def evaluate_variants(
         letters = np.array(store.residues(0))
     sequence = letters.tobytes().decode()
     read = variant_effects.read_variants(csv, sequence, measured_column=measured_column)
-    if marginal == "masked" and not task.fraction:
+    if marginal == "masked" and not task.mlm_probability:
         raise ValueError("masked marginals need a masked model; for a causal one take --marginal wildtype")
     table = residue_log_probabilities(
         task, letters, variant_effects.mutated_positions(read) if marginal == "masked" else None
@@ -283,22 +284,22 @@ def residue_log_probabilities(
 ) -> np.ndarray:
     """float64 [n, 20], nats, in the order of ``RESIDUES``: rows ``masked`` each with its residue masked, others NaN;
     all rows of one pass with None."""
-    if not task.coder.encoder.one_per_residue:
+    if not task.tokenizer.encoder.one_per_residue:
         raise ValueError("the effect of a variant needs a tokenizer with one token a residue")
-    ids, place, size = task.coder.encode(letters)
-    if missing := [letter for letter in RESIDUES if letter not in task.coder.names]:
+    ids, place, size = task.tokenizer.encode(letters)
+    if missing := [letter for letter in RESIDUES if letter not in task.tokenizer.tokens]:
         raise ValueError(
             f"variants are of amino acids, and the tokenizer has no token for {', '.join(missing[:5])}"
             f"{', …' if len(missing) > 5 else ''}"
         )
-    columns = [task.coder.names.index(letter) for letter in RESIDUES]
+    columns = [task.tokenizer.tokens.index(letter) for letter in RESIDUES]
     at = np.flatnonzero(size == 1)
     found = np.full((len(letters), len(RESIDUES)), np.nan)
     task.model.eval()
     if masked is None:
-        batch = as_batch([ids], len(ids), task.coder.pad, rope_factor=task.rope_factor).to(_device())
+        batch = as_batch([ids], len(ids), task.tokenizer.pad_id, rope_factor=task.rope_factor).to(_device())
         values = task.language.log_probabilities(batch)[0].double().cpu().numpy()
-        shift = 0 if task.fraction else 1  # what a causal model says of a token stands at the one before it
+        shift = 0 if task.mlm_probability else 1  # what a causal model says of a token stands at the one before it
         source = at - shift
         fine = source >= 0
         found[place[at][fine]] = values[source[fine]][:, columns]
@@ -308,9 +309,9 @@ def residue_log_probabilities(
         copies = []
         for position in group:
             one = ids.copy()
-            one[at[position]] = task.coder.mask
+            one[at[position]] = task.tokenizer.mask_id
             copies.append(one)
-        batch = as_batch(copies, len(ids), task.coder.pad, rope_factor=task.rope_factor).to(_device())
+        batch = as_batch(copies, len(ids), task.tokenizer.pad_id, rope_factor=task.rope_factor).to(_device())
         values = task.language.log_probabilities(batch).double().cpu().numpy()
         for row, position in enumerate(group):
             found[position] = values[row, at[position]][columns]
@@ -337,7 +338,7 @@ def evaluate_contacts(
     """
     run, chains = Path(run), Path(chains)
     _, task, step = load(run, which, overrides)
-    if not task.coder.encoder.one_per_residue:
+    if not task.tokenizer.encoder.one_per_residue:
         raise ValueError("contacts need a tokenizer with one token a residue")
     records = ChainSet.open(chains)
     order = np.random.default_rng(0).permutation(len(records))
@@ -352,7 +353,7 @@ def evaluate_contacts(
         record = records[place]
         points, present = pseudo_beta(record.atom_positions, record.atom_mask, record.sequence)
         touching = contact_metrics.contact_map(points, present)
-        ids, _, size = task.coder.encode(np.frombuffer(record.sequence.encode(), np.uint8))
+        ids, _, size = task.tokenizer.encode(np.frombuffer(record.sequence.encode(), np.uint8))
         maps = task.language.attention_maps(torch.from_numpy(ids)[None].to(_device()), rope_factor=task.rope_factor)
         own = np.flatnonzero(size == 1)
         maps = maps[:, own][:, :, own]

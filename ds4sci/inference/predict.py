@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ds4sci.data.alignments import alignment_files
 from ds4sci.data.alignments.profile import with_msa_input
-from ds4sci.data.sequences import protein_fasta as fasta_source
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import writers
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.inference.evaluate_fold import load
@@ -151,13 +151,13 @@ def failures(summary: dict[str, Any]) -> list[str]:
 
 def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
     """The records of a FASTA file with their alignments, and what is wrong with them, as ``predict_run`` says."""
-    entries = fasta_source.read_entries(fasta)
+    entries = fasta_records.read_entries(fasta)
     if all(entry.error for entry in entries):
         raise ValueError(entries[0].error)
     found = {} if msa_dir is None else alignment_files.index_folder(msa_dir)
     jobs: list[Job] = []
     for entry, stem in zip(entries, file_stems([entry.name for entry in entries]), strict=True):
-        record = fasta_source.record(entry.name, entry.sequence)
+        record = fasta_records.make_record(entry.name, entry.sequence)
         paths = found.get(alignment_files.chain_key(entry.name), [])
         job = Job(record, stem, entry.notes, error=entry.error)
         if entry.error is not None:

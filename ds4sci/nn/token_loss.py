@@ -45,11 +45,11 @@ def token_losses(
             parts.append(checkpoint(piece, x, target, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(piece(x, target))
-    losses, right = (torch.cat(part) for part in zip(*parts, strict=True))
+    losses, correct = (torch.cat(part) for part in zip(*parts, strict=True))
     if few:
         losses = losses.new_zeros(wanted.numel()).index_put((index,), losses)
-        right = right.new_zeros(wanted.numel()).index_put((index,), right)
-    return losses.view(labels.shape), right.view(labels.shape)
+        correct = correct.new_zeros(wanted.numel()).index_put((index,), correct)
+    return losses.view(labels.shape), correct.view(labels.shape)
 
 
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tokens: int) -> Tensor:

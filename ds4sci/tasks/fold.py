@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ds4sci.chemistry import residue_constants
-from ds4sci.data.loader import Plan, batches, generator
+from ds4sci.data.loader import Plan, batches, make_rng
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
@@ -140,7 +140,7 @@ class FoldTask:
 
     def featurize(self, record: Record) -> Features:
         """``record`` as the model sees it in evaluation: whole, unmasked, the same at every call."""
-        return featurize(record, self.evaluation_features, generator(self.seed, 0))
+        return featurize(record, self.evaluation_features, make_rng(self.seed, 0))
 
     def prediction_bytes(self, record: Record) -> int:
         """Memory that ``predict`` takes for ``record`` alone, estimated (``ds4sci.models.fold.prediction_bytes``)."""

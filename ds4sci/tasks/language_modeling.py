@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ds4sci.data.language import corpus
-from ds4sci.data.language.batches import Phase, Reader, batches, evaluation_batches, marked_as_padding
+from ds4sci.data.language.batches import DocumentReader, TrainingPhase, batches, evaluation_batches, mask_all_labels
 from ds4sci.data.language.packing import Rows, make_rows
-from ds4sci.data.language.targets import Target
+from ds4sci.data.language.targets import MaskingPolicy
+from ds4sci.data.language.tokenizer_adapter import open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.losses.language import weighted_mean
@@ -105,39 +106,42 @@ class Config(BaseModel):
 
 @dataclass
 class LanguageTask:
-    """See ``ds4sci.tasks.Task``. ``fraction``: share of tokens that a masked model predicts; 0 for a causal one."""
+    """See ``ds4sci.tasks.Task``.
+
+    ``mlm_probability``: share of tokens that a masked model predicts; 0 for a causal model.
+    """
 
     config: Config
     seed: int
     steps: int
-    fraction: float
+    mlm_probability: float
 
     target = "score"
 
     def __post_init__(self) -> None:
         data = self.config.data
-        self.coder = corpus.coder(self.config.model.path, data.tokenizer, causal=not self.fraction)
+        self.tokenizer = open_tokenizer(self.config.model.path, data.tokenizer, causal=not self.mlm_probability)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            kind: Kind = "masked_lm" if self.fraction else "causal_lm"
+            kind: Kind = "masked_lm" if self.mlm_probability else "causal_lm"
             self.model: nn.Module = language.build(
-                self.config.model, kind, vocabulary=self.coder.vocabulary, special=self.coder.special_ids,
+                self.config.model, kind, vocabulary=self.tokenizer.vocab_size, special=self.tokenizer.special_ids,
                 longest=max(phase.length for phase in data.phases), packing=data.packing,
             )  # fmt: skip
         self.language.check_rope([phase.rope_factor for phase in data.phases])
         self.group: SequenceGroup = ALONE
-        self._sides: tuple[Reader, Regions, Reader, Regions] | None = None
+        self._readers: tuple[DocumentReader, Regions, DocumentReader, Regions] | None = None
         self._rows_made: dict[tuple[bool, int, int | None], Rows] = {}
 
     def save_assets(self, folder: Path) -> None:
         """Write the model's config, the tokenizer and the alphabet of the training sequences into ``folder``, so that
         a run needs nothing else to be read."""
         self.language.save_assets(folder)
-        self.coder.tokenizer.save_pretrained(folder)
+        self.tokenizer.hf_tokenizer.save_pretrained(folder)
         data = self.config.data
         store = (
-            self._sides[0].store
-            if self._sides is not None
+            self._readers[0].store
+            if self._readers is not None
             else corpus.open_store(resolve_data_path(data.path), alphabet=data.alphabet, bad=data.on_bad_record)
         )
         (folder / SEQUENCES).write_text(json.dumps({"alphabet": store.alphabet}) + "\n", encoding="utf-8")
@@ -146,14 +150,14 @@ class LanguageTask:
         """(model, tokenizer) of transformers, ready for ``save_pretrained``; see ``LanguageModel.pretrained``."""
         length = self.config.data.phases[-1].length
         model = self.language.to_pretrained(adapter=adapter, rope_factor=self.rope_factor, length=length)
-        return model, self.coder.tokenizer
+        return model, self.tokenizer.hf_tokenizer
 
     @property
     def alphabet(self) -> str:
         """``protein`` or ``dna``: what the run was trained on, or else what its tokenizer is for; ``auto`` where
         neither says."""
         given = self.config.data.alphabet
-        return given if given != "auto" else self.coder.alphabet or "auto"
+        return given if given != "auto" else self.tokenizer.alphabet or "auto"
 
     @property
     def rope_factor(self) -> float:
@@ -171,34 +175,35 @@ class LanguageTask:
         assert isinstance(self.model, language.LanguageModel)
         return self.model
 
-    def sides(self) -> tuple[Reader, Regions, Reader, Regions]:
+    def train_valid_readers(self) -> tuple[DocumentReader, Regions, DocumentReader, Regions]:
         """Training and held-out sequences, opened (and indexed) at the first call."""
-        if self._sides is None:
+        if self._readers is None:
             data = self.config.data
-            found = corpus.open_sides(
+            found = corpus.open_train_valid(
                 resolve_data_path(data.path), data.valid and resolve_data_path(data.valid),
                 alphabet=data.alphabet, bad=data.on_bad_record,
                 fraction=data.valid_fraction, identity=data.identity, seed=self.seed,
             )  # fmt: skip
             how = {"soft_masked_weight": data.soft_masked_weight, "unknown_weight": data.unknown_weight}
-            train = Reader(found.train, self.coder, reverse_complement=data.reverse_complement, **how)
-            valid = Reader(found.valid, self.coder, **how)
-            self._sides = train, found.train_regions, valid, found.valid_regions
-        return self._sides
+            train = DocumentReader(found.train, self.tokenizer, reverse_complement=data.reverse_complement, **how)
+            valid = DocumentReader(found.valid, self.tokenizer, **how)
+            self._readers = train, found.train_regions, valid, found.valid_regions
+        return self._readers
 
     @property
-    def prediction(self) -> Target:
-        return Target(self.fraction, self.coder.mask, self.coder.residue_ids)
+    def masking_policy(self) -> MaskingPolicy:
+        return MaskingPolicy(self.mlm_probability, self.tokenizer.mask_id, self.tokenizer.residue_ids)
 
     def _rows(self, phase: LengthPhase, *, train: bool) -> tuple[Rows, int | None]:
         """Rows of one side, made once: tokenising a genome to cut it takes its time."""
         row = (phase.row_length or phase.length) if self.config.data.packing else None
         key = train, phase.length, row
         if key not in self._rows_made:
-            reader, regions = self.sides()[:2] if train else self.sides()[2:]
+            reader, regions = self.train_valid_readers()[:2] if train else self.train_valid_readers()[2:]
             self._rows_made[key] = make_rows(
-                regions, self.coder, reader.letters, document=phase.length, row=row, seed=self.seed,
-                both_strands=bool(reader.reverse_complement), cutter=partial(corpus.cut_once, reader.store),
+                regions, self.tokenizer, reader.residues, document_tokens=phase.length, row_tokens=row,
+                seed=self.seed, both_strands=bool(reader.reverse_complement),
+                window_fn=partial(corpus.cut_windows_cached, reader.store),
             )  # fmt: skip
         return self._rows_made[key], row
 
@@ -222,16 +227,16 @@ class LanguageTask:
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[LanguageBatch]:
-        reader, _, _, _ = self.sides()
+        reader, _, _, _ = self.train_valid_readers()
         phases = []
         for phase in self.config.data.phases:
             rows, budget = self._rows(phase, train=True)
             first = math.ceil(phase.from_progress * self.steps)
-            phases.append(Phase(first, rows, budget, multiple(self.group), phase.rope_factor))
+            phases.append(TrainingPhase(first, rows, budget, multiple(self.group), phase.rope_factor))
         return batches(
-            reader, self.prediction, phases, seed=self.seed, start_step=start_step, rank=rank, world_size=world_size,
-            micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps, pad=self.coder.pad,
-            workers=self.config.data.workers,
+            reader, self.masking_policy, phases, seed=self.seed, start_step=start_step, rank=rank,
+            world_size=world_size, micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
+            pad_id=self.tokenizer.pad_id, workers=self.config.data.workers,
         )  # fmt: skip
 
     def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -247,7 +252,7 @@ class LanguageTask:
         return batch.tokens // self.group.size, self.language.flops(batch.doc_spans) / self.group.size
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
-        _, _, reader, _ = self.sides()
+        _, _, reader, _ = self.train_valid_readers()
         last = self.config.data.phases[-1]
         rows, budget = self._rows(last, train=False)
         wanted = self.config.data.evaluation_tokens
@@ -257,16 +262,16 @@ class LanguageTask:
         return self.score(model, reader, rows, chosen, budget, rank=rank, world_size=world_size, device=device)
 
     def score(
-        self, model: nn.Module, reader: Reader, rows: Rows, chosen: list[int], budget: int | None, *, rank: int = 0,
-        world_size: int = 1, device: torch.device, every_token: bool = False,
+        self, model: nn.Module, reader: DocumentReader, rows: Rows, chosen: list[int], budget: int | None, *,
+        rank: int = 0, world_size: int = 1, device: torch.device, every_token: bool = False,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """A row for each batch of this rank's share of the rows: sums of nats and counts, by class."""
         share = share_of(chosen, rank, world_size)
-        turns = self.prediction.turns() if every_token else 1
+        turns = self.masking_policy.num_passes() if every_token else 1
         made = evaluation_batches(
-            reader, self.prediction, rows, share.rows, seed=self.seed, pad=self.coder.pad, batch=1,
-            budget=budget or (int(rows.tokens.max()) if world_size > 1 else None), multiple=multiple(self.group),
-            every_token=every_token, rope_factor=self.rope_factor,
+            reader, self.masking_policy, rows, share.rows, seed=self.seed, pad_id=self.tokenizer.pad_id, batch_size=1,
+            token_budget=budget or (int(rows.tokens.max()) if world_size > 1 else None),
+            pad_multiple=multiple(self.group), every_token=every_token, rope_factor=self.rope_factor,
         )  # fmt: skip
         return [
             {"id": f"row {row}"} | self._sums(output, batch.residues)
@@ -274,21 +279,21 @@ class LanguageTask:
         ]
 
     def _sums(self, output: LanguageOutput, residues: Tensor | None) -> dict[str, Any]:
-        """nats, tokens, right of all labels that count; ``residues`` with ``residue_nats``, those of the labels that
+        """nats, tokens, correct of all labels that count; ``residues`` with ``residue_nats``, those of the labels that
         stand for residues; the same of soft-masked ones, and by class; residues of labels of weight 0."""
         assert residues is not None
         counted = self.group.shard(residues)
-        table = class_sums(output, self.coder.vocabulary, self.group, counted)
+        table = class_sums(output, self.tokenizer.vocab_size, self.group, counted)
         classes = {
             name: [float(table[:, i, 0].sum()), int(table[:, i, 1].sum()), int(table[:, i, 3].sum())]
-            for i, name in enumerate(self.coder.names)
+            for i, name in enumerate(self.tokenizer.tokens)
             if table[:, i, 1].sum() > 0
         }
         own = table[:, table[..., 3].sum(0) > 0]
-        nats, tokens, right, scored = table.sum((0, 1)).tolist()
+        nats, tokens, correct, scored = table.sum((0, 1)).tolist()
         left = self.group.total((counted * ((output.labels >= 0) & (output.weights <= 0))).sum().double())
         return {
-            "nats": nats, "tokens": int(tokens), "right": int(right), "classes": classes,
+            "nats": nats, "tokens": int(tokens), "correct": int(correct), "classes": classes,
             "residues": int(scored), "residue_nats": float(own[..., 0].sum()),
             "soft": [float(own[1, :, 0].sum()), int(own[1, :, 3].sum())], "weightless": int(left),
         }  # fmt: skip
@@ -302,9 +307,9 @@ class LanguageTask:
                 "is nothing to score; name other sequences in data.valid, or raise data.valid_fraction"
             )
         nats = sum(row["nats"] for row in rows) / tokens
-        right = sum(row["right"] for row in rows) / tokens
+        correct = sum(row["correct"] for row in rows) / tokens
         found = {
-            "score": -nats, "nats": nats, "perplexity": math.exp(min(nats, 700.0)), "accuracy": right,
+            "score": -nats, "nats": nats, "perplexity": math.exp(min(nats, 700.0)), "accuracy": correct,
             "tokens": float(tokens),
         }  # fmt: skip
         if residues and self.counts_residues:
@@ -319,7 +324,7 @@ class LanguageTask:
         on random bases the best model would get 1 to 2 % below ln 4 a base. Causal models have no such leak: each
         token is predicted from the text before it alone, and the product is the probability of the text.
         """
-        return not self.fraction or not self.coder.encoder.boundaries_depend_on_letters
+        return not self.mlm_probability or not self.tokenizer.encoder.boundaries_depend_on_residues
 
 
 def asset_overrides(run: Path) -> list[str]:
@@ -380,7 +385,7 @@ def outputs(
     left."""
     for number, batch in enumerate(made):
         real = number // turns < share.real
-        given = (batch if real else marked_as_padding(batch)).to(device)
+        given = (batch if real else mask_all_labels(batch)).to(device)
         output = model(given)
         if real:
             yield share.rows[number // turns], given, output

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ds4sci.chemistry.residue_codes import secondary_classes
-from ds4sci.data.language import corpus
-from ds4sci.data.language.batches import Document, Phase, batches, evaluation_batches
+from ds4sci.data.language.batches import Document, TrainingPhase, batches, evaluation_batches
 from ds4sci.data.language.packing import Rows, make_rows
-from ds4sci.data.language.targets import Target
+from ds4sci.data.language.targets import MaskingPolicy
+from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter, open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
@@ -75,20 +75,20 @@ class LabelReader:
     """Chains and their DSSP states as documents."""
 
     chains: ChainSet
-    coder: corpus.Coder
+    tokenizer: TokenizerAdapter
     states: str
 
     def document(self, record: int, start: int, stop: int, rng: np.random.Generator | None = None) -> Document:
-        """See ``ds4sci.data.language.batches.Reader``."""
+        """See ``ds4sci.data.language.batches.DocumentReader``."""
         chain = self.chains[record]
         letters = np.frombuffer(chain.sequence.encode("ascii"), np.uint8)[start:stop]
         dssp = chain.dssp or "?" * len(chain.sequence)
         classes = secondary_classes(dssp) if self.states == "3" else _eight(dssp)
-        ids, place, size = self.coder.encode(letters)
+        ids, place, size = self.tokenizer.encode(letters)
         own = classes[start:stop][np.minimum(place, len(letters) - 1)]
         labels = np.where((size == 1) & (own >= 0), own, IGNORE_INDEX)
         return Document(
-            ids, np.ones(len(ids), np.float32), np.zeros(len(ids), bool), place, size, self.coder.is_unknown(ids),
+            ids, np.ones(len(ids), np.float32), np.zeros(len(ids), bool), place, size, self.tokenizer.is_unknown(ids),
             f"{chain.id}:{start + 1}-{stop}", labels,
         )  # fmt: skip
 
@@ -114,16 +114,16 @@ class ResidueLabelsTask:
     def __init__(self, config: Config, seed: int) -> None:
         self.config, self.seed = config, seed
         self.names = STATES[config.data.states]
-        self.coder = corpus.coder(config.model.path, config.data.tokenizer, causal=True)
-        if not self.coder.encoder.one_per_residue:
+        self.tokenizer = open_tokenizer(config.model.path, config.data.tokenizer, causal=True)
+        if not self.tokenizer.encoder.one_per_residue:
             raise ValueError(
                 "token_classification needs a tokenizer with one token per residue: a token of several residues has no "
-                f"class; this tokenizer is {type(self.coder.tokenizer).__name__}"
+                f"class; this tokenizer is {type(self.tokenizer.hf_tokenizer).__name__}"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.language = language.build(
-                config.model, "token_labels", vocabulary=self.coder.vocabulary, special=self.coder.special_ids,
+                config.model, "token_labels", vocabulary=self.tokenizer.vocab_size, special=self.tokenizer.special_ids,
                 labels=self.names, longest=config.data.length, packing=config.data.packing,
             )  # fmt: skip
         self.model: nn.Module = self.language
@@ -137,20 +137,20 @@ class ResidueLabelsTask:
     def save_assets(self, folder: Path) -> None:
         """Write the model's config and the tokenizer into ``folder``."""
         self.language.save_assets(folder)
-        self.coder.tokenizer.save_pretrained(folder)
+        self.tokenizer.hf_tokenizer.save_pretrained(folder)
 
     def pretrained(self, *, adapter: bool = False) -> tuple[nn.Module, Any]:
         """(model, tokenizer) of transformers, ready for ``save_pretrained``."""
         model = self.language.to_pretrained(adapter=adapter, rope_factor=1.0, length=self.config.data.length)
-        return model, self.coder.tokenizer
+        return model, self.tokenizer.hf_tokenizer
 
     def _open(self, path: Path) -> tuple[LabelReader, Rows, int | None]:
         data = self.config.data
         chains = ChainSet.open(resolve_data_path(path))
         row = (data.row_length or data.length) if data.packing else None
         regions = Regions.whole(chains.lengths, range(len(chains)))
-        rows = make_rows(regions, self.coder, document=data.length, row=row, seed=self.seed)
-        return LabelReader(chains, self.coder, data.states), rows, row
+        rows = make_rows(regions, self.tokenizer, document_tokens=data.length, row_tokens=row, seed=self.seed)
+        return LabelReader(chains, self.tokenizer, data.states), rows, row
 
     def coverage(self) -> dict[str, Coverage]:
         """What the rows of both chain sets hold of their residues."""
@@ -164,9 +164,10 @@ class ResidueLabelsTask:
     ) -> Iterator[LanguageBatch]:
         reader, rows, row = self._open(self.config.data.train)
         return batches(
-            reader, Target(), [Phase(0, rows, row, language_modeling.multiple(self.group))], seed=self.seed,
-            start_step=start_step, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size,
-            accumulation_steps=accumulation_steps, pad=self.coder.pad, workers=self.config.data.workers,
+            reader, MaskingPolicy(), [TrainingPhase(0, rows, row, language_modeling.multiple(self.group))],
+            seed=self.seed, start_step=start_step, rank=rank, world_size=world_size,
+            micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
+            pad_id=self.tokenizer.pad_id, workers=self.config.data.workers,
         )  # fmt: skip
 
     def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -186,9 +187,9 @@ class ResidueLabelsTask:
         chosen = list(range(len(rows)))
         share = language_modeling.share_of(chosen, rank, world_size)
         made = evaluation_batches(
-            reader, Target(), rows, share.rows, seed=self.seed, pad=self.coder.pad, batch=1,
-            budget=row or (int(rows.tokens.max()) if world_size > 1 else None),
-            multiple=language_modeling.multiple(self.group),
+            reader, MaskingPolicy(), rows, share.rows, seed=self.seed, pad_id=self.tokenizer.pad_id, batch_size=1,
+            token_budget=row or (int(rows.tokens.max()) if world_size > 1 else None),
+            pad_multiple=language_modeling.multiple(self.group),
         )  # fmt: skip
         found = []
         for number, _, output in language_modeling.outputs(model, made, share, device):
@@ -197,7 +198,7 @@ class ResidueLabelsTask:
                 {
                     "id": f"row {number}",
                     "nats": float(table[..., 0].sum()),
-                    "right": int(table[..., 2].sum()),
+                    "correct": int(table[..., 2].sum()),
                     "tokens": int(table[..., 1].sum()),
                     "classes": {
                         name: [int(table[:, i, 2].sum()), int(table[:, i, 1].sum())]
@@ -215,11 +216,11 @@ class ResidueLabelsTask:
                 "there is nothing to score; name a chain set with secondary structure (DSSP)"
             )
         found = {
-            "accuracy": sum(row["right"] for row in rows) / tokens,
+            "accuracy": sum(row["correct"] for row in rows) / tokens,
             "nats": sum(row["nats"] for row in rows) / tokens,
         }
         for name in self.names:
-            right, all_of_it = (sum(row["classes"][name][i] for row in rows) for i in range(2))
+            correct, all_of_it = (sum(row["classes"][name][i] for row in rows) for i in range(2))
             if all_of_it:
-                found[f"recall_{name}"] = right / all_of_it
+                found[f"recall_{name}"] = correct / all_of_it
         return found

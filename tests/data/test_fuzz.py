@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from ds4sci.data.alignments import msa
-from ds4sci.data.sequences.protein_fasta import read_fasta
+from ds4sci.data.sequences.fasta_records import read_fasta
 from tests.fuzz import reading, runner
 
 MODULES = runner.modules()

@@ -15,15 +15,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ds4sci.data.loader import Phase, Plan, batches
-from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.loader import CropPhase, Plan, batches
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.types import Batch, Features
 
 BUNDLED = Path(__file__).parents[2] / "examples" / "fold" / "data" / "chains_valid.npz"
-PLAN = Plan(phases=(Phase(crops=(16, 24), weights=(2, 1)), Phase(from_progress=0.5, crops=(32,))), max_recycling=3)
+PLAN = Plan(
+    phases=(CropPhase(crops=(16, 24), weights=(2, 1)), CropPhase(from_progress=0.5, crops=(32,))), max_recycling=3
+)
 STEPS = 10
 
 
@@ -148,7 +150,7 @@ def test_phases_follow_progress_and_padding_the_multiple(chains: ChainSet) -> No
 
 def test_a_record_without_its_input_is_named(chains: ChainSet) -> None:
     for workers in (0, 2):
-        broken = stream([protein_fasta.record("lone", "ACDEF")], workers=workers)
+        broken = stream([fasta_records.make_record("lone", "ACDEF")], workers=workers)
         with pytest.raises(ValueError, match="lone"):
             next(broken)
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.sequences import fasta_records
 from ds4sci.types import RESIDUES
 
 from .mutation import mutate, pick
@@ -25,7 +25,7 @@ def inputs(rng: np.random.Generator) -> bytes:
 
 
 def check(data: bytes) -> None:
-    entries = read(data, "x.fa", protein_fasta.read_entries)
+    entries = read(data, "x.fa", fasta_records.read_entries)
     if entries is None:
         return
     readable = all(entry.error is None for entry in entries)

@@ -32,7 +32,7 @@ def check(data: bytes) -> None:
 
 
 def count(text: bytes) -> int | None:
-    """Records where each is four lines: name, letters, plus, as many qualities; None where that is not so."""
+    """RecordHeaders where each is four lines: name, letters, plus, as many qualities; None where that is not so."""
     lines = text.removesuffix(b"\n").split(b"\n")
     if len(lines) % 4:
         return None

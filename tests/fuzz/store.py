@@ -97,8 +97,8 @@ def _damaged(name: str, content: bytes) -> None:
     try:
         store = SequenceStore.open(place)
         for record in range(len(store)):
-            store.name(record), store.description(record), store.where(record)
-            store.residues(record), store.soft(record), store.unknown(record)
+            store.name(record), store.description(record), store.location(record)
+            store.residues(record), store.soft_mask(record), store.unknown_mask(record)
         if len(store):
             store.find("a")
         store.verify()

@@ -19,7 +19,7 @@ from Bio.PDB import PDBParser
 from ds4sci import metrics
 from ds4sci.cli.main import main
 from ds4sci.data.alignments.profile import with_msa_input
-from ds4sci.data.sequences import protein_fasta as fasta_source
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import writers
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.inference import evaluate_fold, predict
@@ -331,7 +331,7 @@ def test_an_interrupted_command_tells_what_is_done(run: Path, tmp_path: Path, mo
 
 def test_evaluation_names_the_chains_for_which_memory_is_short(run: Path, tmp_path: Path) -> None:
     """A mean over the others would be another figure, so that nothing is written."""
-    long = with_msa_input(fasta_source.record("long_A", LONG["titin_part"]), "profile")
+    long = with_msa_input(fasta_records.make_record("long_A", LONG["titin_part"]), "profile")
     chains = tmp_path / "long.npz"
     ChainSet.write(chains, [replace(long, atom_mask=np.ones((9000, 37), bool))])
     with limited_memory(1 << 30), pytest.raises(ValueError, match="chains long_A: out of memory at 9000 residues"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ds4sci.chemistry import residue_constants
-from ds4sci.data.loader import generator
+from ds4sci.data.loader import make_rng
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
@@ -164,7 +164,7 @@ def test_violations_of_a_crystal_structure_are_nil_and_of_a_squeezed_one_are_not
 def test_everything_is_zero_or_least_on_the_truth() -> None:
     """The truth, put in the model's place, has the least frame, distance and torsion losses."""
     chains = ChainSet.open("examples/fold/data/chains_valid.npz")
-    batch = collate([featurize(chains[i], FeatureConfig(), generator(0, 2, i), crop=48) for i in range(2)])
+    batch = collate([featurize(chains[i], FeatureConfig(), make_rng(0, 2, i), crop=48) for i in range(2)])
     model = FoldModel(SMALL).eval()
     output = model(batch)
     n, ca, c = (batch.atom_positions[..., k, :] for k in range(3))
@@ -187,7 +187,7 @@ def test_everything_is_zero_or_least_on_the_truth() -> None:
 
 def test_a_term_of_weight_zero_is_not_computed_and_geometry_sets_in_late() -> None:
     chains = ChainSet.open("examples/fold/data/chains_valid.npz")
-    batch = collate([featurize(chains[0], FeatureConfig(), generator(0, 2, 0), crop=32)])
+    batch = collate([featurize(chains[0], FeatureConfig(), make_rng(0, 2, 0), crop=32)])
     output = FoldModel(SMALL).eval()(batch)
     config = LossConfig(chain_bonds=1.0, geometry_from_progress=0.5)
     early, late = (fold_loss(output, replace(batch, progress=p), config)[1] for p in (0.5, 0.9))

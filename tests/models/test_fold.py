@@ -10,7 +10,7 @@ import torch
 
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.alignments import msa
-from ds4sci.data.loader import generator
+from ds4sci.data.loader import make_rng
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.structures.parsers import mmcif
@@ -73,7 +73,7 @@ def batch() -> Batch:
     dssp = dssp + "E" * (len(record.sequence) - len(dssp))
     record = replace(record, dssp=dssp, msa=msa.read(DATA / "msa" / "bfd_uniclust_hits.a3m"))
     features = FeatureConfig(msa_input="msa", max_clusters=2, max_extra=4)
-    return collate([featurize(record, features, generator(0, 2, i), crop=n) for i, n in enumerate((24, 17))])
+    return collate([featurize(record, features, make_rng(0, 2, i), crop=n) for i, n in enumerate((24, 17))])
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ import ctypes, gc, json, sys
 import torch
 from ds4sci.config.run_file import RunConfig, import_task
 from ds4sci.data.alignments.profile import with_msa_input
-from ds4sci.data.sequences import protein_fasta as fasta
+from ds4sci.data.sequences import fasta_records
 from ds4sci.machine.memory import from_proc
 torch.set_num_threads(1)
 n, overrides = int(sys.argv[1]), sys.argv[2:]
 off = ["data.evaluation_relaxation=0", "data.evaluation_refinement=0", "model.structure.iterations=1"]
 config = RunConfig.load("configs/fold/tiny_cpu.toml", [*off, "model.evoformer.blocks=1", *overrides])
 task = import_task("fold").build(config.settings, seed=0, steps=1)
-record = lambda n: with_msa_input(fasta.record("x", "ACDEFGHIKLMNPQRSTVWY" * (n // 20)), "profile")
+record = lambda n: with_msa_input(fasta_records.make_record("x", "ACDEFGHIKLMNPQRSTVWY" * (n // 20)), "profile")
 predict = lambda one: task.predict([task.featurize(one)], torch.device("cpu"))
 predict(record(20))  # what the first prediction loads and keeps
 gc.collect()

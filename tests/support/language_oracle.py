@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.data.language.batches import Document, collate
-from ds4sci.data.language.targets import Target
+from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.models import language
 from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
@@ -50,19 +50,19 @@ def documents(lengths: list[int], seed: int = 0) -> list[Document]:
         size = np.ones(length, np.int64)
         size[[0, -1]] = 0
         weights = np.where(rng.random(length) < 0.2, 0.5, 1.0).astype(np.float32)
-        marked, start = rng.random(length) < 0.3, size.cumsum() - size
-        made.append(Document(ids, weights, marked, start, size, size < 0, f"d{number}"))
+        soft_masked, start = rng.random(length) < 0.3, size.cumsum() - size
+        made.append(Document(ids, weights, soft_masked, start, size, size < 0, f"d{number}"))
     return made
 
 
 def batch(kind: str, rows: list[list[int]], n: int, seed: int = 0, step: int = 0) -> LanguageBatch:
     """Rows of documents of these lengths, n tokens wide."""
     rng = np.random.default_rng(seed + 1)
-    target = Target(0.3 if kind == "masked_lm" else 0.0, MASK, np.arange(4, 24))
+    policy = MaskingPolicy(0.3 if kind == "masked_lm" else 0.0, MASK, np.arange(4, 24))
     made = []
     for number, lengths in enumerate(rows):
         read = documents(lengths, seed * 100 + number)
-        made.append([(one, target.apply(one, rng)) for one in read])
+        made.append([(one, policy.apply(one, rng)) for one in read])
     return collate(made, n, PAD, step=step)
 
 

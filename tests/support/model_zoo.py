@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ds4sci.data.language.batches import Document, Target, collate
+from ds4sci.data.language.batches import Document, MaskingPolicy, collate
 from ds4sci.models import language
 from ds4sci.models.huggingface import loading, miniature, parts
 from ds4sci.models.huggingface.comparison import check_size, randomize_weights
@@ -151,7 +151,7 @@ def documents(config: Any, kind: str, lengths: tuple[int, ...]) -> list[Any]:
     }
     plain = np.array([i for i in range(min(100, text.vocab_size)) if i not in special])
     mask = getattr(text, "mask_token_id", None)
-    target = Target(0.3 if kind == "masked" else 0.0, int(plain[0]) if mask is None else mask, plain)
+    target = MaskingPolicy(0.3 if kind == "masked" else 0.0, int(plain[0]) if mask is None else mask, plain)
     made = []
     for number, n in enumerate(lengths):
         weights = np.where(rng.random(n) < 0.2, 0.5, 1.0).astype(np.float32)

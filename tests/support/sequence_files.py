@@ -19,7 +19,7 @@ def write(path: Path, content: str | bytes) -> Path:
 def cased(store: SequenceStore, record: int) -> str:
     """A record as its file had it: small letters where the mask is."""
     upper = store.residues(record)
-    return np.where(store.soft(record), upper | 32, upper).astype(np.uint8).tobytes().decode()
+    return np.where(store.soft_mask(record), upper | 32, upper).astype(np.uint8).tobytes().decode()
 
 
 def records_of(store: SequenceStore) -> list[tuple[str, str]]:

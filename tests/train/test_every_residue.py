@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from ds4sci.data.language.batches import Reader
+from ds4sci.data.language.batches import DocumentReader
 from ds4sci.data.sequences import index
 from ds4sci.inference import embed as embed_module
 from ds4sci.inference import evaluate_language
@@ -186,11 +186,11 @@ def test_files_are_read_in_the_alphabet_of_the_run(
     (tmp_path / "own.fa").write_text("".join(f">p{i}\n{trained_on[i:]}{trained_on[:i]}\n" for i in range(20)))
     made = run("causal_lm", tokenizer, data=str(tmp_path / "own.fa"))
     _, task, _ = evaluate_language.load(made, "best")
-    assert task.config.data.alphabet == task.coder.alphabet == alphabet  # runs of before have the second alone
+    assert task.config.data.alphabet == task.tokenizer.alphabet == alphabet  # runs of before have the second alone
     store = evaluate_language.store_of(task, fasta(tmp_path, asked), tmp_path / "stored")
     assert store.alphabet == alphabet
     assert store.residues(0).tobytes().decode() == asked
-    document = Reader(store, task.coder).document(0, 0, len(asked))
+    document = DocumentReader(store, task.tokenizer).document(0, 0, len(asked))
     assert int((document.weights == 0).sum()) in (unknown, -(-unknown // 3))
     other = {"dna": "MKTAYIAKQRQISFVKSH", "protein": bases(300)}[alphabet]
     (tmp_path / "other.fa").write_text(f">other\n{other}\n")

@@ -132,7 +132,7 @@ def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, 
     inner = task.model.model
     inner.set_attn_implementation("sdpa")
     for name, letters in (("long", SEED * 20), ("short", SEED[:20])):
-        ids, place, size = task.coder.encode(np.frombuffer(letters.encode(), np.uint8))
+        ids, place, size = task.tokenizer.encode(np.frombuffer(letters.encode(), np.uint8))
         with torch.no_grad():
             states = inner.model(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0][size > 0]
         one, two = (load_file(tmp_path / folder / index["sequences"][name]) for folder in ("one", "two"))
@@ -336,17 +336,17 @@ def test_interpolated_positions_are_those_of_the_exported_model(tmp_path, protei
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     _, task, _ = evaluate_language.load(run, "best")
     letters = np.frombuffer(b"MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 2, np.uint8)
-    ids, _, size = task.coder.encode(letters)
+    ids, _, size = task.tokenizer.encode(letters)
     tokens = torch.from_numpy(ids)[None]
     hidden = ids.copy()
-    hidden[np.flatnonzero(size)[40]] = task.coder.mask
+    hidden[np.flatnonzero(size)[40]] = task.tokenizer.mask_id
     with torch.no_grad():
         found = plain(input_ids=tokens, output_attentions=True)
         states = plain.model(input_ids=tokens).last_hidden_state[0][size > 0]
         behind_mask = plain(input_ids=torch.from_numpy(hidden)[None]).logits[0].log_softmax(-1)
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(_embedding(task, letters, "one")[0], states, **close)
-    columns = task.coder.tokenizer.convert_tokens_to_ids(list("ARNDCQEGHILKMFPSTWYV"))
+    columns = task.tokenizer.hf_tokenizer.convert_tokens_to_ids(list("ARNDCQEGHILKMFPSTWYV"))
     one_pass = evaluate_language.residue_log_probabilities(task, letters, None)
     wanted = found.logits[0].log_softmax(-1)[np.flatnonzero(size) - 1][:, columns]
     np.testing.assert_allclose(one_pass, wanted.numpy(), **close)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ds4sci.chemistry.residue_codes import AMBIGUOUS, GAP, NOT_A_RESIDUE, UNKNOWN, decode, encode
-from ds4sci.data.text_files import entries, read_text, suffix
+from ds4sci.data.text_files import read_text, split_entries, suffix
 from ds4sci.types import Msa, Record
 
 STOCKHOLM_SUFFIXES = (".sto", ".stk", ".stockholm")
@@ -74,7 +74,7 @@ def _read_a3m(path: str | Path) -> list[Alignment]:
     or a gap where only that gives the row the query's length. Rows whose letters repeat an earlier row's are left out.
     ``ValueError`` names file, line and row: rows of unlike length, other characters, a query in small letters.
     """
-    return [_a3m_entry(text, first, path) for first, text in entries(read_text(path), path)]
+    return [_a3m_entry(text, first, path) for first, text in split_entries(read_text(path), path)]
 
 
 def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
@@ -146,7 +146,7 @@ def _read_stockholm(path: str | Path) -> list[Alignment]:
     length, other characters.
     """
     found: list[Alignment] = []
-    for first, text in entries(read_text(path), path):
+    for first, text in split_entries(read_text(path), path):
         waiting: list[tuple[int, str]] = []
         ended = 0
         for number, line in enumerate(text.split("\n"), start=first):

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ds4sci.data.language.packing import EVALUATE, SAMPLE, Rows, row_of, window
+from ds4sci.data.language.packing import EVALUATE, SAMPLE, Rows, window
 from ds4sci.data.language.sequence_transform import residue_weights, reverse_complement
-from ds4sci.data.language.targets import Example, Target, unlabelled
-from ds4sci.data.loader import ahead, generator
-from ds4sci.data.tokenizers.alphabets import AMBIGUOUS
+from ds4sci.data.language.targets import Example, MaskingPolicy, unlabelled_example
+from ds4sci.data.loader import make_rng, prefetch, shuffled_index
+from ds4sci.data.tokenizers.vocabularies import AMBIGUITY_CODES
 from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
 
@@ -25,7 +25,7 @@ class Document:
 
     ids      int64 [t]
     weights  float32 [t]
-    marked   bool [t], True = soft-masked in the file
+    soft_masked   bool [t], True = soft-masked in the file
     start    int64 [t], first residue of each token
     size     int64 [t], residues of each token; 0 = a special token, never masked
     unknown  bool [t], True = ``<unk>``, whatever its letters are
@@ -35,7 +35,7 @@ class Document:
 
     ids: np.ndarray
     weights: np.ndarray
-    marked: np.ndarray
+    soft_masked: np.ndarray
     start: np.ndarray
     size: np.ndarray
     unknown: np.ndarray
@@ -43,7 +43,7 @@ class Document:
     labels: np.ndarray | None = None
 
 
-class Documents(Protocol):
+class DocumentSource(Protocol):
     """Where documents come from."""
 
     def document(self, record: int, start: int, stop: int, rng: np.random.Generator | None = None) -> Document:
@@ -51,31 +51,31 @@ class Documents(Protocol):
 
 
 @dataclass(frozen=True)
-class Reader:
+class DocumentReader:
     """How residues of a store become documents.
 
     store               ``ds4sci.data.sequences.SequenceStore``
-    coder               ``ds4sci.data.tokenizers``: ids of letters, special tokens included
+    tokenizer               ``ds4sci.data.tokenizers``: ids of letters, special tokens included
     soft_masked_weight         weight of soft-masked residues in the loss
     unknown_weight      weight of N, X and the other codes for several bases
     reverse_complement  how often a window of DNA is read on the other strand
     """
 
     store: Any
-    coder: Any
+    tokenizer: Any
     soft_masked_weight: float = 1.0
     unknown_weight: float = 0.0
     reverse_complement: float = 0.0
 
-    def letters(self, record: int, start: int, stop: int) -> np.ndarray:
+    def residues(self, record: int, start: int, stop: int) -> np.ndarray:
         """uint8 letters of residues ``start`` … ``stop`` − 1 of a record."""
         return self.store.residues(record, start, stop)
 
     def document(self, record: int, start: int, stop: int, rng: np.random.Generator | None = None) -> Document:
         """Residues ``start`` … ``stop`` − 1 of a record, all their tokens; ``rng`` draws the strand."""
         letters = self.store.residues(record, start, stop)
-        soft = self.store.soft(record, start, stop)
-        unknown = self.store.unknown(record, start, stop)
+        soft = self.store.soft_mask(record, start, stop)
+        unknown = self.store.unknown_mask(record, start, stop)
         if self.store.alphabet == "dna":
             unknown = unknown | _AMBIGUOUS[letters]
         strand = ""
@@ -85,8 +85,8 @@ class Reader:
         weight = residue_weights(
             soft, unknown, soft_masked_weight=self.soft_masked_weight, unknown_weight=self.unknown_weight
         )
-        ids, place, size = self.coder.encode(letters)
-        strange = self.coder.is_unknown(ids) & (size > 0)
+        ids, place, size = self.tokenizer.encode(letters)
+        strange = self.tokenizer.is_unknown(ids) & (size > 0)
         weights = _over(weight, place, size, np.minimum, 1.0)
         # <unk> stands for any letters: to predict it is no knowledge of them.
         return Document(
@@ -100,7 +100,7 @@ class Reader:
         )
 
 
-_AMBIGUOUS = np.isin(np.arange(256), np.frombuffer(AMBIGUOUS.encode(), np.uint8))
+_AMBIGUOUS = np.isin(np.arange(256), np.frombuffer(AMBIGUITY_CODES.encode(), np.uint8))
 
 
 def _over(values: np.ndarray, place: np.ndarray, size: np.ndarray, how: np.ufunc, special: Any) -> np.ndarray:
@@ -119,14 +119,14 @@ def collate(rows: Sequence[Sequence[tuple[Document, Example]]], n: int, pad: int
     weights = np.zeros((b, n), np.float32)
     residues = np.zeros((b, n), np.int64)
     positions = np.zeros((b, n), np.int64)
-    marked = np.zeros((b, n), bool)
+    soft_masked = np.zeros((b, n), bool)
     spans: list[tuple[int, int]] = []
     for row, documents in enumerate(rows):
         at = 0
         for _, example in documents:
             here = slice(at, at + len(example.inputs))
             inputs[row, here], labels[row, here], weights[row, here] = example.inputs, example.labels, example.weights
-            residues[row, here], marked[row, here] = example.residues, example.marked
+            residues[row, here], soft_masked[row, here] = example.residues, example.soft_masked
             positions[row, here] = np.arange(here.stop - at)
             spans.append((row * n + here.start, row * n + here.stop))
             at = here.stop
@@ -139,7 +139,7 @@ def collate(rows: Sequence[Sequence[tuple[Document, Example]]], n: int, pad: int
         weights=torch.from_numpy(weights),
         position_ids=torch.from_numpy(positions),
         doc_spans=torch.tensor(spans, dtype=torch.int64).view(-1, 2),
-        soft_masked=torch.from_numpy(marked),
+        soft_masked=torch.from_numpy(soft_masked),
         residues=torch.from_numpy(residues),
         tokens=sum(stop - start for start, stop in spans),
         **facts,
@@ -147,16 +147,16 @@ def collate(rows: Sequence[Sequence[tuple[Document, Example]]], n: int, pad: int
 
 
 def as_batch(
-    rows: Sequence[np.ndarray], n: int, pad: int, name: str = "sequence", *, rope_factor: float
+    rows: Sequence[np.ndarray], n: int, pad_id: int, name: str = "sequence", *, rope_factor: float
 ) -> LanguageBatch:
     """Rows of n tokens, each one document of these ids, nothing to predict; ``name`` is for errors; positions are
     divided by ``rope_factor``."""
     none = np.zeros(0, np.int64)
-    made = [[(Document(ids, none, none, none, none, none, name), unlabelled(ids))] for ids in rows]
-    return collate(made, n, pad, rope_factor=rope_factor)
+    made = [[(Document(ids, none, none, none, none, none, name), unlabelled_example(ids))] for ids in rows]
+    return collate(made, n, pad_id, rope_factor=rope_factor)
 
 
-def _read(reader: Documents, rows: Rows, document: int, rng: np.random.Generator | None) -> Document:
+def _read(reader: DocumentSource, rows: Rows, document: int, rng: np.random.Generator | None) -> Document:
     """A document of a row; with ``rng`` moved, and on a strand that is drawn.
 
     Where token boundaries depend on the letters, a moved window may have more tokens than the row has room for: then
@@ -173,23 +173,23 @@ def _read(reader: Documents, rows: Rows, document: int, rng: np.random.Generator
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingPhase:
     """Rows that are read from ``first`` step on, padded to a multiple of ``multiple`` tokens.
 
     budget  tokens of every row, or None: as long as the longest of the rows that all ranks read together
     """
 
-    first: int
+    first_step: int
     rows: Rows
-    budget: int | None
-    multiple: int = 1
+    token_budget: int | None
+    pad_multiple: int = 1
     rope_factor: float = 1.0
 
 
 def batches(
-    reader: Documents,
-    target: Target,
-    phases: Sequence[Phase],
+    reader: DocumentSource,
+    policy: MaskingPolicy,
+    phases: Sequence[TrainingPhase],
     *,
     seed: int,
     start_step: int,
@@ -197,7 +197,7 @@ def batches(
     world_size: int,
     micro_batch_size: int,
     accumulation_steps: int,
-    pad: int,
+    pad_id: int,
     workers: int = 0,
 ) -> Iterator[LanguageBatch]:
     """This rank's micro-batches from ``start_step`` on, without end, ``accumulation_steps`` of them a step.
@@ -208,39 +208,39 @@ def batches(
     together = micro_batch_size * world_size
 
     def make(step: int, accumulation: int) -> LanguageBatch:
-        phase = [phase for phase in phases if phase.first <= step][-1]
-        base = (step - phase.first) * together * accumulation_steps + accumulation * together
-        numbers = [row_of(seed, base + j, len(phase.rows)) for j in range(together)]
-        n = phase.budget or max(int(phase.rows.tokens[list(phase.rows.documents(i))].sum()) for i in numbers)
-        n = -(-n // phase.multiple) * phase.multiple
+        phase = [phase for phase in phases if phase.first_step <= step][-1]
+        base = (step - phase.first_step) * together * accumulation_steps + accumulation * together
+        numbers = [shuffled_index(seed, base + j, len(phase.rows)) for j in range(together)]
+        n = phase.token_budget or max(int(phase.rows.tokens[list(phase.rows.documents(i))].sum()) for i in numbers)
+        n = -(-n // phase.pad_multiple) * phase.pad_multiple
         own = range(rank * micro_batch_size, (rank + 1) * micro_batch_size)
         made = []
         for j in own:
-            rng = generator(seed, SAMPLE, step, accumulation * together + j)
+            rng = make_rng(seed, SAMPLE, step, accumulation * together + j)
             examples = []
             for document in phase.rows.documents(numbers[j]):
                 read = _read(reader, phase.rows, document, rng)
-                examples.append((read, target.apply(read, rng)))
+                examples.append((read, policy.apply(read, rng)))
             made.append(examples)
-        return collate(made, n, pad, step=step, rope_factor=phase.rope_factor)
+        return collate(made, n, pad_id, step=step, rope_factor=phase.rope_factor)
 
     places = ((step, turn) for step in count(start_step) for turn in range(accumulation_steps))
     if workers == 0:
         return (make(*place) for place in places)
-    return ahead(make, places, workers)
+    return prefetch(make, places, workers)
 
 
 def evaluation_batches(
-    reader: Documents,
-    target: Target,
+    reader: DocumentSource,
+    policy: MaskingPolicy,
     rows: Rows,
     chosen: Sequence[int],
     *,
     seed: int,
-    pad: int,
-    batch: int,
-    budget: int | None,
-    multiple: int,
+    pad_id: int,
+    batch_size: int,
+    token_budget: int | None,
+    pad_multiple: int,
     every_token: bool = False,
     rope_factor: float = 1.0,
 ) -> Iterator[LanguageBatch]:
@@ -248,25 +248,25 @@ def evaluation_batches(
 
     A masked model predicts what is behind masks alone: tokens that training leaves as they are would be told to it.
 
-    every_token  each row ``target.turns()`` times, so that every token is predicted once; else the first of these
+    every_token  each row ``policy.num_passes()`` times, so that every token is predicted once; else the first of these
     """
-    turns = target.turns() if every_token else 1
-    for first in range(0, len(chosen), batch):
-        group = chosen[first : first + batch]
-        n = budget or max(int(rows.tokens[list(rows.documents(i))].sum()) for i in group)
-        n = -(-n // multiple) * multiple
+    turns = policy.num_passes() if every_token else 1
+    for first in range(0, len(chosen), batch_size):
+        group = chosen[first : first + batch_size]
+        n = token_budget or max(int(rows.tokens[list(rows.documents(i))].sum()) for i in group)
+        n = -(-n // pad_multiple) * pad_multiple
         for turn in range(turns):
             made = []
             for number in group:
-                rng = generator(seed, EVALUATE, number)
+                rng = make_rng(seed, EVALUATE, number)
                 examples = []
                 for document in rows.documents(number):
                     read = _read(reader, rows, document, None)
-                    examples.append((read, target.turn(read, turn, rng)))
+                    examples.append((read, policy.apply_pass(read, turn, rng)))
                 made.append(examples)
-            yield collate(made, n, pad, rope_factor=rope_factor)
+            yield collate(made, n, pad_id, rope_factor=rope_factor)
 
 
-def marked_as_padding(batch: LanguageBatch) -> LanguageBatch:
+def mask_all_labels(batch: LanguageBatch) -> LanguageBatch:
     """``batch`` with no token to predict: what a rank computes when the others have one batch more."""
     return replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX), weights=torch.zeros_like(batch.weights))

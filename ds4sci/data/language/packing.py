@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ds4sci.data.language.windows import Coder, Coverage, Letters, Regions, Windows, cut
-from ds4sci.data.loader import chain_of, generator
+from ds4sci.data.language.windows import Coverage, ReadResidues, Regions, Tokenizer, Windows, cut_windows
+from ds4sci.data.loader import make_rng
 
 PACK, ORDER, SAMPLE, EVALUATE = range(16, 20)
 """Families of random streams; those of ``ds4sci.data.loader`` are 0 to 2."""
@@ -54,7 +54,7 @@ class Rows:
         return range(int(self.bounds[row]), int(self.bounds[row + 1]))
 
     @property
-    def fill(self) -> float:
+    def packing_efficiency(self) -> float:
         """Share of the budget that real tokens fill: Σ tokens / (rows · longest row)."""
         sums = np.add.reduceat(self.tokens, self.bounds[:-1])
         return float(sums.mean() / sums.max())
@@ -62,14 +62,14 @@ class Rows:
 
 def make_rows(
     regions: Regions,
-    coder: Coder,
-    letters: Letters | None = None,
+    tokenizer: Tokenizer,
+    letters: ReadResidues | None = None,
     *,
-    document: int,
-    row: int | None,
+    document_tokens: int,
+    row_tokens: int | None,
     seed: int,
     both_strands: bool = False,
-    cutter: Callable[..., Windows] = cut,
+    window_fn: Callable[..., Windows] = cut_windows,
 ) -> Rows:
     """Rows of what is in ``regions``.
 
@@ -77,26 +77,27 @@ def make_rows(
     document      the most tokens of a document; longer regions are cut into windows of that size
     row           budget of tokens a row, at least ``document``; None: each document is a row
     both_strands  windows are read on the other strand too
-    cutter        ``cut``, or what keeps its result
+    window_fn        ``cut``, or what keeps its result
 
     Raises ValueError for sizes that hold no residue, and where no residue is in a token.
     """
-    if row is not None and row < document:
+    if row_tokens is not None and row_tokens < document_tokens:
         raise ValueError(
-            f"a row of {row} tokens cannot hold a document of {document}; raise data.row_length or lower data.length"
+            f"a row of {row_tokens} tokens cannot hold a document of {document_tokens}; "
+            "raise data.row_length or lower data.length"
         )
-    windows = cutter(regions, coder, letters, document=document, both_strands=both_strands)
+    windows = window_fn(regions, tokenizer, letters, document_tokens=document_tokens, both_strands=both_strands)
     if not len(windows.tokens):
         raise ValueError(
             f"there is no sequence to make rows of: {windows.coverage.given:,} residues in {len(regions.record)} "
             "records, none of them in a token"
         )
-    if row is None:
+    if row_tokens is None:
         order, bounds = np.arange(len(windows.tokens)), np.arange(len(windows.tokens) + 1)
     else:
-        order, bounds = pack(windows.tokens, row, generator(seed, PACK))
-    at, period = windows.region[order], coder.period
-    step = period.step if period is not None and period.step == period.width else 1
+        order, bounds = pack(windows.tokens, row_tokens, make_rng(seed, PACK))
+    at, period = windows.region[order], tokenizer.fixed_stride
+    step = period.stride if period is not None and period.stride == period.width else 1
     return Rows(
         regions.record[at], windows.start[order], windows.stop[order], regions.start[at], regions.stop[at],
         windows.tokens[order], bounds.astype(np.int64), windows.coverage, step,
@@ -124,11 +125,6 @@ def pack(tokens: np.ndarray, row: int, rng: np.random.Generator) -> tuple[np.nda
             insort(space, (left - size, into))
     order = np.fromiter((d for one in rows for d in one), dtype=np.int64, count=len(tokens))
     return order, np.cumsum([0, *(len(one) for one in rows)])
-
-
-def row_of(seed: int, position: int, rows: int) -> int:
-    """Index of the row at a place of the endless line of shuffled epochs."""
-    return chain_of(seed, position, rows)
 
 
 def window(rows: Rows, document: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -18,7 +18,7 @@ _KEPT, _RANDOM = 0.1, 0.1
 
 
 class Tokens(Protocol):
-    """What a target reads of a document; see ``ds4sci.data.language.batches.Document``."""
+    """What a policy reads of a document; see ``ds4sci.data.language.batches.Document``."""
 
     @property
     def ids(self) -> np.ndarray: ...
@@ -31,7 +31,7 @@ class Tokens(Protocol):
     @property
     def weights(self) -> np.ndarray: ...
     @property
-    def marked(self) -> np.ndarray: ...
+    def soft_masked(self) -> np.ndarray: ...
     @property
     def labels(self) -> np.ndarray | None: ...
 
@@ -44,23 +44,23 @@ class Example:
     labels    int64, the token to be predicted here; −100 = none
     weights   float32, of the label's loss
     residues  int64, residues that the label counts for: each residue of the document counts at most once
-    marked    bool, True = the label is soft-masked in the file
+    soft_masked    bool, True = the label is soft-masked in the file
     """
 
     inputs: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
     residues: np.ndarray
-    marked: np.ndarray
+    soft_masked: np.ndarray
 
 
-def unlabelled(ids: np.ndarray) -> Example:
+def unlabelled_example(ids: np.ndarray) -> Example:
     """``ids`` with nothing to predict."""
     none = np.zeros(len(ids), np.int64)
     return Example(ids, none + IGNORE_INDEX, none.astype(np.float32), none, none.astype(bool))
 
 
-def first_seen(start: np.ndarray, size: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+def count_new_residues(start: np.ndarray, size: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     """int64 [t]: residues of each token that no token before it tells, which is what predicting it from those costs.
 
     start, size  first residue and residues of each token, ``start`` rising where size > 0
@@ -86,7 +86,7 @@ def _before(end: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Units:
+class PredictionUnits:
     """Residues that are predicted together, each residue in one unit; int64 [u], in the order of the document.
 
     label        the token that is predicted for them, which holds them all
@@ -102,7 +102,7 @@ class Units:
     inexact: np.ndarray
 
     @classmethod
-    def of(cls, start: np.ndarray, size: np.ndarray, unknown: np.ndarray) -> Units:
+    def of(cls, start: np.ndarray, size: np.ndarray, unknown: np.ndarray) -> PredictionUnits:
         """Tokens side by side are a unit each; of overlapping ones every k-th, and what lies between and behind."""
         real = np.flatnonzero(size > 0)
         begin, end = start[real], (start + size)[real]
@@ -126,7 +126,7 @@ class Units:
             first, last = np.searchsorted(end, position, "right"), np.searchsorted(begin, stop) - 1
             rows.append((at[label], real[first], real[last], stop - position, inexact))
             position = stop
-        fresh = first_seen(start, size, unknown)
+        fresh = count_new_residues(start, size, unknown)
         rows += [(i, i, i, fresh[i], False) for i in real[unknown[real] & (fresh[real] > 0)].tolist()]
         rows.sort(key=lambda row: (row[1], row[0]))
         table = np.array(rows, np.int64).reshape(-1, 5).T
@@ -148,7 +148,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Target:
+class MaskingPolicy:
     """What is to be predicted.
 
     fraction   share of the residues that a masked model predicts; 0 = the next token, causally
@@ -156,61 +156,65 @@ class Target:
     residues   ids of residue tokens, which random replacements are drawn from
     """
 
-    fraction: float = 0.0
-    mask: int = -1
-    residues: np.ndarray | None = None
+    mlm_probability: float = 0.0
+    mask_id: int = -1
+    replacement_ids: np.ndarray | None = None
 
     def apply(self, document: Tokens, rng: np.random.Generator) -> Example:
         """Inputs and labels for training: of the units chosen 80 % are hidden, 10 % replaced, 10 % left."""
-        if document.labels is not None or not self.fraction:
+        if document.labels is not None or not self.mlm_probability:
             return self._given(document)
-        units = Units.of(document.start, document.size, document.unknown)
-        chosen = rng.random(len(units.label)) < self.fraction
+        units = PredictionUnits.of(document.start, document.size, document.unknown)
+        chosen = rng.random(len(units.label)) < self.mlm_probability
         chosen &= ~(units.inexact & units.beside(chosen))
         how = rng.random(len(chosen))
-        assert self.residues is not None
-        other = self.residues[rng.integers(len(self.residues), size=len(document.ids))]
+        assert self.replacement_ids is not None
+        other = self.replacement_ids[rng.integers(len(self.replacement_ids), size=len(document.ids))]
         hidden = units.tokens(chosen & (how >= _KEPT + _RANDOM), len(other))
         replaced = units.tokens(chosen & (how < _RANDOM), len(other))
-        inputs = np.where(hidden, self.mask, np.where(replaced, other, document.ids))
+        inputs = np.where(hidden, self.mask_id, np.where(replaced, other, document.ids))
         return self._labelled(document, units, chosen, inputs)
 
-    def turns(self) -> int:
+    def num_passes(self) -> int:
         """Passes in which every token of a document is predicted once."""
-        return max(1, round(1 / self.fraction)) if self.fraction else 1
+        return max(1, round(1 / self.mlm_probability)) if self.mlm_probability else 1
 
-    def turn(self, document: Tokens, turn: int, rng: np.random.Generator) -> Example:
+    def apply_pass(self, document: Tokens, turn: int, rng: np.random.Generator) -> Example:
         """As ``apply``, with the units parted among ``turns()`` passes: all of a pass are hidden, none replaced.
 
         A unit whose label holds residues of its neighbours has another pass than they; with less than three passes
         it is not predicted.
         """
-        if document.labels is not None or not self.fraction:
+        if document.labels is not None or not self.mlm_probability:
             return self._given(document)
-        units, turns = Units.of(document.start, document.size, document.unknown), self.turns()
+        units, turns = PredictionUnits.of(document.start, document.size, document.unknown), self.num_passes()
         own = rng.permutation(len(units.label)) % turns
         for i in np.flatnonzero(units.inexact).tolist():
             taken = {int(own[j]) for j in (i - 1, i + 1) if 0 <= j < len(own)}
             own[i] = min({0, 1, 2} - taken) if turns > 2 else -1
         chosen = own == turn
-        inputs = np.where(units.tokens(chosen, len(document.ids)), self.mask, document.ids)
+        inputs = np.where(units.tokens(chosen, len(document.ids)), self.mask_id, document.ids)
         return self._labelled(document, units, chosen, inputs)
 
     def _given(self, document: Tokens) -> Example:
         """Labels of the file, or the next tokens."""
         ids = document.ids
         if document.labels is not None:
-            return Example(ids, document.labels, document.weights, document.size, document.marked)
-        fresh = first_seen(document.start, document.size, document.unknown)
+            return Example(ids, document.labels, document.weights, document.size, document.soft_masked)
+        fresh = count_new_residues(document.start, document.size, document.unknown)
         return Example(
-            ids, _next(ids, IGNORE_INDEX), _next(document.weights, 0), _next(fresh, 0), _next(document.marked, False)
+            ids,
+            _next(ids, IGNORE_INDEX),
+            _next(document.weights, 0),
+            _next(fresh, 0),
+            _next(document.soft_masked, False),
         )
 
-    def _labelled(self, document: Tokens, units: Units, chosen: np.ndarray, inputs: np.ndarray) -> Example:
+    def _labelled(self, document: Tokens, units: PredictionUnits, chosen: np.ndarray, inputs: np.ndarray) -> Example:
         labels, residues = np.full(len(inputs), IGNORE_INDEX, np.int64), np.zeros(len(inputs), np.int64)
         at = units.label[chosen]
         labels[at], residues[at] = document.ids[at], units.residues[chosen]
-        return Example(inputs, labels, document.weights, residues, document.marked)
+        return Example(inputs, labels, document.weights, residues, document.soft_masked)
 
 
 def _next(values: np.ndarray, last: float) -> np.ndarray:

@@ -14,25 +14,25 @@ from typing import Protocol
 import numpy as np
 
 from ds4sci.data.language.sequence_transform import reverse_complement
-from ds4sci.data.tokenizers.schemes import Period
+from ds4sci.data.tokenizers.schemes import FixedStride
 
-Letters = Callable[[int, int, int], np.ndarray]
+ReadResidues = Callable[[int, int, int], np.ndarray]
 """(record, start, stop) → uint8 ASCII letters."""
 
 NO_TOKEN = "in no token"
 """Reason for which residues are not read: a record too short for a k-mer, bases behind the last whole codon."""
 
 
-class Coder(Protocol):
+class Tokenizer(Protocol):
     """What a tokenizer must say here."""
 
-    prefix: int
+    num_prefix_tokens: int
     """Special tokens before a document."""
-    ends: int
+    num_special_tokens: int
     """Special tokens before and behind a document."""
 
     @property
-    def period(self) -> Period | None:
+    def fixed_stride(self) -> FixedStride | None:
         """Where tokens lie, if that depends on the number of residues alone."""
 
     def encode(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,25 +64,25 @@ class Coverage:
 
     given = read + Σ left_out
     unknown   of those read, residues in ``<unk>`` tokens (counted where windows are cut by tokenising)
-    silent    records of which no residue is read
+    unread_records    records of which no residue is read
     """
 
     given: int
     read: int
     left_out: dict[str, int] = field(default_factory=dict)
     unknown: int = 0
-    silent: tuple[int, ...] = ()
+    unread_records: tuple[int, ...] = ()
 
     def counts(self) -> dict[str, object]:
         """The numbers, for a log."""
-        return vars(self) | {"silent": len(self.silent)}
+        return vars(self) | {"unread_records": len(self.unread_records)}
 
     def describe(self, unit: str = "residue") -> str:
         """``12,000 of 12,000 bases read``, with the reasons for the others."""
         parts = [f"{self.read:,} of {self.given:,} {unit}s read"]
         parts += [f"{count:,} {reason}" for reason, count in self.left_out.items() if count]
         parts += [f"{self.unknown:,} read as <unk>"] if self.unknown else []
-        parts += [f"nothing read of {len(self.silent):,} records"] if self.silent else []
+        parts += [f"nothing read of {len(self.unread_records):,} records"] if self.unread_records else []
         return ", ".join(parts)
 
 
@@ -106,7 +106,7 @@ class Windows:
         told = self.coverage
         numbers = np.array([told.given, told.read, told.unknown], np.int64)
         own = {"region": self.region, "start": self.start, "stop": self.stop, "tokens": self.tokens}
-        return own | {"numbers": numbers, "silent": np.array(told.silent, np.int64)}
+        return own | {"numbers": numbers, "silent": np.array(told.unread_records, np.int64)}
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Windows:
@@ -117,7 +117,9 @@ class Windows:
         return cls(arrays["region"], arrays["start"], arrays["stop"], arrays["tokens"], coverage)
 
 
-def cut(regions: Regions, coder: Coder, letters: Letters | None, *, document: int, both_strands: bool) -> Windows:
+def cut_windows(
+    regions: Regions, tokenizer: Tokenizer, letters: ReadResidues | None, *, document_tokens: int, both_strands: bool
+) -> Windows:
     """Windows of at most ``document`` tokens that together hold every residue of ``regions`` that is in a token.
 
     letters       of a record; needed where token boundaries depend on them
@@ -125,18 +127,18 @@ def cut(regions: Regions, coder: Coder, letters: Letters | None, *, document: in
 
     Raises ValueError for a size that holds no residue.
     """
-    inner = document - coder.ends
+    inner = document_tokens - tokenizer.num_special_tokens
     if inner < 1:
-        raise ValueError(f"a document of {document} tokens holds no residue beside the special tokens")
-    if coder.period is not None:
-        return _by_length(regions, coder.period, inner, coder.ends)
+        raise ValueError(f"a document of {document_tokens} tokens holds no residue beside the special tokens")
+    if tokenizer.fixed_stride is not None:
+        return _by_length(regions, tokenizer.fixed_stride, inner, tokenizer.num_special_tokens)
     assert letters is not None, "token boundaries depend on the letters"
-    return _by_tokens(regions, coder, letters, inner, both_strands)
+    return _by_tokens(regions, tokenizer, letters, inner, both_strands)
 
 
-def _by_length(regions: Regions, period: Period, inner: int, ends: int) -> Windows:
+def _by_length(regions: Regions, period: FixedStride, inner: int, ends: int) -> Windows:
     width = int(period.covered(np.array(inner)))
-    size, advance = period.lead + width, width  # a window passes over what leads up to its first token: read before
+    size, advance = period.offset + width, width  # a window passes over what leads up to its first token: read before
     length = regions.stop - regions.start
     count = np.where(length > 0, 1 + np.maximum(0, -(-(length - size) // advance)), 0)
     region = np.repeat(np.arange(len(count)), count)
@@ -144,9 +146,9 @@ def _by_length(regions: Regions, period: Period, inner: int, ends: int) -> Windo
     start = regions.start[region] + turn * advance
     stop = np.minimum(start + size, regions.stop[region])
     # A last window too short for one overlapping token takes some from the window before it.
-    short = (turn > 0) & (stop - start < period.width) & (period.step < period.width)
+    short = (turn > 0) & (stop - start < period.width) & (period.stride < period.width)
     at = np.flatnonzero(short)
-    moved = -(-(period.width - (stop - start)[at]) // period.step) * period.step
+    moved = -(-(period.width - (stop - start)[at]) // period.stride) * period.stride
     fits = (stop - start)[at - 1] - moved >= period.width
     at, moved = at[fits], moved[fits]
     start[at] -= moved
@@ -158,13 +160,15 @@ def _by_length(regions: Regions, period: Period, inner: int, ends: int) -> Windo
     return Windows(region[kept], start[kept], stop[kept], tokens[kept] + ends, coverage)
 
 
-def _by_tokens(regions: Regions, coder: Coder, letters: Letters, inner: int, both_strands: bool) -> Windows:
+def _by_tokens(
+    regions: Regions, tokenizer: Tokenizer, letters: ReadResidues, inner: int, both_strands: bool
+) -> Windows:
     found: list[tuple[int, int, int, int, int]] = []
     unknown, guess = 0, max(16, 4 * inner)
     for region, (record, low, high) in enumerate(zip(*map(np.ndarray.tolist, _columns(regions)), strict=True)):
         text = letters(record, low, high)
-        for start, stop, tokens, read, strange in _fitting(text, coder, inner, both_strands, guess):
-            found.append((region, low + start, low + stop, tokens + coder.ends, read))
+        for start, stop, tokens, read, strange in _fitting(text, tokenizer, inner, both_strands, guess):
+            found.append((region, low + start, low + stop, tokens + tokenizer.num_special_tokens, read))
             unknown += strange
             if tokens >= inner - 1:
                 guess = stop - start + 16
@@ -179,7 +183,7 @@ def _columns(regions: Regions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _fitting(
-    text: np.ndarray, coder: Coder, inner: int, both_strands: bool, guess: int
+    text: np.ndarray, tokenizer: Tokenizer, inner: int, both_strands: bool, guess: int
 ) -> Iterator[tuple[int, int, int, int, int]]:
     """(start, stop, tokens, residues in them, residues in unknown ones) of windows of ``text``, one after another.
 
@@ -189,40 +193,42 @@ def _fitting(
     start, taken = 0, min(guess, len(text))
     while start < len(text):
         size = min(taken, len(text) - start)
-        place, length, strange = _tokens(text[start : start + size], coder)
+        place, length, strange = _tokens(text[start : start + size], tokenizer)
         while len(place) <= inner and start + size < len(text):
             rate = size / max(1, len(place))
             size = min(len(text) - start, max(size + 16, int(rate * (inner + 8))))
-            place, length, strange = _tokens(text[start : start + size], coder)
+            place, length, strange = _tokens(text[start : start + size], tokenizer)
         tokens = len(place)
-        while (excess := max(tokens, 0 if not both_strands else _other(text, start, size, coder)) - inner) > 0:
+        while (excess := max(tokens, 0 if not both_strands else _other(text, start, size, tokenizer)) - inner) > 0:
             size = int(place[max(0, len(place) - excess)]) if excess < len(place) else size // 2
             if size < 1:
                 letter = chr(text[start])
                 raise ValueError(f"the letter {letter!r} alone has more tokens than the {inner} of a document")
-            place, length, strange = _tokens(text[start : start + size], coder)
+            place, length, strange = _tokens(text[start : start + size], tokenizer)
             tokens = len(place)
-        most = max(tokens, _other(text, start, size, coder)) if both_strands else tokens
+        most = max(tokens, _other(text, start, size, tokenizer)) if both_strands else tokens
         yield start, start + size, most, int(length.sum()), int(length[strange].sum())
         start += size
         taken = max(16, size + size // 8)
 
 
-def _tokens(text: np.ndarray, coder: Coder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tokens(text: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(first residue, residues, is unknown) of the tokens of ``text``, special ones of the tokenizer left out."""
-    ids, place, length = coder.encode(text)
-    inner = slice(coder.prefix, len(ids) - coder.ends + coder.prefix)
-    return place[inner], length[inner], coder.is_unknown(ids[inner])
+    ids, place, length = tokenizer.encode(text)
+    inner = slice(tokenizer.num_prefix_tokens, len(ids) - tokenizer.num_special_tokens + tokenizer.num_prefix_tokens)
+    return place[inner], length[inner], tokenizer.is_unknown(ids[inner])
 
 
-def _other(text: np.ndarray, start: int, size: int, coder: Coder) -> int:
+def _other(text: np.ndarray, start: int, size: int, tokenizer: Tokenizer) -> int:
     (turned,) = reverse_complement(text[start : start + size])
-    return len(_tokens(turned, coder)[0])
+    return len(_tokens(turned, tokenizer)[0])
 
 
 def _coverage(regions: Regions, region: np.ndarray, read: np.ndarray, unknown: int = 0) -> Coverage:
     given, total = int((regions.stop - regions.start).sum()), int(read.sum())
     per_region = np.bincount(region, read, minlength=len(regions.record))
     heard = np.unique(regions.record[per_region > 0])
-    silent = np.setdiff1d(regions.record, heard)
-    return Coverage(given, total, {NO_TOKEN: given - total} if given > total else {}, unknown, tuple(silent.tolist()))
+    unread_records = np.setdiff1d(regions.record, heard)
+    return Coverage(
+        given, total, {NO_TOKEN: given - total} if given > total else {}, unknown, tuple(unread_records.tolist())
+    )

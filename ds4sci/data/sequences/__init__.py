@@ -9,8 +9,8 @@ part       one file's records, checked and written · alphabet: what letters may
 relatives  pairs of proteins that are alike, found by shared words
 """
 
-from ds4sci.data.sequences.build import Summary, index
+from ds4sci.data.sequences.build import IndexSummary, index
 from ds4sci.data.sequences.store import SequenceStore
 from ds4sci.data.sequences.subset import Range, write_subset
 
-__all__ = ["Range", "SequenceStore", "Summary", "index", "write_subset"]
+__all__ = ["IndexSummary", "Range", "SequenceStore", "index", "write_subset"]

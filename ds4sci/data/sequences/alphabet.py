@@ -41,7 +41,7 @@ _SHARE_OF_BASES = 0.9
 """Proteins have 26 % of A, C, G, T and N together; genomes have few other codes."""
 
 
-def guess(letters: bytes) -> str | None:
+def guess_alphabet(letters: bytes) -> str | None:
     """``dna`` if nine letters in ten are A, C, G, T, U or N, else ``protein``; None where there are no letters."""
     capitals = [byte for byte in letters.upper() if 65 <= byte <= 90]
     if not capitals:

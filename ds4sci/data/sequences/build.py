@@ -20,13 +20,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ds4sci.data.sequences import layout, name_index
-from ds4sci.data.sequences.alphabet import ALPHABETS, guess
-from ds4sci.data.sequences.chunks import pieces
-from ds4sci.data.sequences.shard_writer import EXAMPLES, Rules, write_part
+from ds4sci.data.sequences.alphabet import ALPHABETS, guess_alphabet
+from ds4sci.data.sequences.block_reader import BlockReader, fingerprint
+from ds4sci.data.sequences.formats import read_chunks
+from ds4sci.data.sequences.shard_writer import EXAMPLES, IndexRules, write_shard
 from ds4sci.data.sequences.store import SequenceStore
-from ds4sci.data.sequences.stream import Source, fingerprint
-from ds4sci.data.sequences.subset import contiguous, copy
-from ds4sci.data.worker_pool import run_each
+from ds4sci.data.sequences.subset import contiguous, copy_records
+from ds4sci.data.worker_pool import run_in_processes
 from ds4sci.files import locks
 from ds4sci.machine.processor import usable_cores
 
@@ -35,7 +35,7 @@ _HEAD = 1 << 16
 
 
 @dataclass(frozen=True)
-class Summary:
+class IndexSummary:
     """What an index run did; ``str(summary)`` is for people.
 
     unchanged  the store was there, made from the same files by the same rules: nothing was done
@@ -51,7 +51,7 @@ class Summary:
     residues: int
     files: int
     unchanged: bool
-    kept: int
+    reused_files: int
     skipped: dict[str, dict[str, Any]]
     replaced: dict[str, int]
     rare: dict[str, int]
@@ -60,7 +60,7 @@ class Summary:
         lines = [
             f"{self.out}: {self.records:,} {self.alphabet} records, {self.residues:,} residues from {self.files} files"
             + (" (unchanged since it was made: nothing to do)" if self.unchanged else "")
-            + (f" ({self.kept} of them read by an earlier run)" if self.kept else "")
+            + (f" ({self.reused_files} of them read by an earlier run)" if self.reused_files else "")
         ]
         for kind, told in sorted(self.skipped.items(), key=lambda item: -item[1]["count"]):
             lines.append(f"  skipped: {told['count']:,} {kind}, such as {told['examples'][0]}")
@@ -79,7 +79,7 @@ def index(
     max_length: int | None = None,
     jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Summary:
+) -> IndexSummary:
     """Read FASTA, FASTQ and GenBank files (plain, gzip, bgzip; told by content) into the store ``out``.
 
     ``alphabet``: ``auto`` recognises it from the files' beginnings, which must agree. ``bad``: what is wrong with a
@@ -95,14 +95,14 @@ def index(
     _check(paths, out, alphabet, bad, max_length)
     work = out.with_name(f"{out.name}.work")
     name, guessed = _recognise(paths) if alphabet == "auto" else (alphabet, None)
-    rules = Rules(name, bad, max_length, guessed)
+    rules = IndexRules(name, bad, max_length, guessed)
     told = cache(fingerprint)  # read where there is something to compare with
     if out.exists() and any(out.iterdir()):
         store = SequenceStore.open(out)
         sources = [(source["size"], source["sha256"]) for source in store.manifest["sources"]]
         if store.manifest["rules"] == _kept(rules) and sources == [told(path) for path in paths]:
-            return _summary(out, store.manifest, unchanged=True, kept=0)
-    with _alone(work, out):
+            return _summary(out, store.manifest, unchanged=True, reused_files=0)
+    with _exclusive_lock(work, out):
         parts = {path: work / _key(path, rules) for path in paths}
         for leftover in set(work.iterdir()) - set(parts.values()) - {work / "lock"}:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -110,18 +110,18 @@ def index(
         done = kept = len(paths) - len(todo)
         if progress:
             progress(done, len(paths))
-        for (path, *_), failure in run_each(write_part, todo, jobs=jobs or usable_cores(), marks=work):
+        for (path, *_), failure in run_in_processes(write_shard, todo, jobs=jobs or usable_cores(), marker_dir=work):
             if failure:
                 raise ValueError(f"{path}: {failure}; give it more memory or fewer jobs")
             done += 1
             if progress:
                 progress(done, len(paths))
-        manifest = _join([SequenceStore.open(parts[path]) for path in paths], work / "whole", rules)
+        manifest = _merge_shards([SequenceStore.open(parts[path]) for path in paths], work / "whole", rules)
         if out.exists():
             out.rename(work / "old")
         (work / "whole").rename(out)
         shutil.rmtree(work)
-    return _summary(out, manifest, unchanged=False, kept=kept)
+    return _summary(out, manifest, unchanged=False, reused_files=kept)
 
 
 def _check(paths: list[Path], out: Path, alphabet: str, bad: str, max_length: int | None) -> None:
@@ -148,13 +148,13 @@ def _recognise(paths: list[Path]) -> tuple[str, str | None]:
     for path in paths:
         letters = b""
         try:
-            for piece in pieces(Source(path, _HEAD), path):
+            for piece in read_chunks(BlockReader(path, _HEAD), path):
                 letters += piece.letters[: _HEAD - len(letters)]
                 if len(letters) >= _HEAD:
                     break
         except ValueError:
             continue  # the file's own reader tells it, or skips the file
-        name = guess(letters)
+        name = guess_alphabet(letters)
         if name is not None:
             found.setdefault(name, path)
     if len(found) > 1:
@@ -164,12 +164,12 @@ def _recognise(paths: list[Path]) -> tuple[str, str | None]:
     return name, str(path)
 
 
-def _kept(rules: Rules) -> dict[str, Any]:
+def _kept(rules: IndexRules) -> dict[str, Any]:
     """What of the rules decides what a store holds."""
     return rules._replace(guessed=None)._asdict()
 
 
-def _key(path: Path, rules: Rules) -> str:
+def _key(path: Path, rules: IndexRules) -> str:
     return hashlib.sha256(json.dumps([layout.FORMAT, str(path.absolute()), *rules]).encode()).hexdigest()[:32]
 
 
@@ -188,7 +188,7 @@ def _is_current(part: Path, path: Path, told: Callable[[Path], tuple[int, str]])
 
 
 @contextmanager
-def _alone(work: Path, out: Path) -> Iterator[None]:
+def _exclusive_lock(work: Path, out: Path) -> Iterator[None]:
     """Hold the work folder against a second run into the same store; the system lets go of it when a run dies."""
     with ExitStack() as stack:
         try:
@@ -198,9 +198,9 @@ def _alone(work: Path, out: Path) -> Iterator[None]:
         yield
 
 
-def _join(parts: list[SequenceStore], whole: Path, rules: Rules) -> dict[str, Any]:
+def _merge_shards(parts: list[SequenceStore], whole: Path, rules: IndexRules) -> dict[str, Any]:
     """Write all parts' records as the store ``whole``; with one part and no name twice, that is the part itself."""
-    manifest = _together([part.manifest for part in parts], rules)
+    manifest = _merge_manifests([part.manifest for part in parts], rules)
     keep = _first_of_names(parts, rules, manifest["skipped"])
     if not any(kept.any() for kept in keep):
         told = [message for skipped in manifest["skipped"].values() for message in skipped["examples"]]
@@ -210,14 +210,14 @@ def _join(parts: list[SequenceStore], whole: Path, rules: Rules) -> dict[str, An
         manifest = {**parts[0].manifest, **manifest}
         layout.write_manifest(whole, manifest)
         return manifest
-    writer = layout.Writer(whole)
+    writer = layout.StoreWriter(whole)
     for source, (part, kept) in enumerate(zip(parts, keep, strict=True)):
         for first, last in contiguous(kept):
-            copy(writer, part, first, last, source)
+            copy_records(writer, part, first, last, source)
     return writer.finish(manifest)
 
 
-def _together(manifests: list[dict[str, Any]], rules: Rules) -> dict[str, Any]:
+def _merge_manifests(manifests: list[dict[str, Any]], rules: IndexRules) -> dict[str, Any]:
     skipped: dict[str, dict[str, Any]] = {}
     counts: dict[str, dict[str, int]] = {"replaced": {}, "rare": {}}
     for manifest in manifests:
@@ -238,7 +238,7 @@ def _together(manifests: list[dict[str, Any]], rules: Rules) -> dict[str, Any]:
     }
 
 
-def _first_of_names(parts: list[SequenceStore], rules: Rules, skipped: dict[str, Any]) -> list[np.ndarray]:
+def _first_of_names(parts: list[SequenceStore], rules: IndexRules, skipped: dict[str, Any]) -> list[np.ndarray]:
     """bool [records] of each part: False for a record whose name an earlier one has; those are told in ``skipped``."""
     firsts = np.cumsum([0, *(len(part) for part in parts)])
     keep = np.ones(firsts[-1], bool)
@@ -254,11 +254,11 @@ def _first_of_names(parts: list[SequenceStore], rules: Rules, skipped: dict[str,
         part, local = owner(record)
         return part.name(local)
 
-    for record, first in name_index.duplicates(hashes[by_hash], order[by_hash], name):
+    for record, first in name_index.find_duplicates(hashes[by_hash], order[by_hash], name):
         part, local = owner(record)
         other, place = owner(first)
         message = (
-            f"{part.where(local)}: the name was used in {other.sources[0]}, line {other.arrays['lines'][place]};"
+            f"{part.location(local)}: the name was used in {other.sources[0]}, line {other.arrays['lines'][place]};"
             " names must differ: rename one"
         )
         if rules.bad != "skip":
@@ -271,15 +271,15 @@ def _first_of_names(parts: list[SequenceStore], rules: Rules, skipped: dict[str,
     return [keep[a:b] for a, b in pairwise(firsts)]
 
 
-def _summary(out: Path, manifest: dict[str, Any], *, unchanged: bool, kept: int) -> Summary:
-    return Summary(
+def _summary(out: Path, manifest: dict[str, Any], *, unchanged: bool, reused_files: int) -> IndexSummary:
+    return IndexSummary(
         out=out,
         alphabet=manifest["alphabet"],
         records=manifest["records"],
         residues=manifest["residues"],
         files=len(manifest["sources"]),
         unchanged=unchanged,
-        kept=kept,
+        reused_files=reused_files,
         skipped=manifest["skipped"],
         replaced=manifest["replaced"],
         rare=manifest["rare"],

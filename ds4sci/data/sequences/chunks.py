@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +12,7 @@ import numpy as np
 WHITE = b"\n \t\v\f"
 
 
-class Fault(NamedTuple):
+class ParseError(NamedTuple):
     """Something wrong with the input.
 
     segment  0 the record that was open when the piece began, j the piece's j-th record, None outside any record
@@ -31,7 +28,7 @@ class Fault(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """A stretch of a file.
 
     letters  as in the file, case kept, without white space; first those that belong to the record open before
@@ -48,41 +45,7 @@ class Piece:
     descriptions: list[bytes]
     lines: np.ndarray
     line_of: Callable[[int], int]
-    faults: list[Fault] = field(default_factory=list)
-
-
-def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
-    """The pieces of a file of any format that is known. ``ValueError`` names the file if it is none of them."""
-    from ds4sci.data.sequences import fasta, fastq, genbank
-
-    readers = {"fasta": fasta.pieces, "fastq": fastq.pieces, "genbank": genbank.pieces}
-    waiting = iter(blocks)
-    head = b""
-    for block in waiting:
-        head += block
-        if head.strip():
-            break
-    yield from readers[recognise(head, path)](chain([head], waiting), path)
-
-
-def recognise(head: bytes, path: str | Path) -> str:
-    """``fasta``, ``fastq`` or ``genbank``, from a file's first bytes."""
-    text = head.lstrip()
-    first = text.partition(b"\n")[0][:40].decode("ascii", "backslashreplace")
-    if text[:1] in (b">", b";"):
-        return "fasta"
-    if text[:1] == b"@":
-        return "fastq"
-    if re.search(rb"^LOCUS\s", head, re.MULTILINE):
-        return "genbank"
-    if re.search(rb"^>", head, re.MULTILINE):
-        return "fasta"  # with text before the first record, which its reader refuses
-    if not text:
-        raise ValueError(f"{path}: no record; expected FASTA ('>'), FASTQ ('@') or GenBank ('LOCUS')")
-    raise ValueError(
-        f"{path}: line {1 + head[: len(head) - len(text)].count(10)}: {first!r} begins no FASTA ('>'),"
-        " FASTQ ('@') or GenBank ('LOCUS') record"
-    )
+    faults: list[ParseError] = field(default_factory=list)
 
 
 def lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -96,7 +59,7 @@ def lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         yield number + 1, rest
 
 
-class Gathering:
+class ChunkBuilder:
     """Collects what a reader of lines finds into a piece."""
 
     def __init__(self) -> None:
@@ -108,7 +71,7 @@ class Gathering:
         self._names: list[bytes] = []
         self._descriptions: list[bytes] = []
         self._lines: list[int] = []
-        self._faults: list[Fault] = []
+        self._faults: list[ParseError] = []
 
     def begin(self, header: bytes, line: int) -> None:
         """A record begins."""
@@ -127,12 +90,12 @@ class Gathering:
 
     def fault(self, line: int, kind: str, text: str, *, outside: bool = False) -> None:
         """Something is wrong with the record that began last, or outside any record."""
-        self._faults.append(Fault(None if outside else len(self._starts), line, kind, text))
+        self._faults.append(ParseError(None if outside else len(self._starts), line, kind, text))
 
-    def piece(self) -> Piece:
+    def piece(self) -> Chunk:
         """All of it."""
         at, numbers = self._at, self._numbers
-        return Piece(
+        return Chunk(
             letters=b"".join(self._texts),
             starts=np.array(self._starts, np.int64),
             names=self._names,

@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from ds4sci.data.sequences.chunks import WHITE, Gathering, Piece, lines
-from ds4sci.data.sequences.stream import BLOCK
+from ds4sci.data.sequences.block_reader import BLOCK
+from ds4sci.data.sequences.chunks import WHITE, Chunk, ChunkBuilder, lines
 
 
-def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
+def read_chunks(blocks: Iterable[bytes], path: str | Path) -> Iterator[Chunk]:
     """``@NAME``, lines of letters, ``+``, then as many lines of quality as there were of letters.
 
     ``@`` and ``+`` begin lines of quality too, so that their number is what ends a record; blank lines may stand
     between records. ``path`` is not needed: every fault belongs to a record or a line.
     """
     del path
-    found = Gathering()
+    found = ChunkBuilder()
     numbered = lines(blocks)
     for number, line in numbered:
         if line.startswith(b"@"):
@@ -28,11 +28,11 @@ def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
             found.fault(number, "text outside records", text, outside=True)
         if found.size >= BLOCK:
             yield found.piece()
-            found = Gathering()
+            found = ChunkBuilder()
     yield found.piece()
 
 
-def _record(found: Gathering, number: int, header: bytes, numbered: Iterator[tuple[int, bytes]]) -> None:
+def _record(found: ChunkBuilder, number: int, header: bytes, numbered: Iterator[tuple[int, bytes]]) -> None:
     found.begin(header, number)
     length = count = 0
     for at, line in numbered:

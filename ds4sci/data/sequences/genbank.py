@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ds4sci.data.sequences.chunks import Gathering, Piece, lines
-from ds4sci.data.sequences.stream import BLOCK
+from ds4sci.data.sequences.block_reader import BLOCK
+from ds4sci.data.sequences.chunks import Chunk, ChunkBuilder, lines
 
 
-def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
+def read_chunks(blocks: Iterable[bytes], path: str | Path) -> Iterator[Chunk]:
     """Records from LOCUS to ``//``. The name is that of VERSION, else of ACCESSION, else of LOCUS.
 
     Letters are capitals: that the format writes small ones is no soft mask. ``path`` is not needed: every fault belongs
     to a record.
     """
     del path
-    found = Gathering()
+    found = ChunkBuilder()
     record: _Entry | None = None
     lost = False  # whether what is wrong outside records was told already
     for number, line in lines(blocks):
@@ -38,7 +38,7 @@ def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
             record.line(line, number, found)
         if found.size >= BLOCK:
             yield found.piece()
-            found = Gathering()
+            found = ChunkBuilder()
     if record:
         record.end(found, "truncated record", "the file ends before its '//'; fetch the file again")
     yield found.piece()
@@ -58,7 +58,7 @@ class _Entry:
         self.length = 0
         self.begun = False
 
-    def line(self, line: bytes, number: int, found: Gathering) -> None:
+    def line(self, line: bytes, number: int, found: ChunkBuilder) -> None:
         if not self.begun or line[:1].isalpha():
             keyword = line[:12].split()[0] if line[:1].isalpha() else b""
             self.keyword = keyword or self.keyword
@@ -75,7 +75,7 @@ class _Entry:
             found.letters(letters, number)
             self.length += len(letters)
 
-    def end(self, found: Gathering, kind: str = "", text: str = "") -> None:
+    def end(self, found: ChunkBuilder, kind: str = "", text: str = "") -> None:
         if not self.begun:
             self._begin(found)
             if not kind:
@@ -86,7 +86,7 @@ class _Entry:
         if kind:
             found.fault(self.number, kind, text)
 
-    def _begin(self, found: Gathering) -> None:
+    def _begin(self, found: ChunkBuilder) -> None:
         given = (self.names.get(key, b"").strip(b".") for key in (b"VERSION", b"ACCESSION", b"LOCUS"))
         name = next((name for name in given if name), b"")
         found.begin(b" ".join([name, *self.definition]), self.number)

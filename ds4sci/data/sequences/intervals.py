@@ -13,7 +13,7 @@ import numpy as np
 NONE = np.zeros((0, 2), np.int64)
 
 
-def find(flags: np.ndarray) -> np.ndarray:
+def from_mask(flags: np.ndarray) -> np.ndarray:
     """The runs of True in bool [n]."""
     if not len(flags):
         return NONE
@@ -25,7 +25,7 @@ def find(flags: np.ndarray) -> np.ndarray:
     return edges.reshape(-1, 2)
 
 
-def join(stretches: Sequence[np.ndarray]) -> np.ndarray:
+def merge(stretches: Sequence[np.ndarray]) -> np.ndarray:
     """The runs of several stretches, each behind the other: those that touch become one."""
     if not stretches:
         return NONE
@@ -34,7 +34,7 @@ def join(stretches: Sequence[np.ndarray]) -> np.ndarray:
     return np.delete(flat, np.concatenate([2 * meets + 1, 2 * meets + 2])).reshape(-1, 2)
 
 
-def within(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
+def clip(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
     """The runs inside ``start:stop``, cut to it and counted from ``start``; O(log runs) to find them."""
     if stop <= start:
         return NONE
@@ -48,7 +48,7 @@ def within(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
     return edges.reshape(-1, 2)
 
 
-def flags(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
+def to_mask(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
     """bool [stop - start]: which of the positions lie in a run."""
     if stop <= start:
         return np.zeros(0, bool)
@@ -58,6 +58,6 @@ def flags(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
     return np.repeat((np.arange(first, last + 1) & 1).astype(bool), np.diff(bounds))
 
 
-def cut(runs: np.ndarray, stop: int) -> np.ndarray:
+def truncate(runs: np.ndarray, stop: int) -> np.ndarray:
     """What of the runs lies below ``stop``."""
-    return within(runs, 0, stop) if len(runs) and runs[-1, 1] > stop else runs
+    return clip(runs, 0, stop) if len(runs) and runs[-1, 1] > stop else runs

@@ -42,7 +42,7 @@ TABLES: dict[str, type[np.generic]] = {
 }  # fmt: skip
 
 
-class Writer:
+class StoreWriter:
     """Writes a store into a new folder: letters as they come, records as they end. Memory: 40 bytes a record."""
 
     def __init__(self, folder: Path) -> None:
@@ -92,7 +92,7 @@ class Writer:
             while stretches and stretches[-1][0, 0] >= total:
                 stretches.pop()
             if stretches:
-                stretches[-1] = intervals.cut(stretches[-1], total)
+                stretches[-1] = intervals.truncate(stretches[-1], total)
             self._runs[name] = stretches
 
     def abandon(self) -> None:
@@ -114,12 +114,12 @@ class Writer:
             "offsets": np.concatenate([[0], column["ends"]]),
             "name_offsets": np.concatenate([[0], np.cumsum(column["names"])]),
             "description_offsets": np.concatenate([[0], np.cumsum(column["descriptions"])]),
-            "soft": intervals.join(self._runs["soft"]),
-            "unknown": intervals.join(self._runs["unknown"]),
+            "soft": intervals.merge(self._runs["soft"]),
+            "unknown": intervals.merge(self._runs["unknown"]),
             "sources": column["sources"],
             "lines": column["lines"],
         }
-        found = name_index.hashes(blob, tables["name_offsets"])
+        found = name_index.hash_names(blob, tables["name_offsets"])
         tables["name_records"] = np.argsort(found, kind="stable")
         tables["name_hashes"] = found[tables["name_records"]]
         for name, kind in TABLES.items():

@@ -9,7 +9,7 @@ import numpy as np
 _AT_ONCE = 1 << 22  # bytes of names; the arrays made of them are 8 times as large
 
 
-def hashes(blob: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def hash_names(blob: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """uint64 [records]: a hash of each name; ``blob`` uint8, name i (never empty) at ``offsets[i]:offsets[i + 1]``.
 
     Σ t(byte) · m^position (mod 2⁶⁴), t a mixing of the byte and m odd. Equal hashes do not prove equal names.
@@ -30,7 +30,9 @@ def hashes(blob: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return _mix(found)
 
 
-def duplicates(sorted_hashes: np.ndarray, order: np.ndarray, name: Callable[[int], str]) -> Iterator[tuple[int, int]]:
+def find_duplicates(
+    sorted_hashes: np.ndarray, order: np.ndarray, name: Callable[[int], str]
+) -> Iterator[tuple[int, int]]:
     """(record, earlier record) for each record whose name an earlier one has; ``order`` are the records by hash."""
     same = np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1])
     members = np.unique(np.concatenate([order[same], order[same + 1]]))

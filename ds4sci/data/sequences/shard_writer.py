@@ -13,9 +13,10 @@ import numpy as np
 
 from ds4sci.data.sequences import intervals
 from ds4sci.data.sequences.alphabet import ALPHABETS, Alphabet
-from ds4sci.data.sequences.chunks import Fault, Piece, pieces
-from ds4sci.data.sequences.layout import Writer
-from ds4sci.data.sequences.stream import Source, fingerprint
+from ds4sci.data.sequences.block_reader import BlockReader, fingerprint
+from ds4sci.data.sequences.chunks import Chunk, ParseError
+from ds4sci.data.sequences.formats import read_chunks
+from ds4sci.data.sequences.layout import StoreWriter
 
 EXAMPLES = 3
 """How many records that were skipped are told of each kind."""
@@ -23,7 +24,7 @@ SMALL = 0x20  # the bit that small ASCII letters have and capitals have not
 STOP = ord("*")
 
 
-class Rules(NamedTuple):
+class IndexRules(NamedTuple):
     """What is asked of the records. ``guessed``: the file that the alphabet was recognised from, or None."""
 
     alphabet: str
@@ -32,7 +33,7 @@ class Rules(NamedTuple):
     guessed: str | None
 
 
-class Records(NamedTuple):
+class RecordHeaders(NamedTuple):
     """Names, descriptions and header lines (int64) of a few records."""
 
     names: list[bytes]
@@ -40,7 +41,7 @@ class Records(NamedTuple):
     lines: np.ndarray
 
     @classmethod
-    def of(cls, piece: Piece, utf8: Callable[[bytes], bytes]) -> Records:
+    def of(cls, piece: Chunk, utf8: Callable[[bytes], bytes]) -> RecordHeaders:
         """A piece's, where they are no UTF-8 made so by ``utf8``."""
         columns = []
         for texts in (piece.names, piece.descriptions):
@@ -51,9 +52,9 @@ class Records(NamedTuple):
                 columns.append([utf8(text) for text in texts])
         return cls(columns[0], columns[1], piece.lines)
 
-    def where(self, chosen: np.ndarray) -> Records:
+    def where(self, chosen: np.ndarray) -> RecordHeaders:
         """Those where bool ``chosen`` is True."""
-        return Records(
+        return RecordHeaders(
             list(compress(self.names, chosen.tolist())),
             list(compress(self.descriptions, chosen.tolist())),
             self.lines[chosen],
@@ -68,47 +69,47 @@ class Skipped:
     examples: list[str]
 
 
-def write_part(path: Path, folder: Path, rules: Rules) -> None:
+def write_shard(path: Path, folder: Path, rules: IndexRules) -> None:
     """Read ``path`` into the store ``folder``, which appears whole or not at all.
 
     ``ValueError`` names file, line and record of the first thing that is wrong; with ``rules.bad`` of ``skip``
     the record is left out instead and counted in the manifest, and so is a file that cannot be read (all of it).
     """
     aside = folder.with_name(f"{folder.name}.partial")
-    source = Source(path)
-    part = Part(aside, path, rules)
+    source = BlockReader(path)
+    part = ShardWriter(aside, path, rules)
     try:
-        for piece in pieces(source, path):
+        for piece in read_chunks(source, path):
             part.add(piece)
         part.close()
     except ValueError as error:
         part.abandon()
         if rules.bad != "skip":
             raise
-        part = Part(aside, path, rules)
+        part = ShardWriter(aside, path, rules)
         part.skip("unreadable file", str(error))
         source.size, source.sha256 = fingerprint(path)
     part.finish(source, folder)
 
 
-class Part:
+class ShardWriter:
     """Takes pieces, writes what is good of them."""
 
-    def __init__(self, folder: Path, path: Path, rules: Rules) -> None:
+    def __init__(self, folder: Path, path: Path, rules: IndexRules) -> None:
         self.path = path
         self.rules = rules
         self.alphabet: Alphabet = ALPHABETS[rules.alphabet]
         self.skipped: dict[str, Skipped] = {}
         self.replaced: Counter[str] = Counter()
         self.rare: Counter[str] = Counter()
-        self._writer = Writer(folder)
+        self._writer = StoreWriter(folder)
         self._plain = self.alphabet.plain.encode()
         self._kept = (self.alphabet.plain + self.alphabet.rare).encode()
-        self._open: Records | None = None  # the record that goes on, unless it is left out
+        self._open: RecordHeaders | None = None  # the record that goes on, unless it is left out
         self._start = 0  # where its letters begin
         self._stopped = 0  # line of its stop, if that is its last letter so far
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Chunk) -> None:
         """Check a piece and write its good records' letters."""
         faults = [fault for fault in piece.faults if fault.segment is not None]
         for fault in piece.faults:
@@ -119,7 +120,7 @@ class Part:
         if b"" in piece.names:
             for segment in (at + 1 for at, name in enumerate(piece.names) if not name):
                 told = "a header without a name; give each record one"
-                faults.append(Fault(segment, int(piece.lines[segment - 1]), "record without a name", told))
+                faults.append(ParseError(segment, int(piece.lines[segment - 1]), "record without a name", told))
         letters = np.frombuffer(piece.letters, np.uint8)
         bounds = np.concatenate([[0], piece.starts, [len(letters)]])
         capitals = letters & np.uint8(255 - SMALL)
@@ -127,11 +128,11 @@ class Part:
         if odd or self._stopped:
             letters, capitals, bounds = self._odd(piece, letters, capitals, bounds, odd, faults)
         lengths = np.diff(bounds)
-        records = Records.of(piece, self._utf8)
+        records = RecordHeaders.of(piece, self._utf8)
         faults += self._by_length(records.lines, lengths)
         keep = np.ones(len(lengths), bool)
         keep[0] = self._open is not None
-        first: dict[int, Fault] = {}
+        first: dict[int, ParseError] = {}
         for fault in sorted(faults, key=lambda fault: fault.line):
             first.setdefault(fault.segment or 0, fault)
         for segment in sorted(first):
@@ -163,7 +164,7 @@ class Part:
         """Close the files of a part that will not be finished."""
         self._writer.abandon()
 
-    def finish(self, source: Source, folder: Path) -> None:
+    def finish(self, source: BlockReader, folder: Path) -> None:
         """Write the manifest and give the folder its name."""
         self._writer.finish(
             {
@@ -194,12 +195,12 @@ class Part:
 
     def _odd(
         self,
-        piece: Piece,
+        piece: Chunk,
         letters: np.ndarray,
         capitals: np.ndarray,
         bounds: np.ndarray,
         odd: bytes,
-        faults: list[Fault],
+        faults: list[ParseError],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The piece without stops at records' ends and with letters read as others; ``faults`` get the bad ones."""
         counts = np.bincount(np.frombuffer(odd, np.uint8), minlength=256)
@@ -217,7 +218,7 @@ class Part:
         known[list(self._kept)] = True
         bad = np.flatnonzero(~known[capitals])
         if self._stopped and bounds[1]:
-            faults.append(Fault(0, self._stopped, "stop inside", _stop_text(self._writer.total - self._start + 1)))
+            faults.append(ParseError(0, self._stopped, "stop inside", _stop_text(self._writer.total - self._start + 1)))
         stops = bad[:0]
         if self.alphabet.stop:
             stops = bad[letters[bad] == STOP]
@@ -236,21 +237,21 @@ class Part:
             bounds = bounds - np.searchsorted(stops, bounds, "left")
         return letters, capitals, bounds
 
-    def _bad_letter(self, segment: int, line: int, byte: int, position: int) -> Fault:
+    def _bad_letter(self, segment: int, line: int, byte: int, position: int) -> ParseError:
         shown = repr(chr(byte)) if 32 < byte < 127 else f"byte 0x{byte:02X}"
         where = f"{shown} at letter {position:,}"
         if byte == STOP and self.alphabet.stop:
-            return Fault(segment, line, "stop inside", _stop_text(position))
+            return ParseError(segment, line, "stop inside", _stop_text(position))
         if byte in b"-.":
-            return Fault(segment, line, "gap", f"{where} is a gap; an alignment? remove the gaps")
+            return ParseError(segment, line, "gap", f"{where} is a gap; an alignment? remove the gaps")
         text = f"{where} is no {self.alphabet.title}; expected {self.alphabet.letters}"
         if chr(byte).isascii() and chr(byte).isalpha() and self.alphabet.name == "dna":
             text += "; is it protein?"
         if self.rules.guessed:
             text += f" (alphabet {self.alphabet.name!r} as {self.rules.guessed} begins; another: give alphabet=)"
-        return Fault(segment, line, f"no {self.alphabet.title}", text)
+        return ParseError(segment, line, f"no {self.alphabet.title}", text)
 
-    def _by_length(self, lines: np.ndarray, lengths: np.ndarray) -> list[Fault]:
+    def _by_length(self, lines: np.ndarray, lengths: np.ndarray) -> list[ParseError]:
         """Records that end with this piece without a letter, and those that have too many already."""
         totals, limit = lengths.copy(), self.rules.max_length
         headers = np.concatenate([[0], lines])
@@ -261,10 +262,10 @@ class Part:
         if limit is not None:
             text = f"longer than max_length, {limit:,} residues; raise it or cut the sequence"
             for segment in np.flatnonzero(totals > limit).tolist():
-                faults.append(Fault(segment, int(headers[segment]), "longer than max_length", text))
+                faults.append(ParseError(segment, int(headers[segment]), "longer than max_length", text))
         return faults
 
-    def _refuse(self, fault: Fault, name: bytes) -> None:
+    def _refuse(self, fault: ParseError, name: bytes) -> None:
         called = f" record {name.decode('utf-8', 'replace')!r}:" if name else ""
         message = f"{self.path}: line {fault.line}:{called} {fault.text}"
         if self.rules.bad != "skip":
@@ -272,14 +273,14 @@ class Part:
         self.skip(fault.kind, message)
 
     def _write(
-        self, letters: np.ndarray, capitals: np.ndarray, lengths: np.ndarray, records: Records, keep: np.ndarray
+        self, letters: np.ndarray, capitals: np.ndarray, lengths: np.ndarray, records: RecordHeaders, keep: np.ndarray
     ) -> None:
         """Letters of what is kept, and the records that end in this piece: all but the last. ``lengths`` begin with
         the open record's, ``keep`` with the piece's first record's."""
         ends = self._writer.total + np.cumsum(lengths)
         small = (letters & np.uint8(SMALL)).astype(bool)
         unknown = capitals == ord(self.alphabet.unknown)
-        self._writer.extend(capitals, intervals.find(small), intervals.find(unknown))
+        self._writer.extend(capitals, intervals.from_mask(small), intervals.from_mask(unknown))
         if not len(keep):
             return
         if self._open is not None:
@@ -290,7 +291,7 @@ class Part:
         self._start = int(ends[-2])
         self._open = records.where(np.arange(len(keep)) == len(keep) - 1) if keep[-1] else None
 
-    def _close_records(self, records: Records, ends: np.ndarray) -> None:
+    def _close_records(self, records: RecordHeaders, ends: np.ndarray) -> None:
         count = len(ends)
         self._writer.close_records(
             ends,
@@ -303,8 +304,8 @@ class Part:
         )
 
 
-def _empty(segment: int, line: int) -> Fault:
-    return Fault(segment, line, "empty record", "no residues; remove it")
+def _empty(segment: int, line: int) -> ParseError:
+    return ParseError(segment, line, "empty record", "no residues; remove it")
 
 
 def _stop_text(position: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from ds4sci.data.sequences import intervals, layout, name_index
 
 
-def _told(method: Callable[..., Any]) -> Callable[..., Any]:
+def _names_store(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method whose errors name the store: tables damaged in place are noticed when a record is looked up."""
 
     @wraps(method)
@@ -74,30 +74,30 @@ class SequenceStore:
         """Paths of the files that were indexed."""
         return [source["path"] for source in self.manifest["sources"]]
 
-    @_told
+    @_names_store
     def name(self, index: int) -> str:
         """First word of a record's header."""
         return self._text("names", "name_offsets", index)
 
-    @_told
+    @_names_store
     def description(self, index: int) -> str:
         """What follows the name in a record's header."""
         return self._text("descriptions", "description_offsets", index)
 
-    @_told
-    def where(self, index: int) -> str:
+    @_names_store
+    def location(self, index: int) -> str:
         """``FILE: line N: record 'NAME'``: what an error about a record begins with."""
         index = self._index(index)
         source = self.sources[self.arrays["sources"][index]]
         return f"{source}: line {self.arrays['lines'][index]}: record {self.name(index)!r}"
 
-    @_told
+    @_names_store
     def find(self, name: str) -> int:
         """Index of the record of this name, in O(log records); ``KeyError`` if there is none."""
         wanted = name.encode("utf-8", "surrogateescape")
         if wanted:
             table = self.arrays["name_hashes"]
-            value = name_index.hashes(np.frombuffer(wanted, np.uint8), np.array([0, len(wanted)]))[0]
+            value = name_index.hash_names(np.frombuffer(wanted, np.uint8), np.array([0, len(wanted)]))[0]
             at = int(np.searchsorted(table, value))
             while at < len(table) and table[at] == value:
                 index = int(self.arrays["name_records"][at])
@@ -111,25 +111,25 @@ class SequenceStore:
         first, last = self._span(index, start, stop)
         return self.arrays["residues"][first:last]
 
-    @_told
-    def soft(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+    @_names_store
+    def soft_mask(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """bool [stop - start]: which residues are soft-masked (small letters in the file)."""
-        return intervals.flags(self.arrays["soft"], *self._span(index, start, stop))
+        return intervals.to_mask(self.arrays["soft"], *self._span(index, start, stop))
 
-    @_told
-    def unknown(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+    @_names_store
+    def unknown_mask(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """bool [stop - start]: which residues are N (DNA) or X (protein)."""
-        return intervals.flags(self.arrays["unknown"], *self._span(index, start, stop))
+        return intervals.to_mask(self.arrays["unknown"], *self._span(index, start, stop))
 
-    @_told
-    def soft_runs(self, index: int) -> np.ndarray:
+    @_names_store
+    def soft_intervals(self, index: int) -> np.ndarray:
         """int64 [runs, 2]: (start, stop) of a record's soft-masked stretches."""
-        return intervals.within(self.arrays["soft"], *self._span(index, 0, None))
+        return intervals.clip(self.arrays["soft"], *self._span(index, 0, None))
 
-    @_told
-    def unknown_runs(self, index: int) -> np.ndarray:
+    @_names_store
+    def unknown_intervals(self, index: int) -> np.ndarray:
         """int64 [runs, 2]: (start, stop) of a record's stretches of N or X."""
-        return intervals.within(self.arrays["unknown"], *self._span(index, 0, None))
+        return intervals.clip(self.arrays["unknown"], *self._span(index, 0, None))
 
     def verify(self) -> None:
         """Read every file and compare its checksum with the manifest's; ``ValueError`` names the first that differs."""
@@ -157,7 +157,7 @@ class SequenceStore:
             )
         end = last - first if stop is None else stop
         if not 0 <= start <= end <= last - first:
-            raise ValueError(f"{self.where(index)} has {last - first} residues; {start}:{end} is no part of it")
+            raise ValueError(f"{self.location(index)} has {last - first} residues; {start}:{end} is no part of it")
         return first + start, first + end
 
     def _bytes(self, blob: str, offsets: str, index: int) -> bytes:

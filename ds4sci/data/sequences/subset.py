@@ -35,7 +35,7 @@ def write_subset(store: SequenceStore, chosen: Iterable[int | Range], out: str |
     aside = out.with_name(f".{out.name}.partial")
     if aside.exists():
         shutil.rmtree(aside)
-    writer = layout.Writer(aside)
+    writer = layout.StoreWriter(aside)
     try:
         _copy_chosen(writer, store, chosen)
         if not writer.records:
@@ -57,13 +57,13 @@ def write_subset(store: SequenceStore, chosen: Iterable[int | Range], out: str |
     return SequenceStore.open(out)
 
 
-def _copy_chosen(writer: layout.Writer, store: SequenceStore, chosen: Iterable[int | Range]) -> None:
+def _copy_chosen(writer: layout.StoreWriter, store: SequenceStore, chosen: Iterable[int | Range]) -> None:
     seen: set[str] = set()
     for stretch in _stretches(chosen, store):
         if isinstance(stretch, Range):
             names = [copy_range(writer, store, stretch)]
         else:
-            copy(writer, store, *stretch)
+            copy_records(writer, store, *stretch)
             names = [store.name(index) for index in range(*stretch)]
         for name in names:
             if name in seen:
@@ -71,7 +71,9 @@ def _copy_chosen(writer: layout.Writer, store: SequenceStore, chosen: Iterable[i
             seen.add(name)
 
 
-def copy(writer: layout.Writer, store: SequenceStore, first: int, last: int, source: int | None = None) -> None:
+def copy_records(
+    writer: layout.StoreWriter, store: SequenceStore, first: int, last: int, source: int | None = None
+) -> None:
     """Write records ``first`` to ``last`` (excluded) of a store; ``source`` replaces the number of theirs."""
     if first == last:
         return
@@ -95,7 +97,7 @@ def copy(writer: layout.Writer, store: SequenceStore, first: int, last: int, sou
     )
 
 
-def copy_range(writer: layout.Writer, store: SequenceStore, part: Range) -> str:
+def copy_range(writer: layout.StoreWriter, store: SequenceStore, part: Range) -> str:
     """Write a part of a record as a record of its own; its name."""
     begin = int(store.offsets[part.record])
     length = int(store.offsets[part.record + 1]) - begin
@@ -115,10 +117,10 @@ def copy_range(writer: layout.Writer, store: SequenceStore, part: Range) -> str:
     return name
 
 
-def _letters(writer: layout.Writer, store: SequenceStore, begin: int, end: int) -> None:
+def _letters(writer: layout.StoreWriter, store: SequenceStore, begin: int, end: int) -> None:
     for at in range(begin, end, _AT_ONCE):
         stop = min(at + _AT_ONCE, end)
-        masks = (intervals.within(store.arrays[name], at, stop) for name in ("soft", "unknown"))
+        masks = (intervals.clip(store.arrays[name], at, stop) for name in ("soft", "unknown"))
         writer.extend(store.arrays["residues"][at:stop], *masks)
 
 
@@ -136,7 +138,7 @@ def _stretches(chosen: Iterable[int | Range], store: SequenceStore) -> Iterator[
         first, last = (0, 0) if isinstance(one, tuple) else (int(one), int(one) + 1)
         if isinstance(one, tuple):
             if not len(store.residues(*one)):  # which raises where the store has no such part
-                raise ValueError(f"{store.where(one[0])}: an empty range was chosen")
+                raise ValueError(f"{store.location(one[0])}: an empty range was chosen")
             yield Range(*one)
     if first < last:
         yield first, last
@@ -144,4 +146,4 @@ def _stretches(chosen: Iterable[int | Range], store: SequenceStore) -> Iterator[
 
 def contiguous(keep: np.ndarray) -> Sequence[tuple[int, int]]:
     """(first, last excluded) of the stretches of True."""
-    return [(int(first), int(last)) for first, last in intervals.find(keep)]
+    return [(int(first), int(last)) for first, last in intervals.from_mask(keep)]

@@ -29,7 +29,7 @@ from ds4sci.data.structures.dssp import assign_secondary_structure
 from ds4sci.data.structures.parsers import mmcif, pdb
 from ds4sci.data.structures.parsers.atom_table import KEPT
 from ds4sci.data.text_files import stem, suffix
-from ds4sci.data.worker_pool import run_each
+from ds4sci.data.worker_pool import run_in_processes
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.machine.processor import usable_cores
 from ds4sci.types import Record
@@ -160,7 +160,7 @@ def build(
     if progress:
         progress(done, len(files))
     arguments = [(path, str(path.relative_to(src_dir)), entries[path], alignments, settings) for path in todo]
-    for path, failure in run_each(_read_one, arguments, jobs=jobs or usable_cores(), marks=work):
+    for path, failure in run_in_processes(_read_one, arguments, jobs=jobs or usable_cores(), marker_dir=work):
         if failure:
             _store(entries[path[0]], [], [_row(path[1], None, "rejected", "parser error", failure)], {})
         done += 1

@@ -12,7 +12,7 @@ from ds4sci.chemistry.residue_codes import decode
 from ds4sci.data import text_files
 from ds4sci.data.alignments import alignment_files, msa
 from ds4sci.data.alignments.alignment_files import PAIRING_HITS, TEMPLATE_HITS, AlignmentFileReport, attach_files
-from ds4sci.data.sequences import SequenceStore, protein_fasta
+from ds4sci.data.sequences import SequenceStore, fasta_records
 from ds4sci.data.sequences import index as index_sequences
 from ds4sci.types import Record
 from tests.support.sequence_files import records_of, write
@@ -29,7 +29,7 @@ HHBLITS = {"B": "D", "J": "X", "O": "X", "U": "C", "Z": "E"}
 def attached(
     sequence: str, paths: list[Path], max_rows: int | None = None
 ) -> tuple[Record, dict[str, AlignmentFileReport]]:
-    record, files = attach_files(protein_fasta.record("q1", sequence), paths, max_rows=max_rows)
+    record, files = attach_files(fasta_records.make_record("q1", sequence), paths, max_rows=max_rows)
     kept = 0 if record.msa is None else len(record.msa.names)
     assert sum(file.kept for file in files) == kept
     for file in files:
@@ -54,7 +54,7 @@ def test_an_openfold_folder_without_its_template_hits() -> None:
     assert f"hmm_output.sto not read: {TEMPLATE_HITS}" in alignment_files.summarize(list(files.values()))
     # read as an alignment, the hits are refused by name
     with pytest.raises(ValueError, match=r"hmm_output\.sto: its query is not the sequence of q1: at residue 29"):
-        msa.attach(protein_fasta.record("q1", QUERY + "W"), msa.read(paths[0]), paths[1])
+        msa.attach(fasta_records.make_record("q1", QUERY + "W"), msa.read(paths[0]), paths[1])
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_which_files_of_a_chains_folder_are_read(name: str, reason: str | None) 
 def test_u_and_x_in_the_query_are_the_same_chain(letter: str, tmp_path: Path) -> None:
     """One file's query has U, the other's X; the chain has U (X in FASTA), X, or C (selenocysteine's parent)."""
     source = write(tmp_path / "q.fasta", f">q1\nMKTAYIA{letter}QRQISFVKSHFSRQLEERLG\n")
-    (entry,) = protein_fasta.read_entries(source)
+    (entry,) = fasta_records.read_entries(source)
     assert bool(entry.notes) == (letter == "U")
     found, files = attached(entry.sequence, sorted((CASES / "selenocysteine/q1").iterdir()))
     assert rows(found) == {"q1": entry.sequence, "h": QUERY}
@@ -135,9 +135,9 @@ def test_nul_bytes_that_are_damage(tmp_path: Path) -> None:
         msa.read(path)
     with pytest.raises(ValueError, match=r"x\.a3m: line 3: row 'h' has 2 columns"):
         msa.read(write(path, ">q\nACDE\n>h\nAC\0DE\n"))
-    assert protein_fasta.read_fasta(write(tmp_path / "x.fa", ">q\nACDE\n\0>h\nAC\n\0")) == [("q", "ACDE"), ("h", "AC")]
+    assert fasta_records.read_fasta(write(tmp_path / "x.fa", ">q\nACDE\n\0>h\nAC\n\0")) == [("q", "ACDE"), ("h", "AC")]
     with pytest.raises(ValueError, match=r"x\.fa: line 2: no '>' before 'DE'"):
-        protein_fasta.read_fasta(write(tmp_path / "x.fa", ">q\nAC\0DE\n"))
+        fasta_records.read_fasta(write(tmp_path / "x.fa", ">q\nAC\0DE\n"))
 
 
 # --- what other programs write ------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_only_ascii_letters_are_made_capitals(tmp_path: Path) -> None:
     """``ß`` is not SS, nor a ligature the letters that it joins: residues nobody wrote."""
     for letter in ("ß", "ﬁ", "ſ", "ı"):
         with pytest.raises(ValueError, match=r"x\.fa: line 2: '.' at letter 3 of 'q' is no amino acid"):
-            protein_fasta.read_fasta(write(tmp_path / "x.fa", f">q\nAC{letter}\n"))
+            fasta_records.read_fasta(write(tmp_path / "x.fa", f">q\nAC{letter}\n"))
         with pytest.raises(ValueError, match=r"x\.sto: line 3: row 'h' has '\?' in column 2"):
             msa.read(write(tmp_path / "x.sto", f"# STOCKHOLM 1.0\nq ACD\nh A{letter}D\n//\n"))
 
@@ -172,7 +172,7 @@ def test_only_ascii_letters_are_made_capitals(tmp_path: Path) -> None:
 FASTA, GENBANK = ">q\nACDEFGHIK\n", "LOCUS       q  9 aa\nORIGIN\n        1 acdefghik\n//\n"
 A3M, STOCKHOLM = ">q\nACDE\n>h\nAC-E\n", "# STOCKHOLM 1.0\nq ACDE\nh AC-E\n//\n"
 READERS = {
-    "x.fa": (FASTA, protein_fasta.read_fasta),
+    "x.fa": (FASTA, fasta_records.read_fasta),
     "x.a3m": (A3M, lambda path: rows_of(msa.read(path))),
     "x.sto": (STOCKHOLM, lambda path: rows_of(msa.read(path))),
     "store.fa": (FASTA, lambda path: stored(path)),
@@ -206,7 +206,9 @@ def test_marks_and_line_ends(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.fa", "x.a3m", "x.sto", "store.fa"])
 def test_compressions_that_are_not_read_are_named(name: str, tmp_path: Path) -> None:
-    for suffix, (magic, compression) in zip(text_files.FOREIGN_SUFFIXES, text_files.FOREIGN.items(), strict=True):
+    for suffix, (magic, compression) in zip(
+        text_files.UNSUPPORTED_SUFFIXES, text_files.UNSUPPORTED_COMPRESSIONS.items(), strict=True
+    ):
         with pytest.raises(ValueError, match=rf"{name}{suffix}: (compressed|packed) with {compression}"):
             READERS[name][1](write(tmp_path / f"{name}{suffix}", magic + b"xxxxxxxx"))
     folder = tmp_path / "msa"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ds4sci.chemistry.residue_codes import GAP, decode, encode
 from ds4sci.data.alignments import alignment_files, msa
-from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.parsers import mmcif, pdb
 from ds4sci.types import RESIDUES, Msa, Record
 
@@ -142,7 +142,7 @@ def test_bad_alignments_are_refused_by_name_and_line(name: str, text: str, messa
 
 
 def record_of(sequence: str) -> Record:
-    return protein_fasta.record("1ABC_A", sequence)
+    return fasta_records.make_record("1ABC_A", sequence)
 
 
 def test_attach_makes_the_records_sequence_row_0() -> None:
@@ -169,19 +169,19 @@ def test_attach_names_the_first_difference(query: str, message: str) -> None:
 
 def test_fasta(tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", ">one two three\nACDE\n FGH \n\n>2\nacdx*\n")
-    assert protein_fasta.read_fasta(path) == [("one", "ACDEFGH"), ("2", "ACDX")]
-    record = protein_fasta.record("one", "ACDEFGH")
+    assert fasta_records.read_fasta(path) == [("one", "ACDEFGH"), ("2", "ACDX")]
+    record = fasta_records.make_record("one", "ACDEFGH")
     assert not record.atom_mask.any()
     assert record.residue_index.tolist() == list(range(7))
     zipped = tmp_path / "x.fa.gz"
     zipped.write_bytes(gzip.compress(path.read_bytes()))
-    assert protein_fasta.read_fasta(zipped) == protein_fasta.read_fasta(path)
+    assert fasta_records.read_fasta(zipped) == fasta_records.read_fasta(path)
 
 
 def test_fasta_warns_of_letters_it_cannot_keep(tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", ">one\nABZJUOC\n")
     with pytest.warns(UserWarning, match=r"line 1: 'one': 5 of 7 letters"):
-        assert protein_fasta.read_fasta(path) == [("one", "AXXXXXC")]
+        assert fasta_records.read_fasta(path) == [("one", "AXXXXXC")]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_fasta_warns_of_letters_it_cannot_keep(tmp_path: Path) -> None:
 def test_bad_fasta_is_refused_by_line(text: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", text)
     with pytest.raises(ValueError, match=message) as caught:
-        protein_fasta.read_fasta(path)
+        fasta_records.read_fasta(path)
     assert str(path) in str(caught.value)
 
 
@@ -263,7 +263,7 @@ def test_fasta_round_trip_in_any_wrapping(tmp_path: Path, entries: dict[str, str
     lines = []
     for name, sequence in entries.items():
         lines += [f">{name} note", *(sequence[at : at + width] for at in range(0, len(sequence), width))]
-    assert protein_fasta.read_fasta(write(tmp_path / "x.fa", "\n".join(lines))) == list(entries.items())
+    assert fasta_records.read_fasta(write(tmp_path / "x.fa", "\n".join(lines))) == list(entries.items())
 
 
 def small_pdb() -> bytes:
@@ -279,7 +279,7 @@ WHOLE = {
     "x.a3m": ((DATA / "msa" / "bfd_uniclust_hits.a3m").read_bytes(), msa.read),
     "x.sto": ((DATA / "msa" / "mgnify_hits.sto").read_bytes(), msa.read),
     "x.cif.gz": ((DATA / "mmcif" / "1ubq.cif.gz").read_bytes(), mmcif.read),
-    "x.fa": (b">one\nACDEFG\n>two x\nACD\nEFG\n", protein_fasta.read_fasta),
+    "x.fa": (b">one\nACDEFG\n>two x\nACD\nEFG\n", fasta_records.read_fasta),
 }
 
 

@@ -11,7 +11,7 @@ from Bio import Align
 from ds4sci.data.alignments.profile import sequence_profile
 from ds4sci.data.clustering.chain_split import clusters, leakage, split
 from ds4sci.data.clustering.identity import candidates, identity, similar_pairs
-from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.types import RESIDUES, Record
 
@@ -39,7 +39,7 @@ def families(seed: int = 0, count: int = 12) -> list[Record]:
         founder = invent(rng, int(rng.integers(60, 140)))
         for member in range(1 + family % 4):
             sequence = founder if member == 0 else relative(rng, founder, 0.5)
-            records.append(protein_fasta.record(f"F{family:02}{member}_A", sequence))
+            records.append(fasta_records.make_record(f"F{family:02}{member}_A", sequence))
     return records
 
 
@@ -100,7 +100,7 @@ def test_relatives_of_relatives_stay_together() -> None:
     """A–B and B–C are alike, A–C are not: representatives would part them."""
     rng = np.random.default_rng(3)
     a, c = invent(rng, 100), invent(rng, 100)
-    chain = [protein_fasta.record(name, sequence) for name, sequence in (("a", a), ("b", a + c), ("c", c))]
+    chain = [fasta_records.make_record(name, sequence) for name, sequence in (("a", a), ("b", a + c), ("c", c))]
     assert clusters(chain) == [[0, 1, 2]]
     assert clusters([chain[0], chain[2]]) == [[0], [1]]
 
@@ -120,7 +120,9 @@ def test_split_has_no_leakage(seed: int) -> None:
 
 def test_chains_of_one_entry_go_to_one_side() -> None:
     rng = np.random.default_rng(4)
-    records = [protein_fasta.record(f"{entry}ABC_{chain}", invent(rng, 60)) for entry in range(1, 7) for chain in "AB"]
+    records = [
+        fasta_records.make_record(f"{entry}ABC_{chain}", invent(rng, 60)) for entry in range(1, 7) for chain in "AB"
+    ]
     train, valid = split(records, 0.4)
     entries = [{records[at].id[:4] for at in side} for side in (train, valid)]
     assert not entries[0] & entries[1]
@@ -132,14 +134,14 @@ def test_leakage_names_the_worst_pairs_and_shared_entries() -> None:
     rng = np.random.default_rng(5)
     founder = invent(rng, 100)
     train = [
-        protein_fasta.record("1ABC_A", founder),
-        protein_fasta.record("2ABC_A", invent(rng, 90)),
-        protein_fasta.record("lone", invent(rng, 50)),
+        fasta_records.make_record("1ABC_A", founder),
+        fasta_records.make_record("2ABC_A", invent(rng, 90)),
+        fasta_records.make_record("lone", invent(rng, 50)),
     ]
     valid = [
-        protein_fasta.record("3ABC_A", relative(rng, founder, 0.5)),
-        protein_fasta.record("1ABC_B", invent(rng, 80)),
-        protein_fasta.record("4ABC_A", founder),
+        fasta_records.make_record("3ABC_A", relative(rng, founder, 0.5)),
+        fasta_records.make_record("1ABC_B", invent(rng, 80)),
+        fasta_records.make_record("4ABC_A", founder),
     ]
     with pytest.warns(UserWarning, match="leakage") as caught:
         pairs = leakage(train, valid)

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from ds4sci.data.language import corpus
-from ds4sci.data.language.batches import Phase, Reader, batches, evaluation_batches
+from ds4sci.data.language.batches import DocumentReader, TrainingPhase, batches, evaluation_batches
 from ds4sci.data.language.packing import make_rows
-from ds4sci.data.language.targets import Target
+from ds4sci.data.language.targets import MaskingPolicy
+from ds4sci.data.language.tokenizer_adapter import open_tokenizer
 from ds4sci.data.language.windows import Regions
 from ds4sci.data.sequences import SequenceStore, index
 from ds4sci.types import IGNORE_INDEX
@@ -34,33 +35,42 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SequenceStore:
     return SequenceStore.open(folder / "store")
 
 
-def reader(store: SequenceStore, **more: Any) -> Reader:
-    return Reader(store, corpus.coder(None, {"kind": "nucleotide"}, causal=False), soft_masked_weight=0.25, **more)
+def reader(store: SequenceStore, **more: Any) -> DocumentReader:
+    return DocumentReader(
+        store, open_tokenizer(None, {"kind": "nucleotide"}, causal=False), soft_masked_weight=0.25, **more
+    )
 
 
-def made(store: SequenceStore, target: Target, **given: Any) -> Any:
+def made(store: SequenceStore, policy: MaskingPolicy, **given: Any) -> Any:
     own = reader(store, reverse_complement=0.5)
-    rows = make_rows(Regions.whole(store.lengths, range(len(store))), own.coder, document=64, row=128, seed=1)
+    rows = make_rows(
+        Regions.whole(store.lengths, range(len(store))), own.tokenizer, document_tokens=64, row_tokens=128, seed=1
+    )
     settings: dict[str, Any] = {
-        "seed": 5, "start_step": 0, "rank": 0, "world_size": 1, "micro_batch_size": 4, "accumulation_steps": 1,
-        "pad": own.coder.pad,
-    }  # fmt: skip
-    return batches(own, target, [Phase(0, rows, 128, 8)], **settings | given)
+        "seed": 5,
+        "start_step": 0,
+        "rank": 0,
+        "world_size": 1,
+        "micro_batch_size": 4,
+        "accumulation_steps": 1,
+        "pad_id": own.tokenizer.pad_id,
+    }
+    return batches(own, policy, [TrainingPhase(0, rows, 128, 8)], **settings | given)
 
 
-def masked(store: SequenceStore) -> Target:
-    coder = reader(store).coder
-    return Target(0.15, coder.mask, coder.residue_ids)
+def masked(store: SequenceStore) -> MaskingPolicy:
+    tokenizer = reader(store).tokenizer
+    return MaskingPolicy(0.15, tokenizer.mask_id, tokenizer.residue_ids)
 
 
 def test_a_document_has_weights_and_marks_of_its_residues(store) -> None:
     own = reader(store)
     found = own.document(1, 10, 40)
-    ends = len(own.coder.encoder.prefix), len(own.coder.encoder.suffix)
+    ends = len(own.tokenizer.encoder.prefix), len(own.tokenizer.encoder.suffix)
     inner = slice(ends[0], len(found.ids) - ends[1])
     assert found.name == "r1:11-40"
-    assert "".join(own.coder.names[i] for i in found.ids[inner]) == store.residues(1, 10, 40).tobytes().decode()
-    assert found.marked[inner].tolist() == [True] * 10 + [False] * 20
+    assert "".join(own.tokenizer.tokens[i] for i in found.ids[inner]) == store.residues(1, 10, 40).tobytes().decode()
+    assert found.soft_masked[inner].tolist() == [True] * 10 + [False] * 20
     assert found.weights[inner].tolist() == [0.25] * 10 + [1.0] * 18 + [0.0] * 2  # N counts nothing
     assert (found.size == 0).sum() == sum(ends)
 
@@ -68,22 +78,22 @@ def test_a_document_has_weights_and_marks_of_its_residues(store) -> None:
 def test_the_other_strand(store) -> None:
     own = reader(store, reverse_complement=1.0)
     found, plain = own.document(2, 0, 90, np.random.default_rng(0)), own.document(2, 0, 90)
-    size = len(own.coder.encoder.prefix)
-    letters = [own.coder.names[i] for i in plain.ids[size : size + 90]]
-    turned = [own.coder.names[i] for i in found.ids[size : size + 90]]
+    size = len(own.tokenizer.encoder.prefix)
+    letters = [own.tokenizer.tokens[i] for i in plain.ids[size : size + 90]]
+    turned = [own.tokenizer.tokens[i] for i in found.ids[size : size + 90]]
     assert turned == [{"A": "T", "C": "G", "G": "C", "T": "A", "N": "N"}[x] for x in letters[::-1]]
     assert found.weights[size : size + 90].tolist() == plain.weights[size : size + 90][::-1].tolist()
     assert found.name.endswith("-")
 
 
 def test_masks_are_those_of_bert(store) -> None:
-    target, seen = masked(store), np.zeros(4)
-    for batch in islice(made(store, target), 150):
+    policy, seen = masked(store), np.zeros(4)
+    for batch in islice(made(store, policy), 150):
         chosen = batch.labels != IGNORE_INDEX
         assert not (chosen & (batch.labels < 4)).any(), "special tokens are never predicted"
         given = batch.input_ids[chosen]
         same = given == batch.labels[chosen]
-        seen += [int(chosen.sum()), int((given == target.mask).sum()), int(same.sum()), batch.tokens]
+        seen += [int(chosen.sum()), int((given == policy.mask_id).sum()), int(same.sum()), batch.tokens]
         assert torch.equal(batch.weights > 0, chosen & (batch.weights > 0))
     assert seen[0] / seen[3] == pytest.approx(0.15, abs=0.01)
     assert seen[1] / seen[0] == pytest.approx(0.8, abs=0.02)
@@ -91,7 +101,7 @@ def test_masks_are_those_of_bert(store) -> None:
 
 
 def test_causal_labels_are_the_next_tokens_of_the_same_document(store) -> None:
-    for batch in islice(made(store, Target()), 10):
+    for batch in islice(made(store, MaskingPolicy()), 10):
         flat, labels = batch.input_ids.flatten(), batch.labels.flatten()
         inside = torch.zeros(len(flat), dtype=torch.bool)
         for start, stop in batch.doc_spans.tolist():
@@ -109,66 +119,75 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def test_a_step_is_the_same_for_any_ranks_accumulation_and_workers(store) -> None:
-    target = masked(store)
-    whole = list(islice(made(store, target), 6))
+    policy = masked(store)
+    whole = list(islice(made(store, policy), 6))
     for ranks, micro, turns in ((2, 2, 1), (4, 1, 1), (1, 2, 2), (2, 1, 2)):
         own = [
             list(
                 islice(
-                    made(
-                        store, target, rank=r, world_size=ranks, micro_batch_size=micro, accumulation_steps=turns
-                    ), 6 * turns,
+                    made(store, policy, rank=r, world_size=ranks, micro_batch_size=micro, accumulation_steps=turns),
+                    6 * turns,
                 )
             )
             for r in range(ranks)
-        ]  # fmt: skip
+        ]
         for step in range(6):
             parts = [own[r][step * turns + turn] for turn in range(turns) for r in range(ranks)]
             assert all(part.step == step for part in parts)
             assert torch.equal(torch.cat([part.input_ids for part in parts]), whole[step].input_ids)
             assert torch.equal(torch.cat([part.labels for part in parts]), whole[step].labels)
     for workers in (1, 3):
-        stream = made(store, target, workers=workers)
+        stream = made(store, policy, workers=workers)
         assert all(equal(a, b) for a, b in zip(islice(stream, 6), whole, strict=True))
         stream.close()
 
 
 def test_resuming_in_the_middle_of_an_epoch(store) -> None:
-    target = masked(store)
-    whole = list(islice(made(store, target), 12))
-    assert all(equal(a, b) for a, b in zip(islice(made(store, target, start_step=5), 7), whole[5:], strict=True))
+    policy = masked(store)
+    whole = list(islice(made(store, policy), 12))
+    assert all(equal(a, b) for a, b in zip(islice(made(store, policy, start_step=5), 7), whole[5:], strict=True))
 
 
 def test_evaluation_predicts_every_residue_once(store) -> None:
-    own, target = reader(store), masked(store)
-    rows = make_rows(Regions.whole(store.lengths, range(len(store))), own.coder, document=64, row=128, seed=1)
+    own, policy = reader(store), masked(store)
+    rows = make_rows(
+        Regions.whole(store.lengths, range(len(store))), own.tokenizer, document_tokens=64, row_tokens=128, seed=1
+    )
     counts: dict[str, torch.Tensor] = {}
     for batch in evaluation_batches(
-        own, target, rows, range(len(rows)), seed=0, pad=own.coder.pad, batch=2, budget=128, multiple=8,
+        own,
+        policy,
+        rows,
+        range(len(rows)),
+        seed=0,
+        pad_id=own.tokenizer.pad_id,
+        batch_size=2,
+        token_budget=128,
+        pad_multiple=8,
         every_token=True,
-    ):  # fmt: skip
+    ):
         key = "".join(batch.ids)
         counts[key] = counts.get(key, 0) + (batch.labels != IGNORE_INDEX).long()
         hidden = batch.labels != IGNORE_INDEX
-        assert (batch.input_ids[hidden] == target.mask).all()
+        assert (batch.input_ids[hidden] == policy.mask_id).all()
     total = sum(int(c.sum()) for c in counts.values())
     assert max(int(c.max()) for c in counts.values()) == 1
     assert total == int(store.lengths.sum())
 
 
 def test_words_of_three_bases(store) -> None:
-    own = Reader(store, corpus.coder(None, {"kind": "kmer", "k": 3}, causal=True), soft_masked_weight=0.5)
-    coder = own.coder
+    own = DocumentReader(store, open_tokenizer(None, {"kind": "kmer", "k": 3}, causal=True), soft_masked_weight=0.5)
+    tokenizer = own.tokenizer
     found = own.document(0, 0, 300)
-    first = len(coder.encoder.prefix)
-    assert coder.names[found.ids[first]] == store.residues(0, 0, 3).tobytes().decode()
+    first = len(tokenizer.encoder.prefix)
+    assert tokenizer.tokens[found.ids[first]] == store.residues(0, 0, 3).tobytes().decode()
     assert set(found.weights[found.size > 0].tolist()) == {0.5, 1.0, 0.0}
 
 
 def test_one_record_is_parted_at_its_end(tmp_path) -> None:
     file = tmp_path / "g.fa"
     file.write_text(">chromosome\n" + "ACGTTGCA" * 500 + "\n")
-    sides = corpus.open_sides(file, None, alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0)
+    sides = corpus.open_train_valid(file, None, alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0)
     assert sides.train_regions.stop.tolist() == [3600]
     assert (sides.valid_regions.start.tolist(), sides.valid_regions.stop.tolist()) == ([3600], [4000])
     again = corpus.open_store(file)
@@ -185,46 +204,54 @@ def test_a_run_warns_of_relatives_across_its_two_files(tmp_path, monkeypatch) ->
     clean.write_text(f">e\n{chains[3]}\n")
     settings: dict[str, Any] = {"alphabet": "auto", "bad": "error", "fraction": 0.1, "identity": 0.5, "seed": 0}
     with pytest.warns(UserWarning, match=r"1 of 2 validation records have relatives of 50%.*d and b"):
-        corpus.open_sides(train, leaking, **settings)
+        corpus.open_train_valid(train, leaking, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        corpus.open_sides(train, clean, **settings)
-    monkeypatch.setattr(corpus, "CHECKED", 100)
+        corpus.open_train_valid(train, clean, **settings)
+    monkeypatch.setattr(corpus, "LEAKAGE_CHECK_LIMIT", 100)
     with pytest.warns(UserWarning, match=r"too many to look for relatives.*ds4sci data leakage"):
-        corpus.open_sides(train, leaking, **settings)
+        corpus.open_train_valid(train, leaking, **settings)
 
 
 def test_what_cannot_be_opened(tmp_path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         corpus.open_store(tmp_path / "none.fa")
     with pytest.raises(ValueError, match="needs kind"):
-        corpus.coder(None, {"k": 3}, causal=True)
+        open_tokenizer(None, {"k": 3}, causal=True)
     with pytest.raises(ValueError, match="a new model needs one"):
-        corpus.coder(None, {}, causal=True)
+        open_tokenizer(None, {}, causal=True)
     (tmp_path / "p.fa").write_text(">p\nMKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ\n")
     (tmp_path / "d.fa").write_text(">d\nACGTACGTACGTACGTACGTACGTACGTACGTACGT\n")
     with pytest.raises(ValueError, match=r"d.fa has dna sequences, and data.path protein ones"):
-        corpus.open_sides(
+        corpus.open_train_valid(
             tmp_path / "p.fa", tmp_path / "d.fa", alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0
         )
 
 
 def test_evaluation_hides_everything_that_it_asks_for(store) -> None:
-    own, target = reader(store), masked(store)
-    rows = make_rows(Regions.whole(store.lengths, range(len(store))), own.coder, document=64, row=128, seed=1)
-    settings: dict[str, Any] = {"seed": 0, "pad": own.coder.pad, "batch": 2, "budget": 128, "multiple": 8}
-    batches_made = list(evaluation_batches(own, target, rows, range(len(rows)), **settings))
+    own, policy = reader(store), masked(store)
+    rows = make_rows(
+        Regions.whole(store.lengths, range(len(store))), own.tokenizer, document_tokens=64, row_tokens=128, seed=1
+    )
+    settings: dict[str, Any] = {
+        "seed": 0,
+        "pad_id": own.tokenizer.pad_id,
+        "batch_size": 2,
+        "token_budget": 128,
+        "pad_multiple": 8,
+    }
+    batches_made = list(evaluation_batches(own, policy, rows, range(len(rows)), **settings))
     asked = torch.cat([batch.input_ids[batch.labels != IGNORE_INDEX] for batch in batches_made])
     assert len(asked) > 20
-    assert (asked == target.mask).all()
-    assert sum(batch.tokens for batch in batches_made) / len(asked) == pytest.approx(target.turns(), rel=0.2)
+    assert (asked == policy.mask_id).all()
+    assert sum(batch.tokens for batch in batches_made) / len(asked) == pytest.approx(policy.num_passes(), rel=0.2)
 
 
 def test_codes_for_several_bases_weigh_as_n(tmp_path) -> None:
     """They are read as N, and to tell N from a base is to know none."""
     (tmp_path / "r.fa").write_text(">r\nACGTRYKMACGTNACGTBDHVSWACGT\n")
-    coder = corpus.coder(None, {"kind": "nucleotide"}, causal=False)
-    own = Reader(corpus.open_store(tmp_path / "r.fa", alphabet="dna"), coder)
+    tokenizer = open_tokenizer(None, {"kind": "nucleotide"}, causal=False)
+    own = DocumentReader(corpus.open_store(tmp_path / "r.fa", alphabet="dna"), tokenizer)
     found = own.document(0, 0, 27)
     counted = [w > 0 for w, n in zip(found.weights, found.size, strict=True) if n]
     assert counted == [letter in "ACGT" for letter in "ACGTRYKMACGTNACGTBDHVSWACGT"]

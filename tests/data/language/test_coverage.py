@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from ds4sci.data import tokenizers
 from ds4sci.data.language import corpus
-from ds4sci.data.language.batches import Phase, Reader, batches, evaluation_batches
-from ds4sci.data.language.corpus import Coder
+from ds4sci.data.language.batches import DocumentReader, TrainingPhase, batches, evaluation_batches
 from ds4sci.data.language.packing import make_rows
-from ds4sci.data.language.targets import Target
-from ds4sci.data.language.windows import NO_TOKEN, Regions, cut
+from ds4sci.data.language.targets import MaskingPolicy
+from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
+from ds4sci.data.language.windows import NO_TOKEN, Regions, cut_windows
 from ds4sci.types import IGNORE_INDEX
 from tests.support.trained_tokenizers import LEARNT, learnt
 
@@ -40,11 +40,11 @@ EVERY = [*SCHEMES, *LEARNT]
 
 
 @cache
-def coder(name: str) -> Coder:
+def adapter(name: str) -> TokenizerAdapter:
     if name in LEARNT:
-        return Coder(learnt(name))
+        return TokenizerAdapter(learnt(name))
     options = dict(SCHEMES[name])
-    return Coder(tokenizers.build(options.pop("kind"), **options))
+    return TokenizerAdapter(tokenizers.build(options.pop("kind"), **options))
 
 
 class Memory:
@@ -62,10 +62,10 @@ class Memory:
     def residues(self, record: int, start: int, stop: int) -> np.ndarray:
         return self.texts[record][start:stop]
 
-    def soft(self, record: int, start: int, stop: int) -> np.ndarray:
+    def soft_mask(self, record: int, start: int, stop: int) -> np.ndarray:
         return np.zeros(stop - start, bool)
 
-    def unknown(self, record: int, start: int, stop: int) -> np.ndarray:
+    def unknown_mask(self, record: int, start: int, stop: int) -> np.ndarray:
         return self.texts[record][start:stop] == ord("N")
 
 
@@ -76,7 +76,7 @@ def bases(rng: np.random.Generator, lengths: list[int], letters: str = "ACGT") -
 
 def of_no_token(name: str, store: Memory) -> int:
     """Residues that the tokenizer itself, called on each whole record, has in no token."""
-    encode = coder(name).encoder.token_spans
+    encode = adapter(name).encoder.token_spans
     total = 0
     for text in store.texts:
         held = np.zeros(len(text), bool)
@@ -96,15 +96,20 @@ def of_no_token(name: str, store: Memory) -> int:
 )
 @pytest.mark.parametrize("name", EVERY)
 def test_any_length_gives_the_same_count_of_residues(name, lengths, document, seed, strands, gaps) -> None:
-    own, store = coder(name), bases(np.random.default_rng(seed), lengths, "ACGTACGTACGTN" if gaps else "ACGT")
-    reader = Reader(store, own)
-    found = cut(Regions.whole(store.lengths, range(len(lengths))), own, reader.letters, document=document,
-                both_strands=strands)  # fmt: skip
-    read, ends = 0, (own.prefix, own.ends - own.prefix)
+    own, store = adapter(name), bases(np.random.default_rng(seed), lengths, "ACGTACGTACGTN" if gaps else "ACGT")
+    reader = DocumentReader(store, own)
+    found = cut_windows(
+        Regions.whole(store.lengths, range(len(lengths))),
+        own,
+        reader.residues,
+        document_tokens=document,
+        both_strands=strands,
+    )
+    read, ends = 0, (own.num_prefix_tokens, own.num_special_tokens - own.num_prefix_tokens)
     held = [np.zeros(length, int) for length in lengths]
     for region, start, stop, tokens in zip(found.region, found.start, found.stop, found.tokens, strict=True):
         for strand in (0.0, 1.0) if strands else (0.0,):
-            turned = Reader(store, own, reverse_complement=strand)
+            turned = DocumentReader(store, own, reverse_complement=strand)
             one = turned.document(int(region), int(start), int(stop), np.random.default_rng(0))
             assert len(one.ids) <= tokens <= document
             assert one.ids[: ends[0]].tolist() == own.encoder.prefix.tolist()
@@ -117,53 +122,90 @@ def test_any_length_gives_the_same_count_of_residues(name, lengths, document, se
     assert covered == found.coverage.read
     assert found.coverage.given == sum(lengths) == covered + found.coverage.left_out.get(NO_TOKEN, 0)
     # Cutting loses what the tokenizer's own rule leaves out of whole records, and at most the rest of a stride.
-    step = own.period.step if own.period is not None and own.period.step < own.period.width else 1
+    step = (
+        own.fixed_stride.stride
+        if own.fixed_stride is not None and own.fixed_stride.stride < own.fixed_stride.width
+        else 1
+    )
     assert sum(lengths) - covered <= of_no_token(name, store) + (step - 1) * len(lengths)
     silent = {i for i, h in enumerate(held) if not h.any()}
-    assert set(found.coverage.silent) == silent
+    assert set(found.coverage.unread_records) == silent
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_training_and_evaluation_read_what_was_given(name) -> None:
-    own, store = coder(name), bases(np.random.default_rng(1), [700, 331, 64])
-    target = Target(0.15, own.mask, own.residue_ids)
-    reader = Reader(store, own, reverse_complement=0.5)
-    rows = make_rows(Regions.whole(store.lengths, range(3)), own, reader.letters, document=48, row=96, seed=0,
-                     both_strands=True)  # fmt: skip
+    own, store = adapter(name), bases(np.random.default_rng(1), [700, 331, 64])
+    policy = MaskingPolicy(0.15, own.mask_id, own.residue_ids)
+    reader = DocumentReader(store, own, reverse_complement=0.5)
+    rows = make_rows(
+        Regions.whole(store.lengths, range(3)),
+        own,
+        reader.residues,
+        document_tokens=48,
+        row_tokens=96,
+        seed=0,
+        both_strands=True,
+    )
     assert rows.coverage.given == 1095
     assert rows.coverage.read >= 1095 - 3 * 4  # frame 2, and two bases behind the last codon
     scored = {}
     for fraction in (0.15, 0.0):
         made = evaluation_batches(
-            Reader(store, own), Target(fraction, own.mask, own.residue_ids), rows, range(len(rows)), seed=0,
-            pad=own.pad, batch=1, budget=96, multiple=8, every_token=True,
-        )  # fmt: skip
+            DocumentReader(store, own),
+            MaskingPolicy(fraction, own.mask_id, own.residue_ids),
+            rows,
+            range(len(rows)),
+            seed=0,
+            pad_id=own.pad_id,
+            batch_size=1,
+            token_budget=96,
+            pad_multiple=8,
+            every_token=True,
+        )
         scored[fraction] = sum(int(batch.residues.sum()) for batch in made)
     assert scored[0.15] == rows.coverage.read
-    unseen = 0 if own.prefix else sum(
-        int(Reader(store, own).document(int(r), int(a), int(b)).size[0])
-        for r, a, b in zip(rows.record, rows.start, rows.stop, strict=True)
-    )  # fmt: skip
+    unseen = (
+        0
+        if own.num_prefix_tokens
+        else sum(
+            int(DocumentReader(store, own).document(int(r), int(a), int(b)).size[0])
+            for r, a, b in zip(rows.record, rows.start, rows.stop, strict=True)
+        )
+    )
     assert scored[0.0] == rows.coverage.read - unseen
     stream = batches(
-        reader, target, [Phase(0, rows, 96, 8)], seed=3, start_step=0, rank=0, world_size=1, micro_batch_size=len(rows),
-        accumulation_steps=1, pad=own.pad,
-    )  # fmt: skip
+        reader,
+        policy,
+        [TrainingPhase(0, rows, 96, 8)],
+        seed=3,
+        start_step=0,
+        rank=0,
+        world_size=1,
+        micro_batch_size=len(rows),
+        accumulation_steps=1,
+        pad_id=own.pad_id,
+    )
     for batch in islice(stream, 3):  # epochs: windows moved and turned around; never cut off at an end
         for start, stop in batch.doc_spans.tolist():
             ids = batch.input_ids.flatten()[start:stop]
-            if own.ends > own.prefix:
+            if own.num_special_tokens > own.num_prefix_tokens:
                 assert ids[-1] == own.encoder.suffix[-1]
         assert int(batch.residues[batch.labels != IGNORE_INDEX].sum()) == int(batch.residues.sum())
 
 
 def test_a_bpe_tokenizer_reads_all_of_12_000_bases() -> None:
     """It read 1,375 of them, by an estimate of tokens from a run of A."""
-    own, store = coder("bpe"), bases(np.random.default_rng(2), [3000] * 4)
-    rows = make_rows(Regions.whole(store.lengths, range(4)), own, Reader(store, own).letters, document=128, row=128,
-                     seed=0)  # fmt: skip
+    own, store = adapter("bpe"), bases(np.random.default_rng(2), [3000] * 4)
+    rows = make_rows(
+        Regions.whole(store.lengths, range(4)),
+        own,
+        DocumentReader(store, own).residues,
+        document_tokens=128,
+        row_tokens=128,
+        seed=0,
+    )
     assert rows.coverage.describe("base") == "12,000 of 12,000 bases read"
-    assert rows.fill > 0.9
+    assert rows.packing_efficiency > 0.9
     assert int((rows.stop - rows.start).sum()) == 12_000
 
 
@@ -171,27 +213,29 @@ def test_codons_stay_in_frame_and_windows_of_k_mers_overlap_only_where_they_must
     text = np.frombuffer(b"ACGTTGCAAGCTTAGCCGATATCGGATCCTAGGCATTA", np.uint8)
     store = Memory([text])
     for frame in (0, 1, 2):
-        own = Coder(tokenizers.build("codon", frame=frame))
-        rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document=4, row=None, seed=0)
+        own = TokenizerAdapter(tokenizers.build("codon", frame=frame))
+        rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document_tokens=4, row_tokens=None, seed=0)
         assert rows.step == 3
-        read = [Reader(store, own).document(0, int(a), int(b)) for a, b in zip(rows.start, rows.stop, strict=True)]
-        words = [own.names[i] for one in read for i in one.ids]
+        read = [
+            DocumentReader(store, own).document(0, int(a), int(b)) for a, b in zip(rows.start, rows.stop, strict=True)
+        ]
+        words = [own.tokens[i] for one in read for i in one.ids]
         whole = text.tobytes().decode()[frame:]
         assert words == [whole[i : i + 3] for i in range(0, len(whole) - 2, 3)]
         assert rows.coverage.left_out.get(NO_TOKEN, 0) == len(text) - 3 * len(words)
-    own = Coder(tokenizers.build("kmer", k=6, stride=1))
+    own = TokenizerAdapter(tokenizers.build("kmer", k=6, stride=1))
     store = bases(np.random.default_rng(0), [28])  # 25 and a tail of 3 would lose the tail
-    rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document=20, row=None, seed=0)
+    rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document_tokens=20, row_tokens=None, seed=0)
     assert list(zip(rows.start.tolist(), rows.stop.tolist(), strict=True)) == [(0, 22), (22, 28)]
 
 
 def test_what_has_no_token_is_named() -> None:
-    own, store = coder("kmer-6/1"), bases(np.random.default_rng(0), [4, 30, 5])
-    rows = make_rows(Regions.whole(store.lengths, range(3)), own, None, document=64, row=64, seed=0)
-    assert rows.coverage.silent == (0, 2)
+    own, store = adapter("kmer-6/1"), bases(np.random.default_rng(0), [4, 30, 5])
+    rows = make_rows(Regions.whole(store.lengths, range(3)), own, None, document_tokens=64, row_tokens=64, seed=0)
+    assert rows.coverage.unread_records == (0, 2)
     assert rows.coverage.describe("base") == "30 of 39 bases read, 9 in no token, nothing read of 2 records"
     with pytest.raises(ValueError, match="no sequence to make rows of: 9 residues in 2 records, none of them in a"):
-        make_rows(Regions.whole(store.lengths, [0, 2]), own, None, document=64, row=64, seed=0)
+        make_rows(Regions.whole(store.lengths, [0, 2]), own, None, document_tokens=64, row_tokens=64, seed=0)
 
 
 def test_windows_that_cost_a_tokenizer_are_cut_once(tmp_path, monkeypatch) -> None:
@@ -200,11 +244,13 @@ def test_windows_that_cost_a_tokenizer_are_cut_once(tmp_path, monkeypatch) -> No
         f">g\n{bases(np.random.default_rng(0), [600]).texts[0].tobytes().decode()}\n>h\nNNN\n"
     )
     store, calls = corpus.open_store(tmp_path / "g.fa"), []
-    monkeypatch.setattr(corpus, "cut", lambda *given, **named: calls.append(1) or cut(*given, **named))
+    monkeypatch.setattr(corpus, "cut_windows", lambda *given, **named: calls.append(1) or cut_windows(*given, **named))
     regions = Regions.whole(store.lengths, range(2))
 
     def made(name: str, document: int = 48) -> Any:
-        return corpus.cut_once(store, regions, coder(name), store.residues, document=document, both_strands=False)
+        return corpus.cut_windows_cached(
+            store, regions, adapter(name), store.residues, document_tokens=document, both_strands=False
+        )
 
     first, again = made("bpe"), made("bpe")
     assert len(calls) == 1

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from ds4sci.baselines.ngrams import fit
-from ds4sci.data.language.batches import Phase, Reader, batches
+from ds4sci.data.language.batches import DocumentReader, TrainingPhase, batches
 from ds4sci.data.language.packing import make_rows
-from ds4sci.data.language.targets import Target, Units, first_seen
+from ds4sci.data.language.targets import MaskingPolicy, PredictionUnits, count_new_residues
 from ds4sci.data.language.windows import Regions
 from ds4sci.tasks import causal_lm, masked_lm
 from ds4sci.tasks.language_modeling import LanguageTask
@@ -64,15 +64,15 @@ class Oracle(nn.Module):
         losses = np.zeros(len(flat), np.float32)
         for name, (first, last) in zip(batch.ids, batch.doc_spans.tolist(), strict=True):
             record, start, stop = map(int, re.findall(r"\d+", name))
-            ids, place, size = self.task.coder.encode(self.store.residues(record, start - 1, stop))
+            ids, place, size = self.task.tokenizer.encode(self.store.residues(record, start - 1, stop))
             assert len(ids) == last - first
             visible = flat[first:last] == ids
             for i in np.flatnonzero(labels[first:last] != IGNORE_INDEX).tolist():
-                token = i if self.task.fraction else i + 1
+                token = i if self.task.mlm_probability else i + 1
                 seen = np.zeros(stop - start + 1, bool)
                 for j in range(len(ids)):
-                    tells = visible[j] if self.task.fraction else j <= i
-                    if tells and not self.task.coder.is_unknown(ids[j]):
+                    tells = visible[j] if self.task.mlm_probability else j <= i
+                    if tells and not self.task.tokenizer.is_unknown(ids[j]):
                         seen[place[j] : place[j] + size[j]] = True
                 hidden = ~seen[place[token] : place[token] + size[token]]
                 losses[first + i] = hidden.sum() * math.log(4)
@@ -84,9 +84,14 @@ class Oracle(nn.Module):
 
 
 def score(task: LanguageTask, model: nn.Module, store: Memory) -> tuple[list[dict[str, Any]], Any]:
-    reader = Reader(store, task.coder)
+    reader = DocumentReader(store, task.tokenizer)
     rows = make_rows(
-        Regions.whole(store.lengths, range(len(store.texts))), task.coder, reader.letters, document=48, row=96, seed=0
+        Regions.whole(store.lengths, range(len(store.texts))),
+        task.tokenizer,
+        reader.residues,
+        document_tokens=48,
+        row_tokens=96,
+        seed=0,
     )
     parts = task.score(model, reader, rows, list(range(len(rows))), 96, device=torch.device("cpu"), every_token=True)
     return parts, rows
@@ -107,7 +112,7 @@ def test_the_best_model_pays_ln_4_for_every_base_once(name, fraction) -> None:
     assert sum(part["residue_nats"] for part in parts) == pytest.approx(residues * math.log(4), rel=1e-6)
     weightless = sum(part["weightless"] for part in parts)
     unscored = rows.coverage.read - residues - weightless
-    if fraction == 0.0 and not task.coder.prefix:
+    if fraction == 0.0 and not task.tokenizer.num_prefix_tokens:
         assert 0 < unscored <= 6 * len(rows.record)
     elif fraction == 0.6 and "/" in name:
         assert 0 <= unscored < rows.coverage.read / 2  # two passes: what lies between k-mers stays unpredicted
@@ -119,13 +124,13 @@ def test_the_best_model_pays_ln_4_for_every_base_once(name, fraction) -> None:
 def test_training_masks_hide_what_they_ask_for() -> None:
     """Chosen, hidden k-mers: no visible token holds a base that counts. The share of bases is that of the config."""
     task, store = task_of("masked", "kmer-6/1"), bases(np.random.default_rng(4), [400])
-    one, rng = Reader(store, task.coder).document(0, 0, 400), np.random.default_rng(0)
-    target, asked, hidden_of_all = Target(0.15, task.coder.mask, task.coder.residue_ids), 0, 0
+    one, rng = DocumentReader(store, task.tokenizer).document(0, 0, 400), np.random.default_rng(0)
+    policy, asked, hidden_of_all = MaskingPolicy(0.15, task.tokenizer.mask_id, task.tokenizer.residue_ids), 0, 0
     for _ in range(200):
-        made = target.apply(one, rng)
+        made = policy.apply(one, rng)
         at = np.flatnonzero(made.labels != IGNORE_INDEX)
         asked += int(made.residues.sum())
-        hidden = made.inputs == task.coder.mask
+        hidden = made.inputs == task.tokenizer.mask_id
         hidden_of_all += int(hidden.sum())
         shown = np.zeros(400, bool)
         for j in np.flatnonzero(~hidden):
@@ -141,20 +146,20 @@ def test_training_masks_hide_what_they_ask_for() -> None:
 class Soft(Memory):
     """Every third stretch of five bases is soft-masked."""
 
-    def soft(self, record: int, start: int, stop: int) -> np.ndarray:
+    def soft_mask(self, record: int, start: int, stop: int) -> np.ndarray:
         return np.arange(start, stop) // 5 % 3 == 0
 
 
 @pytest.mark.parametrize("name", ["nucleotide", "kmer-3", "kmer-6/1", "kmer-3/2", "codon"])
 def test_the_other_strand_and_bases_that_do_not_count(name) -> None:
     task, store = task_of("masked", name), Soft(bases(np.random.default_rng(6), [150]).texts)
-    reader = Reader(store, task.coder, soft_masked_weight=0.0, reverse_complement=1.0)
+    reader = DocumentReader(store, task.tokenizer, soft_masked_weight=0.0, reverse_complement=1.0)
     one = reader.document(0, 0, 150, np.random.default_rng(0))
     assert one.name.endswith("-")
-    soft = store.soft(0, 0, 150)[::-1]
+    soft = store.soft_mask(0, 0, 150)[::-1]
     counted = np.zeros(150, int)
-    for turn in range(task.prediction.turns()):
-        made = task.prediction.turn(one, turn, np.random.default_rng(1))
+    for turn in range(task.masking_policy.num_passes()):
+        made = task.masking_policy.apply_pass(one, turn, np.random.default_rng(1))
         shown = np.zeros(150, bool)
         for j in np.flatnonzero((made.inputs == one.ids) & (one.size > 0)):
             shown[one.start[j] : one.start[j] + one.size[j]] = True
@@ -184,7 +189,7 @@ def test_units_part_the_residues() -> None:
         stride, n = int(rng.integers(1, k + 1)), int(rng.integers(k, 60))
         start = np.arange(0, n - k + 1, stride)
         size, unknown = np.full(len(start), k), rng.random(len(start)) < 0.1
-        units, fresh = Units.of(start, size, unknown), first_seen(start, size, unknown)
+        units, fresh = PredictionUnits.of(start, size, unknown), count_new_residues(start, size, unknown)
         whole = int(start[-1]) + k
         assert int(units.residues.sum()) == int(fresh.sum()) == whole
         assert (units.first <= units.label).all()
@@ -223,11 +228,13 @@ def test_a_trained_model_does_not_get_below_the_floor(kind) -> None:
     task.model.train()
     for step in range(60):
         store = bases(rng, [46 * 8])
-        reader = Reader(store, task.coder)
-        rows = make_rows(Regions.whole(store.lengths, [0]), task.coder, None, document=48, row=96, seed=step)
+        reader = DocumentReader(store, task.tokenizer)
+        rows = make_rows(
+            Regions.whole(store.lengths, [0]), task.tokenizer, None, document_tokens=48, row_tokens=96, seed=step
+        )
         batch = next(iter(batches(
-            reader, task.prediction, [Phase(0, rows, 96, 8)], seed=step, start_step=0, rank=0, world_size=1,
-            micro_batch_size=len(rows), accumulation_steps=1, pad=task.coder.pad,
+            reader, task.masking_policy, [TrainingPhase(0, rows, 96, 8)], seed=step, start_step=0, rank=0, world_size=1,
+            micro_batch_size=len(rows), accumulation_steps=1, pad_id=task.tokenizer.pad_id,
         )))  # fmt: skip
         output = task.model(batch)
         loss = (output.losses * output.weights).sum() / output.weights.sum()

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds4sci.data.language.packing import make_rows, pack, row_of, window
+from ds4sci.data.language.packing import make_rows, pack, window
 from ds4sci.data.language.windows import Regions
+from ds4sci.data.loader import shuffled_index
 from ds4sci.data.structures.chain_set import ChainSet
-from ds4sci.data.tokenizers.schemes import Period
+from ds4sci.data.tokenizers.schemes import FixedStride
 
 
 class TwoEnds:
     """A coder of single letters with <cls> and <eos>."""
 
-    prefix, ends, period = 1, 2, Period()
+    num_prefix_tokens, num_special_tokens, fixed_stride = 1, 2, FixedStride()
 
     def encode(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         place = np.pad(np.arange(len(letters)), 1)
@@ -43,14 +44,16 @@ def test_packing_keeps_every_document_whole_and_once(sizes, seed) -> None:
 
 def test_real_proteins_fill_rows() -> None:
     chains = ChainSet.open(Path(__file__).parents[3] / "examples/fold/data/chains_train.npz")
-    rows = make_rows(Regions.whole(chains.lengths, range(len(chains))), TwoEnds(), document=1024, row=1024, seed=0)
-    assert rows.fill > 0.98
+    rows = make_rows(
+        Regions.whole(chains.lengths, range(len(chains))), TwoEnds(), document_tokens=1024, row_tokens=1024, seed=0
+    )
+    assert rows.packing_efficiency > 0.98
     assert int(rows.tokens.sum()) == int(chains.lengths.sum()) + 2 * len(chains)
 
 
 def test_long_records_are_cut_into_windows_that_cover_them() -> None:
     lengths = np.array([1000, 50, 98])
-    rows = make_rows(Regions.whole(lengths, [0, 1, 2]), TwoEnds(), document=100, row=None, seed=0)
+    rows = make_rows(Regions.whole(lengths, [0, 1, 2]), TwoEnds(), document_tokens=100, row_tokens=None, seed=0)
     assert len(rows) == len(rows.record)
     first = [(a, b) for r, a, b in zip(rows.record, rows.start, rows.stop, strict=True) if r == 0]
     assert first[0] == (0, 98)
@@ -61,19 +64,23 @@ def test_long_records_are_cut_into_windows_that_cover_them() -> None:
 
 def test_windows_move_within_their_region_alone() -> None:
     rows = make_rows(
-        Regions(np.array([4]), np.array([500]), np.array([900])), TwoEnds(), document=102, row=None, seed=0
+        Regions(np.array([4]), np.array([500]), np.array([900])),
+        TwoEnds(),
+        document_tokens=102,
+        row_tokens=None,
+        seed=0,
     )
     rng = np.random.default_rng(0)
     seen = [window(rows, document, rng) for document in range(len(rows)) for _ in range(200)]
     assert min(a for a, _ in seen) == 500
     assert max(b for _, b in seen) == 900
     assert {b - a for a, b in seen} == {100}
-    whole = make_rows(Regions.whole(np.array([80]), [0]), TwoEnds(), document=102, row=None, seed=0)
+    whole = make_rows(Regions.whole(np.array([80]), [0]), TwoEnds(), document_tokens=102, row_tokens=None, seed=0)
     assert window(whole, 0, rng) == (0, 80)
 
 
 def test_every_epoch_has_every_row_once_in_another_order() -> None:
-    epochs = [[row_of(3, epoch * 50 + i, 50) for i in range(50)] for epoch in range(3)]
+    epochs = [[shuffled_index(3, epoch * 50 + i, 50) for i in range(50)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
@@ -81,8 +88,8 @@ def test_every_epoch_has_every_row_once_in_another_order() -> None:
 def test_sizes_that_cannot_be() -> None:
     regions = Regions.whole(np.array([30]), [0])
     with pytest.raises(ValueError, match="row of 50 tokens cannot hold a document of 60"):
-        make_rows(regions, TwoEnds(), document=60, row=50, seed=0)
+        make_rows(regions, TwoEnds(), document_tokens=60, row_tokens=50, seed=0)
     with pytest.raises(ValueError, match="2 tokens holds no residue"):
-        make_rows(regions, TwoEnds(), document=2, row=None, seed=0)
+        make_rows(regions, TwoEnds(), document_tokens=2, row_tokens=None, seed=0)
     with pytest.raises(ValueError, match="no sequence"):
-        make_rows(Regions.whole(np.array([], int), []), TwoEnds(), document=9, row=None, seed=0)
+        make_rows(Regions.whole(np.array([], int), []), TwoEnds(), document_tokens=9, row_tokens=None, seed=0)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ds4sci.data.sequences import SequenceStore, fasta, index, stream
+from ds4sci.data.sequences import SequenceStore, block_reader, fasta_blocks, index
 from tests.support.sequence_files import bgzip, records_of, write
 
 shared_folder = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -24,7 +24,7 @@ PLAIN = "ACGTTGCAACGTGCA"
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 17 bytes, so that every record, header and line end is cut somewhere."""
-    monkeypatch.setattr(stream.Source.__init__, "__defaults__", (17,))
+    monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (17,))
 
 
 @given(st.binary(max_size=300) | st.from_regex(rb"(>?[ -~]{0,9}[\r\n]|@[A-z]*\n[ACGT]*\n\+\n|LOCUS|//|ORIGIN|;){0,20}"))
@@ -113,7 +113,7 @@ BAD: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_record(what: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error with file, line and record, or with skip all the others and a count with the same words."""
-    monkeypatch.setattr(stream.Source.__init__, "__defaults__", (block,))
+    monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (block,))
     data, message, options = BAD[what]
     path = write(tmp_path / "in.fa", data)
     with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
@@ -184,7 +184,7 @@ def test_names_used_in_two_files(tmp_path: Path) -> None:
     summary = index([a, b], tmp_path / "out", jobs=1, bad="skip")
     store = SequenceStore.open(tmp_path / "out")
     assert records_of(store) == [("x", "ACGT"), ("y", "AC"), ("z", "GGGG"), ("w", "CC")]
-    assert store.where(3) == f"{b}: line 6: record 'w'"
+    assert store.location(3) == f"{b}: line 6: record 'w'"
     assert summary.skipped["name used before"]["count"] == 1
 
 
@@ -207,14 +207,14 @@ def test_calls_that_make_no_sense(tmp_path: Path) -> None:
 
 
 def test_a_header_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fasta, "LONGEST_HEADER", 100)
+    monkeypatch.setattr(fasta_blocks, "LONGEST_HEADER", 100)
     with pytest.raises(ValueError, match="line 3: a header of over 100 bytes"):
-        list(fasta.pieces([b">a\nAC\n", *[b">" + b"x" * 30] * 5], "in.fa"))
+        list(fasta_blocks.read_chunks([b">a\nAC\n", *[b">" + b"x" * 30] * 5], "in.fa"))
 
 
 def test_a_record_without_its_locus_line_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head of a release file may stand ahead of the first record; a record's own lines may not."""
-    monkeypatch.setattr(stream.Source.__init__, "__defaults__", (100,))
+    monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (100,))
     whole = f"LOCUS       good\nORIGIN\n  1 {PLAIN}\n//\n"
     damaged = f"\nLOC?S       x  4 bp\nORIGIN\n  1 acgt\n//\n{whole.replace('good', 'last')}"
     head = "GBBCT1.SEQ          Genetic Sequence Data Bank\n\n"

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from ds4sci.data.sequences import (
     Range,
     SequenceStore,
+    block_reader,
     build,
     index,
     intervals,
     layout,
     name_index,
-    stream,
     write_subset,
 )
 from ds4sci.data.structures.chain_set import ChainSet
@@ -42,7 +42,7 @@ def letters(store: SequenceStore, record: int, start: int = 0, stop: int | None 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 17 bytes, so that every record, header and line end is cut somewhere."""
-    monkeypatch.setattr(stream.Source.__init__, "__defaults__", (17,))
+    monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (17,))
 
 
 # --- what is written comes back -----------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_any_fasta_comes_back(
     )
     path = write(tmp_path / "in.fa", text + end * last_end)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream.Source.__init__, "__defaults__", (block,))
+        patch.setattr(block_reader.BlockReader.__init__, "__defaults__", (block,))
         index([path], tmp_path / "out", alphabet="protein", jobs=1)
     store = SequenceStore.open(tmp_path / "out")
     assert records_of(store) == listed
@@ -76,7 +76,7 @@ def test_any_fasta_comes_back(
     assert [store.find(name) for name, _ in listed] == list(range(len(listed)))
     assert store.total == sum(len(one) for _, one in listed)
     for record, (_, one) in enumerate(listed):
-        np.testing.assert_array_equal(store.unknown(record), np.array([letter in "Xx" for letter in one]))
+        np.testing.assert_array_equal(store.unknown_mask(record), np.array([letter in "Xx" for letter in one]))
 
 
 def test_packings_give_the_same_bytes(tmp_path: Path) -> None:
@@ -121,7 +121,9 @@ def test_formats_agree(tmp_path: Path) -> None:
     for path in (fasta, fastq, genbank):
         index([path], tmp_path / "out", jobs=1)
         store = SequenceStore.open(tmp_path / "out")
-        found.append([(store.name(i), store.description(i), letters(store, i), store.soft(i).any()) for i in range(2)])
+        found.append(
+            [(store.name(i), store.description(i), letters(store, i), store.soft_mask(i).any()) for i in range(2)]
+        )
     assert found[0] == found[1] == found[2]
     assert found[0][0] == ("X1.2", "first of two", one, False)
 
@@ -141,13 +143,13 @@ def test_stretches_and_masks(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for start, stop in [(0, 440), (0, 0), (440, 440), (7, 8), *np.sort(rng.integers(0, 440, (60, 2)), 1).tolist()]:
         assert letters(store, 0, start, stop) == text[start:stop].upper()
-        np.testing.assert_array_equal(store.soft(0, start, stop), small[start:stop])
-        np.testing.assert_array_equal(store.unknown(0, start, stop), unknown[start:stop])
-    assert store.soft_runs(1).tolist() == [[0, 3]]
-    assert store.unknown_runs(2).tolist() == [[0, 1]]
+        np.testing.assert_array_equal(store.soft_mask(0, start, stop), small[start:stop])
+        np.testing.assert_array_equal(store.unknown_mask(0, start, stop), unknown[start:stop])
+    assert store.soft_intervals(1).tolist() == [[0, 3]]
+    assert store.unknown_intervals(2).tolist() == [[0, 1]]
     assert letters(store, 2) == "NACGT"
-    assert store.soft(2).tolist() == [False] * 4 + [True]
-    assert store.where(2) == f"{path}: line 5: record 'chr3'"
+    assert store.soft_mask(2).tolist() == [False] * 4 + [True]
+    assert store.location(2) == f"{path}: line 5: record 'chr3'"
     assert not store.residues(0).flags.writeable
     with pytest.raises(KeyError, match="chr4"):
         store.find("chr4")
@@ -175,8 +177,8 @@ def test_names_are_found_among_equal_hashes(tmp_path: Path, monkeypatch: pytest.
 def test_hashes_depend_on_the_name_alone(listed: list[str]) -> None:
     blobs = [name.encode("utf-8", "surrogatepass") for name in listed]
     offsets = np.concatenate([[0], np.cumsum([len(blob) for blob in blobs])])
-    together = name_index.hashes(np.frombuffer(b"".join(blobs), np.uint8), offsets)
-    alone = [name_index.hashes(np.frombuffer(blob, np.uint8), np.array([0, len(blob)]))[0] for blob in blobs]
+    together = name_index.hash_names(np.frombuffer(b"".join(blobs), np.uint8), offsets)
+    alone = [name_index.hash_names(np.frombuffer(blob, np.uint8), np.array([0, len(blob)]))[0] for blob in blobs]
     assert together.tolist() == alone
     assert len(set(alone)) == len(set(blobs))
 
@@ -186,14 +188,14 @@ def test_runs(values: list[bool], cuts: list[int], data: st.DataObject) -> None:
     """Found in pieces and joined, they are those of the whole; and back."""
     whole = np.array(values, bool)
     bounds = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
-    found = [intervals.find(whole[a:b]) + a for a, b in pairwise(bounds)]
-    joined = intervals.join([part for part in found if len(part)])
-    np.testing.assert_array_equal(joined, intervals.find(whole))
+    found = [intervals.from_mask(whole[a:b]) + a for a, b in pairwise(bounds)]
+    joined = intervals.merge([part for part in found if len(part)])
+    np.testing.assert_array_equal(joined, intervals.from_mask(whole))
     start = data.draw(st.integers(0, len(values)))
     stop = data.draw(st.integers(start, len(values)))
-    np.testing.assert_array_equal(intervals.flags(joined, start, stop), whole[start:stop])
-    np.testing.assert_array_equal(intervals.within(joined, start, stop), intervals.find(whole[start:stop]))
-    np.testing.assert_array_equal(intervals.cut(joined, stop), intervals.find(whole[:stop]))
+    np.testing.assert_array_equal(intervals.to_mask(joined, start, stop), whole[start:stop])
+    np.testing.assert_array_equal(intervals.clip(joined, start, stop), intervals.from_mask(whole[start:stop]))
+    np.testing.assert_array_equal(intervals.truncate(joined, stop), intervals.from_mask(whole[:stop]))
 
 
 def test_checksums_and_sizes(tmp_path: Path) -> None:
@@ -277,13 +279,13 @@ def _die_at_the_third(path: Path, folder: Path, rules: Any) -> None:
         import os
 
         os._exit(9)  # as a kill does: nothing is tidied up
-    from ds4sci.data.sequences.shard_writer import write_part
+    from ds4sci.data.sequences.shard_writer import write_shard
 
-    write_part(path, folder, rules)
+    write_shard(path, folder, rules)
 
 
 def _killed_run(paths: list[Path], out: Path) -> None:
-    build.write_part = _die_at_the_third
+    build.write_shard = _die_at_the_third
     index(paths, out, jobs=1)
 
 
@@ -301,15 +303,15 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     read: list[str] = []
 
     def counted(path: Path, folder: Path, rules: Any) -> None:
-        from ds4sci.data.sequences.shard_writer import write_part
+        from ds4sci.data.sequences.shard_writer import write_shard
 
         read.append(path.name)
-        write_part(path, folder, rules)
+        write_shard(path, folder, rules)
 
-    monkeypatch.setattr(build, "write_part", counted)
+    monkeypatch.setattr(build, "write_shard", counted)
     summary = index(paths, out, jobs=1)
     assert read == ["0.fa", "2.fa", "3.fa", "4.fa"]
-    assert summary.kept == 1
+    assert summary.reused_files == 1
     assert "1 of them read by an earlier run" in str(summary)
     monkeypatch.undo()
     index(paths, tmp_path / "fresh", jobs=1)
@@ -319,19 +321,19 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_damaged_part_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = several(tmp_path, 2)
-    monkeypatch.setattr(build, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(build, "_merge_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         index(paths, tmp_path / "out", jobs=1)
     monkeypatch.undo()
     (part, _) = sorted(path for path in (tmp_path / "out.work").iterdir() if path.is_dir())
     (part / "residues.bin").write_bytes(b"short")
-    assert index(paths, tmp_path / "out", jobs=1).kept == 1
+    assert index(paths, tmp_path / "out", jobs=1).reused_files == 1
     SequenceStore.open(tmp_path / "out").verify()
 
 
 def test_two_runs_into_one_store(tmp_path: Path) -> None:
     (path,) = several(tmp_path, 1)
-    with build._alone(tmp_path / "out.work", tmp_path / "out"), pytest.raises(ValueError, match="another run"):
+    with build._exclusive_lock(tmp_path / "out.work", tmp_path / "out"), pytest.raises(ValueError, match="another run"):
         index([path], tmp_path / "out", jobs=1)
 
 
@@ -348,8 +350,8 @@ def test_subset(tmp_path: Path) -> None:
         ("d", "nnAC"), ("a", "ACGTNNacgt"), ("b", "GGGgggNNNN"), ("c", "TTTT"), ("b:3-8", "GgggNN"),
     ]  # fmt: skip
     assert made.description(4) == "two"
-    assert made.where(0) == f"{path}: line 7: record 'd'"
-    assert made.unknown(4).tolist() == [False] * 4 + [True] * 2
+    assert made.location(0) == f"{path}: line 7: record 'd'"
+    assert made.unknown_mask(4).tolist() == [False] * 4 + [True] * 2
     assert made.find("b:3-8") == 4
     with pytest.raises(ValueError, match="'a' is chosen twice"):
         write_subset(store, [0, 1, 0], tmp_path / "bad")

@@ -21,7 +21,7 @@ from ds4sci.data.structures.build import BuildReport, build
 from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.parsers import mmcif
-from ds4sci.data.worker_pool import run_each
+from ds4sci.data.worker_pool import run_in_processes
 
 DATA = Path(__file__).parents[2] / "fixtures"
 
@@ -262,7 +262,8 @@ def test_a_killed_worker_costs_one_argument(tmp_path: Path) -> None:
     marks.mkdir()
     names = ["a", "b", "die", "c", "d"]
     got = {
-        one[0]: failure for one, failure in run_each(touch_or_die, [(n, tmp_path) for n in names], jobs=2, marks=marks)
+        one[0]: failure
+        for one, failure in run_in_processes(touch_or_die, [(n, tmp_path) for n in names], jobs=2, marker_dir=marks)
     }
     assert got.keys() == set(names)
     assert {name for name, failure in got.items() if failure} == {"die"}

@@ -13,7 +13,7 @@ import pytest
 
 from ds4sci.chemistry.residue_codes import PROFILE_ORDER, encode, secondary_classes
 from ds4sci.data.alignments import msa
-from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import chain_file
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.parsers import mmcif
@@ -112,7 +112,7 @@ def test_indices_slices_and_names() -> None:
 
 
 def test_joined_parts_are_the_whole() -> None:
-    records = [*rich_records(), protein_fasta.record("lone", "ACDEFGHIKLX")]
+    records = [*rich_records(), fasta_records.make_record("lone", "ACDEFGHIKLX")]
     whole = chain_file.pack_all_arrays(records)
     joined = chain_file.concatenate(
         [
@@ -130,7 +130,7 @@ def test_joined_parts_are_the_whole() -> None:
 
 def test_names_of_alignments_may_be_any_text() -> None:
     alignment = Msa(encode("ACD")[None].repeat(2, 0), np.zeros((2, 3), np.int32), ("søknad", "二"))
-    record = replace(protein_fasta.record("x", "ACD"), msa=alignment)
+    record = replace(fasta_records.make_record("x", "ACD"), msa=alignment)
     got = ChainSet.from_records([record])[0]
     assert got.msa is not None
     assert got.msa.names == ("søknad", "二")
@@ -178,9 +178,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ("records", "message"),
     [
         ([], "at least one record"),
-        ([protein_fasta.record("x", "AC"), protein_fasta.record("x", "AC")], "two records are called 'x'"),
-        ([protein_fasta.record("x", "")], "x: the sequence must be"),
-        ([protein_fasta.record("x", "ACB")], "x: the sequence must be"),
+        ([fasta_records.make_record("x", "AC"), fasta_records.make_record("x", "AC")], "two records are called 'x'"),
+        ([fasta_records.make_record("x", "")], "x: the sequence must be"),
+        ([fasta_records.make_record("x", "ACB")], "x: the sequence must be"),
     ],
 )
 def test_records_that_no_set_can_hold(records: list[Record], message: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ds4sci.chemistry.residue_codes import secondary_classes
-from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.dssp import assign_secondary_structure
 from ds4sci.data.structures.parsers import mmcif
@@ -52,8 +52,10 @@ def test_gaps_and_chains_without_atoms() -> None:
     whole = assign_secondary_structure([record])[0]
     assert whole[22:34] == "HHHHHHHHHHHH"
     assert broken[40:] == whole[40:]
-    assert assign_secondary_structure([protein_fasta.record("x", "ACD")]) == ["???"]
-    assert [len(letters) for letters in assign_secondary_structure([protein_fasta.record("x", "ACD"), record])] == [
+    assert assign_secondary_structure([fasta_records.make_record("x", "ACD")]) == ["???"]
+    assert [
+        len(letters) for letters in assign_secondary_structure([fasta_records.make_record("x", "ACD"), record])
+    ] == [
         3,
         76,
     ]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ds4sci.chemistry.residue_codes import GAP, MASK, encode
 from ds4sci.data.alignments import msa
 from ds4sci.data.alignments.profile import msa_profile, sequence_profile, with_msa_input
-from ds4sci.data.sequences import protein_fasta
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize, nearest_centre
 from ds4sci.data.structures.parsers import mmcif
@@ -40,7 +40,9 @@ def deep(n: int, depth: int, seed: int = 0) -> Record:
     deletions = np.where(rng(seed).random((depth, n)) < 0.2, rng(seed).integers(1, 9, (depth, n)), 0).astype(np.int32)
     deletions[0] = 0
     sequence = "".join(RESIDUES[letter] for letter in letters[0])
-    return replace(protein_fasta.record("deep", sequence), msa=Msa(letters, deletions, tuple(map(str, range(depth)))))
+    return replace(
+        fasta_records.make_record("deep", sequence), msa=Msa(letters, deletions, tuple(map(str, range(depth))))
+    )
 
 
 @pytest.mark.parametrize("kind", ["msa", "profile", "sequence"])
@@ -156,7 +158,7 @@ def test_masking_rates() -> None:
     n = 40000
     profile = np.zeros((n, 20), np.float32)
     profile[:, RESIDUES.index("W")] = 1.0
-    chain = replace(protein_fasta.record("long", "A" * n), profile=profile)
+    chain = replace(fasta_records.make_record("long", "A" * n), profile=profile)
     got = featurize(chain, FeatureConfig(), rng())
     hidden = got.masked_msa[0]
     shown = got.msa_feat[0, hidden, :23].argmax(-1)
@@ -176,7 +178,9 @@ def test_masking_rates() -> None:
 def test_masking_draws_from_the_columns_of_an_alignment() -> None:
     letters = np.zeros((8, 500), np.uint8)
     letters[1:] = GAP
-    chain = replace(protein_fasta.record("x", "A" * 500), msa=Msa(letters, np.zeros((8, 500), np.int32), ("x",) * 8))
+    chain = replace(
+        fasta_records.make_record("x", "A" * 500), msa=Msa(letters, np.zeros((8, 500), np.int32), ("x",) * 8)
+    )
     settings = FeatureConfig(msa_input="msa", masked_msa_probability=1.0, masked_msa_uniform=0, masked_msa_profile=1.0,
                              masked_msa_same=0)  # fmt: skip
     shown = featurize(chain, settings, rng()).msa_feat[..., :23].argmax(-1)
@@ -211,7 +215,7 @@ def test_crops_hold_something_to_learn_from(record: Record) -> None:
     [("msa", "lone: msa_input='msa' needs an alignment"), ("profile", "lone: .*msa_input='sequence'")],
 )
 def test_records_without_the_input_are_refused_by_name(kind: str, message: str) -> None:
-    lone = protein_fasta.record("lone", "ACDEF")
+    lone = fasta_records.make_record("lone", "ACDEF")
     with pytest.raises(ValueError, match=message):
         featurize(lone, FeatureConfig(msa_input=kind), rng())
     got = featurize(with_msa_input(lone, kind), FeatureConfig(msa_input=kind), rng())

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, EsmConfig, EsmTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from ds4sci.data.tokenizers import KINDS, build, load, residue_encoder
-from ds4sci.data.tokenizers.codon import amino_acids
-from ds4sci.data.tokenizers.encoder import Called
-from ds4sci.data.tokenizers.schemes import Letters
+from ds4sci.data.tokenizers import KINDS, build, codon_amino_acids, load, residue_encoder
+from ds4sci.data.tokenizers.encoder import TokenizerScheme
+from ds4sci.data.tokenizers.schemes import PerResidue
 
 RECIPES: list[tuple[str, dict[str, Any]]] = [
     ("esm", {}),
@@ -87,7 +86,7 @@ def test_golden_ids() -> None:
 @given(data=st.data())
 def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.DataObject) -> None:
     encoder = residue_encoder_of(tokenizer)
-    assert not isinstance(encoder.scheme, Called)
+    assert not isinstance(encoder.scheme, TokenizerScheme)
     if kind == "esm":
         letters = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
     elif kind == "byte":
@@ -103,7 +102,7 @@ def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.D
     assert encoder.wrap(ids).tolist() == api(tokenizer, text, special=True)
     start, length = encoder.token_spans(array(text))
     assert len(start) == len(length) == len(ids)
-    assert encoder.one_per_residue == (len(ids) == len(array(text)) and isinstance(encoder.scheme, Letters))
+    assert encoder.one_per_residue == (len(ids) == len(array(text)) and isinstance(encoder.scheme, PerResidue))
     # Each token's letters, taken alone, are that token: the spans are the right ones.
     names = tokenizer.convert_ids_to_tokens(ids.tolist())
     if kind in ("nucleotide", "kmer", "codon"):
@@ -206,21 +205,21 @@ def test_letters_that_spell_a_special_token_are_letters() -> None:
 @pytest.mark.parametrize("code", [1, 2, 11, 25])
 def test_codons_mean_what_the_genetic_code_says(code: int) -> None:
     tokenizer = build("codon", genetic_code=code)
-    letters = amino_acids(tokenizer)
+    letters = codon_amino_acids(tokenizer)
     assert len(letters) == len(tokenizer)
     gene = "".join(np.random.default_rng(0).choice(list("ACGT"), 3000))
     ids = residue_encoder(tokenizer).encode_residues(array(gene))
     assert letters[ids].tobytes().decode() == str(Seq(gene).translate(table=code))
     assert not letters[:5].any()
     with pytest.raises(ValueError, match="kind 'codon'"):
-        amino_acids(build("nucleotide"))
+        codon_amino_acids(build("nucleotide"))
 
 
 def test_codons_after_saving_still_know_their_code(tmp_path: Path) -> None:
     build("codon", genetic_code=2).save_pretrained(tmp_path)
     tokenizer = load(tmp_path)
-    assert chr(amino_acids(tokenizer)[api(tokenizer, "TGA")[0]]) == "W"
-    assert chr(amino_acids(build("codon"))[api(tokenizer, "TGA")[0]]) == "*"
+    assert chr(codon_amino_acids(tokenizer)[api(tokenizer, "TGA")[0]]) == "W"
+    assert chr(codon_amino_acids(build("codon"))[api(tokenizer, "TGA")[0]]) == "*"
 
 
 def foreign(vocabulary: list[str], pattern: str) -> PreTrainedTokenizerFast:
@@ -233,7 +232,7 @@ def foreign(vocabulary: list[str], pattern: str) -> PreTrainedTokenizerFast:
 def test_a_foreign_tokenizer_of_letters_gets_a_table() -> None:
     tokenizer = foreign(["[UNK]", *"TGCANXYZ"], ".")
     encoder = residue_encoder(tokenizer)
-    assert isinstance(encoder.scheme, Letters)
+    assert isinstance(encoder.scheme, PerResidue)
     assert encoder.encode_residues(array("ACGTx?")).tolist() == [4, 3, 2, 1, 6, 0]
     assert not len(encoder.prefix) + len(encoder.suffix)
 
@@ -242,7 +241,7 @@ def test_a_foreign_tokenizer_of_words_is_called() -> None:
     """Single letters have tokens, but not where a word fits: the table would be wrong, and is not taken."""
     tokenizer = foreign(["[UNK]", *"ACGT", "ACG"], "ACG|.")
     encoder = residue_encoder(tokenizer)
-    assert isinstance(encoder.scheme, Called)
+    assert isinstance(encoder.scheme, TokenizerScheme)
     text = "TACGACCACGA"
     assert encoder.encode_residues(array(text)).tolist() == api(tokenizer, text) == [4, 5, 1, 2, 2, 5, 1]
     start, length = encoder.token_spans(array(text))
@@ -258,7 +257,7 @@ def test_a_tokenizer_in_python_without_offsets(tmp_path: Path) -> None:
     file.write_text("\n".join(["<unk>", "<pad>", "<mask>", "<cls>", "<eos>", "<bos>", "ACG", "CGT", *"ATCGN"]))
     tokenizer = EsmTokenizer(str(file), eos_token=None)
     encoder = residue_encoder(tokenizer)
-    assert isinstance(encoder.scheme, Called)
+    assert isinstance(encoder.scheme, TokenizerScheme)
     assert encoder.encode_residues(array("ACGTNCGT")).tolist() == api(tokenizer, "ACGTNCGT") == [6, 9, 12, 7]
     start, length = encoder.token_spans(array("ACGTNCGT"))
     assert length.tolist() == [3, 1, 1, 3]
@@ -283,8 +282,8 @@ def test_transformers_own_byte_tokenizer_gets_a_table() -> None:
     assert encoder.one_per_residue
     ids = encoder.encode_residues(array("MKt-"))
     assert encoder.wrap(ids).tolist() == ByT5Tokenizer()("MKt-")["input_ids"]
-    with pytest.raises(ValueError, match=r"byte 10 .* at position 1 is no token's letter"):
-        Letters(np.where(np.arange(256) == 10, -1, 5).astype(np.int32)).ids(array("A\nA"))
+    with pytest.raises(ValueError, match=r"byte 10 .* at position 1 has no token"):
+        PerResidue(np.where(np.arange(256) == 10, -1, 5).astype(np.int32)).ids(array("A\nA"))
 
 
 def test_a_learnt_vocabulary_is_called() -> None:
@@ -307,12 +306,12 @@ def test_settings_that_do_not_fit_the_vocabulary_are_not_believed() -> None:
     tokenizer = build("codon")
     tokenizer.init_kwargs["ds4sci"]["frame"] = 1
     encoder = residue_encoder(tokenizer)
-    assert isinstance(encoder.scheme, Called)
+    assert isinstance(encoder.scheme, TokenizerScheme)
     assert encoder.encode_residues(array("ATGTAA")).tolist() == [19, 53]
 
 
 def test_errors_say_what_is_known(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"'bpe'; known: {', '.join(KINDS)}"):
+    with pytest.raises(ValueError, match=f"'bpe'; expected one of {', '.join(KINDS)}"):
         build("bpe")
     with pytest.raises(ValueError, match="no option 'window'; it has k, stride, ends"):
         build("kmer", window=3)
@@ -331,7 +330,7 @@ def test_errors_say_what_is_known(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no tokenizer_config\.json"):
         load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: no JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not JSON"):
         load(tmp_path)
     encoder = residue_encoder_of(BUILT[0][0])
     with pytest.raises(ValueError, match=r"got int64 \[2\]"):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from ds4sci.data.language.batches import Document, collate
-from ds4sci.data.language.targets import unlabelled
+from ds4sci.data.language.targets import unlabelled_example
 from ds4sci.models import language
 from ds4sci.models.huggingface.call_convention import CallConvention
 from ds4sci.parallel.groups import SequenceGroup
@@ -39,7 +39,7 @@ def rows_of(*lengths: int) -> Any:
     """One document a row."""
     made = []
     for number, one in enumerate(oracle.documents(list(lengths))):
-        made.append([(replace(one, name=f"d{number}"), unlabelled(one.ids))])
+        made.append([(replace(one, name=f"d{number}"), unlabelled_example(one.ids))])
     return collate(made, -(-max(lengths) // 8) * 8, oracle.PAD)
 
 
@@ -264,7 +264,7 @@ def test_any_packing_gives_the_same_log_probabilities(models, lengths, order) ->
     read = oracle.documents(lengths)
 
     def rows(groups: list[list[Document]]) -> Any:
-        none = [[(one, unlabelled(one.ids)) for one in group] for group in groups]
+        none = [[(one, unlabelled_example(one.ids)) for one in group] for group in groups]
         return collate(none, max(sum(len(one.ids) for one in group) for group in groups) + 3, oracle.PAD)
 
     def by_name(model: language.LanguageModel, groups: list[list[Document]]) -> dict[str, torch.Tensor]:

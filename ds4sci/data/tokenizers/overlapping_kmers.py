@@ -1,9 +1,9 @@
-"""Overlapping k-mers, in Python: no ``tokenizer.json`` can say them.
+"""Overlapping k-mer tokenizer in Python, because ``tokenizer.json`` cannot describe overlapping tokens.
 
-The tokenizers library cuts text into pieces that lie side by side (its patterns consume what they match), and its
-models look at one piece: a letter cannot be in two tokens. DNABERT got round it by writing every k-mer out with
-spaces, six times the text. This file needs transformers alone, so ``save_pretrained`` copies it beside the vocabulary
-and ``AutoTokenizer.from_pretrained(folder, trust_remote_code=True)`` loads it where ds4sci is not installed.
+The tokenizers library splits text into pieces that do not overlap (its patterns consume what they match), and its
+models see one piece at a time, so a letter cannot be in two tokens. DNABERT instead writes all k-mers out with spaces,
+six times the text. This file requires only transformers: ``save_pretrained`` copies it next to the vocabulary, and
+``AutoTokenizer.from_pretrained(folder, trust_remote_code=True)`` loads it where ds4sci is not installed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizer
 
 
 class OverlappingKmerTokenizer(PreTrainedTokenizer):
-    """A window of k letters every ``stride``, looked up in ``vocab.json``; letters first go through ``fold``.
+    """Tokens are windows of k letters, one every ``stride`` letters, looked up in ``vocab.json``.
 
-    Letters behind the last whole window are in no token. ``before`` and ``behind`` are the special tokens around a
-    document, or empty. Tokens overlap, so that decoding writes a window's letters only where they are new.
+    ``fold`` maps letters to the letters that are looked up. ``before`` and ``behind`` are the special tokens around a
+    document, or empty; saved tokenizers have these argument names. Letters after the last whole window are in no token.
+    Decoding writes only the letters of a window that the window before it does not have.
     """
 
-    vocab_files_names = {"vocab_file": "vocab.json"}  # noqa: RUF012 (transformers' own form)
+    vocab_files_names = {"vocab_file": "vocab.json"}  # noqa: RUF012 (as transformers declares it)
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     _auto_class = "AutoTokenizer"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds4sci.data.text_files import entries, read_text
+from ds4sci.data.text_files import read_text, split_entries
 from ds4sci.types import RESIDUES, Record
 
 _RARE = "BZJUO"
@@ -18,7 +18,7 @@ _BASES_FROM = 10
 """Letters from which a protein of A, C, G, T and N alone is too unlikely to pass without a word (about 10⁻⁶)."""
 
 
-class Entry(NamedTuple):
+class FastaEntry(NamedTuple):
     """One sequence of a file: ``RESIDUES`` and X; ``notes`` say what a user should know about it, ``error`` why it
     cannot be read."""
 
@@ -41,7 +41,7 @@ def read_fasta(path: str | Path) -> list[tuple[str, str]]:
     return [(entry.name, entry.sequence) for entry in found]
 
 
-def read_entries(path: str | Path) -> list[Entry]:
+def read_entries(path: str | Path) -> list[FastaEntry]:
     """Each entry; the name is the first word after ``>``, the sequence ``RESIDUES`` and X.
 
     Small letters (soft-masked) count as capitals; one ``*`` at the end (the stop) is dropped; B, Z, J (ambiguous), U
@@ -50,7 +50,7 @@ def read_entries(path: str | Path) -> list[Entry]:
     and line. ``ValueError`` does so of what is wrong with the file: no entry, text before the first ``>``, an entry
     with no name, a name used twice.
     """
-    found: list[Entry] = []
+    found: list[FastaEntry] = []
     first_line: dict[str, int] = {}
     for number, name, lines in _entries(path):
         if name in first_line:
@@ -86,13 +86,13 @@ def read_entries(path: str | Path) -> list[Entry]:
         read = sequence.translate(str.maketrans(_RARE, "X" * len(_RARE)))
         if error is not None:
             read = "".join(letter if letter in RESIDUES else "X" for letter in read)
-        found.append(Entry(name, read, number, tuple(notes), error))
+        found.append(FastaEntry(name, read, number, tuple(notes), error))
     if not found:
         raise ValueError(f"{path}: no FASTA entry; expected a line that begins with '>' and the sequence under it")
     return found
 
 
-def record(name: str, sequence: str) -> Record:
+def make_record(name: str, sequence: str) -> Record:
     """A record of a sequence alone: every coordinate is masked."""
     n = len(sequence)
     return Record(
@@ -106,7 +106,7 @@ def record(name: str, sequence: str) -> Record:
 
 def _entries(path: str | Path) -> Iterator[tuple[int, str, list[tuple[int, str]]]]:
     """Line number and name of each entry, and its non-empty lines with their numbers."""
-    for first, text in entries(read_text(path), path):
+    for first, text in split_entries(read_text(path), path):
         header: tuple[int, str] | None = None
         lines: list[tuple[int, str]] = []
         for number, line in enumerate(text.split("\n"), start=first):

@@ -10,14 +10,14 @@ from re import compile as pattern
 
 import numpy as np
 
-from ds4sci.data.sequences.chunks import WHITE, Fault, Piece
+from ds4sci.data.sequences.chunks import WHITE, Chunk, ParseError
 
 LONGEST_HEADER = 1 << 24
 _COMMENT = pattern(rb"(?<=\n);[^\n]*")
 _NEWLINE, _SPACE, _HEADER = 10, 32, 62
 
 
-def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
+def read_chunks(blocks: Iterable[bytes], path: str | Path) -> Iterator[Chunk]:
     """Records begin with ``>`` at the start of a line; lines that begin with ``;`` are comments, blank ones nothing.
 
     A block gives one piece: a line of letters may span blocks, a header waits until it is whole. Memory: a few blocks.
@@ -43,7 +43,7 @@ def pieces(blocks: Iterable[bytes], path: str | Path) -> Iterator[Piece]:
         yield _piece(text, line, at_line_start, begun)[0]
 
 
-def _piece(text: bytes, line: int, at_line_start: bool, begun: bool) -> tuple[Piece, int]:
+def _piece(text: bytes, line: int, at_line_start: bool, begun: bool) -> tuple[Chunk, int]:
     """``text`` as a piece, and the number of its line ends.
 
     Its first line is number ``line`` of the file and, unless ``at_line_start``, goes on with one of an earlier block;
@@ -79,7 +79,7 @@ def _piece(text: bytes, line: int, at_line_start: bool, begun: bool) -> tuple[Pi
         letters, lengths[0], unowned = letters[lengths[0] :], 0, int(before[0]) if len(heads) else len(newlines) + 1
     names, descriptions = _headers(text, heads + 1, np.append(white, len(raw)), ends)
     numbered = cache(lambda: _numbered(text, line, at_line_start, unowned))
-    piece = Piece(
+    piece = Chunk(
         letters=letters,
         starts=np.cumsum(lengths)[:-1],
         names=names,
@@ -106,10 +106,12 @@ def _headers(text: bytes, begins: np.ndarray, white: np.ndarray, ends: np.ndarra
     return names, descriptions
 
 
-def _early(text: bytes, line: int) -> Fault:
+def _early(text: bytes, line: int) -> ParseError:
     line += text[: len(text) - len(text.lstrip(WHITE))].count(b"\n")
     shown = text.split()[0][:40].decode("ascii", "backslashreplace")
-    return Fault(None, line, "text before the first '>'", f"no '>' before {shown!r}; each sequence needs a '>' line")
+    return ParseError(
+        None, line, "text before the first '>'", f"no '>' before {shown!r}; each sequence needs a '>' line"
+    )
 
 
 def _numbered(text: bytes, line: int, at_line_start: bool, unowned: int) -> tuple[list[int], list[int]]:

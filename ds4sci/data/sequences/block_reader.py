@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from ds4sci.data.text_files import BGZF_END, FOREIGN, GZIP, UTF8_BOM, is_bgzip, refuse_utf16
+from ds4sci.data.text_files import BGZF_END, GZIP, UNSUPPORTED_COMPRESSIONS, UTF8_BOM, is_bgzip, reject_utf16
 
 BLOCK = 1 << 20
 """Bytes at a time: what is made of a block stays in the processor's second cache."""
@@ -31,7 +31,7 @@ class _Hashed:
         return data
 
 
-class Source:
+class BlockReader:
     """A text file, plain or gzip or bgzip (told by content): iterate over it for blocks of about ``BLOCK`` bytes.
 
     Windows' and the old Mac's line ends become ``\\n`` and a byte order mark goes, so lines keep their numbers. After
@@ -50,7 +50,7 @@ class Source:
         for at, raw in enumerate(self._unpacked()):
             if at == 0:
                 raw = raw.removeprefix(UTF8_BOM)
-                refuse_utf16(raw[:4096], self.path)
+                reject_utf16(raw[:4096], self.path)
             block = waiting + raw
             waiting = b""
             if b"\r" in block:
@@ -66,7 +66,7 @@ class Source:
             head = file.read(18)
             if not head:
                 raise ValueError(f"{self.path}: 0 bytes; expected FASTA, FASTQ or GenBank: fetch the file again")
-            for magic, packing in FOREIGN.items():
+            for magic, packing in UNSUPPORTED_COMPRESSIONS.items():
                 if head.startswith(magic):
                     raise ValueError(
                         f"{self.path}: packed with {packing}; expected plain text, gzip or bgzip: unpack it"
@@ -98,7 +98,7 @@ class Source:
 
 
 def fingerprint(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file as ``Source`` tells them; (0, "") of one that cannot be read."""
+    """Size and SHA-256 of a file as ``BlockReader`` tells them; (0, "") of one that cannot be read."""
     try:
         with _open(path) as file:
             return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
