@@ -83,8 +83,10 @@ def cut_windows_cached(
     document_tokens: int,
     both_strands: bool,
 ) -> Windows:
-    """``ds4sci.data.language.windows.cut_windows`` of ``store``; where that tokenises it, the result is kept beside the store:
-    other ranks and later runs of the same sequences, tokenizer and length read it."""
+    """``cut_windows`` of a store, cached next to the store if the tokenizer has to be called.
+
+    Other ranks, and later runs with the same sequences, tokenizer and length, read the cached windows.
+    """
     if tokenizer.fixed_stride is not None:
         return cut_windows(regions, tokenizer, letters, document_tokens=document_tokens, both_strands=both_strands)
     told = hashlib.sha256(
