@@ -1,3 +1,3 @@
 """ds4sci: train protein-structure models and science language models on DeepSpeed."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -53,8 +53,11 @@ def bench_kernels(
     """An operation's implementations beside torch's ways: time, peak memory, share of the machine's limit."""
     from ds4sci.bench import evoformer_attention, evoformer_block, kernel_op, varlen_attention
     from ds4sci.bench.tables import section
+    from ds4sci.config import renamed
 
     known = ["evoformer_attention", "varlen_attention", *dict.fromkeys(p.operation for p in kernel_op.PROBLEMS), "all"]
+    if (new_name := renamed.new_value("--op", op)) is not None:
+        raise ValueError(renamed.value_message("--op", op, new_name))
     if op not in (*known, "evoformer_block"):
         raise ValueError(f"--op {op}: measured are: {', '.join((*known, 'evoformer_block'))}")
     if op == "evoformer_block":

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ds4sci.bench.measurement import Measurement
+from ds4sci.config import run_version
 from ds4sci.config.run_file import RunConfig
 
 CONFIG = Path("configs/fold/tiny_cpu.toml")
@@ -56,6 +57,8 @@ def same_settings(run: Path, wanted: RunConfig) -> bool:
     if not file.exists():
         return False
     saved, asked = json.loads(file.read_text(encoding="utf-8")), wanted.resolved()
+    if not run_version.is_readable(saved.pop(run_version.KEY, None)):
+        return False
     for tree in (saved, asked):
         tree["deepspeed"] = ""
         tree["train"] = {key: value for key, value in tree["train"].items() if key not in ("name", "output")}

@@ -1,6 +1,6 @@
-"""Read a DeepSpeed JSON the way DeepSpeed does, and say early what would fail late.
+"""Reader of DeepSpeed JSON files, with early checks. Does not import deepspeed.
 
-The file is never rewritten: DeepSpeed gets its bytes. No deepspeed import here.
+The file is never rewritten: DeepSpeed gets its bytes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 AUTO = ("pipeline.stages", "data_types.keep_in_fp32_modules", "zero_optimization.zenflow.", "expert_parallel.")
-"""Keys, or beginnings of them, whose ``"auto"`` DeepSpeed itself understands."""
+"""Prefixes of the keys for which DeepSpeed itself supports ``"auto"``."""
 
 
 def read_text(path: Path) -> str:
-    """The text of a configuration file, a byte order mark left out. Raises ValueError where it is not UTF-8."""
+    """Return the text of a configuration file without a byte order mark. Raises ValueError if it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -23,12 +23,12 @@ def read_text(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The DeepSpeed JSON at ``path``, parsed and unchanged.
+    """Return the parsed, unchanged DeepSpeed JSON at ``path``.
 
-    Comments and trailing commas are accepted where hjson, which DeepSpeed itself reads with, is installed.
+    Comments and trailing commas are accepted if hjson, DeepSpeed's own parser, is installed.
 
-    Raises ValueError naming the file and the key: malformed, a key given twice, a Hugging Face style ``"auto"``,
-    no optimizer, no batch size.
+    Raises ValueError with file and key for malformed JSON, a duplicate key, ``"auto"`` in the style of Hugging Face, no
+    optimizer and no batch size.
     """
     config = _parse(path, read_text(path))
     if not isinstance(config, dict):
@@ -36,24 +36,24 @@ def read(path: Path) -> dict[str, Any]:
     for key, value in _leaves(config):
         if value == "auto" and not key.startswith(AUTO):
             raise ValueError(
-                f'{path}: {key} is "auto", which only the Hugging Face Trainer fills in; give it a value or remove it'
+                f'{path}: {key} is "auto", which only the Hugging Face Trainer supports; set a value or remove the key'
             )
     optimizer = config.get("optimizer")
     if not isinstance(optimizer, dict) or not optimizer.get("type"):
         raise ValueError(
-            f"{path}: it has no optimizer; add one, such as "
+            f"{path}: optimizer is missing; add one, such as "
             '"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": true}}'
         )
     if config.get("train_batch_size") is None and config.get("train_micro_batch_size_per_gpu") is None:
-        raise ValueError(f"{path}: it has no batch size; add train_batch_size or train_micro_batch_size_per_gpu")
+        raise ValueError(f"{path}: the batch size is missing; add train_batch_size or train_micro_batch_size_per_gpu")
     return config
 
 
 def batch_sizes(config: dict[str, Any], ranks: int, path: Path) -> tuple[int, int, int]:
-    """(train_batch_size, micro batch per rank, accumulation steps), by DeepSpeed's rule that the first is the product
-    of the others and ``ranks``.
+    """Return (train_batch_size, micro batch per rank, accumulation steps).
 
-    Raises ValueError with the numbers when they do not fit ``ranks``.
+    By DeepSpeed's rule the first is the product of the others and ``ranks``. Raises ValueError with the numbers if they
+    do not fit ``ranks``.
     """
     total = config.get("train_batch_size")
     micro = config.get("train_micro_batch_size_per_gpu")
@@ -66,7 +66,7 @@ def batch_sizes(config: dict[str, Any], ranks: int, path: Path) -> tuple[int, in
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{path}: {key} must be a whole number above 0, got {value!r}")
     if total is None:
-        assert micro is not None, "read() asked for one of them"
+        assert micro is not None, "read() requires one of them"
         steps = steps or 1
         return micro * steps * ranks, micro, steps
     if micro is None:
@@ -88,7 +88,7 @@ def batch_sizes(config: dict[str, Any], ranks: int, path: Path) -> tuple[int, in
 
 
 def zero_stage(config: dict[str, Any]) -> int:
-    """ZeRO stage that the JSON asks for; 0 without one. Raises ValueError for a stage that is no whole number."""
+    """Return the ZeRO stage of the JSON, by default 0. Raises ValueError if it is not an integer."""
     section = config.get("zero_optimization", {})
     stage = section.get("stage", 0) if isinstance(section, dict) else bool(section)
     try:
@@ -98,7 +98,7 @@ def zero_stage(config: dict[str, Any]) -> int:
 
 
 def offload_devices(config: dict[str, Any]) -> set[str]:
-    """Where ZeRO puts optimizer states and parameters besides the accelerator: of ``cpu`` and ``nvme``."""
+    """Return the devices that ZeRO offloads to: a subset of ``cpu`` and ``nvme``."""
     section = config.get("zero_optimization", {})
     if not isinstance(section, dict):
         return set()
@@ -112,7 +112,7 @@ def _parse(path: Path, text: str) -> Any:
         keys = [key for key, _ in pairs]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
-            raise ValueError(f"{path}: given more than once: {', '.join(twice)}")
+            raise ValueError(f"{path}: duplicate keys: {', '.join(twice)}")
         return dict(pairs)
 
     try:

@@ -1,4 +1,4 @@
-"""What to say about a key that a run file must not have: where it stands, what was meant, who owns it."""
+"""Messages about unknown keys of a run file: location, likely intention, owner."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import difflib
 import re
 from pathlib import Path
 
-JSON_OWNS = {
+from ds4sci.config import renamed
+
+JSON_KEY_ALIASES = {
     "train_batch_size": "train_batch_size batch_size global_batch_size batch",
     "train_micro_batch_size_per_gpu": "train_micro_batch_size_per_gpu micro_batch_size micro_batch batch_per_gpu",
     "gradient_accumulation_steps": "gradient_accumulation_steps accumulation_steps accumulation grad_accum accumulate",
@@ -25,20 +27,20 @@ JSON_OWNS = {
     "csv_monitor": "csv_monitor csv monitor",
     "steps_per_print": "steps_per_print",
 }
-"""Key of the DeepSpeed JSON → the names under which people look for it in a run file."""
+"""Key of the DeepSpeed JSON → names of the same setting in other trainers."""
 
 
 def owner_in_json(key: str) -> str | None:
-    """The key of the DeepSpeed JSON that holds what ``key`` means, or None."""
-    wanted = key.lower()
-    for owner, names in JSON_OWNS.items():
-        if wanted in names.split():
+    """Return the key of the DeepSpeed JSON that holds the setting ``key``, or None."""
+    lowered = key.lower()
+    for owner, names in JSON_KEY_ALIASES.items():
+        if lowered in names.split():
             return owner
     return None
 
 
 def locate(file: Path, text: str, keys: tuple[str, ...]) -> str:
-    """``file:line`` of a dotted key in a TOML text, or ``file`` where it has no line of its own (an override)."""
+    """Return ``file:line`` of a dotted key in a TOML text, or ``file`` where the text does not contain the key."""
     if file.suffix != ".toml":
         return str(file)
     sections = [key for key in keys if not key.isdigit()]
@@ -58,15 +60,20 @@ def locate(file: Path, text: str, keys: tuple[str, ...]) -> str:
     return f"{file}:{best}" if best else str(file)
 
 
-def unknown_key(place: str, keys: tuple[str, ...], valid: list[str]) -> str:
-    """The message for the unknown key ``keys`` at ``place``; ``valid`` are the names known in its section."""
+def unknown_key(location: str, keys: tuple[str, ...], valid: list[str]) -> str:
+    """Return the message for the unknown key ``keys`` at ``location``; ``valid`` are the names valid in its section."""
     dotted, name = ".".join(keys), keys[-1]
+    new = renamed.new_key(keys)
+    if new is not None and new.rpartition(".")[2] in valid:
+        return f"{location}: {renamed.key_message(dotted, new)}"
     owner = owner_in_json(name)
     if owner is None and len(keys) > 1:
         owner = owner_in_json(keys[0])
     if owner is not None:
-        return f"{place}: {dotted} is owned by the DeepSpeed JSON: set {owner} in the file that `deepspeed = …` names"
+        return (
+            f"{location}: {dotted} is owned by the DeepSpeed JSON: set {owner} in the file that `deepspeed = …` names"
+        )
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     section = f"[{'.'.join(keys[:-1])}]" if len(keys) > 1 else "the top level"
-    hint = f"; did you mean {'.'.join((*keys[:-1], near[0]))}?" if near else ""
-    return f"{place}: unknown key {dotted}{hint} Valid in {section}: {', '.join(valid) or 'nothing'}"
+    hint = f"; did you mean {'.'.join((*keys[:-1], near[0]))}?" if near else "."
+    return f"{location}: unknown key {dotted}{hint} Valid in {section}: {', '.join(valid) or 'nothing'}"

@@ -1,9 +1,9 @@
-"""The run file: load a TOML, apply dotted overrides, validate, save the resolved copy.
+"""The run file: a TOML with dotted overrides, validated, and its resolved copy in the run folder.
 
-One owner per fact. The DeepSpeed JSON that the TOML names owns batch size, accumulation, precision, clipping,
-optimizer, schedule, ZeRO, offload and monitor, and reaches ``deepspeed.initialize`` byte for byte. The TOML owns the
-rest: ``seed``, ``[task]``, ``[train]``, ``[parallel]``, ``[kernels]``, and the sections that belong to the task (its
-module's ``Config``: for the fold task ``[model]``, ``[data]`` and ``[loss]``).
+Each setting has one owner. The DeepSpeed JSON that the TOML names owns the batch size, accumulation, precision,
+clipping, optimizer, schedule, ZeRO, offload and monitor; ``deepspeed.initialize`` gets it byte for byte. The TOML owns
+``seed``, ``[task]``, ``[train]``, ``[parallel]``, ``[kernels]`` and the sections of the task, which are the fields of
+its module's ``Config``: for the fold task ``[model]``, ``[data]`` and ``[loss]``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ds4sci.config import deepspeed_json
+from ds4sci import __version__
+from ds4sci.config import deepspeed_json, renamed, run_version
 from ds4sci.config.errors import locate, unknown_key
 from ds4sci.machine import provenance
 
 
 class TaskConfig(BaseModel):
-    """``[task]``: which module trains."""
+    """``[task]``: the task to train."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +34,7 @@ class TaskConfig(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """``[train]``: how long, how often to look and to save, and where."""
+    """``[train]``: length of the run, intervals of evaluation and checkpoints, output folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,34 +43,34 @@ class TrainConfig(BaseModel):
     evaluate_every: int = Field(default=0, ge=0)
     """Steps between evaluations on held-out data with the EMA weights; 0 = only at the end."""
     save_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0 = only at the end, at a best evaluation, and when the run is stopped."""
+    """Steps between checkpoints; 0 = only at the end, after a best evaluation, and when the run is stopped."""
     keep_last: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints stay; the best one stays besides."""
+    """Number of newest checkpoints to keep, in addition to the best one."""
     ema_decay: float = Field(default=0.999, ge=0.0, lt=1.0)
-    """Decay of the weights' running mean; it warms up as min(ema_decay, (1 + t) / (10 + t))."""
+    """Decay of the exponential moving average of the weights; warms up as min(ema_decay, (1 + t) / (10 + t))."""
     max_nonfinite: int = Field(default=20, ge=0)
-    """Skipped steps (loss or gradient not finite) that a run may have; one more stops it."""
+    """Maximum number of steps skipped because of a non-finite loss or gradient; one more stops the run."""
     log_every: int = Field(default=20, gt=0)
-    """Steps between lines of ``metrics.jsonl``; each holds the means since the line before."""
+    """Steps between lines of ``metrics.jsonl``; each holds the means since the previous line."""
     weights: Path | None = None
-    """Weights to begin with, for fine-tuning: a run folder (its best checkpoint) or a ``model.safetensors`` file."""
+    """Initial weights, for fine-tuning: a run folder (its best checkpoint) or a ``model.safetensors`` file."""
     output: Path = Path("runs")
     """Folder of the runs."""
     name: str | None = None
-    """Folder of this run inside ``output``; without it the run file's name and the time."""
+    """Folder of this run inside ``output``; by default the name of the run file and the time."""
 
 
 class ParallelConfig(BaseModel):
-    """``[parallel]``: how many ranks work on one example."""
+    """``[parallel]``: number of ranks that work on one example."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sequence: int = Field(default=1, ge=1)
-    """Ranks that share each row of tokens (Ulysses); the number of ranks must be a multiple."""
+    """Sequence-parallel ranks per row of tokens (Ulysses); the number of ranks must be a multiple of this."""
 
 
-class _Owned(BaseModel):
-    """The top-level keys that every run file has; the task owns the others."""
+class _CommonKeys(BaseModel):
+    """Top-level keys of every run file; the task owns the others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -85,14 +86,14 @@ class _Owned(BaseModel):
 class RunConfig:
     """A validated run file.
 
-    source     the file it came from, for messages
-    deepspeed  the DeepSpeed JSON, found and absolute
-    seed       of weights, data order, dropout
+    source     path of the run file, for messages
+    deepspeed  absolute path of the DeepSpeed JSON
+    seed       seed of weights, data order and dropout
     task       ``[task]``
     train      ``[train]``
     parallel   ``[parallel]``
-    kernels    ``[kernels]``: op name → implementation name
-    settings   the task module's ``Config``, with the task's own sections as attributes
+    kernels    ``[kernels]``: kernel name → implementation name
+    settings   the task module's ``Config``, with the sections of the task as attributes
     """
 
     source: Path
@@ -108,34 +109,42 @@ class RunConfig:
     def load(
         cls, path: Path | str, overrides: list[str] | tuple[str, ...] = (), *, deepspeed: Path | str | None = None
     ) -> RunConfig:
-        """Read the run file ``path`` (TOML, or the ``config.json`` that a run saved).
+        """Read the run file ``path``: a TOML, or the ``config.json`` in a run folder.
 
-        overrides  ``["train.steps=10"]``: dotted key and a TOML value; a bare word is taken as a string
-        deepspeed  a JSON that replaces the one the file names (``--deepspeed_config``)
+        overrides  dotted keys with TOML values, such as ``["train.steps=10"]``; a bare word is a string
+        deepspeed  DeepSpeed JSON that replaces the one that the file names (``--deepspeed_config``)
 
-        Raises ValueError, naming file, line and key: no such file, malformed TOML, an unknown key (with the nearest
-        valid one), a key that the DeepSpeed JSON owns, a value of the wrong type, a malformed override, no such JSON.
+        Raises ValueError with file, line and key for a missing file, malformed TOML, an unknown key (with the nearest
+        valid one), a renamed key (with its new name), a key that the DeepSpeed JSON owns, a value of the wrong type, a
+        malformed override, a missing DeepSpeed JSON, and a ``config.json`` of a version that this one cannot read.
         """
-        file = find(Path(path), near=None, what="run file")
+        file = find_file(Path(path), near=None, what="run file")
         text = deepspeed_json.read_text(file)
         tree = _parse(file, text)
+        if file.suffix == ".json":
+            run_version.check(file, tree.pop(run_version.KEY, None))
         for override in overrides:
-            _apply(tree, override)
+            _apply_override(tree, override)
         if deepspeed is not None:
             tree["deepspeed"] = str(deepspeed)
         source = _Source(file, text, tuple(overrides))
 
         task_name = tree.get("task", {}).get("name") if isinstance(tree.get("task"), dict) else None
         if not isinstance(task_name, str):
-            raise ValueError(f'{file}: it needs the section [task] with name = "…", such as name = "fold"')
+            raise ValueError(f'{file}: task.name is missing; add the section [task] with a name, such as name = "fold"')
+        if (new_name := renamed.new_value("task.name", task_name)) is not None:
+            raise ValueError(
+                f"{source.location(('task', 'name'))}: {renamed.value_message('task.name', task_name, new_name)}"
+            )
         settings_type = import_task(task_name).Config
-        own = {key: value for key, value in tree.items() if key in _Owned.model_fields}
-        rest = {key: value for key, value in tree.items() if key not in _Owned.model_fields}
-        source.check_top_level(rest, settings_type)
-        owned = source.validate(_Owned, own)
-        settings = source.validate(settings_type, rest)
-        json_file = find(Path(owned.deepspeed), near=file, what="DeepSpeed JSON", option="deepspeed")
-        config = cls(file, json_file, owned.seed, owned.task, owned.train, owned.parallel, owned.kernels, settings)
+        common_tree = {key: value for key, value in tree.items() if key in _CommonKeys.model_fields}
+        task_tree = {key: value for key, value in tree.items() if key not in _CommonKeys.model_fields}
+        source.check_top_level(task_tree, settings_type)
+        common = source.validate(_CommonKeys, common_tree)
+        source.check_kernels(common.kernels)
+        settings = source.validate(settings_type, task_tree)
+        json_file = find_file(Path(common.deepspeed), near=file, what="DeepSpeed JSON", option="deepspeed")
+        config = cls(file, json_file, common.seed, common.task, common.train, common.parallel, common.kernels, settings)
         config.deepspeed_config()
         return config
 
@@ -144,7 +153,7 @@ class RunConfig:
         return deepspeed_json.read(self.deepspeed)
 
     def resolved(self) -> dict[str, Any]:
-        """Every key with its value, defaults filled in, in the layout of the run file, as plain JSON values."""
+        """Every key with its value, defaults included, in the layout of the run file, as JSON values."""
         train = self.train.model_dump(mode="json", exclude_none=True)
         return {
             "deepspeed": str(self.deepspeed),
@@ -157,25 +166,26 @@ class RunConfig:
         }
 
     def save(self, folder: Path) -> RunConfig:
-        """Write ``config.json`` (resolved), ``deepspeed.json`` (byte for byte) and ``commit.txt`` into ``folder``.
+        """Write ``config.json`` (resolved, with the version of ds4sci), ``deepspeed.json`` (byte for byte) and
+        ``commit.txt`` into ``folder``.
 
-        Returns the config of that folder, which names the copy: ``RunConfig.load(folder / "config.json")`` gives it
-        again, wherever the folder has been moved to.
+        Returns the config of the written copy. ``RunConfig.load(folder / "config.json")`` reads it again, also after
+        the folder has been moved.
         """
         content = self.deepspeed.read_bytes()
         (folder / "deepspeed.json").write_bytes(content)
-        tree = self.resolved() | {"deepspeed": "deepspeed.json"}
+        tree = {run_version.KEY: __version__} | self.resolved() | {"deepspeed": "deepspeed.json"}
         (folder / "config.json").write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
         (folder / "commit.txt").write_text(provenance.commit() + "\n", encoding="utf-8")
         return self.moved_to(folder)
 
     def moved_to(self, folder: Path) -> RunConfig:
-        """This config as ``save`` wrote it into ``folder``."""
+        """This config with the paths of the copy that ``save`` wrote into ``folder``."""
         return replace(self, source=folder / "config.json", deepspeed=folder / "deepspeed.json")
 
 
 def import_task(name: str) -> ModuleType:
-    """The module of the task ``name``: ``ds4sci.tasks.NAME``, or the module itself if the name has a dot."""
+    """Import the module of the task ``name``: ``ds4sci.tasks.NAME``, or the module NAME if it has a dot."""
     module_name = name if "." in name else f"ds4sci.tasks.{name}"
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise ValueError(f"task.name = {name!r}: expected a name such as fold, or a dotted module name")
@@ -187,9 +197,8 @@ def import_task(name: str) -> ModuleType:
         folder = Path(__file__).parents[1] / "tasks"
         known = sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_"))
         raise ValueError(
-            f"task.name = {name!r}: there is no module {module_name}; "
-            f"tasks here: {', '.join(known) or 'none'}; a task of your own is a dotted module name, "
-            "and its package must be installed or on PYTHONPATH"
+            f"task.name = {name!r}: no module {module_name}; available tasks: {', '.join(known) or 'none'}. A task "
+            "outside ds4sci is a dotted module name, and its package must be installed or on PYTHONPATH"
         ) from None
     for attribute in ("Config", "build"):
         if not hasattr(module, attribute):
@@ -197,12 +206,16 @@ def import_task(name: str) -> ModuleType:
     return module
 
 
-def find(path: Path, *, near: Path | None, what: str, option: str = "") -> Path:
-    """``path`` as an existing absolute file: from here, from the run file's folder, from the folder that holds
-    ``configs/`` above the run file, or from the configs that ds4sci brings along."""
+def find_file(path: Path, *, near: Path | None, what: str, option: str = "") -> Path:
+    """Return ``path`` as the absolute path of an existing file.
+
+    Searched in this order: the current folder, the folder of the run file ``near``, the parent of the ``configs/``
+    folder that holds the run file, and the configs packaged with ds4sci. For a ``config.json`` its own folder comes
+    first. ``what`` and ``option`` name the file in the message. Raises ValueError with every path tried.
+    """
     roots = [Path.cwd()]
     if near is not None:
-        # The config.json of a run names the copy beside it, whatever lies in the current folder.
+        # The config.json of a run names the copy in its own folder, not a file of that name in the current one.
         roots.insert(0 if near.suffix == ".json" else 1, near.parent)
         roots += [folder.parent for folder in near.absolute().parents if folder.name == "configs"]
     package = Path(__file__).parents[1]
@@ -217,7 +230,7 @@ def find(path: Path, *, near: Path | None, what: str, option: str = "") -> Path:
             raise ValueError(f"{near or path}: {what} {str(path)[:80]!r}: {error.strerror}") from None
     looked = ", ".join(dict.fromkeys(str(candidate) for candidate in tried))
     named = f"{near}: {option} = {str(path)!r}: " if near is not None else ""
-    raise ValueError(f"{named}no such {what}; looked for {looked}")
+    raise ValueError(f"{named}no such {what}; tried {looked}")
 
 
 def _parse(file: Path, text: str) -> dict[str, Any]:
@@ -234,8 +247,8 @@ def _parse(file: Path, text: str) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one ``dotted.key=value`` in ``tree``."""
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the value of one ``dotted.key=value`` in ``tree``."""
     key, equals, text = override.partition("=")
     key, text = key.strip(), text.strip()
     parts = key.split(".")
@@ -260,50 +273,58 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """The text and the overrides that a tree came from, to say where a key stands."""
+    """Text and overrides of a run file, to locate its keys in messages."""
 
     file: Path
     text: str
     overrides: tuple[str, ...] = ()
 
-    def place(self, keys: tuple[str, ...]) -> str:
-        """``file:line`` of a key, or the override that set it."""
+    def location(self, keys: tuple[str, ...]) -> str:
+        """Return ``file:line`` of a key, or the override that set it."""
         for override in reversed(self.overrides):
             own = override.partition("=")[0].strip().split(".")
             if list(keys[: len(own)]) == own:
                 return f"override {override!r}"
         return locate(self.file, self.text, keys)
 
-    def check_top_level(self, rest: dict[str, Any], settings_type: type[BaseModel]) -> None:
-        valid = [*_Owned.model_fields, *settings_type.model_fields]
-        for key in rest:
+    def check_top_level(self, task_tree: dict[str, Any], settings_type: type[BaseModel]) -> None:
+        """Raise ValueError for a top-level key that neither every run file nor the task has."""
+        valid = [*_CommonKeys.model_fields, *settings_type.model_fields]
+        for key in task_tree:
             if key not in valid:
-                raise ValueError(unknown_key(self.place((key,)), (key,), valid))
+                raise ValueError(unknown_key(self.location((key,)), (key,), valid))
+
+    def check_kernels(self, kernels: dict[str, str]) -> None:
+        """Raise ValueError for a renamed kernel. Unknown ones are refused where kernels are imported."""
+        for name in kernels:
+            if (new := renamed.new_key(("kernels", name))) is not None:
+                location = self.location(("kernels", name))
+                raise ValueError(f"{location}: {renamed.key_message(f'kernels.{name}', new)}")
 
     def validate(self, model: type[BaseModel], tree: dict[str, Any]) -> Any:
-        """``model`` of ``tree``; the first thing wrong becomes a ValueError with file, line, key and remedy."""
+        """Return ``tree`` as a ``model``. Raises ValueError with file, line, key and remedy of the first problem."""
         try:
             return model.model_validate(tree)
         except ValidationError as error:
             problems = error.errors(include_url=False)
         problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
         keys = tuple(str(part) for part in problem["loc"])
-        place = self.place(keys)
+        location = self.location(keys)
         if problem["type"] == "extra_forbidden":
-            raise ValueError(unknown_key(place, keys, _fields(model, keys[:-1]))) from None
+            raise ValueError(unknown_key(location, keys, _fields(model, keys[:-1]))) from None
         dotted = ".".join(keys)
         if problem["type"] == "missing":
-            raise ValueError(f"{place}: {dotted} is missing") from None
+            raise ValueError(f"{location}: {dotted} is missing") from None
         message = problem["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{place}: {dotted}: {message}, got {problem['input']!r}") from None
+        raise ValueError(f"{location}: {dotted}: {message}, got {problem['input']!r}") from None
 
 
 def _fields(model: type[BaseModel], keys: tuple[str, ...]) -> list[str]:
-    """Names that are valid at the section ``keys`` of ``model``."""
+    """Return the names that are valid in the section ``keys`` of ``model``."""
     for key in keys:
         field = model.model_fields.get(key)
         if field is None:
-            continue  # a list index or the tag of a union: the section is the same
+            continue  # a list index or the tag of a union, which is no section
         inner = _model_in(field.annotation)
         if inner is None:
             return []
@@ -312,7 +333,7 @@ def _fields(model: type[BaseModel], keys: tuple[str, ...]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation such as ``list[Phase]`` or ``Phase | None``."""
+    """Return the pydantic model in an annotation such as ``list[Phase]`` or ``Phase | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):

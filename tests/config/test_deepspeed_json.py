@@ -23,8 +23,8 @@ def write(folder: Path, content: object) -> Path:
     [
         ('{"train_batch_size": 4,\n "optimizer": {"type": }', "ds.json:2: not valid JSON"),
         ("[1, 2]", "expected a JSON object"),
-        ({"train_batch_size": 4}, "it has no optimizer; add one"),
-        (ADAM, "it has no batch size; add train_batch_size or train_micro_batch_size_per_gpu"),
+        ({"train_batch_size": 4}, "optimizer is missing; add one"),
+        (ADAM, "the batch size is missing; add train_batch_size or train_micro_batch_size_per_gpu"),
         ({"train_batch_size": "auto"} | ADAM, 'train_batch_size is "auto"'),
         (
             {"train_batch_size": 4, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}},
@@ -32,7 +32,7 @@ def write(folder: Path, content: object) -> Path:
         ),
         (
             '{"train_batch_size": 4, "train_batch_size": 8, "optimizer": {"type": "Adam"}}',
-            "more than once: train_batch_size",
+            "duplicate keys: train_batch_size",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds4sci.config import errors
-from ds4sci.config.run_file import RunConfig, TrainConfig, find, import_task
+from ds4sci.config.run_file import RunConfig, TrainConfig, find_file, import_task
 
 JSON = '{"train_batch_size": 4, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": true}}}\n'
 TASK = """
@@ -169,7 +169,7 @@ def test_missing_pieces(lab: Path) -> None:
     message = refused(lab, TOML.replace("ds.json", "dss.json"))
     assert "deepspeed = 'dss.json'" in message
     assert str(lab / "dss.json") in message
-    with pytest.raises(ValueError, match=r"no such run file; looked for .*nowhere.toml"):
+    with pytest.raises(ValueError, match=r"no such run file; tried .*nowhere.toml"):
         RunConfig.load("nowhere.toml")
 
 
@@ -223,16 +223,16 @@ def test_the_json_is_found_beside_the_run_file_and_above_configs(lab: Path, monk
 
 
 def test_packaged_configs_are_found_from_anywhere(lab: Path) -> None:
-    assert find(Path("configs/deepspeed/tiny_cpu.json"), near=None, what="DeepSpeed JSON").is_file()
+    assert find_file(Path("configs/deepspeed/tiny_cpu.json"), near=None, what="DeepSpeed JSON").is_file()
 
 
 @given(st.text(max_size=40))
 def test_any_override_is_taken_or_refused_with_a_valueerror(text: str) -> None:
-    from ds4sci.config.run_file import _apply
+    from ds4sci.config.run_file import _apply_override
 
     tree: dict = {"train": {"steps": 1}}
     try:
-        _apply(tree, text)
+        _apply_override(tree, text)
     except ValueError as error:
         message = str(error)
     else:
