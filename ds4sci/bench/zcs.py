@@ -28,7 +28,7 @@ from ds4sci.bench.evoformer_attention import peak_over_inputs
 from ds4sci.bench.measurement import Measurement, keep_within, spread, write
 from ds4sci.machine.processor import usable_cores
 from ds4sci.physics import Fields, differentiate
-from ds4sci.physics.fields import summed
+from ds4sci.physics.fields import sum_terms
 from ds4sci.tasks import neural_operator
 
 WAYS = ("func_loop", "data_vect", "zcs_reverse", "zcs_forward")
@@ -121,8 +121,8 @@ def _with_deepxde(model: Any) -> neural_operator.ResidualModel:
             self.value = network(functions, points + torch.stack(leaves))
             self.lazy = LazyGrad({"leaves": leaves}, self.value)
 
-        def _derive(self, terms: list[Any]) -> Tensor:
-            return summed(terms, lambda order, component: self.lazy.compute(order))
+        def _linear_combination(self, terms: list[Any]) -> Tensor:
+            return sum_terms(terms, lambda order, component: self.lazy.compute(order))
 
     class Model(neural_operator.ResidualModel):
         def fields(self, functions: Tensor, points: Tensor, orders: tuple[str, ...]) -> Fields:

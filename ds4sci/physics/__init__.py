@@ -1,7 +1,7 @@
-"""Derivatives of an operator network's output with respect to its coordinates, and the equations made of them.
+"""Derivatives of an operator network's output with respect to coordinates, and partial differential equations.
 
-``differentiate(network, functions, points, names="xt")`` gives u and its derivatives at every (function, point), by
-zero coordinate shift or by one of the two older ways, chosen by name (``METHODS``); ``ds4sci.physics.pdes`` holds
+``differentiate(network, functions, points, names="xt")`` returns u and its derivatives at every (function, point), by
+zero coordinate shift or by one of two baseline methods, selected by name (``METHODS``). ``ds4sci.physics.pdes`` holds
 equations with their function spaces and reference solutions.
 """
 

@@ -1,21 +1,21 @@
 """Zero coordinate shift (Leng, Shankar and Thiyagalingam 2023, arXiv:2311.00860).
 
-All m functions are evaluated at the same n points, so the derivative of every u(function, point) with respect to the
-point's coordinate is that with respect to **one** number z per coordinate, by which all points are shifted:
+All m functions are evaluated at the same n points, so the derivative of every u(function, point) with respect to a
+coordinate equals the derivative with respect to **one** scalar z per coordinate that shifts all points:
 
     u(z) = network(functions, points + z),   ∂ⁿu/∂xⁿ = ∂ⁿu/∂zⁿ at z = 0
 
-Reverse mode would take one pass per (function, point) to differentiate an [m, n] output by a number. With a dummy root
-weight a (all ones) it takes one: ω = Σ a·u is a scalar, so ω_z … ω_z⋯z is a chain of scalars, each one gradient of the
-one before, and the field is the gradient of the last with respect to a:
+Reverse mode takes one pass per (function, point) to differentiate an [m, n] output with respect to a scalar. With a
+dummy root weight a (all ones) one pass is enough: ω = Σ a·u is a scalar, so ω_z, ω_zz, … is a chain of scalars, each
+the gradient of the previous one, and the field is the gradient of the last scalar with respect to a:
 
     ∂ⁿu/∂xⁿ[i, j] = ∂/∂a[i, j] ∂ⁿω/∂zⁿ
 
-Linear terms are summed as scalars and take one such gradient. Forward mode needs no a: nested Jacobian-vector products
-along z give the fields themselves.
+Linear terms are summed as scalars and take one such gradient. Forward mode needs no root weight: nested Jacobian-vector
+products along z give the fields directly.
 
-Right only where the network treats each point by itself: with attention or batch normalisation over points ∂/∂z is the
-derivative of a rigid shift of all of them. ``differentiate`` looks, and refuses.
+The method is correct only if the network treats each point independently. With attention or batch normalization over
+points, ∂/∂z is the derivative of a rigid shift of all points; ``differentiate`` detects this and raises ValueError.
 """
 
 from __future__ import annotations
@@ -28,19 +28,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.physics.fields import Fields, Order, Part, bound, chains, gradient, is_one, path_to, raised, summed
-from ds4sci.physics.locality_check import require_pointwise, warn_of_kinks
+from ds4sci.physics.fields import (
+    Fields,
+    Order,
+    WeightedDerivative,
+    bind_functions,
+    differentiation_path,
+    gradient,
+    increment_order,
+    is_one,
+    minimal_words,
+    sum_terms,
+)
+from ds4sci.physics.locality_check import require_pointwise, warn_piecewise_linear
 from ds4sci.physics.replicated_points import data_vect, func_loop
 
 METHODS = ("zcs", "zcs_reverse", "zcs_forward", "func_loop", "data_vect")
-"""``zcs`` takes one of the next two by what is asked for; the last two are the ways before it, to compare with."""
+"""``zcs`` selects one of the next two; the last two are baselines (``replicated_points``)."""
 
 
 class ReverseShift(Fields):
-    """Zero coordinate shift by gradients: a scalar ∂ⁿω for each order, kept for the orders above it.
+    """Zero coordinate shift in reverse mode: a scalar ∂ⁿω per order, cached for higher orders.
 
-    With c components a and ω are of all of them, so that one chain of scalars serves all, and one root gradient gives
-    the same operator of each.
+    With c components, a and ω cover all of them: one chain of scalars serves all components, and one root gradient
+    gives the same operator for each.
     """
 
     def __init__(self, call: Callable[[Tensor], Tensor], points: Tensor, names: str) -> None:
@@ -53,26 +64,26 @@ class ReverseShift(Fields):
         self._operators: dict[tuple[tuple[float, Order], ...], Tensor] = {}
 
     def _scalar(self, order: Order) -> Tensor:
-        """∂^order of ω, from the nearest lower order that is there; one gradient gives all its neighbours above."""
+        """∂^order ω, from the highest cached lower order. One gradient gives the derivatives along all coordinates."""
         known = self._scalars
-        for below, above in pairwise(path_to(order, known.__contains__)):
-            if above not in known:
-                slopes = gradient(known[below], self._shift)
+        for lower, higher in pairwise(differentiation_path(order, known.__contains__)):
+            if higher not in known:
+                slopes = gradient(known[lower], self._shift)
                 for axis in range(len(order)):
-                    known.setdefault(raised(below, axis), slopes[axis])
+                    known.setdefault(increment_order(lower, axis), slopes[axis])
         return known[order]
 
     def _operator(self, terms: tuple[tuple[float, Order], ...]) -> Tensor:
-        """Σ coefficient · ∂^order u of all components: one gradient of the sum of scalars."""
+        """Σ coefficient · ∂^order u for all components: one gradient of the sum of scalars."""
         if terms not in self._operators:
-            self._operators[terms] = self._field_of(terms)
+            self._operators[terms] = self._root_gradient(terms)
         return self._operators[terms]
 
-    def _field_of(self, terms: Sequence[tuple[float | Tensor, Order]]) -> Tensor:
+    def _root_gradient(self, terms: Sequence[tuple[float | Tensor, Order]]) -> Tensor:
         scalars = [self._scalar(order) if is_one(c) else c * self._scalar(order) for c, order in terms]
         return gradient(torch.stack(scalars).sum(), self._weight)
 
-    def _derive(self, terms: list[Part]) -> Tensor:
+    def _linear_combination(self, terms: list[WeightedDerivative]) -> Tensor:
         numbers: dict[int | None, list[tuple[float, Order]]] = {}
         scalars: dict[int | None, list[tuple[Tensor, Order]]] = {}
         parts: list[Tensor] = []
@@ -86,24 +97,24 @@ class ReverseShift(Fields):
                 numbers.setdefault(component, []).append((coefficient, order))
             elif not coefficient.dim():
                 scalars.setdefault(component, []).append((coefficient, order))
-            else:  # a weight of its own for every u: no scalar has that
+            else:  # a coefficient that varies cannot multiply a scalar
                 add(self._operator(((1.0, order),)), component, coefficient)
-        for component, found in scalars.items():  # with the numbers: one gradient for both
-            add(self._field_of([*found, *numbers.pop(component, [])]), component)
-        for component, own in numbers.items():
-            lead = own[0][0] or 1.0  # -∂p/∂x and ∂p/∂x are one operator
-            add(self._operator(tuple((c / lead, order) for c, order in own)), component, lead)
+        for component, found in scalars.items():  # together with the numbers: one gradient for both
+            add(self._root_gradient([*found, *numbers.pop(component, [])]), component)
+        for component, found_numbers in numbers.items():
+            lead = found_numbers[0][0] or 1.0  # normalized, so that -∂p/∂x and ∂p/∂x share one operator
+            add(self._operator(tuple((c / lead, order) for c, order in found_numbers)), component, lead)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 class ForwardShift(Fields):
-    """Zero coordinate shift by nested Jacobian-vector products: no root weight, no graph but the parameters'.
+    """Zero coordinate shift in forward mode: nested Jacobian-vector products, without root weight or graph of points.
 
-    A chain of products gives all its lower orders too, for all components at once. ``orders`` says what will be asked,
-    so that chains are as few as can be; what was not said is made when it is asked.
+    A chain of products also gives all lower orders, for all components at once. ``orders`` lists the derivatives that
+    will be needed, so that few chains cover them; other derivatives are computed on access.
     """
 
-    by_gradients = False
+    uses_autograd = False
 
     def __init__(
         self, call: Callable[[Tensor], Tensor], points: Tensor, names: str, orders: Iterable[str] = ()
@@ -111,13 +122,13 @@ class ForwardShift(Fields):
         super().__init__(points, names)
         self._call = call
         self._fields: dict[Order, Tensor] = {}
-        for word in chains([self.order(letters) for letters in orders], names):
-            self._follow(word)
+        for word in minimal_words([self.order(letters) for letters in orders], names):
+            self._evaluate(word)
         zero = (0,) * len(names)
         self.value = self._fields[zero] if self._fields else call(points)
 
-    def _follow(self, word: str) -> None:
-        """The fields of every prefix of ``word``."""
+    def _evaluate(self, word: str) -> None:
+        """Compute the fields of every prefix of ``word``."""
 
         def function(shift: Tensor) -> tuple[Tensor, ...]:
             return (self._call(self.points + shift),)
@@ -125,28 +136,30 @@ class ForwardShift(Fields):
         fields: Callable[[Tensor], tuple[Tensor, ...]] = function
         origin = self.points.new_zeros(self.points.shape[1])
         for letter in word:
-            along = torch.zeros_like(origin)
-            along[self.names.index(letter)] = 1.0
-            fields = _longer(fields, along)
+            direction = torch.zeros_like(origin)
+            direction[self.names.index(letter)] = 1.0
+            fields = _append_derivative(fields, direction)
         for stop, field in enumerate(fields(origin)):
             self._fields.setdefault(self.order(word[:stop]), field)
 
     def _field(self, order: Order, component: int | None) -> Tensor:
         if order not in self._fields:
-            (word,) = chains([order], self.names) or ("",)
-            self._follow(word)
+            (word,) = minimal_words([order], self.names) or ("",)
+            self._evaluate(word)
         whole = self._fields[order]
         return whole if component is None else whole[..., component]
 
-    def _derive(self, terms: list[Part]) -> Tensor:
-        return summed(terms, self._field)
+    def _linear_combination(self, terms: list[WeightedDerivative]) -> Tensor:
+        return sum_terms(terms, self._field)
 
 
-def _longer(function: Callable[[Tensor], tuple[Tensor, ...]], along: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """``function``'s fields and, last, the derivative of its last one."""
+def _append_derivative(
+    function: Callable[[Tensor], tuple[Tensor, ...]], direction: Tensor
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function that returns the fields of ``function`` and the derivative of the last one."""
 
     def values(shift: Tensor) -> tuple[Tensor, ...]:
-        fields, slopes = torch.func.jvp(function, (shift,), (along,))  # type: ignore[misc]
+        fields, slopes = torch.func.jvp(function, (shift,), (direction,))  # type: ignore[misc]
         return (*fields, slopes[-1])
 
     return values
@@ -164,36 +177,37 @@ def differentiate(
 ) -> Fields:
     """u = network(functions, points) and its derivatives with respect to the points' coordinates.
 
-    network    (functions [m, …], points [n, d]) → [m, n] or [m, n, c]. For ``data_vect`` it must also take points
-               [m, n, d], each function its own. One with ``bind(functions) → (points → u)`` reads its functions once.
-    functions  what the m functions are told by, such as their values at sensors [m, q]
+    network    (functions [m, …], points [n, d]) → [m, n] or [m, n, c]. For ``data_vect`` it must also accept points
+               [m, n, d], separate for each function. With ``bind(functions) → (points → u)`` it encodes functions once
+    functions  representation of the m functions, such as their values at sensors [m, q]
     points     [n, d], the same for all functions
-    names      a letter for each coordinate: ``"xt"``
-    orders     the derivatives that will be asked, such as ``("t", "xx")``: forward mode plans by them, and ``zcs``
-               chooses by them
+    names      one letter per coordinate: ``"xt"``
+    orders     the derivatives that will be needed, such as ``("t", "xx")``, by which forward mode plans its chains and
+               ``zcs`` selects a mode
     method     one of ``METHODS``
-    check      refuse a network that mixes points, and warn where a derivative of second order is asked of one that is
-               piecewise linear in them (ReLU): it is looked at once (``ds4sci.physics.locality_check``)
+    check      raise ValueError for a network that mixes points, and warn at a second derivative of a network that is
+               piecewise linear in the points (ReLU). The check runs once per network
+               (``ds4sci.physics.locality_check``)
 
-    Raises ValueError for an unknown method, points that are not [n, d] in fp32 or fp64, a network that mixes points,
-    naming the module that does, and for ``data_vect`` one that gives no [m, n] of points [m, n, d].
+    Raises ValueError for an unknown method, points that are not [n, d] in fp32 or fp64, a network that mixes points
+    (the message names the module), and, for ``data_vect``, a network whose output for points [m, n, d] is not [m, n].
     """
     if method not in METHODS:
         raise ValueError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
     if points.dim() != 2 or points.shape[1] != len(names):
         raise ValueError(
-            f"points are {list(points.shape)}: expected [n, {len(names)}], a column for each of {', '.join(names)}"
+            f"points are {list(points.shape)}: expected [n, {len(names)}], one column for each of {', '.join(names)}"
         )
     if points.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"points are {points.dtype}: derivatives need torch.float32 or torch.float64 (half precision rounds a "
-            "coordinate to three digits; take fp32 in the DeepSpeed JSON)"
+            f"points are {points.dtype}: derivatives need torch.float32 or torch.float64 (half precision rounds "
+            "coordinates to three digits; use fp32 in the DeepSpeed JSON)"
         )
     orders = tuple(orders)
-    kinks = require_pointwise(network, functions, points) if check else None
+    piecewise_linear = require_pointwise(network, functions, points) if check else None
     fields = _fields(network, functions, points, names, orders, method)
-    if kinks is not None:
-        fields.on_second_order = functools.partial(warn_of_kinks, kinks)
+    if piecewise_linear is not None:
+        fields.on_second_order = functools.partial(warn_piecewise_linear, piecewise_linear)
     return fields
 
 
@@ -205,23 +219,25 @@ def _fields(
         return func_loop(network, functions, points, names)
     if method == "data_vect":
         return data_vect(network, functions, points, names)
-    call = bound(network, functions)
-    wanted = chosen(orders) if method == "zcs" else method
-    if wanted == "zcs_forward":
+    call = bind_functions(network, functions)
+    mode = choose_mode(orders) if method == "zcs" else method
+    if mode == "zcs_forward":
         try:
             return ForwardShift(call, points, names, orders)
-        except RuntimeError:  # an operation without a Jacobian-vector product; other errors come again below
+        except (
+            RuntimeError
+        ):  # an operation without a Jacobian-vector product; reverse mode raises any other error again
             if method != "zcs":
                 raise
     return ReverseShift(call, points, names)
 
 
-def chosen(orders: Iterable[str]) -> str:
-    """The mode that ``zcs`` takes: reverse; forward where only first orders are asked for and no graph is recorded,
-    which then takes half of the memory in the same time.
+def choose_mode(orders: Iterable[str]) -> str:
+    """The mode that ``zcs`` selects: forward mode for first orders without a graph, where it halves memory in the same
+    time, otherwise reverse mode.
 
     k nested products cost 2ᵏ evaluations, k gradients of a scalar cost fewer: in training reverse mode is 1.3 times as
-    fast at the first order, 2 to 3 times at the second and more above (``ds4sci bench zcs``, docs/log.md).
+    fast at first order, 2 to 3 times at second order, and more at higher orders (``ds4sci bench zcs``, docs/log.md).
     """
     first_only = {len(letters) for letters in orders} - {0} == {1}
     return "zcs_forward" if first_only and not torch.is_grad_enabled() else "zcs_reverse"

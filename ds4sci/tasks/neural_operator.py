@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ds4sci.models import neural_operator
 from ds4sci.physics import METHODS, Fields, differentiate, pdes
-from ds4sci.physics.fields import bound
+from ds4sci.physics.fields import bind_functions
 from ds4sci.physics.pdes import Pde, grid_points
 from ds4sci.types import OperatorBatch
 
@@ -84,7 +84,7 @@ class Constrained(nn.Module):
 
     def bind(self, functions: Tensor) -> Callable[[Tensor], Tensor]:
         """points → u of ``functions``, which are read now, once."""
-        call = bound(self.network, functions)
+        call = bind_functions(self.network, functions)
         return lambda points: self.pde.constrain(call(points), functions, points)
 
     def forward(self, functions: Tensor, points: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class OperatorTask:
 
     def coefficients(self, stream: int, numbers: list[int]) -> np.ndarray:
         """Functions of a stream, float64 [m, k]."""
-        return np.stack([self.pde.space.draw(self.seed, stream, number) for number in numbers])
+        return np.stack([self.pde.space.sample(self.seed, stream, number) for number in numbers])
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
@@ -183,7 +183,7 @@ class OperatorTask:
                     ids=tuple(f"function {number}" for number in numbers),
                     functions=_float(coefficients @ self._at_sensors),
                     points={name: _float(x) for name, x in points.items()},
-                    given={name: _float(x) for name, x in self.pde.given(coefficients, points).items()},
+                    given={name: _float(x) for name, x in self.pde.known_values(coefficients, points).items()},
                     step=step,
                 )  # fmt: skip
             step += 1

@@ -19,7 +19,7 @@ SMALL = {
 
 
 def drawn(pde: pdes.Pde, count: int = 2) -> np.ndarray:
-    return np.stack([pde.space.draw(5, number) for number in range(count)])
+    return np.stack([pde.space.sample(5, number) for number in range(count)])
 
 
 @pytest.mark.parametrize("name", PDES)
@@ -42,7 +42,7 @@ def test_a_finer_reference_says_the_same(name: str) -> None:
     pde = pdes.build({"name": name, **SMALL[name]})
     coefficients = drawn(pde, 3)
     usual = pde.solve(coefficients)
-    finer = pde.solve(coefficients, finer={"reaction_diffusion": 8, "burgers": 8, "stokes": 3}[name])
+    finer = pde.solve(coefficients, refinement={"reaction_diffusion": 8, "burgers": 8, "stokes": 3}[name])
     gap = np.linalg.norm(usual - finer) / np.linalg.norm(finer)
     assert gap < {"reaction_diffusion": 1e-4, "burgers": 1e-5, "stokes": 2e-3}[name]
 
@@ -145,7 +145,7 @@ def test_residuals_vanish_on_the_solution(name: str) -> None:
     coefficients = drawn(pde, 2)
     solve = known_solution(pde, coefficients)
     points = pde.points(np.random.default_rng(1), 200, 40)
-    given = {k: torch.from_numpy(v) for k, v in pde.given(coefficients, points).items()}
+    given = {k: torch.from_numpy(v) for k, v in pde.known_values(coefficients, points).items()}
 
     def residuals(scale: float) -> dict[str, Tensor]:
         def at(where: str):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ds4sci.models import neural_operator
 from ds4sci.physics import METHODS, differentiate, mixes_points
-from ds4sci.physics.fields import chains, path_to
-from ds4sci.physics.zcs import chosen
+from ds4sci.physics.fields import differentiation_path, minimal_words
+from ds4sci.physics.zcs import choose_mode
 
 SHIFTS = ("zcs", "zcs_reverse", "zcs_forward")
 ORDERS = ("x", "t", "xx", "xt", "tt", "xxt", "xtt", "xxtt", "xxx", "ttt", "xxxx", "tttt")
@@ -129,7 +129,7 @@ def test_lower_orders_are_kept() -> None:
     first = u._scalars[1, 1]
     u("xxt")
     assert u._scalars[1, 1] is first
-    assert path_to((2, 1), lambda low: low == (1, 1)) == [(1, 1), (2, 1)]
+    assert differentiation_path((2, 1), lambda low: low == (1, 1)) == [(1, 1), (2, 1)]
 
 
 def test_components_share_their_operators() -> None:
@@ -144,11 +144,11 @@ def test_components_share_their_operators() -> None:
 
 def test_forward_mode_takes_as_few_chains_as_can_be() -> None:
     orders = [(1, 0), (2, 0), (2, 2), (0, 1), (0, 4)]
-    assert sorted(chains(orders, "xy")) == ["xxyy", "yyyy"]
-    assert chosen(("t", "x")) == chosen(("t", "xx")) == "zcs_reverse"
+    assert sorted(minimal_words(orders, "xy")) == ["xxyy", "yyyy"]
+    assert choose_mode(("t", "x")) == choose_mode(("t", "xx")) == "zcs_reverse"
     with torch.no_grad():
-        assert chosen(("t", "x")) == "zcs_forward"
-        assert chosen(("t", "xx")) == chosen(()) == chosen(("",)) == "zcs_reverse"
+        assert choose_mode(("t", "x")) == "zcs_forward"
+        assert choose_mode(("t", "xx")) == choose_mode(()) == choose_mode(("",)) == "zcs_reverse"
 
 
 class Doubled(torch.autograd.Function):
@@ -239,7 +239,7 @@ def test_mistakes_are_named() -> None:
         u("xy")
     with pytest.raises(ValueError, match="one component"):
         u("x", 0)
-    with pytest.raises(ValueError, match="none twice"):
+    with pytest.raises(ValueError, match="without repetition"):
         differentiate(net, functions, points, names="xx")
 
 

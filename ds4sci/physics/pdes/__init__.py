@@ -1,6 +1,6 @@
-"""Equations to learn the solution operator of. The folder is the registry: ``name = "burgers"`` is the module here.
+"""Partial differential equations whose solution operator is learned. ``name = "burgers"`` is the module of that name.
 
-A module has ``build(**options) -> Pde``; a dotted name (``my_lab.pdes.x``) is imported as given.
+A module has ``build(**options) -> Pde``. A dotted name (``my_lab.pdes.x``) is imported as given.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ds4sci.physics.fields import Fields
 from ds4sci.physics.random_fields import FunctionSpace
 
 PDES = ("reaction_diffusion", "burgers", "plate", "stokes")
-"""The equations that come with ds4sci."""
+"""The equations in this package."""
 
 At = Callable[[str], Fields]
-"""Name of a point set → u and its derivatives there."""
+"""Name of a point set → u and its derivatives at these points."""
 
 
 class Pde(Protocol):
-    """An equation, its domain [0, 1]^d, the functions it is asked for, and a solution to be judged by.
+    """An equation on [0, 1]^d, the space of its input functions, and a reference solution.
 
-    names       a letter for each coordinate
-    components  names of what is solved for; those in ``up_to_constant`` are known up to one
-    space       functions that the solution depends on, of the coordinates ``depends_on``
-    sensors     points [q, …] at which the network is told a function's values
-    orders      point set → derivatives that ``residuals`` asks for there; every point set is named
+    names       one letter per coordinate
+    components  names of the unknowns; those in ``up_to_constant`` are determined up to a constant
+    space       space of the input functions
+    sensors     points [q, …] at which the network receives the values of an input function
+    orders      point set → derivatives that ``residuals`` uses there; includes every point set
     weights     residual → its default weight in the loss
-    axes        the grid of ``solve``: d arrays
+    axes        coordinates of the grid of ``solve``: d arrays
     """
 
     names: str
@@ -45,28 +45,33 @@ class Pde(Protocol):
     axes: tuple[np.ndarray, ...]
 
     def points(self, rng: np.random.Generator, interior: int, boundary: int) -> dict[str, np.ndarray]:
-        """Random points [n, d] of every set: ``interior`` inside, ``boundary`` of each part of the boundary."""
+        """Random points [n, d] of every set: ``interior`` in the domain, ``boundary`` on each part of the boundary."""
 
-    def given(self, coefficients: np.ndarray, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the equation knows of functions [m, k] at points: name → [m, n] (a source, an initial state)."""
+    def known_values(self, coefficients: np.ndarray, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Known fields of the input functions with coefficients [m, k], such as a source term or an initial state.
 
-    def residuals(self, at: At, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """name → what must vanish, [m, n]."""
+        Returns name → values [m, n] at the points of the set where ``residuals`` uses the field.
+        """
 
-    # Optional, found by name:
-    #   constrain(u, functions, points)  u [m, n] of the network made to satisfy what it can exactly, for
-    # ``loss.hard_constraints``
+    def residuals(self, at: At, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name → residual [m, n], which vanishes for a solution."""
+
+    # Optional method:
+    #   constrain(u, functions, points)  transform u [m, n] of the network to satisfy conditions exactly
+    #                                    (``loss.hard_constraints``)
 
     def solve(self, coefficients: np.ndarray) -> np.ndarray:
         """The reference solution on ``axes``, float64 [m, …, c]; c = 1 for one component."""
 
 
 def build(options: Mapping[str, Any]) -> Pde:
-    """The equation ``options["name"]`` with the other options. Raises ValueError for what is not there."""
+    """The equation ``options["name"]`` with the other options. Raises ValueError for an unknown name or option."""
     chosen = dict(options)
     name = chosen.pop("name", None)
     if not isinstance(name, str) or (name not in PDES and "." not in name):
-        raise ValueError(f"pde.name = {name!r}: expected one of {', '.join(PDES)}, or a dotted module with a build()")
+        raise ValueError(
+            f"pde.name = {name!r}: expected one of {', '.join(PDES)}, or the dotted name of a module with build()"
+        )
     builder = importlib.import_module(name if "." in name else f"{__name__}.{name}").build
     known = inspect.signature(builder).parameters
     for option in chosen:
@@ -76,7 +81,7 @@ def build(options: Mapping[str, Any]) -> Pde:
 
 
 def grid_points(axes: Sequence[np.ndarray]) -> np.ndarray:
-    """The points of a grid, [n, d], the last coordinate fastest."""
+    """Points of a grid, [n, d], with the last coordinate varying fastest."""
     return np.stack([x.ravel() for x in np.meshgrid(*axes, indexing="ij")], axis=1)
 
 

@@ -1,6 +1,6 @@
-"""Reaction and diffusion: u_t = D u_xx + k u² + f(x) on [0, 1]², u = 0 at t = 0 and at both ends. f → u.
+"""Reaction–diffusion equation u_t = D u_xx + k u² + f(x) on [0, 1]², u = 0 at t = 0 and at both ends. Operator: f → u.
 
-The benchmark of physics-informed DeepONets (Wang, Wang and Perdikaris 2021), D = k = 0.01, f a Gaussian process of
+A benchmark of physics-informed DeepONets (Wang, Wang and Perdikaris 2021): D = k = 0.01, f is a Gaussian process of
 length scale 0.2.
 """
 
@@ -21,9 +21,9 @@ from ds4sci.physics.random_fields import FunctionSpace, gaussian_process
 def build(
     *, diffusion: float = 0.01, reaction: float = 0.01, length_scale: float = 0.2, sensors: int = 50
 ) -> ReactionDiffusion:
-    """Raises ValueError for a diffusion that is not above 0, fewer than two sensors, and too short a length scale."""
+    """Raises ValueError for a diffusion ≤ 0, fewer than two sensors, and too short a length scale."""
     if diffusion <= 0 or sensors < 2:
-        raise ValueError(f"diffusion = {diffusion}, sensors = {sensors}: expected above 0, and at least 2")
+        raise ValueError(f"diffusion = {diffusion}, sensors = {sensors}: expected diffusion > 0 and sensors ≥ 2")
     return ReactionDiffusion(diffusion, reaction, gaussian_process(length_scale), np.linspace(0, 1, sensors)[:, None])
 
 
@@ -50,43 +50,45 @@ class ReactionDiffusion:
             "ends": with_time(np.arange(boundary) % 2.0, rng.random(boundary)),
         }
 
-    def given(self, coefficients: np.ndarray, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def known_values(self, coefficients: np.ndarray, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"source": self.space.values(coefficients, points["interior"])}
 
-    def residuals(self, at: At, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def residuals(self, at: At, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
         u = at("interior")
         linear = u.linear({"t": 1.0, "xx": -self.diffusion})
         return {
-            "equation": linear - self.reaction * u.value.square() - given["source"],
+            "equation": linear - self.reaction * u.value.square() - known["source"],
             "initial": at("initial").value,
             "ends": at("ends").value,
         }
 
     def constrain(self, u: Tensor, functions: Tensor, points: Tensor) -> Tensor:
-        """4x(1 - x)·t·u, which is zero where it should be."""
+        """4x(1 - x)·t·u, which satisfies the initial and boundary conditions."""
         x, t = points.unbind(-1)
         return 4 * x * (1 - x) * t * u
 
-    def solve(self, coefficients: np.ndarray, *, finer: int = 4) -> np.ndarray:
-        """Central differences in x; in t Crank and Nicolson, the reaction by Adams and Bashforth: errs ∝ h² and ∝ dt²
-        on a grid ``finer`` than ``axes``."""
-        x, t = (np.linspace(0, 1, finer * (len(axis) - 1) + 1) for axis in self.axes)
+    def solve(self, coefficients: np.ndarray, *, refinement: int = 4) -> np.ndarray:
+        """Central differences in x, Crank–Nicolson in t, Adams–Bashforth for the reaction: error O(h² + dt²).
+
+        The grid is ``refinement`` times finer than ``axes``.
+        """
+        x, t = (np.linspace(0, 1, refinement * (len(axis) - 1) + 1) for axis in self.axes)
         h, dt = x[1], t[1]
         source = self.space.values(coefficients, x[:, None])[:, 1:-1].T
-        pull = self.diffusion * dt / (2 * h * h)
+        diffusion_number = self.diffusion * dt / (2 * h * h)
         inner = len(x) - 2
         banded = np.zeros((3, inner))
-        banded[0, 1:] = banded[2, :-1] = -pull
-        banded[1] = 1 + 2 * pull
+        banded[0, 1:] = banded[2, :-1] = -diffusion_number
+        banded[1] = 1 + 2 * diffusion_number
         u = np.zeros((inner, len(coefficients)))
         before = self.reaction * u * u
         found = np.zeros((len(coefficients), len(self.axes[0]), len(self.axes[1]), 1))
         for step in range(1, len(t)):
             now = self.reaction * u * u
-            right = (1 - 2 * pull) * u + dt * (1.5 * now - 0.5 * before + source)
-            right[1:] += pull * u[:-1]
-            right[:-1] += pull * u[1:]
-            u, before = solve_banded((1, 1), banded, right), now
-            if step % finer == 0:
-                found[:, 1:-1, step // finer, 0] = u[finer - 1 :: finer].T
+            rhs = (1 - 2 * diffusion_number) * u + dt * (1.5 * now - 0.5 * before + source)
+            rhs[1:] += diffusion_number * u[:-1]
+            rhs[:-1] += diffusion_number * u[1:]
+            u, before = solve_banded((1, 1), banded, rhs), now
+            if step % refinement == 0:
+                found[:, 1:-1, step // refinement, 0] = u[refinement - 1 :: refinement].T
         return found
