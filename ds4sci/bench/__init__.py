@@ -1,1 +1,1 @@
-"""Benchmarks: one module per benchmark. Results are JSON with machine, versions and commit."""
+"""Benchmarks: one module per benchmark. ``registry`` finds them; results are JSON with machine, versions and commit."""

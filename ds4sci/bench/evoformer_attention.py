@@ -1,47 +1,51 @@
-"""``ds4sci bench kernels``: every implementation of an operation beside what a user of torch would take instead.
+"""Benchmark of ``evoformer_attention``: each implementation, and the torch baselines.
 
-One process, A B A B, medians. Time forward, and forward with all gradients; peak memory over the inputs; FLOP/s as a
-share of what this machine can do at most, measured in the same run (a CPU) or known (a GPU).
+One process, A B A B, medians. Figures: time of forward and of forward + backward (all gradients), peak memory minus the
+inputs, and FLOP/s in % of peak. The peak of a CPU is measured in the same run; that of a GPU is a constant.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ds4sci.bench.measurement import Measurement, peak_bytes, spread, synchronize, write
-from ds4sci.bench.torch_baselines import Alternative, Function, alternatives
-from ds4sci.kernels import KERNELS, machine_peak, native
-from ds4sci.kernels.native import BuildError
+from ds4sci.bench.machine_limits import (
+    DTYPES,
+    GpuPeak,
+    cpu_rates,
+    dtype_name,
+    gpu_peak,
+    is_bf16_emulated,
+    machine_notes,
+)  # fmt: skip
+from ds4sci.bench.measurement import Measurement, spread, time_alternately, timed, write
+from ds4sci.bench.memory import peak_memory_mb
+from ds4sci.bench.torch_baselines import Baseline, Function, torch_baselines
+from ds4sci.kernels import KERNELS, native
 
 OURS = ("triton", "native", "tiled")
-"""The implementations that are measured; a table's line tells of the first that runs."""
-LEAST, PATIENCE = 5, 10.0
-"""Rounds that are always made, and seconds after which no further one begins."""
-HOPELESS = 1.5
-"""An alternative that takes so many times the fastest alternative's time is timed once and left out of the rounds."""
-BOTH = (torch.float32, torch.bfloat16)
-LARGE = 10**8
-"""Scores of a case above which a CPU measures no compiled alternative: they are among the slowest, minutes each."""
-FORCED = ("DS4SCI_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-"""Variables that hold one side or the other to fewer instructions: told with the result."""
+"""Implementations that are measured. A row of the table shows the first of them that runs."""
+MIN_ROUNDS, TIME_BUDGET_S = 5, 10.0
+"""Minimum number of rounds, and seconds after which no further round begins."""
+SKIP_RATIO = 1.5
+"""A baseline slower than the fastest baseline by this factor is timed once and left out of the rounds."""
+MAX_COMPILED_SCORES = 10**8
+"""On a CPU, compiled baselines are measured up to this number of scores. They are slow there: minutes each."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A case: [b, s, n, h, d] with a mask and, ``bias``, a pair bias."""
+    """Inputs [b, s, n, h, d] with a mask and, if ``bias``, a pair bias."""
 
     name: str
     s: int
@@ -50,7 +54,7 @@ class Shape:
     d: int
     bias: bool = True
     b: int = 1
-    dtypes: tuple[torch.dtype, ...] = BOTH
+    dtypes: tuple[torch.dtype, ...] = DTYPES
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -69,11 +73,11 @@ class Shape:
         return self.b * self.s * self.h * self.n**2
 
     def flops(self, backward: bool) -> float:
-        """2 products of 2·d forward; 5 more backward."""
+        """Two products of 2·d FLOP per score forward, and five more backward."""
         return (14 if backward else 4) * self.scores * self.d
 
-    def mandatory(self, dtype: torch.dtype, backward: bool) -> int:
-        """Bytes of the output and, ``backward``, of the gradients of q, k, v and bias."""
+    def result_bytes(self, dtype: torch.dtype, backward: bool) -> int:
+        """Bytes of the output and, if ``backward``, of the gradients of q, k, v and pair bias."""
         rows = self.b * self.s * self.n * self.h * self.d
         return dtype.itemsize * (rows + backward * (3 * rows + self.bias * self.b * self.h * self.n**2))
 
@@ -86,7 +90,7 @@ SHAPES = (
     Shape("triangle, 384", 384, 384, 4, 32, dtypes=(torch.float32,)),
     Shape("extra MSA, 1024 rows", 1024, 256, 8, 8, dtypes=(torch.float32,)),
 )
-LONG = (
+GPU_SHAPES = (
     Shape("triangle, 512", 512, 512, 4, 32),
     Shape("triangle, 1024", 1024, 1024, 4, 32, dtypes=(torch.bfloat16,)),
     Shape("triangle, 2048", 2048, 2048, 4, 32, dtypes=(torch.bfloat16,)),
@@ -94,30 +98,19 @@ LONG = (
     Shape("MSA row, 512 rows", 512, 384, 8, 32, dtypes=(torch.bfloat16,)),
     Shape("extra MSA, 5120 rows", 5120, 384, 8, 8, dtypes=(torch.bfloat16,)),
 )
-"""On a GPU in addition."""
+"""Additional shapes that are measured on a GPU."""
 QUICK = (Shape("quick", 8, 64, 4, 16),)
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a GPU can do at most: FLOP/s of dense bf16, exponentials a second."""
-
-    flops: float
-    exponentials: float
-
-
-CARDS = {"H100": Card(989e12, 3.87e12), "H200": Card(989e12, 3.87e12), "A100": Card(312e12, 2.44e12)}
-
-
-def floor(shape: Shape, backward: bool, card: Card) -> float:
-    """Seconds below which no kernel can be: 4·d FLOP and an exponential a score forward, 10·d and one more backward."""
-    forward = max(4 * shape.d / card.flops, 1 / card.exponentials)
-    one_pass = max(10 * shape.d / card.flops, 1 / card.exponentials)
+def lower_bound_s(shape: Shape, backward: bool, peak: GpuPeak) -> float:
+    """Seconds that no kernel can beat: 4·d FLOP and one exponential per score forward, 10·d and one more backward."""
+    forward = max(4 * shape.d / peak.flops, 1 / peak.exponentials)
+    one_pass = max(10 * shape.d / peak.flops, 1 / peak.exponentials)
     return shape.scores * (forward + one_pass if backward else forward)
 
 
-def once(function: Function, given: dict[str, Tensor], weight: Tensor | None) -> Tensor:
-    """Output, and with a ``weight`` the gradients of their product's sum."""
+def run_once(function: Function, given: dict[str, Tensor], weight: Tensor | None) -> Tensor:
+    """Output of ``function``. With ``weight``, the gradients of sum(output · weight) are computed too."""
     if weight is None:
         with torch.no_grad():
             return function(**given)
@@ -127,107 +120,78 @@ def once(function: Function, given: dict[str, Tensor], weight: Tensor | None) ->
     return out
 
 
-def peak_over_inputs(action: Callable[[], object], device: torch.device) -> float | None:
-    """MB that ``action`` held at most beyond what was held before; on Linux or a GPU."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        action()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    clear = Path("/proc/self/clear_refs")
-    if not clear.exists():
-        return None
-    with contextlib.suppress(AttributeError):  # a C library other than glibc
-        ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide what the action takes
-    clear.write_text("5")  # the peak starts anew at what is resident now
-    start = peak_bytes()
-    action()
-    after = peak_bytes()
-    return None if start is None or after is None else (after - start) / 1e6
-
-
-def contenders(given: dict[str, Tensor], device: torch.device, *, compiled: bool) -> dict[str, Alternative]:
-    """Ours that take ``given``, and every alternative."""
+def candidates(given: dict[str, Tensor], device: torch.device, *, compiled: bool) -> dict[str, Baseline]:
+    """Implementations of ds4sci that accept ``given``, and all baselines."""
     kernel = KERNELS["evoformer_attention"]
     ours = {
-        one.name: Alternative(one.run)
-        for one in kernel.implementations
-        if one.name in OURS and not one.why_not(**given)
+        one.name: Baseline(one.run) for one in kernel.implementations if one.name in OURS and not one.why_not(**given)
     }
-    return ours | alternatives(device, compiled=compiled)
+    return ours | torch_baselines(device, compiled=compiled)
 
 
 def measure(
     shape: Shape, dtype: torch.dtype, device: torch.device, *, rounds: int, compiled: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of one shape and dtype (implementation, direction, seconds, spread, MB), and who was left out and why."""
+    """Rows of one shape and dtype (implementation, direction, seconds, spread, MB), and notes on skipped baselines."""
     given = shape.inputs(dtype, device)
-    runs = contenders(given, device, compiled=compiled)
-    rows, left_out = [], []
+    runs = candidates(given, device, compiled=compiled)
+    rows, skipped = [], []
     for backward in (False, True):
         weight = torch.ones_like(given["q"]) if backward else None
         times: dict[str, list[float]] = {}
         memory: dict[str, float | None] = {}
         want: Tensor | None = None
         for name, one in runs.items():
-            if backward and not one.backward:
+            if backward and not one.has_backward:
                 continue
             try:
-                if shape.scores < LARGE or want is None:
-                    out = once(one.run, given, weight).detach().float()  # builds, compiles, warms
+                if shape.scores < MAX_COMPILED_SCORES or want is None:
+                    out = run_once(one.run, given, weight).detach().float()  # builds, compiles, warms up
                     want = out if want is None else want
                     error = float((out - want).norm() / want.norm())
                     if not error < 0.05:
-                        raise ValueError(f"its numbers differ by {error:.0%}")
+                        raise ValueError(f"its output differs by {error:.0%}")
                 began = time.perf_counter()
-                memory[name] = peak_over_inputs(lambda f=one.run, w=weight: once(f, given, w), device)  # type: ignore[misc]
+                memory[name] = peak_memory_mb(lambda f=one.run, w=weight: run_once(f, given, w), device)  # type: ignore[misc]
                 times[name] = [time.perf_counter() - began]
-            except Exception as error:  # a stranger's kernel may refuse a shape: the others are still measured
+            except Exception as error:  # a third-party kernel may reject a shape; the others are still measured
                 if name in OURS:
                     raise
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                first = re.sub(r"(/[\w.-]+)+/", "", first)  # folders are this machine's
-                left_out.append(f"{shape.name} {_name(dtype)}: {name} left out ({first[:160]})")
+                first = re.sub(r"(/[\w.-]+)+/", "", first)  # drops folders of this machine
+                skipped.append(f"{shape.name} {dtype_name(dtype)}: {name} skipped ({first[:160]})")
         fastest = min((taken[0] for name, taken in times.items() if name not in OURS), default=0.0)
         started = time.perf_counter()
         for turn in range(rounds):
-            if turn >= LEAST and time.perf_counter() - started > PATIENCE:
+            if turn >= MIN_ROUNDS and time.perf_counter() - started > TIME_BUDGET_S:
                 break
             for name, taken in times.items():
-                if taken[0] > HOPELESS * fastest and name not in OURS and (name != "naive" or turn > 1):
+                if taken[0] > SKIP_RATIO * fastest and name not in OURS and (name != "naive" or turn > 1):
                     continue
-                synchronize()
-                began = time.perf_counter()
-                once(runs[name].run, given, weight)
-                synchronize()
-                taken.append(time.perf_counter() - began)
-        # the first, with all memory given back before it, only decides who is hopeless
+                taken.append(timed(lambda f=runs[name].run, w=weight: run_once(f, given, w)))  # type: ignore[misc]
+        # the first time, taken after the allocator returned all memory, only decides which baselines are skipped
         times = {name: taken[1:] or taken for name, taken in times.items()}
         rows += [
             {
-                "shape": shape.name, "dtype": _name(dtype), "implementation": name, "backward": backward,
+                "shape": shape.name, "dtype": dtype_name(dtype), "implementation": name, "backward": backward,
                 "seconds": statistics.median(taken), "spread": spread(taken), "memory_mb": memory[name],
-                "mandatory_mb": shape.mandatory(dtype, backward) / 1e6, "flops": shape.flops(backward),
+                "result_mb": shape.result_bytes(dtype, backward) / 1e6, "flops": shape.flops(backward),
             }
             for name, taken in times.items()
         ]  # fmt: skip
-    return rows, left_out
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return rows, skipped
 
 
 COLUMNS = [
-    "case", "dtype", "", "ms", "of the machine", "faster than the best alternative", "than naive", "MB over inputs",
-    "outputs and gradients MB", "naive MB",
+    "case", "dtype", "direction", "ms", "% of peak", "speed-up (baseline)", "speed-up over naive", "peak memory (MB)",
+    "outputs and gradients (MB)", "peak memory of naive (MB)",
 ]  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]], limit: Callable[[dict[str, Any]], float | None]) -> list[list[Any]]:
-    """A line for each shape, dtype and direction: ours beside the fastest alternative and beside naive torch.
+    """One line per shape, dtype and direction: ds4sci, the fastest baseline, and naive torch.
 
-    ``limit`` gives the seconds that this machine would need at its peak.
+    ``limit`` returns the seconds of a row at the peak of this machine.
     """
     lines = []
     for key in dict.fromkeys((r["shape"], r["dtype"], r["backward"]) for r in rows):
@@ -241,86 +205,69 @@ def table(rows: list[dict[str, Any]], limit: Callable[[dict[str, Any]], float | 
                 "–" if least is None else f"{least / ours['seconds']:.0%}",
                 f"{best['seconds'] / ours['seconds']:.2f} × ({best['implementation']})",
                 "–" if plain is None else f"{plain['seconds'] / ours['seconds']:.2f} ×", ours["memory_mb"],
-                ours["mandatory_mb"], None if plain is None else plain["memory_mb"],
+                ours["result_mb"], None if plain is None else plain["memory_mb"],
             ]
         )  # fmt: skip
     return lines
 
 
-def forced() -> list[str]:
-    """Notes of the variables that hold a side to fewer instructions."""
-    return [f"{name}={os.environ[name]}" for name in FORCED if os.environ.get(name)]
-
-
-def machine_rates() -> dict[str, float]:
-    """FLOP/s of this CPU: multiply-adds in registers, where a compiler is, and torch's large matrix products."""
-    rates = {f"gemm {_name(dtype)}": machine_peak.gemm_rate(dtype) for dtype in BOTH}
-    with contextlib.suppress(BuildError):  # without a compiler there is no share to tell
-        rates |= {
-            f"multiply-adds {_name(dtype)}": machine_peak.fma_rate(torch.get_num_threads(), dtype) for dtype in BOTH
-        }
-    return rates
-
-
 def run(device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), compiled: bool = True) -> Measurement:
-    """Measure; the table, every figure and the machine's rates go to ``out``. ValueError for an unknown case.
+    """Measure all shapes, and how memory and time scale with n; write table, figures and machine rates to ``out``.
 
-    With ``cases``, those alone, and no growth with n.
+    ``cases`` restricts the shapes, and leaves out the scaling. Raises ValueError for an unknown case.
     """
     device = torch.device(device_name)
-    shapes = QUICK if quick else SHAPES + (LONG if device.type == "cuda" else ())
+    shapes = QUICK if quick else SHAPES + (GPU_SHAPES if device.type == "cuda" else ())
     unknown = set(cases) - {shape.name for shape in shapes}
     if unknown:
-        raise ValueError(f"--case {sorted(unknown)[0]!r}: there are: {', '.join(shape.name for shape in shapes)}")
+        known = ", ".join(shape.name for shape in shapes)
+        raise ValueError(f"--case {sorted(unknown)[0]!r}: unknown case; expected one of: {known}")
     shapes = tuple(shape for shape in shapes if not cases or shape.name in cases)
-    rates = machine_rates() if device.type == "cpu" else {}
-    emulated = bool(rates) and rates["gemm bfloat16"] < 0.1 * rates["gemm float32"] and not quick
+    rates = cpu_rates(device)
+    emulated = is_bf16_emulated(rates) and not quick
     compiled = compiled and not quick
     rows: list[dict[str, Any]] = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     for shape in shapes:
         for dtype in shape.dtypes:
             if emulated and dtype == torch.bfloat16:
                 continue
-            print(f"ds4sci: {shape.name}, {_name(dtype)} …", file=sys.stderr, flush=True)
-            torch.compiler.reset()  # or the fourth shape meets torch's limit of recompilations
-            small = device.type == "cuda" or shape.scores < LARGE
-            measured, refused = measure(shape, dtype, device, rounds=2 if quick else 7, compiled=compiled and small)
+            print(f"ds4sci: {shape.name}, {dtype_name(dtype)} …", file=sys.stderr, flush=True)
+            torch.compiler.reset()  # otherwise the fourth shape exceeds torch's recompilation limit
+            small = device.type == "cuda" or shape.scores < MAX_COMPILED_SCORES
+            measured, notes = measure(shape, dtype, device, rounds=2 if quick else 7, compiled=compiled and small)
             rows += measured
-            left_out += refused
+            skipped += notes
 
-    card = next(
-        (c for name, c in CARDS.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), None
-    )
+    peak = gpu_peak(device)
     by_name = {shape.name: shape for shape in shapes}
 
     def limit(row: dict[str, Any]) -> float | None:
-        if card is not None:
-            return floor(by_name[row["shape"]], row["backward"], card)
+        if peak is not None:
+            return lower_bound_s(by_name[row["shape"]], row["backward"], peak)
         rate = rates.get(f"multiply-adds {row['dtype']}")
         return None if rate is None else row["flops"] / rate
 
     where = (
         f"{native.isa().name}, {torch.get_num_threads()} threads"
         if device.type == "cpu"
-        else "physical floor of the card"
+        else "% of peak: physical lower bound of the GPU"
     )
     measurement = Measurement(
         name=out.stem,
-        title=f"Evoformer attention beside the fastest tuned torch alternative ({where})",
+        title=f"Evoformer attention, baseline: the fastest torch method ({where})",
         command=f"ds4sci bench kernels --op evoformer_attention --device {device_name}"
         + "".join(f" --case '{x}'" for x in cases),
         columns=COLUMNS,
         rows=table(rows, limit),
         notes=[
             "b 1; (s, n, h, d) " + ", ".join(f"{x.name} {x.s}, {x.n}, {x.h}, {x.d}" for x in shapes),
-            "gradients of q, k, v and pair bias; beside: "
-            + ", ".join(alternatives(device, compiled=compiled))
+            "gradients of q, k, v and pair bias; baselines: "
+            + ", ".join(torch_baselines(device, compiled=compiled))
             + (", the compiled ones not in the two large cases" if compiled and device.type == "cpu" else ""),
-            "in the same run: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()),
-            *forced(),
-            *(["torch emulates bf16 products on this processor: bf16 left out"] if emulated else []),
-            *dict.fromkeys(left_out),
+            *machine_notes(rates),
+            *(["torch emulates bf16 products on this CPU: bf16 not measured"] if emulated else []),
+            *dict.fromkeys(skipped),
         ],
     )
     everything = asdict(measurement) | {"measured": rows, "rates": rates, "quick": quick}
@@ -330,33 +277,30 @@ def run(device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), 
     return measurement
 
 
-GROWTH = (128, 256, 384, 512, 768, 1024)
-GROWING = ("naive", "checkpointed", "chunked SDPA 4")
+GROWTH_LENGTHS = (128, 256, 384, 512, 768, 1024)
+GROWTH_BASELINES = ("naive", "checkpointed", "chunked SDPA 4")
 
 
 def growth(device: torch.device) -> list[dict[str, Any]]:
-    """Memory and seconds of forward + backward against n at s 16, h 8, d 32, fp32: ours and three alternatives."""
+    """Memory and seconds of forward + backward for growing n at s 16, h 8, d 32, fp32: ds4sci and three baselines."""
     rows: list[dict[str, Any]] = []
-    for n in GROWTH:
+    for n in GROWTH_LENGTHS:
         shape = Shape("growth", 16, n, 8, 32)
         given = shape.inputs(torch.float32, device)
         weight = torch.ones_like(given["q"])
-        found = contenders(given, device, compiled=False)
+        found = candidates(given, device, compiled=False)
         ours = next(name for name in OURS if name in found)
-        times: dict[str, list[float]] = {}
-        for name in (ours, *GROWING):
-            once(found[name].run, given, weight)
-            held = peak_over_inputs(lambda f=found[name].run, g=given, w=weight: once(f, g, w), device)  # type: ignore[misc]
-            rows.append({"n": n, "implementation": name, "memory_mb": held})
-            times[name] = []
-        for _ in range(3):
-            for name, taken in times.items():
-                synchronize()
-                began = time.perf_counter()
-                once(found[name].run, given, weight)
-                synchronize()
-                taken.append(time.perf_counter() - began)
-        for row in rows[-len(times) :]:
-            row["seconds"] = statistics.median(times[row["implementation"]])
-            row["mandatory_mb"] = shape.mandatory(torch.float32, True) / 1e6
+        actions = {name: partial(run_once, found[name].run, given, weight) for name in (ours, *GROWTH_BASELINES)}
+        memory: dict[str, float | None] = {}
+        for name, action in actions.items():
+            action()
+            memory[name] = peak_memory_mb(action, device)
+        times = time_alternately(actions, 3)
+        rows += [
+            {
+                "n": n, "implementation": name, "memory_mb": memory[name], "seconds": statistics.median(taken),
+                "result_mb": shape.result_bytes(torch.float32, True) / 1e6,
+            }
+            for name, taken in times.items()
+        ]  # fmt: skip
     return rows

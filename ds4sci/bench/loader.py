@@ -1,4 +1,7 @@
-"""How fast the data layer is: entries a second by gemmi and by Biopython, samples a second by the loader alone."""
+"""Benchmarks of the data loader: samples/s without a model, and against the training step.
+
+``python -m ds4sci.bench.loader [OUT.json] [--quick]`` measures parsers, loader and clustering of structures together.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,71 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ds4sci.bench.fold_step import training_step
+from ds4sci.bench.measurement import FOLDER, Measurement, median_and_range, spread, synchronize, write
+from ds4sci.bench.registry import OutFolder, Overrides, RunFile, show
+from ds4sci.bench.structure_files import parsers
+from ds4sci.config.run_file import RunConfig
 from ds4sci.data.clustering import chain_split
 from ds4sci.data.loader import CropPhase, Plan, batches
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig
-from ds4sci.data.structures.parsers import mmcif
-from ds4sci.data.text_files import read_bytes
 from ds4sci.machine import provenance
 from ds4sci.types import Batch
+
+COMMAND = "data"
+ROOT = Path(__file__).parents[2]
+MMCIF_FOLDER = ROOT / "tests" / "fixtures" / "mmcif"
+
+
+def command(
+    config: RunFile = "configs/fold/tiny_cpu.toml", overrides: Overrides = None, out: OutFolder = FOLDER
+) -> None:
+    """Data loading: samples/s of the loader and of the training step."""
+    measurement = measure(config, overrides or [])
+    show(measurement, measurement.save(out))
+
+
+def measure(config_path: str, overrides: list[str], *, n_batches: int = 8, rounds: int = 3) -> Measurement:
+    """Samples/s of the loader and of the training step, with the data and crops of the end of the run.
+
+    The end of the run is measured because a model may start with a part of its blocks and with short crops.
+    """
+    from ds4sci.train.build import build_task
+
+    config = RunConfig.load(config_path, overrides)
+    task = build_task(config)
+    micro = int(config.deepspeed_config().get("train_micro_batch_size_per_gpu", 1))
+    start = max(0, config.train.steps - rounds * n_batches - 1)
+    stream = task.batches(start_step=start, rank=0, world_size=1, micro_batch_size=micro, accumulation_steps=1)
+    step = training_step(config)
+    step(next(stream))  # warms up both
+    rates: dict[str, list[float]] = {"loader": [], "step": []}
+    for _ in range(rounds):
+        began = time.perf_counter()
+        held = list(islice(stream, n_batches))
+        loaded = time.perf_counter()
+        for batch in held:
+            step(batch)
+        synchronize()
+        rates["loader"].append(n_batches * micro / (loaded - began))
+        rates["step"].append(n_batches * micro / (time.perf_counter() - loaded))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return Measurement(
+        name="loading" if config.task.name == "fold" else f"loading_{Path(config_path).stem}",
+        title="Data loader and training step",
+        command=f"ds4sci bench data {config_path}",
+        columns=["part", "samples/s", "spread", "samples/s relative to the step"],
+        rows=[
+            [name, medians[name], f"{spread(values):.0%}", medians[name] / medians["step"]]
+            for name, values in rates.items()
+        ],
+        notes=[f"one process, micro batch {micro}, {rounds} rounds of {n_batches} batches, A B A B; end of the run"],
+    )
 
 
 def run(
@@ -31,61 +86,31 @@ def run(
     chains: str | Path | None = None,
     crops: Sequence[int] = (64, 96, 128),
 ) -> dict[str, Any]:
-    """Measure, write the result to ``json_out`` and return it; ``quick`` is a smoke test, not a measurement.
+    """Measure parsers, loader and clustering, write the result to ``json_out`` and return it.
 
-    By default on the files of a checkout: ``tests/fixtures/mmcif`` and ``examples/fold/data/chains_train.npz``. The two
-    parsers alternate in one run, each from the gzipped file to the atoms of every protein chain. ``ValueError`` if the
-    files are not there.
+    The default inputs are files of a checkout: ``tests/fixtures/mmcif`` and ``examples/fold/data/chains_train.npz``.
+    ``quick`` runs a smoke test. Raises ValueError if there are no mmCIF files.
     """
-    root = Path(__file__).parents[2]
-    files = [Path(path) for path in mmcif_files] or sorted((root / "tests" / "data" / "mmcif").glob("*.cif.gz"))
-    chain_file = Path(chains) if chains else root / "examples" / "fold" / "data" / "chains_train.npz"
+    files = [Path(path) for path in mmcif_files] or sorted(MMCIF_FOLDER.glob("*.cif.gz"))
+    chain_file = Path(chains) if chains else ROOT / "examples" / "fold" / "data" / "chains_train.npz"
     if not files:
-        raise ValueError(f"no mmCIF files in {root / 'tests' / 'data' / 'mmcif'}; name some with mmcif_files=[…]")
+        raise ValueError(f"{MMCIF_FOLDER}: no *.cif.gz files; name mmCIF files with mmcif_files=[…]")
     rounds = 2 if quick else 15
     result: dict[str, Any] = {
         "machine": provenance.describe(),
         "quick": quick,
         "parsers": parsers(files, rounds),
-        "open_seconds": spread(repeat(lambda: ChainSet.open(chain_file), rounds)),
+        "open_seconds": median_and_range(seconds_of_calls(lambda: ChainSet.open(chain_file), rounds)),
         "loader": loader(ChainSet.open(chain_file), crops, 4 if quick else 100, 1 if quick else 7),
     }
     if not quick:
         result["clusters"] = clusters(ChainSet.open(chain_file))
-    path = Path(json_out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write(Path(json_out), result)
     return result
 
 
-def parsers(files: Sequence[Path], rounds: int) -> dict[str, Any]:
-    """Entries a second of both parsers on the same files; medians over ``rounds`` that alternate A B A B."""
-    readers: dict[str, Callable[[Path], Any]] = {"gemmi": mmcif.read, "biopython": biopython_atoms}
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
-    for _ in range(rounds):
-        for name, read in readers.items():
-            began = time.perf_counter()
-            for path in files:
-                read(path)
-            seconds[name].append(time.perf_counter() - began)
-    entries = {name: spread([len(files) / took for took in times]) for name, times in seconds.items()}
-    ratios = [b / a for a, b in zip(seconds["gemmi"], seconds["biopython"], strict=True)]
-    return {"files": [path.name for path in files], "entries_per_second": entries, "gemmi_is_faster": spread(ratios)}
-
-
-def biopython_atoms(path: Path) -> list[np.ndarray]:
-    """Positions [atoms, 3] of the first model's chains by Biopython's faster parser: less work than a record is."""
-    import io
-
-    from Bio.PDB.MMCIFParser import FastMMCIFParser
-
-    text = io.StringIO(read_bytes(path).decode("utf-8", "replace"))
-    structure = FastMMCIFParser(QUIET=True).get_structure("x", text)
-    return [np.array([atom.coord for atom in chain.get_atoms()]) for chain in structure[0]]
-
-
 def loader(chains: ChainSet, crops: Sequence[int], steps: int, rounds: int) -> list[dict[str, Any]]:
-    """Samples a second of micro-batches of four, without a model, by crop and number of workers."""
+    """Samples/s of micro-batches of four without a model, for each crop length and number of workers."""
     rows = []
     for crop in crops:
         for workers in (0, 2):
@@ -94,9 +119,10 @@ def loader(chains: ChainSet, crops: Sequence[int], steps: int, rounds: int) -> l
                 plan=Plan(phases=(CropPhase(crops=(crop,)),)), feature_config=FeatureConfig(), workers=workers,
             )  # fmt: skip
             next(stream)
-            took = repeat(partial(_take, stream, steps), rounds)
+            times = seconds_of_calls(partial(_take, stream, steps), rounds)
             stream.close()  # type: ignore[attr-defined]
-            rows.append({"crop": crop, "workers": workers, "samples_per_second": spread([4 * steps / t for t in took])})
+            rates = median_and_range([4 * steps / seconds for seconds in times])
+            rows.append({"crop": crop, "workers": workers, "samples_per_second": rates})
     return rows
 
 
@@ -106,31 +132,22 @@ def _take(stream: Iterator[Batch], count: int) -> None:
 
 
 def clusters(chains: ChainSet) -> dict[str, Any]:
-    """Processor seconds of clustering at 30 % identity, once."""
-    began = time.process_time()
+    """CPU seconds of one clustering at 30 % identity."""
+    start = time.process_time()
     found = chain_split.clusters(chains)
-    return {"chains": len(chains), "clusters": len(found), "cpu_seconds": round(time.process_time() - began, 2)}
+    return {"chains": len(chains), "clusters": len(found), "cpu_seconds": round(time.process_time() - start, 2)}
 
 
-def repeat(action: Callable[[], Any], rounds: int) -> list[float]:
-    """Seconds that each of ``rounds`` calls took."""
-    took = []
+def seconds_of_calls(action: Callable[[], Any], rounds: int) -> list[float]:
+    """Seconds of each of ``rounds`` calls."""
+    times = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        start = time.perf_counter()
         action()
-        took.append(time.perf_counter() - began)
-    return took
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most, to four digits."""
-    return {
-        name: float(f"{value:.4g}")
-        for name, value in (("median", statistics.median(values)), ("min", min(values)), ("max", max(values)))
-    }
+        times.append(time.perf_counter() - start)
+    return times
 
 
 if __name__ == "__main__":
-    print(
-        json.dumps(run(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/data.json", "--quick" in sys.argv), indent=2)
-    )
+    path = next((argument for argument in sys.argv[1:] if argument != "--quick"), str(FOLDER / "data.json"))
+    print(json.dumps(run(path, "--quick" in sys.argv), indent=2))

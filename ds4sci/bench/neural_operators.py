@@ -1,4 +1,4 @@
-"""``ds4sci bench operators``: train the equations' run files, each to its end, and score unseen functions."""
+"""Benchmark of the neural operators: train each equation to the end and score functions that training does not draw."""
 
 from __future__ import annotations
 
@@ -6,12 +6,33 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from ds4sci.bench.measurement import Measurement
+import typer
+
+from ds4sci.bench.measurement import FOLDER, Measurement
+from ds4sci.bench.registry import OutFolder, show
 from ds4sci.inference.evaluate_neural_operator import evaluate_operator
 from ds4sci.machine.processor import usable_cores
 from ds4sci.physics.pdes import PDES
 from ds4sci.train import launch
+
+COMMAND = "operators"
+
+
+def command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[EQUATION]…", help="Equations to train. Default: all.", show_default=False),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder for runs, scores and figures.")] = Path(
+        "runs/operators"
+    ),
+    out: OutFolder = FOLDER,
+) -> None:
+    """Neural operators: train the equations of configs/operator to the end and score unseen functions."""
+    measurement = measure(names or (), folder=folder, out=out / "operators.json")
+    show(measurement, measurement.save(out))
 
 
 def measure(
@@ -22,18 +43,18 @@ def measure(
     out: Path,
     ranks: int | None = None,
 ) -> Measurement:
-    """A row for each equation; runs, scores and pictures go to ``folder``, rows of other equations in ``out`` stay.
+    """One row per equation. Runs, scores and figures go to ``folder``; rows of other equations in ``out`` are kept.
 
-    Raises RuntimeError where a run fails.
+    Raises RuntimeError if a run fails.
     """
-    before = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
-    rows = [row for row in before if row[0] not in (names or PDES)]
+    saved = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
+    rows = [row for row in saved if row[0] not in (names or PDES)]
     for name in names or PDES:
-        began = time.monotonic()
+        start = time.monotonic()
         own = [f"train.output={folder}", f"train.name={name}", *overrides]
         if launch.train(f"configs/operator/{name}.toml", own, ranks=ranks):
-            raise RuntimeError(f"{folder / name}: the run did not end in order")
-        minutes = (time.monotonic() - began) / 60
+            raise RuntimeError(f"{folder / name}: training failed, see the log above")
+        minutes = (time.monotonic() - start) / 60
         found = evaluate_operator(folder / name, folder / f"{name}.json")
         line = json.loads((folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
         parts = found["components"]
@@ -47,12 +68,12 @@ def measure(
     rows.sort(key=lambda row: PDES.index(row[0]) if row[0] in PDES else len(PDES))
     return Measurement(
         name="operators",
-        title="Solution operators learnt from the equation alone: relative L2 on 100 unseen functions",
+        title="Neural operators trained from the equation only: relative L2 error on 100 unseen functions",
         command="ds4sci bench operators",
         columns=["equation", "steps", "minutes", "mean", "median", "worst", "by component", "ranks"],
         rows=rows,
         notes=[
-            "minutes from the command to the end of the run, evaluations within it included; a step is 64 functions; "
-            f"no solution is used to train; {usable_cores()} cores",
+            "minutes of the whole training command, evaluations included; a step has 64 functions; "
+            f"training uses no reference solution; {usable_cores()} cores",
         ],
     )

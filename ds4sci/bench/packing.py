@@ -1,7 +1,8 @@
-"""``ds4sci bench packing``: training steps on packed rows and on padded batches of the same real sequences.
+"""Benchmark of sequence packing: training steps on packed rows, baseline: padded batches of the same sequences.
 
-The same documents, drawn at random from the run's sequences, in rows of the run's budget, and ``together`` at a time,
-padded to the longest: by ds4sci's model, and by transformers' with its attention mask. Forward, loss, backward, AdamW.
+The documents are drawn at random from the sequences of the run. They are packed into rows of the run's length, or
+batched and padded to the longest; the padded batches run through ds4sci's model, and through transformers' with its
+attention mask. A step is forward, loss, backward, AdamW.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ds4sci.bench.measurement import Measurement, spread
+from ds4sci.bench.measurement import FOLDER, Measurement, spread
+from ds4sci.bench.registry import OutFolder, Overrides, RunFile, show
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.language.batches import collate
 from ds4sci.data.language.packing import make_rows
@@ -26,18 +28,28 @@ from ds4sci.tasks.language_modeling import LanguageTask
 from ds4sci.train.build import build_task
 from ds4sci.types import LanguageBatch
 
-PACKED, PADDED, STOCK = "packed rows", "padded batches", "padded batches, transformers"
+PACKED, PADDED, TRANSFORMERS = "packed rows", "padded batches", "padded batches, transformers"
+
+
+def command(
+    config: RunFile = "configs/lm/protein_tiny.toml", overrides: Overrides = None, out: OutFolder = FOLDER
+) -> None:
+    """Sequence packing: real tokens/s of a training step on packed rows and on padded batches."""
+    measurement = measure(config, overrides or [])
+    show(measurement, measurement.save(out))
 
 
 def measure(
-    config_path: str, overrides: list[str], *, documents: int = 96, together: int = 8, rounds: int = 5
+    config_path: str, overrides: list[str], *, documents: int = 96, batch_size: int = 8, rounds: int = 5
 ) -> Measurement:
-    """Real tokens/s of the three ways, A B C A B C; and how far log-probabilities in rows are from those alone."""
+    """Real tokens/s of the three methods, A B C A B C, and the largest change of a log-probability by packing."""
     torch.manual_seed(0)
     config = RunConfig.load(config_path, overrides)
     task = build_task(config)
     if not isinstance(task, LanguageTask):
-        raise ValueError(f"{config_path}: its task {config.task.name!r} is no language model")
+        raise ValueError(
+            f"{config_path}: task {config.task.name!r} does not train a language model; use a run file of configs/lm"
+        )
     phase = task.config.data.phases[-1]
     reader, regions, _, _ = task.train_valid_readers()
     row = phase.row_length or phase.length
@@ -46,7 +58,7 @@ def measure(
     )
     chosen = (
         np.random.default_rng(task.seed).permutation(len(rows)).tolist()
-    )  # the first rows are the longest documents
+    )  # the first rows hold the longest documents
     examples: list[tuple[int, Any]] = []  # (row, document with its inputs and labels)
     taken = 0
     while len(examples) < documents and taken < len(chosen):
@@ -59,48 +71,50 @@ def measure(
     own = [example for _, example in examples]
     order = np.random.default_rng(0).permutation(len(own))
     padded = []
-    for start in range(0, len(own), together):
-        group = [own[i] for i in order[start : start + together]]
+    for start in range(0, len(own), batch_size):
+        group = [own[i] for i in order[start : start + batch_size]]
         longest = max(len(document.ids) for document, _ in group)
         padded.append(collate([[example] for example in group], -(-longest // 8) * 8, task.tokenizer.pad_id))
-    step = _stepper(task)
-    ways: dict[str, tuple[Callable[[LanguageBatch], None], list[LanguageBatch]]] = {
+    step = _ds4sci_step(task)
+    methods: dict[str, tuple[Callable[[LanguageBatch], None], list[LanguageBatch]]] = {
         PACKED: (step, packed),
         PADDED: (step, padded),
-        STOCK: (_stock(task), padded),
+        TRANSFORMERS: (_transformers_step(task), padded),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
-        for name, (run, batches) in ways.items():
+        for name, (run, batches) in methods.items():
             began = time.perf_counter()
             for batch in batches:
                 run(batch)
             if turn:
                 rates[name].append(sum(batch.tokens for batch in batches) / (time.perf_counter() - began))
     lengths = [len(document.ids) for document, _ in own]
-    apart = _apart(task, packed, own)
+    difference = _largest_difference(task, packed, own)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     filled = {
-        name: sum(b.tokens for b in made) / sum(b.input_ids.numel() for b in made) for name, (_, made) in ways.items()
+        name: sum(b.tokens for b in made) / sum(b.input_ids.numel() for b in made)
+        for name, (_, made) in methods.items()
     }
     return Measurement(
         name="packing",
-        title="Packed rows beside padded batches, a training step on real sequences",
+        title="A training step on packed rows of real sequences, baseline: padded batches",
         command=f"ds4sci bench packing {config_path}" + "".join(f" {x.split('=')[0]}=…" for x in overrides),
-        columns=["", "real tokens/s", "spread", "tokens that are real", "times as fast as transformers"],
+        columns=["method", "real tokens/s", "spread", "fraction of real tokens", "speed-up"],
         rows=[
-            [name, medians[name], f"{spread(values):.0%}", f"{filled[name]:.0%}", medians[name] / medians[STOCK]]
+            [name, medians[name], f"{spread(values):.0%}", f"{filled[name]:.0%}", medians[name] / medians[TRANSFORMERS]]
             for name, values in rates.items()
         ],
         notes=[
-            f"{len(own)} documents of {min(lengths)} to {max(lengths)} tokens; rows of {row}, batches of "
-            f"{together} padded to their longest; one process, fp32, {usable_cores()} threads",
-            f"log-probabilities of a token in its row and alone, by transformers, differ by at most {apart:.1e} nats",
+            f"{len(own)} documents of {min(lengths)} to {max(lengths)} tokens; rows of {row} tokens, batches of "
+            f"{batch_size} padded to the longest; one process, fp32, {usable_cores()} threads",
+            "log-probabilities of a token in its packed row and in its own document, by transformers, differ by at "
+            f"most {difference:.1e} nats; baseline: padded batches, transformers",
         ],
     )
 
 
-def _stepper(task: LanguageTask) -> Callable[[LanguageBatch], None]:
+def _ds4sci_step(task: LanguageTask) -> Callable[[LanguageBatch], None]:
     task.model.train()
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=0.0)
 
@@ -112,20 +126,20 @@ def _stepper(task: LanguageTask) -> Callable[[LanguageBatch], None]:
     return step
 
 
-def _plain(task: LanguageTask) -> Any:
-    """transformers' own model with the same weights, and its own attention."""
+def _transformers_model(task: LanguageTask) -> Any:
+    """The model of transformers with the same weights and SDPA attention."""
     model = unwrap_peft(task.language.model)
-    stock = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="sdpa")
-    stock.load_state_dict(model.state_dict())
-    return stock
+    copied = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="sdpa")
+    copied.load_state_dict(model.state_dict())
+    return copied
 
 
-def _stock(task: LanguageTask) -> Callable[[LanguageBatch], None]:
-    model = _plain(task).train()
+def _transformers_step(task: LanguageTask) -> Callable[[LanguageBatch], None]:
+    model = _transformers_model(task).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
     def step(batch: LanguageBatch) -> None:
-        logits = model(input_ids=batch.input_ids, attention_mask=_mask(batch)).logits
+        logits = model(input_ids=batch.input_ids, attention_mask=_attention_mask(batch)).logits
         nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -133,24 +147,24 @@ def _stock(task: LanguageTask) -> Callable[[LanguageBatch], None]:
     return step
 
 
-def _mask(batch: LanguageBatch) -> Tensor:
-    kept = torch.zeros(batch.input_ids.numel(), dtype=torch.long)
+def _attention_mask(batch: LanguageBatch) -> Tensor:
+    mask = torch.zeros(batch.input_ids.numel(), dtype=torch.long)
     for start, stop in batch.doc_spans.tolist():
-        kept[start:stop] = 1
-    return kept.view_as(batch.input_ids)
+        mask[start:stop] = 1
+    return mask.view_as(batch.input_ids)
 
 
 @torch.no_grad()
-def _apart(task: LanguageTask, packed: list[LanguageBatch], own: list[Any]) -> float:
-    """The largest difference of log-probabilities in packed rows from those of transformers, document by document."""
-    model = _plain(task).eval()
+def _largest_difference(task: LanguageTask, packed: list[LanguageBatch], own: list[Any]) -> float:
+    """Largest difference between log-probabilities in packed rows and those of transformers for each document."""
+    model = _transformers_model(task).eval()
     task.model.eval()
     worst, number = 0.0, 0
     for batch in packed:
         whole = task.language.log_probabilities(batch).flatten(0, 1)
         for start, stop in batch.doc_spans.tolist():
             given = torch.from_numpy(own[number][1].inputs)[None]
-            alone = model(input_ids=given).logits[0].float().log_softmax(-1)
-            worst = max(worst, float((whole[start:stop] - alone).abs().max()))
+            single = model(input_ids=given).logits[0].float().log_softmax(-1)
+            worst = max(worst, float((whole[start:stop] - single).abs().max()))
             number += 1
     return worst

@@ -1,4 +1,4 @@
-"""The picture of ``ds4sci bench kernels``, from its JSON alone."""
+"""Plots of benchmark results, drawn from the JSON files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ds4sci.bench.evoformer_attention import GROWTH, OURS
-from ds4sci.bench.evoformer_block import LIMIT_MB, WAYS
+from ds4sci.bench.evoformer_attention import GROWTH_LENGTHS, OURS
+from ds4sci.bench.evoformer_block import LIMIT_MB, METHODS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -23,51 +23,53 @@ def _short(dtype: str) -> str:
 
 
 def plot(path: Path) -> Path:
-    """What the JSON at ``path`` has measured, drawn beside it; the picture's path."""
+    """Draw the measurement at ``path`` as a PNG next to it. Returns the path of the PNG."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    named = {"lm": language, "zcs": shifts}.get(saved.get("name"))
-    figure = named(saved) if named else block(saved) if "shares" in saved else attention(saved)
+    draw = {"lm": language_model, "zcs": derivatives}.get(saved.get("name"))
+    figure = draw(saved) if draw else block(saved) if "shares" in saved else attention(saved)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
     return picture
 
 
-def language(saved: dict[str, Any]) -> Figure:
-    """A step of a language model: memory and seconds against the row's tokens."""
+def language_model(saved: dict[str, Any]) -> Figure:
+    """Training step of a language model: peak memory and seconds against tokens per row."""
     columns = {name: at for at, name in enumerate(saved["columns"])}
     kinds = list(dict.fromkeys(row[0] for row in saved["rows"]))
     figure, axes = plt.subplots(len(kinds), 2, figsize=(11, 4 * len(kinds)), layout="constrained", squeeze=False)
     for kind, (memory, seconds) in zip(kinds, axes, strict=True):
-        for way in dict.fromkeys(row[2] for row in saved["rows"]):
-            mine = [row for row in saved["rows"] if row[0] == kind and row[2] == way and row[columns["peak MB"]]]
+        for method in dict.fromkeys(row[2] for row in saved["rows"]):
+            mine = [
+                row for row in saved["rows"] if row[0] == kind and row[2] == method and row[columns["peak memory (MB)"]]
+            ]
             tokens = [row[columns["tokens"]] for row in mine]
-            memory.loglog(tokens, [row[columns["peak MB"]] for row in mine], marker="o", label=way)
-            seconds.loglog(tokens, [row[columns["seconds"]] for row in mine], marker="o", label=way)
+            memory.loglog(tokens, [row[columns["peak memory (MB)"]] for row in mine], marker="o", label=method)
+            seconds.loglog(tokens, [row[columns["seconds"]] for row in mine], marker="o", label=method)
         tokens = sorted({row[columns["tokens"]] for row in saved["rows"]})
         sizes = [500 * 2**k for k in range(6)]
         memory.set_yticks(sizes, [f"{size:,}" for size in sizes])
-        for axis, what in ((memory, "MB that the process held at most"), (seconds, "seconds a step")):
+        for axis, what in ((memory, "peak memory of the process (MB)"), (seconds, "seconds per step")):
             axis.set_xticks(tokens, [f"{n // 1024} K" if n >= 1024 else str(n) for n in tokens])
             axis.minorticks_off()
-            axis.set_xlabel(f"tokens of a row, {kind}")
+            axis.set_xlabel(f"tokens per row, {kind}")
             axis.set_ylabel(what)
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
     return figure
 
 
-def shifts(saved: dict[str, Any]) -> Figure:
-    """Ways of making derivatives: bytes kept, peak and seconds against functions, by equation; and against order."""
+def derivatives(saved: dict[str, Any]) -> Figure:
+    """Methods for derivatives: saved tensors, peak memory and seconds against functions and against order."""
     equations = [pde for pde in dict.fromkeys(r["pde"] for r in saved["rows"]) if pde != "derivative"]
     views = [(pde, "functions", [r for r in saved["rows"] if r["pde"] == pde]) for pde in equations]
     views = [(pde, by, [r for r in rows if r["points"] == rows[0]["points"]]) for pde, by, rows in views]
     views.append(("∂ᵏu/∂xᵏ, 64 functions", "order", [r for r in saved["rows"] if r["pde"] == "derivative"]))
     figure, axes = plt.subplots(3, len(views), figsize=(3.4 * len(views), 8.6), layout="constrained", squeeze=False)
     kinds = (
-        ("saved_bytes", 1e6, "MB kept for backward"),
-        ("peak_bytes", 1e6, "peak MB of a step"),
-        ("seconds", 1.0, "seconds a step"),
+        ("saved_bytes", 1e6, "saved for backward (MB)"),
+        ("peak_bytes", 1e6, "peak memory (MB)"),
+        ("seconds", 1.0, "seconds per step"),
     )
     for column, (title, by, rows) in zip(axes.T, views, strict=True):
         places = sorted({r[by] for r in rows})
@@ -90,45 +92,47 @@ def shifts(saved: dict[str, Any]) -> Figure:
 
 
 def block(saved: dict[str, Any]) -> Figure:
-    """One block: seconds by way, where they go, memory and time against n."""
+    """One Evoformer block: relative time of each method, shares of the time, memory and time against n."""
     figure, ((bars, parts), (memory, seconds)) = plt.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
     cases = list(dict.fromkeys((r["n"], r["dtype"]) for r in saved["measured"]))
     names = [f"n {n}, {_short(dtype)}" for n, dtype in cases]
-    ways = list(dict.fromkeys(r["way"] for r in saved["measured"]))
+    methods = list(dict.fromkeys(r["method"] for r in saved["measured"]))
     least: dict[tuple[int, str], float] = {}
-    for i, way in enumerate(ways):  # ds4sci is the first
-        by_case = {(r["n"], r["dtype"]): r["seconds"] for r in saved["measured"] if r["way"] == way}
+    for i, method in enumerate(methods):  # ds4sci is the first
+        by_case = {(r["n"], r["dtype"]): r["seconds"] for r in saved["measured"] if r["method"] == method}
         least = least or by_case
         bars.barh(
-            [k + 0.2 * (i - 1.5) for k in range(len(cases))], [by_case[c] / least[c] for c in cases], 0.19, label=way
+            [k + 0.2 * (i - 1.5) for k in range(len(cases))], [by_case[c] / least[c] for c in cases], 0.19, label=method
         )
-    bars.set_xlabel("times ds4sci's seconds, forward + backward")
+    bars.set_xlabel("time relative to ds4sci, forward + backward")
     bars.legend(fontsize=8)
     kinds = ("matrix products", "fused attention", "outside")
-    places = {(n, dtype, way): i + 0.2 * (way == "ds4sci") for i, (n, dtype) in enumerate(cases) for way in WAYS}
+    places = {
+        (n, dtype, method): i + 0.2 * (method == "ds4sci") for i, (n, dtype) in enumerate(cases) for method in METHODS
+    }
     left = [0.0] * len(saved["shares"])
     for kind in kinds:
         widths = [100 * r[kind] for r in saved["shares"]]
         parts.barh(
-            [places[r["n"], r["dtype"], r["way"]] * 1.0 for r in saved["shares"]], widths, 0.18, left, label=kind
+            [places[r["n"], r["dtype"], r["method"]] * 1.0 for r in saved["shares"]], widths, 0.18, left, label=kind
         )
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    parts.set_xlabel("% of the time; above plain, below ds4sci")
+    parts.set_xlabel("% of the time (upper bar: plain, lower bar: ds4sci)")
     parts.legend(fontsize=8, loc="lower right")
     for axis in (bars, parts):
         axis.set_yticks(range(len(cases)), names)
         axis.invert_yaxis()
-    for way in dict.fromkeys(r["way"] for r in saved["growth"]):
-        mine = [r for r in saved["growth"] if r["way"] == way]
+    for method in dict.fromkeys(r["method"] for r in saved["growth"]):
+        mine = [r for r in saved["growth"] if r["method"] == method]
         lengths = [r["n"] for r in mine]
-        memory.loglog(lengths, [r["memory_mb"] for r in mine], marker="o", label=way)
-        seconds.loglog(lengths, [r["seconds"] for r in mine], marker="o", label=way)
+        memory.loglog(lengths, [r["memory_mb"] for r in mine], marker="o", label=method)
+        seconds.loglog(lengths, [r["seconds"] for r in mine], marker="o", label=method)
     memory.axhline(LIMIT_MB, color="grey", linewidth=1)
     ticks = sorted({r["n"] for r in saved["growth"]} & {*LENGTHS_SHOWN})
-    for axis, what in ((memory, "MB over inputs"), (seconds, "seconds")):
+    for axis, what in ((memory, "peak memory (MB)"), (seconds, "seconds")):
         axis.set_xticks(ticks, [str(n) for n in ticks])
         axis.minorticks_off()
-        axis.set_xlabel("n (64 rows, fp32)")
+        axis.set_xlabel("n (64 MSA rows, fp32)")
         axis.set_ylabel(f"{what}, forward + backward")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
@@ -136,7 +140,7 @@ def block(saved: dict[str, Any]) -> Figure:
 
 
 def attention(saved: dict[str, Any]) -> Figure:
-    """Speed by case, memory and time against n."""
+    """Evoformer attention: speed-up by case, memory and time against n."""
     figure, (bars, memory, seconds) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     cases = list(dict.fromkeys((r["shape"], r["dtype"]) for r in saved["measured"]))
     for offset, backward in ((-0.2, False), (0.2, True)):
@@ -151,7 +155,7 @@ def attention(saved: dict[str, Any]) -> Figure:
     bars.axvline(1.0, color="black", linewidth=0.8)
     bars.set_yticks(range(len(cases)), [f"{name}, {_short(dtype)}" for name, dtype in cases])
     bars.invert_yaxis()
-    bars.set_xlabel("times as fast as the fastest torch alternative")
+    bars.set_xlabel("speed-up over the fastest torch baseline")
     bars.legend(loc="upper right")
     for name in dict.fromkeys(r["implementation"] for r in saved["growth"]):
         mine = [r for r in saved["growth"] if r["implementation"] == name]
@@ -160,12 +164,12 @@ def attention(saved: dict[str, Any]) -> Figure:
         if all(r["memory_mb"] is not None for r in mine):
             memory.loglog(lengths, [r["memory_mb"] for r in mine], marker="o", label=name, **style)
         seconds.loglog(lengths, [r["seconds"] for r in mine], marker="o", label=name, **style)
-    least = {r["n"]: r["mandatory_mb"] for r in saved["growth"]}
-    memory.loglog(list(least), list(least.values()), color="grey", linewidth=1, label="outputs and gradients alone")
-    for axis, what in ((memory, "MB over the inputs"), (seconds, "seconds")):
-        axis.set_xticks(GROWTH, [str(n) for n in GROWTH])
+    least = {r["n"]: r["result_mb"] for r in saved["growth"]}
+    memory.loglog(list(least), list(least.values()), color="grey", linewidth=1, label="outputs and gradients only")
+    for axis, what in ((memory, "peak memory (MB)"), (seconds, "seconds")):
+        axis.set_xticks(GROWTH_LENGTHS, [str(n) for n in GROWTH_LENGTHS])
         axis.minorticks_off()
-        axis.set_xlabel("n (16 rows, 8 heads, 32 channels, fp32)")
+        axis.set_xlabel("n (16 MSA rows, 8 heads, 32 channels, fp32)")
         axis.set_ylabel(f"{what}, forward + backward")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""What a user of torch would take instead of ``evoformer_attention``: the other side of every benchmark.
+"""Baselines of the attention benchmark: the methods that torch users have instead of ``evoformer_attention``.
 
 Each is a function of q, k, v ``[b, s, n, h, d]``, a bool mask ``[b, s, n]`` and a pair bias ``[b, h, n, n]`` or None.
 """
@@ -20,20 +20,20 @@ Function = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Alternative:
-    """``backward``: it has gradients on this device."""
+class Baseline:
+    """Function to compare with. ``has_backward``: it has gradients on this device."""
 
     run: Function
-    backward: bool = True
+    has_backward: bool = True
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-    """What most models do: scores whole, softmax, product."""
+    """Attention as in most models: the full score matrix, softmax, product."""
     return KERNELS["evoformer_attention"].reference(q, k, v, mask, pair_bias)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-    """torch's fused attention with mask and bias summed into one additive mask."""
+    """``scaled_dot_product_attention`` with mask and bias summed into one additive mask."""
     added = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -1e4)[:, :, None, None, :]
     if pair_bias is not None:
         added = added + pair_bias.unsqueeze(1)
@@ -44,7 +44,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None
 
 
 def chunked(function: Function, rows: int) -> Function:
-    """``function`` on ``rows`` rows at a time, as low-memory attention does."""
+    """``function`` applied to ``rows`` rows at a time, as in low-memory attention."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
         parts = zip(*(x.split(rows, dim=1) for x in (q, k, v, mask)), strict=True)
@@ -54,7 +54,7 @@ def chunked(function: Function, rows: int) -> Function:
 
 
 def checkpointed(function: Function) -> Function:
-    """``function`` again in the backward pass instead of what it would have saved."""
+    """``function`` with activation checkpointing: the backward pass recomputes it."""
 
     def run(**given: Tensor) -> Tensor:
         out: Tensor = checkpoint(lambda: function(**given), use_reentrant=False)
@@ -64,7 +64,7 @@ def checkpointed(function: Function) -> Function:
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-    """FlexAttention with mask and bias read by its score function; to be compiled."""
+    """FlexAttention with mask and bias applied by its ``score_mod``. Fast only when compiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
     kept, rows = mask.flatten(0, 1), q.shape[1]
@@ -80,7 +80,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None
 
 
 def ds4sci_upstream(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-    """DeepSpeed4Science's own CUDA operator."""
+    """The CUDA kernel of DeepSpeed4Science."""
     from deepspeed.ops.deepspeed4science import DS4Sci_EvoformerAttention
 
     added = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -1e4)[:, :, None, None, :]
@@ -90,7 +90,7 @@ def ds4sci_upstream(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Te
 
 
 def cuequivariance(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-    """NVIDIA's closed kernel; q, k, v ``[b, s, h, n, d]``."""
+    """NVIDIA's closed-source kernel. It takes q, k, v as ``[b, s, h, n, d]``."""
     from cuequivariance_torch import triangle_attention
 
     if pair_bias is None:
@@ -101,7 +101,8 @@ def cuequivariance(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Ten
 
 
 def trifast(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None = None) -> Tensor:
-    """trifast's Triton kernel, square inputs alone; q, k, v ``[b, h, s, n, d]``, its mask is True for what it drops."""
+    """The Triton kernel of trifast, for s = n only. It takes q, k, v as ``[b, h, s, n, d]``; its mask is True for
+    positions to ignore."""
     from trifast import triangle_attention
 
     if pair_bias is None:
@@ -115,20 +116,21 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def alternatives(device: torch.device, *, compiled: bool) -> dict[str, Alternative]:
-    """Those that this device and what is installed allow; the ones to be compiled only with ``compiled``."""
+def torch_baselines(device: torch.device, *, compiled: bool) -> dict[str, Baseline]:
+    """Baselines that run on this device with the installed packages. ``compiled`` adds those that need
+    torch.compile."""
     found = {"naive": naive, "SDPA": sdpa, "checkpointed": checkpointed(naive)}
     found |= {f"chunked {rows}": chunked(naive, rows) for rows in (1, 4, 16)}
     found |= {f"chunked SDPA {rows}": chunked(sdpa, rows) for rows in (1, 4, 16)}
-    known = {name: Alternative(function) for name, function in found.items()}
+    known = {name: Baseline(function) for name, function in found.items()}
     if compiled:
-        known["compiled"] = Alternative(torch.compile(naive, dynamic=False))
-        known["FlexAttention"] = Alternative(torch.compile(flex, dynamic=False), backward=device.type == "cuda")
+        known["compiled"] = Baseline(torch.compile(naive, dynamic=False))
+        known["FlexAttention"] = Baseline(torch.compile(flex, dynamic=False), has_backward=device.type == "cuda")
     if device.type == "cuda":
         if _installed("deepspeed"):
-            known["DS4Sci_EvoformerAttention"] = Alternative(ds4sci_upstream)
+            known["DS4Sci_EvoformerAttention"] = Baseline(ds4sci_upstream)
         if _installed("cuequivariance_torch"):
-            known["cuEquivariance"] = Alternative(cuequivariance)
+            known["cuEquivariance"] = Baseline(cuequivariance)
         if _installed("trifast"):
-            known["trifast"] = Alternative(trifast)
+            known["trifast"] = Baseline(trifast)
     return known

@@ -1,7 +1,7 @@
-"""``python -m ds4sci.bench.triton_static``: what the Triton kernels' shipped configs compile to, without a GPU, as a
-table.
+"""Static figures of the shipped Triton configs, compiled without a GPU: ``python -m ds4sci.bench.triton_static``.
 
-Registers, shared memory and instructions; no speed. Writes ``benchmarks/triton_evoformer_attention_static.json``.
+The figures are registers, shared memory and instructions, not speed. The result is
+``benchmarks/triton_evoformer_attention_static.json``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ COMMAND = "python -m ds4sci.bench.triton_static"
 
 @dataclass(frozen=True)
 class Table(Measurement):
-    """The README's rows are few; ``points`` has every config: what was asked, and each launch's figures."""
+    """``rows`` is a selection for the table. ``points`` has every config with the figures of each launch."""
 
     points: list[dict[str, Any]] = field(default_factory=list)
 
 
 def rows(built: list[dict[str, Any]]) -> Iterator[list[Any]]:
-    """README's: 32 channels in bf16, lengths without a limit."""
+    """Rows of the table: 32 channels in bf16, lengths without a limit."""
     for entry in built:
         point, config, stats = entry["point"], entry["config"], entry["launches"][-1]
         purpose, arch, d, kind, longest = point.split("-")
@@ -45,6 +45,7 @@ def rows(built: list[dict[str, Any]]) -> Iterator[list[Any]]:
 
 
 def measure(chosen: list[Point]) -> Table:
+    """Compile every config and collect its figures."""
     built = []
     for i, point in enumerate(chosen, 1):
         print(f"\r{i}/{len(chosen)} {point}\033[K", end="", file=sys.stderr, flush=True)
@@ -53,16 +54,16 @@ def measure(chosen: list[Point]) -> Table:
     print(file=sys.stderr)
     return Table(
         name="triton_evoformer_attention_static",
-        title="Evoformer attention in Triton, compiled and not run: static figures, no speeds",
+        title="Evoformer attention in Triton: static figures of the compiled kernels (not run)",
         command=COMMAND,
         columns=[
-            "kernel", "compiled for", "rows × queries × keys of a tile", "warps", "registers", "spilled bytes",
+            "kernel", "compiled for", "tile (rows × queries × keys)", "warps", "registers", "spilled bytes",
             "shared memory (KB)", "matrix instructions", "exp2", "instructions",
         ],
         rows=list(rows(built)),
         notes=[
-            "d 32, bf16, bool mask, pair bias, gate; grad_bias: the queries' gradient together with the pair bias's",
-            "instructions are of the whole kernel, as they stand in the binary",
+            "d 32, bf16, bool mask, pair bias, gate; grad_bias: gradients of queries and pair bias in one kernel",
+            "instructions: static count of the whole kernel in the binary",
         ],
         points=built,
     )  # fmt: skip
@@ -70,8 +71,10 @@ def measure(chosen: list[Point]) -> Table:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
-    parser.add_argument("--arch", action="append", help="sm_90, …: only show these, write nothing")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder to write the JSON to")
+    parser.add_argument(
+        "--arch", action="append", help="such as sm_90: print the figures of this architecture only, write nothing"
+    )
     parser.add_argument("--d", type=int, action="append", help="channels per head, with --arch")
     options = parser.parse_args(arguments)
     if options.arch:

@@ -1,15 +1,16 @@
-"""``ds4sci bench kernels --op varlen_attention``: attention within documents beside torch's own, whole and padded.
+"""Benchmark of ``varlen_attention``: attention within packed documents, baseline: torch's SDPA.
 
-One process, A B A B, medians; forward alone, and with all gradients; peak memory over the inputs.
+One process, A B A B, medians. Figures: time of forward and of forward + backward (all gradients), and peak memory minus
+the inputs.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.bench.evoformer_attention import BOTH, forced, machine_rates, peak_over_inputs
-from ds4sci.bench.measurement import Measurement, spread, synchronize, write
+from ds4sci.bench.machine_limits import DTYPES, cpu_rates, dtype_name, machine_notes
+from ds4sci.bench.measurement import Measurement, spread, time_alternately, write
+from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import varlen_attention
 from ds4sci.kernels.varlen_attention.doc_spans import document_ids
 
-Way = Callable[[Tensor, Tensor, Tensor], Tensor]
-ROUNDS, LEAST, PATIENCE = 15, 5, 8.0
-"""Rounds at most, rounds that are always made, and seconds after which no further one begins."""
+Method = Callable[[Tensor, Tensor, Tensor], Tensor]
+ROUNDS, MIN_ROUNDS, TIME_BUDGET_S = 15, 5, 8.0
+"""Maximum and minimum number of rounds, and seconds after which no further round begins."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Documents of these ``lengths``, one after the other."""
+    """Packed row: documents of these ``lengths``, one after the other."""
 
     name: str
     lengths: tuple[int, ...]
@@ -44,12 +46,12 @@ class Row:
 
     @property
     def scores(self) -> float:
-        """That count: half of them where the row is causal."""
+        """Number of scores that are not masked. A causal row has about half of them."""
         return self.h * sum(n * (n + 1) / 2 if self.causal else n * n for n in self.lengths)
 
 
 def proteins(tokens: int, mean: int, seed: int = 0) -> tuple[int, ...]:
-    """Lengths from half to one and a half times ``mean`` that fill a row of ``tokens``."""
+    """Document lengths, uniform from 0.5 to 1.5 times ``mean``, that fill a row of ``tokens``."""
     generator, lengths = torch.Generator().manual_seed(seed), list[int]()
     while (left := tokens - sum(lengths)) > 0:
         lengths.append(min(left, int(mean * (0.5 + torch.rand((), generator=generator).item()))))
@@ -68,21 +70,21 @@ ROWS = (
 QUICK = (Row("quick, packed", (40, 17, 63), False, 2, 16), Row("quick, causal", (120,), True, 2, 16))
 
 
-def ways(row: Row, dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Way, list[Tensor]]]:
-    """Name, function and q, k, v of each contender: the packed row, or for ``padded`` a batch of its documents."""
+def methods(row: Row, dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Method, list[Tensor]]]:
+    """Name, function and q, k, v of each method: the packed row, or for padding a batch of its documents."""
     generator = torch.Generator().manual_seed(0)
     tokens, doc_spans = sum(row.lengths), row.doc_spans
     packed = [torch.randn(tokens, row.h, row.d, generator=generator).to(device, dtype) for _ in range(3)]
-    found: dict[str, tuple[Way, list[Tensor]]] = {
+    found: dict[str, tuple[Method, list[Tensor]]] = {
         "ds4sci": (lambda q, k, v: varlen_attention(q, k, v, doc_spans, causal=row.causal), packed)
     }
     if len(row.lengths) == 1:
-        found["SDPA"] = (lambda q, k, v: _torchs(q[None], k[None], v[None], None, row.causal)[0], packed)
+        found["SDPA"] = (lambda q, k, v: _sdpa(q[None], k[None], v[None], None, row.causal)[0], packed)
         return found
     document = document_ids(doc_spans, tokens, device)
     same = document[:, None] == document[None, :]
-    whole = same.tril() if row.causal else same
-    found["SDPA, row with a mask"] = (lambda q, k, v: _torchs(q[None], k[None], v[None], whole, False)[0], packed)
+    allowed = same.tril() if row.causal else same
+    found["SDPA, row with a mask"] = (lambda q, k, v: _sdpa(q[None], k[None], v[None], allowed, False)[0], packed)
     found["SDPA, documents one by one"] = (
         lambda q, k, v: varlen_attention(q, k, v, doc_spans, causal=row.causal, implementation="sdpa"), packed
     )  # fmt: skip
@@ -92,57 +94,50 @@ def ways(row: Row, dtype: torch.dtype, device: torch.device) -> dict[str, tuple[
     if row.causal:
         keep = keep & torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
     padded = [x.new_zeros(len(row.lengths), longest, row.h, row.d) for x in packed]
-    for whole_batch, x in zip(padded, packed, strict=True):
-        whole_batch[real.to(device)] = x
-    found["SDPA, padded batch with a mask"] = (lambda q, k, v: _torchs(q, k, v, keep, False), padded)
+    for batch, x in zip(padded, packed, strict=True):
+        batch[real.to(device)] = x
+    found["SDPA, padded batch with a mask"] = (lambda q, k, v: _sdpa(q, k, v, keep, False), padded)
     return found
 
 
-def _torchs(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """``[b, n, h, d]``, as models' projections make them."""
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """SDPA on ``[b, n, h, d]``, the layout of a model's projections."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
 
 
-def once(way: Way, given: list[Tensor], backward: bool) -> Tensor:
+def run_once(method: Method, given: list[Tensor], backward: bool) -> Tensor:
+    """Output of ``method``. With ``backward``, all gradients are computed too."""
     if not backward:
         with torch.no_grad():
-            return way(*given)
+            return method(*given)
     leaves = [x.detach().requires_grad_() for x in given]
-    out = way(*leaves)
+    out = method(*leaves)
     torch.autograd.grad(out, leaves, torch.ones_like(out))
     return out.detach()
 
 
 def measure(row: Row, dtype: torch.dtype, device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Rows (contender, direction, seconds, spread, MB). Raises ValueError when their numbers differ."""
-    found, rows = ways(row, dtype, device), []
+    """Rows (method, direction, seconds, spread, MB). Raises ValueError if the outputs of the methods differ."""
+    found, rows = methods(row, dtype, device), []
     for backward in (False, True):
-        times: dict[str, list[float]] = {name: [] for name in found}
+        actions: dict[str, Callable[[], Tensor]] = {}
         memory: dict[str, float | None] = {}
         want: Tensor | None = None
-        for name, (way, given) in found.items():
-            out = once(way, given, backward).float()  # builds, warms
+        for name, (method, given) in found.items():
+            actions[name] = partial(run_once, method, given, backward)
+            out = actions[name]().float()  # builds, warms up
             if out.dim() == 4:
                 lengths = torch.tensor(row.lengths, device=device)
                 out = out[torch.arange(out.shape[1], device=device)[None] < lengths[:, None]]
             want = out if want is None else want
-            if not (apart := float((out - want).norm() / want.norm())) < 0.02:
-                raise ValueError(f"{row.name}: the numbers of {name} differ by {apart:.0%}")
-            memory[name] = peak_over_inputs(lambda w=way, x=given: once(w, x, backward), device)  # type: ignore[misc]  # noqa: B023
-        started = time.perf_counter()
-        for turn in range(rounds):
-            if turn >= LEAST and time.perf_counter() - started > PATIENCE:
-                break
-            for name, (way, given) in found.items():
-                synchronize()
-                began = time.perf_counter()
-                once(way, given, backward)
-                synchronize()
-                times[name].append(time.perf_counter() - began)
+            if not (difference := float((out - want).norm() / want.norm())) < 0.02:
+                raise ValueError(f"{row.name}: the output of {name} differs from ds4sci's by {difference:.0%}")
+            memory[name] = peak_memory_mb(actions[name], device)
+        times = time_alternately(actions, rounds, min_rounds=MIN_ROUNDS, time_budget_s=TIME_BUDGET_S)
         rows += [
             {
-                "case": row.name, "dtype": str(dtype).removeprefix("torch."), "backward": backward, "way": name,
+                "case": row.name, "dtype": dtype_name(dtype), "backward": backward, "method": name,
                 "seconds": statistics.median(own), "spread": spread(own), "memory_mb": memory[name],
                 "flops": (14 if backward else 4) * row.scores * row.d,
             }
@@ -152,18 +147,18 @@ def measure(row: Row, dtype: torch.dtype, device: torch.device, rounds: int) -> 
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[Any]]:
-    """A line for each contender: forward, forward and backward, how much faster and leaner ours is."""
+    """One line per method: forward, forward + backward, memory, and the speed-up of ds4sci over the method."""
     lines = []
-    for key in dict.fromkeys((r["case"], r["dtype"], r["way"]) for r in rows):
-        ahead, both = (r for r in rows if (r["case"], r["dtype"], r["way"]) == key)
-        ours = [r for r in rows if (r["case"], r["dtype"], r["way"]) == (*key[:2], "ds4sci")]
+    for key in dict.fromkeys((r["case"], r["dtype"], r["method"]) for r in rows):
+        forward, both = (r for r in rows if (r["case"], r["dtype"], r["method"]) == key)
+        ours = [r for r in rows if (r["case"], r["dtype"], r["method"]) == (*key[:2], "ds4sci")]
         lines.append(
             [
-                *key, 1e3 * ahead["seconds"], 1e3 * both["seconds"], f"{both['spread']:.0%}", both["memory_mb"],
+                *key, 1e3 * forward["seconds"], 1e3 * both["seconds"], f"{both['spread']:.0%}", both["memory_mb"],
                 both["flops"] / both["seconds"] / 1e9,
                 *(
                     "" if r is own else f"{r['seconds'] / own['seconds']:.2f} ×"
-                    for r, own in zip((ahead, both), ours, strict=True)
+                    for r, own in zip((forward, both), ours, strict=True)
                 ),
             ]
         )  # fmt: skip
@@ -171,28 +166,27 @@ def table(rows: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def run(device_name: str, *, quick: bool, out: Path) -> Measurement:
-    """Measure; the table and every figure go to ``out``."""
+    """Measure all rows; write table and figures to ``out``."""
     device = torch.device(device_name)
-    rates = machine_rates() if device.type == "cpu" else {}
+    rates = cpu_rates(device)
     rows = []
     for row in QUICK if quick else ROWS:
-        for dtype in BOTH:
+        for dtype in DTYPES:
             print(f"ds4sci: {row.name}, {dtype} …", file=sys.stderr, flush=True)
             rows += measure(row, dtype, device, 1 if quick else ROUNDS)
     measurement = Measurement(
         name=out.stem,
-        title="Attention within documents beside torch's scaled_dot_product_attention",
+        title="Attention within packed documents, baseline: torch's scaled_dot_product_attention",
         command=f"ds4sci bench kernels --op varlen_attention --device {device_name}",
         columns=[
-            "case", "dtype", "", "forward ms", "forward + backward ms", "spread", "MB over inputs", "GFLOP/s",
-            "ds4sci is faster, forward", "forward + backward",
+            "case", "dtype", "method", "forward (ms)", "forward + backward (ms)", "spread", "peak memory (MB)",
+            "GFLOP/s", "speed-up of ds4sci, forward", "speed-up of ds4sci, forward + backward",
         ],
         rows=table(rows),
         notes=[
-            f"{torch.get_num_threads()} threads; 8 heads, of 64 channels where no d is told (proteins: 32)",
-            "GFLOP/s: forward + backward, 14·d for each score that counts (7 products)",
-            "in the same run: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()),
-            *forced(),
+            f"{torch.get_num_threads()} threads; 8 heads of 64 channels unless the case names d (proteins: 32)",
+            "GFLOP/s: forward + backward, 14·d FLOP per unmasked score (7 products); memory minus the inputs",
+            *machine_notes(rates),
         ],
     )  # fmt: skip
     write(out, asdict(measurement) | {"measured": rows, "rates": rates, "quick": quick})

@@ -1,7 +1,7 @@
-"""``ds4sci bench zcs``: a step of physics-informed training by every way of making the derivatives, and DeepXDE's.
+"""Benchmark of zero coordinate shift: a physics-informed training step with each method for derivatives, and DeepXDE's.
 
-One step: the residuals of all point sets, their mean squares, the gradient of every parameter; DeepONet, fp32, CPU.
-Each (equation, functions, points, order) has a process of its own, in which the ways take turns, A B C D A B C D.
+One step computes the residuals of all point sets, their mean squares and the gradient of every parameter; DeepONet,
+fp32, CPU. Each (equation, functions, points, order) has its own process, in which the methods take turns, A B C D.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.bench.evoformer_attention import peak_over_inputs
-from ds4sci.bench.measurement import Measurement, keep_within, spread, write
+from ds4sci.bench.measurement import Measurement, spread, write
+from ds4sci.bench.memory import limit_memory, peak_memory_mb
+from ds4sci.bench.registry import JsonFile, Quick, show
 from ds4sci.machine.processor import usable_cores
 from ds4sci.physics import Fields, differentiate
 from ds4sci.physics.fields import sum_terms
 from ds4sci.tasks import neural_operator
 
-WAYS = ("func_loop", "data_vect", "zcs_reverse", "zcs_forward")
+METHODS = ("func_loop", "data_vect", "zcs_reverse", "zcs_forward")
 DEEPXDE = "DeepXDE's ZCS"
-BASELINES = WAYS[:2]
+BASELINES = METHODS[:2]
 FUNCTIONS = (4, 16, 64, 256)
 POINTS = 1000
-"""Where functions or orders vary."""
-LIMIT = 8e9
-"""Bytes that a way may take over what the process holds without it."""
-PATIENCE = 8.0
-"""Seconds: a way whose first two steps took longer is not timed again."""
-WARM = 500e6
-"""Bytes: a way that takes less is warmed up in every turn."""
+"""Number of points when functions or orders vary."""
+MEMORY_LIMIT = 8e9
+"""Bytes that a method may allocate."""
+TIME_BUDGET_S = 8.0
+"""Seconds. A method whose first two steps take longer is not timed again."""
+WARM_UP_BELOW = 500e6
+"""Peak bytes. A method that needs less is warmed up before every timed step."""
 ORDERS = {"reaction_diffusion": 2, "burgers": 2, "stokes": 2, "plate": 4}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: an equation, or ``derivative``: the mean square of the one field ∂ᵏu/∂xᵏ, k = ``order``."""
+    """Problem to measure: an equation, or ``derivative``: the mean square of the field ∂ᵏu/∂xᵏ, k = ``order``."""
 
     pde: str
     functions: int
@@ -57,7 +58,7 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    """All that the table shows."""
+    """All cases of the benchmark."""
     if quick:
         return [Case("burgers", 4, 32, 2), Case("derivative", 4, 32, 3)]
     by_functions = [Case(pde, m, POINTS, order) for pde, order in ORDERS.items() for m in FUNCTIONS]
@@ -67,7 +68,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def step_of(case: Case, method: str) -> Callable[[], Tensor]:
-    """One step, which returns its loss; weights, functions and points are the same for all methods."""
+    """One training step, which returns its loss. Weights, functions and points are the same for all methods."""
     name = "burgers" if case.pde == "derivative" else case.pde
     config = neural_operator.Config.model_validate(
         {
@@ -109,7 +110,7 @@ def step_of(case: Case, method: str) -> Callable[[], Tensor]:
 
 
 def _with_deepxde(model: Any) -> neural_operator.ResidualModel:
-    """``model`` with the derivatives of ``deepxde.zcs.LazyGrad``: the rest of the step is the same."""
+    """``model`` with the derivatives of ``deepxde.zcs.LazyGrad``. The other parts of the step are the same."""
     os.environ["DDE_BACKEND"] = "pytorch"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         from deepxde.zcs import LazyGrad
@@ -136,13 +137,13 @@ def _has_deepxde() -> bool:
 
 
 def saved_bytes(step: Any) -> int:
-    """Bytes of all that the graph of one step's loss keeps for the backward pass; parameters are not counted.
+    """Bytes of the tensors that the graph of one loss saves for the backward pass, without the parameters.
 
-    Read off the graph's nodes: hooks on saved tensors do not see through ``torch.func.jvp``.
+    They are read from the nodes of the graph, because hooks on saved tensors do not see through ``torch.func.jvp``.
     """
     own = {parameter.untyped_storage().data_ptr() for parameter in step.parameters}
     loss = step.loss_of()
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     seen, waiting = {loss.grad_fn}, [loss.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -151,55 +152,55 @@ def saved_bytes(step: Any) -> int:
                 continue
             value = getattr(node, name)
             for tensor in value if isinstance(value, tuple | list) else (value,):
-                if not isinstance(tensor, Tensor) or tensor._is_zerotensor():  # the latter holds nothing
+                if not isinstance(tensor, Tensor) or tensor._is_zerotensor():  # a zero tensor holds no memory
                     continue
                 storage = tensor.untyped_storage()
                 if storage.data_ptr() not in own:
-                    kept[storage.data_ptr()] = storage.nbytes()
+                    saved[storage.data_ptr()] = storage.nbytes()
         for below, _ in node.next_functions:
             if below is not None and below not in seen:
                 seen.add(below)
                 waiting.append(below)
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def measure(case: Case, methods: Sequence[str], rounds: int) -> list[dict[str, Any]]:
-    """A row for each method, in this process."""
+    """One row per method, measured in this process."""
     for method in methods:
-        step_of(case, method)  # imports what it needs, before memory is short
-    keep_within(LIMIT)
+        step_of(case, method)  # imports before memory is limited
+    limit_memory(MEMORY_LIMIT)
     steps: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     times: dict[str, list[float]] = {}
     losses: dict[str, float] = {}
-    for method in reversed(methods):  # what fails comes last, and what it leaves behind bothers nobody
+    for method in reversed(methods):  # methods that run out of memory come last, so that they affect no other
         row: dict[str, Any] = {**asdict(case), "method": method, "saved_bytes": None, "peak_bytes": None}
         rows[method] = row
         try:
             step = step_of(case, method)
-            began = time.perf_counter()
+            start = time.perf_counter()
             row["saved_bytes"] = saved_bytes(step)
-            once = _Kept(step)
-            peak = peak_over_inputs(once, torch.device("cpu"))
+            once = _TimedStep(step)
+            peak = peak_memory_mb(once, torch.device("cpu"))
             losses[method] = once.loss
             row["peak_bytes"] = None if peak is None else int(peak * 1e6)
-            if time.perf_counter() - began < PATIENCE:
+            if time.perf_counter() - start < TIME_BUDGET_S:
                 steps[method], times[method] = step, []
             else:
                 times[method] = [once.seconds]
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "alloc" not in str(error):  # can't allocate, std::bad_alloc
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):  # "can't allocate", "std::bad_alloc"
                 raise
-            row["failed"] = f"more than {LIMIT / 1e9:.0f} GB"
+            row["failed"] = f"more than {MEMORY_LIMIT / 1e9:.0f} GB"
             error.__traceback__ = None
             gc.collect()
     for _ in range(rounds):
         for method, step in reversed(steps.items()):
-            if rows[method]["peak_bytes"] is None or rows[method]["peak_bytes"] < WARM:
-                step()  # what the way before it gave back to the system is fetched again here, not in the clock
-            began = time.perf_counter()
+            if rows[method]["peak_bytes"] is None or rows[method]["peak_bytes"] < WARM_UP_BELOW:
+                step()  # touches the pages that the previous method returned to the system, outside the timing
+            start = time.perf_counter()
             step()
-            times[method].append(time.perf_counter() - began)
+            times[method].append(time.perf_counter() - start)
     for method, own in times.items():
         rows[method]["seconds"] = statistics.median(own)
         rows[method]["spread"] = spread(own) if len(own) > 1 else None
@@ -210,44 +211,46 @@ def measure(case: Case, methods: Sequence[str], rounds: int) -> list[dict[str, A
     return [rows[method] for method in methods]
 
 
-class _Kept:
-    """A step that keeps its loss and its time."""
+class _TimedStep:
+    """A step that stores its loss and its time."""
 
     def __init__(self, step: Callable[[], Tensor]) -> None:
         self.step, self.loss, self.seconds = step, float("nan"), float("nan")
 
     def __call__(self) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.loss = float(self.step())
-        self.seconds = time.perf_counter() - began
+        self.seconds = time.perf_counter() - start
 
 
 def run(*, out: Path, quick: bool = False) -> Measurement:
-    """Every case by every way; writes ``out`` as it goes."""
+    """Measure every case with every method; write ``out`` after each case."""
     rows: list[dict[str, Any]] = []
-    measured: Measurement | None = None
-    methods = [*WAYS, DEEPXDE] if _has_deepxde() else list(WAYS)
+    measurement: Measurement | None = None
+    methods = [*METHODS, DEEPXDE] if _has_deepxde() else list(METHODS)
     for case in cases(quick):
-        own = [m for m in methods if m != DEEPXDE or case.pde not in ("stokes", "derivative")]  # it has one component
+        own = [
+            m for m in methods if m != DEEPXDE or case.pde not in ("stokes", "derivative")
+        ]  # DeepXDE supports one component only
         print(f"ds4sci: {case.pde}, {case.functions} functions, {case.points} points …", file=sys.stderr, flush=True)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             rows += pool.submit(measure, case, own, 2 if quick else 7).result()
-        measured = _summary(rows)
-        saved = asdict(measured)
+        measurement = _summary(rows)
+        saved = asdict(measurement)
         saved["table"] = {"columns": saved.pop("columns"), "rows": saved["rows"]}
         write(out, saved | {"rows": rows, "plot": out.with_suffix(".png").name})
-    assert measured is not None
-    return measured
+    assert measurement is not None
+    return measurement
 
 
-TABLE = [
-    "equation", "order", "way", "kept MB, M = 4", "M = 64", "grows", "peak MB, M = 64", "seconds, M = 64",
-    "leaner than the better baseline", "faster",
+COLUMNS = [
+    "equation", "order", "method", "saved (MB), M = 4", "saved (MB), M = 64", "growth", "peak memory (MB), M = 64",
+    "seconds, M = 64", "memory reduction", "speed-up",
 ]  # fmt: skip
 
 
 def _summary(rows: list[dict[str, Any]]) -> Measurement:
-    """The README's table: growth from 4 to 64 functions at ``POINTS`` points, beside the better of the older ways."""
+    """The results table: growth from 4 to 64 functions at ``POINTS`` points; baseline: the better older method."""
     table = []
     known = {(r["pde"], r["functions"], r["points"], r["order"], r["method"]): r for r in rows}
     for pde, order in ORDERS.items():
@@ -258,7 +261,7 @@ def _summary(rows: list[dict[str, Any]]) -> Measurement:
             )
             for key in ("peak_bytes", "seconds")
         }
-        for method in (*WAYS, DEEPXDE):
+        for method in (*METHODS, DEEPXDE):
             few, many = (known.get((pde, m, POINTS, order, method)) for m in (4, 64))
             if few is None or many is None:
                 continue
@@ -276,20 +279,28 @@ def _summary(rows: list[dict[str, Any]]) -> Measurement:
             )  # fmt: skip
     return Measurement(
         name="zcs",
-        title=f"A step of physics-informed training by every way of making the derivatives, {POINTS} points",
+        title=f"A physics-informed training step with each method for derivatives, {POINTS} points",
         command="ds4sci bench zcs",
-        columns=TABLE,
+        columns=COLUMNS,
         rows=table,
         notes=[
-            "residuals of all point sets, loss, gradients of all parameters; DeepONet (three layers of 128 twice, 128 "
-            "products), fp32; M functions",
-            "kept: bytes that the graph of the loss holds for the backward pass, parameters not counted; peak: of a "
-            "whole step, over what the process held before",
-            f"ways take turns, medians of 7 steps after two, of one where it takes seconds; more than "
-            f"{LIMIT / 1e9:.0f} GB is not run; {usable_cores()} threads",
+            "residuals of all point sets, loss, gradients of all parameters; DeepONet (branch and trunk: three "
+            "layers of 128; 128 products), fp32; M functions; baseline: the better of func_loop and data_vect",
+            "saved: tensors that the graph of the loss saves for the backward pass, without parameters; peak memory of "
+            "a whole step, minus the memory of the process before it",
+            f"methods alternate; medians of 7 steps after two warm-up steps, a single step where it takes seconds; "
+            f"{MEMORY_LIMIT / 1e9:.0f} GB is the limit; {usable_cores()} threads",
         ],
     )
 
 
 def _mb(value: float | None) -> float | None:
     return None if value is None else value / 1e6
+
+
+def command(json: JsonFile, quick: Quick = False) -> None:
+    """Zero coordinate shift for PDE derivatives: saved tensors, peak memory and time of a step, with baselines."""
+    measurement = run(out=json, quick=quick)
+    from ds4sci.bench.plot import plot
+
+    show(measurement, json, plot(json))

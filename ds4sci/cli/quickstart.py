@@ -199,7 +199,7 @@ def measurement(rows: list[tuple[str, Means]], file: Path, run: Path) -> Measure
         name="quickstart" if file == CONFIG else file.stem,
         title=f"{'Quickstart' if file == CONFIG else f'`{file.stem}`'}: 160 held-out chains at full length, means",
         command="bash launch/quickstart.sh" + ("" if file == CONFIG else f" --config {file}"),
-        columns=["", *COLUMNS.values()],
+        columns=["method", *COLUMNS.values()],
         rows=[[name, *(cell(key, means.get(key)) for key in COLUMNS)] for name, means in rows],
         notes=[f"{config.train.steps} steps in {state['seconds'] / 60:.1f} minutes, seed {config.seed}, 2,000 chains"],
         machine=json.loads((run / "machine.json").read_text(encoding="utf-8")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 
-from ds4sci.bench.esmfold import COLUMNS, Trunk, apart, beside, step, table
+from ds4sci.bench.esmfold import COLUMNS, Trunk, compare, relative_difference, step, table
 from ds4sci.bench.tables import shown
 from ds4sci.integrations import patch
 
@@ -20,9 +20,9 @@ if __name__ == "__main__":
 
     given = plain.inputs(n)
     ours, theirs = (step(trunk, given, backward=True) for trunk in (patched, plain))
-    print(f"outputs differ by {apart(ours[:2], theirs[:2]):.0e} of their size, gradients by", end=" ")
-    print(f"{apart(ours[2:], theirs[2:]):.0e}\n")
+    print(f"outputs differ by {relative_difference(ours[:2], theirs[:2]):.0e} of their size, gradients by", end=" ")
+    print(f"{relative_difference(ours[2:], theirs[2:]):.0e}\n")
 
-    measured = [row for backward in (False, True) for row in beside(plain, patched, n, backward=backward, rounds=3)]
+    measured = [row for backward in (False, True) for row in compare(plain, patched, n, backward=backward, rounds=3)]
     for row in [COLUMNS, *table(measured)]:
         print(" ".join(f"{shown(value):>18}" for value in row))

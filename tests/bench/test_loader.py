@@ -1,21 +1,22 @@
-"""The benchmark runs and says what it measured; nothing here depends on how fast the machine is."""
+"""Data-loading benchmarks run on small inputs. No assertion depends on the speed of the machine."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
+import pytest
 
 from ds4sci.bench import loader
-from ds4sci.data.structures.parsers import mmcif
+from tests.support.measurements import saved_rows
 
-DATA = Path(__file__).parents[1] / "fixtures" / "mmcif"
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests" / "fixtures" / "mmcif"
 
 
-def test_quick_run_writes_every_figure(tmp_path: Path) -> None:
+def test_quick_run_writes_all_figures(tmp_path: Path) -> None:
     files = [DATA / "1ubq.cif.gz", DATA / "1kd8.cif.gz"]
-    valid = Path(__file__).parents[2] / "examples" / "fold" / "data" / "chains_valid.npz"
+    valid = ROOT / "examples" / "fold" / "data" / "chains_valid.npz"
     result = loader.run(tmp_path / "deep" / "data.json", quick=True, mmcif_files=files, chains=valid, crops=(32,))
     assert json.loads((tmp_path / "deep" / "data.json").read_text()) == result
     assert set(result["parsers"]["entries_per_second"]) == {"gemmi", "biopython"}
@@ -24,8 +25,12 @@ def test_quick_run_writes_every_figure(tmp_path: Path) -> None:
     assert {"cpu", "commit", "versions"} <= set(result["machine"])
 
 
-def test_both_parsers_do_the_work() -> None:
-    """Biopython's share of the benchmark sees at least the atoms that a record holds."""
-    ours = mmcif.read(DATA / "1ubq.cif.gz", "A").atom_positions
-    theirs = {tuple(position) for position in np.concatenate(loader.biopython_atoms(DATA / "1ubq.cif.gz")).tolist()}
-    assert {tuple(position) for position in ours[ours.any(-1)].tolist()} <= theirs
+def test_loader_against_training_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    tiny = ["model.evoformer.blocks=1", "model.structure.iterations=1"]
+    measurement = loader.measure(str(ROOT / "configs/fold/tiny_cpu.toml"), tiny, n_batches=2, rounds=2)
+    loading, step = saved_rows(measurement, tmp_path)
+    assert loading[0] == "loader"
+    assert step[3] == 1
+    assert float(str(loading[1])) > 0
+    assert float(str(loading[3])) == pytest.approx(float(str(loading[1])) / float(str(step[1])))

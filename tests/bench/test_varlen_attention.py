@@ -1,4 +1,4 @@
-"""The benchmark of attention within documents: every contender, on the same numbers, in a whole table."""
+"""The varlen_attention benchmark measures every method on the same inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ds4sci.bench import varlen_attention
 from ds4sci.bench.varlen_attention import QUICK, Row, measure, proteins, run
 
 
-def test_a_quick_run_measures_every_contender(tmp_path: Path) -> None:
+def test_quick_run_measures_every_method(tmp_path: Path) -> None:
     out = tmp_path / "attention.json"
     measured = run("cpu", quick=True, out=out)
     assert all(len(row) == len(measured.columns) for row in measured.rows)
@@ -25,10 +25,10 @@ def test_a_quick_run_measures_every_contender(tmp_path: Path) -> None:
     assert all(row["seconds"] > 0 for row in figures)
 
 
-def test_other_numbers_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A contender that sees other documents would be compared with what it does not do."""
-    monkeypatch.setattr(varlen_attention, "_torchs", lambda q, k, v, mask, causal: q)
-    with pytest.raises(ValueError, match="the numbers of SDPA, row with a mask differ"):
+def test_wrong_outputs_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that attends across documents must not be compared."""
+    monkeypatch.setattr(varlen_attention, "_sdpa", lambda q, k, v, mask, causal: q)
+    with pytest.raises(ValueError, match="the output of SDPA, row with a mask differs"):
         measure(QUICK[0], torch.float32, torch.device("cpu"), 1)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ds4sci.bench.evoformer_attention import peak_over_inputs
+from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import KERNELS, attention_pair_bias, native
 from ds4sci.kernels.gated_self_attention import Weights
 from ds4sci.kernels.pointwise import BACKENDS
@@ -165,7 +165,7 @@ def peak_in_outputs(call: Callable[[], torch.Tensor]) -> float:
     out = call()
     weight = torch.ones_like(out)
     out.backward(weight)
-    peak = peak_over_inputs(lambda: call().backward(weight), torch.device("cpu"))
+    peak = peak_memory_mb(lambda: call().backward(weight), torch.device("cpu"))
     assert peak is not None
     return peak / (weight.nbytes / 1e6)
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ds4sci.bench.evoformer_attention import peak_over_inputs
+from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import custom_op, native, varlen_attention
 from ds4sci.kernels.custom_op import is_non_overlapping
 from ds4sci.kernels.varlen_attention import KERNEL, flash, flex
@@ -175,7 +175,7 @@ def test_memory_grows_linearly(implementation: str) -> None:
         weight = torch.ones(t, 4, 16)
         function = lambda **x: varlen_attention(**x, causal=True, implementation=implementation)  # noqa: E731
         with_gradients(function, {**given, "doc_spans": torch.tensor([[0, 40]])}, weight)
-        peak = peak_over_inputs(lambda: with_gradients(function, given, weight), torch.device("cpu"))  # noqa: B023
+        peak = peak_memory_mb(lambda: with_gradients(function, given, weight), torch.device("cpu"))  # noqa: B023
         assert peak is not None
         peaks.append(peak)
     assert peaks[1] < 3.2 * peaks[0]  # 2 by the tensors, 4 for anything that grows as t²; the heap adds its own

@@ -52,8 +52,10 @@ def parses_as_ds4sci(words: list[str], *, whole: bool) -> None:
     command = typer.main.get_command(main.app)
     while hasattr(command, "commands"):
         assert words, "a group needs a command"
-        assert words[0] in command.commands, f"no command {words[0]!r}; there are {sorted(command.commands)}"
-        command, words = command.commands[words[0]], words[1:]
+        context = command.make_context("ds4sci", [], resilient_parsing=True)
+        found = command.get_command(context, words[0])
+        assert found is not None, f"unknown command {words[0]!r}; expected one of {command.list_commands(context)}"
+        command, words = found, words[1:]
     command.make_context("ds4sci", list(words), resilient_parsing=not whole)
 
 

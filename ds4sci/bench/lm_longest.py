@@ -1,0 +1,157 @@
+"""Search for the longest row on which a language model trains within 8 GB per process."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+from ds4sci.bench.lm_training import KINDS, ds4sci_steps, trainer_steps
+from ds4sci.bench.measurement import Measurement
+from ds4sci.bench.memory import limit_memory
+from ds4sci.train.distributed import free_port
+
+MEMORY_LIMIT = 8e9
+"""Bytes that a process may hold."""
+DOCUMENT = 1024
+"""Tokens per document in ds4sci's rows. A test compares the memory with that of one whole document."""
+METHODS = ("Trainer", "Trainer, checkpointed", "ds4sci", "ds4sci, 2 ranks")
+COLUMNS = ["model", "method", "longest row in 8 GB (tokens)", "relative to Trainer"]
+
+
+def search(kinds: Sequence[str] = KINDS) -> Measurement:
+    """Longest row whose training step stays within ``MEMORY_LIMIT``, for each method."""
+    rows = []
+    for kind in kinds:
+        found: dict[str, int] = {}
+        for method in METHODS:
+            print(f"ds4sci: the longest {kind} row with {method} …", file=sys.stderr, flush=True)
+            ranks = 2 if "2 ranks" in method else 1
+            found[method] = find_longest(_probe(kind, method), first=32768 * ranks)
+            rows.append([kind, method, found[method], found[method] / found["Trainer"]])
+    return Measurement(
+        name="lm_longest",
+        title="Longest row that trains in 8 GB per process, 4 layers, width 256",
+        command="ds4sci bench lm" + "".join(f" --kind {kind}" for kind in kinds if tuple(kinds) != KINDS),
+        columns=COLUMNS,
+        rows=rows,
+        notes=[
+            "exact to 2 %, found by running steps; this measures memory, not time",
+            f"ds4sci's rows consist of documents of {DOCUMENT:,} tokens; one whole document needs the same memory (to "
+            "2 %, tests/bench/test_lm_step.py)",
+            "Trainer's causal attention is replaced by a stand-in that allocates and saves the same tensors without "
+            "computing them",
+        ],
+    )
+
+
+def _probe(kind: str, method: str) -> Callable[[int], int]:
+    """Function from n to the peak bytes of a step. Out of memory counts as more than ``MEMORY_LIMIT``."""
+
+    def peak(n: int) -> int:
+        if method == "ds4sci, 2 ranks":
+            return _two_ranks(kind, n)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=limit_memory) as pool:
+            try:
+                if method == "ds4sci":
+                    return pool.submit(ds4sci_steps, kind, n, 1, DOCUMENT).result()[1]
+                return pool.submit(trainer_memory, kind, n, "checkpointed" in method).result()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return int(4 * MEMORY_LIMIT)
+
+    return peak
+
+
+def trainer_memory(kind: str, n: int, checkpointed: bool) -> int:
+    """Peak bytes of a step with ``Trainer``. Causal attention is replaced by ``attention_stand_in``."""
+    import torch
+
+    if kind == "causal_lm":
+        torch.nn.functional.scaled_dot_product_attention = attention_stand_in  # type: ignore[assignment]
+    return trainer_steps(kind, n, checkpointed, 1)[1]
+
+
+def attention_stand_in(
+    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, **_: Any
+) -> Any:
+    """Allocate and save the tensors of torch's fused attention without its arithmetic, which takes hours at the lengths
+    of the search."""
+    import torch
+
+    class StandIn(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, q: Any, k: Any, v: Any) -> Any:
+            out = torch.empty_like(q).copy_(v)
+            lse = torch.zeros(q.shape[:-1])
+            ctx.save_for_backward(q, k, v, out, lse)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            q, k, v, _, _ = ctx.saved_tensors
+            return torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(v).copy_(grad)
+
+    assert attn_mask is None
+    return StandIn.apply(q, k, v)
+
+
+def _two_ranks(kind: str, n: int) -> int:
+    port = free_port()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        return max(peak for peak in pool.map(_step_of_rank, *zip(*((r, port, kind, n) for r in range(2)), strict=True)))
+
+
+def _step_of_rank(rank: int, port: int, kind: str, n: int) -> int:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )  # fmt: skip
+    return ds4sci_steps(kind, n, 1, DOCUMENT, sequence=2)[1]
+
+
+def find_longest(peak: Callable[[int], int], step: int = 1024, first: int = 32768) -> int:
+    """Largest multiple of ``step`` whose peak is within ``MEMORY_LIMIT``, to 2 %.
+
+    Three lengths decide whether memory grows linearly or quadratically. The length at which that curve meets the limit
+    is measured, and then refined by linear interpolation between the lengths on both sides of the limit.
+    """
+    known: dict[int, int] = {}
+
+    def measured(n: int) -> int:
+        print(f"ds4sci:   {n:,} tokens …", end="", file=sys.stderr, flush=True)
+        known[n] = peak(n)
+        print(f" {known[n] / 1e9:.2f} GB", file=sys.stderr, flush=True)
+        return known[n]
+
+    while measured(first) > 0.5 * MEMORY_LIMIT and first > step:
+        first //= 2
+    a, b, c = first, first * 3 // 2, first * 2
+    first_slope, second_slope = ((measured(y) - known[x]) / (y - x) for x, y in ((a, b), (b, c)))
+    quadratic = (second_slope - first_slope) / (c - a) if second_slope > 1.15 * first_slope else 0.0
+    slope = first_slope - quadratic * (a + b) if quadratic else (known[c] - known[a]) / (c - a)
+    available = 0.99 * MEMORY_LIMIT - known[a] + slope * a + quadratic * a * a  # = slope·n + quadratic·n²
+    n = (
+        available / slope
+        if not quadratic
+        else (math.sqrt(slope * slope + 4 * quadratic * available) - slope) / (2 * quadratic)
+    )
+    for _ in range(6):
+        n = int(n) // step * step
+        if n in known or 0.98 * MEMORY_LIMIT <= measured(n) <= MEMORY_LIMIT:
+            break
+        low = max(x for x, held in known.items() if held <= MEMORY_LIMIT)
+        high = min((x for x, held in known.items() if held > MEMORY_LIMIT), default=None)
+        if high is None:  # extrapolate from the last two lengths
+            low, high = sorted(known)[-2:]
+        n = low + (0.99 * MEMORY_LIMIT - known[low]) * (high - low) / (known[high] - known[low])
+    return max(x for x, held in known.items() if held <= MEMORY_LIMIT)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
