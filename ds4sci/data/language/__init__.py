@@ -1,1 +1,1 @@
-"""Language-model data: windows of sequences, packed rows, masking, batches."""
+"""Language-model data: windows of sequences, packed rows, masking, batches. README.md describes the data flow."""

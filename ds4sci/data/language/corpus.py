@@ -1,10 +1,14 @@
-"""Sequences and the tokenizer of a language task: opened, indexed where they are not yet, parted into two sides."""
+"""Sequence stores of a language task: opened, indexed on first use, and split into training and validation regions.
+
+Results that take long (the index of a file, a split by clusters, the windows of a learned tokenizer) are computed once
+and cached next to the sequence file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +23,12 @@ from ds4sci.files.atomic_files import replacing
 from ds4sci.files.cache import derived_path
 
 LEAKAGE_CHECK_LIMIT = 2_000_000
-"""Residues of both sides in which a run looks for relatives across them when it starts."""
+"""Residues in the training and validation stores together up to which a run checks for leakage when it starts."""
 
 
 @dataclass(frozen=True)
 class TrainValidSplit:
-    """Stores and what of them belongs to training and to evaluation."""
+    """Stores of training and validation, and the regions of them that are used."""
 
     train: SequenceStore
     train_regions: Regions
@@ -33,16 +37,18 @@ class TrainValidSplit:
 
 
 def open_store(path: Path, *, alphabet: str = "auto", bad: str = "error") -> SequenceStore:
-    """The store at ``path``; a sequence file is indexed first, into ``path``.ds4sci beside it (or, where that folder
-    cannot be written, in the cache), once: other processes wait.
+    """Open the store at ``path``; index a sequence file first.
 
-    Raises ValueError where there is nothing, or for what ``ds4sci.data.sequences.index`` refuses.
+    The index is written to ``path``.ds4sci, or to the cache if that folder is read-only. One process writes it; the
+    others wait.
+
+    Raises ValueError if there is no such file or folder, and for anything that ``ds4sci.data.sequences.index`` rejects.
     """
     if path.is_dir():
         return SequenceStore.open(path)
     if not path.is_file():
         raise ValueError(
-            f"data.path: {path}: no such file or folder; name a FASTA file, or what `ds4sci data index` made"
+            f"data.path: {path}: no such file or folder; expected a FASTA file, or the output of `ds4sci data index`"
         )
     out = derived_path(path, ".ds4sci", kind="sequences")
     with locks.exclusive(out.with_name(f".{out.name}.lock")):
@@ -53,32 +59,35 @@ def open_store(path: Path, *, alphabet: str = "auto", bad: str = "error") -> Seq
 def open_train_valid(
     path: Path, valid: Path | None, *, alphabet: str, bad: str, fraction: float, identity: float, seed: int
 ) -> TrainValidSplit:
-    """What is trained on and what is held out: two stores, or ``fraction`` of one.
+    """Training and validation sequences: the stores ``path`` and ``valid``, or a split of ``path``.
 
-    Proteins are parted by homology clusters (``identity``), genomes by records, a single record at its end. Which
-    residues that are is kept beside the store, so that it is found once. Of relatives across two stores of
-    ``LEAKAGE_CHECK_LIMIT`` residues or less there is a warning.
+    Without ``valid``, ``fraction`` of the residues of ``path`` is held out. Proteins are split by homology clusters at
+    ``identity``, genomes by records; a single record is split near its end. Two stores with ``LEAKAGE_CHECK_LIMIT``
+    residues or less are checked for homologous sequences, with a warning if there are any.
     """
     store = open_store(path, alphabet=alphabet, bad=bad)
     if valid is not None:
-        other = open_store(valid, alphabet=alphabet, bad=bad)
-        if other.alphabet != store.alphabet:
-            raise ValueError(f"data.valid: {valid} has {other.alphabet} sequences, and data.path {store.alphabet} ones")
-        _look_for_relatives(store, other, identity)
-        return TrainValidSplit(store, _all(store), other, _all(other))
+        valid_store = open_store(valid, alphabet=alphabet, bad=bad)
+        if valid_store.alphabet != store.alphabet:
+            raise ValueError(
+                f"data.valid: {valid} has {valid_store.alphabet} sequences, and data.path {store.alphabet} sequences; "
+                "both must have one alphabet"
+            )
+        _warn_of_leakage(store, valid_store, identity)
+        return TrainValidSplit(store, _all_regions(store), valid_store, _all_regions(valid_store))
     if store.alphabet == "dna":
-        train, held_out = (_regions(side) for side in split_by_record(store, fraction, seed))
+        train_regions, valid_regions = (_regions(ranges) for ranges in split_by_record(store, fraction, seed))
     else:
-        chosen = _clusters(store, path, fraction, identity, seed)
-        train, held_out = (Regions.whole(store.lengths, side) for side in chosen)
-    return TrainValidSplit(store, train, store, held_out)
+        records = _split_by_cluster_cached(store, path, fraction, identity, seed)
+        train_regions, valid_regions = (Regions.whole(store.lengths, chosen) for chosen in records)
+    return TrainValidSplit(store, train_regions, store, valid_regions)
 
 
 def cut_windows_cached(
     store: SequenceStore,
     regions: Regions,
     tokenizer: TokenizerAdapter,
-    letters: ReadResidues,
+    read_residues: ReadResidues,
     *,
     document_tokens: int,
     both_strands: bool,
@@ -87,34 +96,51 @@ def cut_windows_cached(
 
     Other ranks, and later runs with the same sequences, tokenizer and length, read the cached windows.
     """
+
+    def compute() -> Windows:
+        return cut_windows(
+            regions, tokenizer, read_residues, document_tokens=document_tokens, both_strands=both_strands
+        )
+
     if tokenizer.fixed_stride is not None:
-        return cut_windows(regions, tokenizer, letters, document_tokens=document_tokens, both_strands=both_strands)
-    told = hashlib.sha256(
+        return compute()
+    key = hashlib.sha256(
         repr((store.manifest["files"], tokenizer.fingerprint(), document_tokens, both_strands)).encode()
     )
     for column in (regions.record, regions.start, regions.stop):
-        told.update(column.tobytes())
-    file = derived_path(store.folder, f".windows-{told.hexdigest()[:16]}.npz", kind="sequences")
+        key.update(column.tobytes())
+    file = derived_path(store.folder, f".windows-{key.hexdigest()[:16]}.npz", kind="sequences")
+    return Windows.from_arrays(_cached_arrays(file, lambda: compute().arrays()))
+
+
+def _split_by_cluster_cached(
+    store: SequenceStore, path: Path, fraction: float, identity: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    key = hashlib.sha256(repr((store.lengths.tolist(), fraction, identity, seed)).encode()).hexdigest()[:16]
+    file = derived_path(path, f".split-{key}.npz", kind="sequences")
+    arrays = _cached_arrays(
+        file, lambda: dict(zip(("train", "valid"), split_by_cluster(store, fraction, identity, seed), strict=True))
+    )
+    return arrays["train"], arrays["valid"]
+
+
+def _cached_arrays(file: Path, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of the ``.npz`` ``file``, which is computed if it is missing; other processes wait."""
     with locks.exclusive(file.with_name(f".{file.name}.lock")):
         if not file.is_file():
-            made = cut_windows(regions, tokenizer, letters, document_tokens=document_tokens, both_strands=both_strands)
-            _write_arrays(file, made.arrays())
-    with np.load(file, allow_pickle=False) as arrays:
-        return Windows.of(arrays)
+            arrays = compute()
+            with replacing(file, sync=False) as handle:
+                np.savez(handle, allow_pickle=False, **arrays)
+    with np.load(file, allow_pickle=False) as saved:
+        return {name: saved[name] for name in saved.files}
 
 
-def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a ``.npz`` atomically."""
-    with replacing(file, sync=False) as handle:
-        np.savez(handle, allow_pickle=False, **arrays)
-
-
-def _look_for_relatives(train: SequenceStore, valid: SequenceStore, identity: float) -> None:
-    """Warn of held-out sequences with relatives among those to train on, where looking takes seconds."""
+def _warn_of_leakage(train: SequenceStore, valid: SequenceStore, identity: float) -> None:
+    """Warn of validation sequences with homologs in the training set, if the check takes only seconds."""
     if train.total + valid.total > LEAKAGE_CHECK_LIMIT:
         warnings.warn(
-            f"data.valid: {train.total + valid.total:,} residues are too many to look for relatives at every start; "
-            f"`ds4sci data leakage {train.folder} {valid.folder}` does",
+            f"data.valid: {train.total + valid.total:,} residues are too many to check for homologs at every start; "
+            f"run `ds4sci data leakage {train.folder} {valid.folder}` once",
             stacklevel=2,
         )
     else:
@@ -126,18 +152,5 @@ def _regions(ranges: Sequence[Range]) -> Regions:
     return Regions(*columns)
 
 
-def _all(store: SequenceStore) -> Regions:
+def _all_regions(store: SequenceStore) -> Regions:
     return Regions.whole(store.lengths, range(len(store)))
-
-
-def _clusters(
-    store: SequenceStore, path: Path, fraction: float, identity: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    told = hashlib.sha256(repr((store.lengths.tolist(), fraction, identity, seed)).encode()).hexdigest()[:16]
-    file = derived_path(path, f".split-{told}.npz", kind="sequences")
-    with locks.exclusive(file.with_name(f".{file.name}.lock")):
-        if not file.is_file():
-            train, valid = split_by_cluster(store, fraction, identity, seed)
-            _write_arrays(file, {"train": train, "valid": valid})
-    with np.load(file, allow_pickle=False) as arrays:
-        return arrays["train"], arrays["valid"]

@@ -1,8 +1,8 @@
-"""From windows of sequences to rows of tokens: documents packed side by side, an endless order of rows.
+"""Packing of windows into rows of tokens, and random shifts of windows.
 
-A row holds one document (padded batches) or as many as fit its budget of tokens. Which documents share a row is drawn
-once for a run; the order of the rows is drawn anew every epoch; both depend on the seed and on nothing else, so step k
-sees the same tokens for any number of ranks, workers and restarts.
+A row holds one document (padded batches) or as many as fit its token budget (packed batches). The seed decides once per
+run which documents share a row. The order of the rows is drawn again for each epoch and also depends only on the seed,
+so step k sees the same tokens for any number of ranks and workers, and after a resume.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from ds4sci.data.language.windows import Coverage, ReadResidues, Regions, Tokenizer, Windows, cut_windows
 from ds4sci.data.loader import make_rng
 
-PACK, ORDER, SAMPLE, EVALUATE = range(16, 20)
-"""Families of random streams; those of ``ds4sci.data.loader`` are 0 to 2."""
+PACKING_STREAM, ORDER_STREAM, SAMPLE_STREAM, EVALUATION_STREAM = range(16, 20)
+"""Keys of the random streams; those of ``ds4sci.data.loader`` are 0 to 2."""
 
 POOL = 4096
-"""Documents among which a row looks for what fits its gap best."""
+"""Number of documents among which the best fit for a row is searched."""
 
 
 @dataclass(frozen=True)
@@ -29,41 +29,41 @@ class Rows:
 
     record        int64 [m], index into the store
     start, stop   int64 [m], residues of the record
-    low, high     int64 [m], the region of the record in which the reader may move them
-    tokens        int64 [m], the most that a document has
-    bounds        int64 [r + 1], documents bounds[i] … bounds[i + 1] − 1 are row i's
-    coverage      what of the regions the documents hold
-    step          windows are moved by multiples of so many residues: a codon's frame stays
+    region_start, region_stop   int64 [m], region of the record within which the window may be shifted
+    tokens        int64 [m], maximum number of tokens of the document
+    row_offsets   int64 [r + 1], row i holds documents row_offsets[i] … row_offsets[i + 1] − 1
+    coverage      which residues of the regions the documents hold
+    shift_step    windows are shifted by multiples of this many residues, which keeps a codon's frame
     """
 
     record: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    region_start: np.ndarray
+    region_stop: np.ndarray
     tokens: np.ndarray
-    bounds: np.ndarray
+    row_offsets: np.ndarray
     coverage: Coverage
-    step: int = 1
+    shift_step: int = 1
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return len(self.row_offsets) - 1
 
     def documents(self, row: int) -> range:
-        """Documents of a row."""
-        return range(int(self.bounds[row]), int(self.bounds[row + 1]))
+        """Indices of the documents of a row."""
+        return range(int(self.row_offsets[row]), int(self.row_offsets[row + 1]))
 
     @property
     def packing_efficiency(self) -> float:
-        """Share of the budget that real tokens fill: Σ tokens / (rows · longest row)."""
-        sums = np.add.reduceat(self.tokens, self.bounds[:-1])
+        """Fraction of real tokens: Σ tokens / (rows · longest row)."""
+        sums = np.add.reduceat(self.tokens, self.row_offsets[:-1])
         return float(sums.mean() / sums.max())
 
 
 def make_rows(
     regions: Regions,
     tokenizer: Tokenizer,
-    letters: ReadResidues | None = None,
+    read_residues: ReadResidues | None = None,
     *,
     document_tokens: int,
     row_tokens: int | None,
@@ -71,71 +71,83 @@ def make_rows(
     both_strands: bool = False,
     window_fn: Callable[..., Windows] = cut_windows,
 ) -> Rows:
-    """Rows of what is in ``regions``.
+    """Cut ``regions`` into windows and pack these into rows.
 
-    letters       (record, start, stop) → letters, for tokenizers whose token boundaries depend on them
-    document      the most tokens of a document; longer regions are cut into windows of that size
-    row           budget of tokens a row, at least ``document``; None: each document is a row
-    both_strands  windows are read on the other strand too
-    window_fn        ``cut``, or what keeps its result
+    read_residues    (record, start, stop) → letters; required if token boundaries depend on the residues
+    document_tokens  maximum number of tokens of a document; longer regions are cut into windows of this size
+    row_tokens       token budget of a row, at least ``document_tokens``; None: each document is a row
+    both_strands     windows are also read as their reverse complement
+    window_fn        ``cut_windows``, or a function with the same arguments that caches its result
 
-    Raises ValueError for sizes that hold no residue, and where no residue is in a token.
+    Raises ValueError for sizes that hold no residue, and if no residue is in a token.
     """
     if row_tokens is not None and row_tokens < document_tokens:
         raise ValueError(
             f"a row of {row_tokens} tokens cannot hold a document of {document_tokens}; "
             "raise data.row_length or lower data.length"
         )
-    windows = window_fn(regions, tokenizer, letters, document_tokens=document_tokens, both_strands=both_strands)
+    windows = window_fn(regions, tokenizer, read_residues, document_tokens=document_tokens, both_strands=both_strands)
     if not len(windows.tokens):
         raise ValueError(
             f"there is no sequence to make rows of: {windows.coverage.given:,} residues in {len(regions.record)} "
-            "records, none of them in a token"
+            "records, none of them in a token; use longer sequences or another tokenizer"
         )
     if row_tokens is None:
-        order, bounds = np.arange(len(windows.tokens)), np.arange(len(windows.tokens) + 1)
+        order, row_offsets = np.arange(len(windows.tokens)), np.arange(len(windows.tokens) + 1)
     else:
-        order, bounds = pack(windows.tokens, row_tokens, make_rng(seed, PACK))
-    at, period = windows.region[order], tokenizer.fixed_stride
-    step = period.stride if period is not None and period.stride == period.width else 1
+        order, row_offsets = pack(windows.tokens, row_tokens, make_rng(seed, PACKING_STREAM))
+    region, stride = windows.region[order], tokenizer.fixed_stride
+    shift_step = stride.stride if stride is not None and stride.stride == stride.width else 1
     return Rows(
-        regions.record[at], windows.start[order], windows.stop[order], regions.start[at], regions.stop[at],
-        windows.tokens[order], bounds.astype(np.int64), windows.coverage, step,
-    )  # fmt: skip
+        record=regions.record[region],
+        start=windows.start[order],
+        stop=windows.stop[order],
+        region_start=regions.start[region],
+        region_stop=regions.stop[region],
+        tokens=windows.tokens[order],
+        row_offsets=row_offsets.astype(np.int64),
+        coverage=windows.coverage,
+        shift_step=shift_step,
+    )
 
 
-def pack(tokens: np.ndarray, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(order of the documents, bounds of the rows): the best fit among open rows, ``POOL`` shuffled documents at a
-    time, the largest first. No document is cut; none may have more tokens than ``row``."""
+def pack(tokens: np.ndarray, row_tokens: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Best-fit decreasing packing of documents with ``tokens`` tokens each into rows of ``row_tokens``.
+
+    Packs ``POOL`` shuffled documents at a time. No document is split, and none may have more tokens than a row.
+    Returns (order of the documents, row offsets).
+    """
     shuffled = rng.permutation(len(tokens))
     rows: list[list[int]] = []
     for begin in range(0, len(shuffled), POOL):
         pool = shuffled[begin : begin + POOL]
         pool = pool[np.argsort(-tokens[pool], kind="stable")]
-        space: list[tuple[int, int]] = []  # (tokens left, row), rising
+        open_rows: list[tuple[int, int]] = []  # (free tokens, row), ascending
         for document in pool.tolist():
             size = int(tokens[document])
-            at = bisect_left(space, (size, -1))
-            if at < len(space):
-                left, into = space.pop(at)
+            best = bisect_left(open_rows, (size, -1))
+            if best < len(open_rows):
+                free, row = open_rows.pop(best)
             else:
-                left, into = row, len(rows)
+                free, row = row_tokens, len(rows)
                 rows.append([])
-            rows[into].append(document)
-            insort(space, (left - size, into))
-    order = np.fromiter((d for one in rows for d in one), dtype=np.int64, count=len(tokens))
-    return order, np.cumsum([0, *(len(one) for one in rows)])
+            rows[row].append(document)
+            insort(open_rows, (free - size, row))
+    order = np.fromiter((document for row in rows for document in row), dtype=np.int64, count=len(tokens))
+    return order, np.cumsum([0, *(len(row) for row in rows)])
 
 
-def window(rows: Rows, document: int, rng: np.random.Generator) -> tuple[int, int]:
-    """(start, stop) of a document for one reading: a window of a longer record is moved by up to half its size, so that
-    its edges differ from epoch to epoch."""
+def draw_window(rows: Rows, document: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Randomly shifted (start, stop) of a document.
+
+    A window of a longer region is shifted by up to half its size, so that window edges differ between epochs.
+    """
     start, stop = int(rows.start[document]), int(rows.stop[document])
-    low, high, size = int(rows.low[document]), int(rows.high[document]), stop - start
-    if size < high - low:
+    region_start, region_stop, size = int(rows.region_start[document]), int(rows.region_stop[document]), stop - start
+    if size < region_stop - region_start:
         half = size // 2
-        move = int(rng.integers(-half, half + 1))
-        if rows.step > 1:
-            move = int(np.clip(move, low - start, high - stop) / rows.step) * rows.step
-        start = min(max(low, start + move), high - size)
+        shift = int(rng.integers(-half, half + 1))
+        if rows.shift_step > 1:
+            shift = int(np.clip(shift, region_start - start, region_stop - stop) / rows.shift_step) * rows.shift_step
+        start = min(max(region_start, start + shift), region_stop - size)
     return start, start + size

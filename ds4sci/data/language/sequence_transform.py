@@ -1,57 +1,59 @@
-"""What is done to sequences between store and tokenizer: the other strand, and weights of residues. numpy only."""
+"""Transforms of sequences between store and tokenizer: reverse complement and loss weights. numpy only."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_PAIRS = ("AT", "CG", "RY", "KM", "BV", "DH", "SS", "WW", "NN", "--", "..")
-"""IUPAC's nucleotide codes and their complements (Cornish-Bowden 1985), and gaps."""
+_COMPLEMENT_PAIRS = ("AT", "CG", "RY", "KM", "BV", "DH", "SS", "WW", "NN", "--", "..")
+"""IUPAC nucleotide codes and their complements (Cornish-Bowden 1985), and gaps."""
 
 
-def _table() -> np.ndarray:
+def _complement_table() -> np.ndarray:
     table = np.zeros(256, np.uint8)
-    for pair in _PAIRS:
+    for pair in _COMPLEMENT_PAIRS:
         for a, b in (tuple(pair), tuple(pair[::-1])):
             table[ord(a)], table[ord(a.lower())] = ord(b), ord(b.lower())
-    table[ord("U")], table[ord("u")] = ord("A"), ord("a")  # RNA's U; the other strand is written as DNA
+    table[ord("U")], table[ord("u")] = ord("A"), ord("a")  # RNA's U; the complement is written as DNA
     return table
 
 
-_COMPLEMENT = _table()
+_COMPLEMENT = _complement_table()
 
 
 def complement(letters: np.ndarray) -> np.ndarray:
-    """uint8 [n]: the base opposite each of the ASCII ``letters`` uint8 [n], in the same order and the same case.
+    """uint8 [n]: complementary base of each of the ASCII ``letters`` uint8 [n], in the same order and case.
 
-    IUPAC codes become the code of the opposite bases, gaps stay. ``ValueError`` names the first letter that is none.
+    An IUPAC code becomes the code of the complementary bases; gaps stay. ``ValueError`` names the first letter that is
+    not a nucleotide.
     """
     opposite = _COMPLEMENT[letters]
     if len(opposite) and not opposite.min():
         at = int(np.argmin(opposite))
         raise ValueError(
-            f"{chr(letters[at])!r} at position {at} is no nucleotide (IUPAC), so it has no complement;"
-            " proteins have no other strand: leave reverse-complement augmentation off"
+            f"{chr(letters[at])!r} at position {at} is not an IUPAC nucleotide, so it has no complement;"
+            " turn reverse-complement augmentation off for proteins"
         )
     return opposite
 
 
 def reverse_complement(letters: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The other strand, read in its own direction, and ``masks`` (or weights, labels: anything [n, …]) turned with it.
+    """Reverse complement of ``letters``, and ``masks`` (or weights, or labels; [n, …]) reversed along the first axis.
 
-    Returns (letters uint8 [n], *masks), new arrays. Twice gives the first letters again, but for U, which comes back T.
+    Returns (letters uint8 [n], *masks) as new arrays. Applied twice, it returns the original letters, except that U
+    becomes T.
     """
     for mask in masks:
         if len(mask) != len(letters):
-            raise ValueError(f"a mask of {len(mask)} for {len(letters)} letters: expected one value a letter")
+            raise ValueError(f"a mask of {len(mask)} for {len(letters)} letters: expected one value per letter")
     return complement(letters)[::-1].copy(), *(mask[::-1].copy() for mask in masks)
 
 
 def draw_strand(
     rng: np.random.Generator, letters: np.ndarray, *masks: np.ndarray, probability: float = 0.5
 ) -> tuple[np.ndarray, ...]:
-    """The other strand with ``probability``, else ``letters`` and ``masks`` as they are (not copied).
+    """The reverse complement with ``probability``, otherwise ``letters`` and ``masks`` unchanged (not copied).
 
-    One draw from ``rng`` either way, so that what is drawn next does not depend on the outcome.
+    Draws one number from ``rng`` in both cases, so that later draws do not depend on the outcome.
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability = {probability}: expected 0 to 1")
@@ -61,7 +63,7 @@ def draw_strand(
 def residue_weights(
     soft: np.ndarray, unknown: np.ndarray, *, soft_masked_weight: float = 1.0, unknown_weight: float = 0.0
 ) -> np.ndarray:
-    """float32 [n], how much each residue counts in the loss.
+    """float32 [n], loss weight of each residue.
 
     soft     bool [n], True = soft-masked (a repeat, low complexity): ``soft_masked_weight``
     unknown  bool [n], True = N or X: ``unknown_weight``; a residue that is both gets the smaller of the two

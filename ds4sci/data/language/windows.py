@@ -1,8 +1,8 @@
-"""Windows of records: documents that hold at most so many tokens, cut where tokens end, every residue accounted for.
+"""Windows of records: documents with a maximum number of tokens, cut between tokens, with all residues accounted for.
 
-Where token boundaries depend on the number of residues alone (letters, overlapping k-mers, codons), windows are
-arithmetic. Elsewhere (BPE, unigram, WordPiece, k-mers beside N) each window is tokenised when it is cut, so that its
-number of tokens is a fact and never an estimate. numpy only.
+If token boundaries depend only on the number of residues (single letters, overlapping k-mers, codons), windows follow
+from arithmetic. Otherwise (BPE, unigram, WordPiece, k-mers next to N) each window is tokenized when it is cut, so its
+number of tokens is exact. numpy only.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ ReadResidues = Callable[[int, int, int], np.ndarray]
 """(record, start, stop) → uint8 ASCII letters."""
 
 NO_TOKEN = "in no token"
-"""Reason for which residues are not read: a record too short for a k-mer, bases behind the last whole codon."""
+"""Reason for unread residues: a record shorter than a k-mer, bases after the last whole codon."""
 
 
 class Tokenizer(Protocol):
-    """What a tokenizer must say here."""
+    """The part of ``ds4sci.data.language.tokenizer_adapter.TokenizerAdapter`` that windows use."""
 
     num_prefix_tokens: int
     """Special tokens before a document."""
     num_special_tokens: int
-    """Special tokens before and behind a document."""
+    """Special tokens before and after a document."""
 
     @property
     def fixed_stride(self) -> FixedStride | None:
-        """Where tokens lie, if that depends on the number of residues alone."""
+        """Token positions, if they depend only on the number of residues."""
 
     def encode(self, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(ids, first residue, residues) of every token, special tokens included."""
+        """(ids, start, size) of every token, special tokens included."""
 
     def is_unknown(self, ids: np.ndarray) -> np.ndarray:
-        """bool: the tokens that say nothing of their letters (``<unk>``)."""
+        """bool: which of ``ids`` are ``<unk>``."""
 
 
 @dataclass(frozen=True)
 class Regions:
-    """What of a store is read: residues start … stop − 1 of each record; int64 arrays of one length."""
+    """Regions of a store: residues start … stop − 1 of each record; int64 arrays of one length."""
 
     record: np.ndarray
     start: np.ndarray
@@ -52,7 +52,7 @@ class Regions:
 
     @classmethod
     def whole(cls, lengths: np.ndarray, records: Sequence[int] | np.ndarray) -> Regions:
-        """All of each record."""
+        """All residues of the chosen records of a store with these record lengths."""
         chosen = np.asarray(records, dtype=np.int64)
         stop = np.asarray(lengths, dtype=np.int64)[chosen]
         return cls(chosen, np.zeros_like(stop), stop)
@@ -60,11 +60,11 @@ class Regions:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Residues given, residues that are in some token of a document, and why the others are not.
+    """Number of residues given and read, and the reasons for the difference: given = read + Σ left_out.
 
-    given = read + Σ left_out
-    unknown   of those read, residues in ``<unk>`` tokens (counted where windows are cut by tokenising)
-    unread_records    records of which no residue is read
+    read            residues that are in a token of a document
+    unknown         residues read that are in ``<unk>`` tokens (counted if windows are cut by tokenizing)
+    unread_records  records of which no residue is read
     """
 
     given: int
@@ -78,7 +78,7 @@ class Coverage:
         return vars(self) | {"unread_records": len(self.unread_records)}
 
     def describe(self, unit: str = "residue") -> str:
-        """``12,000 of 12,000 bases read``, with the reasons for the others."""
+        """``12,000 of 12,000 bases read``, followed by the reasons for the others."""
         parts = [f"{self.read:,} of {self.given:,} {unit}s read"]
         parts += [f"{count:,} {reason}" for reason, count in self.left_out.items() if count]
         parts += [f"{self.unknown:,} read as <unk>"] if self.unknown else []
@@ -90,9 +90,9 @@ class Coverage:
 class Windows:
     """m documents; int64 [m] each.
 
-    region       index into the regions that they were cut from
+    region       index into the regions that the windows were cut from
     start, stop  residues of the record
-    tokens       special tokens included; on the other strand no more
+    tokens       number of tokens, special tokens included; not exceeded by the reverse complement
     """
 
     region: np.ndarray
@@ -102,15 +102,20 @@ class Windows:
     coverage: Coverage
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it, for a ``.npz``."""
-        told = self.coverage
-        numbers = np.array([told.given, told.read, told.unknown], np.int64)
-        own = {"region": self.region, "start": self.start, "stop": self.stop, "tokens": self.tokens}
-        return own | {"numbers": numbers, "silent": np.array(told.unread_records, np.int64)}
+        """All fields as arrays, for a ``.npz``."""
+        coverage = self.coverage
+        return {
+            "region": self.region,
+            "start": self.start,
+            "stop": self.stop,
+            "tokens": self.tokens,
+            "numbers": np.array([coverage.given, coverage.read, coverage.unknown], np.int64),
+            "silent": np.array(coverage.unread_records, np.int64),  # the key of existing files
+        }
 
     @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> Windows:
-        """What ``arrays`` gave."""
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Windows:
+        """Inverse of ``arrays``."""
         given, read, unknown = arrays["numbers"].tolist()
         left_out = {NO_TOKEN: given - read} if given > read else {}
         coverage = Coverage(given, read, left_out, unknown, tuple(arrays["silent"].tolist()))
@@ -118,117 +123,131 @@ class Windows:
 
 
 def cut_windows(
-    regions: Regions, tokenizer: Tokenizer, letters: ReadResidues | None, *, document_tokens: int, both_strands: bool
+    regions: Regions,
+    tokenizer: Tokenizer,
+    read_residues: ReadResidues | None,
+    *,
+    document_tokens: int,
+    both_strands: bool,
 ) -> Windows:
-    """Windows of at most ``document`` tokens that together hold every residue of ``regions`` that is in a token.
+    """Windows of at most ``document_tokens`` tokens that together hold every residue of ``regions`` with a token.
 
-    letters       of a record; needed where token boundaries depend on them
-    both_strands  windows are read on the other strand too, and must fit there
+    read_residues  (record, start, stop) → letters; required if token boundaries depend on the residues
+    both_strands   the reverse complement of each window must fit too
 
     Raises ValueError for a size that holds no residue.
     """
-    inner = document_tokens - tokenizer.num_special_tokens
-    if inner < 1:
-        raise ValueError(f"a document of {document_tokens} tokens holds no residue beside the special tokens")
+    max_tokens = document_tokens - tokenizer.num_special_tokens
+    if max_tokens < 1:
+        raise ValueError(
+            f"a document of {document_tokens} tokens holds no residue beside the special tokens; raise data.length"
+        )
     if tokenizer.fixed_stride is not None:
-        return _by_length(regions, tokenizer.fixed_stride, inner, tokenizer.num_special_tokens)
-    assert letters is not None, "token boundaries depend on the letters"
-    return _by_tokens(regions, tokenizer, letters, inner, both_strands)
+        return _cut_by_length(regions, tokenizer.fixed_stride, max_tokens, tokenizer.num_special_tokens)
+    assert read_residues is not None, "token boundaries depend on the residues"
+    return _cut_by_tokens(regions, tokenizer, read_residues, max_tokens, both_strands)
 
 
-def _by_length(regions: Regions, period: FixedStride, inner: int, ends: int) -> Windows:
-    width = int(period.covered(np.array(inner)))
-    size, advance = period.offset + width, width  # a window passes over what leads up to its first token: read before
+def _cut_by_length(regions: Regions, stride: FixedStride, max_tokens: int, num_special_tokens: int) -> Windows:
+    width = int(stride.covered(np.array(max_tokens)))
+    # The residues before the first token of a window are in the window before it.
+    size, advance = stride.offset + width, width
     length = regions.stop - regions.start
     count = np.where(length > 0, 1 + np.maximum(0, -(-(length - size) // advance)), 0)
     region = np.repeat(np.arange(len(count)), count)
-    turn = np.arange(len(region)) - np.repeat(count.cumsum() - count, count)
-    start = regions.start[region] + turn * advance
+    index_in_region = np.arange(len(region)) - np.repeat(count.cumsum() - count, count)
+    start = regions.start[region] + index_in_region * advance
     stop = np.minimum(start + size, regions.stop[region])
-    # A last window too short for one overlapping token takes some from the window before it.
-    short = (turn > 0) & (stop - start < period.width) & (period.stride < period.width)
+    # A last window that is too short for one overlapping token takes residues from the window before it.
+    short = (index_in_region > 0) & (stop - start < stride.width) & (stride.stride < stride.width)
     at = np.flatnonzero(short)
-    moved = -(-(period.width - (stop - start)[at]) // period.stride) * period.stride
-    fits = (stop - start)[at - 1] - moved >= period.width
+    moved = -(-(stride.width - (stop - start)[at]) // stride.stride) * stride.stride
+    fits = (stop - start)[at - 1] - moved >= stride.width
     at, moved = at[fits], moved[fits]
     start[at] -= moved
     stop[at - 1] -= moved
-    tokens = period.tokens(stop - start)
-    covered = period.covered(tokens)
+    tokens = stride.tokens(stop - start)
+    covered = stride.covered(tokens)
     kept = tokens > 0
     coverage = _coverage(regions, region, covered)
-    return Windows(region[kept], start[kept], stop[kept], tokens[kept] + ends, coverage)
+    return Windows(region[kept], start[kept], stop[kept], tokens[kept] + num_special_tokens, coverage)
 
 
-def _by_tokens(
-    regions: Regions, tokenizer: Tokenizer, letters: ReadResidues, inner: int, both_strands: bool
+def _cut_by_tokens(
+    regions: Regions, tokenizer: Tokenizer, read_residues: ReadResidues, max_tokens: int, both_strands: bool
 ) -> Windows:
-    found: list[tuple[int, int, int, int, int]] = []
-    unknown, guess = 0, max(16, 4 * inner)
-    for region, (record, low, high) in enumerate(zip(*map(np.ndarray.tolist, _columns(regions)), strict=True)):
-        text = letters(record, low, high)
-        for start, stop, tokens, read, strange in _fitting(text, tokenizer, inner, both_strands, guess):
-            found.append((region, low + start, low + stop, tokens + tokenizer.num_special_tokens, read))
-            unknown += strange
-            if tokens >= inner - 1:
+    rows: list[tuple[int, int, int, int, int]] = []
+    unknown, guess = 0, max(16, 4 * max_tokens)
+    columns = (regions.record.tolist(), regions.start.tolist(), regions.stop.tolist())
+    for region, (record, region_start, region_stop) in enumerate(zip(*columns, strict=True)):
+        letters = read_residues(record, region_start, region_stop)
+        for window in _fitting_windows(letters, tokenizer, max_tokens, both_strands, guess):
+            start, stop, tokens, read, unknown_residues = window
+            rows.append(
+                (region, region_start + start, region_start + stop, tokens + tokenizer.num_special_tokens, read)
+            )
+            unknown += unknown_residues
+            if tokens >= max_tokens - 1:
                 guess = stop - start + 16
-    table = np.array(found, np.int64).reshape(-1, 5).T
+    table = np.array(rows, np.int64).reshape(-1, 5).T
     kept = table[4] > 0
     coverage = _coverage(regions, table[0], table[4], unknown)
     return Windows(table[0][kept], table[1][kept], table[2][kept], table[3][kept], coverage)
 
 
-def _columns(regions: Regions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return regions.record, regions.start, regions.stop
-
-
-def _fitting(
-    text: np.ndarray, tokenizer: Tokenizer, inner: int, both_strands: bool, guess: int
+def _fitting_windows(
+    letters: np.ndarray, tokenizer: Tokenizer, max_tokens: int, both_strands: bool, guess: int
 ) -> Iterator[tuple[int, int, int, int, int]]:
-    """(start, stop, tokens, residues in them, residues in unknown ones) of windows of ``text``, one after another.
+    """Consecutive windows of ``letters``: (start, stop, tokens, residues in tokens, residues in ``<unk>`` tokens).
 
-    A window grows until it has more tokens than fit, then ends where the last that fits ends. It is then tokenised
-    once more, alone, as it will be read: no property of the tokenizer is taken for granted.
+    A window grows until it has more tokens than fit, and then ends where the last token that fits ends. It is then
+    tokenized again on its own, as it will be read, so nothing is assumed about the tokenizer. ``guess`` is the number
+    of residues to try first.
     """
-    start, taken = 0, min(guess, len(text))
-    while start < len(text):
-        size = min(taken, len(text) - start)
-        place, length, strange = _tokens(text[start : start + size], tokenizer)
-        while len(place) <= inner and start + size < len(text):
-            rate = size / max(1, len(place))
-            size = min(len(text) - start, max(size + 16, int(rate * (inner + 8))))
-            place, length, strange = _tokens(text[start : start + size], tokenizer)
-        tokens = len(place)
-        while (excess := max(tokens, 0 if not both_strands else _other(text, start, size, tokenizer)) - inner) > 0:
-            size = int(place[max(0, len(place) - excess)]) if excess < len(place) else size // 2
+    start, taken = 0, min(guess, len(letters))
+    while start < len(letters):
+        size = min(taken, len(letters) - start)
+        token_start, token_size, is_unknown = _inner_tokens(letters[start : start + size], tokenizer)
+        while len(token_start) <= max_tokens and start + size < len(letters):
+            rate = size / max(1, len(token_start))
+            size = min(len(letters) - start, max(size + 16, int(rate * (max_tokens + 8))))
+            token_start, token_size, is_unknown = _inner_tokens(letters[start : start + size], tokenizer)
+        tokens = len(token_start)
+        while True:
+            reverse_tokens = _reverse_complement_tokens(letters[start : start + size], tokenizer) if both_strands else 0
+            excess = max(tokens, reverse_tokens) - max_tokens
+            if excess <= 0:
+                break
+            size = int(token_start[max(0, len(token_start) - excess)]) if excess < len(token_start) else size // 2
             if size < 1:
-                letter = chr(text[start])
-                raise ValueError(f"the letter {letter!r} alone has more tokens than the {inner} of a document")
-            place, length, strange = _tokens(text[start : start + size], tokenizer)
-            tokens = len(place)
-        most = max(tokens, _other(text, start, size, tokenizer)) if both_strands else tokens
-        yield start, start + size, most, int(length.sum()), int(length[strange].sum())
+                letter = chr(letters[start])
+                raise ValueError(
+                    f"the letter {letter!r} has more tokens than the {max_tokens} of a document; raise data.length"
+                )
+            token_start, token_size, is_unknown = _inner_tokens(letters[start : start + size], tokenizer)
+            tokens = len(token_start)
+        read, unknown = int(token_size.sum()), int(token_size[is_unknown].sum())
+        yield start, start + size, max(tokens, reverse_tokens), read, unknown
         start += size
         taken = max(16, size + size // 8)
 
 
-def _tokens(text: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(first residue, residues, is unknown) of the tokens of ``text``, special ones of the tokenizer left out."""
-    ids, place, length = tokenizer.encode(text)
+def _inner_tokens(letters: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(start, size, is unknown) of the tokens of ``letters``, without special tokens."""
+    ids, start, size = tokenizer.encode(letters)
     inner = slice(tokenizer.num_prefix_tokens, len(ids) - tokenizer.num_special_tokens + tokenizer.num_prefix_tokens)
-    return place[inner], length[inner], tokenizer.is_unknown(ids[inner])
+    return start[inner], size[inner], tokenizer.is_unknown(ids[inner])
 
 
-def _other(text: np.ndarray, start: int, size: int, tokenizer: Tokenizer) -> int:
-    (turned,) = reverse_complement(text[start : start + size])
-    return len(_tokens(turned, tokenizer)[0])
+def _reverse_complement_tokens(letters: np.ndarray, tokenizer: Tokenizer) -> int:
+    (reversed_letters,) = reverse_complement(letters)
+    return len(_inner_tokens(reversed_letters, tokenizer)[0])
 
 
 def _coverage(regions: Regions, region: np.ndarray, read: np.ndarray, unknown: int = 0) -> Coverage:
     given, total = int((regions.stop - regions.start).sum()), int(read.sum())
     per_region = np.bincount(region, read, minlength=len(regions.record))
-    heard = np.unique(regions.record[per_region > 0])
-    unread_records = np.setdiff1d(regions.record, heard)
-    return Coverage(
-        given, total, {NO_TOKEN: given - total} if given > total else {}, unknown, tuple(unread_records.tolist())
-    )
+    read_records = np.unique(regions.record[per_region > 0])
+    unread_records = np.setdiff1d(regions.record, read_records)
+    left_out = {NO_TOKEN: given - total} if given > total else {}
+    return Coverage(given, total, left_out, unknown, tuple(unread_records.tolist()))

@@ -209,20 +209,20 @@ def test_a_run_warns_of_relatives_across_its_two_files(tmp_path, monkeypatch) ->
         warnings.simplefilter("error")
         corpus.open_train_valid(train, clean, **settings)
     monkeypatch.setattr(corpus, "LEAKAGE_CHECK_LIMIT", 100)
-    with pytest.warns(UserWarning, match=r"too many to look for relatives.*ds4sci data leakage"):
+    with pytest.warns(UserWarning, match=r"too many to check for homologs.*ds4sci data leakage"):
         corpus.open_train_valid(train, leaking, **settings)
 
 
 def test_what_cannot_be_opened(tmp_path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         corpus.open_store(tmp_path / "none.fa")
-    with pytest.raises(ValueError, match="needs kind"):
+    with pytest.raises(ValueError, match="kind is missing"):
         open_tokenizer(None, {"k": 3}, causal=True)
-    with pytest.raises(ValueError, match="a new model needs one"):
+    with pytest.raises(ValueError, match="a new model needs a tokenizer"):
         open_tokenizer(None, {}, causal=True)
     (tmp_path / "p.fa").write_text(">p\nMKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ\n")
     (tmp_path / "d.fa").write_text(">d\nACGTACGTACGTACGTACGTACGTACGTACGTACGT\n")
-    with pytest.raises(ValueError, match=r"d.fa has dna sequences, and data.path protein ones"):
+    with pytest.raises(ValueError, match=r"d.fa has dna sequences, and data.path protein sequences"):
         corpus.open_train_valid(
             tmp_path / "p.fa", tmp_path / "d.fa", alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0
         )

@@ -215,7 +215,7 @@ def test_codons_stay_in_frame_and_windows_of_k_mers_overlap_only_where_they_must
     for frame in (0, 1, 2):
         own = TokenizerAdapter(tokenizers.build("codon", frame=frame))
         rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document_tokens=4, row_tokens=None, seed=0)
-        assert rows.step == 3
+        assert rows.shift_step == 3
         read = [
             DocumentReader(store, own).document(0, int(a), int(b)) for a, b in zip(rows.start, rows.stop, strict=True)
         ]

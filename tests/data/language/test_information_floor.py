@@ -189,7 +189,7 @@ def test_units_part_the_residues() -> None:
         stride, n = int(rng.integers(1, k + 1)), int(rng.integers(k, 60))
         start = np.arange(0, n - k + 1, stride)
         size, unknown = np.full(len(start), k), rng.random(len(start)) < 0.1
-        units, fresh = PredictionUnits.of(start, size, unknown), count_new_residues(start, size, unknown)
+        units, fresh = PredictionUnits.from_tokens(start, size, unknown), count_new_residues(start, size, unknown)
         whole = int(start[-1]) + k
         assert int(units.residues.sum()) == int(fresh.sum()) == whole
         assert (units.first <= units.label).all()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds4sci.data.language.packing import make_rows, pack, window
+from ds4sci.data.language.packing import draw_window, make_rows, pack
 from ds4sci.data.language.windows import Regions
 from ds4sci.data.loader import shuffled_index
 from ds4sci.data.structures.chain_set import ChainSet
@@ -71,12 +71,12 @@ def test_windows_move_within_their_region_alone() -> None:
         seed=0,
     )
     rng = np.random.default_rng(0)
-    seen = [window(rows, document, rng) for document in range(len(rows)) for _ in range(200)]
+    seen = [draw_window(rows, document, rng) for document in range(len(rows)) for _ in range(200)]
     assert min(a for a, _ in seen) == 500
     assert max(b for _, b in seen) == 900
     assert {b - a for a, b in seen} == {100}
     whole = make_rows(Regions.whole(np.array([80]), [0]), TwoEnds(), document_tokens=102, row_tokens=None, seed=0)
-    assert window(whole, 0, rng) == (0, 80)
+    assert draw_window(whole, 0, rng) == (0, 80)
 
 
 def test_every_epoch_has_every_row_once_in_another_order() -> None:

@@ -32,7 +32,7 @@ def test_equals_biopython_and_undoes_itself(text: str) -> None:
 
 def test_uracil_and_what_has_no_complement() -> None:
     assert complement(array("UuAa")).tobytes() == b"AaTt"
-    with pytest.raises(ValueError, match=r"'E' at position 3 is no nucleotide"):
+    with pytest.raises(ValueError, match=r"'E' at position 3 is not an IUPAC nucleotide"):
         reverse_complement(array("ACGE"))
     with pytest.raises(ValueError, match="a mask of 2 for 4 letters"):
         reverse_complement(array("ACGT"), np.zeros(2))
