@@ -216,7 +216,8 @@ def run(against: str, *, out: Path, only: Sequence[str] = (), rounds: int = ROUN
     measurement = Measurement(
         name=out.stem,
         title=f"Kernels, baseline: commit {against}",
-        command=f"ds4sci bench commits --against {against} --rounds {rounds}" + "".join(f" --case '{x}'" for x in only),
+        command=f"ds4sci bench commits --against {against} --rounds {rounds}" + "".join(f" --case '{x}'" for x in only)
+        + f" --json {out.name}",
         columns=["case", "baseline (ms)", "ms", "time ratio", "CPU time ratio", "peak memory ratio"],
         rows=[
             [

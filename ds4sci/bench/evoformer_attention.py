@@ -257,7 +257,8 @@ def run(device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), 
         name=out.stem,
         title=f"Evoformer attention, baseline: the fastest torch method ({where})",
         command=f"ds4sci bench kernels --op evoformer_attention --device {device_name}"
-        + "".join(f" --case '{x}'" for x in cases),
+        + "".join(f" --case '{x}'" for x in cases)
+        + f" --json {out.name}",
         columns=COLUMNS,
         rows=table(rows, limit),
         notes=[

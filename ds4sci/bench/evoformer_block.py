@@ -232,7 +232,7 @@ def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> M
     measurement = Measurement(
         name=out.stem,
         title=f"One Evoformer block at AlphaFold 2's widths, {ROWS} MSA rows, forward + backward",
-        command=f"ds4sci bench kernels --op evoformer_block --device {device_name}",
+        command=f"ds4sci bench kernels --op evoformer_block --device {device_name} --json {out.name}",
         columns=[
             "n", "dtype", "method", "seconds", "spread", "peak memory (MB)", "speed-up of ds4sci",
             "memory reduction by ds4sci", "time outside products and attention",

@@ -204,7 +204,7 @@ def run(op: str, device_name: str, *, quick: bool, out: Path) -> Measurement:
     measurement = Measurement(
         name=out.stem,
         title="Operations of the Evoformer block, baseline: plain torch",
-        command=f"ds4sci bench kernels --op {op} --device {device_name}",
+        command=f"ds4sci bench kernels --op {op} --device {device_name} --json {out.name}",
         columns=[
             "operation", "case", "dtype", "direction", "implementation", "ms", "speed-up", "peak memory (MB)",
             "peak memory of the baseline (MB)",

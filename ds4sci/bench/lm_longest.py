@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from ds4sci.bench.lm_training import KINDS, ds4sci_steps, trainer_steps
@@ -23,7 +24,7 @@ METHODS = ("Trainer", "Trainer, checkpointed", "ds4sci", "ds4sci, 2 ranks")
 COLUMNS = ["model", "method", "longest row in 8 GB (tokens)", "relative to Trainer"]
 
 
-def search(kinds: Sequence[str] = KINDS) -> Measurement:
+def search(kinds: Sequence[str], out: Path) -> Measurement:
     """Longest row whose training step stays within ``MEMORY_LIMIT``, for each method."""
     rows = []
     for kind in kinds:
@@ -36,7 +37,9 @@ def search(kinds: Sequence[str] = KINDS) -> Measurement:
     return Measurement(
         name="lm_longest",
         title="Longest row that trains in 8 GB per process, 4 layers, width 256",
-        command="ds4sci bench lm" + "".join(f" --kind {kind}" for kind in kinds if tuple(kinds) != KINDS),
+        command="ds4sci bench lm"
+        + "".join(f" --kind {kind}" for kind in kinds if tuple(kinds) != KINDS)
+        + f" --json {out.name}",
         columns=COLUMNS,
         rows=rows,
         notes=[

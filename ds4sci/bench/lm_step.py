@@ -67,10 +67,10 @@ def run(
         for kind in all_kinds:
             rows += _measure_methods(kind, n, quick)
             rows.sort(key=lambda row: (all_kinds.index(row[0]), row[1]))
-            measured = _measurement(kinds, lengths, rows)
+            measured = _measurement(kinds, lengths, rows, out)
             write(out, asdict(measured) | ({"plot": out.with_suffix(".png").name} if len(all_lengths) > 1 else {}))
     if longest and not quick:
-        write(out.with_name(f"{out.stem}_longest.json"), asdict(lm_longest.search(all_kinds)))
+        write(out.with_name(f"{out.stem}_longest.json"), asdict(lm_longest.search(all_kinds, out)))
     return measured
 
 
@@ -100,11 +100,12 @@ def _measure_methods(kind: str, n: int, quick: bool) -> list[list[Any]]:
     return rows
 
 
-def _measurement(kinds: Sequence[str], lengths: Sequence[int], rows: list[list[Any]]) -> Measurement:
+def _measurement(kinds: Sequence[str], lengths: Sequence[int], rows: list[list[Any]], out: Path) -> Measurement:
     return Measurement(
         name="lm",
         title="A training step of a language model (4 layers, width 256), baseline: Hugging Face's Trainer",
-        command="ds4sci bench lm" + "".join([*(f" --kind {k}" for k in kinds), *(f" --n {n}" for n in lengths)]),
+        command="ds4sci bench lm"
+        + "".join([*(f" --kind {k}" for k in kinds), *(f" --n {n}" for n in lengths), f" --json {out.name}"]),
         columns=COLUMNS,
         rows=rows,
         notes=[

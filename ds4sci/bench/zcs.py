@@ -235,7 +235,7 @@ def run(*, out: Path, quick: bool = False) -> Measurement:
         print(f"ds4sci: {case.pde}, {case.functions} functions, {case.points} points …", file=sys.stderr, flush=True)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             rows += pool.submit(measure, case, own, 2 if quick else 7).result()
-        measurement = _summary(rows)
+        measurement = _summary(rows, out)
         saved = asdict(measurement)
         saved["table"] = {"columns": saved.pop("columns"), "rows": saved["rows"]}
         write(out, saved | {"rows": rows, "plot": out.with_suffix(".png").name})
@@ -249,7 +249,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def _summary(rows: list[dict[str, Any]]) -> Measurement:
+def _summary(rows: list[dict[str, Any]], out: Path) -> Measurement:
     """The results table: growth from 4 to 64 functions at ``POINTS`` points; baseline: the better older method."""
     table = []
     known = {(r["pde"], r["functions"], r["points"], r["order"], r["method"]): r for r in rows}
@@ -280,7 +280,7 @@ def _summary(rows: list[dict[str, Any]]) -> Measurement:
     return Measurement(
         name="zcs",
         title=f"A physics-informed training step with each method for derivatives, {POINTS} points",
-        command="ds4sci bench zcs",
+        command=f"ds4sci bench zcs --json {out.name}",
         columns=COLUMNS,
         rows=table,
         notes=[

@@ -1,4 +1,4 @@
-"""What the documents tell people to type exists and parses, what they link to is there, and the tables are current."""
+"""Commands in the documents parse, links lead to existing files, and generated tables are up to date."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MARKERS = {
 
 
 def commands() -> list[tuple[str, str]]:
-    """(document, line) of every shell line in a ```bash block, ``&&`` chains taken apart."""
+    """(document, line) of every shell line in a ```bash block. ``&&`` chains are split."""
     found = set()
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
@@ -41,17 +41,17 @@ def commands() -> list[tuple[str, str]]:
 
 
 def mentions() -> list[tuple[str, str]]:
-    """(document, command) of every `ds4sci …`, `bash …`, `sbatch …` within the text."""
+    """(document, command) of every inline `ds4sci …`, `bash …`, `sbatch …` in the text."""
     pattern = r"`((?:bash|ds4sci|deepspeed|sbatch|python|pytest) [^`…\n]+)`"
     texts = {document: document.read_text(encoding="utf-8") for document in DOCUMENTS}
     return sorted({(d.relative_to(ROOT).as_posix(), c) for d, text in texts.items() for c in re.findall(pattern, text)})
 
 
 def parses_as_ds4sci(words: list[str], *, whole: bool) -> None:
-    """Raise where ``ds4sci`` would refuse the command line; one that is only mentioned may lack its arguments."""
+    """Raise if ``ds4sci`` would reject the command line. ``whole=False``: arguments may be missing."""
     command = typer.main.get_command(main.app)
     while hasattr(command, "commands"):
-        assert words, "a group needs a command"
+        assert words, "a command group needs a command"
         context = command.make_context("ds4sci", [], resilient_parsing=True)
         found = command.get_command(context, words[0])
         assert found is not None, f"unknown command {words[0]!r}; expected one of {command.list_commands(context)}"
@@ -60,10 +60,10 @@ def parses_as_ds4sci(words: list[str], *, whole: bool) -> None:
 
 
 def check_run_file(words: list[str]) -> None:
-    """Load the run file of a command line, with its overrides, where it is one of ours."""
+    """Load the run file of a command line with its overrides, if it is one of ``configs/``."""
     file = next((word for word in words if word.endswith(".toml") and word.startswith("configs/")), None)
     if file is not None:
-        assert (ROOT / file).is_file(), f"{file} is not there"
+        assert (ROOT / file).is_file(), f"{file} does not exist"
         RunConfig.load(ROOT / file, [word for word in words if re.match(r"[\w.]+=", word)])
 
 
@@ -73,12 +73,12 @@ def test_command_would_start(document: str, command: str) -> None:
 
 
 @pytest.mark.parametrize(("document", "command"), mentions(), ids=lambda value: value[:70])
-def test_mentioned_command_is_there(document: str, command: str) -> None:
+def test_mentioned_command_exists(document: str, command: str) -> None:
     would_start(document, command, whole=False)
 
 
 def would_start(document: str, command: str, *, whole: bool) -> None:
-    """Raise where the shell, or the program that it starts, would refuse the command at once."""
+    """Raise if the shell, or the program that it starts, would reject the command at once."""
     words = shlex.split(command)
     words = words[1:] if words[0] == "sudo" else words
     if words[0] == "env":
@@ -94,8 +94,8 @@ def would_start(document: str, command: str, *, whole: bool) -> None:
         script = next(word for word in rest if not word.startswith("-"))
         assert (ROOT / script).is_file(), f"{document} names {script}, which does not exist"
     elif name == "python" and rest[0] == "-m":
-        beside = ROOT / rest[1].replace(".", "/") / "__main__.py"  # tests.fuzz: found from the root alone
-        assert beside.is_file() or importlib.util.find_spec(rest[1]) is not None
+        main_file = ROOT / rest[1].replace(".", "/") / "__main__.py"  # tests.fuzz: importable from the root only
+        assert main_file.is_file() or importlib.util.find_spec(rest[1]) is not None
     elif name == "deepspeed":
         script = next(word for word in rest if word.endswith(".py"))
         assert (ROOT / script).is_file()
@@ -105,48 +105,52 @@ def would_start(document: str, command: str, *, whole: bool) -> None:
             assert set(re.findall(r"\w+", marker)) - {"not", "and", "or"} <= MARKERS
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests"))
     else:
-        assert name in ("git", "cd", "pip", "apt-get", "pre-commit", "torchrun"), f"unknown: {command}"
+        assert name in ("git", "cd", "pip", "apt-get", "pre-commit", "torchrun"), f"unknown program: {command}"
     check_run_file(rest)
 
 
-def test_there_is_something_to_check() -> None:
+def test_documents_name_every_kind_of_command() -> None:
     names = {command.split()[0] for _, command in [*commands(), *mentions()]}
     assert names >= {"bash", "ds4sci", "deepspeed", "sbatch", "pytest"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_and_paths_lead_somewhere(document: Path) -> None:
+def test_links_and_paths_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    dead = [link for link in links if not (document.parent / link).exists()]
+    missing = [link for link in links if not (document.parent / link).exists()]
     named = re.findall(r"`((?:configs|launch|examples|tests|ds4sci)/[\w./-]+\.\w+)`", text)
-    dead += [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
-    assert dead == []
+    missing += [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
+    assert missing == []
 
 
-def test_tables_say_what_the_json_says() -> None:
+def test_generated_tables_are_up_to_date() -> None:
     assert tables.main(["--check"]) == 0
 
 
-def test_a_stale_table_is_seen_and_mended(tmp_path: Path) -> None:
+def test_stale_tables_are_found_and_rewritten(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(f"# x\n\n{tables.START}\n{tables.END}\nafter\n", encoding="utf-8")
     (tmp_path / "benchmarks").mkdir()
     measurement = {
         "title": "A title",
         "command": "ds4sci bench data",
-        "columns": ["what", "seconds"],
-        "rows": [["loader", 0.12345], ["step", 1234.5]],
+        "columns": ["parser", "seconds", "speed-up"],
+        "rows": [["gemmi", 0.12345, 5.25], ["biopython", 1234.5, 1.0]],
         "notes": ["a note"],
         "date": "2026-01-01",
         "machine": {"cpu": "a processor", "cores": 2, "python": "3.11", "versions": {"torch": "2"}, "commit": "f" * 40},
     }
-    (tmp_path / "benchmarks" / "one.json").write_text(json.dumps(measurement), encoding="utf-8")
+    (tmp_path / "benchmarks" / "parsing.json").write_text(json.dumps(measurement), encoding="utf-8")
     root = ["--root", str(tmp_path)]
     assert tables.main(["--check", *root]) == 1
     assert tables.main(root) == 0
     assert tables.main(["--check", *root]) == 0
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| loader | 0.123 |" in text
-    assert "| step | 1,234 |" in text
-    assert "commit `ffffffffffff`" in text
+    assert "| mmCIF parsing: speed-up | **5.25 ×** |" in text
+    assert "`ffffffffffff`" in text
     assert text.endswith("after\n")
+    page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "## Data\n\n### A title" in page
+    assert "| gemmi | 0.123 | 5.25 |" in page
+    assert "| biopython | 1,234 | 1 |" in page
+    assert "commit `ffffffffffff`" in page
