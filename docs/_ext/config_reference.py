@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 
-from ds4sci.config import run_file
+from ds4sci.config import run_file, task_module
 
 TASKS = ("fold", "masked_lm", "causal_lm", "token_classification", "neural_operator")
 OUT = "generated"
@@ -108,8 +108,8 @@ def pages() -> dict[str, str]:
         )
     }
     for task in TASKS:
-        module = run_file.import_task(task)
-        intro = f'Sections that `task.name = "{task}"` adds. {inspect.cleandoc(module.__doc__ or "").split(chr(10))[0]}'
+        module = task_module.import_task(task)
+        intro = f'Sections that `task.name = "{task}"` adds. {module.summary}'
         found[f"configuration_{task}.md"] = page(f"Keys of the task {task}", intro, module.Config)
     return found
 

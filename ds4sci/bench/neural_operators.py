@@ -12,7 +12,7 @@ import typer
 
 from ds4sci.bench.measurement import FOLDER, Measurement
 from ds4sci.bench.registry import OutFolder, show
-from ds4sci.inference.evaluate_neural_operator import evaluate_operator
+from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.machine.processor import usable_cores
 from ds4sci.physics.pdes import PDES
 from ds4sci.train import launch
@@ -55,7 +55,7 @@ def measure(
         if launch.train(f"configs/operator/{name}.toml", own, ranks=ranks):
             raise RuntimeError(f"{folder / name}: training failed, see the log above")
         minutes = (time.monotonic() - start) / 60
-        found = evaluate_operator(folder / name, folder / f"{name}.json")
+        found = evaluate_run(folder / name, folder / f"{name}.json")
         line = json.loads((folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
         parts = found["components"]
         by_component = ", ".join(f"{c} {x:.1%}" for c, x in parts.items()) if len(parts) > 1 else None

@@ -24,7 +24,7 @@ from ds4sci.data.language.batches import collate
 from ds4sci.data.language.packing import make_rows
 from ds4sci.machine.processor import usable_cores
 from ds4sci.models.huggingface.parts import unwrap_peft
-from ds4sci.tasks.language_modeling import LanguageTask
+from ds4sci.tasks.language_modeling import LanguageModelingTask
 from ds4sci.train.build import build_task
 from ds4sci.types import LanguageBatch
 
@@ -46,7 +46,7 @@ def measure(
     torch.manual_seed(0)
     config = RunConfig.load(config_path, overrides)
     task = build_task(config)
-    if not isinstance(task, LanguageTask):
+    if not isinstance(task, LanguageModelingTask):
         raise ValueError(
             f"{config_path}: task {config.task.name!r} does not train a language model; use a run file of configs/lm"
         )
@@ -114,7 +114,7 @@ def measure(
     )
 
 
-def _ds4sci_step(task: LanguageTask) -> Callable[[LanguageBatch], None]:
+def _ds4sci_step(task: LanguageModelingTask) -> Callable[[LanguageBatch], None]:
     task.model.train()
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=0.0)
 
@@ -126,7 +126,7 @@ def _ds4sci_step(task: LanguageTask) -> Callable[[LanguageBatch], None]:
     return step
 
 
-def _transformers_model(task: LanguageTask) -> Any:
+def _transformers_model(task: LanguageModelingTask) -> Any:
     """The model of transformers with the same weights and SDPA attention."""
     model = unwrap_peft(task.language.model)
     copied = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="sdpa")
@@ -134,7 +134,7 @@ def _transformers_model(task: LanguageTask) -> Any:
     return copied
 
 
-def _transformers_step(task: LanguageTask) -> Callable[[LanguageBatch], None]:
+def _transformers_step(task: LanguageModelingTask) -> Callable[[LanguageBatch], None]:
     model = _transformers_model(task).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
@@ -155,7 +155,7 @@ def _attention_mask(batch: LanguageBatch) -> Tensor:
 
 
 @torch.no_grad()
-def _largest_difference(task: LanguageTask, packed: list[LanguageBatch], own: list[Any]) -> float:
+def _largest_difference(task: LanguageModelingTask, packed: list[LanguageBatch], own: list[Any]) -> float:
     """Largest difference between log-probabilities in packed rows and those of transformers for each document."""
     model = _transformers_model(task).eval()
     task.model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from json import loads
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,51 +33,31 @@ def evaluate(
         typer.Option("--contacts", metavar="FILE.npz", help="Language models: chain set on which to predict contacts."),
     ] = None,
     marginal: Annotated[
-        str, typer.Option("--marginal", help="How --variants is scored: masked or wildtype marginals.")
-    ] = "masked",
+        str | None, typer.Option("--marginal", help="How --variants is scored: masked (default) or wildtype marginals.")
+    ] = None,
     ngrams: Annotated[
         bool, typer.Option("--ngrams", help="With --fasta: also score n-gram models of the training data.")
     ] = False,
     overrides: Overrides = None,
     which: Annotated[
         str,
-        typer.Option("--checkpoint", help="best, latest, a step number, or (structure models) untrained."),
+        typer.Option("--checkpoint", help="best, latest, a step number, or untrained."),
     ] = "best",
 ) -> None:
-    """Score a trained model: structures, sequences, variants or contacts. Neural operators need no file: they are
-    scored on functions that training does not draw."""
-    if sum(x is not None for x in (chains, contacts, fasta)) > 1:
-        raise ValueError(
-            "more than one input to score: use one of --chains (structure models), --fasta or --contacts (language "
-            "models)"
-        )
-    if variants is not None and fasta is None:
-        raise ValueError("--variants without --fasta: add --fasta FILE with the sequence that the variants change")
-    changes = overrides or []
-    if chains is not None:
-        from ds4sci.inference.evaluate_fold import evaluate_run
+    """Score a trained model with one of the evaluations of its task, selected by the input files.
 
-        evaluate_run(run, chains, json, which=which, overrides=changes)
-    elif fasta is None and contacts is None:
-        from ds4sci.inference.evaluate_neural_operator import evaluate_operator
+    Structure models: --chains. Language models: --fasta, --fasta with --variants, or --contacts. Neural operators need
+    no file: they are scored on functions that training does not draw. Without a file, other models are scored on the
+    held-out data of the run.
+    """
+    from ds4sci.inference.evaluate import evaluate_run
 
-        evaluate_operator(run, json, which=which, overrides=changes)
-        typer.echo(f"wrote {json.with_suffix('.png')}")
-    else:
-        from ds4sci.inference import evaluate_language as language
-
-        if contacts is not None:
-            found = language.evaluate_contacts(run, contacts, json, which=which, overrides=changes)["precision"]
-            typer.echo("\n".join(f"{name}  {value:.3f}" for name, value in found.items()))
-        elif variants is not None and fasta is not None:
-            scored = language.evaluate_variants(
-                run, fasta, variants, json, which=which, marginal=marginal, overrides=changes
-            )
-            rank = scored["spearman"]
-            typer.echo(f"{len(scored['scores'])} variants" + ("" if rank is None else f", Spearman {rank:.3f}"))
-        elif fasta is not None:
-            language.evaluate_sequences(run, fasta, json, which=which, overrides=changes, ngrams=ngrams)
-    typer.echo(f"wrote {json}")
+    files = {"chains": chains, "fasta": fasta, "variants": variants, "contacts": contacts}
+    options: dict[str, Any] = {"ngrams": True} if ngrams else {}
+    if marginal is not None:
+        options["marginal"] = marginal
+    given = {name: path for name, path in files.items() if path is not None}
+    evaluate_run(run, json, files=given, options=options, which=which, overrides=overrides or [])
 
 
 def embed(
@@ -96,8 +76,9 @@ def embed(
 
     count = write(run, fasta, out, which=which, ranks=ranks, mean=mean)
     index = loads((out / INDEX).read_text(encoding="utf-8"))
-    unread = f"; no vector for {', '.join(index['silent'])}" if index["silent"] else ""
-    typer.echo(f"{count} sequences in {out}: {index['read']:,} of {index['given']:,} residues read{unread}")
+    skipped = f"; skipped: {', '.join(index['untokenized_records'])}" if index["untokenized_records"] else ""
+    used = f"{index['tokenized_residues']:,} of {index['total_residues']:,} residues in tokens"
+    typer.echo(f"{count} sequences in {out}: {used}{skipped}")
 
 
 def export(
@@ -108,10 +89,10 @@ def export(
         bool, typer.Option("--adapter", help="Write only the LoRA adapter, in the format of peft.")
     ] = False,
 ) -> None:
-    """Export a language model as a Hugging Face folder: weights, config and tokenizer."""
-    from ds4sci.inference.export import export_run, files
+    """Export a trained model. A language model becomes a Hugging Face folder: weights, config and tokenizer."""
+    from ds4sci.inference.export import export_run, list_files
 
-    for name, size in files(export_run(run, out, which=which, adapter=adapter)):
+    for name, size in list_files(export_run(run, out, which=which, adapter=adapter)):
         typer.echo(f"{out / name}  {size:,} bytes")
 
 

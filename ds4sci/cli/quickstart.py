@@ -138,16 +138,18 @@ def stages(console: Console, config: Path, run: Path, overrides: list[str], *, r
     say(f"[bold]1 · train[/]  {config} on {TRAIN_CHAINS}")
     train(say, config, run, overrides)
 
-    from ds4sci.inference.evaluate_fold import UNTRAINED, evaluate_run, evaluation_files
+    from ds4sci.inference.evaluate import evaluate_run
     from ds4sci.inference.predict import predict_fasta
+    from ds4sci.inference.trained_run import UNTRAINED, evaluation_files
     from ds4sci.report.report import write_report
 
     files = evaluation_files(run)
+    chains = {"chains": CHAINS}
     say(f"[bold]2 · score[/]  the chains of {CHAINS}, which it never saw")
-    trained = kept(say, files["held_out"], run, lambda: evaluate_run(run, CHAINS, show=True))
+    trained = kept(say, files["held_out"], run, lambda: evaluate_run(run, files=chains))
     raw = run / "evaluations" / "unrefined.json"
-    as_built = kept(say, raw, run, lambda: evaluate_run(run, CHAINS, raw, overrides=UNREFINED))
-    before = kept(say, files[UNTRAINED], run, lambda: evaluate_run(run, CHAINS, which=UNTRAINED))
+    as_built = kept(say, raw, run, lambda: evaluate_run(run, raw, files=chains, overrides=UNREFINED))
+    before = kept(say, files[UNTRAINED], run, lambda: evaluate_run(run, files=chains, which=UNTRAINED))
     simple = kept(say, files["baselines"], run, lambda: baselines(files["baselines"]))
 
     say(f"[bold]3 · fold[/]  the sequences of {FASTA}")

@@ -8,12 +8,10 @@ its module's ``Config``: for the fold task ``[model]``, ``[data]`` and ``[loss]`
 
 from __future__ import annotations
 
-import importlib
 import json
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ds4sci import __version__
 from ds4sci.config import deepspeed_json, renamed, run_version
 from ds4sci.config.errors import locate, unknown_key
+from ds4sci.config.task_module import import_task
 from ds4sci.machine import provenance
 
 
@@ -182,28 +181,6 @@ class RunConfig:
     def moved_to(self, folder: Path) -> RunConfig:
         """This config with the paths of the copy that ``save`` wrote into ``folder``."""
         return replace(self, source=folder / "config.json", deepspeed=folder / "deepspeed.json")
-
-
-def import_task(name: str) -> ModuleType:
-    """Import the module of the task ``name``: ``ds4sci.tasks.NAME``, or the module NAME if it has a dot."""
-    module_name = name if "." in name else f"ds4sci.tasks.{name}"
-    if not all(part.isidentifier() for part in module_name.split(".")):
-        raise ValueError(f"task.name = {name!r}: expected a name such as fold, or a dotted module name")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise
-        folder = Path(__file__).parents[1] / "tasks"
-        known = sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_"))
-        raise ValueError(
-            f"task.name = {name!r}: no module {module_name}; available tasks: {', '.join(known) or 'none'}. A task "
-            "outside ds4sci is a dotted module name, and its package must be installed or on PYTHONPATH"
-        ) from None
-    for attribute in ("Config", "build"):
-        if not hasattr(module, attribute):
-            raise ValueError(f"task.name = {name!r}: the module {module_name} has no {attribute}; see ds4sci.tasks")
-    return module
 
 
 def find_file(path: Path, *, near: Path | None, what: str, option: str = "") -> Path:

@@ -9,7 +9,7 @@ Prediction and truth are compared residue by residue: the alignment is the ident
 
 from __future__ import annotations
 
-from ds4sci.metrics.chain import METRICS, chain_metrics, mean_metrics
+from ds4sci.metrics.chain import METRICS, PERCENT_METRICS, chain_metrics, mean_metrics
 from ds4sci.metrics.contacts import apc, contact_map, fit_contact_regression, pair_features, precision_table
 from ds4sci.metrics.geometry import bond_fraction, clash_fraction, right_handed_fraction
 from ds4sci.metrics.language import LossSums, class_losses, perplexity
@@ -27,6 +27,7 @@ from ds4sci.metrics.variants import marginal_scores, mutated_positions, parse_va
 
 __all__ = [
     "METRICS",
+    "PERCENT_METRICS",
     "LossSums",
     "Superposition",
     "SuperpositionMetrics",

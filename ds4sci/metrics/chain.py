@@ -26,6 +26,9 @@ METRICS = {
     "bond_ok": "Cα–Cα bonds",
     "clash": "clashing residues",
 }
+
+PERCENT_METRICS = ("right_handed", "bond_ok", "clash", "contact_precision", "contact_precision_long")
+"""Keys of ``METRICS`` that are printed in per cent."""
 """Key of a row → how to print it. Shares are 0–1, pLDDT is 0–100."""
 
 _CA = 1  # place in ds4sci.chemistry.residue_constants.ATOM37

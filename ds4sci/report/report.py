@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ds4sci.files.atomic_files import replace_text
-from ds4sci.inference.evaluate_fold import SHARES, UNTRAINED
-from ds4sci.metrics import METRICS
+from ds4sci.inference.trained_run import UNTRAINED
+from ds4sci.metrics import METRICS, PERCENT_METRICS
 from ds4sci.report import figures
 from ds4sci.report import page as html
 from ds4sci.report.chains import by_class, by_length, cards
@@ -24,7 +24,7 @@ def write_report(run: Path | str) -> Path:
     """Write ``RUN/report.html`` from what lies in the run folder, and return its path.
 
     Read are config.json, deepspeed.json, machine.json, commit.txt, metrics.jsonl and the files of
-    ``ds4sci.inference.evaluate_fold.evaluation_files``. What is missing or damaged is said on the page, with the
+    ``ds4sci.inference.trained_run.evaluation_files``. What is missing or damaged is said on the page, with the
     command that makes it. Nothing is computed but pictures. Raises ``ValueError`` when ``run`` is no run folder.
     """
     story = read_story(Path(run))
@@ -82,7 +82,7 @@ def show(key: str, value: float | None) -> str:
     """A score as text; – where there is none."""
     if value is None:
         return "–"
-    if key in SHARES:
+    if key in PERCENT_METRICS:
         # Shares of a per mille count here: 99.7 % and 0.06 % are not 100 and 0.
         return f"{100 * value:.1f} %"
     return f"{value:.1f}" if key in ("rmsd", "plddt") else f"{value:.3f}"

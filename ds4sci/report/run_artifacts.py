@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ds4sci.inference.evaluate_fold import UNTRAINED, evaluation_files
+from ds4sci.inference.trained_run import UNTRAINED, evaluation_files
 
 
 @dataclass

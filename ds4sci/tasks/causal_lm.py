@@ -1,13 +1,25 @@
-"""Predict the next token: Llama-like models, and any causal model of transformers that takes position_ids."""
+"""Task: predict the next token, with Llama-like models and any causal model of transformers that takes position_ids."""
 
 from __future__ import annotations
 
-from ds4sci.tasks import language_modeling
+from ds4sci.models.huggingface.loading import Kind
+from ds4sci.tasks.language_modeling import Config, LanguageModelingTask
+from ds4sci.tasks.language_task import asset_overrides
 
-Config = language_modeling.Config
-asset_overrides = language_modeling.asset_overrides
+__all__ = ["CausalLMTask", "Config", "asset_overrides", "build"]
 
 
-def build(config: language_modeling.Config, *, seed: int, steps: int) -> language_modeling.LanguageTask:
-    """The task with its model, loaded or freshly initialised from ``seed``, for a run of ``steps`` steps."""
-    return language_modeling.LanguageTask(config, seed, steps, 0.0)
+class CausalLMTask(LanguageModelingTask):
+    """Causal language modeling: each token is predicted from the tokens before it in its window."""
+
+    kind: Kind = "causal_lm"
+
+    @property
+    def reports_nats_per_residue(self) -> bool:
+        """True: each token is predicted only from the text before it, so the product is the probability of the text."""
+        return True
+
+
+def build(config: Config, *, seed: int, steps: int) -> CausalLMTask:
+    """Return the task for a run of ``steps`` steps, with its model loaded or initialised from ``seed``."""
+    return CausalLMTask(config, seed=seed, steps=steps)

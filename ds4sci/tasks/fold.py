@@ -1,4 +1,4 @@
-"""Predict protein structures: chains in, the structure model, AlphaFold 2's losses, lDDT-Cα out."""
+"""Task: predict protein structures, with AlphaFold 2's losses; the best checkpoint has the highest lDDT-Cα."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ds4sci.chemistry import residue_constants
+from ds4sci.data.alignments.profile import MsaInput
 from ds4sci.data.loader import Plan, batches, make_rng
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
@@ -24,39 +25,43 @@ from ds4sci.models import fold
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
+from ds4sci.tasks import Evaluation, Task
+from ds4sci.tasks.evaluations.structures import structure_evaluation
 from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
 
-letters = RESIDUES + "X"
+RESIDUE_CODES = RESIDUES + "X"
+"""One-letter code of each residue type; X is unknown."""
 
-CONTACT = 8.0
-"""Å between Cβ atoms that touch."""
+CONTACT_CUTOFF = 8.0
+"""Å. Two residues are in contact if their Cβ atoms are closer than this."""
 
 
 class DataConfig(BaseModel):
-    """Chains to learn from and to be judged on, and what the model sees of them."""
+    """``[data]``: training and validation chains, and their features."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     train: Path
-    """Chain set (``.npz``) to train on; relative to the current folder or to the folder that holds ``ds4sci``."""
+    """Chain set (``.npz``) for training, relative to the current folder or to the root of the repository."""
     valid: Path
-    """Chain set to be judged on; no homologues of the training chains."""
+    """Chain set for validation; it should have no homologues of the training chains."""
     features: FeatureConfig = FeatureConfig()
-    """Alignment, profile or sequence, and its sampling."""
+    """Input of the model (alignment, profile or sequence) and how it is sampled."""
     plan: Plan = Plan()
     """Crop lengths over the run, recycling, padding."""
     workers: int = Field(0, ge=0)
-    """Threads that prepare batches ahead; 0 = in the training loop. Never changes the batches."""
+    """Threads that prepare batches in advance; 0 = in the training loop. Does not change the batches."""
     evaluation_chains: int = Field(0, ge=0)
-    """Chains of ``valid`` that evaluations during training score, evenly spread over the set; 0 = all."""
+    """Number of chains of ``valid`` that evaluations during training score, evenly spaced over the set; 0 = all."""
     evaluation_batch: int = Field(8, ge=1)
-    """Chains predicted at once in evaluations."""
+    """Chains per batch in evaluations."""
     evaluation_recycling: int = Field(3, ge=0)
     """Recycling passes in evaluation and prediction."""
     evaluation_refinement: int = Field(0, ge=0)
-    """Steps of refinement by the predicted distogram (``ds4sci.models.refine``), in evaluation too; 0 = none."""
+    """Steps of refinement by the predicted distogram (``ds4sci.models.refine``) in evaluation and prediction; 0 =
+    none."""
     evaluation_relaxation: int = Field(0, ge=0)
-    """Steps of restrained relaxation of what is predicted (``ds4sci.models.relax``), in evaluation too; 0 = none."""
+    """Steps of restrained relaxation (``ds4sci.models.relax``) in evaluation and prediction; 0 = none."""
 
 
 class Config(BaseModel):
@@ -73,12 +78,12 @@ class Config(BaseModel):
 
 
 def build(config: Config, *, seed: int, steps: int) -> FoldTask:
-    """The task with a model freshly initialised from ``seed``, for a run of ``steps`` steps."""
+    """Return the task for a run of ``steps`` steps, with a model initialised from ``seed``."""
     return FoldTask(config, seed=seed, steps=steps)
 
 
-class FoldTask:
-    """See ``ds4sci.tasks.Task``."""
+class FoldTask(Task):
+    """Structure prediction. See ``ds4sci.tasks.Task`` and ``ds4sci.tasks.StructurePredictor`` for the methods."""
 
     target = "lddt_ca"
 
@@ -87,7 +92,7 @@ class FoldTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model: nn.Module = fold.FoldModel(config.model)
-        # what is predicted is not masked
+        # inference does not mask the alignment
         self.evaluation_features = config.data.features.model_copy(update={"masked_msa_probability": 0.0})
 
     def batches(
@@ -111,24 +116,30 @@ class FoldTask:
     def loss(self, output: Output | StemOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return fold_loss(output, batch, self.config.loss)
 
+    def evaluations(self) -> dict[str, Evaluation]:
+        data = self.config.data
+        validation = resolve_data_path(data.valid)
+        structures = structure_evaluation(self, batch_size=data.evaluation_batch, validation=validation)
+        return super().evaluations() | {"structures": structures}
+
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
         chains = ChainSet.open(resolve_data_path(self.config.data.valid))
-        wanted = self.config.data.evaluation_chains or len(chains)
-        picked = np.unique(np.linspace(0, len(chains) - 1, min(wanted, len(chains))).round().astype(int))
-        return self.score([chains[int(i)] for i in picked], model, rank=rank, world_size=world_size, device=device)
+        count = self.config.data.evaluation_chains or len(chains)
+        chosen = np.unique(np.linspace(0, len(chains) - 1, min(count, len(chains))).round().astype(int))
+        return self.score([chains[int(i)] for i in chosen], model, rank=rank, world_size=world_size, device=device)
 
     def score(
         self, records: Sequence[Record], model: nn.Module, *, rank: int = 0, world_size: int = 1, device: torch.device
     ) -> list[dict[str, Any]]:
-        """A row of ``ds4sci.metrics.chain_metrics`` for each of this rank's share of ``records``, at full length."""
+        """Predict this rank's shard of ``records`` at full length; return a row of ``chain_metrics`` for each."""
         records = sorted(records, key=lambda record: len(record.sequence))
         size = self.config.data.evaluation_batch
         groups = [records[i : i + size] for i in range(0, len(records), size)]
-        # every rank predicts equally often, because ZeRO-3 gathers parameters collectively: the last ones may repeat
+        # ZeRO-3 gathers parameters collectively, so every rank predicts equally often; the last batch may be a repeat
         rounds = -(-len(groups) // world_size)
         rows: list[dict[str, Any]] = []
-        for turn in range(rounds):
-            index = turn * world_size + rank
+        for step in range(rounds):
+            index = step * world_size + rank
             group = groups[min(index, len(groups) - 1)]
             predictions = self.predict([self.featurize(record) for record in group], device, model)
             if index < len(groups):
@@ -138,12 +149,17 @@ class FoldTask:
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         return mean_metrics(rows)
 
+    @property
+    def msa_input(self) -> MsaInput:
+        """Input of the model: ``sequence``, ``profile`` or ``msa``."""
+        return self.config.data.features.msa_input
+
     def featurize(self, record: Record) -> Features:
-        """``record`` as the model sees it in evaluation: whole, unmasked, the same at every call."""
+        """Return the features of ``record`` for inference: full length, no masking, deterministic."""
         return featurize(record, self.evaluation_features, make_rng(self.seed, 0))
 
     def prediction_bytes(self, record: Record) -> int:
-        """Memory that ``predict`` takes for ``record`` alone, estimated (``ds4sci.models.fold.prediction_bytes``)."""
+        """Estimate the memory in bytes of predicting ``record`` as a batch of one."""
         features, data = self.evaluation_features, self.config.data
         depth = len(record.msa.names) if record.msa is not None and features.msa_input == "msa" else 1
         s = min(depth, features.max_clusters)
@@ -159,7 +175,7 @@ class FoldTask:
     def predict(
         self, features: Sequence[Features], device: torch.device, model: nn.Module | None = None
     ) -> list[Prediction]:
-        """Predict chains as one padded batch, in evaluation mode, without gradient."""
+        """Predict chains as one padded batch, in evaluation mode, without gradients."""
         model = self.model if model is None else model
         batch = collate(list(features), recycling=self.config.data.evaluation_recycling).to(device)
         training = model.training
@@ -185,12 +201,12 @@ class FoldTask:
         centres = distogram_centres(probability.shape[-1], probability)
         return Prediction(
             id=features.id,
-            sequence="".join(letters[i] for i in features.aatype),
+            sequence="".join(RESIDUE_CODES[i] for i in features.aatype),
             residue_index=features.residue_index,
             atom37=atoms.numpy(),
             atom_mask=atom_mask,
             plddt=plddt(output.plddt_logits[row, :n]).cpu().numpy(),
             distances=(probability @ centres).numpy(),
-            contacts=probability[..., centres < CONTACT].sum(-1).numpy(),
+            contacts=probability[..., centres < CONTACT_CUTOFF].sum(-1).numpy(),
             secondary=None if secondary is None else secondary[row, :n].float().softmax(-1).cpu().numpy(),
         )

@@ -1,7 +1,8 @@
-"""Learn the solution operator of a differential equation from the equation alone: no solutions are needed to train.
+"""Task: learn the solution operator of a differential equation from its residuals, without solutions to train on.
 
-Functions are drawn without end, each from (seed, its number); points anew at every step, the same for all functions and
-ranks. The held-out functions are others, and judged by a reference solution.
+Input functions are drawn without end, each from (seed, its number). Collocation points are drawn at every step, the
+same for all functions and ranks. The held-out functions come from a stream of their own and are scored against a
+reference solution.
 """
 
 from __future__ import annotations
@@ -18,23 +19,26 @@ from ds4sci.models import neural_operator
 from ds4sci.physics import METHODS, Fields, differentiate, pdes
 from ds4sci.physics.fields import bind_functions
 from ds4sci.physics.pdes import Pde, grid_points
+from ds4sci.tasks import Evaluation, Task
+from ds4sci.tasks.evaluations.functions import function_evaluation
 from ds4sci.types import OperatorBatch
 
 TRAIN, VALID, TEST, POINTS = range(4)
-"""Streams of random numbers: functions to train on, to be judged on while training, and by ``ds4sci eval``; points."""
+"""Streams of random numbers: training functions, held-out functions of evaluations during training, test functions of
+``ds4sci eval``, collocation points."""
 
 
 class DataConfig(BaseModel):
-    """``[data]``: functions and points. The micro batch of the DeepSpeed JSON counts functions."""
+    """``[data]``: functions and points. The micro-batch size of the DeepSpeed JSON counts functions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     points: int = Field(1000, ge=2)
-    """Points inside the domain, at every step anew."""
+    """Points inside the domain, drawn at every step."""
     boundary_points: int = Field(100, ge=2)
-    """Points of each part of the boundary."""
+    """Points on each part of the boundary."""
     train_functions: int | None = Field(None, ge=1)
-    """Different functions to train on; without it new ones for ever."""
+    """Number of different training functions; by default every step draws new ones."""
     valid_functions: int = Field(20, ge=1)
     """Held-out functions that evaluations during training score."""
 
@@ -45,12 +49,12 @@ class LossConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     derivatives: str = "zcs"
-    """How derivatives by the coordinates are made: zcs, zcs_reverse, zcs_forward, func_loop or data_vect."""
+    """Method for derivatives with respect to coordinates: zcs, zcs_reverse, zcs_forward, func_loop or data_vect."""
     hard_constraints: bool = False
-    """Whether the network is made to satisfy initial and boundary conditions where the equation knows how
-    (``constrain``); their residuals are then zero."""
+    """Whether the network satisfies initial and boundary conditions by construction, where the equation defines
+    ``constrain``; their residuals are then zero."""
     weights: dict[str, float] = {}
-    """Residual → weight; those not named have the equation's own."""
+    """Residual → weight; the equation defines the defaults."""
 
     @field_validator("derivatives")
     @classmethod
@@ -66,24 +70,24 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     pde: dict[str, Any]
-    """``name`` (reaction_diffusion, burgers, plate, stokes, or a dotted module) and the equation's own options."""
+    """``name`` (reaction_diffusion, burgers, plate, stokes, or a dotted module) and the options of that equation."""
     model: neural_operator.Config = neural_operator.Config()
     """The network."""
     data: DataConfig = DataConfig()
     """Functions and points."""
     loss: LossConfig = LossConfig()
-    """Weights of the residuals, and the way of the derivatives."""
+    """Weights of the residuals and method of the derivatives."""
 
 
 class Constrained(nn.Module):
-    """A network whose u satisfies conditions of the equation exactly."""
+    """A network whose u satisfies the conditions of the equation exactly."""
 
     def __init__(self, network: nn.Module, pde: Any) -> None:
         super().__init__()
         self.network, self.pde = network, pde
 
     def bind(self, functions: Tensor) -> Callable[[Tensor], Tensor]:
-        """points → u of ``functions``, which are read now, once."""
+        """Return the function points → u for ``functions``, which are encoded once."""
         call = bind_functions(self.network, functions)
         return lambda points: self.pde.constrain(call(points), functions, points)
 
@@ -92,15 +96,16 @@ class Constrained(nn.Module):
 
 
 class ResidualModel(nn.Module):
-    """The network and the equation: a batch's residuals, in the order of ``pde.weights``, or u on its grid.
+    """The network and the equation: returns the residuals of a batch, in the order of ``pde.weights``, or u on a grid.
 
-    The derivatives by the coordinates are made inside ``forward``: what the engine wraps has all of the step's graph.
+    The derivatives with respect to the coordinates are computed inside ``forward``, so that the module that the engine
+    wraps contains the whole graph of the step.
     """
 
     why_not_zero3 = (
         "a model that differentiates itself by its inputs: the backward pass of those derivatives needs parameters "
-        "that DeepSpeed 0.19 has given away by then, also below stage3_param_persistence_threshold; take stage 0, 1 or "
-        "2 (networks of operators are small)"
+        "that DeepSpeed 0.19 has already released, also below stage3_param_persistence_threshold; take stage 0, 1 or "
+        "2 (operator networks are small)"
     )
 
     def __init__(self, network: nn.Module, pde: Pde, derivatives: str) -> None:
@@ -121,20 +126,22 @@ class ResidualModel(nn.Module):
         return tuple(found[name] for name in self.pde.weights)  # DeepSpeed's hooks see tuples, not dictionaries
 
     def fields(self, functions: Tensor, points: Tensor, orders: tuple[str, ...]) -> Fields:
-        """u and its derivatives at one set of points."""
+        """Return u and its derivatives at one set of points."""
         return differentiate(
             self.network, functions, points, names=self.pde.names, orders=orders, method=self.derivatives
         )
 
 
-def build(config: Config, *, seed: int, steps: int) -> OperatorTask:
-    """The task with its network, initialised from ``seed``. Raises ValueError for an equation, an option or a residual
-    that is not there."""
-    return OperatorTask(config, seed)
+def build(config: Config, *, seed: int, steps: int) -> NeuralOperatorTask:
+    """Return the task with its network, initialised from ``seed``.
+
+    Raises ValueError for an unknown equation, option or residual.
+    """
+    return NeuralOperatorTask(config, seed)
 
 
-class OperatorTask:
-    """See ``ds4sci.tasks.Task``."""
+class NeuralOperatorTask(Task):
+    """Operator learning. See ``ds4sci.tasks.Task`` for the methods."""
 
     target = "score"
 
@@ -154,7 +161,8 @@ class OperatorTask:
         if config.loss.hard_constraints:
             if not hasattr(self.pde, "constrain"):
                 raise ValueError(
-                    f"loss.hard_constraints: {config.pde['name']} knows no network that satisfies its conditions"
+                    f"loss.hard_constraints: {config.pde['name']} defines no network that satisfies its conditions; "
+                    "remove the key"
                 )
             network = Constrained(network, self.pde)
         self.model: nn.Module = ResidualModel(network, self.pde, config.loss.derivatives)
@@ -162,19 +170,19 @@ class OperatorTask:
         self._references: dict[tuple[int, int, int], np.ndarray] = {}
 
     def coefficients(self, stream: int, numbers: list[int]) -> np.ndarray:
-        """Functions of a stream, float64 [m, k]."""
+        """Return the coefficients of functions of a random stream, float64 [m, k]."""
         return np.stack([self.pde.space.sample(self.seed, stream, number) for number in numbers])
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[OperatorBatch]:
         data, step = self.config.data, start_step
-        together = world_size * micro_batch_size * accumulation_steps
+        step_size = world_size * micro_batch_size * accumulation_steps
         while True:
             rng = np.random.default_rng([self.seed, POINTS, step])
             points = self.pde.points(rng, data.points, data.boundary_points)
             for k in range(accumulation_steps):
-                first = step * together + (k * world_size + rank) * micro_batch_size
+                first = step * step_size + (k * world_size + rank) * micro_batch_size
                 numbers = [first + i for i in range(micro_batch_size)]
                 if data.train_functions is not None:
                     numbers = [number % data.train_functions for number in numbers]
@@ -193,8 +201,15 @@ class OperatorTask:
         total = torch.stack([self.weights[name] * square for name, square in squares.items()]).sum()
         return total, {name: square.detach() for name, square in squares.items()}
 
-    def predict(self, model: nn.Module, coefficients: np.ndarray, device: torch.device) -> np.ndarray:
-        """u on the grid of the reference solution, float64 [m, …, c]."""
+    def test_coefficients(self, count: int) -> np.ndarray:
+        """Return the first ``count`` functions that only ``ds4sci eval`` uses, float64 [count, k]."""
+        return self.coefficients(TEST, list(range(count)))
+
+    def evaluations(self) -> dict[str, Evaluation]:
+        return {"functions": function_evaluation(self)}
+
+    def predict_solutions(self, model: nn.Module, coefficients: np.ndarray, device: torch.device) -> np.ndarray:
+        """Return u on the grid of the reference solution, float64 [m, …, c]."""
         points = {"grid": _float(grid_points(self.pde.axes))}
         batch = OperatorBatch((), _float(coefficients @ self._at_sensors), points, {}, residuals=False)
         with torch.no_grad():
@@ -202,7 +217,7 @@ class OperatorTask:
         return u.double().cpu().numpy().reshape(len(coefficients), *map(len, self.pde.axes), len(self.pde.components))
 
     def errors(self, predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Relative L2 of each function and component, [m, c]."""
+        """Return the relative L2 error of each function and component, [m, c]."""
         return relative_l2(predicted, reference, [name in self.pde.up_to_constant for name in self.pde.components])
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
@@ -212,7 +227,7 @@ class OperatorTask:
         coefficients = self.coefficients(VALID, numbers)
         if key not in self._references:
             self._references[key] = self.pde.solve(coefficients)
-        errors = self.errors(self.predict(model, coefficients, device), self._references[key])
+        errors = self.errors(self.predict_solutions(model, coefficients, device), self._references[key])
         rows = [
             {"id": f"function {number}", "errors": dict(zip(self.pde.components, map(float, own), strict=True))}
             for number, own in zip(numbers, errors, strict=True)
@@ -221,7 +236,7 @@ class OperatorTask:
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         if not rows:
-            raise ValueError("no function was evaluated, so there is no error to report; raise data.valid_functions")
+            raise ValueError("no function was evaluated, so there is no error to report; increase data.valid_functions")
         each = {name: float(np.mean([row["errors"][name] for row in rows])) for name in self.pde.components}
         mean = float(np.mean(list(each.values())))
         found = {"relative_l2": mean, "score": -mean}
@@ -229,9 +244,9 @@ class OperatorTask:
 
 
 def relative_l2(predicted: np.ndarray, reference: np.ndarray, free: Sequence[bool] | None = None) -> np.ndarray:
-    """‖u - reference‖₂ / ‖reference‖₂ of each function and component, [m, c] of [m, …, c].
+    """Return ‖u - reference‖₂ / ‖reference‖₂ of each function and component: [m, c] of [m, …, c].
 
-    free  components known up to a constant (a pressure): compared without their means
+    free  components that are known up to a constant (a pressure): compared after subtracting their means
     """
     m, c = reference.shape[0], reference.shape[-1]
     ours, true = predicted.reshape(m, -1, c), reference.reshape(m, -1, c)

@@ -1,7 +1,7 @@
-"""Name a class for every residue: secondary structure by DSSP's states, with a language model underneath.
+"""Task: classify every residue by its DSSP secondary structure, with a language model.
 
-The model is one of transformers' for token classification: of a folder or the hub, with a new head where it has none,
-all of it trained, or adapters and the head (``model.lora``).
+The model is a transformers model for token classification, from a folder or the hub, with a new head if it has none.
+All weights are trained, or only adapters and the head (``model.lora``).
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 
 from ds4sci.chemistry.residue_codes import secondary_classes
-from ds4sci.data.language.batches import Document, TrainingPhase, batches, evaluation_batches
+from ds4sci.data.language.batches import Document, TrainingPhase
 from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter, open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
-from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
-from ds4sci.parallel.groups import ALONE, SequenceGroup
-from ds4sci.tasks import language_modeling
-from ds4sci.types import IGNORE_INDEX, LanguageBatch, LanguageOutput
+from ds4sci.tasks.language_task import LanguageTask, asset_overrides
+from ds4sci.tasks.row_evaluation import sum_by_class
+from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
-asset_overrides = language_modeling.asset_overrides
+__all__ = ["Config", "DataConfig", "TokenClassificationTask", "asset_overrides", "build"]
 
 STATES = {"3": ("helix", "strand", "loop"), "8": tuple("HGIEBTSC")}
-"""Names of the classes; eight are DSSP's own, with C for loop."""
+"""Names of the classes; the eight are DSSP's, with C for loop."""
 
 
 class DataConfig(BaseModel):
@@ -42,30 +41,30 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     train: Path
-    """Chain set (``.npz``) with DSSP to train on."""
+    """Chain set (``.npz``) with DSSP for training."""
     valid: Path
-    """Chain set to be judged on; no homologues of the training chains."""
+    """Chain set for validation; it should have no homologues of the training chains."""
     states: Literal["3", "8"] = "3"
-    """Helix, strand, loop; or DSSP's eight."""
+    """Three classes (helix, strand, loop), or DSSP's eight."""
     tokenizer: dict[str, Any] = {}
-    """For a new model: ``kind`` and its options. A model from ``model.path`` brings its own."""
+    """For a new model: ``kind`` and its options. A model from ``model.path`` has its own tokenizer."""
     length: int = Field(1024, ge=4)
-    """The most tokens of a document; longer chains are cut into windows."""
+    """Most tokens of a document; longer chains are cut into windows."""
     row_length: int | None = Field(None, ge=4)
     """Tokens of a packed row; by default ``length``."""
     packing: bool = True
-    """Rows of several documents; otherwise each document is a row, padded to the longest of its batch."""
+    """Pack several documents into a row; otherwise each document is a row, padded to the longest of its batch."""
     workers: int = Field(0, ge=0)
-    """Threads that prepare batches ahead."""
+    """Threads that prepare batches in advance; 0 = in the training loop. Does not change the batches."""
 
 
 class Config(BaseModel):
-    """The run file's sections that this task owns."""
+    """Sections of the run file that this task owns."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: language.Config
-    """Where the weights come from."""
+    """Architecture and source of the weights."""
     data: DataConfig
     """Chains and labels."""
 
@@ -79,11 +78,11 @@ class LabelReader:
     states: str
 
     def document(self, record: int, start: int, stop: int, rng: np.random.Generator | None = None) -> Document:
-        """See ``ds4sci.data.language.batches.DocumentReader``."""
+        """Return residues start … stop − 1 of a chain; see ``ds4sci.data.language.batches.DocumentSource``."""
         chain = self.chains[record]
         letters = np.frombuffer(chain.sequence.encode("ascii"), np.uint8)[start:stop]
         dssp = chain.dssp or "?" * len(chain.sequence)
-        classes = secondary_classes(dssp) if self.states == "3" else _eight(dssp)
+        classes = secondary_classes(dssp) if self.states == "3" else _dssp_classes(dssp)
         ids, place, size = self.tokenizer.encode(letters)
         own = classes[start:stop][np.minimum(place, len(letters) - 1)]
         labels = np.where((size == 1) & (own >= 0), own, IGNORE_INDEX)
@@ -93,7 +92,8 @@ class LabelReader:
         )  # fmt: skip
 
 
-def _eight(dssp: str) -> np.ndarray:
+def _dssp_classes(dssp: str) -> np.ndarray:
+    """Index of each DSSP state in the eight classes; −1 where unknown."""
     table = np.full(256, -1, np.int64)
     for number, letter in enumerate(STATES["8"]):
         table[ord(letter)] = number
@@ -101,50 +101,41 @@ def _eight(dssp: str) -> np.ndarray:
     return table[np.frombuffer(dssp.encode("ascii", "replace"), np.uint8)]
 
 
-def build(config: Config, *, seed: int, steps: int) -> ResidueLabelsTask:
-    """The task with its model, loaded or freshly initialised from ``seed``."""
-    return ResidueLabelsTask(config, seed)
+def build(config: Config, *, seed: int, steps: int) -> TokenClassificationTask:
+    """Return the task with its model, loaded or initialised from ``seed``."""
+    return TokenClassificationTask(config, seed=seed)
 
 
-class ResidueLabelsTask:
-    """See ``ds4sci.tasks.Task``."""
+class TokenClassificationTask(LanguageTask):
+    """Classification of residues. See ``ds4sci.tasks.Task`` for the methods."""
 
     target = "accuracy"
 
-    def __init__(self, config: Config, seed: int) -> None:
+    def __init__(self, config: Config, *, seed: int) -> None:
         self.config, self.seed = config, seed
+        self.workers = config.data.workers
         self.names = STATES[config.data.states]
         self.tokenizer = open_tokenizer(config.model.path, config.data.tokenizer, causal=True)
         if not self.tokenizer.encoder.one_per_residue:
             raise ValueError(
-                "token_classification needs a tokenizer with one token per residue: a token of several residues has no "
-                f"class; this tokenizer is {type(self.tokenizer.hf_tokenizer).__name__}"
+                "token_classification needs a tokenizer with one token per residue, because a token of several "
+                f"residues has no class; this tokenizer is {type(self.tokenizer.hf_tokenizer).__name__}"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.language = language.build(
+            model = language.build(
                 config.model, "token_labels", vocabulary=self.tokenizer.vocab_size, special=self.tokenizer.special_ids,
                 labels=self.names, longest=config.data.length, packing=config.data.packing,
             )  # fmt: skip
-        self.model: nn.Module = self.language
-        self.group: SequenceGroup = ALONE
+        super().__init__(model)
 
-    def set_parallel_groups(self, group: SequenceGroup) -> None:
-        """Spread every row over the ranks of ``group``."""
-        self.group = self.language.group = group
-        language_modeling.refuse_to_skip_layers(self.language)
-
-    def save_assets(self, folder: Path) -> None:
-        """Write the model's config and the tokenizer into ``folder``."""
-        self.language.save_assets(folder)
-        self.tokenizer.hf_tokenizer.save_pretrained(folder)
-
-    def pretrained(self, *, adapter: bool = False) -> tuple[nn.Module, Any]:
-        """(model, tokenizer) of transformers, ready for ``save_pretrained``."""
-        model = self.language.to_pretrained(adapter=adapter, rope_factor=1.0, length=self.config.data.length)
-        return model, self.tokenizer.hf_tokenizer
+    @property
+    def document_length(self) -> int:
+        """Most tokens of a document."""
+        return self.config.data.length
 
     def _open(self, path: Path) -> tuple[LabelReader, Rows, int | None]:
+        """DocumentReader, rows and row length of a chain set."""
         data = self.config.data
         chains = ChainSet.open(resolve_data_path(path))
         row = (data.row_length or data.length) if data.packing else None
@@ -153,7 +144,7 @@ class ResidueLabelsTask:
         return LabelReader(chains, self.tokenizer, data.states), rows, row
 
     def coverage(self) -> dict[str, Coverage]:
-        """What the rows of both chain sets hold of their residues."""
+        """Return the coverage of the rows of both chain sets."""
         data = self.config.data
         return {
             name: self._open(path)[1].coverage for name, path in (("training", data.train), ("held out", data.valid))
@@ -163,37 +154,27 @@ class ResidueLabelsTask:
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[LanguageBatch]:
         reader, rows, row = self._open(self.config.data.train)
-        return batches(
-            reader, MaskingPolicy(), [TrainingPhase(0, rows, row, language_modeling.multiple(self.group))],
-            seed=self.seed, start_step=start_step, rank=rank, world_size=world_size,
-            micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
-            pad_id=self.tokenizer.pad_id, workers=self.config.data.workers,
+        return self.train_batches(
+            reader, MaskingPolicy(), [TrainingPhase(0, rows, row, self.row_multiple)], start_step=start_step, rank=rank,
+            world_size=world_size, micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
         )  # fmt: skip
-
-    def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = weighted_mean(output, batch)
-        return loss, {"nats": loss.detach()}
-
-    def weight(self, batch: LanguageBatch) -> float:
-        """Weights of the tokens of ``batch`` that are to be named, added up."""
-        return float(batch.weights.double().sum())
-
-    def work(self, batch: LanguageBatch) -> tuple[int, float]:
-        """(real tokens, FLOP of a training step) of this rank's share of ``batch``."""
-        return batch.tokens // self.group.size, self.language.flops(batch.doc_spans) / self.group.size
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
         reader, rows, row = self._open(self.config.data.valid)
-        chosen = list(range(len(rows)))
-        share = language_modeling.share_of(chosen, rank, world_size)
-        made = evaluation_batches(
-            reader, MaskingPolicy(), rows, share.rows, seed=self.seed, pad_id=self.tokenizer.pad_id, batch_size=1,
-            token_budget=row or (int(rows.tokens.max()) if world_size > 1 else None),
-            pad_multiple=language_modeling.multiple(self.group),
-        )  # fmt: skip
+        scored = self.forward_rows(
+            model,
+            reader,
+            MaskingPolicy(),
+            rows,
+            list(range(len(rows))),
+            row,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+        )
         found = []
-        for number, _, output in language_modeling.outputs(model, made, share, device):
-            table = language_modeling.class_sums(output, len(self.names), self.group)
+        for number, _, output in scored:
+            table = sum_by_class(output, len(self.names), self.group)
             found.append(
                 {
                     "id": f"row {number}",
@@ -220,7 +201,7 @@ class ResidueLabelsTask:
             "nats": sum(row["nats"] for row in rows) / tokens,
         }
         for name in self.names:
-            correct, all_of_it = (sum(row["classes"][name][i] for row in rows) for i in range(2))
-            if all_of_it:
-                found[f"recall_{name}"] = correct / all_of_it
+            correct, count = (sum(row["classes"][name][i] for row in rows) for i in range(2))
+            if count:
+                found[f"recall_{name}"] = correct / count
         return found

@@ -21,7 +21,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ds4sci.config.run_file import RunConfig, import_task
+from ds4sci.config.run_file import RunConfig
+from ds4sci.config.task_module import import_task
 from ds4sci.files.atomic_files import Writer, fingerprint, free_space, replace_text, sync_folder
 from ds4sci.train.build import build_task
 
@@ -272,9 +273,9 @@ def load_run(run: Path | str, *, which: str = "best", overrides: Sequence[str] =
     """
     folder = chosen(Path(run), which)
     config = RunConfig.load(folder / "config.json", list(overrides))
-    asset_overrides = getattr(import_task(config.task.name), "asset_overrides", None)
-    if asset_overrides is not None:
-        config = RunConfig.load(folder / "config.json", [*asset_overrides(Path(run).resolve()), *overrides])
+    asset_overrides = import_task(config.task.name).asset_overrides(Path(run).resolve())
+    if asset_overrides:
+        config = RunConfig.load(folder / "config.json", [*asset_overrides, *overrides])
     task = build_task(config)
     load_weights(task.model, folder / "model.safetensors")
     task.model.eval()

@@ -21,7 +21,7 @@ import torch
 from ds4sci.config.run_file import RunConfig
 from ds4sci.files import atomic_files
 from ds4sci.kernels.machine_peak import peak_rate
-from ds4sci.tasks import Task, weight_of
+from ds4sci.tasks import Task, batch_weight
 from ds4sci.train import checkpoint, rng_state
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine
@@ -146,8 +146,8 @@ class TrainingLoop:
             rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, step, place, part=group.rank)
             on_device = batch.to(self.context.device)
             loss, terms = self.task.loss(engine.deepspeed(on_device), on_device)
-            if hasattr(self.task, "work"):
-                self._throughput.add(*self.task.work(batch))
+            if (work := self.task.work(batch)) is not None:
+                self._throughput.add(*work)
             values = _to_floats(loss, terms)
             finite = engine.backward(loss, share)
             seen.append({"ids": list(batch.ids), "finite": finite} | values)
@@ -178,7 +178,7 @@ class TrainingLoop:
                 raise RuntimeError(
                     f"the task gave a batch of step {batch.step} at step {self.state.step}; see Task.batches"
                 )
-        weights = [weight_of(self.task, batch) for batch in made]
+        weights = [batch_weight(self.task, batch) for batch in made]
         total = self.context.total(sum(weights)) / self.group.size  # ranks that share rows all counted them
         return [(batch, weight / total if total else 0.0) for batch, weight in zip(made, weights, strict=True)]
 

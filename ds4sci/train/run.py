@@ -12,7 +12,7 @@ from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.machine import provenance
-from ds4sci.tasks import ASSETS_DIR
+from ds4sci.tasks import ASSETS_DIR, SequenceParallel
 from ds4sci.train import checkpoint, deepspeed_schema, rng_state
 from ds4sci.train import engine as engines
 from ds4sci.train.build import build_task
@@ -62,10 +62,10 @@ class Session:
         if config.train.weights is not None and not self.is_resumed:
             checkpoint.load_weights(task.model, checkpoint.weights_file(config.train.weights))
         if context.sequence.size > 1:
-            if not hasattr(task, "set_parallel_groups"):
+            if not isinstance(task, SequenceParallel):
                 raise ValueError(
-                    f"{config.source}: parallel.sequence = {context.sequence.size}, and the task {config.task.name} "
-                    "cannot spread a row over ranks (it has no `set_parallel_groups`); remove the key"
+                    f"{config.source}: parallel.sequence = {context.sequence.size}, but the task {config.task.name} "
+                    "cannot split a row over ranks (it has no method `set_parallel_groups`); remove the key"
                 )
             task.set_parallel_groups(context.sequence)
         parameters = sum(p.numel() for p in task.model.parameters())
@@ -80,13 +80,12 @@ class Session:
             context.barrier()
         self._warn_about_schedule(progress)
         self._warn_about_clipping(progress, engine)
-        coverage = task.coverage() if hasattr(task, "coverage") else {}
+        coverage = task.coverage()
         for name, one in coverage.items():
             progress.say(f"Data, {name}: {one.describe()}")
-        if context.is_main and hasattr(task, "save_assets") and not self.is_resumed:
-            task.save_assets(
-                self.run / ASSETS_DIR
-            )  # after all ranks have the data, which it asks: none waits for rank 0 to index
+        if context.is_main and not self.is_resumed:
+            # after all ranks have opened the data, so that none waits for rank 0 to index it
+            task.save_assets(self.run / ASSETS_DIR)
         if context.is_main:
             event = "resume" if self.is_resumed else "start"
             read = {name: one.counts() for name, one in coverage.items()}

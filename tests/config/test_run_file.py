@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds4sci.config import errors
-from ds4sci.config.run_file import RunConfig, TrainConfig, find_file, import_task
+from ds4sci.config.run_file import RunConfig, TrainConfig, find_file
+from ds4sci.config.task_module import import_task
 
 JSON = '{"train_batch_size": 4, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": true}}}\n'
 TASK = """

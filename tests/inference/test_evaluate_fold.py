@@ -22,8 +22,11 @@ from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import writers
 from ds4sci.data.structures.chain_set import ChainSet
-from ds4sci.inference import evaluate_fold, predict
+from ds4sci.inference import predict
+from ds4sci.inference.evaluate import evaluate_run
+from ds4sci.inference.trained_run import evaluation_files
 from ds4sci.machine import memory
+from ds4sci.tasks.evaluations.structures import torsions
 from ds4sci.types import Prediction
 from tests.support.fold_run import make_fold_run
 
@@ -37,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_evaluation_scores_every_chain_in_order(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chains = run.parents[1] / "valid.npz"
-    means = evaluate_fold.evaluate_run(run, chains, tmp_path / "deep" / "out.json")
+    means = evaluate_run(run, tmp_path / "deep" / "out.json", files={"chains": chains})["mean"]
     result = json.loads((tmp_path / "deep" / "out.json").read_text())
     records = ChainSet.open(chains)
     assert result["mean"] == means
@@ -49,7 +52,7 @@ def test_evaluation_scores_every_chain_in_order(run: Path, tmp_path: Path, capsy
         assert means[key] == pytest.approx(np.mean([row[key] for row in result["per_chain"]]))
     assert "lDDT-Cα" in capsys.readouterr().out
     # the same set under the run's own name fills what the report shows
-    own = evaluate_fold.evaluation_files(run)
+    own = evaluation_files(run)
     assert json.loads(own["held_out"].read_text()) == result
     with np.load(own["predictions"], allow_pickle=False) as shelf:
         first = records[0]
@@ -62,15 +65,16 @@ def test_evaluation_scores_every_chain_in_order(run: Path, tmp_path: Path, capsy
 
 def test_untrained_and_foreign_sets(run: Path, tmp_path: Path) -> None:
     chains = run.parents[1] / "valid.npz"
-    untrained = evaluate_fold.evaluate_run(run, chains, which="untrained", show=False)
-    own = evaluate_fold.evaluation_files(run)["untrained"]
+    untrained = evaluate_run(run, files={"chains": chains}, which="untrained", show=False)["mean"]
+    own = evaluation_files(run)["untrained"]
     assert json.loads(own.read_text())["mean"] == untrained
     assert json.loads(own.read_text())["step"] == 0
-    assert untrained["lddt_ca"] != evaluate_fold.evaluate_run(run, chains, which="200", show=False)["lddt_ca"]
+    trained = evaluate_run(run, files={"chains": chains}, which="200", show=False)["mean"]
+    assert untrained["lddt_ca"] != trained["lddt_ca"]
     before = own.read_text()
     other = tmp_path / "other.npz"
     ChainSet.write(other, ChainSet.open(chains)[:1])
-    evaluate_fold.evaluate_run(run, other, tmp_path / "o.json", which="untrained", show=False)
+    evaluate_run(run, tmp_path / "o.json", files={"chains": other}, which="untrained", show=False)
     assert own.read_text() == before
     assert len(json.loads((tmp_path / "o.json").read_text())["per_chain"]) == 1
 
@@ -78,14 +82,14 @@ def test_untrained_and_foreign_sets(run: Path, tmp_path: Path) -> None:
 def test_evaluation_says_what_is_missing(run: Path, tmp_path: Path) -> None:
     chains = run.parents[1] / "valid.npz"
     with pytest.raises(ValueError, match="run"):
-        evaluate_fold.evaluate_run(tmp_path, chains)
+        evaluate_run(tmp_path, files={"chains": chains})
     with pytest.raises(ValueError, match="step_000007"):
-        evaluate_fold.evaluate_run(run, chains, which="7")
+        evaluate_run(run, files={"chains": chains}, which="7")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
-        evaluate_fold.evaluate_run(run, tmp_path / "nowhere.npz")
+        evaluate_run(run, files={"chains": tmp_path / "nowhere.npz"})
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.npz"):
-        evaluate_fold.evaluate_run(run, tmp_path / "text.npz")
+        evaluate_run(run, files={"chains": tmp_path / "text.npz"})
 
 
 def test_torsions_of_a_built_backbone() -> None:
@@ -103,7 +107,7 @@ def test_torsions_of_a_built_backbone() -> None:
             points.append(c + local @ np.stack([axis, np.cross(normal, axis), normal]))
     atoms = np.zeros((5, 37, 3))
     atoms[:, :3] = np.array(points).reshape(5, 3, 3)
-    found = evaluate_fold.torsions(atoms)
+    found = torsions(atoms)
     np.testing.assert_allclose(found[1:, 0], phi, atol=1e-6)
     np.testing.assert_allclose(found[:-1, 1], psi, atol=1e-6)
     assert np.isnan(found[0, 0])
@@ -175,9 +179,9 @@ def test_bad_fasta_writes_nothing(run: Path, tmp_path: Path, text: str, words: s
 
 def test_files_and_folders_taken_for_one_another(run: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path, SEQUENCES)
-    with pytest.raises(ValueError, match=r"a folder; expected one FASTA file"):
+    with pytest.raises(ValueError, match=r"is a folder; expected a FASTA file"):
         predict.predict_run(run, tmp_path, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"in\.fasta: a file; expected a folder"):
+    with pytest.raises(ValueError, match=r"in\.fasta: is a file; expected a folder"):
         predict.predict_run(run, fasta, fasta)
 
 
@@ -231,7 +235,7 @@ LONG = {"ok": "MKTAYIAKQRQISFVKSHFSRQLEERLG", "titin_part": "MKTAYIAKQR" * 900, 
 def command(*arguments: str | Path) -> int | str | None:
     """Exit code of ``ds4sci ARGUMENTS``."""
     with pytest.raises(SystemExit) as stopped:
-        main.main([str(one) for one in arguments])
+        main([str(one) for one in arguments])
     return stopped.value.code
 
 
@@ -335,7 +339,7 @@ def test_evaluation_names_the_chains_for_which_memory_is_short(run: Path, tmp_pa
     chains = tmp_path / "long.npz"
     ChainSet.write(chains, [replace(long, atom_mask=np.ones((9000, 37), bool))])
     with limited_memory(1 << 30), pytest.raises(ValueError, match="chains long_A: out of memory at 9000 residues"):
-        evaluate_fold.evaluate_run(run, chains, tmp_path / "out.json", show=False)
+        evaluate_run(run, tmp_path / "out.json", files={"chains": chains}, show=False)
     assert not (tmp_path / "out.json").exists()
 
 

@@ -14,7 +14,8 @@ from ds4sci.machine import memory
 MEASURE = """
 import ctypes, gc, json, sys
 import torch
-from ds4sci.config.run_file import RunConfig, import_task
+from ds4sci.config.run_file import RunConfig
+from ds4sci.config.task_module import import_task
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.sequences import fasta_records
 from ds4sci.machine.memory import from_proc

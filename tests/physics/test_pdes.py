@@ -205,7 +205,7 @@ def known_solution(pde: pdes.Pde, coefficients: np.ndarray):
 @pytest.mark.parametrize("name", ["reaction_diffusion", "burgers", "plate"])
 def test_a_constrained_network_satisfies_its_conditions(name: str) -> None:
     """Whatever the network says, the residuals of the conditions are zero; and every way has the same derivatives."""
-    from ds4sci.tasks.neural_operator import Config, OperatorTask
+    from ds4sci.tasks.neural_operator import Config, NeuralOperatorTask
 
     settings = {
         "pde": {"name": name},
@@ -214,7 +214,7 @@ def test_a_constrained_network_satisfies_its_conditions(name: str) -> None:
     }
     if name == "burgers":
         settings["model"]["period"] = [1.0, 0.0]
-    task = OperatorTask(Config.model_validate(settings), seed=0)
+    task = NeuralOperatorTask(Config.model_validate(settings), seed=0)
     batch = next(task.batches(start_step=0, rank=0, world_size=1, micro_batch_size=3, accumulation_steps=1))
     found = dict(zip(task.pde.weights, task.model(batch), strict=True))
     free = {"equation", "moment"}

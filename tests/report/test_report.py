@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from ds4sci.baselines import measure_baselines
-from ds4sci.inference.evaluate_fold import evaluate_run, evaluation_files
+from ds4sci.inference.evaluate import evaluate_run
+from ds4sci.inference.trained_run import evaluation_files
 from ds4sci.report import figures
 from ds4sci.report.chains import kind
 from ds4sci.report.report import write_report
@@ -26,8 +27,8 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything a report can show."""
     run = make_fold_run(tmp_path_factory.mktemp("report"), chains=8)
     folder = run.parents[1]
-    evaluate_run(run, folder / "valid.npz", show=False)
-    evaluate_run(run, folder / "valid.npz", which="untrained", show=False)
+    evaluate_run(run, files={"chains": folder / "valid.npz"}, show=False)
+    evaluate_run(run, files={"chains": folder / "valid.npz"}, which="untrained", show=False)
     baselines = measure_baselines(folder / "train.npz", folder / "valid.npz")
     evaluation_files(run)["baselines"].write_text(json.dumps(baselines))
     write_report(run)

@@ -9,7 +9,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ds4sci.config.run_file import RunConfig, import_task
+from ds4sci.config.run_file import RunConfig
+from ds4sci.config.task_module import import_task
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.machine import provenance
 

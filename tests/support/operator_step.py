@@ -19,12 +19,12 @@ SETTINGS = {
 FUNCTIONS = 4
 
 
-def task(pde: str, derivatives: str = "zcs") -> neural_operator.OperatorTask:
+def task(pde: str, derivatives: str = "zcs") -> neural_operator.NeuralOperatorTask:
     settings = {"pde": {"name": pde}, "loss": {"derivatives": derivatives}, **SETTINGS}
     return neural_operator.build(neural_operator.Config.model_validate(settings), seed=0, steps=1)
 
 
-def batch(made: neural_operator.OperatorTask, rank: int = 0, world: int = 1) -> Any:
+def batch(made: neural_operator.NeuralOperatorTask, rank: int = 0, world: int = 1) -> Any:
     """This rank's share of the functions of step 0."""
     return next(
         made.batches(

@@ -15,6 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from ds4sci.tasks import Task
+
 
 class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -69,7 +71,7 @@ class ToyModel(nn.Module):
         return self.layers(batch.x.to(self.layers[0].weight.dtype)).float().mean(-1) * self.scale.float()
 
 
-class ToyTask:
+class ToyTask(Task):
     target = "score"
 
     def __init__(self, config: Config, seed: int, steps: int) -> None:

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from ds4sci.data.language.batches import DocumentReader
 from ds4sci.data.sequences import index
 from ds4sci.inference import embed as embed_module
-from ds4sci.inference import evaluate_language
 from ds4sci.inference.embed import embed
+from ds4sci.inference.evaluate import evaluate_run
+from ds4sci.inference.trained_run import TrainedRun
+from ds4sci.tasks.evaluations.ngram_baseline import score_ngrams
 from tests.support import language_oracle as oracle
 
 BPE = '{kind = "tests.support.trained_tokenizers", name = "bpe"}'
@@ -30,7 +32,7 @@ def bases(length: int, seed: int = 0) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path, trained: Callable[[Path], Path]) -> Callable[..., Path]:
-    def make(task: str, tokenizer: str, *, length: int = 128, data: str = "", bad: str = "error") -> Path:
+    def make(task: str, tokenizer: str, *, length: int = 128, data: str = "", on_bad_record: str = "error") -> Path:
         model: dict[str, Any] = oracle.LLAMA if task == "causal_lm" else oracle.ESM
         config = "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in model.items()) + "}"
         (tmp_path / "train.fa").write_text(f">chromosome\n{bases(3000, 1)}\n")
@@ -39,7 +41,8 @@ def run(tmp_path: Path, trained: Callable[[Path], Path]) -> Callable[..., Path]:
         )
         (tmp_path / "run.toml").write_text(
             f'deepspeed = "ds.json"\n[task]\nname = "{task}"\n[train]\nsteps = 1\n[model]\nconfig = {config}\n[data]\n'
-            f'path = "{data or tmp_path / "train.fa"}"\nalphabet = "auto"\nbad = "{bad}"\ntokenizer = {tokenizer}\n'
+            f'path = "{data or tmp_path / "train.fa"}"\nalphabet = "auto"\n'
+            f'on_bad_record = "{on_bad_record}"\ntokenizer = {tokenizer}\n'
             f"phases = [{{length = {length}}}]\n"
         )
         return trained(tmp_path / "run.toml")
@@ -56,17 +59,17 @@ def fasta(folder: Path, *records: str) -> Path:
 def test_all_of_12_000_bases_are_read_by_a_bpe_tokenizer(tmp_path, run) -> None:
     """1,375 of them were, and called all."""
     asked = fasta(tmp_path, *(bases(3000, seed) for seed in range(4)))
-    found = evaluate_language.evaluate_sequences(run("causal_lm", BPE), asked, show=True)
-    assert (found["given"], found["read"], found["residues"]) == (12_000, 12_000, 12_000)
-    assert found["left_out"] == {}
+    found = evaluate_run(run("causal_lm", BPE), files={"fasta": asked}, show=True)
+    assert (found["total_residues"], found["tokenized_residues"], found["residues"]) == (12_000, 12_000, 12_000)
+    assert found["excluded"] == {}
     assert found["not_scored"] == {}
     assert 1.2 < found["nats"] < 4
     assert found["nats"] == pytest.approx(math.log(found["perplexity"]))
 
 
 def test_a_masked_model_with_such_tokens_has_no_nats_per_base(tmp_path, run) -> None:
-    found = evaluate_language.evaluate_sequences(run("masked_lm", BPE), fasta(tmp_path, bases(700)), show=True)
-    assert (found["read"], found["residues"]) == (700, 700)
+    found = evaluate_run(run("masked_lm", BPE), files={"fasta": fasta(tmp_path, bases(700))}, show=True)
+    assert (found["tokenized_residues"], found["residues"]) == (700, 700)
     assert found["nats"] is None
     assert found["perplexity"] is None
     assert found["nats_per_token"] > 1
@@ -74,10 +77,10 @@ def test_a_masked_model_with_such_tokens_has_no_nats_per_base(tmp_path, run) -> 
 
 def test_overlapping_words_count_each_base_once(tmp_path, run) -> None:
     asked = fasta(tmp_path, bases(500), bases(4), "ACGTNACGTACGTTN" + bases(30))
-    found = evaluate_language.evaluate_sequences(run("masked_lm", K6, length=64), asked, show=True)
-    assert found["given"] == 549
-    assert found["left_out"] == {"in no token": 4}
-    assert found["silent"] == ["r1"]
+    found = evaluate_run(run("masked_lm", K6, length=64), files={"fasta": asked}, show=True)
+    assert found["total_residues"] == 549
+    assert found["excluded"] == {"in no token": 4}
+    assert found["untokenized_records"] == ["r1"]
     assert found["not_scored"] == {"unknown or of weight 0": 6}  # the bases before the first N fill no word of six
     assert found["residues"] == 549 - 4 - 6
     assert found["nats"] > math.log(4) - 0.05
@@ -87,24 +90,24 @@ def test_overlapping_words_count_each_base_once(tmp_path, run) -> None:
 def test_n_grams_leave_unknown_bases_out_too(tmp_path, run) -> None:
     asked = fasta(tmp_path, "ACGTNNNNNNNNNNNNNNNNACGTACGTTN" + bases(30))
     made = run("causal_lm", '{kind = "nucleotide", ends = "bos"}')
-    found = evaluate_language.evaluate_sequences(made, asked, ngrams=True, show=False)
+    found = evaluate_run(made, files={"fasta": asked}, options={"ngrams": True}, show=False)
     assert found["residues"] == found["ngrams"]["residues"] == 43
-    assert found["ngrams"]["left_out"] == {"unknown": 17}
+    assert found["ngrams"]["excluded"] == {"unknown": 17}
     assert found["ngrams"]["nats"]["0"] > 1.3
     (tmp_path / "n.fa").write_text(f">n\n{'N' * 40}\n")
-    _, task, _ = evaluate_language.load(made, "best")
-    store = evaluate_language.store_of(task, tmp_path / "n.fa", tmp_path / "stored")
+    task = TrainedRun.load(made).task
+    store = task.open_sequences(tmp_path / "n.fa", tmp_path / "stored")
     with pytest.raises(ValueError, match="--ngrams: no residue of"):
-        evaluate_language._ngrams(task, store)
+        score_ngrams(task, store)
 
 
 def test_nothing_to_score_is_no_number(tmp_path, run) -> None:
     made = run("masked_lm", K6, length=64)
     with pytest.raises(ValueError, match=r"4 residues in 1 records, none of them in a token; .*record 'r0'"):
-        evaluate_language.evaluate_sequences(made, fasta(tmp_path, "ACGT"), show=False)
+        evaluate_run(made, files={"fasta": fasta(tmp_path, "ACGT")}, show=False)
     with pytest.raises(ValueError, match=r"nothing to score: of 20 of 20 bases read, none counts .*\(r0\)"):
-        evaluate_language.evaluate_sequences(made, fasta(tmp_path, "N" * 20), show=False)
-    _, task, _ = evaluate_language.load(made, "best")
+        evaluate_run(made, files={"fasta": fasta(tmp_path, "N" * 20)}, show=False)
+    task = TrainedRun.load(made).task
     with pytest.raises(ValueError, match="nothing to score"):
         task.summarize([])
 
@@ -122,8 +125,8 @@ def test_records_without_a_token_are_left_out_by_name(tmp_path, run) -> None:
     assert embed(run("masked_lm", K6, length=64, on_bad_record="skip"), asked, tmp_path / "out", mean=True) == 2
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["sequences"] == {"r0": 0, "r2": 1}
-    assert index["silent"] == ["r1", "r3"]
-    assert (index["given"], index["read"], index["left_out"]) == (105, 101, {"in no token": 4})
+    assert index["untokenized_records"] == ["r1", "r3"]
+    assert (index["total_residues"], index["tokenized_residues"], index["excluded"]) == (105, 101, {"in no token": 4})
     assert index["unknown"] == 20
     means = load_file(tmp_path / "out" / "means.safetensors")["embedding"]
     assert means.shape[0] == 2
@@ -136,11 +139,14 @@ def test_a_first_residue_of_which_the_model_says_nothing(tmp_path, run) -> None:
     made = run("causal_lm", '{kind = "byte"}', data=str(tmp_path / "p.fa"))
     table = tmp_path / "v.csv"
     table.write_text("mutant,DMS_score\nK2A,0.5\nT3V,0.5\n")
-    scored = evaluate_language.evaluate_variants(made, fasta(tmp_path, protein), table, marginal="wildtype")
+    files = {"fasta": fasta(tmp_path, protein), "variants": table}
+    scored = evaluate_run(made, files=files, options={"marginal": "wildtype"})
     assert scored["spearman"] is None  # all measured alike: there is no order
     table.write_text("mutant,DMS_score\nK2A,0.5\nM1A,0.1\n")
-    with pytest.raises(ValueError, match=r"v.csv: M1A: a causal model without a begin token says nothing of the first"):
-        evaluate_language.evaluate_variants(made, fasta(tmp_path, protein), table, marginal="wildtype")
+    with pytest.raises(
+        ValueError, match=r"v.csv: M1A: a causal model without a begin token does not predict the first"
+    ):
+        evaluate_run(made, files=files, options={"marginal": "wildtype"})
 
 
 def test_a_run_says_what_its_rows_hold(tmp_path, run) -> None:
@@ -166,9 +172,9 @@ def test_a_tokenizer_that_knows_no_word_as_long_as_a_document(tmp_path, run) -> 
     short = '{kind = "tests.support.trained_tokenizers", name = "wordpiece", longest = 100}'
     made = run("causal_lm", short)
     with pytest.raises(ValueError, match=r"reads all 2,850 residues as <unk>.*max_input_chars_per_word"):
-        evaluate_language.load(made, "best")[1].coverage()
+        TrainedRun.load(made).task.coverage()
     with pytest.raises(ValueError, match=r"700 of 700 bases read, 700 read as <unk>, none counts"):
-        evaluate_language.evaluate_sequences(made, fasta(tmp_path, bases(700)), show=False)
+        evaluate_run(made, files={"fasta": fasta(tmp_path, bases(700))}, show=False)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +191,9 @@ def test_files_are_read_in_the_alphabet_of_the_run(
     """By their letters, the first two look like proteins, and the last like DNA."""
     (tmp_path / "own.fa").write_text("".join(f">p{i}\n{trained_on[i:]}{trained_on[:i]}\n" for i in range(20)))
     made = run("causal_lm", tokenizer, data=str(tmp_path / "own.fa"))
-    _, task, _ = evaluate_language.load(made, "best")
+    task = TrainedRun.load(made).task
     assert task.config.data.alphabet == task.tokenizer.alphabet == alphabet  # runs of before have the second alone
-    store = evaluate_language.store_of(task, fasta(tmp_path, asked), tmp_path / "stored")
+    store = task.open_sequences(fasta(tmp_path, asked), tmp_path / "stored")
     assert store.alphabet == alphabet
     assert store.residues(0).tobytes().decode() == asked
     document = DocumentReader(store, task.tokenizer).document(0, 0, len(asked))
@@ -196,18 +202,20 @@ def test_files_are_read_in_the_alphabet_of_the_run(
     (tmp_path / "other.fa").write_text(f">other\n{other}\n")
     if alphabet == "dna":
         with pytest.raises(ValueError, match=r"other.fa: line 2: record 'other': .* is no base; .* is it protein\?"):
-            evaluate_language.store_of(task, tmp_path / "other.fa", tmp_path / "refused")
+            task.open_sequences(tmp_path / "other.fa", tmp_path / "refused")
     index([tmp_path / "other.fa"], tmp_path / "indexed", jobs=1)
-    with pytest.raises(ValueError, match=rf"indexed has (dna|protein) sequences, and the run learnt {alphabet} ones"):
-        evaluate_language.store_of(task, tmp_path / "indexed", tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"indexed has (dna|protein) sequences, and the run was trained on {alphabet}"
+    ):
+        task.open_sequences(tmp_path / "indexed", tmp_path)
 
 
 def test_a_tokenizer_of_all_letters_has_the_alphabet_of_the_run(tmp_path, run) -> None:
     made = run("causal_lm", '{kind = "byte"}')
-    _, task, _ = evaluate_language.load(made, "best")
+    task = TrainedRun.load(made).task
     assert task.alphabet == "dna"
     (made / "model" / "sequences.json").unlink()
-    assert evaluate_language.load(made, "best")[1].alphabet == "auto"
+    assert TrainedRun.load(made).task.alphabet == "auto"
 
 
 def test_what_fails_leaves_no_folder_of_embeddings(tmp_path, run, monkeypatch) -> None:

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from ds4sci.inference import evaluate_language, export
+from ds4sci.inference import export
+from ds4sci.inference.evaluate import evaluate_run
+from ds4sci.inference.trained_run import TrainedRun
+from ds4sci.tasks.evaluations import EvaluationRequest
+from ds4sci.tasks.evaluations.contacts import contact_evaluation
+from ds4sci.tasks.evaluations.variants import residue_log_probabilities
 from ds4sci.train import checkpoint
 from tests.support import language_oracle as oracle
 from tests.support import rank_processes
@@ -104,7 +109,7 @@ def test_what_is_exported_is_what_was_trained(tmp_path, genome, write) -> None:
         logits = model(input_ids=tokens).logits
         assert torch.equal(logits, inner(input_ids=tokens).logits)
     (tmp_path / "one.fa").write_text(f">one\n{letters}\n")
-    found = evaluate_language.evaluate_sequences(run, tmp_path / "one.fa", tmp_path / "one.json", show=False)
+    found = evaluate_run(run, tmp_path / "one.json", files={"fasta": tmp_path / "one.fa"}, show=False)
     nats = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none")
     bases = [i for i, t in enumerate(tokens[0, 1:].tolist()) if t not in tokenizer.all_special_ids]
     assert found["residues"] == len(bases)
@@ -212,22 +217,25 @@ def test_masked_models_score_every_residue_variants_and_contacts(tmp_path, prote
     file = write("masked_lm", f'path = "{base}"', data, steps=2)
     rank_processes.run(1, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
-    found = evaluate_language.evaluate_sequences(run, proteins, ngrams=True, show=False)
+    found = evaluate_run(run, files={"fasta": proteins}, options={"ngrams": True}, show=False)
     letters = sum(len(line) for line in proteins.read_text().splitlines() if not line.startswith(">"))
     assert found["residues"] == letters
     assert set(found["ngrams"]["nats"]) == {"0", "1", "2", "3"}
     chain = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
     (tmp_path / "one.fa").write_text(f">one\n{chain}\n")
     (tmp_path / "v.csv").write_text("mutant,DMS_score\nK2A,0.5\nT3V:Y5F,0.1\nA4G,0.7\n")
+    files = {"fasta": tmp_path / "one.fa", "variants": tmp_path / "v.csv"}
     for marginal in ("masked", "wildtype"):
-        scored = evaluate_language.evaluate_variants(run, tmp_path / "one.fa", tmp_path / "v.csv", marginal=marginal)
+        scored = evaluate_run(run, files=files, options={"marginal": marginal})
         assert set(scored["scores"]) == {"K2A", "T3V:Y5F", "A4G"}
         assert -1 <= scored["spearman"] <= 1
     (tmp_path / "v.csv").write_text("mutant,DMS_score\nK2A,0.5\nA2G,0.7\n")
     with pytest.raises(ValueError, match=r"v.csv: line 3: column 'mutant': 'A2G': the sequence has 'K' at 2"):
-        evaluate_language.evaluate_variants(run, tmp_path / "one.fa", tmp_path / "v.csv")
+        evaluate_run(run, files=files)
     chains = rank_processes.ROOT / "examples/fold/data/chains_valid.npz"
-    contacts = evaluate_language.evaluate_contacts(run, chains, learn=3, longest=48)
+    loaded = TrainedRun.load(run)
+    evaluation = contact_evaluation(loaded.task, num_train=3, max_length=48)
+    contacts = evaluation.run(EvaluationRequest(loaded.device, {"contacts": chains})).values
     assert contacts["scored"] >= 1
     assert 0 <= contacts["precision"]["P@L, ≥ 6"] <= 1
 
@@ -237,9 +245,9 @@ def test_masked_marginals_are_those_of_one_mask_at_a_time(tmp_path, proteins, ba
 
     data = f'path = "{proteins}"\nvalid = "{proteins}"\nphases = [{{length = 128}}]'
     rank_processes.run(1, ["--config", str(write("masked_lm", f'path = "{base}"', data, steps=1))], tmp_path)
-    _, task, _ = evaluate_language.load(tmp_path / "runs/run", "latest")
+    task = TrainedRun.load(tmp_path / "runs/run", "latest").task
     chain = "MKTAYIAKQRQISFVKSH"
-    table = evaluate_language.residue_log_probabilities(task, np.frombuffer(chain.encode(), np.uint8), np.array([2, 7]))
+    table = residue_log_probabilities(task, np.frombuffer(chain.encode(), np.uint8), np.array([2, 7]))
     export.export_run(tmp_path / "runs/run", tmp_path / "out", which="latest")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
@@ -258,7 +266,7 @@ def test_masked_marginals_are_those_of_one_mask_at_a_time(tmp_path, proteins, ba
     [
         (2, "parallel.sequence=3", "parallel.sequence = 3 does not divide the 2 ranks"),
         (1, "model.overrides={attention_probs_dropout_prob=0.1}", "attention_probs_dropout_prob=0.0"),
-        (1, "data.tokenizer={kind=\"codons\"}", "no tokenizer is called 'codons'"),
+        (1, "data.tokenizer={kind=\"codons\"}", "no tokenizer kind 'codons'"),
         (1, "data.phases=[{length=64, rope_factor=2.0}]", "rope_factor needs a model with plain rotary"),
         (1, "data.alphabet=dna", "proteins.fa"),
     ],
@@ -273,7 +281,7 @@ def test_what_a_run_refuses(ranks, override, words, tmp_path, proteins, write) -
 
 def test_a_task_that_cannot_share_rows(tmp_path, run_file) -> None:
     ended = rank_processes.run(2, ["--config", str(run_file()), "parallel.sequence=2"], tmp_path, code=2)
-    assert "the task tests.support.toy_task cannot spread a row over ranks" in ended.output
+    assert "the task tests.support.toy_task cannot split a row over ranks" in ended.output
 
 
 @pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "token_classification"])
@@ -318,7 +326,9 @@ def test_an_exported_adapter_finds_its_base_model(kind, tmp_path, proteins, writ
 def test_an_adapter_of_a_new_model_is_not_exported_alone(tmp_path, proteins, write, trained) -> None:
     data = f'path = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = [{{length = 128}}]'
     run = trained(write("masked_lm", f"config = {ESM}\n[model.lora]\nrank = 2", data))
-    with pytest.raises(ValueError, match=r"its adapters stand on a model with new weights.* export it merged"):
+    with pytest.raises(
+        ValueError, match=r"the adapters of this run belong to a base model with new weights.* export the merged model"
+    ):
         export.export_run(run, tmp_path / "adapter", adapter=True)
     export.export_run(run, tmp_path / "merged")
 
@@ -327,14 +337,12 @@ def test_interpolated_positions_are_those_of_the_exported_model(tmp_path, protei
     """``rope_factor`` of the last phase in embeddings, variants and attention maps, as in training and the export."""
     from transformers import AutoModelForCausalLM
 
-    from ds4sci.inference.embed import _embedding
-
     phases = "[{length = 64}, {from_progress = 0.5, length = 128, rope_factor = 4.0}]"
     data = f'path = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = {phases}'
     run = trained(write("causal_lm", f"config = {LLAMA}", data))
     export.export_run(run, tmp_path / "out")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
-    _, task, _ = evaluate_language.load(run, "best")
+    task = TrainedRun.load(run).task
     letters = np.frombuffer(b"MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 2, np.uint8)
     ids, _, size = task.tokenizer.encode(letters)
     tokens = torch.from_numpy(ids)[None]
@@ -345,12 +353,12 @@ def test_interpolated_positions_are_those_of_the_exported_model(tmp_path, protei
         states = plain.model(input_ids=tokens).last_hidden_state[0][size > 0]
         behind_mask = plain(input_ids=torch.from_numpy(hidden)[None]).logits[0].log_softmax(-1)
     close = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(_embedding(task, letters, "one")[0], states, **close)
+    torch.testing.assert_close(task.embed(letters, "one").hidden, states, **close)
     columns = task.tokenizer.hf_tokenizer.convert_tokens_to_ids(list("ARNDCQEGHILKMFPSTWYV"))
-    one_pass = evaluate_language.residue_log_probabilities(task, letters, None)
+    one_pass = residue_log_probabilities(task, letters, None)
     wanted = found.logits[0].log_softmax(-1)[np.flatnonzero(size) - 1][:, columns]
     np.testing.assert_allclose(one_pass, wanted.numpy(), **close)
-    masked = evaluate_language.residue_log_probabilities(task, letters, np.array([40]))[40]
+    masked = residue_log_probabilities(task, letters, np.array([40]))[40]
     np.testing.assert_allclose(masked, behind_mask[np.flatnonzero(size)[40]][columns].numpy(), **close)
     maps = task.language.attention_maps(tokens, rope_factor=task.rope_factor)
     np.testing.assert_allclose(maps, torch.cat(found.attentions, 1)[0].numpy(), **close)

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from ds4sci.cli.main import app
-from ds4sci.inference.evaluate_neural_operator import evaluate_operator
+from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.report.report import write_report
 from ds4sci.train import checkpoint
 from tests.support import operator_step, rank_processes
@@ -117,11 +117,11 @@ def test_a_run_resumes_scores_and_draws(tmp_path: Path, run_file: Path) -> None:
 
 def test_the_error_is_that_of_the_definition(tmp_path: Path, run_file: Path) -> None:
     from ds4sci.config.run_file import RunConfig
-    from ds4sci.tasks.neural_operator import TEST, VALID, OperatorTask, relative_l2
+    from ds4sci.tasks.neural_operator import TEST, VALID, NeuralOperatorTask, relative_l2
     from ds4sci.train.build import build_task
 
     task = build_task(RunConfig.load(run_file))
-    assert isinstance(task, OperatorTask)
+    assert isinstance(task, NeuralOperatorTask)
     reference = task.pde.solve(task.coefficients(TEST, [0, 1]))
     assert not np.allclose(task.coefficients(TEST, [0]), task.coefficients(VALID, [0]))
     assert relative_l2(1.25 * reference, reference) == pytest.approx(0.25 * np.ones((2, 1)))
@@ -143,4 +143,4 @@ def test_mistakes_are_named(tmp_path: Path, run_file: Path) -> None:
     fold = CliRunner().invoke(app, ["eval", "--run", str(tmp_path / "none"), "--json", str(tmp_path / "x.json")])
     assert fold.exit_code != 0
     with pytest.raises(ValueError, match="none"):
-        evaluate_operator(tmp_path / "none", tmp_path / "x.json")
+        evaluate_run(tmp_path / "none", tmp_path / "x.json")

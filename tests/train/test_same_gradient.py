@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from ds4sci.config.run_file import RunConfig
-from ds4sci.tasks import weight_of
+from ds4sci.tasks import batch_weight
 from ds4sci.train.build import build_task
 from tests.support import layouts, rank_processes
 from tests.support.layouts import SPLITS, Case
@@ -149,7 +148,7 @@ def test_any_split_of_a_batch_gives_the_same_gradient(task, home) -> None:
     wanted = None
     for pieces in layouts.splits(size, seed=5):
         batches = [layouts.part(whole, first, last) for first, last in pieces]
-        weights = [weight_of(made, batch) for batch in batches]
+        weights = [batch_weight(made, batch) for batch in batches]
         total, loss = sum(weights), 0.0
         for parameter in parameters:
             parameter.grad = None
@@ -161,13 +160,3 @@ def test_any_split_of_a_batch_gives_the_same_gradient(task, home) -> None:
         wanted = wanted or (loss, found)
         assert loss == pytest.approx(wanted[0], rel=1e-12)
         assert float((found - wanted[1]).norm() / wanted[1].norm()) < 1e-11, pieces
-
-
-def test_samples_count_alike_where_a_task_does_not_say_and_a_wrong_weight_is_named() -> None:
-    batch = SimpleNamespace(ids=("one", "two"), step=7)
-    assert weight_of(SimpleNamespace(), batch) == 2
-    assert weight_of(SimpleNamespace(weight=lambda given: 0.5), batch) == 0.5
-    for wrong in (-1.0, float("nan"), float("inf")):
-        task = SimpleNamespace(weight=lambda given, wrong=wrong: wrong)
-        with pytest.raises(ValueError, match=r"step 7: .* at least 0; the task gives .* for one, two"):
-            weight_of(task, batch)

@@ -90,10 +90,10 @@ def test_a_model_that_skips_layers_by_chance_is_not_shared() -> None:
     """Its ranks would wait for each other in different layers."""
     import transformers
 
-    from ds4sci.tasks.language_modeling import refuse_to_skip_layers
+    from ds4sci.tasks.language_task import reject_layer_dropping
 
     sizes = {"hidden_size": 8, "ffn_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
     made = {rate: transformers.OPTModel(transformers.OPTConfig(**sizes, layerdrop=rate)) for rate in (0.0, 0.1)}
-    refuse_to_skip_layers(made[0.0])
+    reject_layer_dropping(made[0.0])
     with pytest.raises(ValueError, match=r"decoder skips layers by chance \(layerdrop = 0\.1\)"):
-        refuse_to_skip_layers(made[0.1])
+        reject_layer_dropping(made[0.1])

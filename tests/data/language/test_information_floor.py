@@ -22,7 +22,7 @@ from ds4sci.data.language.packing import make_rows
 from ds4sci.data.language.targets import MaskingPolicy, PredictionUnits, count_new_residues
 from ds4sci.data.language.windows import Regions
 from ds4sci.tasks import causal_lm, masked_lm
-from ds4sci.tasks.language_modeling import LanguageTask
+from ds4sci.tasks.language_modeling import LanguageModelingTask
 from ds4sci.types import IGNORE_INDEX, LanguageBatch, LanguageOutput
 from tests.data.language.test_coverage import SCHEMES, Memory, bases
 from tests.support.trained_tokenizers import LEARNT, learnt
@@ -38,7 +38,7 @@ BERT = {
 DNA = [name for name in SCHEMES if name != "esm"]
 
 
-def task_of(kind: str, tokenizer: str, fraction: float = 0.15) -> LanguageTask:
+def task_of(kind: str, tokenizer: str, fraction: float = 0.15) -> LanguageModelingTask:
     options = (
         {"kind": "tests.support.trained_tokenizers", "name": tokenizer} if tokenizer in LEARNT else SCHEMES[tokenizer]
     )
@@ -54,7 +54,7 @@ def task_of(kind: str, tokenizer: str, fraction: float = 0.15) -> LanguageTask:
 class Oracle(nn.Module):
     """ln 4 for each base of a label that no visible token holds; what is visible it knows."""
 
-    def __init__(self, task: LanguageTask, store: Memory) -> None:
+    def __init__(self, task: LanguageModelingTask, store: Memory) -> None:
         super().__init__()
         self.task, self.store = task, store
         self.paid = np.zeros(0)
@@ -68,10 +68,10 @@ class Oracle(nn.Module):
             assert len(ids) == last - first
             visible = flat[first:last] == ids
             for i in np.flatnonzero(labels[first:last] != IGNORE_INDEX).tolist():
-                token = i if self.task.mlm_probability else i + 1
+                token = i if not self.task.is_causal else i + 1
                 seen = np.zeros(stop - start + 1, bool)
                 for j in range(len(ids)):
-                    tells = visible[j] if self.task.mlm_probability else j <= i
+                    tells = visible[j] if not self.task.is_causal else j <= i
                     if tells and not self.task.tokenizer.is_unknown(ids[j]):
                         seen[place[j] : place[j] + size[j]] = True
                 hidden = ~seen[place[token] : place[token] + size[token]]
@@ -83,7 +83,7 @@ class Oracle(nn.Module):
         )  # fmt: skip
 
 
-def score(task: LanguageTask, model: nn.Module, store: Memory) -> tuple[list[dict[str, Any]], Any]:
+def score(task: LanguageModelingTask, model: nn.Module, store: Memory) -> tuple[list[dict[str, Any]], Any]:
     reader = DocumentReader(store, task.tokenizer)
     rows = make_rows(
         Regions.whole(store.lengths, range(len(store.texts))),
@@ -102,9 +102,9 @@ def score(task: LanguageTask, model: nn.Module, store: Memory) -> tuple[list[dic
 def test_the_best_model_pays_ln_4_for_every_base_once(name, fraction) -> None:
     task = task_of("masked" if fraction else "causal", name, fraction)
     if name in LEARNT and fraction:
-        assert not task.counts_residues
+        assert not task.reports_nats_per_residue
         return
-    assert task.counts_residues
+    assert task.reports_nats_per_residue
     rng = np.random.default_rng(3)
     store = Memory([*bases(rng, [90, 17]).texts, *bases(rng, [60], "ACGTACGTACGTN").texts])
     parts, rows = score(task, Oracle(task, store), store)

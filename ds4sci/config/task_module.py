@@ -1,0 +1,64 @@
+"""Import of task modules by ``task.name``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def _no_overrides(run: Path) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class TaskModule:
+    """What a task module exposes; see ``ds4sci.tasks``.
+
+    name             dotted name of the module
+    summary          first line of its docstring
+    Config           pydantic model of the TOML sections that the task owns
+    build            ``build(config, *, seed, steps)`` → ``ds4sci.tasks.Task``
+    asset_overrides  run folder → overrides that load the run from its assets; none by default
+    """
+
+    name: str
+    summary: str
+    Config: type[BaseModel]
+    build: Callable[..., Any]
+    asset_overrides: Callable[[Path], list[str]] = _no_overrides
+
+
+def import_task(name: str) -> TaskModule:
+    """Import the task ``name``: the module ``ds4sci.tasks.NAME``, or the module ``name`` itself if it has a dot.
+
+    Raises ValueError for a malformed name, a module that does not exist, and a module that is no task.
+    """
+    module_name = name if "." in name else f"ds4sci.tasks.{name}"
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(f"task.name = {name!r}: expected a name such as fold, or a dotted module name")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise ValueError(
+            f"task.name = {name!r}: no module {module_name}; available tasks: {', '.join(task_names())}. A task "
+            "outside ds4sci is a dotted module name, and its package must be installed or on PYTHONPATH"
+        ) from None
+    for attribute in ("Config", "build"):
+        if not hasattr(module, attribute):
+            raise ValueError(f"task.name = {name!r}: the module {module_name} has no {attribute}; see ds4sci.tasks")
+    overrides = getattr(module, "asset_overrides", _no_overrides)
+    summary = (module.__doc__ or "").strip().split("\n")[0]
+    return TaskModule(module_name, summary, module.Config, module.build, overrides)
+
+
+def task_names() -> list[str]:
+    """Return the names of the tasks in ``ds4sci.tasks``: the modules that define ``build``."""
+    folder = Path(__file__).parents[1] / "tasks"
+    return sorted(file.stem for file in folder.glob("*.py") if "\ndef build(" in file.read_text(encoding="utf-8"))

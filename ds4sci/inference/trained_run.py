@@ -1,0 +1,88 @@
+"""Loading of a trained run for inference, and the evaluation files that its folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ds4sci.config.run_file import RunConfig
+from ds4sci.tasks import Task
+from ds4sci.train import checkpoint
+from ds4sci.train.build import build_task
+
+UNTRAINED = "untrained"
+"""In place of a checkpoint name: the model with the weights before the first step."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A task with the weights of a checkpoint, in evaluation mode, on the GPU if there is one.
+
+    folder      the run folder
+    config      its configuration, with overrides
+    task        the task with the EMA weights
+    checkpoint  ``best``, ``latest``, ``step_NNNNNN``, N or ``untrained``, as given
+    step        step of the weights; 0 for ``untrained``
+    """
+
+    folder: Path
+    config: RunConfig
+    task: Task
+    checkpoint: str
+    step: int
+
+    @classmethod
+    def load(cls, run: Path | str, which: str = "best", overrides: Sequence[str] = ()) -> TrainedRun:
+        """Load the checkpoint ``which`` of ``run``.
+
+        overrides  ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
+
+        Raises ValueError if there is no such run or checkpoint.
+        """
+        run = Path(run)
+        if which == UNTRAINED:
+            config = RunConfig.load(checkpoint.chosen(run, "latest") / "config.json", list(overrides))
+            task = build_task(config)
+            task.model.eval()
+            step = 0
+        else:
+            config, task = checkpoint.load_run(run, which=which, overrides=overrides)
+            step = int(checkpoint.chosen(run, which).name.removeprefix("step_"))
+        task.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(run, config, task, which, step)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.task.model.parameters()).device
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.train.name or self.folder.name
+
+    def lacks(self, capability: str, methods: str) -> ValueError:
+        """Return the error for a command that needs a capability which the task does not have.
+
+        capability  what the command does, such as ``predict structures``
+        methods     methods that a task needs for it
+        """
+        return ValueError(
+            f"{self.folder}: its task {self.config.task.name!r} cannot {capability}; the task needs {methods} (see "
+            "ds4sci.tasks.capabilities)"
+        )
+
+
+def evaluation_files(run: Path) -> dict[str, Path]:
+    """Return the files that the report of ``run`` reads: ``held_out``, ``untrained``, ``baselines``,
+    ``predictions``."""
+    folder = run / "evaluations"
+    return {
+        "held_out": folder / "held_out.json",
+        UNTRAINED: folder / "untrained.json",
+        "baselines": folder / "baselines.json",
+        "predictions": folder / "predictions.npz",
+    }

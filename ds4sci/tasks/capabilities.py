@@ -1,0 +1,99 @@
+"""Optional protocols of tasks: sequence parallelism, structure prediction, sequence embedding and export.
+
+A task has a capability if it has the methods and attributes of the protocol; it need not inherit from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ds4sci.types import Prediction, Record
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ds4sci.data.alignments.profile import MsaInput
+    from ds4sci.data.sequences import SequenceStore
+    from ds4sci.parallel.groups import SequenceGroup
+
+
+@runtime_checkable
+class SequenceParallel(Protocol):
+    """A task that splits each row of tokens over several ranks: ``parallel.sequence`` > 1."""
+
+    def set_parallel_groups(self, group: SequenceGroup) -> None:
+        """Split every row over the ranks of ``group``. Called once, before the first batch."""
+
+
+@runtime_checkable
+class StructurePredictor(Protocol):
+    """A task that predicts structures from sequences: ``ds4sci predict``."""
+
+    model: nn.Module
+
+    @property
+    def msa_input(self) -> MsaInput:
+        """Input that the model takes: ``sequence``, ``profile`` or ``msa``."""
+
+    def featurize(self, record: Record) -> Any:
+        """Return the features of ``record`` for inference: full length, no masking, deterministic."""
+
+    def predict(self, features: Sequence[Any], device: torch.device) -> list[Prediction]:
+        """Predict chains as one batch, in evaluation mode, without gradients."""
+
+    def prediction_bytes(self, record: Record) -> int:
+        """Estimate the memory in bytes of predicting ``record`` as a batch of one; 0 where there is no estimate."""
+
+
+@dataclass(frozen=True)
+class SequenceEmbedding:
+    """Last hidden states of one sequence, without special tokens.
+
+    hidden   fp32 [tokens, c] on the CPU; empty where all tokens are unknown
+    start    int64 [tokens], first residue of each token, 0-based
+    size     int64 [tokens], number of residues of each token
+    unknown  bool [tokens], True = the token is ``<unk>``
+    """
+
+    hidden: Tensor
+    start: np.ndarray
+    size: np.ndarray
+    unknown: np.ndarray
+
+
+@runtime_checkable
+class SequenceEmbedder(Protocol):
+    """A task that embeds sequences: ``ds4sci embed``. The rows of long sequences are split over ranks."""
+
+    model: nn.Module
+
+    @property
+    def skips_unreadable(self) -> bool:
+        """Whether records without a known token are skipped; otherwise they are an error."""
+
+    def set_parallel_groups(self, group: SequenceGroup) -> None:
+        """Split every sequence over the ranks of ``group``."""
+
+    def open_sequences(self, path: Path, folder: Path) -> SequenceStore:
+        """Open the sequences in ``path``: a store, or a file that is indexed in ``folder``."""
+
+    def embed(self, residues: np.ndarray, name: str) -> SequenceEmbedding:
+        """Embed ``residues`` (uint8 letters [n]) as one document; the result is complete on every rank."""
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A task whose trained model has a form that other programs read: ``ds4sci export``."""
+
+    def export(self, folder: Path, *, adapter: bool, started_with: Mapping[str, Any]) -> None:
+        """Write the model into the empty folder ``folder``.
+
+        adapter       write only the adapter weights. Raises ValueError if the model has none
+        started_with  the resolved configuration with which the run was started, as plain values
+        """
