@@ -1,7 +1,7 @@
 """Rigid frames, torsion angles and all-atom reconstruction (AlphaFold 2 supplement 1.8 and 1.9.1). Å, radians.
 
-Everything here computes in the dtype it is given; callers under autocast or bf16 weights cast to fp32 first, because
-frames composed in bf16 drift by ångströms.
+All functions compute in the dtype of their input. Callers that use autocast or bf16 weights must cast to fp32 first:
+composing frames in bf16 accumulates errors of several Å.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ds4sci.chemistry import residue_constants
 
 @dataclass(frozen=True)
 class Rigid:
-    """Transforms x ↦ R x + t. ``rotation`` [..., 3, 3], ``translation`` [..., 3] Å; leading dimensions broadcast."""
+    """Rigid transforms x ↦ R x + t. ``rotation`` [..., 3, 3], ``translation`` [..., 3] Å; leading axes broadcast."""
 
     rotation: Tensor
     translation: Tensor
@@ -30,19 +30,19 @@ class Rigid:
         return Rigid(eye.expand(*shape, 3, 3), like.new_zeros(*shape, 3))
 
     def apply(self, points: Tensor) -> Tensor:
-        """R x + t for ``points`` [..., 3]; broadcasts against the frames."""
+        """Return R x + t for ``points`` [..., 3], broadcast against the frames."""
         return (self.rotation * points.unsqueeze(-2)).sum(-1) + self.translation
 
     def invert_apply(self, points: Tensor) -> Tensor:
-        """Rᵀ (x - t)."""
+        """Return Rᵀ (x - t) for ``points`` [..., 3]."""
         return (self.rotation * (points - self.translation).unsqueeze(-1)).sum(-2)
 
     def compose(self, other: Rigid) -> Rigid:
-        """The transform that applies ``other`` first: (R R', R t' + t)."""
+        """Return the transform that applies ``other`` first: (R R', R t' + t)."""
         return Rigid(self.rotation @ other.rotation, self.apply(other.translation))
 
     def unsqueeze(self, dim: int) -> Rigid:
-        """A new leading axis at ``dim`` (negative, counted among the frame axes)."""
+        """Insert an axis at ``dim`` (negative, counted among the frame axes)."""
         return Rigid(self.rotation.unsqueeze(dim - 2), self.translation.unsqueeze(dim - 1))
 
     def detach_rotation(self) -> Rigid:
@@ -53,9 +53,9 @@ class Rigid:
 
 
 def frame_from_axes(origin: Tensor, along_x: Tensor, towards_y: Tensor) -> Rigid:
-    """Frame at ``origin`` with x along ``along_x`` and ``towards_y`` in the upper half of its xy plane.
+    """Return the frame at ``origin`` with x along ``along_x`` and ``towards_y`` in the upper half of its xy plane.
 
-    Gram–Schmidt; all arguments [..., 3], the last two are directions. Degenerate input gives a finite frame.
+    Gram–Schmidt. All arguments are [..., 3]; the last two are directions. Degenerate input gives a finite frame.
     """
     x = F.normalize(along_x, dim=-1, eps=1e-8)
     y = F.normalize(towards_y - (towards_y * x).sum(-1, keepdim=True) * x, dim=-1, eps=1e-8)
@@ -63,12 +63,12 @@ def frame_from_axes(origin: Tensor, along_x: Tensor, towards_y: Tensor) -> Rigid
 
 
 def backbone_frames(n: Tensor, ca: Tensor, c: Tensor) -> Rigid:
-    """Algorithm 21 (rigidFrom3Points): origin CA, C on +x, N in the upper half of the xy plane. [..., 3] Å."""
+    """Algorithm 21 (rigidFrom3Points): origin at CA, C on +x, N in the upper half of the xy plane. [..., 3] Å."""
     return frame_from_axes(ca, c - ca, n - ca)
 
 
 def rotation_from_update(bcd: Tensor) -> Tensor:
-    """Algorithm 23 (BackboneUpdate): rotation of the unit quaternion along (1, b, c, d). [..., 3] → [..., 3, 3]."""
+    """Algorithm 23 (BackboneUpdate): rotation of the normalised quaternion (1, b, c, d). [..., 3] → [..., 3, 3]."""
     a, b, c, d = F.normalize(F.pad(bcd, (1, 0), value=1.0), dim=-1).unbind(-1)
     return torch.stack(
         [
@@ -81,12 +81,13 @@ def rotation_from_update(bcd: Tensor) -> Tensor:
 
 
 def rotation_from_6d(xy: Tensor) -> Tensor:
-    """Gram–Schmidt of two 3-vectors [..., 6] → rotation [..., 3, 3] (Zhou et al. 2019): continuous, unlike angles."""
+    """Rotation [..., 3, 3] from two 3-vectors [..., 6] by Gram–Schmidt, a continuous representation (Zhou et al.
+    2019)."""
     return frame_from_axes(torch.zeros_like(xy[..., :3]), xy[..., :3], xy[..., 3:]).rotation
 
 
 def compose_along_chain(steps: Rigid) -> Rigid:
-    """Running product T₀, T₀T₁, T₀T₁T₂, … over the last frame axis n, in log₂ n batched products (Hillis–Steele)."""
+    """Cumulative product T₀, T₀T₁, T₀T₁T₂, … over the last frame axis n, in log₂ n batched products (Hillis–Steele)."""
     rotation, translation = steps.rotation, steps.translation
     shift = 1
     while shift < rotation.shape[-3]:
@@ -101,14 +102,16 @@ def compose_along_chain(steps: Rigid) -> Rigid:
 
 @cache
 def _constant(name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-    # inference_mode(False): a constant first touched under inference_mode must still be usable in training
+    # inference_mode(False): a constant created under inference_mode could not be used in training
     with torch.inference_mode(False):
         return torch.tensor(np.array(getattr(residue_constants, name)), dtype=dtype, device=device)
 
 
 def table(name: str, like: Tensor) -> Tensor:
-    """A table of ``ds4sci.chemistry.residue_constants`` as a tensor on ``like``'s device; float tables take its
-    dtype."""
+    """Return an array of ``ds4sci.chemistry.residue_constants`` as a tensor on the device of ``like``.
+
+    Floating-point arrays are converted to the dtype of ``like``.
+    """
     floating = getattr(residue_constants, name).dtype.kind == "f"
     return _constant(name, like.dtype if floating else None, like.device)
 
@@ -122,14 +125,15 @@ def torsion_to_frames(backbone: Rigid, angles: Tensor, aatype: Tensor) -> Rigid:
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=-1).unflatten(-1, (3, 3))
     rotation = default[..., :3, :3] @ turn
     groups = [Rigid(rotation[..., k, :, :], default[..., k, :3, 3]) for k in range(8)]
-    for k in (5, 6, 7):  # χ2–χ4 hang on the χ before; the rest on the backbone
+    for k in (5, 6, 7):  # χ2–χ4 depend on the previous χ, the other groups on the backbone
         groups[k] = groups[k - 1].compose(groups[k])
     local = Rigid(torch.stack([g.rotation for g in groups], -3), torch.stack([g.translation for g in groups], -2))
     return backbone.unsqueeze(-1).compose(local)
 
 
 def frames_to_atom14(frames: Rigid, aatype: Tensor) -> Tensor:
-    """Algorithm 24, line 11: ideal atoms placed by their rigid group, [b, n, 8] → [b, n, 14, 3] Å, 0 if absent."""
+    """Algorithm 24, line 11: place ideal atoms by their rigid group, [b, n, 8] → [b, n, 14, 3] Å, 0 for missing
+    atoms."""
     group = table("ATOM14_GROUP", frames.rotation)[aatype]
     rotation = torch.take_along_dim(frames.rotation, group[..., None, None], dim=-3)
     translation = torch.take_along_dim(frames.translation, group[..., None], dim=-2)
@@ -138,12 +142,12 @@ def frames_to_atom14(frames: Rigid, aatype: Tensor) -> Tensor:
 
 
 def atom14_to_atom37(atoms: Tensor, aatype: Tensor) -> Tensor:
-    """[b, n, 14, ...] → [b, n, 37, ...], 0 for atoms that the residue has not."""
+    """Convert [b, n, 14, ...] to [b, n, 37, ...], 0 for atoms that the residue does not have."""
     return _regroup(atoms, table("ATOM37_TO_14", atoms)[aatype], table("ATOM37_MASK", atoms)[aatype])
 
 
 def atom37_to_atom14(atoms: Tensor, aatype: Tensor) -> Tensor:
-    """[b, n, 37, ...] → [b, n, 14, ...], 0 for unused columns; also for masks [b, n, 37]."""
+    """Convert [b, n, 37, ...] to [b, n, 14, ...], 0 for unused columns. Also accepts masks [b, n, 37]."""
     return _regroup(atoms, table("ATOM14_TO_37", atoms)[aatype], table("ATOM14_MASK", atoms)[aatype])
 
 
@@ -154,16 +158,16 @@ def _regroup(atoms: Tensor, index: Tensor, keep: Tensor) -> Tensor:
 
 
 def dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """(sin, cos) [..., 2] of the torsion angle a–b–c–d about the bond b–c, IUPAC sign."""
+    """Return (sin, cos) [..., 2] of the torsion angle a–b–c–d about the bond b–c, with the IUPAC sign."""
     local = frame_from_axes(c, c - b, a - b).invert_apply(d)
     return F.normalize(torch.stack([local[..., 2], local[..., 1]], dim=-1), dim=-1)
 
 
 def torsion_angles(atom37: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor) -> tuple[Tensor, Tensor]:
-    """ω, φ, ψ, χ1–4 of a structure as (sin, cos) [b, n, 7, 2] and their mask [b, n, 7] (Table 2).
+    """Return ω, φ, ψ, χ1–4 of a structure as (sin, cos) [b, n, 7, 2] and their mask [b, n, 7] (Table 2).
 
-    ``atom37`` [b, n, 37, 3] Å, ``mask`` bool [b, n, 37]. ω and φ need the residue before: masked at chain breaks.
-    ψ is taken at O, as its rigid group holds O: half a turn from N–CA–C–O, for O is opposite the next N.
+    ``atom37`` [b, n, 37, 3] Å, ``mask`` bool [b, n, 37]. ω and φ need the previous residue and are masked at chain
+    breaks. ψ is computed from O, the atom of its rigid group: it is N–CA–C–O plus π, because O is opposite the next N.
     """
     n, ca, c, o = (atom37[..., residue_constants.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "O"))
     has_n, has_ca, has_c, has_o = (mask[..., residue_constants.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "O"))
@@ -196,24 +200,24 @@ def torsion_angles(atom37: Tensor, mask: Tensor, aatype: Tensor, residue_index: 
 
 
 def rigid_groups(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Rigid, Tensor]:
-    """Rigid groups [b, n, 8] of a known structure and their mask [b, n, 8]; the inverse of ``frames_to_atom14``.
+    """Return the rigid groups [b, n, 8] of a known structure and their mask; the inverse of ``frames_to_atom14``.
 
-    ``atom37`` [b, n, 37, 3] Å, ``mask`` bool [b, n, 37]. ω and φ have no atoms of their own and are masked.
+    ``atom37`` [b, n, 37, 3] Å, ``mask`` bool [b, n, 37]. ω and φ own no atoms and are masked.
     """
     index = table("GROUP_ATOM37", atom37)[aatype]  # [b, n, 8, 3]
     points = torch.take_along_dim(atom37, index.flatten(-2).unsqueeze(-1), dim=-2).unflatten(-2, (8, 3))
     back, origin, plane = points.unbind(-2)
     forward = torch.ones(8, 1, dtype=atom37.dtype, device=atom37.device)
-    forward[0] = -1.0  # in the backbone group the first atom, C, lies on +x
+    forward[0] = -1.0  # in the backbone group the first atom, C, is on +x
     frames = frame_from_axes(origin, (origin - back) * forward, plane - origin)
     present = torch.take_along_dim(mask, index.flatten(-2), dim=-1).unflatten(-1, (8, 3)).all(-1)
     return frames, present & table("GROUP_MASK", atom37)[aatype]
 
 
 def pseudo_beta(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, Tensor]:
-    """Cβ [b, n, 3] Å and its mask; Cα for glycine; where Cβ is missing (backbone-only sets) its ideal place.
+    """Return Cβ [b, n, 3] Å and its mask: Cα for glycine, the ideal position if Cβ is missing (backbone-only sets).
 
-    The ideal Cβ is fixed by N, CA, C up to 0.1 Å, so a backbone alone still trains the distogram.
+    N, CA and C determine the ideal Cβ to within 0.1 Å, so backbone-only data can train the distogram.
     """
     n, ca, c, cb = (atom37[..., residue_constants.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "CB"))
     has_n, has_ca, has_c, has_cb = (mask[..., residue_constants.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "CB"))
@@ -224,12 +228,12 @@ def pseudo_beta(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, T
 
 
 def distogram_edges(bins: int, like: Tensor) -> Tensor:
-    """The ``bins - 1`` edges between distogram bins, 2.3125–21.6875 Å (supplement 1.9.8)."""
+    """Return the ``bins - 1`` edges between distogram bins, 2.3125–21.6875 Å (supplement 1.9.8)."""
     return torch.linspace(2.3125, 21.6875, bins - 1, device=like.device, dtype=like.dtype)
 
 
 def distogram_centres(bins: int, like: Tensor) -> Tensor:
-    """Middle of each distogram bin, Å; the open first and last bins count as wide as the others."""
+    """Return the centre of each distogram bin in Å. The open first and last bins get the same width as the others."""
     edges = distogram_edges(bins, like)
     half = (edges[1] - edges[0]) / 2
     return torch.cat([edges - half, edges[-1:] + half])

@@ -1,4 +1,4 @@
-"""Frames, torsions and atoms on real chains, in fp64."""
+"""Frames, torsion angles and atom layouts on a real chain, in fp64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ds4sci.geometry import (
     torsion_to_frames,
 )
 
-UBIQUITIN = Path(__file__).parent / "data" / "mmcif" / "1ubq.cif.gz"
+UBIQUITIN = Path(__file__).parent / "fixtures" / "mmcif" / "1ubq.cif.gz"
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +46,19 @@ def random_rigid(*shape: int) -> Rigid:
     return Rigid(rotation_from_6d(six), torch.randn(*shape, 3, generator=generator, dtype=torch.float64))
 
 
-def test_a_structure_rebuilt_from_its_torsions_is_itself(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_a_structure_is_rebuilt_from_its_torsions(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
     angles, _ = torsion_angles(atoms, mask, aatype, ubiquitin["index"])
     backbone = backbone_frames(*(atoms[..., k, :] for k in range(3)))
     rebuilt = atom14_to_atom37(frames_to_atom14(torsion_to_frames(backbone, angles, aatype), aatype), aatype)
-    kept = mask & torch.tensor(residue_constants.ATOM37_MASK)[aatype]  # the C-terminal OXT has no ideal place
+    kept = mask & torch.tensor(residue_constants.ATOM37_MASK)[aatype]  # the C-terminal OXT has no ideal position
     error = (rebuilt - atoms).norm(dim=-1)[kept]
-    # bond lengths and angles of a crystal structure are not the ideal ones: the arms of long side chains move most
+    # a crystal structure does not have ideal bond lengths and angles; the ends of long side chains differ most
     assert error.square().mean().sqrt() < 0.3
     assert error.median() < 0.12
 
 
-def test_rigid_groups_of_a_structure_are_those_its_torsions_make(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_rigid_groups_agree_with_torsion_frames(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
     angles, _ = torsion_angles(atoms, mask, aatype, ubiquitin["index"])
     ideal = atom14_to_atom37(
@@ -69,7 +69,7 @@ def test_rigid_groups_of_a_structure_are_those_its_torsions_make(ubiquitin: dict
     )
     again, keep = torsion_angles(ideal, mask, aatype, ubiquitin["index"])
     own = keep.clone()
-    own[..., :2] = False  # ω and φ depend on the real neighbours
+    own[..., :2] = False  # ω and φ depend on the neighbours in the crystal
     torch.testing.assert_close(again[own], angles[own], atol=1e-5, rtol=0)  # the tables have three decimals
     want = torsion_to_frames(backbone_frames(*(ideal[..., k, :] for k in range(3))), again, aatype)
     frames, present = rigid_groups(ideal, mask, aatype)
@@ -86,7 +86,7 @@ def test_atom_layouts_are_inverse(ubiquitin: dict[str, torch.Tensor]) -> None:
     assert torch.equal(atom37_to_atom14(ubiquitin["mask"], aatype).sum(), (ubiquitin["mask"] & known).sum())
 
 
-def test_torsions_of_a_helix_and_at_a_break(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_torsions_in_a_helix_and_at_a_chain_break(ubiquitin: dict[str, torch.Tensor]) -> None:
     angles, mask = torsion_angles(**{k: ubiquitin[k] for k in ("mask", "aatype")}, atom37=ubiquitin["atoms"],
                                   residue_index=ubiquitin["index"])  # fmt: skip
     degrees = torch.rad2deg(torch.atan2(angles[..., 0], angles[..., 1]))[0]
@@ -102,11 +102,11 @@ def test_torsions_of_a_helix_and_at_a_break(ubiquitin: dict[str, torch.Tensor]) 
     assert mask[0, 41, :2].all()
 
 
-def test_dihedral_has_iupacs_sign() -> None:
+def test_dihedral_has_the_iupac_sign() -> None:
     a, b, c = (torch.tensor(x, dtype=torch.float64) for x in ([1.0, 0, 0], [0.0, 0, 0], [0.0, 0, 1]))
     for degrees in (-120.0, -30.0, 0.0, 45.0, 179.0):
         angle = np.deg2rad(degrees)
-        # seen along b→c, the far bond is turned clockwise by a positive angle
+        # looking along b→c, a positive angle turns the far bond clockwise
         d = c + torch.tensor([np.cos(angle), np.sin(angle), 0.0])
         sin, cos = dihedral(a, b, c, d)
         assert np.rad2deg(np.arctan2(sin, cos)) == pytest.approx(degrees)
@@ -124,7 +124,7 @@ def test_rigid_algebra() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64, 65])
-def test_chain_is_the_running_product(n: int) -> None:
+def test_compose_along_chain_is_the_cumulative_product(n: int) -> None:
     steps = random_rigid(2, n)
     chain = compose_along_chain(steps)
     total = Rigid(steps.rotation[:, 0], steps.translation[:, 0])
@@ -143,7 +143,7 @@ def test_degenerate_frames_are_finite_with_finite_gradients() -> None:
     assert points.grad.isfinite().all()
 
 
-def test_missing_beta_is_put_where_it_belongs(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_a_missing_cb_gets_its_ideal_position(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
     bare = mask.clone()
     bare[..., residue_constants.ATOM37_INDEX["CB"]] = False

@@ -1,1 +1,1 @@
-"""Amino acids: residue codes, atom names, ideal geometry. Foundation of every other package; numpy only."""
+"""Amino acids: residue codes, atom names and ideal geometry. Requires only numpy."""

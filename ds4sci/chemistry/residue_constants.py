@@ -1,8 +1,8 @@
 """Atom names, ideal geometry and symmetries of the twenty amino acids, as arrays indexed by ``aatype`` (20 = X).
 
-The numbers are in ``residues.json`` (AlphaFold 2's, Apache-2.0). Å. Layouts: *atom37* gives every heavy-atom name one
-column; *atom14* packs a residue's own atoms. Rigid groups (supplement 1.8, Table 2): 0 backbone, 1 ω, 2 φ, 3 ψ,
-4–7 χ1–4. X has a glycine-like backbone only: N, CA, C, O of alanine's geometry without CB.
+The values come from ``residue_constants.json`` (AlphaFold 2, Apache-2.0) and are in Å. Atom layouts: *atom37* has one
+column for each heavy-atom name; *atom14* has the residue's own atoms in its first columns. Rigid groups (supplement
+1.8, Table 2): 0 backbone, 1 ω, 2 φ, 3 ψ, 4–7 χ1–4. X has only N, CA, C and O, with the geometry of alanine.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ ATOM14: dict[str, tuple[str, ...]] = {
 } | {"UNK": ("N", "CA", "C", "O") + ("",) * 10}
 
 VAN_DER_WAALS_RADIUS: dict[str, float] = {"C": 1.7, "N": 1.55, "O": 1.52, "S": 1.8}
-"""Å, by element (Bondi)."""
+"""Van der Waals radius in Å by element (Bondi)."""
 
 BOND_C_N = ((1.329, 0.014), (1.341, 0.016))
-"""Peptide bond C(i)–N(i+1): mean and standard deviation in Å, for a residue i+1 other than proline, and for proline."""
+"""Length of the peptide bond C(i)–N(i+1): (mean, standard deviation) in Å if residue i+1 is not proline, and if it
+is."""
 COS_CA_C_N = (-0.4473, 0.0311)
 COS_C_N_CA = (-0.5203, 0.0353)
-"""Mean and standard deviation of the cosines of the two angles at the peptide bond (Engh & Huber)."""
+"""(Mean, standard deviation) of the cosines of the two angles at the peptide bond (Engh & Huber)."""
 
 
 def encode(sequence: str) -> np.ndarray:
-    """``aatype`` int64 [n] of one-letter codes; every letter outside the twenty becomes 20 (X)."""
+    """Return ``aatype`` int64 [n] of one-letter codes; other letters become 20 (X)."""
     return np.array([_LETTER.get(letter, 20) for letter in sequence], dtype=np.int64)
 
 
@@ -48,7 +49,7 @@ _LETTER = {letter: i for i, letter in enumerate(RESIDUES)}
 
 
 def _frame(ex: np.ndarray, ey: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """4×4 transform with x along ``ex`` and ``ey`` in the upper xy half-plane (Gram–Schmidt)."""
+    """Return the 4×4 transform with x along ``ex`` and ``ey`` in the upper xy half-plane (Gram–Schmidt)."""
     x = ex / np.linalg.norm(ex)
     y = ey - ey.dot(x) * x
     y = y / np.linalg.norm(y)
@@ -59,7 +60,10 @@ def _frame(ex: np.ndarray, ey: np.ndarray, origin: np.ndarray) -> np.ndarray:
 
 
 def _group_frames(entry: dict) -> np.ndarray:
-    """[8, 4, 4] group → parent group transforms at zero torsion; parents: backbone, for χ2–4 the χ before."""
+    """Return [8, 4, 4] transforms from each group to its parent at zero torsion.
+
+    The parent is the backbone, or the previous χ for χ2–4.
+    """
     ideal = {atom: np.array(value[1:]) for atom, value in entry["ideal"].items()}
     frames = np.tile(np.eye(4), (8, 1, 1))
     frames[2] = _frame(ideal["N"] - ideal["CA"], np.array([1.0, 0.0, 0.0]), ideal["N"])
@@ -68,7 +72,7 @@ def _group_frames(entry: dict) -> np.ndarray:
         a, b, c = (ideal[atom] for atom in atoms[:3])
         if k == 0:
             frames[4] = _frame(c - b, a - b, c)
-        else:  # the bond before runs along the parent's x axis, so the third atom alone fixes the frame
+        else:  # the previous bond is the parent's x axis, so the third atom determines the frame
             frames[4 + k] = _frame(c, np.array([-1.0, 0.0, 0.0]), c)
     return frames
 
@@ -81,16 +85,16 @@ ATOM14_GROUP = np.zeros((21, 14), dtype=np.int64)
 ATOM14_IDEAL = np.zeros((21, 14, 3))
 ATOM14_RADIUS = np.zeros((21, 14))
 ATOM14_SWAP = np.tile(np.arange(14), (21, 1))
-"""The other naming of a symmetric side chain (ASP OD1/OD2, …): atom14 column → column."""
+"""Permutation of atom14 columns to the alternative names of a symmetric side chain (ASP OD1/OD2, …)."""
 GROUP_FRAME = np.tile(np.eye(4), (21, 8, 1, 1))
 CHI_ATOM37 = np.zeros((21, 4, 4), dtype=np.int64)
 CHI_MASK = np.zeros((21, 4), dtype=bool)
 CHI_PI_PERIODIC = np.zeros((21, 4), dtype=bool)
-"""χ angles that are the same after half a turn."""
+"""True for χ angles with a period of π."""
 GROUP_ATOM37 = np.zeros((21, 8, 3), dtype=np.int64)
-"""Three atoms that fix a rigid group of a known structure: on the -x axis, origin, in the upper xy plane."""
+"""Three atoms that define a rigid group of a known structure: on the -x axis, at the origin, in the upper xy plane."""
 GROUP_MASK = np.zeros((21, 8), dtype=bool)
-"""Groups with atoms of their own that the three atoms can fix: backbone, ψ, and the χ of the residue."""
+"""Groups that own atoms and are defined by three atoms: backbone, ψ and the χ of the residue."""
 
 
 def _fill() -> None:

@@ -224,7 +224,7 @@ def test_alignment_files_are_told_in_the_summary(run: Path, tmp_path: Path) -> N
         "hmm_output.sto",
         "uniref90_hits.sto",
     ]
-    assert any("hmm_output.sto not read: hits in the PDB" in note for note in row["notes"])
+    assert any("hmm_output.sto skipped: template hits (PDB)" in note for note in row["notes"])
 
 
 # --- a record that fails ------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""The alignment files of a chain: which there are in a folder, and what becomes of each of their rows.
+"""Alignment files of a chain: search in a folder, merging, and row counts for each file.
 
-The folder is laid out by chain: ``NAME.a3m`` (.sto, …, .gz), or ``NAME/`` with any number of files, as OpenFold writes
-it, also in ``NAME/msas/``, as AlphaFold 2 does. Other folders in there are not looked into, and reported.
-Two kinds of file in there are no alignment of homologues and are left out, as OpenFold does: hits in
-the PDB (templates: ``hmm_output.sto``, ``pdb_hits.*``, ``pdb70_hits.*``, any ``.hhr``), and ``uniprot_hits.sto``, which
-AlphaFold-Multimer makes for pairing chains by organism.
+The folder has one file ``NAME.a3m`` (.sto, …, .gz) per chain, or one folder ``NAME/`` with any number of files as in
+OpenFold, or ``NAME/msas/`` as in AlphaFold 2. Other subfolders are reported and not searched. Two kinds of files are
+not alignments of homologs and are skipped, as in OpenFold: template hits in the PDB (``hmm_output.sto``,
+``pdb_hits.*``, ``pdb70_hits.*``, all ``.hhr``), and ``uniprot_hits.sto``, which AlphaFold-Multimer uses to pair chains
+by organism.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ from ds4sci.data.alignments import msa
 from ds4sci.data.text_files import stem, suffix
 from ds4sci.types import Msa, Record
 
-TEMPLATE_HITS = "hits in the PDB (templates), not an alignment"
-PAIRING_HITS = "hits for pairing chains (AlphaFold-Multimer), not read for single chains"
+TEMPLATE_HITS = "template hits (PDB), not an alignment"
+PAIRING_HITS = "hits for chain pairing (AlphaFold-Multimer), not used for single chains"
 NO_ALIGNMENT = "not an alignment format (" + ", ".join(msa.SUFFIXES) + ")"
-NESTED_FOLDER = "a folder, not looked into (only msas/ is)"
+NESTED_FOLDER = "a subfolder, not searched (only msas/ is)"
 EMPTY = "an empty folder"
 OTHER_QUERY = "alignment to another query"
-BEYOND_LIMIT = "beyond the number of rows to keep"
-"""Reasons for which files and rows are left out; those of single alignments are in ``msa``."""
+BEYOND_LIMIT = "beyond the maximum number of rows"
+"""Reasons for skipped files and rows. ``msa`` has the reasons within one alignment."""
 
 _TEMPLATE_HIT_STEMS = ("hmm_output", "hmmsearch_output", "pdb_hits", "pdb70_hits", "pdb_seqres_hits")
 _PAIRING_HIT_STEMS = ("uniprot_hits",)
 _ALPHAFOLD2_SUBFOLDER = "msas"
-"""The folder of a chain's folder in which AlphaFold 2 has the alignments."""
+"""Subfolder in which AlphaFold 2 stores the alignments of a chain."""
 
 
 @dataclass(frozen=True)
 class AlignmentFileReport:
-    """What became of one file: ``rows == kept + sum(left_out.values())``; or ``skip_reason``, the reason it was left
-    out."""
+    """Row counts of one file, ``rows == kept + sum(left_out.values())``, or the reason why it was skipped."""
 
     file: str
     rows: int = 0
@@ -48,21 +47,22 @@ class AlignmentFileReport:
     skip_reason: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For reports."""
+        """Return the JSON object of the build report."""
         if self.skip_reason is not None:
             return {"file": self.file, "skipped": self.skip_reason}
         return {"file": self.file, "rows": self.rows, "kept": self.kept, "left_out": dict(self.left_out)}
 
 
 def index_folder(folder: str | Path) -> dict[str, list[Path]]:
-    """The files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz), and all files in the folders ``NAME/`` and
-    ``NAME/msas/``, with other folders in them; an empty one stands for itself.
+    """Return the files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz) and all entries of ``NAME/``,
+    ``NAME/msas/``.
 
-    Keys are as ``chain_key`` makes them. Some may be none to be read: ``attach_files`` says why.
+    Subfolders are listed too, and an empty chain folder is listed as itself. Keys are results of ``chain_key``. Some
+    files may not be readable alignments: ``attach_files`` reports the reason.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; expected one with alignments called NAME.a3m or NAME/*.sto")
+        raise ValueError(f"{folder}: no such folder; expected a folder with alignments named NAME.a3m or NAME/*.sto")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
@@ -73,7 +73,7 @@ def index_folder(folder: str | Path) -> dict[str, list[Path]]:
 
 
 def _list_chain_folder(folder: Path, into: str | None = None) -> list[Path]:
-    """What is in a chain's folder, with what is in its folder ``into``; the folder itself where there is nothing."""
+    """Return the entries of a chain's folder and of its subfolder ``into``, or the folder itself if it is empty."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not (path.is_file() or path.is_dir()):
@@ -83,13 +83,13 @@ def _list_chain_folder(folder: Path, into: str | None = None) -> list[Path]:
 
 
 def chain_key(name: str) -> str:
-    """``name`` with the entry's part (before the last ``_``) in small letters: ``2q2k_A/`` serves ``2Q2K_A``."""
-    entry, mark, chain = name.rpartition("_")
-    return entry.lower() + mark + chain
+    """Return ``name`` with the entry id (before the last ``_``) in lower case: ``2q2k_A/`` matches ``2Q2K_A``."""
+    entry, separator, chain = name.rpartition("_")
+    return entry.lower() + separator + chain
 
 
 def why_not(path: str | Path) -> str | None:
-    """Why a file, or a folder, in a chain's folder is not read, or None."""
+    """Return the reason why an entry of a chain's folder is skipped, or None."""
     path = Path(path)
     if path.is_dir():
         return NESTED_FOLDER if any(not one.name.startswith(".") for one in path.iterdir()) else EMPTY
@@ -103,11 +103,11 @@ def why_not(path: str | Path) -> str | None:
 def attach_files(
     record: Record, paths: Sequence[Path], *, max_rows: int | None = None
 ) -> tuple[Record, list[AlignmentFileReport]]:
-    """``record`` with the rows of all alignments in ``paths`` (in this order, each row once), and what became of each.
+    """Return ``record`` with the distinct rows of all alignments in ``paths``, in this order, and a report per file.
 
-    Where a file holds alignments to several queries (ColabFold), those to the record's sequence are taken. At most
-    ``max_rows`` rows are kept, from the top. Without an alignment among ``paths`` the record stays as it is.
-    ``ValueError`` names the file, and the line, row or residue.
+    If a file has alignments to several queries (ColabFold), those to the record's sequence are used. The first
+    ``max_rows`` rows are kept. Without an alignment in ``paths`` the record is returned unchanged. Raises
+    ``ValueError`` with the file and the line, row or residue.
     """
     parts: list[tuple[int, msa.Alignment, Msa]] = []
     files: list[AlignmentFileReport] = []
@@ -118,7 +118,7 @@ def attach_files(
             continue
         alignments = msa.read_all(path)
         files[-1] = AlignmentFileReport(path.name, rows=sum(one.rows for one in alignments))
-        mine = []
+        own = []
         for alignment in alignments:
             try:
                 attached = msa.attach(record, alignment.msa, path).msa
@@ -128,14 +128,14 @@ def attach_files(
                 files[-1].left_out[OTHER_QUERY] += alignment.rows
                 continue
             assert attached is not None
-            mine.append((len(files) - 1, alignment, attached))
-        if not mine:
+            own.append((len(files) - 1, alignment, attached))
+        if not own:
             queries = ", ".join(repr(one.msa.names[0]) for one in alignments[:4])
             raise ValueError(
-                f"{path}: none of its {len(alignments)} alignments (queries {queries} …) is to the sequence of"
-                f" {record.id}"
+                f"{path}: none of the {len(alignments)} alignments (queries {queries} …) has the sequence of"
+                f" {record.id} as its query"
             )
-        parts += mine
+        parts += own
     if not parts:
         return record, files
 
@@ -156,10 +156,10 @@ def attach_files(
 
 
 def summarize(files: Sequence[AlignmentFileReport]) -> str:
-    """One line for people about everything that was left out; empty where nothing was, but for duplicates."""
+    """Return one line of text about skipped files and rows. Duplicate rows are not mentioned."""
     rows: Counter[str] = Counter()
     for file in files:
         rows.update(file.left_out)
     rows.pop(msa.DUPLICATE, None)
-    told = [f"{file.file} not read: {file.skip_reason}" for file in files if file.skip_reason is not None]
-    return "; ".join([*told, *(f"{count} rows left out: {reason}" for reason, count in rows.items())])
+    skipped = [f"{file.file} skipped: {file.skip_reason}" for file in files if file.skip_reason is not None]
+    return "; ".join([*skipped, *(f"{count} rows left out: {reason}" for reason, count in rows.items())])

@@ -1,4 +1,4 @@
-"""Alignments to a query: A3M (HH-suite, ColabFold) and Stockholm (HMMER), plain or gzipped."""
+"""Readers of multiple sequence alignments, A3M (HH-suite, ColabFold) and Stockholm (HMMER), plain or gzipped."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ds4sci.types import Msa, Record
 STOCKHOLM_SUFFIXES = (".sto", ".stk", ".stockholm")
 SUFFIXES = (".a3m", *STOCKHOLM_SUFFIXES)
 
-DUPLICATE = "same letters as an earlier row"
-ANNOTATION = "annotation (ss_pred and the like)"
-"""Reasons for which rows are left out."""
+DUPLICATE = "duplicate of an earlier row"
+ANNOTATION = "annotation row (such as ss_pred)"
+"""Reasons for rows that are left out."""
 
 _ANNOTATION_NAMES = ("ss_pred", "ss_conf", "ss_dssp", "sa_dssp", "aa_pred", "aa_dssp")
-"""Rows of HH-suite's A3M that hold secondary structure and the like, not sequences."""
+"""Names of rows in HH-suite A3M files that are annotations such as secondary structure."""
 _COMPLEX_HEADER = re.compile(r"#\d+(,\d+)+\t\d+(,\d+)+\s*")
-"""ColabFold's first line over the alignment of a complex: the chains' lengths and numbers of copies."""
+"""First line of a ColabFold alignment of a complex: lengths and copy numbers of the chains."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """One alignment of a file, and what became of its rows: ``rows == len(msa.names) + sum(left_out.values())``.
+    """One alignment of a file with its row counts: ``rows == len(msa.names) + sum(left_out.values())``.
 
-    msa       to the query, which is its row 0; the query's B, J, O, U and Z are X
-    rows      in the file
-    left_out  reason → rows
+    msa       the alignment; row 0 is the query, in which B, J, O, U and Z are replaced by X
+    rows      number of rows in the file
+    left_out  reason → number of rows
     """
 
     msa: Msa
@@ -42,37 +42,37 @@ class Alignment:
 
 
 def read(path: str | Path) -> Msa:
-    """An alignment in the format that its suffix tells: .a3m, .sto, .stk, .stockholm, each also with .gz.
+    """Read an alignment. The suffix selects the format: .a3m, .sto, .stk or .stockholm, each also with .gz.
 
-    Of a file with several alignments all must be to one query. ``ValueError`` names the file, and the line and row.
+    Several alignments in one file must have the same query. Raises ``ValueError`` with the file, line and row.
     """
     found = [one.msa for one in read_all(path)]
     if len(found) > 1 and any(_first_difference(one.sequences[0], found[0].sequences[0]) is not None for one in found):
         queries = ", ".join(repr(one.names[0]) for one in found[:4])
-        raise ValueError(f"{path}: alignments to {len(found)} queries ({queries} …); expected one: split the file")
+        raise ValueError(
+            f"{path}: {len(found)} alignments to different queries ({queries} …); expected one query: split the file"
+        )
     return found[0] if len(found) == 1 else merge(found)
 
 
 def read_all(path: str | Path) -> list[Alignment]:
-    """All alignments of a file, in their order.
+    """Read all alignments of a file, in order.
 
-    Several A3M are put together with NUL bytes between them (MMseqs2, ColabFold), several Stockholm alignments one
-    behind the other's ``//`` or with NUL bytes (ffindex). ``ValueError`` names the file, and the line and row.
+    A3M alignments are separated by NUL bytes (MMseqs2, ColabFold), Stockholm alignments by ``//`` or by NUL bytes
+    (ffindex). Raises ``ValueError`` with the file, line and row.
     """
     kind = suffix(path)
     if kind not in SUFFIXES:
-        raise ValueError(
-            f"{path}: unknown alignment format {kind!r}; expected one of {', '.join(SUFFIXES)} (or with .gz)"
-        )
+        raise ValueError(f"{path}: unknown alignment format {kind!r}; expected {', '.join(SUFFIXES)} (or with .gz)")
     return _read_a3m(path) if kind == ".a3m" else _read_stockholm(path)
 
 
 def _read_a3m(path: str | Path) -> list[Alignment]:
-    """A3M or A2M: capitals and ``-`` are columns, small letters are residues that the query has not (deletions).
+    """Read A3M or A2M: upper-case letters and ``-`` are columns, lower-case letters are insertions ("deletions").
 
-    Row 0 is the query; columns where it has a gap count as deletions too. ``.`` is padding beside insertions (A2M),
-    or a gap where only that gives the row the query's length. Rows whose letters repeat an earlier row's are left out.
-    ``ValueError`` names file, line and row: rows of unlike length, other characters, a query in small letters.
+    Row 0 is the query; residues in columns where the query has a gap count as deletions. ``.`` is padding (A2M), or a
+    gap if the row has the length of the query only then. Duplicate rows are left out. Raises ``ValueError`` with the
+    file, line and row for rows of different lengths, invalid characters, or a lower-case query.
     """
     return [_a3m_entry(text, first, path) for first, text in split_entries(read_text(path), path)]
 
@@ -96,16 +96,16 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
         elif line.startswith("#"):
             if not begun and _COMPLEX_HEADER.fullmatch(line):
                 raise ValueError(
-                    f"{path}: line {number}: an alignment of a complex of several chains; expected one of one chain:"
-                    " give each chain its own A3M"
+                    f"{path}: line {number}: an alignment of a complex; expected an alignment of one chain:"
+                    " write one A3M file per chain"
                 )
         elif line.strip():
             if not begun:
-                raise ValueError(f"{path}: line {number}: text before the first '>'; expected A3M, got {line[:40]!r}")
+                raise ValueError(f"{path}: line {number}: text before the first '>'; expected A3M, found {line[:40]!r}")
             if keep:
                 parts[-1].append(line)
     if not names:
-        raise ValueError(f"{path}: no sequence; expected A3M: '>' and a name, the aligned sequence under it")
+        raise ValueError(f"{path}: no sequence; expected A3M: '>NAME' followed by the aligned sequence")
     letters: list[np.ndarray] = []
     deletions: list[np.ndarray] = []
     for name, number, part in zip(names, lines, parts, strict=True):
@@ -121,11 +121,11 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
         _check_letters(row, codes[places], path, number, name)
         if letters and len(row) != columns:
             raise ValueError(
-                f"{path}: line {number}: row {name!r} has {len(row)} columns (capitals and '-'); the query has"
-                f" {columns}"
+                f"{path}: line {number}: row {name!r} has {len(row)} columns (upper case and '-'); expected"
+                f" {columns}, the length of the query"
             )
         if not letters and (inserted.any() or not len(row)):
-            raise ValueError(f"{path}: line {number}: the query {name!r} is empty or has small letters")
+            raise ValueError(f"{path}: line {number}: the query {name!r} is empty or has lower-case letters")
         if not letters:
             row = _query_codes(row, codes[places])
         letters.append(row)
@@ -134,16 +134,16 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
 
 
 def _columns(raw: bytes) -> int:
-    """Characters of an A3M row that are no insertions."""
+    """Return the number of characters of an A3M row that are not insertions."""
     return len(raw.translate(None, b"abcdefghijklmnopqrstuvwxyz"))
 
 
 def _read_stockholm(path: str | Path) -> list[Alignment]:
-    """Stockholm 1.0, in one block or wrapped; the first sequence is the query.
+    """Read Stockholm 1.0, in one block or wrapped. The first sequence is the query.
 
-    Residues in columns where the query has a gap count as deletions. Rows whose letters repeat an earlier row's are
-    left out. ``ValueError`` names file, line and row: no header, no ``//`` at the end (truncated), rows of unlike
-    length, other characters.
+    Residues in columns where the query has a gap count as deletions. Duplicate rows are left out. Raises ``ValueError``
+    with the file, line and row for a missing header, a missing ``//`` at the end (truncated file), rows of different
+    lengths, or invalid characters.
     """
     found: list[Alignment] = []
     for first, text in split_entries(read_text(path), path):
@@ -155,15 +155,15 @@ def _read_stockholm(path: str | Path) -> list[Alignment]:
                 waiting, ended = [], number
             elif waiting or line.strip():
                 if not waiting and not line.startswith("# STOCKHOLM"):
-                    before = f"more text after the end ('//' on line {ended}); " if ended else ""
-                    raise ValueError(f"{path}: line {number}: {before}expected '# STOCKHOLM 1.0', got {line[:40]!r}")
+                    before = f"text after the end ('//' on line {ended}); " if ended else ""
+                    raise ValueError(f"{path}: line {number}: {before}expected '# STOCKHOLM 1.0', found {line[:40]!r}")
                 waiting.append((number, line))
         if waiting:
             raise ValueError(
                 f"{path}: no '//' at the end of the alignment from line {waiting[0][0]}; the file is truncated"
             )
     if not found:
-        raise ValueError(f"{path}: expected '# STOCKHOLM 1.0' on the first line, got nothing")
+        raise ValueError(f"{path}: the file is empty; expected '# STOCKHOLM 1.0' on the first line")
     return found
 
 
@@ -174,7 +174,7 @@ def _stockholm_entry(numbered: list[tuple[int, str]], path: str | Path) -> Align
         if line.strip() and not line.startswith("#"):
             words = line.split()
             if len(words) != 2:
-                raise ValueError(f"{path}: line {number}: expected a name and its letters, got {len(words)} words")
+                raise ValueError(f"{path}: line {number}: expected a name and a sequence, found {len(words)} words")
             rows.setdefault(words[0], []).append(words[1])
             first_line.setdefault(words[0], number)
     if not rows:
@@ -186,7 +186,8 @@ def _stockholm_entry(numbered: list[tuple[int, str]], path: str | Path) -> Align
         _check_letters(row, codes, path, first_line[name], name)
         if letters and len(row) != len(letters[0]):
             raise ValueError(
-                f"{path}: line {first_line[name]}: row {name!r} has {len(row)} columns; the query has {len(letters[0])}"
+                f"{path}: line {first_line[name]}: row {name!r} has {len(row)} columns;"
+                f" expected {len(letters[0])}, the length of the query"
             )
         letters.append(row if letters else _query_codes(row, codes))
     stacked = np.stack(letters)
@@ -195,7 +196,7 @@ def _stockholm_entry(numbered: list[tuple[int, str]], path: str | Path) -> Align
 
 
 def write_a3m(path: str | Path, msa: Msa) -> None:
-    """``msa`` as A3M; the deleted residues, of which only the number is known, are written as ``x``."""
+    """Write ``msa`` as A3M. Deleted residues, of which only the number is known, are written as ``x``."""
     lines = []
     for name, row, deletions in zip(msa.names, msa.sequences, msa.deletions, strict=True):
         letters = "".join("x" * int(count) + letter for letter, count in zip(decode(row), deletions, strict=True))
@@ -204,15 +205,15 @@ def write_a3m(path: str | Path, msa: Msa) -> None:
 
 
 def merge(msas: Sequence[Msa]) -> Msa:
-    """The rows of several alignments to one query (X agrees with anything), one after another, deduplicated.
+    """Concatenate alignments to the same query (X matches any residue) and remove duplicate rows.
 
-    ``ValueError`` names the queries, and the first residue at which two of them differ.
+    Raises ``ValueError`` with the queries and the first residue at which they differ.
     """
     for msa in msas:
         at = _first_difference(msa.sequences[0], msas[0].sequences[0])
         if at is not None:
             raise ValueError(
-                f"alignments to unlike queries: {msas[0].names[0]!r} and {msa.names[0]!r} differ at residue {at + 1}"
+                f"alignments to different queries: {msas[0].names[0]!r} and {msa.names[0]!r} differ at residue {at + 1}"
             )
     letters = np.concatenate([msa.sequences for msa in msas])
     names = [name for msa in msas for name in msa.names]
@@ -223,24 +224,25 @@ def merge(msas: Sequence[Msa]) -> Msa:
 
 
 def attach(record: Record, msa: Msa, source: str | Path) -> Record:
-    """``record`` with ``msa``, whose query must be the record's sequence (X agrees with anything).
+    """Return ``record`` with ``msa``. The query must equal the record's sequence (X matches any residue).
 
-    ``ValueError`` names both and the first residue at which they differ.
+    Raises ``ValueError`` with both names and the first residue at which they differ.
     """
-    mine = np.minimum(encode(record.sequence), UNKNOWN)
+    own = np.minimum(encode(record.sequence), UNKNOWN)
     query = msa.sequences[0]
-    at = _first_difference(mine, query)
+    at = _first_difference(own, query)
     if at is not None:
-        theirs, ours = (decode(one[at : at + 1]) or "its end" for one in (query, mine))
+        theirs, ours = (decode(one[at : at + 1]) or "its end" for one in (query, own))
         raise ValueError(
-            f"{source}: its query is not the sequence of {record.id}: at residue {at + 1} the alignment has {theirs},"
-            f" the chain {ours} (lengths {len(query)} and {len(mine)}); align the entity's whole sequence (SEQRES)"
+            f"{source}: the query is not the sequence of {record.id}: at residue {at + 1} the alignment has {theirs},"
+            f" the chain {ours} (lengths {len(query)} and {len(own)}); align the complete sequence of the entity"
+            " (SEQRES)"
         )
-    return replace(record, msa=replace(msa, sequences=np.concatenate([mine[None], msa.sequences[1:]])))
+    return replace(record, msa=replace(msa, sequences=np.concatenate([own[None], msa.sequences[1:]])))
 
 
 def unique_row_indices(letters: np.ndarray) -> list[int]:
-    """The indices of the rows of ``letters`` [s, n] that no earlier row equals."""
+    """Return the indices of the rows of ``letters`` [s, n] without those that equal an earlier row."""
     first: dict[bytes, int] = {}
     for index, row in enumerate(letters):
         first.setdefault(row.tobytes(), index)
@@ -248,7 +250,7 @@ def unique_row_indices(letters: np.ndarray) -> list[int]:
 
 
 def _first_difference(one: np.ndarray, other: np.ndarray) -> int | None:
-    """The first position at which two queries disagree, X with none; None where they agree."""
+    """Return the first position at which two queries differ (X matches any residue), or None."""
     both = min(len(one), len(other))
     differs = (one[:both] != other[:both]) & (one[:both] != UNKNOWN) & (other[:both] != UNKNOWN)
     if differs.any():
@@ -261,26 +263,27 @@ def _check_letters(row: np.ndarray, codes: np.ndarray, path: str | Path, line: i
     if strange.any():
         at = int(np.argmax(strange))
         raise ValueError(
-            f"{path}: line {line}: row {name!r} has {chr(codes[at])!r} in column {at + 1}, no residue or gap"
+            f"{path}: line {line}: row {name!r} has {chr(codes[at])!r} in column {at + 1}; expected a residue or a gap"
         )
 
 
 def _query_codes(row: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The query's row: its ambiguous letters are X, as in a chain's sequence, since programs write them differently."""
+    """Replace ambiguous letters of the query by X, as in a chain's sequence: programs write them differently."""
     return np.where(np.isin(codes, AMBIGUOUS), np.uint8(UNKNOWN), row)
 
 
 def _to_query_columns(
     letters: np.ndarray, deletions: np.ndarray, names: list[str], left_out: Counter[str], where: str
 ) -> Alignment:
-    """Only the query's columns; what others have between two of them is counted as deleted before the second."""
-    mine = letters[0] != GAP
-    if not mine.any():
-        raise ValueError(f"{where}: the query {names[0]!r} is all gaps")
-    if not mine.all():
-        between = np.where(mine, 0, deletions + (letters != GAP)).cumsum(1)[:, mine]
-        deletions = deletions[:, mine] + np.diff(between, axis=1, prepend=0)
-        letters = letters[:, mine]
+    """Keep the columns of the query; residues of other rows between two of them count as deletions before the
+    second."""
+    own = letters[0] != GAP
+    if not own.any():
+        raise ValueError(f"{where}: the query {names[0]!r} has only gaps")
+    if not own.all():
+        between = np.where(own, 0, deletions + (letters != GAP)).cumsum(1)[:, own]
+        deletions = deletions[:, own] + np.diff(between, axis=1, prepend=0)
+        letters = letters[:, own]
     keep = unique_row_indices(letters)
     rows = len(names) + sum(left_out.values())
     if len(keep) < len(names):

@@ -1,4 +1,4 @@
-"""Sequence profiles: from an alignment, or, where there is only the sequence, from BLOSUM62."""
+"""Sequence profiles from an alignment or, for a single sequence, from BLOSUM62."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BACKGROUND = np.array([
     0.078, 0.051, 0.041, 0.052, 0.024, 0.034, 0.059, 0.083, 0.025, 0.062,
     0.092, 0.056, 0.024, 0.043, 0.043, 0.059, 0.055, 0.014, 0.034, 0.072,
 ])  # fmt: skip
-"""Frequencies p_a of the amino acids in ``RESIDUES`` order: those BLOSUM62 was made with (Henikoff & Henikoff 1992)."""
+"""Background frequencies p_a of BLOSUM62 in ``RESIDUES`` order (Henikoff & Henikoff 1992)."""
 
 
 @cache
 def _conditional() -> np.ndarray:
-    """float64 [21, 20]: row a is P(b | a) ∝ p_b · 2^(S_ab / 2); row 20 (X) is the background."""
+    """Return float64 [21, 20]: row a is P(b | a) ∝ p_b · 2^(S_ab / 2); row 20 (X) is the background."""
     from Bio.Align import substitution_matrices
 
     blosum = substitution_matrices.load("BLOSUM62")
@@ -33,20 +33,20 @@ def _conditional() -> np.ndarray:
 
 
 def sequence_profile(sequence: str) -> np.ndarray:
-    """float32 [n, 20]: what BLOSUM62 expects at each residue of a lone sequence, in ``RESIDUES`` order.
+    """Return the BLOSUM62 profile of a single sequence, float32 [n, 20] in ``RESIDUES`` order.
 
     P(b | a) = p_b · 2^(S_ab / 2) / Σ_c p_c · 2^(S_ac / 2), with S the BLOSUM62 scores in half bits and p the background
     frequencies: the pseudocounts of PSI-BLAST (Altschul et al. 1997, eq. 5) with one sequence. X gives p itself.
-    It stands in for a profile when a model that was trained on profiles must predict from a FASTA file alone.
+    It replaces the profile when a model that was trained on profiles predicts from a FASTA file only.
     """
     letters = np.minimum(encode(sequence), UNKNOWN)
     return _conditional()[letters].astype(np.float32)
 
 
 def msa_profile(msa: Msa) -> np.ndarray:
-    """float32 [n, 20]: share of each amino acid among the rows that have one in the column (gaps and X left out).
+    """Return the amino-acid frequencies of each column, float32 [n, 20], without gaps and X.
 
-    A column with no amino acid at all gets the background frequencies.
+    A column without amino acids gets the background frequencies.
     """
     counts = np.stack([(msa.sequences == letter).sum(0) for letter in range(20)], axis=1).astype(np.float64)
     total = counts.sum(1, keepdims=True)
@@ -54,11 +54,11 @@ def msa_profile(msa: Msa) -> np.ndarray:
 
 
 def with_msa_input(record: Record, msa_input: MsaInput) -> Record:
-    """``record`` with the input that a model of ``msa_input`` needs, made from what the record has where it lacks it.
+    """Return ``record`` with the input that a model with this ``msa_input`` needs.
 
-    ``"profile"``: the record's own, else ``msa_profile``, else ``sequence_profile``. ``"msa"``: the record's own, else
-    the sequence as the only row. For prediction; training refuses such records instead (``features.featurize``): a set
-    that mixes real and made-up profiles teaches the model to trust neither.
+    ``"profile"``: the record's profile, else ``msa_profile``, else ``sequence_profile``. ``"msa"``: the record's
+    alignment, else the sequence as its only row. Use it for prediction. Training raises an error for such records
+    (``features.featurize``), because a model trained on both real and approximate profiles learns to ignore them.
     """
     if msa_input == "profile" and record.profile is None:
         made = sequence_profile(record.sequence) if record.msa is None else msa_profile(record.msa)

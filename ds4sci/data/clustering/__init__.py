@@ -1,1 +1,1 @@
-"""Similarity of sequences, clusters, and training/validation splits without homologs."""
+"""Sequence similarity, clustering, and training/validation splits without homologs."""

@@ -1,4 +1,4 @@
-"""Training and validation chains that are no relatives: clusters by sequence identity, and a check of sets at hand."""
+"""Clusters of chains by sequence identity, training/validation splits of whole clusters, and leakage checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Chains = ChainSet | Sequence[Record]
 
 
 class LeakingPair(NamedTuple):
-    """A training and a validation chain that are too much alike."""
+    """A training and a validation chain above the identity threshold."""
 
     train: str
     valid: str
@@ -23,10 +23,10 @@ class LeakingPair(NamedTuple):
 
 
 def clusters(chains: Chains, threshold: float = 0.3) -> list[list[int]]:
-    """Indices of the chains, by cluster: two chains of identity ≥ ``threshold`` are always in one cluster.
+    """Return the chain indices of each cluster. Chains with identity ≥ ``threshold`` are always in the same cluster.
 
-    These are the connected components, not the greedy clusters around representatives of CD-HIT or MMseqs2: those leave
-    relatives of a representative's relatives in different clusters, where a split may part them.
+    Clusters are connected components. The greedy clusters of CD-HIT and MMseqs2 are built around representatives, so
+    two similar chains can be in different clusters and a split can separate them.
     """
     check_threshold(threshold)
     sequences = _sequences(chains)
@@ -37,20 +37,20 @@ def clusters(chains: Chains, threshold: float = 0.3) -> list[list[int]]:
 
 
 def split(chains: Chains, fraction: float, threshold: float = 0.3, seed: int = 0) -> tuple[list[int], list[int]]:
-    """(training, validation) indices, each rising: whole clusters go to one side, and whole PDB entries with them.
+    """Return sorted (training, validation) indices. Clusters and PDB entries are never divided.
 
-    Clusters are taken for validation in an order drawn from ``seed``, as long as they fit into ``fraction`` of the
-    chains; where none does, the smallest is taken. ``ValueError`` if everything is one cluster.
+    Clusters are visited in a random order given by ``seed`` and selected for validation while they fit into
+    ``fraction`` of the chains. If none fits, the smallest is selected. Raises ``ValueError`` if there is one cluster.
     """
     check_fraction(fraction, "chains")
-    together = UnionFind(len(chains))
+    groups_of = UnionFind(len(chains))
     for group in [*clusters(chains, threshold), *_by_entry(chains)]:
         for member in group[1:]:
-            together.union(group[0], member)
-    groups = together.groups()
+            groups_of.union(group[0], member)
+    groups = groups_of.groups()
     if len(groups) < 2:
         raise ValueError(
-            f"the {len(chains)} chains are one cluster at {threshold:.0%} identity (or one PDB entry): cannot be split;"
+            f"cannot split {len(chains)} chains that are one cluster at {threshold:.0%} identity (or one PDB entry);"
             " add unrelated chains or raise the threshold"
         )
     valid = sample_groups(groups, fraction, seed)
@@ -58,9 +58,10 @@ def split(chains: Chains, fraction: float, threshold: float = 0.3, seed: int = 0
 
 
 def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[LeakingPair]:
-    """Pairs across the two sets with identity ≥ ``threshold``, the worst first.
+    """Return the pairs across the two sets with identity ≥ ``threshold``, highest identity first.
 
-    Warns (``UserWarning``) of them, with their number and the worst five, and of PDB entries that have chains in both.
+    Emits a ``UserWarning`` with the number of pairs and the first five, and one for PDB entries with chains in both
+    sets.
     """
     check_threshold(threshold)
     train_ids, valid_ids = _ids(train), _ids(valid)
@@ -73,8 +74,9 @@ def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Leakin
         worst = ", ".join(f"{pair.train} ~ {pair.valid} {pair.identity:.0%}" for pair in found[:5])
         chains = len({pair.valid for pair in found})
         warnings.warn(
-            f"leakage: {chains} of {len(valid_ids)} validation chains have relatives of {threshold:.0%} identity or"
-            f" more in training ({len(found)} pairs; the worst: {worst}); scores on these say little of new proteins",
+            f"leakage: {chains} of {len(valid_ids)} validation chains have homologs with at least {threshold:.0%}"
+            f" identity in training ({len(found)} pairs, highest: {worst}); their scores overestimate the accuracy on"
+            " new proteins",
             stacklevel=2,
         )
     shared = sorted({_entry(name) for name in train_ids} & {_entry(name) for name in valid_ids} - {""})
@@ -93,7 +95,7 @@ def _by_entry(chains: Chains) -> Iterator[list[int]]:
 
 
 def _entry(name: str) -> str:
-    """The entry's part of a chain's id (``1UBQ`` of ``1UBQ_A``), empty where there is none."""
+    """Return the entry id of a chain id (``1UBQ`` of ``1UBQ_A``), empty if there is none."""
     return name.rpartition("_")[0].upper()
 
 
@@ -108,6 +110,6 @@ def _sequences(chains: Chains) -> list[str]:
 
 
 def check_threshold(threshold: float) -> None:
-    """``ValueError`` unless ``threshold`` can be a sequence identity."""
+    """Raise ``ValueError`` unless 0 < ``threshold`` ≤ 1."""
     if not 0.0 < threshold <= 1.0:
-        raise ValueError(f"the identity threshold must lie between 0 and 1; got {threshold}")
+        raise ValueError(f"identity threshold: expected a value above 0 and at most 1; got {threshold}")

@@ -1,10 +1,10 @@
-"""Pairs of proteins that may be related, among 100,000 of them, without comparing each with each.
+"""Search for candidate pairs of homologous proteins in sets of about 100,000, without comparing all pairs.
 
-Relatives share words: letters at the places of a pattern, in an alphabet of ten groups of like amino acids (Murphy,
-Wallqvist & Levy 2000), so that a word survives exchanges within a group. Where two sequences share one, the best
-ungapped segment around it is scored with BLOSUM62, as ``ds4sci.data.clustering.identity``'s first sieve does along
-whole diagonals; what passes is worth an alignment. The words' size grows with the set, so that the pairs that share one
-by chance, and the time, grow as n log n.
+Homologs share words: residues at the positions of a spaced seed, in a reduced alphabet of ten amino-acid groups
+(Murphy, Wallqvist & Levy 2000), so substitutions within a group do not change a word. For each pair of sequences that
+share a word, the best ungapped segment around it is scored with BLOSUM62. (The first filter of
+``ds4sci.data.clustering.identity`` does this along whole diagonals.) Pairs with a sufficient score become candidates
+for an alignment. The word length grows with the set, so the number of chance matches and the time grow as n log n.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ds4sci.types import RESIDUES
 
 _RESIDUE_GROUPS = ("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")
 _EFFECTIVE_ALPHABET_SIZE = 6.4
-"""1 / the chance that two residues of proteins are in one group."""
+"""1 / the probability that two protein residues are in the same group."""
 _SPACED_SEEDS = (
     (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
     (0, 1, 2, 4, 7, 8, 10, 13, 14, 16, 17, 18),
@@ -30,31 +30,31 @@ _SPACED_SEEDS = (
     (0, 2, 3, 4, 7, 9, 12, 13, 14, 17, 19, 20),
     (0, 1, 2, 5, 6, 9, 10, 12, 15, 16, 17, 20),
 )
-"""Places of a word's letters; a word of k letters has the first k. Irregular ones fail independently of each other."""
+"""Positions of the residues of a word; a word of length k uses the first k. Irregular seeds fail independently."""
 _MAX_CHANCE_PAIRS = 2e6
-"""Of positions that share a word by chance, for each pattern; each costs about 2 µs."""
+"""Maximum number of chance matches for each seed; a match costs about 2 µs."""
 _MAX_CHANCE_OCCURRENCES = 2.0
-"""Other occurrences of a word by chance, at most: with more, ``_MATCHES_PER_WORD`` would hide relatives behind
-strangers."""
+"""Maximum expected number of other chance occurrences of a word. With more, unrelated occurrences would fill the
+``_MATCHES_PER_WORD`` comparisons and hide homologs."""
 _MATCHES_PER_WORD = 12
-"""Of the occurrences of a word, each is compared with as many that follow: a family is a chain, not a clique."""
+"""Number of following occurrences of the same word that each occurrence is compared with."""
 _MIN_DISTINCT_GROUPS = 4
-"""Words of fewer different groups are repeats, which everything shares."""
+"""Minimum number of different groups in a word. Words with fewer groups are repeats that many proteins share."""
 _EXTENSION = 40
-"""Residues before and after the word's beginning that the ungapped segment may have."""
+"""Maximum number of residues of the ungapped segment before and after the start of the word."""
 _CHANCE_CANDIDATES_PER_RECORD = 10.0
-"""Pairs of each record that pass by chance, if all were compared."""
+"""Expected number of unrelated candidates per record if all pairs were compared."""
 _CHUNK = 1 << 15
 _SEPARATOR = UNKNOWN + 1
 _SUBSTITUTES = bytes.maketrans(b"BZUJO", b"DECXX")
 
 
 class Candidates(NamedTuple):
-    """Pairs worth an alignment, the best score first.
+    """Candidate pairs, highest score first.
 
-    one, other  int64 [pairs], indices of records; one < other within a store, training and validation across two
-    score       int16 [pairs], of the best ungapped segment
-    shift       int64 [pairs], position in other minus position in one on that segment
+    one, other  int64 [pairs], record indices; one < other within a store, (training, validation) across two stores
+    score       int16 [pairs], score of the best ungapped segment
+    shift       int64 [pairs], position in ``other`` minus position in ``one`` on that segment
     """
 
     one: np.ndarray
@@ -65,31 +65,31 @@ class Candidates(NamedTuple):
 
 class _EncodedStores(NamedTuple):
     codes: np.ndarray  # uint8, _END before each record and after the last
-    owner: np.ndarray  # int32, of each position
+    owner: np.ndarray  # int32, record of each position
     begins: np.ndarray  # int64, position of each record's first residue
     lengths: np.ndarray
 
 
 def sequence(store: SequenceStore, index: int) -> str:
-    """A protein in the letters that BLOSUM62 has: B, Z, U as D, E, C; J and O as X."""
+    """Return a protein in the letters of BLOSUM62: B, Z, U as D, E, C; J and O as X."""
     return store.residues(index).tobytes().translate(_SUBSTITUTES).decode()
 
 
 def candidates(store: SequenceStore, valid: SequenceStore | None = None) -> Candidates:
-    """Pairs within a store, or of ``store`` and ``valid``.
+    """Return candidate pairs within ``store``, or across ``store`` and ``valid``.
 
-    Of the 50 pairs of 30 % identity and more that an exhaustive search (``ds4sci.data.clustering.identity``) finds
-    among 2000 real chains, chosen to be unrelated, 33 are found: 27 of 43 below 40 % and 6 of 7 above, in 1.3 s instead
-    of 37. The larger the set, the longer the words, and the fewer are found below 40 %.
-    Time: 46 s for 80,000 proteins, 20.5 million residues (one Zen 4 core). Memory: 70 bytes a residue. ``ValueError``
-    for DNA, and for more than 4 billion residues.
+    Sensitivity: among 2000 real chains selected to be unrelated, an exhaustive search
+    (``ds4sci.data.clustering.identity``) finds 50 pairs with at least 30 % identity. This search finds 33 of them: 27
+    of 43 below 40 % identity and 6 of 7 above, in 1.3 s instead of 37 s. Larger sets use longer words and find fewer
+    pairs below 40 %. Time: 46 s for 80,000 proteins with 20.5 million residues (one Zen 4 core). Memory: 70 bytes per
+    residue. Raises ``ValueError`` for DNA and for more than 4 billion residues.
     """
     for one in (store, *([valid] if valid else [])):
         if one.alphabet != "protein":
-            raise ValueError(f"{one.folder}: {one.alphabet}; relatives are sought among proteins")
+            raise ValueError(f"{one.folder}: alphabet {one.alphabet}; the homology search supports only proteins")
     letters = _letters([store, *([valid] if valid else [])])
     if len(letters.codes) >= 1 << 32:
-        raise ValueError(f"{store.folder}: {store.total:,} residues; relatives are sought among 4 billion at most")
+        raise ValueError(f"{store.folder}: {store.total:,} residues; the homology search supports at most 4 billion")
     split = len(store) if valid else None
     expected = min(PREFILTER_E_VALUE, _CHANCE_CANDIDATES_PER_RECORD / len(letters.lengths))
     targets = len(letters.codes)
@@ -106,7 +106,7 @@ def candidates(store: SequenceStore, valid: SequenceStore | None = None) -> Cand
             which = _hash_diagonal(one, other, shift)
             _, first = np.unique(which, return_index=True)
             first = first[(one[first] != other[first]) & ~_in_sorted(which[first], seen)]
-            seen = np.sort(np.concatenate([seen, which[first]]))  # union1d takes 15 times as long
+            seen = np.sort(np.concatenate([seen, which[first]]))  # np.union1d takes 15 times as long
             found.append(_extend_ungapped(letters, left[first], right[first], shift[first], expected))
     return _best_per_pair(found, split)
 
@@ -115,8 +115,8 @@ def _letters(stores: list[SequenceStore]) -> _EncodedStores:
     table = np.full(256, UNKNOWN, np.uint8)
     for code, letter in enumerate(RESIDUES):
         table[ord(letter)] = code
-    for rare, standin in zip(b"BZU", b"DEC", strict=True):  # as in ``sequence``
-        table[rare] = table[standin]
+    for rare, substitute in zip(b"BZU", b"DEC", strict=True):  # as in ``sequence``
+        table[rare] = table[substitute]
     lengths = np.concatenate([store.lengths for store in stores])
     begins = np.concatenate([[0], np.cumsum(lengths + 1)])[:-1] + 1
     codes = np.full(int(lengths.sum()) + len(lengths) + 1, _SEPARATOR, np.uint8)
@@ -128,7 +128,7 @@ def _letters(stores: list[SequenceStore]) -> _EncodedStores:
 
 
 def _spaced_words(codes: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
-    """uint64, rising: a hash of each word in the high half, its position in the low half."""
+    """Return sorted uint64: the hash of each word in the upper 32 bits, its position in the lower 32 bits."""
     group = np.full(_SEPARATOR + 1, len(_RESIDUE_GROUPS), np.uint8)
     for at, members in enumerate(_RESIDUE_GROUPS):
         for letter in members:
@@ -142,7 +142,7 @@ def _spaced_words(codes: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
         value += part
         kinds |= np.uint16(1) << part.astype(np.uint16)
     ones = np.array([bits.bit_count() for bits in range(1 << len(_RESIDUE_GROUPS))], np.uint8)
-    fit = np.flatnonzero(kinds < len(ones))  # no end and no X
+    fit = np.flatnonzero(kinds < len(ones))  # no separator and no X
     fit = fit[ones[kinds[fit]] >= min(_MIN_DISTINCT_GROUPS, len(pattern) - 1)]
     hashes = (value[fit] * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
     words = (hashes << np.uint64(32)) | fit.astype(np.uint64)
@@ -151,7 +151,7 @@ def _spaced_words(codes: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
 
 
 def _word_matches(words: np.ndarray, split: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (left < right) of one word; with ``split`` left lies before it and right behind."""
+    """Yield positions (left < right) with the same word; with ``split``, left < split ≤ right."""
     value = words >> np.uint64(32)
     position = (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
     if split is None:
@@ -161,7 +161,8 @@ def _word_matches(words: np.ndarray, split: int | None) -> Iterator[tuple[np.nda
             at = at[value[at] == value[at + step]]
             yield position[at], position[at + step]
         return
-    # Within a word positions rise, so the training set's come first. Each of validation meets the last few of them.
+    # Positions are sorted within a word, so training positions come first. Each validation position is compared with
+    # the last few of them.
     right = position >= split
     opens = right & np.concatenate([[True], ~right[:-1] | (value[1:] != value[:-1])])
     boundary = np.maximum.accumulate(np.where(opens, np.arange(len(words)), 0))
@@ -188,7 +189,7 @@ def _in_sorted(values: np.ndarray, rising: np.ndarray) -> np.ndarray:
 def _extend_ungapped(
     letters: _EncodedStores, left: np.ndarray, right: np.ndarray, shift: np.ndarray, expected: float
 ) -> Candidates:
-    """Those of the meetings whose best segment within ``_EXTENSION`` residues chance does not explain."""
+    """Return the matches whose best segment within ``_EXTENSION`` residues reaches the score threshold."""
     scores = np.full((32, 32), -10000, np.int16)
     scores[: UNKNOWN + 1, : _SEPARATOR + 1] = substitutions()
     scores[:, _SEPARATOR] = -10000
@@ -211,7 +212,7 @@ def _extend_ungapped(
 
 
 def _best_per_pair(found: list[Candidates], split: int | None) -> Candidates:
-    """One entry for each pair, that of the best score; the best first."""
+    """Return the best match of each pair, highest score first."""
     one, other, score, shift = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.lexsort((shift, -score.astype(np.int64), other, one))
     one, other, score, shift = one[order], other[order], score[order], shift[order]

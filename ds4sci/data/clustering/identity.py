@@ -1,11 +1,11 @@
-"""Sequence identity of chains, and a search for the pairs that reach a threshold without aligning all of them.
+"""Sequence identity of chains, and a search for pairs above a threshold that aligns only candidate pairs.
 
-Identity of two chains: identical pairs in their best local alignment (BLOSUM62; a gap of k residues costs 11 + k), over
-the length of the shorter one. Two chains of 40 residues reach 30 % by chance now and then, so relatives are pairs that
-reach the threshold in an alignment that chance does not explain. The search has three sieves; with m and n residues and
-a score S, chance gives E = K m n e^(-λ S) such segments (Karlin & Altschul 1990):
+The identity of two chains is the number of identical pairs in their best local alignment (BLOSUM62; a gap of k residues
+costs 11 + k) divided by the length of the shorter chain. Unrelated chains of 40 residues sometimes reach 30 %, so a
+pair must also have a significant alignment. The search has three filters. For chains with m and n residues, the
+expected number of chance segments with score S is E = K m n e^(-λ S) (Karlin & Altschul 1990):
 
-1. the best ungapped segment has E ≤ ``PREFILTER_E_VALUE`` (as the prefilter of MMseqs2);
+1. the best ungapped segment has E ≤ ``PREFILTER_E_VALUE`` (as in the MMseqs2 prefilter);
 2. the best alignment has E ≤ ``SIGNIFICANT_E_VALUE``;
 3. the identity is at least the threshold.
 """
@@ -22,26 +22,26 @@ from ds4sci.chemistry.residue_codes import UNKNOWN, encode
 from ds4sci.types import RESIDUES
 
 PREFILTER_E_VALUE = 0.1
-"""Lets 7 % of unrelated pairs through, and all of 450 simulated relatives of 30–36 % identity with three gaps."""
+"""Passes 7 % of unrelated pairs, and all of 450 simulated homologs with 30–36 % identity and three gaps."""
 SIGNIFICANT_E_VALUE = 1e-4
 _UNGAPPED = (0.318, 0.134)
 _GAPPED = (0.267, 0.041)
-"""λ and K of BLOSUM62 without gaps, and with gaps of 11 + k, as BLAST has them."""
+"""λ and K of BLOSUM62 without gaps and with gap costs of 11 + k, from BLAST."""
 _BLOCK = 1 << 14
-"""Target residues at a time: the working arrays (32 KB each) stay in the processor's first caches."""
+"""Target residues per block: the working arrays (32 KB each) fit in the L1/L2 cache."""
 
 
 def identity(one: str, other: str) -> float:
-    """Share in [0, 1] of the shorter sequence that is identical in the best local alignment (the first of equals)."""
+    """Return the identity in [0, 1] in the best local alignment (the first of equal scores)."""
     return _identity(one, other, 1.0)
 
 
 def similar_pairs(
     queries: Sequence[str], targets: Sequence[str] | None, threshold: float
 ) -> Iterator[tuple[int, int, float]]:
-    """(query, target, identity) of every pair that passes the sieves, with identity ≥ ``threshold``.
+    """Yield (query, target, identity) of every pair that passes the filters, with identity ≥ ``threshold``.
 
-    Without ``targets`` the pairs are those of ``queries`` among themselves, each once, the first index the smaller.
+    If ``targets`` is None, yield each pair of ``queries`` once, with query < target.
     """
     for query, target in candidates(queries, targets):
         share = significant_identity(queries[query], (queries if targets is None else targets)[target])
@@ -50,17 +50,17 @@ def similar_pairs(
 
 
 def significant_identity(one: str, other: str) -> float:
-    """The identity of a pair that passes the second sieve, 0 of one that does not."""
+    """Return the identity of a pair, or 0 if its alignment is not significant (second filter)."""
     return _identity(one, other, float(_score_threshold(SIGNIFICANT_E_VALUE, len(one) * len(other), _GAPPED)))
 
 
 def ungapped_score_threshold(expected: float, area: np.ndarray) -> np.ndarray:
-    """The score that ``expected`` ungapped segments reach by chance in sequences with m · n = ``area``."""
+    """Return the score of ungapped segments with E-value ``expected``, for sequences with m · n = ``area``."""
     return _score_threshold(expected, area, _UNGAPPED)
 
 
 def candidates(queries: Sequence[str], targets: Sequence[str] | None) -> Iterator[tuple[int, int]]:
-    """The pairs that pass the first sieve. Time: 3 array operations over all targets for each residue of each query."""
+    """Yield the pairs that pass the first filter. Time: 3 array operations over all targets per query residue."""
     among = targets is None
     others = queries if targets is None else targets
     scores = substitutions()
@@ -68,7 +68,7 @@ def candidates(queries: Sequence[str], targets: Sequence[str] | None) -> Iterato
     for first, last in _blocks(others):
         lengths = np.array([len(other) for other in others[first:last]])
         starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-        letters = np.full(int((lengths + 1).sum()), UNKNOWN + 1)  # a separator ahead of each target ends every segment
+        letters = np.full(int((lengths + 1).sum()), UNKNOWN + 1)  # a separator before each target ends all segments
         for start, other in zip(starts, others[first:last], strict=True):
             letters[start + 1 : start + 1 + len(other)] = np.minimum(encode(other), UNKNOWN)
         rows = scores[:, letters]
@@ -83,7 +83,7 @@ def candidates(queries: Sequence[str], targets: Sequence[str] | None) -> Iterato
 
 
 def _best_segments(code: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """int16 [positions]: the best sum of a run of scores on the diagonals, of those runs that end at each position."""
+    """Return int16 [positions]: the best score of an ungapped segment, over segments that end at each position."""
     run, new = np.zeros(rows.shape[1], np.int16), np.zeros(rows.shape[1], np.int16)
     best = np.zeros(rows.shape[1], np.int16)
     for letter in code:
@@ -110,7 +110,7 @@ def _score_threshold(expected: float, area: np.ndarray | int, parameters: tuple[
 
 
 def _identity(one: str, other: str, needed: float) -> float:
-    """The identity, or 0 where the best score is below ``needed`` (≥ 1)."""
+    """Return the identity, or 0 if the best score is below ``needed`` (≥ 1)."""
     aligner = _aligner()
     if aligner.score(one, other) < needed:
         return 0.0
@@ -133,7 +133,7 @@ def _aligner() -> Any:
 
 @cache
 def substitutions() -> np.ndarray:
-    """int16 [21, 22]: BLOSUM62 of ``RESIDUES`` and X, and a column that ends any segment."""
+    """Return int16 [21, 22]: BLOSUM62 of ``RESIDUES`` and X, and a column of -10000 that ends any segment."""
     matrix = _aligner().substitution_matrix
     known = [[int(matrix[a][b]) for b in RESIDUES + "X"] for a in RESIDUES + "X"]
     return np.concatenate([np.array(known), np.full((21, 1), -10000)], axis=1).astype(np.int16)

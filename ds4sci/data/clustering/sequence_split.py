@@ -1,4 +1,4 @@
-"""Training and validation parts of a sequence store that are no relatives, and a check of two stores at hand."""
+"""Clusters of a sequence store, training/validation splits without homologs, and leakage checks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from ds4sci.data.sequences.store import SequenceStore
 from ds4sci.data.sequences.subset import Range, write_subset
 
 _MAX_FAILED_ALIGNMENTS = 8
-"""Alignments of one record that may find nothing. Families of thousands, as the PDB has them, meet each other a million
-times below the threshold; candidates come the most alike first, so what follows eight failures would fail too."""
+"""Maximum number of alignments of a record below the threshold. Families of thousands, as in the PDB, give millions of
+candidates below the threshold. Candidates are sorted by score, so after eight failures the next ones would fail too."""
 
 
 def clusters(store: SequenceStore, identity: float = 0.3) -> list[list[int]]:
-    """Indices of the proteins, by cluster: relatives of identity ≥ ``identity`` that the search finds are in one.
+    """Return the protein indices of each cluster. Homologs with identity ≥ ``identity`` that are found share a cluster.
 
-    As ``ds4sci.data.clustering.chain_split.clusters`` (identity in the best local alignment over the shorter length;
-    connected components), with candidates by shared words instead of all pairs. Pairs are aligned from the most alike
-    on, and only those that are not in one cluster already, whose clusters have not failed before, and that have not
-    failed too often themselves (``_MAX_FAILED_ALIGNMENTS``).
+    The definition is that of ``ds4sci.data.clustering.chain_split.clusters`` (identity in the best local alignment over
+    the shorter length; connected components), but the candidates are pairs with shared words instead of all pairs.
+    Candidates are aligned in order of decreasing score. A pair is skipped if it is in one cluster already, if its
+    clusters have failed before, or if one of its records has failed ``_MAX_FAILED_ALIGNMENTS`` times.
 
-    Not all relatives are found. Of made-up families of 80,003 chains (20.5 million residues, exchanges as BLOSUM62 has
-    them, one gap; 135 s on one Zen 4 core) these shares came into their founder's cluster: at 30–40 % identity 40 %,
-    at 40–50 % 76 %, at 50–60 % 95 %, above 99.7 %; 2 of 32,618 clusters mixed families. In smaller sets more are found.
+    The search does not find all homologs. For 80,003 simulated chains (20.5 million residues, BLOSUM62 substitutions,
+    one gap; 135 s on one Zen 4 core), the fraction of chains in the cluster of their founder is 40 % at 30–40 %
+    identity, 76 % at 40–50 %, 95 % at 50–60 % and 99.7 % above; 2 of 32,618 clusters contain several families. The
+    fraction is higher in smaller sets.
     """
     check_threshold(identity)
     related = UnionFind(len(store))
@@ -41,12 +42,12 @@ def clusters(store: SequenceStore, identity: float = 0.3) -> list[list[int]]:
         clusters_of = related.find(one), related.find(other)
         if clusters_of[0] == clusters_of[1]:
             continue
-        alike = _diagonal_identity(store, one, store, other, shift)
-        if alike < max(identity, 0.5):
+        similarity = _diagonal_identity(store, one, store, other, shift)
+        if similarity < max(identity, 0.5):
             if clusters_of in unrelated or max(failures[one], failures[other]) >= _MAX_FAILED_ALIGNMENTS:
                 continue
-            alike = significant_identity(homology.sequence(store, one), homology.sequence(store, other))
-        if alike >= identity:
+            similarity = significant_identity(homology.sequence(store, one), homology.sequence(store, other))
+        if similarity >= identity:
             related.union(one, other)
         else:
             unrelated.add(clusters_of)
@@ -58,16 +59,16 @@ def clusters(store: SequenceStore, identity: float = 0.3) -> list[list[int]]:
 def split_by_cluster(
     store: SequenceStore, fraction: float, identity: float = 0.3, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) indices of proteins, int64, rising: whole clusters go to one side.
+    """Return sorted (training, validation) indices of proteins, int64. Clusters are never divided.
 
-    ``fraction``: share of the records for validation, reached from below by clusters in an order drawn from ``seed``
-    (``ds4sci.data.clustering.union_find.sample_groups``). ``ValueError`` if everything is one cluster.
+    ``fraction``: maximum fraction of the records for validation. ``seed`` gives the order of the clusters
+    (``ds4sci.data.clustering.union_find.sample_groups``). Raises ``ValueError`` if there is one cluster.
     """
     check_fraction(fraction, "records")
     groups = clusters(store, identity)
     if len(groups) < 2:
         raise ValueError(
-            f"{store.folder}: the {len(store)} records are one cluster at {identity:.0%} identity: cannot be split; add"
+            f"{store.folder}: cannot split {len(store)} records that are one cluster at {identity:.0%} identity; add"
             " unrelated sequences or raise the identity"
         )
     valid = np.array(sample_groups(groups, fraction, seed), np.int64)
@@ -77,11 +78,11 @@ def split_by_cluster(
 def split_by_record(
     store: SequenceStore, valid: float | Sequence[str], seed: int = 0
 ) -> tuple[list[Range], list[Range]]:
-    """(training, validation) ranges: whole chromosomes or contigs, or the end of one.
+    """Return (training, validation) ranges: whole chromosomes or contigs, or the end of one.
 
-    ``valid``: names of the records for validation, or the share of the residues. For a share, records are taken in an
-    order drawn from ``seed`` as long as they fit; where none does, as with a single contig, the end of the longest
-    is taken. ``ValueError``: a name that is not there, or nothing left for training.
+    ``valid``: names of the validation records, or the fraction of the residues. For a fraction, records are visited in
+    a random order given by ``seed`` and selected while they fit. If none fits, for example with a single contig, the
+    end of the longest record is used. Raises ``ValueError`` for an unknown name or if no record is left for training.
     """
     whole = [Range(record, 0, length) for record, length in enumerate(store.lengths.tolist())]
     if isinstance(valid, float | int):
@@ -95,7 +96,9 @@ def split_by_record(
             longest = max(whole, key=lambda part: part.stop)
             cut = longest.stop - max(1, round(valid * store.total))
             if cut < 1:
-                raise ValueError(f"{store.folder}: {store.total} residues are too few to take {valid:.0%} of them")
+                raise ValueError(
+                    f"{store.folder}: {store.total} residues are too few to select {valid:.0%} of them for validation"
+                )
             start = whole.index(longest)
             train = [*whole[:start], Range(longest.record, 0, cut), *whole[start + 1 :]]
             return train, [Range(longest.record, cut, longest.stop)]
@@ -108,7 +111,8 @@ def split_by_record(
             ) from None
         if not taken or len(taken) == len(store):
             raise ValueError(
-                f"{store.folder}: {len(taken)} of {len(store)} records for validation; both sides need some"
+                f"{store.folder}: {len(taken)} of {len(store)} records for validation; expected at least one record on"
+                " each side"
             )
     return [part for part in whole if part.record not in taken], [part for part in whole if part.record in taken]
 
@@ -116,7 +120,7 @@ def split_by_record(
 def split_store(
     store: SequenceStore, train: str | Path, valid: str | Path, fraction: float, identity: float = 0.3, seed: int = 0
 ) -> tuple[SequenceStore, SequenceStore]:
-    """Write the two sides as stores of their own: proteins by clusters, DNA by records."""
+    """Split a store and write both parts as stores: proteins by cluster, DNA by record."""
     sides: tuple[Iterable[int | Range], Iterable[int | Range]]
     if store.alphabet == "protein":
         one, other = split_by_cluster(store, fraction, identity, seed)
@@ -127,15 +131,15 @@ def split_store(
 
 
 def leakage(train: SequenceStore, valid: SequenceStore, identity: float | None = None) -> list[LeakingPair]:
-    """Pairs across two stores with identity ≥ ``identity``, the worst first; warns (``UserWarning``) of them.
+    """Return the pairs across two stores with identity ≥ ``identity``, highest first, and emit a ``UserWarning``.
 
-    Proteins (by default 30 %): identity as ``clusters`` has it. DNA (by default 90 %): for each validation record and
-    training record, estimated from the share of words of 21 bases, on either strand, that are in both (``kmers``).
-    ``ValueError`` for stores of two alphabets.
+    Proteins (default 30 %): identity as in ``clusters``. DNA (default 90 %): identity estimated from shared 21-mers on
+    either strand (``shared_kmers``). Raises ``ValueError`` if the stores have different alphabets.
     """
     if train.alphabet != valid.alphabet:
         raise ValueError(
-            f"{train.folder} is {train.alphabet}, {valid.folder} is {valid.alphabet}: they cannot leak into each other"
+            f"different alphabets: {train.folder} has {train.alphabet}, {valid.folder} has {valid.alphabet}; expected"
+            " two stores with the same alphabet"
         )
     protein = train.alphabet == "protein"
     threshold = (0.3 if protein else 0.9) if identity is None else identity
@@ -149,8 +153,9 @@ def leakage(train: SequenceStore, valid: SequenceStore, identity: float | None =
         worst = ", ".join(f"{pair.valid} and {pair.train} {pair.identity:.0%}" for pair in found[:5])
         leaking = len({pair.valid for pair in found})
         warnings.warn(
-            f"leakage: {leaking} of {len(valid)} validation records have relatives of {threshold:.0%} identity or more"
-            f" in training ({len(found)} pairs; the worst: {worst}); losses on these say little of new sequences",
+            f"leakage: {leaking} of {len(valid)} validation records have homologs with at least {threshold:.0%}"
+            f" identity in training ({len(found)} pairs, highest: {worst}); their losses are lower than those"
+            " of new sequences",
             stacklevel=2,
         )
     return found
@@ -166,7 +171,7 @@ def _protein_pairs(train: SequenceStore, valid: SequenceStore) -> list[tuple[int
 
 
 def _diagonal_identity(store: SequenceStore, one: int, valid: SequenceStore, other: int, shift: int) -> float:
-    """Share of the shorter sequence's residues that are the same along the candidates' diagonal."""
+    """Return the number of identical residues on the candidates' diagonal over the length of the shorter sequence."""
     a, b = store.residues(one), valid.residues(other)
     begin, end = max(0, -shift), min(len(a), len(b) - shift)
     return float(np.count_nonzero(a[begin:end] == b[begin + shift : end + shift]) / min(len(a), len(b)))

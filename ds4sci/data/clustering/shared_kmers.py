@@ -1,8 +1,7 @@
-"""How alike two sets of DNA are, by the words of 21 bases that they share on either strand.
+"""Sequence identity of DNA records, estimated from shared 21-mers on either strand.
 
-With a share c of a record's words found in another, the identity of the common ancestor's copies is about c^(1/21)
-(Ondov et al. 2016, Mash). Where the sets are large only words whose hash falls under a limit count (a sample that is
-the same in both).
+If a fraction c of a record's k-mers occurs in another record, the identity is about c^(1/21) (Mash, Ondov et al. 2016).
+Large sets are subsampled: only k-mers whose hash is below a limit count, so both sets use the same sample.
 """
 
 from __future__ import annotations
@@ -15,46 +14,46 @@ from ds4sci.data.sequences.store import SequenceStore
 
 K = 21
 _MAX_KMERS = 1 << 24
-"""Words kept of a store: 200 MB."""
+"""Maximum number of k-mers of a store: 200 MB."""
 _BLOCK = 1 << 20
 
 
 def kmer_identities(train: SequenceStore, valid: SequenceStore) -> Iterator[tuple[int, int, float]]:
-    """(training record, validation record, identity) of the pairs that share a word.
+    """Yield (training record, validation record, identity) of the pairs that share a k-mer.
 
-    Time: 0.27 µs a base. Memory: 12 bytes a sampled word of ``train``, at most 16 million of them.
+    Time: 0.27 µs per base. Memory: 12 bytes per sampled k-mer of ``train``, at most 16 million k-mers.
     """
     sample = max(1, -(-max(train.total, valid.total) // _MAX_KMERS))
-    words, owner = _kmer_table(train, sample)
+    kmers, owner = _kmer_table(train, sample)
     for record in range(len(valid)):
-        mine = _distinct_kmers(valid, record, sample)
-        first, last = np.searchsorted(words, mine, "left"), np.searchsorted(words, mine, "right")
+        own = _distinct_kmers(valid, record, sample)
+        first, last = np.searchsorted(kmers, own, "left"), np.searchsorted(kmers, own, "right")
         found = np.repeat(first, last - first) + _concatenated_ranges(last - first)
         records, counts = np.unique(owner[found], return_counts=True)
         for other, count in zip(records.tolist(), counts.tolist(), strict=True):
-            yield other, record, (count / len(mine)) ** (1 / K)
+            yield other, record, (count / len(own)) ** (1 / K)
 
 
 def _kmer_table(store: SequenceStore, sample: int) -> tuple[np.ndarray, np.ndarray]:
-    """Words of all records, rising, each record's once, and whose they are."""
-    words, owner = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+    """Return the sorted k-mers of all records, distinct within each record, and the record of each."""
+    kmers, owner = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
     for record in range(len(store)):
         own = _distinct_kmers(store, record, sample)
-        words.append(own)
+        kmers.append(own)
         owner.append(np.full(len(own), record, np.int32))
-    joined = np.concatenate(words)
+    joined = np.concatenate(kmers)
     order = np.argsort(joined, kind="stable")
     return joined[order], np.concatenate(owner)[order]
 
 
 def _distinct_kmers(store: SequenceStore, record: int, sample: int) -> np.ndarray:
-    """The words of a record, rising, each once; by sorting, since np.unique's hash table takes five times as long."""
-    words = np.sort(np.concatenate([np.zeros(0, np.uint64), *_kmer_hashes(store, record, sample)]))
-    return words[np.concatenate([[True], words[1:] != words[:-1]])] if len(words) else words
+    """Return the sorted distinct k-mers of a record. (The hash table of np.unique takes five times as long.)"""
+    kmers = np.sort(np.concatenate([np.zeros(0, np.uint64), *_kmer_hashes(store, record, sample)]))
+    return kmers[np.concatenate([[True], kmers[1:] != kmers[:-1]])] if len(kmers) else kmers
 
 
 def _kmer_hashes(store: SequenceStore, record: int, sample: int) -> Iterator[np.ndarray]:
-    """uint64 hashes of the words of a record, a block at a time: of a word and its reverse complement the smaller."""
+    """Yield uint64 hashes of canonical k-mers (the smaller of a k-mer and its reverse complement), block by block."""
     table = np.full(256, 4, np.uint8)
     for code, letter in enumerate(b"ACGT"):
         table[letter] = code
@@ -69,14 +68,14 @@ def _kmer_hashes(store: SequenceStore, record: int, sample: int) -> Iterator[np.
             forward = (forward << np.uint64(2)) | (part & np.uint64(3))
             backward |= (np.uint64(3) - (part & np.uint64(3))) << np.uint64(2 * place)
             known &= part < 4
-        word = np.minimum(forward, backward)[known]
-        word = (word ^ (word >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-        word ^= word >> np.uint64(32)
-        word *= np.uint64(0x94D049BB133111EB)
-        yield word[word < np.uint64((1 << 64) // sample - 1)] if sample > 1 else word
+        kmer = np.minimum(forward, backward)[known]
+        kmer = (kmer ^ (kmer >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        kmer ^= kmer >> np.uint64(32)
+        kmer *= np.uint64(0x94D049BB133111EB)
+        yield kmer[kmer < np.uint64((1 << 64) // sample - 1)] if sample > 1 else kmer
 
 
 def _concatenated_ranges(counts: np.ndarray) -> np.ndarray:
-    """0 … c-1 for each c of ``counts``."""
+    """Return 0 … c-1 for each c of ``counts``, concatenated."""
     ends = np.cumsum(counts)
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)

@@ -1,4 +1,4 @@
-"""Things that belong together, two by two → groups, and a draw of whole groups for validation."""
+"""Union-find over item indices, and random selection of whole groups for validation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 
 class UnionFind:
-    """The connected components of ``count`` things (a forest of parents, whose paths are halved on the way)."""
+    """Disjoint sets of ``count`` items, with path halving."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
 
     def find(self, at: int) -> int:
-        """The thing that stands for ``at``'s group: the smallest of it."""
+        """Return the representative of the group of ``at``, its smallest member."""
         parent = self._parent
         while parent[at] != at:
             parent[at] = parent[parent[at]]
@@ -22,12 +22,12 @@ class UnionFind:
         return at
 
     def union(self, one: int, other: int) -> None:
-        """These two belong together."""
+        """Merge the groups of two items."""
         a, b = self.find(one), self.find(other)
         self._parent[max(a, b)] = min(a, b)
 
     def groups(self) -> list[list[int]]:
-        """All groups, each rising, by their smallest."""
+        """Return all groups, each sorted, in the order of their smallest members."""
         groups: dict[int, list[int]] = {}
         for at in range(len(self._parent)):
             groups.setdefault(self.find(at), []).append(at)
@@ -35,20 +35,20 @@ class UnionFind:
 
 
 def sample_groups(groups: Sequence[Sequence[int]], fraction: float, seed: int) -> list[int]:
-    """Members of the groups that go to validation, rising.
+    """Return the sorted members of the groups selected for validation.
 
-    Groups are taken in an order drawn from ``seed``, as long as they fit into ``fraction`` of the members of all; where
-    none does, the smallest is taken.
+    Groups are visited in a random order given by ``seed`` and selected while they fit into ``fraction`` of all members.
+    If no group fits, the smallest is selected.
     """
-    wanted = max(1, round(fraction * sum(map(len, groups))))
-    taken: list[int] = []
+    limit = max(1, round(fraction * sum(map(len, groups))))
+    selected: list[int] = []
     for at in np.random.default_rng(seed).permutation(len(groups)):
-        if len(taken) + len(groups[at]) <= wanted:
-            taken += groups[at]
-    return sorted(taken or sorted(groups, key=len)[0])
+        if len(selected) + len(groups[at]) <= limit:
+            selected += groups[at]
+    return sorted(selected or sorted(groups, key=len)[0])
 
 
 def check_fraction(fraction: float, what: str) -> None:
-    """``ValueError`` unless ``fraction`` is a share that leaves something on both sides."""
+    """Raise ``ValueError`` unless 0 < ``fraction`` < 1."""
     if not 0.0 < fraction < 1.0:
-        raise ValueError(f"fraction must lie between 0 and 1 (the share of {what} for validation); got {fraction}")
+        raise ValueError(f"fraction of {what} for validation: expected a value between 0 and 1; got {fraction}")

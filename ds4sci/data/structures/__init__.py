@@ -1,1 +1,1 @@
-"""Protein structures: mmCIF and PDB files to chain sets, features and batches."""
+"""Protein structures: from mmCIF and PDB files to chain sets, features and batches."""

@@ -1,4 +1,4 @@
-"""Examples → one padded ``Batch``: the place where numpy becomes torch."""
+"""Collation of examples into one padded ``Batch``, the step from numpy to torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from ds4sci.types import Batch, Features
 
 _PADDING = {"aatype": 20, "secondary": -1}
-"""X and unknown; everything else is padded with 0 or False."""
+"""Padding values (X and unknown); all other fields are padded with 0 or False."""
 
 
 def collate(
     features: Sequence[Features], *, recycling: int = 0, step: int = 0, progress: float = 0.0, multiple: int = 1
 ) -> Batch:
-    """Stack b examples, padded to the longest n (rounded up to ``multiple``) and to the most rows s and e.
+    """Stack b examples, padded to the largest n (rounded up to ``multiple``) and to the largest s and e.
 
-    Padding is X in ``aatype``, -1 in ``secondary``, 0 or False elsewhere; ``token_mask``, ``msa_mask`` and
-    ``extra_msa_mask`` are False there. ``ValueError`` for no examples.
+    The padding value is X in ``aatype``, -1 in ``secondary`` and 0 or False in all other fields; ``token_mask``,
+    ``msa_mask`` and ``extra_msa_mask`` are False there. Raises ``ValueError`` for an empty list.
     """
     if not features:
         raise ValueError("a batch needs at least one example; got none")
@@ -47,7 +47,7 @@ def collate(
 def _stack(arrays: Sequence[np.ndarray], n: int, name: str, padding: int) -> np.ndarray:
     if arrays[0].ndim == 0:
         return np.stack(arrays)
-    with_rows = "msa" in name  # [rows, n, …] rather than [n, …]
+    with_rows = "msa" in name  # shape [rows, n, …], not [n, …]
     lead = (max(array.shape[0] for array in arrays), n) if with_rows else (n,)
     out = np.full((len(arrays), *lead, *arrays[0].shape[len(lead) :]), padding, arrays[0].dtype)
     for row, array in enumerate(arrays):

@@ -1,4 +1,7 @@
-"""Records → the arrays of a chain set, whose table is in ``ds4sci.data.structures.chain_set``."""
+"""Conversion of records to the arrays of a chain set, and the ``.npz`` file that stores them.
+
+``ds4sci.data.structures.chain_set`` documents the arrays.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,16 @@ _ALIGNMENT = (
 
 
 def pack(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """The arrays that hold ``records``; of the optional ones those that say something.
+    """Return the arrays of ``records``, without empty optional arrays.
 
-    ``ValueError`` for no record, two records of one id, an empty chain, or a chain wider than int16 can say (327 Å).
+    Raises ``ValueError`` if there are no records, if an id is repeated, if a chain is empty, or if an atom is more than
+    327 Å from the chain's centre (the range of int16).
     """
     return drop_empty_arrays(pack_all_arrays(records))
 
 
 def pack_all_arrays(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """``pack`` with every optional array there, so that several results can be joined end to end."""
+    """Return the arrays of ``records`` with all optional arrays, so that results can be concatenated."""
     if not records:
         raise ValueError("a chain set needs at least one record; got none")
     _check(records)
@@ -53,11 +57,11 @@ def pack_all_arrays(records: Sequence[Record]) -> dict[str, np.ndarray]:
 
 
 def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Several ``pack_all_arrays`` results as one, in order; ``ValueError`` as ``pack`` if an id is there twice."""
+    """Concatenate results of ``pack_all_arrays`` in order. Raises ``ValueError`` if an id is repeated."""
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if not key.endswith("offsets")}
     names, counts = np.unique(joined["ids"], return_counts=True)
     if (counts > 1).any():
-        raise ValueError(f"two records are called {str(names[counts > 1][0])!r}; ids must differ")
+        raise ValueError(f"two records have the id {str(names[counts > 1][0])!r}; expected unique ids")
     joined["offsets"] = _offsets(np.concatenate([np.diff(part["offsets"]) for part in parts]))
     joined["msa_names_offsets"] = _offsets(np.concatenate([np.diff(part["msa_names_offsets"]) for part in parts]))
     begins = _offsets([len(part["msa_letters"]) for part in parts])
@@ -68,7 +72,11 @@ def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarr
 
 
 def drop_empty_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the optional arrays that say nothing: full backbones, no profile, no resolution, no alignment."""
+    """Return ``arrays`` without optional arrays that carry no information.
+
+    These are atom arrays of backbones that are complete and have no other atoms, and profiles, resolutions and
+    alignments if no chain has one.
+    """
     empty = {
         *(_ATOMS if (arrays["atom37_mask"] == _BACKBONE_ONLY).all() else ()),
         *(() if arrays["profile_e4"].any() else ("profile_e4",)),
@@ -79,7 +87,7 @@ def drop_empty_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a compressed ``.npz`` atomically; creates the folder."""
+    """Write a compressed ``.npz`` atomically. Create the folder if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -90,10 +98,12 @@ def _check(records: Sequence[Record]) -> None:
     seen: set[str] = set()
     for record in records:
         if record.id in seen:
-            raise ValueError(f"two records are called {record.id!r}; ids must differ")
+            raise ValueError(f"two records have the id {record.id!r}; expected unique ids")
         seen.add(record.id)
         if not record.sequence or not set(record.sequence) <= set(RESIDUES + "X"):
-            raise ValueError(f"{record.id}: the sequence must be one or more of the twenty amino acids and X")
+            raise ValueError(
+                f"{record.id}: the sequence is empty or has letters other than the twenty amino acids and X"
+            )
 
 
 def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -105,7 +115,10 @@ def _backbone(record: Record) -> np.ndarray:
     centre = record.atom_positions[has_ca, BACKBONE[1]].mean(0) if has_ca.any() else np.zeros(3, np.float32)
     centred = (record.atom_positions[:, BACKBONE] - centre) * record.atom_mask[:, BACKBONE, None]
     if np.abs(centred).max(initial=0.0) > 327.0:
-        raise ValueError(f"{record.id}: an atom is over 327 Å from the chain's centre; a chain set cannot hold it")
+        raise ValueError(
+            f"{record.id}: an atom is more than 327 Å from the chain's centre, the largest distance that a chain set"
+            " can store"
+        )
     return np.rint(centred * 100.0).astype(np.int16)
 
 

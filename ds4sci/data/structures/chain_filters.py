@@ -1,4 +1,4 @@
-"""Which chains a built set takes, and why not the others."""
+"""Criteria that a chain must meet to be included in a chain set."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from ds4sci.types import Record
 
 
 class BuildSettings(BaseModel):
-    """Which chains are taken."""
+    """Criteria for chains, and limits of their alignments."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_length: int = Field(default=16, ge=1)
-    """Residues of the entity at least."""
+    """Minimum number of residues of the entity."""
     max_length: int = Field(default=4096, ge=1)
-    """Residues of the entity at most."""
+    """Maximum number of residues of the entity."""
     min_resolved: float = Field(default=0.25, ge=0.0, le=1.0)
-    """Share of residues with N, CA and C at least."""
+    """Minimum fraction of residues with N, CA and C."""
     max_resolution: float = Field(default=9.0, gt=0.0)
-    """Å; entries without a resolution (NMR, predicted) are taken (AF2, supplement 1.2.5: 9 Å)."""
+    """Maximum resolution in Å (AF2, supplement 1.2.5: 9 Å). Entries without a resolution (NMR, predicted) pass."""
     max_single_residue: float = Field(default=0.8, gt=0.0, le=1.0)
-    """Share of the commonest amino acid at most (AF2, supplement 1.2.5: 80 %)."""
+    """Maximum fraction of the most frequent amino acid (AF2, supplement 1.2.5: 80 %)."""
     keep_duplicates: bool = False
-    """Take chains whose sequence an earlier chain of the same entry has."""
+    """Include chains with the same sequence as an earlier chain of the entry."""
     max_msa_rows: int = Field(default=16384, ge=1)
-    """Rows of an alignment that are kept, from the top."""
+    """Maximum number of alignment rows; the first rows are kept."""
 
 
 def rejection_reason(chain: Record, resolved: int, settings: BuildSettings) -> tuple[str, str] | None:
-    """(kind, reason) of a refusal, or None; ``resolved`` residues have N, CA and C."""
+    """Return (kind, reason) if the chain is rejected, else None. ``resolved``: number of residues with N, CA and C."""
     n = len(chain.sequence)
-    commonest = Counter(chain.sequence).most_common(1)[0]
+    most_frequent = Counter(chain.sequence).most_common(1)[0]
     if n < settings.min_length:
-        return "too short", f"{n} residues; at least {settings.min_length} are asked for"
+        return "too short", f"{n} residues; expected at least {settings.min_length}"
     if n > settings.max_length:
-        return "too long", f"{n} residues; at most {settings.max_length} are asked for"
+        return "too long", f"{n} residues; expected at most {settings.max_length}"
     if resolved == 0:
         return "no coordinates", f"none of {n} residues has N, CA and C"
     if resolved < settings.min_resolved * n:
         return (
             "few coordinates",
-            f"{resolved} of {n} residues have N, CA and C; {settings.min_resolved:.0%} are asked for",
+            f"{resolved} of {n} residues have N, CA and C; expected at least {settings.min_resolved:.0%}",
         )
     if chain.resolution is not None and chain.resolution > settings.max_resolution:
-        return "resolution", f"{chain.resolution} Å; at most {settings.max_resolution} Å is asked for"
-    if commonest[1] > settings.max_single_residue * n:
-        return "low complexity", f"{commonest[0]} is {commonest[1]} of {n} residues"
+        return "resolution", f"{chain.resolution} Å; expected at most {settings.max_resolution} Å"
+    if most_frequent[1] > settings.max_single_residue * n:
+        return "low complexity", f"{most_frequent[0]} is {most_frequent[1]} of {n} residues"
     return None

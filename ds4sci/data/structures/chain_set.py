@@ -1,28 +1,28 @@
-"""A prepared set of chains in one ``.npz``: what training reads.
+"""Chain set: the chains of a training or validation set in one ``.npz`` file.
 
-Arrays, all chains end to end (n residues, ``offsets[i]:offsets[i + 1]`` are those of chain i):
+Arrays with all chains concatenated (n residues in total; chain i has rows ``offsets[i]:offsets[i + 1]``):
 
 =========================  ==================  =====================================================================
 ``ids``                    str [chains]        required
 ``offsets``                int [chains + 1]    required
 ``sequence``               S1 [n]              required; ``RESIDUES`` and X
-``backbone_centi_angstrom``  int16 [n, 4, 3]   required; N, CA, C, O in 0.01 Å about the centroid of the CAs
-``dssp``                   S1 [n]              8 states, C loop, ``?`` unknown
-``profile_e4``             uint16 [n, 20]      frequency × 10⁴, columns in order ``PROFILE_ORDER``; zeros: has none
-``atom37_mask``            bool [n, 37]        which atoms are there; without it the backbone is complete
-``atom37_centi_angstrom``  int32 [atoms, 3]    0.01 Å in the file's own frame, in the order of ``atom37_mask``'s True
-                                               entries; the dense form [n, 37, 3] is read too
-``residue_index``          int32 [n]           position in the entity; without it 0 … n-1 in each chain
-``resolution_angstrom``    float32 [chains]    0 unknown
-``msa_depth``              int32 [chains]      rows of each chain's alignment, 0 none; the five below go with it
-``msa_letters``            uint8 [Σ depth·n]   indices into ``MSA_ALPHABET``, row by row
-``msa_deletion_at``        int64 [k]           flat positions in ``msa_letters`` before which residues were deleted …
-``msa_deletion_count``     int32 [k]           … and how many; the rest is 0
-``msa_names``              uint8               UTF-8, one name a line
-``msa_names_offsets``      int64 [chains + 1]  each chain's bytes in ``msa_names``
+``backbone_centi_angstrom``  int16 [n, 4, 3]   required; N, CA, C, O in 0.01 Å from the centroid of the CA atoms
+``dssp``                   S1 [n]              8 DSSP states, C loop, ``?`` unknown
+``profile_e4``             uint16 [n, 20]      frequency × 10⁴, columns in the order ``PROFILE_ORDER``; all zero: no
+profile ``atom37_mask``            bool [n, 37]        True = atom present; without this array the backbone is complete
+``atom37_centi_angstrom``  int32 [atoms, 3]    0.01 Å in the frame of the structure file, in the order of the True
+entries of ``atom37_mask``; the dense form [n, 37, 3] is accepted too
+``residue_index``          int32 [n]           position in the entity; without this array 0 … n-1 in each chain
+``resolution_angstrom``    float32 [chains]    Å, 0 = unknown
+``msa_depth``              int32 [chains]      number of alignment rows, 0 = no alignment; the next five arrays belong
+to it ``msa_letters``            uint8 [Σ depth·n]   indices into ``MSA_ALPHABET``, row-major
+``msa_deletion_at``        int64 [k]           flat positions in ``msa_letters`` that follow deleted residues
+``msa_deletion_count``     int32 [k]           number of deleted residues at these positions; 0 elsewhere
+``msa_names``              uint8               UTF-8, one name per line
+``msa_names_offsets``      int64 [chains + 1]  start and end of each chain's bytes in ``msa_names``
 =========================  ==================  =====================================================================
 
-The alignment's arrays are read on first use, so a set opens fast. B-factors are not kept.
+The alignment arrays are read on first use, so opening a set is fast. B-factors are not stored.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ MSA_KEYS = ("msa_letters", "msa_deletion_at", "msa_deletion_count", "msa_names",
 
 
 class ChainSet(Sequence[Record]):
-    """Chains by index, made into a ``Record`` when asked for: ``ChainSet.open("chains.npz")[0]``.
+    """Sequence of chains that creates each ``Record`` on access: ``ChainSet.open("chains.npz")[0]``.
 
-    Memory: the arrays of the file as they are (about 70 bytes a residue with backbone and profile). One ``Record`` is
-    37 · 13 bytes a residue. Reading from several threads is safe.
+    Memory: the arrays as stored in the file (about 70 bytes per residue with backbone and profile). A ``Record`` takes
+    37 · 13 bytes per residue. Reading from several threads is safe.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], source: str = "memory") -> None:
@@ -68,27 +68,28 @@ class ChainSet(Sequence[Record]):
 
     @classmethod
     def open(cls, path: str | Path) -> ChainSet:
-        """Read a set; ``ValueError`` names the file and what is wrong with it, ``FileNotFoundError`` as usual."""
+        """Read a set. Raises ``ValueError`` with the file and the problem, ``FileNotFoundError`` if there is no
+        file."""
         path = Path(path)
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files if key not in MSA_KEYS}
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{path}: no such chain set; build one with `ds4sci data build SRC_DIR OUT.npz`"
+                f"{path}: chain set not found; build one with `ds4sci data build SRC_DIR OUT.npz`"
             ) from None
-        except Exception as error:  # a damaged zip or header raises whatever its broken bytes lead to
-            raise ValueError(f"{path}: not a chain set in .npz form, or truncated ({error})") from error
+        except Exception as error:  # a damaged zip or header can raise any exception
+            raise ValueError(f"{path}: not a chain set (.npz), or truncated ({error})") from error
         return cls(arrays, str(path))
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> ChainSet:
-        """The same records as one set in memory, at the file's precision (0.01 Å, 10⁻⁴)."""
+        """Create a set in memory, with the precision of the file (0.01 Å, 10⁻⁴)."""
         return cls(pack(records))
 
     @staticmethod
     def write(path: str | Path, records: Sequence[Record]) -> None:
-        """Write a set that ``open`` reads. The file appears complete or not at all (written aside, then renamed)."""
+        """Write a set that ``open`` reads. The write is atomic."""
         write_arrays(path, pack(records))
 
     def __len__(self) -> int:
@@ -101,7 +102,7 @@ class ChainSet(Sequence[Record]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self._source} has {len(self)} chains; there is no chain {index}")
+            raise IndexError(f"{self._source} has {len(self)} chains; index {index} is out of range")
         index = int(index) % len(self)
         begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
         n = end - begin
@@ -136,12 +137,12 @@ class ChainSet(Sequence[Record]):
         )
 
     def index(self, value, start: int = 0, stop: int | None = None) -> int:
-        """Position of the chain with this id; ``ValueError`` if the set has none."""
+        """Return the index of the chain with this id. Raises ``ValueError`` if there is none."""
         name = value.id if isinstance(value, Record) else value
         return self.ids.index(name, start, len(self) if stop is None else stop)
 
     def sequence(self, index: int) -> str:
-        """Only the letters of a chain, without making its record."""
+        """Return the sequence of a chain without creating its record."""
         return self._sequence[self.offsets[index] : self.offsets[index + 1]].decode()
 
     def _msa(self, index: int, n: int) -> Msa | None:
@@ -150,7 +151,7 @@ class ChainSet(Sequence[Record]):
         if "msa_letters" not in self._arrays:
             with np.load(self._source, allow_pickle=False) as file:
                 late = {key: file[key] for key in MSA_KEYS}
-            # msa_letters goes in last, because other threads take it as the sign that all are there
+            # msa_letters is added last: other threads test for it to know that all arrays are loaded
             self._arrays.update({key: late[key] for key in reversed(MSA_KEYS)})
         begin, end = self._msa_offsets[index], self._msa_offsets[index + 1]
         depth = int(self._arrays["msa_depth"][index])
@@ -168,20 +169,23 @@ class ChainSet(Sequence[Record]):
         arrays, where = self._arrays, self._source
         missing = [key for key in REQUIRED if key not in arrays]
         if missing:
-            raise ValueError(f"{where}: a chain set needs {', '.join(REQUIRED)}; missing: {', '.join(missing)}")
+            raise ValueError(f"{where}: missing arrays: {', '.join(missing)}; a chain set needs {', '.join(REQUIRED)}")
         offsets = arrays["offsets"]
         chains, n = len(arrays["ids"]), len(arrays["sequence"])
         if offsets.shape != (chains + 1,) or offsets[0] != 0 or offsets[-1] != n or (np.diff(offsets) <= 0).any():
             raise ValueError(
-                f"{where}: offsets must rise from 0 to {n} (the residues) in {chains} steps (the ids), with no empty"
-                f" chain; got {offsets.size} entries" + (f" from {offsets[0]} to {offsets[-1]}" if offsets.size else "")
+                f"{where}: offsets must increase from 0 to {n} (number of residues) in {chains} steps (number of ids)"
+                f" without empty chains; got {offsets.size} entries"
+                + (f" from {offsets[0]} to {offsets[-1]}" if offsets.size else "")
             )
         shapes: dict[str, tuple[int | None, ...]] = {
             "backbone_centi_angstrom": (n, 4, 3), "dssp": (n,), "profile_e4": (n, 20), "atom37_mask": (n, 37),
             "residue_index": (n,), "resolution_angstrom": (chains,), "msa_depth": (chains,),
         }  # fmt: skip
         if ("atom37_mask" in arrays) != ("atom37_centi_angstrom" in arrays):
-            raise ValueError(f"{where}: atom37_mask and atom37_centi_angstrom go together; only one is there")
+            raise ValueError(
+                f"{where}: only one of atom37_mask and atom37_centi_angstrom is present; expected both or neither"
+            )
         if "atom37_mask" in arrays:
             dense = arrays["atom37_centi_angstrom"].ndim == 3
             shapes["atom37_centi_angstrom"] = (n, 37, 3) if dense else (int(arrays["atom37_mask"].sum()), 3)

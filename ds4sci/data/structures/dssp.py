@@ -1,4 +1,4 @@
-"""Secondary structure from backbone coordinates: Kabsch & Sander 1983, in DSSP's eight states."""
+"""Secondary structure assignment from backbone coordinates: the eight DSSP states (Kabsch & Sander 1983)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ds4sci.types import Record
 _BACKBONE = [0, 1, 2, 4]
 """N, CA, C, O in atom37."""
 _COUPLING = 0.42 * 0.20 * 332.0
-"""q₁ q₂ f of the electrostatic hydrogen-bond energy, kcal/mol · Å."""
+"""Factor q₁ q₂ f of the electrostatic hydrogen-bond energy, kcal/mol · Å."""
 _BOND = -0.5
-"""kcal/mol; a lower energy is a hydrogen bond."""
+"""Hydrogen-bond threshold, kcal/mol: a bond has a lower energy."""
 
 
 def assign_secondary_structure(chains: Sequence[Record]) -> list[str]:
-    """DSSP letters of chains that lie together in space (one entry): strands may pair across chains.
+    """Return the DSSP letters of chains of one entry. Strands may pair across chains.
 
-    H α, G 3₁₀ and I π helix, E strand, B lone bridge, T turn, S bend, C none; ``?`` where N, CA, C or O is missing. A
-    chain break (a missing residue, or C–N further than 2.5 Å) ends every element. Memory: about 8 n² bytes for n
-    residues in all.
+    H α-helix, G 3₁₀-helix, I π-helix, E strand, B isolated bridge, T turn, S bend, C none, ``?`` if N, CA, C or O is
+    missing. A chain break (a missing residue, or a C–N distance above 2.5 Å) ends every element. Memory: about 8 n²
+    bytes for n residues in total.
     """
     backbone = np.concatenate([chain.atom_positions[:, _BACKBONE] for chain in chains]).astype(np.float64)
     kept = np.flatnonzero(np.concatenate([chain.atom_mask[:, _BACKBONE].all(1) for chain in chains]))
@@ -42,11 +42,11 @@ def _assign_letters(backbone: np.ndarray, proline: np.ndarray, follows: np.ndarr
     bonded = _hydrogen_bonds(backbone, follows & ~proline)
 
     letters = np.full(n, "C")
-    for first, last, lone in _strands(bonded, segment):
+    for first, last, isolated in _strands(bonded, segment):
         stretch = letters[first : last + 1]
-        stretch[stretch != "E"] = "B" if lone else "E"
+        stretch[stretch != "E"] = "B" if isolated else "E"
     turn = np.zeros(n, bool)
-    # α overwrites strands, 3₁₀ takes only what is free, π overwrites α (as DSSP does since version 2.2)
+    # α overwrites strands, 3₁₀ is assigned only to free residues, π overwrites α (as in DSSP since version 2.2)
     for size, letter, over in ((4, "H", "CEBH"), (3, "G", "CG"), (5, "I", "CIH")):
         start = np.zeros(n, bool)
         if n > size:
@@ -62,9 +62,9 @@ def _assign_letters(backbone: np.ndarray, proline: np.ndarray, follows: np.ndarr
 
 
 def _hydrogen_bonds(backbone: np.ndarray, donates: np.ndarray) -> np.ndarray:
-    """bool [n, n]: N–H of row i to C=O of column j, where j is one of i's two best acceptors.
+    """Return bool [n, n], True if N–H of residue i bonds to C=O of residue j; j is one of i's two best acceptors.
 
-    E = q₁ q₂ f (1/r_ON + 1/r_CH - 1/r_OH - 1/r_CN), with H 1 Å from N, against the C=O of the residue before.
+    E = q₁ q₂ f (1/r_ON + 1/r_CH - 1/r_OH - 1/r_CN), with H at 1 Å from N, antiparallel to C=O of the previous residue.
     """
     n = len(backbone)
     nitrogen, alpha, carbon, oxygen = backbone.transpose(1, 0, 2)
@@ -92,7 +92,7 @@ def _hydrogen_bonds(backbone: np.ndarray, donates: np.ndarray) -> np.ndarray:
 
 
 def _strands(bonded: np.ndarray, segment: np.ndarray) -> Iterator[tuple[int, int, bool]]:
-    """First residue, last residue and whether it is a lone bridge, for both sides of each ladder (bulges joined)."""
+    """Yield (first residue, last residue, is an isolated bridge) for both strands of each ladder, bulges merged."""
     n = len(bonded)
     if n < 5:
         return
@@ -100,11 +100,11 @@ def _strands(bonded: np.ndarray, segment: np.ndarray) -> Iterator[tuple[int, int
     inner[1:-1] = segment[2:] == segment[:-2]
     parallel = np.zeros((n, n), bool)
     anti = np.zeros((n, n), bool)
-    gives, takes = bonded, bonded.T  # [i, j]: N–H of i to C=O of j, and C=O of i from N–H of j
+    donor, acceptor = bonded, bonded.T  # [i, j]: N–H of i to C=O of j; C=O of i from N–H of j
     before, here, after = slice(None, -2), slice(1, -1), slice(2, None)  # i - 1, i, i + 1
-    parallel[here, here] = (gives[after, here] & takes[before, here]) | (takes[here, after] & gives[here, before])
-    anti[here, here] = (gives[after, before] & takes[before, after]) | (takes[here, here] & gives[here, here])
-    near = np.arange(n)[None] - np.arange(n)[:, None] < 3  # only j ≥ i + 3, each pair once
+    parallel[here, here] = (donor[after, here] & acceptor[before, here]) | (acceptor[here, after] & donor[here, before])
+    anti[here, here] = (donor[after, before] & acceptor[before, after]) | (acceptor[here, here] & donor[here, here])
+    near = np.arange(n)[None] - np.arange(n)[:, None] < 3  # j ≥ i + 3 only: each pair once
     blocked = near | ~inner[:, None] | ~inner[None]
     ladders: list[tuple[bool, list[int], list[int]]] = []
     for i, j in np.argwhere((parallel | anti) & ~blocked).tolist():
@@ -124,7 +124,7 @@ def _strands(bonded: np.ndarray, segment: np.ndarray) -> Iterator[tuple[int, int
 
 
 def _join_bulges(ladders: list[tuple[bool, list[int], list[int]]], segment: np.ndarray) -> None:
-    """Join, in place, ladders with at most one residue too many on one side and four on the other."""
+    """Merge ladders in place across a bulge: at most one extra residue on one strand and four on the other."""
     one = 0
     while one < len(ladders):
         other = one + 1
@@ -147,7 +147,7 @@ def _join_bulges(ladders: list[tuple[bool, list[int], list[int]]], segment: np.n
 
 
 def _bends(alpha: np.ndarray, segment: np.ndarray) -> np.ndarray:
-    """bool [n]: the chain turns by more than 70° at this CA, seen over two residues on either side."""
+    """Return bool [n], True if the directions CA(i-2)→CA(i) and CA(i)→CA(i+2) differ by more than 70°."""
     bend = np.zeros(len(alpha), bool)
     if len(alpha) >= 5:
         into, out = alpha[2:-2] - alpha[:-4], alpha[4:] - alpha[2:-2]

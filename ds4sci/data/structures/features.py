@@ -1,4 +1,4 @@
-"""One ``Record`` → one training example, after AlphaFold 2 (Jumper et al. 2021, supplement 1.2.6–1.2.9 and Table 1)."""
+"""Features of one training example from a ``Record`` (AlphaFold 2 supplement 1.2.6–1.2.9 and Table 1)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from ds4sci.types import Features, Msa, Record
 
 
 class FeatureConfig(BaseModel):
-    """What a model reads of the evolution of its chain, and how much of it."""
+    """MSA input of the model: source, size and masking."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     msa_input: MsaInput = "profile"
-    """``msa``: the alignment, sampled. ``profile``: one row, with the record's profile as cluster profile (made from
-    the alignment where a record has only that). ``sequence``: one row, with the sequence itself as cluster profile."""
+    """``msa``: rows sampled from the alignment. ``profile``: one row with the record's profile as cluster profile
+    (computed from the alignment if the record has no profile). ``sequence``: one row with the one-hot sequence as
+    cluster profile."""
     max_clusters: int = Field(default=128, ge=1)
-    """Rows of ``msa_feat`` at most (AF2: N_clust), with the query always the first."""
+    """Maximum number of rows of ``msa_feat`` (AF2: N_clust). The first row is always the query."""
     max_extra: int = Field(default=1024, ge=0)
-    """Rows of ``extra_msa_feat`` at most (AF2: N_extra_seq)."""
+    """Maximum number of rows of ``extra_msa_feat`` (AF2: N_extra_seq)."""
     masked_msa_probability: float = Field(default=0.15, ge=0.0, le=1.0)
-    """Share of the letters of ``msa_feat`` that the masked-MSA head must predict."""
+    """Fraction of the ``msa_feat`` residues that the masked-MSA head must predict."""
     masked_msa_uniform: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Of those, the share shown as an amino acid drawn uniformly …"""
+    """Fraction of the masked residues replaced by a uniformly sampled amino acid."""
     masked_msa_profile: float = Field(default=0.1, ge=0.0, le=1.0)
-    """… the share shown as one drawn from the column's profile …"""
+    """Fraction of the masked residues replaced by an amino acid sampled from the column's profile."""
     masked_msa_same: float = Field(default=0.1, ge=0.0, le=1.0)
-    """… and the share shown unchanged; the rest (.7) is shown as the mask token."""
+    """Fraction of the masked residues left unchanged. All others (0.7 by default) become the mask token."""
 
     @model_validator(mode="after")
     def _shares(self) -> FeatureConfig:
@@ -44,13 +45,13 @@ class FeatureConfig(BaseModel):
 def featurize(
     record: Record, settings: FeatureConfig, rng: np.random.Generator, *, crop: int | None = None
 ) -> Features:
-    """One example of ``record``; n = min(len, crop) residues that follow each other.
+    """Return one example of ``record`` with n = min(length, crop) consecutive residues.
 
-    The crop's start is uniform over those windows that hold at least one residue with N, CA and C (a window without any
-    has nothing to learn from). The alignment is sampled, masked and clustered at full length, then cropped, as in AF2.
+    The start of the crop is uniform over the windows that contain at least one residue with N, CA and C (other windows
+    have no training signal). The alignment is sampled, masked and clustered at full length and then cropped, as in AF2.
 
-    Memory: 4 · (49 s + 25 e) · n bytes. Time of ``"msa"``: a matrix product of rows × clusters × 21 · length.
-    ``ValueError`` if the record lacks what ``settings.msa_input`` asks for.
+    Memory: 4 · (49 s + 25 e) · n bytes. Time with ``"msa"``: one matrix product of rows × clusters × (21 · length).
+    Raises ``ValueError`` if the record does not have the input that ``settings.msa_input`` selects.
     """
     length = len(record.sequence)
     window = _window(record.atom_mask, crop, rng) if crop is not None and crop < length else slice(0, length)
@@ -75,7 +76,7 @@ def featurize(
 def _window(atom_mask: np.ndarray, crop: int, rng: np.random.Generator) -> slice:
     if crop < 1:
         raise ValueError(f"crop must be at least 1 residue; got {crop}")
-    resolved = np.concatenate([[0], np.cumsum(atom_mask[:, :3].all(1))])  # atom37 begins N, CA, C
+    resolved = np.concatenate([[0], np.cumsum(atom_mask[:, :3].all(1))])  # atom37 begins with N, CA, C
     starts = np.flatnonzero(resolved[crop:] > resolved[:-crop])
     start = int(rng.choice(starts)) if len(starts) else int(rng.integers(len(atom_mask) - crop + 1))
     return slice(start, start + crop)
@@ -84,7 +85,7 @@ def _window(atom_mask: np.ndarray, crop: int, rng: np.random.Generator) -> slice
 def _require_msa(record: Record) -> Msa:
     if record.msa is None:
         raise ValueError(
-            f"{record.id}: msa_input='msa' needs an alignment and this record has none; build the set with"
+            f"{record.id}: msa_input='msa' needs an alignment, but the record has none; build the set with"
             " `ds4sci data build … --msa DIR`, or use msa_input='profile' or 'sequence'"
         )
     return record.msa
@@ -98,9 +99,10 @@ def _profile(record: Record, aatype: np.ndarray, settings: FeatureConfig) -> np.
         profile = msa_profile(record.msa)
     if profile is None:
         raise ValueError(
-            f"{record.id}: msa_input='profile' needs a profile or an alignment and this record has neither; use"
+            f"{record.id}: msa_input='profile' needs a profile or an alignment, but the record has neither; use"
             " msa_input='sequence', build the set with `ds4sci data build … --msa DIR`, or, to predict from the"
-            " sequence alone, give it a stand-in with ds4sci.data.alignments.profile.with_msa_input(record, 'profile')"
+            " sequence only, create an approximate profile with ds4sci.data.alignments.profile."
+            "with_msa_input(record, 'profile')"
         )
     return np.concatenate([profile, np.zeros((len(profile), 3), np.float32)], axis=1)
 
@@ -108,7 +110,7 @@ def _profile(record: Record, aatype: np.ndarray, settings: FeatureConfig) -> np.
 def _one_row(
     aatype: np.ndarray, profile: np.ndarray, settings: FeatureConfig, rng: np.random.Generator, window: slice
 ) -> dict[str, np.ndarray]:
-    """``"profile"`` and ``"sequence"``: s = 1, e = 0; no deletions are known."""
+    """Return the features of ``"profile"`` and ``"sequence"``: s = 1, e = 0, no deletions."""
     true = aatype[None]
     shown, hidden = _mask_letters(true, np.concatenate([profile[:, :20], np.zeros((len(aatype), 2))], 1), settings, rng)
     n = window.stop - window.start
@@ -126,7 +128,7 @@ def _one_row(
 
 
 def _clustered(msa: Msa, settings: FeatureConfig, rng: np.random.Generator, window: slice) -> dict[str, np.ndarray]:
-    """Supplement 1.2.7: cluster centres, masking, assignment of the other rows, and the clusters' statistics."""
+    """Return the features of ``"msa"`` (supplement 1.2.7): cluster centres, masking, assignment, cluster statistics."""
     depth = len(msa.sequences)
     order = np.concatenate([[0], 1 + rng.permutation(depth - 1)])
     centres, others = order[: settings.max_clusters], order[settings.max_clusters :]
@@ -139,14 +141,14 @@ def _clustered(msa: Msa, settings: FeatureConfig, rng: np.random.Generator, wind
     other_letters = msa.sequences[others, window]
     other_deletions = msa.deletions[others, window].astype(np.float32)
     members = 1 + np.bincount(nearest, minlength=len(centres))[:, None].astype(np.float32)
-    # sums over each cluster's rows as one count over (centre, column, letter): many times faster than np.add.at
+    # count (centre, column, letter) with one bincount, which is much faster than np.add.at
     cells = nearest[:, None] * letters.shape[1] + np.arange(letters.shape[1])
     counts = np.bincount((cells * 23 + other_letters).ravel(), minlength=letters.size * 23)
     profile = _one_hot(letters, 23) + counts.reshape(*letters.shape, 23).astype(np.float32)
     deleted = np.bincount(cells.ravel(), weights=other_deletions.ravel(), minlength=letters.size)
     deletion_mean = deletions + deleted.reshape(letters.shape).astype(np.float32)
 
-    extra = slice(0, settings.max_extra)  # ``others`` is already in random order
+    extra = slice(0, settings.max_extra)  # ``others`` is in random order
     return {
         "msa_feat": np.concatenate(
             [
@@ -168,10 +170,10 @@ def _clustered(msa: Msa, settings: FeatureConfig, rng: np.random.Generator, wind
 
 
 def nearest_centre(centres: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """int64 [rows]: for each row of ``others`` [rows, n] the centre [s, n] with most letters in common.
+    """Return, for each row of ``others`` [rows, n], the index of the centre [s, n] with most identical residues.
 
-    Positions where either is a gap or masked never agree (AF2: gap and mask weigh 0); the first centre wins ties.
-    Memory: 4 · 21 · n · (s + 256) bytes, as one-hot rows, 256 of ``others`` at a time, in one matrix product.
+    The result is int64 [rows]. Gaps and mask tokens never match (weight 0 in AF2). Ties go to the first centre.
+    Memory: 4 · 21 · n · (s + 256) bytes: one-hot matrix products with 256 rows of ``others`` at a time.
     """
     hot = _one_hot(centres, 23)[..., :GAP].reshape(len(centres), -1)
     chunks = [
@@ -184,7 +186,7 @@ def nearest_centre(centres: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _mask_letters(
     true: np.ndarray, frequencies: np.ndarray, settings: FeatureConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Letters to show [s, n] and where the head must predict [s, n]; ``frequencies`` [n, 22] are the columns' own."""
+    """Return the masked residues [s, n] and the target mask [s, n]; ``frequencies`` [n, 22] of each column."""
     hidden = rng.random(true.shape) < settings.masked_msa_probability
     rows, columns = np.nonzero(hidden)
     kind = rng.random(len(rows))
@@ -214,10 +216,10 @@ _EYE = np.eye(23, dtype=np.float32)
 
 
 def _squash(deletions: np.ndarray) -> np.ndarray:
-    """2/π · arctan(d / 3): a count of deletions in [0, 1)."""
+    """Map a deletion count d to [0, 1): 2/π · arctan(d / 3)."""
     return (np.float32(2.0 / np.pi) * np.arctan(deletions / np.float32(3.0))).astype(np.float32)
 
 
 def _deletion_features(deletions: np.ndarray) -> np.ndarray:
-    """float32 [s, n, 2]: has_deletion, deletion_value."""
+    """Return float32 [s, n, 2]: has_deletion, deletion_value."""
     return np.stack([(deletions > 0).astype(np.float32), _squash(deletions)], axis=2)

@@ -1,4 +1,4 @@
-"""Predicted structures as mmCIF and PDB files, confidence (pLDDT, 0–100) in the B-factor column."""
+"""mmCIF and PDB writers for predicted structures, with pLDDT (0–100) in the B-factor column."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ds4sci.types import Prediction
 CHAIN = "A"
 PDB_MAX_RESIDUES = 9999
 PDB_MAX_ATOMS = 99_999
-"""The widths of the residue-number and serial columns of the PDB format (wwPDB 3.3): 4 and 5 digits."""
+"""Limits of the residue-number (4 digits) and serial (5 digits) columns of the PDB format (wwPDB 3.3)."""
 
 
 class PdbLimitError(ValueError):
-    """A structure that the columns of the PDB format cannot hold."""
+    """The structure does not fit the columns of the PDB format."""
 
 
 def _write(path: Path, text: str) -> Path:
@@ -30,10 +30,10 @@ def _write(path: Path, text: str) -> Path:
 
 
 def to_gemmi_structure(prediction: Prediction) -> gemmi.Structure:
-    """The prediction as one model with one polymer chain ``A``.
+    """Convert a prediction to a structure with one model and one polymer chain ``A``.
 
-    Residues are numbered ``residue_index`` + 1; atoms with ``atom_mask`` False are left out; X is written as UNK.
-    Raises ``ValueError``, naming the record, when a placed atom is not finite or shapes disagree.
+    Residue numbers are ``residue_index`` + 1. Atoms with ``atom_mask`` False are omitted. X is written as UNK.
+    Raises ``ValueError`` with the record id if a placed atom is not finite or the shapes do not agree.
     """
     n = len(prediction.sequence)
     atoms, mask = np.asarray(prediction.atom37, dtype=np.float64), np.asarray(prediction.atom_mask, dtype=bool)
@@ -83,19 +83,20 @@ def to_gemmi_structure(prediction: Prediction) -> gemmi.Structure:
 
 
 def mmcif_text(prediction: Prediction, date: datetime.date | None = None) -> str:
-    """``prediction`` as mmCIF with entity, sequence and ModelCIF's ``_ma_qa_metric``; raises as ``structure`` does.
+    """Return the mmCIF text with entity, sequence and ModelCIF's ``_ma_qa_metric``.
 
-    It holds what AlphaFold's, OpenFold's and ColabFold's parsers of templates ask for: types of the residues, the
-    sequence scheme, and a revision of ``date`` (today, UTC), which they compare with the last date of templates.
+    The file has the categories that the template parsers of AlphaFold, OpenFold and ColabFold require: residue types,
+    the sequence scheme, and a revision with ``date`` (by default today, UTC), which they compare with the template
+    cutoff date. Raises ``ValueError`` as ``to_gemmi_structure`` does.
     """
-    # A unit cell of 1 Å, as for a crystal, would be untrue.
+    # no cell: a prediction has no crystal, and gemmi would write a unit cell of 1 Å
     groups = gemmi.MmcifOutputGroups(True, cell=False, symmetry=False, auth_all=True)
     document = to_gemmi_structure(prediction).make_mmcif_document(groups)
     block = document.sole_block()
     names = [RESTYPE_1TO3.get(letter, "UNK") for letter in prediction.sequence]
     components = block.init_loop("_chem_comp.", ["id", "type", "mon_nstd_flag"])
     for name in sorted(set(names)):
-        # spelt as in PDB entries: AlphaFold and OpenFold look for "peptide" in small letters
+        # lower case as in PDB entries: AlphaFold and OpenFold search for "peptide"
         kind = "peptide linking" if name == "GLY" else "L-peptide linking"
         components.add_row([name, gemmi.cif.quote(kind), "." if name == "UNK" else "y"])
     hetero = block.find_loop("_entity_poly_seq.hetero")
@@ -130,27 +131,29 @@ def mmcif_text(prediction: Prediction, date: datetime.date | None = None) -> str
 
 
 def write_mmcif(prediction: Prediction, path: str | Path) -> Path:
-    """Write ``mmcif_text``; returns the path. An interrupted or failed write leaves the old file, or none."""
+    """Write ``mmcif_text`` to ``path`` atomically and return the path."""
     return _write(Path(path), mmcif_text(prediction))
 
 
 def write_pdb(prediction: Prediction, path: str | Path) -> Path:
-    """Write ``prediction`` as PDB with SEQRES records. Returns the path.
+    """Write ``prediction`` as a PDB file with SEQRES records and return the path.
 
-    Raises ``PdbLimitError`` (a ``ValueError``), naming the record, when it does not fit the format's columns: residue
-    numbers above 9999, more than 99,999 atoms, coordinates beyond −999.999 … 9999.999 Å. Use mmCIF for those.
+    Raises ``PdbLimitError`` (a ``ValueError``) with the record id if the structure does not fit the columns of the
+    format: residue numbers above 9999, more than 99,999 atoms, coordinates outside −999.999 … 9999.999 Å. Use mmCIF
+    for such structures.
     """
     atoms = int(np.asarray(prediction.atom_mask).sum())
     last = int(np.max(prediction.residue_index)) + 1 if len(prediction.sequence) else 0
     placed = np.asarray(prediction.atom37)[np.asarray(prediction.atom_mask, dtype=bool)]
-    for what, came, most in (
+    for what, value, limit in (
         ("a residue number", last, PDB_MAX_RESIDUES),
         ("an atom number", atoms + 1, PDB_MAX_ATOMS),  # the TER record takes a serial number too
         ("a coordinate", float(placed.max(initial=0)), 9999.999),
         ("a negated coordinate", float((-placed).max(initial=0)), 999.999),
     ):
-        if came > most:
+        if value > limit:
             raise PdbLimitError(
-                f"{prediction.id}: does not fit the PDB format ({what} of {came:g}, at most {most:g}); use mmCIF."
+                f"{prediction.id}: does not fit the PDB format ({what} of {value:g}; the limit is {limit:g});"
+                " use mmCIF."
             )
     return _write(Path(path), to_gemmi_structure(prediction).make_pdb_string())

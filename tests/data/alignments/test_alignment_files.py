@@ -1,4 +1,4 @@
-"""Alignment files of other programs: every row is kept or counted with its reason, every error names its file."""
+"""Alignment files of other programs: row counts with reasons, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DATA = Path(__file__).parents[2] / "fixtures"
 CASES = DATA / "alignments"
 QUERY = "MKTAYIAKQRQISFVKSHFSRQLEERLG"
 REAL = "MGSSHHHHHHSSGLVPGSHMDKKETKHLLKIKKEDYPQIFDFLENVPRGTKTAHIREALRRYIEEIGENP"
-"""The query of ``data/msa``."""
+"""The query of ``fixtures/msa``."""
 HHBLITS = {"B": "D", "J": "X", "O": "X", "U": "C", "Z": "E"}
-"""As AlphaFold 2 reads the rare letters of alignments (``HHBLITS_AA_TO_ID``)."""
+"""Substitutes of rare letters in AlphaFold 2 (``HHBLITS_AA_TO_ID``)."""
 
 
 def attached(
@@ -42,7 +42,7 @@ def rows(record: Record) -> dict[str, str]:
     return dict(zip(record.msa.names, map(decode, record.msa.sequences), strict=True))
 
 
-def test_an_openfold_folder_without_its_template_hits() -> None:
+def test_template_hits_of_an_openfold_folder_are_skipped() -> None:
     paths = alignment_files.index_folder(CASES / "openfold")["q1"]
     assert [path.name for path in paths] == ["bfd_uniref_hits.a3m", "hmm_output.sto", "uniref90_hits.sto"]
     record, files = attached(QUERY, paths)
@@ -51,9 +51,9 @@ def test_an_openfold_folder_without_its_template_hits() -> None:
     }  # fmt: skip
     assert files["hmm_output.sto"].skip_reason == TEMPLATE_HITS
     assert files["uniref90_hits.sto"].left_out == {msa.DUPLICATE: 1}
-    assert f"hmm_output.sto not read: {TEMPLATE_HITS}" in alignment_files.summarize(list(files.values()))
-    # read as an alignment, the hits are refused by name
-    with pytest.raises(ValueError, match=r"hmm_output\.sto: its query is not the sequence of q1: at residue 29"):
+    assert f"hmm_output.sto skipped: {TEMPLATE_HITS}" in alignment_files.summarize(list(files.values()))
+    # read as an alignment, the hits raise an error that names the file
+    with pytest.raises(ValueError, match=r"hmm_output\.sto: the query is not the sequence of q1: at residue 29"):
         msa.attach(fasta_records.make_record("q1", QUERY + "W"), msa.read(paths[0]), paths[1])
 
 
@@ -70,13 +70,13 @@ def test_an_openfold_folder_without_its_template_hits() -> None:
         ("mgnify_hits.sto.gz", None),
     ],
 )
-def test_which_files_of_a_chains_folder_are_read(name: str, reason: str | None) -> None:
+def test_reasons_for_skipped_files(name: str, reason: str | None) -> None:
     assert alignment_files.why_not(name) == reason
 
 
 @pytest.mark.parametrize("letter", "UXC")
-def test_u_and_x_in_the_query_are_the_same_chain(letter: str, tmp_path: Path) -> None:
-    """One file's query has U, the other's X; the chain has U (X in FASTA), X, or C (selenocysteine's parent)."""
+def test_u_and_x_in_the_query_match_the_chain(letter: str, tmp_path: Path) -> None:
+    """The query of one file has U, of the other X; the chain has U (X in FASTA), X, or C (parent of selenocysteine)."""
     source = write(tmp_path / "q.fasta", f">q1\nMKTAYIA{letter}QRQISFVKSHFSRQLEERLG\n")
     (entry,) = fasta_records.read_entries(source)
     assert bool(entry.notes) == (letter == "U")
@@ -86,7 +86,7 @@ def test_u_and_x_in_the_query_are_the_same_chain(letter: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("letter", "BJOUZ")
-def test_ambiguous_letters_of_a_query_agree_with_anything(letter: str, tmp_path: Path) -> None:
+def test_ambiguous_letters_of_a_query_match_any_residue(letter: str, tmp_path: Path) -> None:
     path = write(tmp_path / "x.a3m", f">q\nAC{letter}E\n>h\nAC{letter}W\n")
     found, _ = attached("ACNE", [path])
     assert rows(found) == {"q": "ACNE", "h": f"AC{HHBLITS[letter]}W"}
@@ -95,14 +95,14 @@ def test_ambiguous_letters_of_a_query_agree_with_anything(letter: str, tmp_path:
 # --- NUL bytes ----------------------------------------------------------------------------------------------------
 
 
-def test_the_nul_byte_of_mmseqs2() -> None:
+def test_mmseqs2_nul_bytes_are_accepted() -> None:
     found, files = attached(QUERY, [CASES / "nul_bytes.a3m"])
     assert rows(found) == {"q1": QUERY, "h1": QUERY.replace("YI", "YA")}
     assert files["nul_bytes.a3m"].rows == 2
 
 
-def test_several_alignments_of_one_file_are_told_apart_by_their_queries(tmp_path: Path) -> None:
-    """As ColabFold's server answers: A3M of several queries with NUL bytes between them."""
+def test_alignments_of_one_file_are_selected_by_query(tmp_path: Path) -> None:
+    """Output of the ColabFold server: A3M of several queries, separated by NUL bytes."""
     blocks = [">101\nACDE\n>a\nACDF\n>b\nACDF\n", ">102\nWWWWW\n>c\nWW-WW\n", ">101\nACDE\n>d\nA-DE\n"]
     path = write(tmp_path / "x.a3m", "\0".join(blocks) + "\0")
     found, files = attached("ACDE", [path])
@@ -110,16 +110,16 @@ def test_several_alignments_of_one_file_are_told_apart_by_their_queries(tmp_path
     assert files["x.a3m"].left_out == {alignment_files.OTHER_QUERY: 2, msa.DUPLICATE: 2}
     assert files["x.a3m"].rows == 7
     assert rows(attached("WWWWW", [path])[0]) == {"102": "WWWWW", "c": "WW-WW"}
-    with pytest.raises(ValueError, match=r"x\.a3m: none of its 3 alignments \(queries '101', '102', '101' …\) is to"):
+    with pytest.raises(ValueError, match=r"x\.a3m: none of the 3 alignments \(queries '101', '102', '101' …\) has the"):
         attached("ACDF", [path])
-    with pytest.raises(ValueError, match=r"x\.a3m: alignments to 3 queries"):
+    with pytest.raises(ValueError, match=r"x\.a3m: 3 alignments to different queries"):
         msa.read(path)
     path.write_text("\0".join(blocks).replace(">d\nA-DE", ">d\nA1DE"))
     with pytest.raises(ValueError, match=r"x\.a3m: line 13: row 'd' has '1' in column 2"):
         msa.read_all(path)
 
 
-def test_stockholm_alignments_one_behind_the_other(tmp_path: Path) -> None:
+def test_concatenated_stockholm_alignments(tmp_path: Path) -> None:
     one = "# STOCKHOLM 1.0\n#=GF ID x\n\nq AC\nh A-\n\nq DE\nh DF\n//\n"
     other = "# STOCKHOLM 1.0\np WWW\n//\n"
     for between in ("", "\n\n", "\0"):
@@ -129,7 +129,7 @@ def test_stockholm_alignments_one_behind_the_other(tmp_path: Path) -> None:
         assert files["x.sto"].left_out == {alignment_files.OTHER_QUERY: 1}
 
 
-def test_nul_bytes_that_are_damage(tmp_path: Path) -> None:
+def test_nul_bytes_in_damaged_files_raise(tmp_path: Path) -> None:
     path = write(tmp_path / "x.a3m", ">q\nACDE\n>h\nAC" + "\0" * 512 + "E\n")
     with pytest.raises(ValueError, match=r"x\.a3m: line 4: a run of NUL bytes; the file is damaged"):
         msa.read(path)
@@ -143,14 +143,14 @@ def test_nul_bytes_that_are_damage(tmp_path: Path) -> None:
 # --- what other programs write ------------------------------------------------------------------------------------
 
 
-def test_colabfolds_first_line(tmp_path: Path) -> None:
+def test_the_first_line_of_colabfold(tmp_path: Path) -> None:
     assert msa.read(write(tmp_path / "x.a3m", "#4\t2\n>101\nACDE\n")).names == ("101",)
-    with pytest.raises(ValueError, match=r"x\.a3m: line 1: an alignment of a complex of several chains"):
+    with pytest.raises(ValueError, match=r"x\.a3m: line 1: an alignment of a complex"):
         msa.read(write(tmp_path / "x.a3m", "#4,3\t1,2\n>101\t102\nACDEWWW\n"))
 
 
 def test_dots_are_padding_or_gaps(tmp_path: Path) -> None:
-    """A2M pads beside insertions with dots; other programs write them for gaps. The row's length tells which."""
+    """Dots are padding in A2M and gaps in other programs. The length of the row decides."""
     path = write(tmp_path / "x.a3m", ">q\nA.C.DE\n>padded\nA.CwDE\n>gaps\nA..E\n>both\nA.-vE\n")
     got = msa.read(path)
     assert [decode(row) for row in got.sequences] == ["ACDE", "A--E"]
@@ -160,8 +160,8 @@ def test_dots_are_padding_or_gaps(tmp_path: Path) -> None:
         msa.read(write(path, ">q\nACDE\n>h\nA..CD\n"))
 
 
-def test_only_ascii_letters_are_made_capitals(tmp_path: Path) -> None:
-    """``ß`` is not SS, nor a ligature the letters that it joins: residues nobody wrote."""
+def test_only_ascii_letters_are_converted_to_upper_case(tmp_path: Path) -> None:
+    """``ß`` must not become SS, nor a ligature its letters: the file does not have these residues."""
     for letter in ("ß", "ﬁ", "ſ", "ı"):
         with pytest.raises(ValueError, match=r"x\.fa: line 2: '.' at letter 3 of 'q' is no amino acid"):
             fasta_records.read_fasta(write(tmp_path / "x.fa", f">q\nAC{letter}\n"))
@@ -192,8 +192,8 @@ def stored(path: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_marks_and_line_ends(name: str, tmp_path: Path) -> None:
-    """A byte order mark, Windows' and the old Mac's line ends change nothing; UTF-16 is refused by its name."""
+def test_byte_order_marks_and_line_ends(name: str, tmp_path: Path) -> None:
+    """A byte order mark and the line ends of Windows and old Macs change nothing; UTF-16 raises an error."""
     content, read = READERS[name]
     plain = read(write(tmp_path / name, content))
     for ends in ("\n", "\r\n", "\r"):
@@ -205,7 +205,7 @@ def test_marks_and_line_ends(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.fa", "x.a3m", "x.sto", "store.fa"])
-def test_compressions_that_are_not_read_are_named(name: str, tmp_path: Path) -> None:
+def test_unsupported_compressions_raise(name: str, tmp_path: Path) -> None:
     for suffix, (magic, compression) in zip(
         text_files.UNSUPPORTED_SUFFIXES, text_files.UNSUPPORTED_COMPRESSIONS.items(), strict=True
     ):
@@ -214,15 +214,15 @@ def test_compressions_that_are_not_read_are_named(name: str, tmp_path: Path) -> 
     folder = tmp_path / "msa"
     folder.mkdir()
     write(folder / "q.a3m.xz", b"\xfd7zXZ")
-    assert list(alignment_files.index_folder(folder)) == ["q"]  # refused when read, not overlooked
+    assert list(alignment_files.index_folder(folder)) == ["q"]  # an error when read, not ignored
 
 
-# --- every row is accounted for -----------------------------------------------------------------------------------
+# --- row counts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [None, 1, 5])
 def test_every_row_of_real_files_is_kept_or_counted(limit: int | None) -> None:
-    """Rows as a text editor counts them: names in Stockholm, ``>`` in A3M."""
+    """Expected counts from the text of the files: names in Stockholm, ``>`` in A3M."""
     paths = sorted((DATA / "msa").iterdir())
     found, files = attached(REAL, paths, limit)
     assert found.msa is not None
@@ -248,13 +248,13 @@ def test_annotation_rows_are_counted(tmp_path: Path) -> None:
     assert files["x.a3m"].left_out == {msa.ANNOTATION: 2}
 
 
-def test_a_chain_whose_files_are_no_alignments_has_none(tmp_path: Path) -> None:
+def test_a_chain_without_alignment_files_has_no_msa(tmp_path: Path) -> None:
     found, files = attached(QUERY, [CASES / "openfold" / "q1" / "hmm_output.sto", write(tmp_path / "a.hhr", "x")])
     assert found.msa is None
     assert all(file.skip_reason == TEMPLATE_HITS for file in files.values())
 
 
-def test_alphafold_2s_own_folder_is_read_and_what_is_not_is_told(tmp_path: Path) -> None:
+def test_alphafold2_folders_are_read_and_other_entries_reported(tmp_path: Path) -> None:
     chain = tmp_path / "q1"
     for folder in (chain / "msas" / "A", chain / "other", tmp_path / "q2", tmp_path / "q3" / "msas"):
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Alignments, FASTA, and damage of any kind to any source file (hypothesis)."""
+"""Readers of alignments and FASTA, and damaged files of every format (hypothesis)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_real_alignments(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mgnify", "uniprot", "uniref90"])
 def test_stockholm_against_biopython(name: str) -> None:
-    """Letters in the query's columns, and residues between them, as Biopython reads the same file."""
+    """Residues and deletion counts agree with Biopython's reading of the same file."""
     path = DATA / "msa" / f"{name}_hits.sto"
     rows = {row.id: str(row.seq) for row in AlignIO.read(path, "stockholm")}
     query = next(iter(rows.values()))
@@ -65,7 +65,7 @@ def test_stockholm_against_biopython(name: str) -> None:
         assert got.deletions[at].tolist() == deletions
 
 
-def test_merged_alignments_have_each_row_once() -> None:
+def test_merge_removes_duplicate_rows() -> None:
     paths = sorted((DATA / "msa").glob("*"))
     merged = msa.merge([msa.read(path) for path in paths])
     assert decode(merged.sequences[0]) == QUERY
@@ -73,7 +73,7 @@ def test_merged_alignments_have_each_row_once() -> None:
     assert set(merged.names) >= {"query", "UniRef90_UPI000A061283/1-51"}
 
 
-def test_index_by_chain_whatever_the_case_of_the_entry(tmp_path: Path) -> None:
+def test_index_ignores_the_case_of_the_entry_id(tmp_path: Path) -> None:
     for name in ("1abc_A.a3m", "1abc_a.sto.gz", "2XYZ_B/x.sto", "2XYZ_B/notes.txt", "lone.a3m"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
@@ -108,7 +108,7 @@ def test_a3m_letters_and_deletions(tmp_path: Path) -> None:
 def test_gaps_of_the_query_become_deletions(tmp_path: Path) -> None:
     path = write(tmp_path / "x.a3m", ">q\n-A-C-\n>r\nGxAyGC-\n>s\n-A-CG\n")
     got = msa.read(path)
-    assert [decode(row) for row in got.sequences] == ["AC"]  # r and s say the same letters
+    assert [decode(row) for row in got.sequences] == ["AC"]  # r and s have the same residues
     again = msa.read(write(tmp_path / "y.a3m", ">q\n-A-C-\n>r\nGxAyGW-\n"))
     assert decode(again.sequences[1]) == "AW"
     assert again.deletions[1].tolist() == [2, 2]
@@ -119,10 +119,10 @@ def test_gaps_of_the_query_become_deletions(tmp_path: Path) -> None:
     [
         ("x.a3m", "", "no sequence"),
         ("x.a3m", "ACDE\n", "line 1: text before"),
-        ("x.a3m", ">q\nACDE\n>r\nACD\n", "line 3: row 'r' has 3 columns .*query has 4"),
+        ("x.a3m", ">q\nACDE\n>r\nACD\n", "line 3: row 'r' has 3 columns .*expected 4"),
         ("x.a3m", ">q\nACDE\n>r\nAC1E\n", "line 3: row 'r' has '1' in column 3"),
-        ("x.a3m", ">q\nACdE\n", "line 1: the query 'q' .*small letters"),
-        ("x.a3m", ">q\n----\n", "all gaps"),
+        ("x.a3m", ">q\nACdE\n", "line 1: the query 'q' .*lower-case letters"),
+        ("x.a3m", ">q\n----\n", "only gaps"),
         ("x.sto", ">q\nACDE\n", "STOCKHOLM"),
         ("x.sto", "# STOCKHOLM 1.0\nq ACDE\n", "truncated"),
         ("x.sto", "# STOCKHOLM 1.0\n//\n", "no sequence"),
@@ -130,11 +130,11 @@ def test_gaps_of_the_query_become_deletions(tmp_path: Path) -> None:
         ("x.sto", "# STOCKHOLM 1.0\nq AC DE\n//\n", "line 2: expected a name"),
         ("x.sto", "# STOCKHOLM 1.0\nq AC*E\n//\n", r"line 2: row 'q' has '\*' in column 3"),
         ("x.sto", "# STOCKHOLM 1.0\nq ACDE\n//\n# STOCKHOLM 1.0\n", "no '//' .* from line 4; the file is truncated"),
-        ("x.sto", "# STOCKHOLM 1.0\nq ACDE\n//\nq ACDE\n", "line 4: more text after the end .*line 3"),
+        ("x.sto", "# STOCKHOLM 1.0\nq ACDE\n//\nq ACDE\n", "line 4: text after the end .*line 3"),
         ("x.aln", "", "unknown alignment format"),
     ],
 )
-def test_bad_alignments_are_refused_by_name_and_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_alignments_raise_with_file_and_line(name: str, text: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, text)
     with pytest.raises(ValueError, match=message) as caught:
         msa.read(path)
@@ -145,18 +145,18 @@ def record_of(sequence: str) -> Record:
     return fasta_records.make_record("1ABC_A", sequence)
 
 
-def test_attach_makes_the_records_sequence_row_0() -> None:
+def test_attach_replaces_row_0_by_the_record_sequence() -> None:
     alignment = Msa(np.stack([encode("ACXE"), encode("A-DE")]), np.zeros((2, 4), np.int32), ("q", "r"))
     got = msa.attach(record_of("ACDX"), alignment, "x.a3m")
     assert got.msa is not None
     assert decode(got.msa.sequences[0]) == "ACDX"
-    assert decode(alignment.sequences[0]) == "ACXE"  # the input is left alone
+    assert decode(alignment.sequences[0]) == "ACXE"  # the input is not changed
 
 
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("ACWEF", r"x\.a3m: its query .* 1ABC_A: at residue 3 the alignment has W, the chain D"),
+        ("ACWEF", r"x\.a3m: the query .* 1ABC_A: at residue 3 the alignment has W, the chain D"),
         ("ACDE", "at residue 5 the alignment has its end, the chain F"),
         ("ACDEFG", "at residue 6 the alignment has G, the chain its end"),
     ],
@@ -178,7 +178,7 @@ def test_fasta(tmp_path: Path) -> None:
     assert fasta_records.read_fasta(zipped) == fasta_records.read_fasta(path)
 
 
-def test_fasta_warns_of_letters_it_cannot_keep(tmp_path: Path) -> None:
+def test_fasta_warns_about_replaced_letters(tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", ">one\nABZJUOC\n")
     with pytest.warns(UserWarning, match=r"line 1: 'one': 5 of 7 letters"):
         assert fasta_records.read_fasta(path) == [("one", "AXXXXXC")]
@@ -197,7 +197,7 @@ def test_fasta_warns_of_letters_it_cannot_keep(tmp_path: Path) -> None:
         ("> \nAC\n", "line 1: '>' without a name"),
     ],
 )
-def test_bad_fasta_is_refused_by_line(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_fasta_raises_with_the_line(text: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", text)
     with pytest.raises(ValueError, match=message) as caught:
         fasta_records.read_fasta(path)
@@ -236,7 +236,7 @@ def test_a3m_round_trip(tmp_path: Path, alignment: Msa) -> None:
 @shared_folder
 @given(alignments(), st.integers(1, 9), st.randoms(use_true_random=False))
 def test_stockholm_in_any_wrapping(tmp_path: Path, alignment: Msa, width: int, shuffle: random.Random) -> None:
-    """Deletions become columns where the query has a gap; the rows are cut into blocks of any width."""
+    """Deletions are written as columns with a gap in the query; rows are wrapped at any width."""
     n, depth = alignment.sequences.shape[1], len(alignment.names)
     columns: list[list[str]] = []
     for at in range(n):
@@ -284,7 +284,7 @@ WHOLE = {
 
 
 def outcome(read: Callable[[Path], Any], path: Path) -> Any:
-    """What the reader gives, or the text of its ``ValueError``."""
+    """The result of the reader, or the text of its ``ValueError``."""
     try:
         return read(path)
     except ValueError as error:
@@ -300,7 +300,7 @@ def outcome(read: Callable[[Path], Any], path: Path) -> Any:
 def test_damage_gives_a_result_or_an_error_that_names_the_file(
     name: str, cut: float, damage: list[tuple[float, bytes]], tmp_path: Path
 ) -> None:
-    """Cut at any byte and overwritten anywhere: never another exception, never a crash."""
+    """Files truncated at any byte and overwritten anywhere raise only ``ValueError``."""
     whole, read = WHOLE[name]
     content = bytearray(whole[: int(cut * len(whole))] if cut < 0.9 else whole)
     for where, replacement in damage:

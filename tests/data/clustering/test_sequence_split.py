@@ -1,4 +1,4 @@
-"""Splits of sequence stores: relatives stay together, and leakage between two stores is seen."""
+"""Clusters, splits and leakage checks of sequence stores."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ def stored(folder: Path, name: str, sequences: dict[str, str]) -> SequenceStore:
     return SequenceStore.open(folder / name)
 
 
-def invent(rng: np.random.Generator, length: int, letters: str = RESIDUES) -> str:
+def random_sequence(rng: np.random.Generator, length: int, letters: str = RESIDUES) -> str:
     return "".join(rng.choice(list(letters), length))
 
 
-def changed(rng: np.random.Generator, sequence: str, share: float, letters: str = RESIDUES) -> str:
-    """With this share of the letters drawn anew and two left out in the middle."""
+def mutate(rng: np.random.Generator, sequence: str, share: float, letters: str = RESIDUES) -> str:
+    """Resample this fraction of the letters and delete two in the middle."""
     new = [rng.choice(list(letters)) if rng.random() < share else letter for letter in sequence]
     return "".join(new[: len(new) // 2] + new[len(new) // 2 + 2 :])
 
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> SequenceStore:
-    """40 families of 1–4, relatives of about 65 % identity; record Fxx_y is of family xx."""
+    """40 families of 1–4 homologs with about 65 % identity; record Fxx_y belongs to family xx."""
     rng = np.random.default_rng(0)
     sequences = {}
     for family in range(40):
-        founder = invent(rng, int(rng.integers(80, 220)))
+        founder = random_sequence(rng, int(rng.integers(80, 220)))
         for member in range(1 + family % 4):
-            sequences[f"F{family:02}_{member}"] = changed(rng, founder, 0.35) if member else founder
+            sequences[f"F{family:02}_{member}"] = mutate(rng, founder, 0.35) if member else founder
     order = rng.permutation(list(sequences))
     return stored(tmp_path_factory.mktemp("families"), "all", {name: sequences[name] for name in order.tolist()})
 
@@ -50,21 +50,21 @@ def family(store: SequenceStore, record: int) -> str:
     return store.name(record)[:3]
 
 
-def test_clusters_are_the_families(families: SequenceStore) -> None:
+def test_clusters_equal_the_families(families: SequenceStore) -> None:
     found = clusters(families)
     assert sorted(record for group in found for record in group) == list(range(len(families)))
     assert all(len({family(families, record) for record in group}) == 1 for group in found)
     assert len(found) == 40
 
 
-def test_few_strangers_are_candidates(families: SequenceStore) -> None:
+def test_few_unrelated_pairs_are_candidates(families: SequenceStore) -> None:
     found = candidates(families)
     assert (found.one < found.other).all()
-    strangers = sum(
+    unrelated = sum(
         family(families, a) != family(families, b)
         for a, b in zip(found.one.tolist(), found.other.tolist(), strict=True)
     )
-    assert strangers < 0.05 * len(families) ** 2 / 2
+    assert unrelated < 0.05 * len(families) ** 2 / 2
     assert (np.diff(found.score) <= 0).all()
 
 
@@ -82,7 +82,7 @@ def test_split_by_cluster(families: SequenceStore, tmp_path: Path) -> None:
 
 
 def test_protein_leakage(families: SequenceStore, tmp_path: Path) -> None:
-    """Every second record on the other side: each family of two and more leaks, and the warning says so."""
+    """With alternate records on each side, every family of two or more leaks and the warning reports it."""
     train = write_subset(families, range(0, len(families), 2), tmp_path / "t")
     valid = write_subset(families, range(1, len(families), 2), tmp_path / "v")
     expected = {
@@ -91,7 +91,9 @@ def test_protein_leakage(families: SequenceStore, tmp_path: Path) -> None:
         for b in range(len(valid))
         if family(train, a) == family(valid, b)
     }
-    with pytest.warns(UserWarning, match=rf"leakage: \d+ of {len(valid)} validation records have relatives of 30%"):
+    with pytest.warns(
+        UserWarning, match=rf"leakage: \d+ of {len(valid)} validation records have homologs with at least 30%"
+    ):
         found = leakage(train, valid)
     assert {(pair.train, pair.valid) for pair in found} == expected
     assert [pair.identity for pair in found] == sorted((pair.identity for pair in found), reverse=True)
@@ -102,9 +104,9 @@ def test_protein_leakage(families: SequenceStore, tmp_path: Path) -> None:
 
 
 def test_one_cluster_cannot_be_split(tmp_path: Path) -> None:
-    one = invent(np.random.default_rng(1), 80)
+    one = random_sequence(np.random.default_rng(1), 80)
     store = stored(tmp_path, "same", {"a": one, "b": one})
-    with pytest.raises(ValueError, match="2 records are one cluster at 30%"):
+    with pytest.raises(ValueError, match="cannot split 2 records that are one cluster at 30%"):
         split_by_cluster(store, 0.5)
     with pytest.raises(ValueError, match="between 0 and 1"):
         split_by_cluster(store, 1.0)
@@ -114,7 +116,7 @@ def test_one_cluster_cannot_be_split(tmp_path: Path) -> None:
 
 def test_split_by_record(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    genome = stored(tmp_path, "g", {f"chr{i}": invent(rng, 100 * (i + 1), "ACGT") for i in range(6)})
+    genome = stored(tmp_path, "g", {f"chr{i}": random_sequence(rng, 100 * (i + 1), "ACGT") for i in range(6)})
     whole = [Range(i, 0, 100 * (i + 1)) for i in range(6)]
     train, valid = split_by_record(genome, ["chr1", "chr4"])
     assert valid == [whole[1], whole[4]]
@@ -142,30 +144,32 @@ def test_split_by_record(tmp_path: Path) -> None:
 
 
 def test_dna_leakage(tmp_path: Path) -> None:
-    """A copy of 97 % identity, on the other strand, leaks with about that identity; strangers do not."""
+    """A copy with 97 % identity on the opposite strand leaks with about that identity; an unrelated record does not."""
     rng = np.random.default_rng(3)
     strand = str.maketrans("ACGT", "TGCA")
-    one, other = invent(rng, 6000, "ACGT"), invent(rng, 6000, "ACGT")
+    one, other = random_sequence(rng, 6000, "ACGT"), random_sequence(rng, 6000, "ACGT")
     train = stored(tmp_path, "t", {"one": one, "other": other, "short": "ACGT"})
-    copy = changed(rng, one, 0.04, "ACGT").translate(strand)[::-1]  # a quarter of what is drawn anew stays
-    valid = stored(tmp_path, "v", {"copy": copy, "new": invent(rng, 6000, "ACGT") + "N" * 50})
-    with pytest.warns(UserWarning, match=r"1 of 2 validation records have relatives of 90% .* copy and one 97%"):
+    copy = mutate(rng, one, 0.04, "ACGT").translate(strand)[::-1]  # a quarter of the resampled bases stay the same
+    valid = stored(tmp_path, "v", {"copy": copy, "new": random_sequence(rng, 6000, "ACGT") + "N" * 50})
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 validation records have homologs with at least 90% .* copy and one 97%"
+    ):
         (pair,) = leakage(train, valid)
     assert (pair.train, pair.valid) == ("one", "copy")
     assert pair.identity == pytest.approx(0.97, abs=0.01)
-    assert leakage(train, stored(tmp_path, "n", {"new": invent(rng, 6000, "ACGT")})) == []
+    assert leakage(train, stored(tmp_path, "n", {"new": random_sequence(rng, 6000, "ACGT")})) == []
     assert list(kmer_identities(train, write_subset(valid, [1], tmp_path / "w"))) == []
-    protein = stored(tmp_path, "p", {"q": invent(rng, 60)})
-    with pytest.raises(ValueError, match=r"is dna, .* is protein"):
+    protein = stored(tmp_path, "p", {"q": random_sequence(rng, 60)})
+    with pytest.raises(ValueError, match=r"different alphabets: .* has dna, .* has protein"):
         leakage(train, protein)
-    with pytest.raises(ValueError, match="relatives are sought among proteins"):
+    with pytest.raises(ValueError, match="supports only proteins"):
         candidates(train)
 
 
-def test_a_sample_of_words_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subsampled_kmers_give_the_same_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(4)
-    one = invent(rng, 60_000, "ACGT")
-    train, valid = stored(tmp_path, "t", {"one": one}), stored(tmp_path, "v", {"copy": changed(rng, one, 0.04, "ACGT")})
+    one = random_sequence(rng, 60_000, "ACGT")
+    train, valid = stored(tmp_path, "t", {"one": one}), stored(tmp_path, "v", {"copy": mutate(rng, one, 0.04, "ACGT")})
     ((_, _, whole),) = kmer_identities(train, valid)
     monkeypatch.setattr("ds4sci.data.clustering.shared_kmers._MAX_KMERS", 4000)
     ((_, _, sampled),) = kmer_identities(train, valid)
@@ -173,10 +177,10 @@ def test_a_sample_of_words_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sampled == pytest.approx(whole, abs=0.01)
 
 
-def test_components_and_draw() -> None:
-    together = UnionFind(6)
+def test_union_find_and_sample_groups() -> None:
+    groups_of = UnionFind(6)
     for one, other in ((0, 3), (5, 3), (1, 2)):
-        together.union(one, other)
-    assert together.groups() == [[0, 3, 5], [1, 2], [4]]
-    assert {tuple(sample_groups(together.groups(), 0.5, seed)) for seed in range(20)} == {(0, 3, 5), (1, 2, 4)}
+        groups_of.union(one, other)
+    assert groups_of.groups() == [[0, 3, 5], [1, 2], [4]]
+    assert {tuple(sample_groups(groups_of.groups(), 0.5, seed)) for seed in range(20)} == {(0, 3, 5), (1, 2, 4)}
     assert sample_groups([[0, 1, 2], [3, 4]], 0.1, 0) == [3, 4]

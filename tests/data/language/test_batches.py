@@ -203,7 +203,7 @@ def test_a_run_warns_of_relatives_across_its_two_files(tmp_path, monkeypatch) ->
     leaking.write_text(f">c\n{chains[2]}\n>d\n{chains[1][5:]}\n")
     clean.write_text(f">e\n{chains[3]}\n")
     settings: dict[str, Any] = {"alphabet": "auto", "bad": "error", "fraction": 0.1, "identity": 0.5, "seed": 0}
-    with pytest.warns(UserWarning, match=r"1 of 2 validation records have relatives of 50%.*d and b"):
+    with pytest.warns(UserWarning, match=r"1 of 2 validation records have homologs with at least 50%.*d and b"):
         corpus.open_train_valid(train, leaking, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

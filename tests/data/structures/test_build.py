@@ -1,4 +1,4 @@
-"""`ds4sci data build`: what is taken, what is refused and why, and what survives an interruption."""
+"""`ds4sci data build`: accepted and rejected chains, reasons, the cache, and interrupted builds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DATA = Path(__file__).parents[2] / "fixtures"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Three good entries, and one of each kind of trouble."""
+    """Three valid entries and one file for each kind of failure."""
     folder = tmp_path / "structures"
     (folder / "deeper").mkdir(parents=True)
     for name in ("1ubq", "1kd8", "deeper/2q2k"):
@@ -36,7 +36,7 @@ def source(tmp_path: Path) -> Path:
     (folder / "cut.cif.gz").write_bytes((DATA / "mmcif" / "1y57.cif.gz").read_bytes()[:9000])
     (folder / "letter.cif").write_text("Dear reader,\n")
     (folder / "copy_of_1ubq.cif").write_bytes(gzip.decompress((DATA / "mmcif" / "1ubq.cif.gz").read_bytes()))
-    (folder / "notes.txt").write_text("not looked at")
+    (folder / "notes.txt").write_text("ignored")
     return folder
 
 
@@ -54,7 +54,7 @@ def by_chain(report: BuildReport) -> dict[str, dict[str, Any]]:
     return {row["chain"] or row["file"]: row for row in report.rows}
 
 
-def test_what_is_taken_and_what_is_not(source: Path, alignments: Path, tmp_path: Path) -> None:
+def test_accepted_and_rejected_chains(source: Path, alignments: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     report = build(
         source, tmp_path / "out" / "set.npz", msa_dir=alignments, jobs=1, progress=lambda *at: calls.append(at)
@@ -65,8 +65,8 @@ def test_what_is_taken_and_what_is_not(source: Path, alignments: Path, tmp_path:
     accepted = {name for name, row in rows.items() if row["status"] == "accepted"}
     assert accepted == {"1KD8_A", "1KD8_B", "2Q2K_A"}
     assert {name: rows[name]["reason"] for name in ("1KD8_C", "2Q2K_B")} == {
-        "1KD8_C": "the sequence of 1KD8_A",
-        "2Q2K_B": "the sequence of 2Q2K_A",
+        "1KD8_C": "same sequence as 1KD8_A",
+        "2Q2K_B": "same sequence as 2Q2K_A",
     }
     assert "truncated or damaged gzip" in rows["cut.cif.gz"]["reason"]
     assert "not mmCIF" in rows["letter.cif"]["reason"]
@@ -93,7 +93,7 @@ def test_what_is_taken_and_what_is_not(source: Path, alignments: Path, tmp_path:
     np.testing.assert_allclose(built.atom_positions, read.atom_positions, atol=0.005 + 1e-5)
     assert built.resolution == 3.0
     assert built.dssp is not None
-    assert built.dssp.count("E") == 9  # the sheet of the dimer, whose other half is left out as a duplicate
+    assert built.dssp.count("E") == 9  # the sheet of the dimer; its other chain is a duplicate
     assert built.msa is not None
     assert rows["2Q2K_A"]["msa_rows"] == len(built.msa.sequences)
     assert decode(built.msa.sequences[0]) == built.sequence
@@ -101,7 +101,7 @@ def test_what_is_taken_and_what_is_not(source: Path, alignments: Path, tmp_path:
 
 
 def test_every_alignment_row_is_kept_or_counted(source: Path, alignments: Path, tmp_path: Path) -> None:
-    """Template hits, hits for pairing, duplicates, rows beyond the limit, alignments of no chain: all are told."""
+    """The report counts template hits, pairing hits, duplicates, rows beyond the limit and unused alignments."""
     query = (alignments / "2q2k_A" / "bfd_uniclust_hits.a3m").read_text().splitlines()[1]
     (alignments / "2q2k_A" / "hmm_output.sto").write_text(f"# STOCKHOLM 1.0\n1abc_A {'-' * len(query)}\n//\n")
     (alignments / "nobody_Z.a3m").write_text(">q\nACDE\n")
@@ -116,24 +116,24 @@ def test_every_alignment_row_is_kept_or_counted(source: Path, alignments: Path, 
     read = [file for file in files.values() if "skipped" not in file]
     assert sum(file["kept"] for file in read) == 10
     assert all(file["rows"] == file["kept"] + sum(file["left_out"].values()) for file in read)
-    told = report.alignment_rows_left_out
-    assert told["rows: beyond the number of rows to keep"] == 10
-    assert told["rows: same letters as an earlier row"] >= 2  # the query of each file but the first
-    assert told["files: hits in the PDB (templates), not an alignment"] == 1
+    counts = report.alignment_rows_left_out
+    assert counts["rows: beyond the maximum number of rows"] == 10
+    assert counts["rows: duplicate of an earlier row"] >= 2  # the query of each file except the first
+    assert counts["files: template hits (PDB), not an alignment"] == 1
     assert report.unused_alignments == ["nobody_Z"]
-    assert "1 alignments are of no chain here, such as nobody_Z" in report.summary()
-    assert "of alignments: " in report.summary()
+    assert "1 alignments match no chain, such as nobody_Z" in report.summary()
+    assert "left out of alignments: " in report.summary()
 
 
-def test_one_id_from_two_files_is_taken_once(source: Path, tmp_path: Path) -> None:
+def test_an_id_in_two_files_is_accepted_once(source: Path, tmp_path: Path) -> None:
     rows = build(source, tmp_path / "set.npz", jobs=1).rows
     found = {row["file"]: row for row in rows if row["chain"] == "1UBQ_A"}
     assert found["1ubq.cif.gz"]["status"] == "accepted"
     assert (found["copy_of_1ubq.cif"]["status"], found["copy_of_1ubq.cif"]["kind"]) == ("rejected", "same id")
-    assert found["copy_of_1ubq.cif"]["reason"] == "1ubq.cif.gz has a chain of this id"
+    assert found["copy_of_1ubq.cif"]["reason"] == "1ubq.cif.gz has a chain with this id"
 
 
-def test_any_number_of_processes_gives_the_same_file(source: Path, tmp_path: Path) -> None:
+def test_the_number_of_processes_does_not_change_the_file(source: Path, tmp_path: Path) -> None:
     one = build(source, tmp_path / "one.npz", jobs=1)
     two = build(source, tmp_path / "two.npz", jobs=2)
     assert one.rows == two.rows
@@ -150,22 +150,22 @@ def test_any_number_of_processes_gives_the_same_file(source: Path, tmp_path: Pat
         ({"max_single_residue": 0.1}, "low complexity"),
     ],
 )
-def test_settings_refuse_with_a_reason(settings: dict[str, float], kind: str) -> None:
+def test_settings_reject_with_a_reason(settings: dict[str, float], kind: str) -> None:
     record = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")  # 70 residues, 45 resolved, 3 Å, 9 histidines
     assert rejection_reason(record, 45, BuildSettings()) is None
-    refusal = rejection_reason(record, 45, BuildSettings(**settings))
-    assert refusal is not None
-    assert refusal[0] == kind
+    rejection = rejection_reason(record, 45, BuildSettings(**settings))
+    assert rejection is not None
+    assert rejection[0] == kind
     assert rejection_reason(record, 0, BuildSettings()) == ("no coordinates", "none of 70 residues has N, CA and C")
 
 
-def test_duplicates_on_demand(source: Path, tmp_path: Path) -> None:
+def test_duplicates_are_kept_on_request(source: Path, tmp_path: Path) -> None:
     report = build(source, tmp_path / "set.npz", jobs=1, settings=BuildSettings(keep_duplicates=True))
     assert report.counts["accepted"] == 9
     assert "duplicate" not in report.counts
 
 
-def test_a_second_build_reads_only_what_changed(
+def test_a_second_build_reads_only_changed_files(
     source: Path, alignments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
@@ -181,11 +181,11 @@ def test_a_second_build_reads_only_what_changed(
     everything, first = files()
     assert len(everything) == 6
     assert files() == ([], first)
-    # a damaged entry of the cache
+    # a damaged cache entry
     broken = max((tmp_path / "set.npz.work").iterdir(), key=lambda path: path.stat().st_size)
     broken.write_bytes(broken.read_bytes()[:-40])
     assert files() == (["1kd8.cif.gz"], first)
-    # a mended alignment
+    # a corrected alignment
     (alignments / "1ubq_A.a3m").unlink()
     assert files()[0] == ["1ubq.cif.gz", "copy_of_1ubq.cif"]
     assert ChainSet.open(out).ids == ["1KD8_A", "1KD8_B", "1UBQ_A", "2Q2K_A"]
@@ -196,7 +196,7 @@ def test_a_second_build_reads_only_what_changed(
     assert len(files(settings=BuildSettings(min_length=20))[0]) == 6
 
 
-def test_an_interrupted_build_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_resumes(source: Path, tmp_path: Path) -> None:
     def stop(done: int, files: int) -> None:
         if done == 4:
             raise KeyboardInterrupt
@@ -207,7 +207,7 @@ def test_an_interrupted_build_goes_on_where_it_was(source: Path, tmp_path: Path)
     assert build(source, tmp_path / "set.npz", jobs=1).cached == 4
 
 
-def test_a_reader_that_crashes_costs_one_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parser_error_affects_one_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = builder.READERS[".cif"]
 
     def read(path: Path) -> Any:
@@ -219,7 +219,7 @@ def test_a_reader_that_crashes_costs_one_file(source: Path, tmp_path: Path, monk
     report = build(source, tmp_path / "set.npz", jobs=1)
     assert by_chain(report)["1kd8.cif.gz"]["reason"] == "RuntimeError: a bug"
     monkeypatch.undo()
-    assert "1KD8_A" in by_chain(build(source, tmp_path / "set.npz", jobs=1))  # tried again, not remembered
+    assert "1KD8_A" in by_chain(build(source, tmp_path / "set.npz", jobs=1))  # parsed again, not cached
 
 
 def test_a_full_disk_stops_the_build_and_leaves_the_old_set(
@@ -238,14 +238,14 @@ def test_a_full_disk_stops_the_build_and_leaves_the_old_set(
     assert out.read_bytes() == before
 
 
-def test_nothing_to_build_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_chains_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         build(tmp_path / "absent", tmp_path / "set.npz")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no structure in it; expected files called"):
+    with pytest.raises(ValueError, match="no structures found; expected files named"):
         build(tmp_path / "empty", tmp_path / "set.npz")
     (tmp_path / "empty" / "x.pdb").write_text("hello")
-    with pytest.raises(ValueError, match=r"not one chain accepted of 1 files.*no ATOM records"):
+    with pytest.raises(ValueError, match=r"no chain of 1 files was accepted.*no ATOM records"):
         build(tmp_path / "empty", tmp_path / "set.npz", jobs=1)
     assert (tmp_path / "set.npz.report.jsonl").exists()
     assert not (tmp_path / "set.npz").exists()
@@ -257,7 +257,7 @@ def touch_or_die(name: str, folder: Path) -> None:
     (folder / name).write_text("done")
 
 
-def test_a_killed_worker_costs_one_argument(tmp_path: Path) -> None:
+def test_a_killed_worker_fails_one_argument(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     names = ["a", "b", "die", "c", "d"]

@@ -1,4 +1,4 @@
-"""`ds4sci data build` on folders as prediction programs leave them: nothing is lost without a row of the report."""
+"""`ds4sci data build` on the output folders of prediction programs: the report has a row for every file and chain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def structure(path: Path, sequence: str, chain: str = "A") -> Path:
     return write_pdb(path, lines)
 
 
-def test_atoms_of_chains_that_are_not_in_the_set_do_not_count_as_kept(tmp_path: Path) -> None:
+def test_atoms_of_rejected_chains_are_not_counted_as_kept(tmp_path: Path) -> None:
     structure(tmp_path / "in" / "a.pdb", ONE)
     structure(tmp_path / "in" / "short.pdb", ONE[:3])
     twice = structure(tmp_path / "in" / "twice.pdb", OTHER).read_text().replace("END\n", "TER\n")
@@ -37,8 +37,8 @@ def test_atoms_of_chains_that_are_not_in_the_set_do_not_count_as_kept(tmp_path: 
     assert "348 atom records: 224 kept (64.4%); 124 chain not accepted" in report.summary()
 
 
-def test_predictions_that_share_an_id_are_called_by_their_files(tmp_path: Path) -> None:
-    """AlphaFold's ranked_0.pdb in a folder for each target, and mmCIF in which every entry is called model."""
+def test_predictions_with_the_same_id_are_named_after_their_files(tmp_path: Path) -> None:
+    """ranked_0.pdb of AlphaFold in one folder per target, and files whose entries all have the same id."""
     third, fourth = ONE[::-1], OTHER[::-1]
     for name, sequence in {"T1": ONE, "T2": OTHER, "T3": third, "T4": ONE}.items():
         structure(tmp_path / "in" / name / "ranked_0.pdb", sequence)
@@ -58,17 +58,17 @@ def test_predictions_that_share_an_id_are_called_by_their_files(tmp_path: Path) 
     assert (again.cached, again.rows) == (6, report.rows)
 
 
-def test_structures_that_are_not_read_have_a_row(tmp_path: Path) -> None:
+def test_unsupported_structure_files_have_a_row(tmp_path: Path) -> None:
     structure(tmp_path / "in" / "a.pdb", ONE)
     names = ["deep/b.pdb1", "c.bcif.gz", "d.pdbx", "e.cif"]
     (tmp_path / "in" / "deep").mkdir()
     for name in names[:3]:
         (tmp_path / "in" / name).write_text("anything")
     (tmp_path / "in" / "e.cif").symlink_to(tmp_path / "nothing.cif")
-    (tmp_path / "in" / "notes.txt").write_text("not looked at")
+    (tmp_path / "in" / "notes.txt").write_text("ignored")
     report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
     rows = {row["file"]: row["reason"] for row in report.rows if row["kind"] == "unsupported file"}
     assert rows.keys() == set(names)
-    assert rows["e.cif"] == "a link to a file that is not there"
-    assert "files called *.pdb1 are not read" in rows["deep/b.pdb1"]
+    assert rows["e.cif"] == "broken link: the target does not exist"
+    assert "unsupported format *.pdb1" in rows["deep/b.pdb1"]
     assert (report.files, report.counts) == (1, {"accepted": 1, "unsupported file": 4})

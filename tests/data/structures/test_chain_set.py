@@ -1,4 +1,4 @@
-"""The chain set: what is written is read, what is wrong is refused by name."""
+"""Chain sets: round trips, and errors for invalid arrays and records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUNDLED = Path(__file__).parents[3] / "examples" / "fold" / "data" / "chains_val
 
 
 def rich_records() -> list[Record]:
-    """Two chains with side chains, gaps, resolution; the first with alignment, profile and DSSP."""
+    """Two chains with side chains, gaps and resolution; the first also has an alignment, a profile and DSSP."""
     first, second = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz")
     alignment = msa.read(DATA / "msa" / "uniref90_hits.sto")
     profile = np.full((70, 20), 0.05, np.float32)
@@ -44,7 +44,7 @@ def plain_arrays(**changes: Any) -> dict[str, np.ndarray]:
     return {key: value for key, value in arrays.items() if value is not None}
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_write_and_open_round_trip(tmp_path: Path) -> None:
     records = rich_records()
     ChainSet.write(tmp_path / "set.npz", records)
     chains = ChainSet.open(tmp_path / "set.npz")
@@ -69,7 +69,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert chains[1].dssp is None
 
 
-def test_reads_the_bundled_form() -> None:
+def test_opens_the_bundled_set() -> None:
     chains = ChainSet.open(BUNDLED)
     assert len(chains) == 160
     assert int(chains.lengths.sum()) == 14798
@@ -86,7 +86,7 @@ def test_reads_the_bundled_form() -> None:
     assert set(np.unique(secondary_classes(record.dssp))) <= {0, 1, 2}
 
 
-def test_dense_atoms_are_read_too() -> None:
+def test_opens_dense_atom_arrays() -> None:
     mask = np.zeros((5, 37), bool)
     mask[:, [0, 1, 2, 4, 7]] = True
     dense = np.zeros((5, 37, 3), np.int32)
@@ -105,13 +105,13 @@ def test_indices_slices_and_names() -> None:
     assert chains[-1].id == "2ABC_B"
     assert [record.id for record in chains[0:2]] == ["1ABC_A", "2ABC_B"]
     assert chains.index("2ABC_B") == 1
-    with pytest.raises(IndexError, match="2 chains; there is no chain 2"):
+    with pytest.raises(IndexError, match="2 chains; index 2 is out of range"):
         chains[2]
     with pytest.raises(ValueError, match="not in list"):
         chains.index("9XYZ_A")
 
 
-def test_joined_parts_are_the_whole() -> None:
+def test_concatenated_parts_equal_the_whole() -> None:
     records = [*rich_records(), fasta_records.make_record("lone", "ACDEFGHIKLX")]
     whole = chain_file.pack_all_arrays(records)
     joined = chain_file.concatenate(
@@ -124,11 +124,11 @@ def test_joined_parts_are_the_whole() -> None:
     assert whole.keys() == joined.keys()
     for key, array in whole.items():
         np.testing.assert_array_equal(joined[key], array, err_msg=key)
-    with pytest.raises(ValueError, match="two records are called 'lone'"):
+    with pytest.raises(ValueError, match="two records have the id 'lone'"):
         chain_file.concatenate([chain_file.pack_all_arrays(records[2:])] * 2)
 
 
-def test_names_of_alignments_may_be_any_text() -> None:
+def test_alignment_names_may_be_any_text() -> None:
     alignment = Msa(encode("ACD")[None].repeat(2, 0), np.zeros((2, 3), np.int32), ("søknad", "二"))
     record = replace(fasta_records.make_record("x", "ACD"), msa=alignment)
     got = ChainSet.from_records([record])[0]
@@ -139,27 +139,27 @@ def test_names_of_alignments_may_be_any_text() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sequence": None}, "missing: sequence"),
-        ({"offsets": np.array([0, 2, 4])}, "offsets must rise from 0 to 5"),
-        ({"offsets": np.array([0, 5, 5])}, "no empty chain"),
+        ({"sequence": None}, "missing arrays: sequence"),
+        ({"offsets": np.array([0, 2, 4])}, "offsets must increase from 0 to 5"),
+        ({"offsets": np.array([0, 5, 5])}, "without empty chains"),
         ({"offsets": np.array([0, 5])}, "in 2 steps"),
         ({"sequence": np.frombuffer(b"ACDBX", "S1")}, "chain 2ABC_B has 'B' at residue 2"),
         ({"dssp": np.frombuffer(b"HHH", "S1")}, r"dssp has shape \(3,\); expected \(5,\)"),
         ({"profile_e4": np.zeros((5, 21))}, "profile_e4 has shape"),
-        ({"atom37_mask": np.ones((5, 37), bool)}, "go together"),
+        ({"atom37_mask": np.ones((5, 37), bool)}, "expected both or neither"),
         ({"backbone_centi_angstrom": np.zeros((5, 3, 3), np.int16)}, r"expected \(5, 4, 3\)"),
     ],
 )
-def test_wrong_sets_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_sets_raise(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", **plain_arrays(**changes))
     with pytest.raises(ValueError, match=message) as caught:
         ChainSet.open(tmp_path / "set.npz")
     assert "set.npz" in str(caught.value)
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_other_files_raise(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
-    with pytest.raises(FileNotFoundError, match="no such chain set"):
+    with pytest.raises(FileNotFoundError, match="chain set not found"):
         ChainSet.open(path)
     np.savez(path, **plain_arrays())
     whole = path.read_bytes()
@@ -178,22 +178,22 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ("records", "message"),
     [
         ([], "at least one record"),
-        ([fasta_records.make_record("x", "AC"), fasta_records.make_record("x", "AC")], "two records are called 'x'"),
-        ([fasta_records.make_record("x", "")], "x: the sequence must be"),
-        ([fasta_records.make_record("x", "ACB")], "x: the sequence must be"),
+        ([fasta_records.make_record("x", "AC"), fasta_records.make_record("x", "AC")], "two records have the id 'x'"),
+        ([fasta_records.make_record("x", "")], "x: the sequence is empty or"),
+        ([fasta_records.make_record("x", "ACB")], "x: the sequence is empty or"),
     ],
 )
-def test_records_that_no_set_can_hold(records: list[Record], message: str, tmp_path: Path) -> None:
+def test_invalid_records_raise(records: list[Record], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         ChainSet.write(tmp_path / "set.npz", records)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_chain_too_wide_for_the_file_is_refused() -> None:
+def test_a_chain_too_wide_for_int16_raises() -> None:
     record = rich_records()[1]
     positions = record.atom_positions.copy()
     positions[30, 1] = 1000.0
-    with pytest.raises(ValueError, match="2Q2K_B: an atom is over 327 Å"):
+    with pytest.raises(ValueError, match="2Q2K_B: an atom is more than 327 Å"):
         chain_file.pack([replace(record, atom_positions=positions)])
 
 

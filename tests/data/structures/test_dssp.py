@@ -1,4 +1,4 @@
-"""DSSP states from coordinates against the DSSP strings of the bundled chains."""
+"""Assigned secondary structure compared with the DSSP strings of the bundled chains."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ MMCIF = Path(__file__).parents[2] / "fixtures" / "mmcif"
 
 
 def test_against_dssp_on_160_chains() -> None:
-    """Measured: 96.4 % of 14,798 residues agree, in three classes and in eight letters alike.
+    """Measured agreement on 14,798 residues: 96.4 %, both in three classes and in eight states.
 
-    Of the 533 letters that differ, 525 are strands or bridges of DSSP's alone, to chains that the file has not; so
-    where neither says strand 99.9 % must agree, and no strand may be ours alone.
+    Of the 533 differences, 525 are strands or bridges that only DSSP has, because they pair with chains that are not in
+    the file. Therefore 99.9 % of the residues without a strand in either must agree, and only DSSP may have a strand
+    that the other lacks.
     """
     chains = ChainSet.open(BUNDLED)
     ours = "".join(assign_secondary_structure([record])[0] for record in chains)
@@ -37,15 +38,15 @@ def test_against_dssp_on_160_chains() -> None:
 
 def test_strands_pair_across_chains_of_an_entry() -> None:
     together = assign_secondary_structure(mmcif.read(MMCIF / "2q2k.cif.gz"))
-    alone = [assign_secondary_structure([record])[0] for record in mmcif.read(MMCIF / "2q2k.cif.gz")]
-    assert [letters.count("E") for letters in alone] == [0, 0]
-    assert [letters.count("E") for letters in together] == [9, 9]  # the ribbon–helix–helix dimer's sheet
+    separately = [assign_secondary_structure([record])[0] for record in mmcif.read(MMCIF / "2q2k.cif.gz")]
+    assert [letters.count("E") for letters in separately] == [0, 0]
+    assert [letters.count("E") for letters in together] == [9, 9]  # the sheet of the ribbon–helix–helix dimer
 
 
 def test_gaps_and_chains_without_atoms() -> None:
     record = mmcif.read(MMCIF / "1ubq.cif.gz", "A")
     mask = record.atom_mask.copy()
-    mask[28, 1] = False  # in the middle of the helix 23–34
+    mask[28, 1] = False  # inside the helix 23–34
     broken = assign_secondary_structure([replace(record, atom_mask=mask)])[0]
     assert broken[28] == "?"
     assert len(broken) == 76

@@ -1,4 +1,4 @@
-"""Features against AlphaFold 2's definitions, computed a second, plainer way."""
+"""Features compared with an independent, simpler implementation of AlphaFold 2's definitions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def record() -> Record:
 
 
 def deep(n: int, depth: int, seed: int = 0) -> Record:
-    """A random alignment with gaps and deletions."""
+    """A record with a random alignment that has gaps and deletions."""
     letters = rng(seed).integers(0, 22, (depth, n)).astype(np.uint8)
     letters[0] = rng(seed).integers(0, 20, n)
     deletions = np.where(rng(seed).random((depth, n)) < 0.2, rng(seed).integers(1, 9, (depth, n)), 0).astype(np.int32)
@@ -76,7 +76,7 @@ def test_secondary_classes(record: Record) -> None:
     assert got.tolist() == [-1] * 20 + [0, 0, 0, 1, 1, 2, 2, 2, 2, 2] * 5
 
 
-def test_profile_is_the_cluster_profile() -> None:
+def test_the_profile_becomes_the_cluster_profile() -> None:
     chain = ChainSet.open(BUNDLED)[0]
     got = featurize(chain, FeatureConfig(masked_msa_probability=0.0), rng())
     np.testing.assert_array_equal(got.msa_feat[0, :, 25:45], chain.profile)
@@ -86,7 +86,7 @@ def test_profile_is_the_cluster_profile() -> None:
     assert not got.masked_msa.any()
 
 
-def test_sequence_is_its_own_profile(record: Record) -> None:
+def test_the_sequence_becomes_the_cluster_profile(record: Record) -> None:
     got = featurize(record, FeatureConfig(msa_input="sequence", masked_msa_probability=0.0), rng())
     np.testing.assert_array_equal(got.msa_feat[0, :, 25:48], got.msa_feat[0, :, :23])
 
@@ -106,8 +106,8 @@ def test_nearest_centre(depth: int) -> None:
     assert nearest_centre(centres, letters[:0]).shape == (0,)
 
 
-def test_clusters_are_as_alphafold_defines_them() -> None:
-    """Supplement 1.2.7: each row is a centre, or is counted in the profile and deletion mean of the nearest one."""
+def test_clusters_follow_alphafold() -> None:
+    """Supplement 1.2.7: a row is a centre or counts in the profile and deletion mean of the nearest centre."""
     chain = deep(24, 60)
     assert chain.msa is not None
     settings = FeatureConfig(msa_input="msa", max_clusters=8, max_extra=1000, masked_msa_probability=0.3)
@@ -132,29 +132,29 @@ def test_clusters_are_as_alphafold_defines_them() -> None:
     np.testing.assert_array_equal(shown[~got.masked_msa], got.true_msa[~got.masked_msa])
 
 
-def test_crop_of_an_alignment_clusters_at_full_length() -> None:
+def test_alignments_are_clustered_before_cropping() -> None:
     chain = deep(40, 50)
     settings = FeatureConfig(msa_input="msa", max_clusters=6, max_extra=9)
     whole = featurize(replace(chain, residue_index=np.arange(40, dtype=np.int32)), settings, rng(3))
-    # no atoms: the start is one plain draw, which the whole chain does not make
+    # without atoms the start is a single random number, which an uncropped chain does not use
     stream = rng(3)
     start = int(stream.integers(40 - 15 + 1))
     cropped = featurize(chain, settings, rng(3), crop=15)
     assert cropped.residue_index.tolist() == list(range(start, start + 15))
-    rest = featurize(chain, settings, stream)
-    np.testing.assert_array_equal(cropped.msa_feat, rest.msa_feat[:, start : start + 15])
-    np.testing.assert_array_equal(cropped.extra_msa_feat, rest.extra_msa_feat[:, start : start + 15])
-    assert whole.msa_feat.shape == rest.msa_feat.shape
+    uncropped = featurize(chain, settings, stream)
+    np.testing.assert_array_equal(cropped.msa_feat, uncropped.msa_feat[:, start : start + 15])
+    np.testing.assert_array_equal(cropped.extra_msa_feat, uncropped.extra_msa_feat[:, start : start + 15])
+    assert whole.msa_feat.shape == uncropped.msa_feat.shape
 
 
-def test_few_rows_give_few_clusters_and_no_extra() -> None:
+def test_an_alignment_of_one_row_has_no_extra_rows() -> None:
     got = featurize(deep(10, 1), FeatureConfig(msa_input="msa"), rng())
     assert got.msa_feat.shape == (1, 10, 49)
     assert got.extra_msa_feat.shape == (0, 10, 25)
 
 
 def test_masking_rates() -> None:
-    """15 % are hidden; of these 70 % show the mask, and 10 % each a uniform, a profile and the same letter."""
+    """15 % are masked: 70 % mask token, 10 % uniform, 10 % from the profile, 10 % unchanged."""
     n = 40000
     profile = np.zeros((n, 20), np.float32)
     profile[:, RESIDUES.index("W")] = 1.0
@@ -171,11 +171,11 @@ def test_masking_rates() -> None:
         ((shown == RESIDUES.index("A")).mean(), 0.1 + uniform, k),
         ((shown == RESIDUES.index("L")).mean(), uniform, k),
     ):
-        assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / of)  # 4.5 σ of a binomial share
+        assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / of)  # 4.5 σ of a binomial fraction
     np.testing.assert_array_equal(got.msa_feat[0, ~hidden, :23].argmax(-1), 0)
 
 
-def test_masking_draws_from_the_columns_of_an_alignment() -> None:
+def test_masking_samples_from_the_alignment_columns() -> None:
     letters = np.zeros((8, 500), np.uint8)
     letters[1:] = GAP
     chain = replace(
@@ -188,7 +188,7 @@ def test_masking_draws_from_the_columns_of_an_alignment() -> None:
     assert abs((shown == 0).mean() - 1 / 8) < 4.5 * np.sqrt(1 / 8 * 7 / 8 / shown.size)
 
 
-def test_the_same_generator_gives_the_same_example_and_inputs_are_left_alone() -> None:
+def test_featurize_is_deterministic_and_does_not_change_its_input() -> None:
     chain = deep(30, 40)
     assert chain.msa is not None
     before = chain.msa.sequences.copy()
@@ -199,8 +199,8 @@ def test_the_same_generator_gives_the_same_example_and_inputs_are_left_alone() -
     np.testing.assert_array_equal(chain.msa.sequences, before)
 
 
-def test_crops_hold_something_to_learn_from(record: Record) -> None:
-    """Residues 1–22 of 2Q2K have no coordinates; no crop lies wholly in them."""
+def test_crops_contain_resolved_residues(record: Record) -> None:
+    """Residues 1–22 of 2Q2K have no coordinates; every crop contains other residues."""
     starts = set()
     for seed in range(200):
         got = featurize(record, FeatureConfig(msa_input="sequence"), rng(seed), crop=10)
@@ -214,7 +214,7 @@ def test_crops_hold_something_to_learn_from(record: Record) -> None:
     ("kind", "message"),
     [("msa", "lone: msa_input='msa' needs an alignment"), ("profile", "lone: .*msa_input='sequence'")],
 )
-def test_records_without_the_input_are_refused_by_name(kind: str, message: str) -> None:
+def test_records_without_the_input_raise(kind: str, message: str) -> None:
     lone = fasta_records.make_record("lone", "ACDEF")
     with pytest.raises(ValueError, match=message):
         featurize(lone, FeatureConfig(msa_input=kind), rng())
@@ -222,7 +222,7 @@ def test_records_without_the_input_are_refused_by_name(kind: str, message: str) 
     assert got.msa_feat.shape == (1, 5, 49)
 
 
-def test_an_alignment_serves_as_profile(record: Record) -> None:
+def test_the_profile_is_computed_from_the_alignment(record: Record) -> None:
     assert record.msa is not None
     got = featurize(record, FeatureConfig(masked_msa_probability=0.0), rng())
     np.testing.assert_array_equal(got.msa_feat[0, :, 25:45], msa_profile(record.msa))
@@ -247,6 +247,6 @@ def test_profiles() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"msa_input": "x"}, {"max_clusters": 0}, {"masked_msa_same": 0.9}, {"max_cluster": 3}]
 )
-def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_settings_raise(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         FeatureConfig(**wrong)

@@ -1,4 +1,4 @@
-"""Structure files read back by gemmi and Biopython, and what the formats cannot hold."""
+"""Written structure files read by gemmi and Biopython, and structures that exceed the limits of a format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ds4sci.types import RESIDUES, Prediction
 
 
 def prediction(sequence: str = RESIDUES + "X", name: str = "1abc_A", seed: int = 0, start: int = 0) -> Prediction:
-    """All heavy atoms of every residue at random places."""
+    """A prediction with all heavy atoms at random positions."""
     rng = np.random.default_rng(seed)
     n = len(sequence)
     mask = np.zeros((n, 37), dtype=bool)
@@ -35,7 +35,7 @@ def prediction(sequence: str = RESIDUES + "X", name: str = "1abc_A", seed: int =
 
 
 @pytest.mark.parametrize("form", ["cif", "pdb"])
-def test_gemmi_and_biopython_read_it_back(tmp_path: Path, form: str) -> None:
+def test_gemmi_and_biopython_read_the_files(tmp_path: Path, form: str) -> None:
     given_prediction = prediction(start=6)
     write = writers.write_mmcif if form == "cif" else writers.write_pdb
     path = write(given_prediction, tmp_path / "deep" / f"x.{form}")
@@ -44,7 +44,7 @@ def test_gemmi_and_biopython_read_it_back(tmp_path: Path, form: str) -> None:
 
     by_gemmi = gemmi.read_structure(str(path))
     assert by_gemmi.entities[0].full_sequence == names
-    by_gemmi.setup_entities()  # PDB does not say the polymer's type; gemmi tells it from the residues
+    by_gemmi.setup_entities()  # PDB files have no polymer type; gemmi derives it from the residues
     assert by_gemmi.entities[0].polymer_type == gemmi.PolymerType.PeptideL
     (chain,) = by_gemmi[0]
     assert [residue.name for residue in chain] == names
@@ -62,10 +62,10 @@ def test_gemmi_and_biopython_read_it_back(tmp_path: Path, form: str) -> None:
             np.testing.assert_allclose(second[atom.name].coord, given_prediction.atom37[row, column], atol=6e-4)
             assert atom.b_iso == pytest.approx(given_prediction.plddt[row], abs=6e-3)
             assert second[atom.name].bfactor == pytest.approx(given_prediction.plddt[row], abs=6e-3)
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # nothing left aside
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # no temporary file is left
 
 
-def test_mmcif_tells_confidence_and_entity(tmp_path: Path) -> None:
+def test_mmcif_has_confidence_and_entity(tmp_path: Path) -> None:
     given_prediction = prediction("AGXW", name="sp|P1 odd'name")
     block = gemmi.cif.read(str(writers.write_mmcif(given_prediction, tmp_path / "x.cif"))).sole_block()
     assert block.name == "sp_P1_odd_name"
@@ -78,16 +78,16 @@ def test_mmcif_tells_confidence_and_entity(tmp_path: Path) -> None:
     assert not block.find_values("_cell.length_a")
 
 
-def test_pdb_refuses_what_its_columns_cannot_hold(tmp_path: Path) -> None:
+def test_structures_beyond_the_pdb_limits_raise(tmp_path: Path) -> None:
     base = prediction("ACD")
     far = base.atom37.copy()
     far[1, 1, 0] = 10_000
     below = base.atom37.copy()
     below[1, 1, 0] = -1000
     for bad, words in (
-        (replace(base, residue_index=np.array([0, 1, 9999])), "1abc_A.*a residue number of 10000, at most 9999"),
-        (replace(base, atom37=far), "1abc_A.*a coordinate of 10000, at most 10000"),
-        (replace(base, atom37=below), "1abc_A.*a negated coordinate of 1000, at most 999.999"),
+        (replace(base, residue_index=np.array([0, 1, 9999])), "1abc_A.*a residue number of 10000; the limit is 9999"),
+        (replace(base, atom37=far), "1abc_A.*a coordinate of 10000; the limit is 10000"),
+        (replace(base, atom37=below), "1abc_A.*a negated coordinate of 1000; the limit is 999.999"),
     ):
         with pytest.raises(ValueError, match=words):
             writers.write_pdb(bad, tmp_path / "x.pdb")
@@ -103,12 +103,12 @@ def test_pdb_refuses_what_its_columns_cannot_hold(tmp_path: Path) -> None:
         np.zeros((0, 0)),
         np.zeros((0, 0)),
     )
-    with pytest.raises(ValueError, match=r"crowd.*an atom number of 126001, at most 99999"):
+    with pytest.raises(ValueError, match=r"crowd.*an atom number of 126001; the limit is 99999"):
         writers.write_pdb(crowd, tmp_path / "x.pdb")
     assert not (tmp_path / "x.pdb").exists()
 
 
-def test_a_diverged_model_is_named(tmp_path: Path) -> None:
+def test_non_finite_coordinates_raise(tmp_path: Path) -> None:
     bad = prediction("ACD")
     bad.atom37[1, 1] = np.nan
     with pytest.raises(ValueError, match=r"1abc_A: .* 1 residues are not finite \(first: residue 2\)"):
@@ -134,7 +134,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 @settings(max_examples=25, deadline=None)
 @given(st.text(min_size=0, max_size=30), st.text(alphabet=RESIDUES + "X", min_size=1, max_size=12))
-def test_any_name_gives_a_readable_file(name: str, sequence: str) -> None:
+def test_any_name_gives_a_valid_file(name: str, sequence: str) -> None:
     block = gemmi.cif.read_string(writers.mmcif_text(prediction(sequence, name=name))).sole_block()
     assert len(block.find_values("_entity_poly_seq.mon_id")) == len(sequence)
 
@@ -145,11 +145,11 @@ TEMPLATE_KEYS = {
     "_atom_site.label_comp_id", "_atom_site.auth_asym_id", "_atom_site.label_asym_id", "_atom_site.auth_seq_id",
     "_atom_site.label_seq_id", "_atom_site.pdbx_PDB_ins_code", "_atom_site.group_PDB", "_atom_site.pdbx_PDB_model_num",
 }  # fmt: skip
-"""What AlphaFold 2's ``mmcif_parsing`` (OpenFold's and ColabFold's too) reads of a template."""
+"""Keys that ``mmcif_parsing`` of AlphaFold 2, OpenFold and ColabFold reads from a template."""
 
 
-def test_other_programs_take_it_as_a_template(tmp_path: Path) -> None:
-    """Every key that AlphaFold's parser of templates reads, with the value that makes it a protein chain."""
+def test_the_mmcif_is_a_valid_template(tmp_path: Path) -> None:
+    """The file has all keys that AlphaFold's template parser reads, with the values of a protein chain."""
     given_prediction = prediction("AGXWG", start=6)
     text = writers.mmcif_text(given_prediction, date=datetime.date(2024, 2, 29))
     (tmp_path / "x.cif").write_text(text)

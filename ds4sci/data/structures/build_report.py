@@ -1,0 +1,101 @@
+"""Report of a chain-set build: one row per file and chain, counts by reason, and a summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ds4sci.data.structures.parsers.atom_table import KEPT
+
+NOT_ACCEPTED = "chain not accepted"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """Result of a build. ``rows`` are the lines of the file ``report`` (OUT.report.jsonl).
+
+    A row with status ``read`` describes a file that was parsed; its ``atoms`` counts the file's atom records by status
+    (``ds4sci.data.structures.parsers.atom_table.ATOM_STATUSES``). Every other row describes a chain, or a file that
+    could not be read. ``atoms_kept`` counts the atoms of a chain; they are in the set only if the chain is accepted.
+    """
+
+    out: Path
+    report: Path
+    files: int
+    cached: int
+    rows: list[dict[str, Any]] = field(repr=False)
+    unused_alignments: list[str] = field(default_factory=list, repr=False)
+    """Names in the alignment folder that match no chain."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of chains (and unreadable files) by outcome: accepted, duplicate, or the kind of rejection."""
+        chains = [row for row in self.rows if row["status"] != "read"]
+        return dict(Counter(row["status"] if row["status"] != "rejected" else row["kind"] for row in chains))
+
+    @property
+    def atoms(self) -> dict[str, int]:
+        """Number of atom records of all parsed files by status, most frequent first.
+
+        Kept atoms of chains that are not in the set have the status ``NOT_ACCEPTED``.
+        """
+        total: Counter[str] = Counter()
+        for row in self.rows:
+            total.update(row.get("atoms", {}))
+            if row["status"] != "accepted" and row.get("atoms_kept"):
+                total.update({KEPT: -row["atoms_kept"], NOT_ACCEPTED: row["atoms_kept"]})
+        return dict(total.most_common())
+
+    @property
+    def alignment_rows_left_out(self) -> dict[str, int]:
+        """Number of alignment rows and alignment files that are not in the set, by reason."""
+        counts: Counter[str] = Counter()
+        for row in self.rows:
+            for file in row.get("alignments", ()):
+                counts.update({f"rows: {reason}": count for reason, count in file.get("left_out", {}).items()})
+                if "skipped" in file:
+                    counts[f"files: {file['skipped']}"] += 1
+        return dict(counts)
+
+    def summary(self) -> str:
+        """Return a few lines of text: totals, and each kind of rejection with one example."""
+        accepted = [row for row in self.rows if row["status"] == "accepted"]
+        residues = sum(row["length"] for row in accepted)
+        lines = [
+            f"{self.out}: {len(accepted)} chains, {residues} residues from {self.files} files"
+            f" ({self.cached} from cache)"
+        ]
+        for kind, count in sorted(self.counts.items(), key=lambda item: -item[1]):
+            if kind != "accepted":
+                example = next(row for row in self.rows if kind in (row["status"], row.get("kind")))
+                lines.append(f"  {count} {kind}, such as {example['chain'] or example['file']}: {example['reason']}")
+        unknown = sum(row["unknown"] for row in accepted)
+        if unknown:
+            lines.append(f"  {unknown} residues of the accepted chains have an unknown type (X)")
+        statuses = self.atoms
+        records = sum(statuses.values())
+        if records:
+            others = ", ".join(f"{count:,} {status}" for status, count in statuses.items() if status != KEPT)
+            kept = statuses.get(KEPT, 0)
+            lines.append(
+                f"  {records:,} atom records: {kept:,} kept ({kept / records:.1%})" + (f"; {others}" * bool(others))
+            )
+        if self.unused_alignments:
+            lines.append(
+                f"  {len(self.unused_alignments)} alignments match no chain, such as {self.unused_alignments[0]}"
+            )
+        left_out = self.alignment_rows_left_out
+        if left_out:
+            lines.append(
+                "  left out of alignments: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+            )
+        return "\n".join([*lines, f"  report of all files and chains: {self.report}"])
+
+
+def report_row(
+    file: str, chain: str | None, status: str, kind: str | None, reason: str | None, **more: Any
+) -> dict[str, Any]:
+    """Return one row of the report."""
+    return {"file": file, "chain": chain, "status": status, "kind": kind, "reason": reason, **more}
