@@ -1,147 +1,161 @@
-// Between the caller's strided arrays and a thread's buffers. Included by width.cpp inside its namespace.
+// Copies of the caller's strided arrays in a thread's workspace, in the layout that the matrix products need.
 //
-// Rows are packed first (n·d work beside n²·d), which takes care of strides, of dtypes that are no words of the products,
-// and of masked keys: a key that the mask drops is simply not packed.
+// Rows are packed before they are used. This costs O(n·d) next to the O(n²·d) of the products and handles strides, dtypes that
+// the products do not take, and masked keys: keys that the mask excludes are not packed.
+#pragma once
 
-using ds4sci::Problem;
+#include <algorithm>
+#include <cstdint>
+#include <vector>
 
-// Sums over more than so many rows, and queries, are made of sums over so many: rounding then grows with the root of both
-// numbers instead of with their product's.
-constexpr int64_t SOME_ROWS = 64, SOME_QUERIES = 1024;
+#include "../simd/lane_rows.h"
+#include "params.h"
 
-// Where one thread works. Sizes depend on the problem alone.
-template <class N>
-struct Scratch {
-  int d, dp;  // channels, and padded to whole vectors
-  bool twin;  // a row of channels is at most half a vector: dk and dv have two lanes for each, which are summed at last
-  int words, wp;  // words of a row, and padded to whole vectors
-  int64_t tiles;  // of queries
+namespace DS4SCI_ISA {
+
+using ds4sci::Params;
+
+// Sums over more rows or queries than this are sums of partial sums. The rounding error then grows with the square root of both
+// numbers instead of with their product.
+constexpr int64_t ROWS_PER_PARTIAL = 64, QUERIES_PER_PARTIAL = 1024;
+
+// The buffers of one thread. Their sizes depend on the problem only.
+template <class L>
+struct Workspace {
+  int d, dp;       // channels, and padded to whole vectors
+  bool paired;     // a row of channels is at most half a vector: dk and dv have two lanes per channel, see PairedLanes
+  int lanes, lp;   // lanes of a row, and padded to whole vectors
+  int64_t tiles;   // of queries
   int64_t padded;  // keys, to whole tiles
-  std::vector<float> bias;                     // [tile][key][QB]: transposed, in units of log 2
-  std::vector<float> k, v, zip;                // [key][wp]; K or V zipped (Pair alone): [key / 2][dp]
-  std::vector<float> kt, vt;                   // transposed: [tile of keys][word][KB]
-  std::vector<float> dk, dv;                   // [key][dp]
-  std::vector<float> added;                    // the mask's float at each kept key
-  std::vector<int64_t> kept;                   // keys that take part
-  std::vector<float> scores, weights, zipped;  // [KB][QB], [KB][QB], [KB / 2][QB]
-  std::vector<float> q, g, qt, gt, qz, gz;     // [QB][wp]; transposed [wp][QB]; zipped (Pair alone) [QB / 2][dp]
-  std::vector<float> sums, lines;              // [dp][QB] and, transposed, [QB][dp]
-  std::vector<float> line, line2, line3;       // [dp]
-  std::vector<float> nothing;                  // [QB]: a bias of 0
-  std::vector<double> of_mask;                 // [key]: the float mask's gradient
-  std::vector<float> recent, lost;             // like bias: its gradient, see run_task
-  std::vector<float> near_k, near_v;           // like dk and dv, of SOME_QUERIES queries where there are more
+  std::vector<float> bias;                          // [tile][key][QB]: transposed, in units of log 2
+  std::vector<float> k, v;                          // [key][lp]
+  std::vector<float> interleaved_kv;                // K or V interleaved, for Bf16Lanes only: [key / 2][dp]
+  std::vector<float> kt, vt;                        // transposed: [tile of keys][lane][KB]
+  std::vector<float> dk, dv;                        // [key][dp]
+  std::vector<float> mask_bias;                     // the value of a float mask at each kept key
+  std::vector<int64_t> kept_keys;                   // indices of the keys that are not masked
+  std::vector<float> scores, weights, interleaved;  // [KB][QB], [KB][QB], [KB / 2][QB]
+  std::vector<float> q, g, qt, gt;                  // [QB][lp]; transposed [lp][QB]
+  std::vector<float> qz, gz;                        // interleaved, for Bf16Lanes only: [QB / 2][dp]
+  std::vector<float> sums, sum_rows;                // [dp][QB] and, transposed, [QB][dp]
+  std::vector<float> row, row2, row3;               // [dp]
+  std::vector<float> zeros;                         // [QB]: a bias of 0
+  std::vector<double> mask_grad;                    // [key]: the gradient of a float mask
+  std::vector<float> bias_partial, bias_lost;       // like bias: its gradient, see run_task
+  std::vector<float> partial_dk, partial_dv;        // like dk and dv: sums over QUERIES_PER_PARTIAL queries, if there are more
 
-  Scratch(const Problem& p, bool backward) {
+  Workspace(const Params& p, bool backward) {
     d = int(p.channels);
     dp = round_up(d, W);
-    twin = 2 * d <= W;
-    words = (d + N::PER - 1) / N::PER;
-    wp = round_up(words, W);
+    paired = 2 * d <= W;
+    lanes = (d + L::PER_LANE - 1) / L::PER_LANE;
+    lp = round_up(lanes, W);
     tiles = (p.queries + QB - 1) / QB;
-    const size_t keys = p.keys + 1;  // one more: pairs of keys
+    const size_t keys = p.keys + 1;  // one more: Bf16Lanes take keys in pairs
     if (p.bias.data) bias.resize(size_t(tiles) * p.keys * QB);
     padded = (keys + KB - 1) / KB * KB;
-    for (auto* x : {&k, &v, &kt}) x->resize(padded * wp);
-    added.resize(keys);
-    kept.resize(keys);
+    for (auto* x : {&k, &v, &kt}) x->resize(padded * lp);
+    mask_bias.resize(keys);
+    kept_keys.resize(keys);
     scores.resize(KB * QB);
-    for (auto* x : {&q, &qt}) x->resize(wp * QB);
+    for (auto* x : {&q, &qt}) x->resize(lp * QB);
     sums.resize(dp * QB);
-    lines.resize(dp * QB);
-    for (auto* x : {&line, &line2, &line3}) x->resize(dp);
-    nothing.assign(QB, 0.0f);
-    if (N::PER == 2) {
-      zip.resize(keys / 2 * dp + dp);
-      zipped.resize(KB * QB / 2);
+    sum_rows.resize(dp * QB);
+    for (auto* x : {&row, &row2, &row3}) x->resize(dp);
+    zeros.assign(QB, 0.0f);
+    if (L::PER_LANE == 2) {
+      interleaved_kv.resize(keys / 2 * dp + dp);
+      interleaved.resize(KB * QB / 2);
     }
     if (backward) {
-      vt.resize(padded * wp);
-      for (auto* x : {&g, &gt}) x->resize(wp * QB);
-      if (N::PER == 2)
+      vt.resize(padded * lp);
+      for (auto* x : {&g, &gt}) x->resize(lp * QB);
+      if (L::PER_LANE == 2)
         for (auto* x : {&qz, &gz}) x->resize(QB / 2 * dp);
       dk.resize(keys * dp);
       dv.resize(keys * dp);
-      if (N::PER == 1 && p.queries > SOME_QUERIES)
-        for (auto* x : {&near_k, &near_v}) x->resize(keys * dp);
+      if (L::PER_LANE == 1 && p.queries > QUERIES_PER_PARTIAL)
+        for (auto* x : {&partial_dk, &partial_dv}) x->resize(keys * dp);
       weights.resize(KB * QB);
-      if (p.grad_mask) of_mask.resize(p.keys);
+      if (p.grad_mask) mask_grad.resize(p.keys);
     }
   }
 
-  // a of a product along keys
+  // The operand a of a product along the keys, from `key` on.
   const float* along_keys(const std::vector<float>& rows, int64_t key) const {
-    return N::PER == 2 ? &zip[key / 2 * dp] : &rows[key * wp];
+    return L::PER_LANE == 2 ? &interleaved_kv[key / 2 * dp] : &rows[key * lp];
   }
 };
 
-// The pair bias of one (batch, head), tile by tile of queries and transposed to [key][query].
-template <class N>
-static void pack_bias(const Problem& p, int64_t b, int64_t h, Scratch<N>& w) {
+// Packs the pair bias of one (batch, head), transposed to [tile of queries][key][query].
+template <class L>
+static void pack_bias(const Params& p, int64_t b, int64_t h, Workspace<L>& w) {
   if (!p.bias.data) return;
-  float square[W][W] = {}, turned[W][W];
+  float square[W][W] = {}, transposed[W][W];
   for (int64_t q0 = 0; q0 < p.queries; q0 += W)
     for (int64_t k0 = 0; k0 < p.keys; k0 += W) {
       const int height = int(std::min<int64_t>(W, p.queries - q0)), length = int(std::min<int64_t>(W, p.keys - k0));
       for (int q = 0; q < height; ++q) {
-        const int64_t at = place(p.bias, b, h, q0 + q, k0);
+        const int64_t at = offset(p.bias, b, h, q0 + q, k0);
         if (p.bias.stride[3] == 1)
-          fetch(Rows(p.bias, at), 0, length, square[q]);
+          load_row(Rows(p.bias, at), 0, length, square[q]);
         else
           for (int k = 0; k < length; ++k) square[q][k] = element(p.bias, at + k * p.bias.stride[3]);
-        store(square[q], binary(load(square[q])));
+        store(square[q], to_log2(load(square[q])));
       }
-      transpose(square[0], W, turned[0], W);
+      transpose(square[0], W, transposed[0], W);
       for (int k = 0; k < length; ++k)
-        store(&w.bias[((q0 / QB) * p.keys + k0 + k) * QB + q0 % QB], load(turned[k]));
+        store(&w.bias[((q0 / QB) * p.keys + k0 + k) * QB + q0 % QB], load(transposed[k]));
     }
 }
 
-// K and V of one row, kept keys only; returns their number, which for Pair a key of zeros, with a mask of -inf, makes even.
-template <class N>
-static int64_t pack_keys(const Problem& p, int64_t b, int64_t s, int64_t h, bool backward, Scratch<N>& w) {
+// Packs the keys and values of one row that are not masked and returns their number. Bf16Lanes add a key of zeros, masked with
+// -inf, to an odd number.
+template <class L>
+static int64_t pack_keys(const Params& p, int64_t b, int64_t s, int64_t h, bool backward, Workspace<L>& w) {
   int64_t n = 0;
-  const Rows from_k(p.k, b, s, h), from_v(p.v, b, s, h);
+  const Rows k_rows(p.k, b, s, h), v_rows(p.v, b, s, h);
   for (int64_t k = 0; k < p.keys; ++k) {
-    float add = 0.0f;
+    float value = 0.0f;
     if (p.mask.data) {
-      const int64_t at = place(p.mask, b, s, k, 0);
-      if (p.mask.type == ds4sci::BOOL) {
+      const int64_t at = offset(p.mask, b, s, k, 0);
+      if (p.mask.dtype == ds4sci::BOOL) {
         if (!static_cast<const uint8_t*>(p.mask.data)[at]) continue;
       } else {
-        add = element(p.mask, at);
-        if (add == NONE) continue;
+        value = element(p.mask, at);
+        if (value == NEG_INF) continue;
       }
     }
-    w.kept[n] = k;
-    w.added[n] = binary(set(add))[0];
-    row(N{}, from_k, k, w.d, &w.k[n * w.wp]);
-    row(N{}, from_v, k, w.d, &w.v[n * w.wp]);
+    w.kept_keys[n] = k;
+    w.mask_bias[n] = to_log2(set1(value))[0];
+    load_lanes(L{}, k_rows, k, w.d, &w.k[n * w.lp]);
+    load_lanes(L{}, v_rows, k, w.d, &w.v[n * w.lp]);
     ++n;
   }
 #if defined(__AVX512BF16__)
-  if constexpr (N::PER == 2) {
+  if constexpr (L::PER_LANE == 2) {
     if (n % 2) {
-      std::fill(&w.k[n * w.wp], &w.k[n * w.wp] + w.wp, 0.0f);
-      std::fill(&w.v[n * w.wp], &w.v[n * w.wp] + w.wp, 0.0f);
-      w.kept[n] = n ? w.kept[n - 1] : 0;
-      w.added[n++] = NONE;
+      std::fill(&w.k[n * w.lp], &w.k[n * w.lp] + w.lp, 0.0f);
+      std::fill(&w.v[n * w.lp], &w.v[n * w.lp] + w.lp, 0.0f);
+      w.kept_keys[n] = n ? w.kept_keys[n - 1] : 0;
+      w.mask_bias[n++] = NEG_INF;
     }
-    auto& rows = backward ? w.k : w.v;  // for dQ, for the output
-    for (int64_t i = 0; i < n; i += 2) zip(&rows[i * w.wp], &rows[(i + 1) * w.wp], w.d, &w.zip[i / 2 * w.dp]);
+    auto& rows = backward ? w.k : w.v;  // the backward needs K for dQ, the forward V for the output
+    for (int64_t i = 0; i < n; i += 2)
+      interleave(&rows[i * w.lp], &rows[(i + 1) * w.lp], w.d, &w.interleaved_kv[i / 2 * w.dp]);
   }
 #endif
   for (int64_t k0 = 0; k0 < n; k0 += W)
-    for (int c = 0; c < w.words; c += W) {
-      const int64_t at = k0 / KB * KB * w.wp + c * KB + k0 % KB;
-      transpose(&w.k[k0 * w.wp + c], w.wp, &w.kt[at], KB, std::min(W, w.words - c));
-      if (backward) transpose(&w.v[k0 * w.wp + c], w.wp, &w.vt[at], KB, std::min(W, w.words - c));
+    for (int c = 0; c < w.lanes; c += W) {
+      const int64_t at = k0 / KB * KB * w.lp + c * KB + k0 % KB;
+      transpose(&w.k[k0 * w.lp + c], w.lp, &w.kt[at], KB, std::min(W, w.lanes - c));
+      if (backward) transpose(&w.v[k0 * w.lp + c], w.lp, &w.vt[at], KB, std::min(W, w.lanes - c));
     }
   return n;
 }
 
-// For Twin, in place: two rows of at most half a vector become one, lane by lane.
-static inline void pair_up(std::vector<float>& rows, int count, int step) {
+// Merges pairs of rows of at most half a vector in place, lane by lane, for PairedLanes.
+static inline void pair_rows(std::vector<float>& rows, int count, int step) {
   for (int t = 0; t < count / 2; ++t) {
     float both[W];
     const float *a = &rows[2 * t * step], *b = &rows[(2 * t + 1) * step];
@@ -150,19 +164,21 @@ static inline void pair_up(std::vector<float>& rows, int count, int step) {
   }
 }
 
-// Rows of QB queries, transposed: [word][query].
-template <class N>
-static void turn(const Scratch<N>& w, const std::vector<float>& rows, std::vector<float>& to) {
-  for (int c = 0; c < w.words; c += W)
+// Transposes the rows of QB queries to [lane][query].
+template <class L>
+static void transpose_tile(const Workspace<L>& w, const std::vector<float>& rows, std::vector<float>& to) {
+  for (int c = 0; c < w.lanes; c += W)
     for (int q = 0; q < QB; q += W)
-      transpose(&rows[q * w.wp + c], w.wp, &to[c * QB + q], QB, std::min(W, w.words - c));
+      transpose(&rows[q * w.lp + c], w.lp, &to[c * QB + q], QB, std::min(W, w.lanes - c));
 }
 
-// A tile of queries from q0 on; beyond the last one zeros.
-template <class N>
-static void pack_queries(const Problem& p, int64_t b, int64_t s, int64_t h, int64_t q0, int count, Scratch<N>& w) {
+// Packs the tile of queries that starts at q0. Queries beyond the last one are 0.
+template <class L>
+static void pack_queries(const Params& p, int64_t b, int64_t s, int64_t h, int64_t q0, int count, Workspace<L>& w) {
   const Rows from(p.q, b, s, h);
-  for (int q = 0; q < count; ++q) row(N{}, from, q0 + q, w.d, &w.q[q * w.wp]);
-  std::fill(w.q.begin() + count * w.wp, w.q.end(), 0.0f);
-  turn(w, w.q, w.qt);
+  for (int q = 0; q < count; ++q) load_lanes(L{}, from, q0 + q, w.d, &w.q[q * w.lp]);
+  std::fill(w.q.begin() + count * w.lp, w.q.end(), 0.0f);
+  transpose_tile(w, w.q, w.qt);
 }
+
+}  // namespace DS4SCI_ISA

@@ -1,16 +1,26 @@
-// Vectors of fp32 from and to memory of any dtype, and whole rows cut into them. Included by width.cpp inside its namespace.
+// Loads and stores of fp32 vectors in memory of any dtype, and loops over the vectors of a row.
+#pragma once
 
-struct Brain { uint16_t x; };
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "../simd/fp16.h"
+#include "../simd/vector.h"
+
+namespace DS4SCI_ISA {
+
+struct BFloat16 { uint16_t x; };
 struct Half { uint16_t x; };
 
 static inline Vec read(const float* p) { return load(p); }
 static inline void write(float* p, Vec v) { store(p, v); }
-static inline Vec read(const Brain* p) {
+static inline Vec read(const BFloat16* p) {
   HVec bits;
   std::memcpy(&bits, p, sizeof bits);
   return from_bf16(bits);
 }
-static inline void write(Brain* p, Vec v) {
+static inline void write(BFloat16* p, Vec v) {
   const HVec bits = to_bf16(v);
   std::memcpy(p, &bits, sizeof bits);
 }
@@ -21,7 +31,7 @@ static inline Vec read(const Half* p) {
   return Vec(_mm512_cvtph_ps(bits));
 #else
   float x[W];
-  for (int i = 0; i < W; ++i) x[i] = from_half(p[i].x);
+  for (int i = 0; i < W; ++i) x[i] = half_to_float(p[i].x);
   return load(x);
 #endif
 }
@@ -32,47 +42,48 @@ static inline void write(Half* p, Vec v) {
 #else
   float x[W];
   store(x, v);
-  for (int i = 0; i < W; ++i) p[i].x = to_half(x[i]);
+  for (int i = 0; i < W; ++i) p[i].x = float_to_half(x[i]);
 #endif
 }
 
-// A vector's place in a row: a whole one, or the `n` numbers that are left, read with zeros behind them.
-struct Whole {};
-struct Some { int n; };
+// Tags for the lanes of a vector that are inside the row: all of them, or the first `n`. Reads fill the others with 0.
+struct Full {};
+struct Partial { int n; };
 template <class T>
-static inline Vec read(const T* p, Whole) { return read(p); }
+static inline Vec read(const T* p, Full) { return read(p); }
 template <class T>
-static inline void write(T* p, Vec v, Whole) { write(p, v); }
+static inline void write(T* p, Vec v, Full) { write(p, v); }
 template <class T>
-static inline Vec read(const T* p, Some some) {
+static inline Vec read(const T* p, Partial tag) {
   T padded[W] = {};
-  std::memcpy(padded, p, some.n * sizeof(T));
+  std::memcpy(padded, p, tag.n * sizeof(T));
   return read(padded);
 }
 template <class T>
-static inline void write(T* p, Vec v, Some some) {
+static inline void write(T* p, Vec v, Partial tag) {
   T padded[W];
   write(padded, v);
-  std::memcpy(p, padded, some.n * sizeof(T));
+  std::memcpy(p, padded, tag.n * sizeof(T));
 }
 
-// f(first element, place) for a row of n.
+// Calls f(index of the first element, lanes tag) for each vector of a row of n elements.
 template <class F>
-static inline void each(int64_t n, F f) {
+static inline void for_each_vector(int64_t n, F f) {
   int64_t i = 0;
-  for (; i + W <= n; i += W) f(i, Whole{});
-  if (i < n) f(i, Some{int(n - i)});
+  for (; i + W <= n; i += W) f(i, Full{});
+  if (i < n) f(i, Partial{int(n - i)});
 }
 
-// Lanes of a last vector that are numbers: 1 there, 0 behind.
-static inline Vec there(Whole) { return set(1.0f); }
-static inline Vec there(Some some) {
+// 1 in the lanes that are inside the row, 0 in the others.
+static inline Vec lane_mask(Full) { return set1(1.0f); }
+static inline Vec lane_mask(Partial tag) {
   float x[W];
-  for (int i = 0; i < W; ++i) x[i] = i < some.n ? 1.0f : 0.0f;
+  for (int i = 0; i < W; ++i) x[i] = i < tag.n ? 1.0f : 0.0f;
   return load(x);
 }
 
-static inline float total(Vec v) {
+// The sum of the lanes.
+static inline float reduce_add(Vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(__m512(v));
 #else
@@ -84,33 +95,38 @@ static inline float total(Vec v) {
 #endif
 }
 
-// Additions in fp32, one after another, after which a sum goes on in fp64: rounding does not grow with its length.
-constexpr int FEW = 64;
+// Number of consecutive additions in fp32 after which a sum is moved to fp64. The rounding error of a sum therefore does
+// not grow with its length.
+constexpr int FP32_ADDITIONS = 64;
 
-// f(begin, end) for parts of a row of n, FEW vectors each.
+// Calls f(begin, end) for chunks of FP32_ADDITIONS vectors of a row of n elements.
 template <class F>
-static inline void in_parts(int64_t n, F f) {
-  for (int64_t begin = 0; begin < n; begin += FEW * W) f(begin, std::min(n, begin + FEW * W));
+static inline void for_each_chunk(int64_t n, F f) {
+  for (int64_t begin = 0; begin < n; begin += FP32_ADDITIONS * W) f(begin, std::min(n, begin + FP32_ADDITIONS * W));
 }
 
-// Σ f(first element, place) over a row of n.
+// Σ f(index of the first element, lanes tag) over a row of n elements.
 template <class F>
-static inline float sum_over(int64_t n, F f) {
-  double all = 0;
-  in_parts(n, [&](int64_t begin, int64_t end) {
-    Vec part = {};
-    each(end - begin, [&](int64_t j, auto at) { part += f(begin + j, at); });
-    all += total(part);
+static inline float reduce_sum(int64_t n, F f) {
+  double total = 0;
+  for_each_chunk(n, [&](int64_t begin, int64_t end) {
+    Vec partial = {};
+    for_each_vector(end - begin, [&](int64_t j, auto lanes) { partial += f(begin + j, lanes); });
+    total += reduce_add(partial);
   });
-  return float(all);
+  return float(total);
 }
 
-// sigmoid(x) and 1 - sigmoid(x), both to a relative 2e-7: no exponential of a positive number, no difference.
-struct Gate { Vec open, shut; };
-static inline Gate sigmoid(Vec x) {
+// sigmoid(x) and 1 - sigmoid(x), both with a relative error of 2e-7: the exponential is of a non-positive number, and
+// neither value is computed as a difference.
+struct Sigmoid { Vec value, complement; };
+static inline Sigmoid sigmoid(Vec x) {
   const Vec small = exp2<5>(-max(x, -x) * 1.44269504f), near = 1.0f / (1.0f + small), far = small * near;
   return {x >= 0.0f ? near : far, x >= 0.0f ? far : near};
 }
 
-static inline Vec plus(Vec x, const float* bias, int64_t at, Whole w) { return bias ? x + read(bias + at, w) : x; }
-static inline Vec plus(Vec x, const float* bias, int64_t at, Some s) { return bias ? x + read(bias + at, s) : x; }
+// x + bias[i…], or x without a bias.
+static inline Vec add_bias(Vec x, const float* bias, int64_t i, Full lanes) { return bias ? x + read(bias + i, lanes) : x; }
+static inline Vec add_bias(Vec x, const float* bias, int64_t i, Partial lanes) { return bias ? x + read(bias + i, lanes) : x; }
+
+}  // namespace DS4SCI_ISA

@@ -1,16 +1,18 @@
-// A tensor as C sees it. Plain C types: Python fills the structure through ctypes (ds4sci/kernels/arrays.py).
+// A strided tensor as the C interface passes it. Plain C types: Python fills the struct through ctypes
+// (ds4sci/kernels/arrays.py).
 #pragma once
+
 #include <cstdint>
 
 namespace ds4sci {
 
-enum Type : int64_t { FLOAT = 0, BFLOAT16 = 1, HALF = 2, BOOL = 3 };
+enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, BOOL = 3 };
 
-// A strided array; channels, the last dimension, have stride 1. No data = absent.
+// A strided array whose last dimension, the channels, has stride 1. A null `data` means that the array is absent.
 struct Array {
   void* data;
-  int64_t type;
-  int64_t stride[4];  // rows of channels: b s n h
+  int64_t dtype;
+  int64_t stride[4];  // in elements, of the leading dimensions: b s n h
 };
 
 }  // namespace ds4sci

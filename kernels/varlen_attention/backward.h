@@ -1,138 +1,150 @@
-// Backward of one task: all queries of a document, for the heads of one group. Included by width.cpp inside its namespace.
+// Backward of one task: all queries of a document, for the heads of one group.
+#pragma once
 
-// A tile of dOut: rows; delta = Σ dOut · out, and the logarithm in units of log 2, of each query.
-template <class N>
-static void pack_gradients(const Packed& p, int64_t head, Scratch<N>& w, Queries& tile) {
-  const Rows from_grad = rows_of(p.grad_out, head, tile.at), from_out = rows_of(p.out, head, tile.at);
-  const int64_t at = head * p.tokens + tile.at;
-  for (int q = 0; q < QB; ++q) tile.lse[q] = NONE, tile.rest[q] = tile.delta[q] = 0.0f;
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "forward.h"
+
+namespace DS4SCI_ISA {
+
+// Packs the gradient of the output of a tile of queries, with delta = Σ_c dOut[c] · out[c] and the log-sum-exp in units of
+// log 2 for each query.
+template <class L>
+static void pack_gradients(const Params& p, int64_t head, Workspace<L>& w, QueryTile& tile) {
+  const Rows grad_rows = rows_of(p.grad_out, head, tile.token), out_rows = rows_of(p.out, head, tile.token);
+  const int64_t at = head * p.tokens + tile.token;
+  for (int q = 0; q < QB; ++q) tile.lse[q] = NEG_INF, tile.lse_low[q] = tile.delta[q] = 0.0f;
   copy(p.lse + at, tile.lse, tile.count);
-  if (p.rest) copy(p.rest + at, tile.rest, tile.count);
-  std::fill(tile.g.begin() + tile.count * w.wp, tile.g.end(), 0.0f);
+  if (p.lse_low) copy(p.lse_low + at, tile.lse_low, tile.count);
+  std::fill(tile.g.begin() + tile.count * w.lp, tile.g.end(), 0.0f);
   for (int q = 0; q < tile.count; ++q) {
-    float *grad = w.line.data(), *out = w.line2.data();
-    fetch(from_grad, q, w.d, grad);
-    fetch(from_out, q, w.d, out);
+    float *grad = w.row.data(), *out = w.row2.data();
+    load_row(grad_rows, q, w.d, grad);
+    load_row(out_rows, q, w.d, out);
     DVec dots = {};
-    for (int c = 0; c < w.d; c += W) dots += wide(load(grad + c)) * wide(load(out + c));
-    tile.delta[q] = float(sum_of(dots));
-    to_words(N{}, grad, w.d, &tile.g[q * w.wp]);
+    for (int c = 0; c < w.d; c += W) dots += to_double(load(grad + c)) * to_double(load(out + c));
+    tile.delta[q] = float(reduce_add(dots));
+    pack_lanes(L{}, grad, w.d, &tile.g[q * w.lp]);
   }
-  for (int x = 0; x < QB; x += W) {  // as a sum of two; past the last query: every weight 0
-    const Vec own = load(tile.lse + x);
-    const DVec exact = (wide(own) + wide(load(tile.rest + x))) * LOG2E;
-    const Vec whole = own == NONE ? set(-NONE) : narrow(exact);
+  for (int x = 0; x < QB; x += W) {  // lse + lse_low; +inf beyond the last query, so that every weight is 0
+    const Vec natural = load(tile.lse + x);
+    const DVec exact = (to_double(natural) + to_double(load(tile.lse_low + x))) * LOG2E;
+    const Vec whole = natural == NEG_INF ? set1(-NEG_INF) : to_float(exact);
     store(tile.lse + x, whole);
-    store(tile.rest + x, own == NONE ? Vec{} : narrow(exact - wide(whole)));
+    store(tile.lse_low + x, natural == NEG_INF ? Vec{} : to_float(exact - to_double(whole)));
   }
-  turn(w, tile.g, tile.gt);
+  transpose_tile(w, tile.g, tile.gt);
 #if defined(__AVX512BF16__)
-  if constexpr (N::PER == 2)
+  if constexpr (L::PER_LANE == 2)
     for (int q = 0; q < QB; q += 2) {
-      zip(&tile.q[q * w.wp], &tile.q[(q + 1) * w.wp], w.d, &tile.qz[q / 2 * w.dp]);
-      zip(&tile.g[q * w.wp], &tile.g[(q + 1) * w.wp], w.d, &tile.gz[q / 2 * w.dp]);
+      interleave(&tile.q[q * w.lp], &tile.q[(q + 1) * w.lp], w.d, &tile.qz[q / 2 * w.dp]);
+      interleave(&tile.g[q * w.lp], &tile.g[(q + 1) * w.lp], w.d, &tile.gz[q / 2 * w.dp]);
     }
 #endif
 }
 
-// What a tile of queries gives to, and takes from, the tile of keys from key `first` on.
-// Gradients of the keys are added to `dk`, those of the values to `dv`, both [KB][dp].
-template <class N>
-static void attend_back(const Packed& p, const Task& task, int64_t first, float* dk, float* dv, Scratch<N>& w,
-                        Queries& tile) {
-  const int keys = int(std::min<int64_t>(KB, tile.reach - first));
-  const Sight sight(p, task, tile, first);
-  const Vec factor = set(float(p.scale * LOG2E));
-  // added, so that the compiler rounds scores as in the forward: fused with the subtraction of lse, whose highest score was
-  // rounded, a weight of 1 would be wrong by half a digit of a large score
-  const Vec nothing = load(w.nothing.data());
+// The gradients between a tile of queries and the tile of keys that starts at key `first`. The gradients of the keys are added
+// to `dk`, those of the values to `dv`, both [KB][dp]; that of the queries is accumulated in the tile.
+template <class L>
+static void backward_tile(const Params& p, const Task& task, int64_t first, float* dk, float* dv, Workspace<L>& w,
+                          QueryTile& tile) {
+  const int keys = int(std::min<int64_t>(KB, tile.num_keys - first));
+  const CausalMask mask(p, task, tile, first);
+  const Vec score_scale = set1(float(p.scale * LOG2E));
+  // Adding zeros makes the compiler round the scores as in the forward. Fused with the subtraction of lse, which contains the
+  // rounded maximum, a weight of 1 would be wrong by half a unit in the last place of a large score.
+  const Vec zeros = load(w.zeros.data());
   for (int x0 = 0; x0 < QB; x0 += 2 * W)
-    blocks<MR2, N::PER>(keys, [&](auto height, int i0) {
+    for_each_block<MR2, L::PER_LANE>(keys, [&](auto height, int i0) {
       constexpr int M = height;
-      Vec own[M][2] = {}, slope[M][2] = {};
-      accumulate<N, 1>(own, w.words, &w.kt[first * w.wp + i0], KB, &tile.qt[x0], QB);
-      accumulate<N, 1>(slope, w.words, &w.vt[first * w.wp + i0], KB, &tile.gt[x0], QB);
+      Vec probs[M][2] = {}, dscores[M][2] = {};
+      accumulate<L, 1>(probs, w.lanes, &w.kt[first * w.lp + i0], KB, &tile.qt[x0], QB);
+      accumulate<L, 1>(dscores, w.lanes, &w.vt[first * w.lp + i0], KB, &tile.gt[x0], QB);
       DS4SCI_UNROLL for (int i = 0; i < M; ++i)
         DS4SCI_UNROLL for (int x = 0; x < 2; ++x) {
           const int at = x0 + x * W;
-          own[i][x] = own[i][x] * factor + nothing - load(tile.lse + at);
-          if (N::PER == 1) own[i][x] -= load(tile.rest + at);
+          probs[i][x] = probs[i][x] * score_scale + zeros - load(tile.lse + at);
+          if (L::PER_LANE == 1) probs[i][x] -= load(tile.lse_low + at);
         }
-      if (i0 + M - 1 > sight.least)
+      if (i0 + M - 1 > mask.min_last_key)
         DS4SCI_UNROLL for (int i = 0; i < M; ++i)
-          DS4SCI_UNROLL for (int x = 0; x < 2; ++x) own[i][x] = sight.hide(own[i][x], x0 / W + x, i0 + i);
+          DS4SCI_UNROLL for (int x = 0; x < 2; ++x) probs[i][x] = mask.apply(probs[i][x], x0 / W + x, i0 + i);
       DS4SCI_UNROLL for (int i = 0; i < M; ++i)
         DS4SCI_UNROLL for (int x = 0; x < 2; ++x) {
-          own[i][x] = exp2<N::DEGREE>(own[i][x]);
-          slope[i][x] = own[i][x] * (slope[i][x] - load(tile.delta + x0 + x * W));
+          probs[i][x] = exp2<L::DEGREE>(probs[i][x]);
+          dscores[i][x] = probs[i][x] * (dscores[i][x] - load(tile.delta + x0 + x * W));
         }
-      keep(N{}, own, slope, i0, x0, w.scores.data(), w.weights.data(), w.zipped.data());
+      store_p_ds(L{}, probs, dscores, i0, x0, w.scores.data(), w.weights.data(), w.interleaved.data());
     });
-  // scores holds P, weights dS; a gradient that nobody asked for is not made
-  const float* pairs = N::PER == 2 ? w.zipped.data() : w.weights.data();
+  // w.scores holds P and w.weights dS. Gradients that were not requested are not computed.
+  const float* ds_lanes = L::PER_LANE == 2 ? w.interleaved.data() : w.weights.data();
   if (p.grad_q.data && first)
-    product<N, 1, ADD>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, pairs, QB, tile.sums.data(), QB);
+    matmul<L, 1, ADD>(w.d, QB, keys / L::PER_LANE, w.along_keys(first), w.dp, ds_lanes, QB, tile.sums.data(), QB);
   else if (p.grad_q.data)
-    product<N, 1, SET>(w.d, QB, keys / N::PER, w.along_keys(first), w.dp, pairs, QB, tile.sums.data(), QB);
-  const int steps = (tile.count + N::PER - 1) / N::PER;
-  auto along_queries = [&](const Array& wanted, const float* a, const std::vector<float>& b, float* c) {
-    if (wanted.data) product<N, QB / N::PER, ADD>(keys, w.dp, steps, a, 1, b.data(), w.dp, c, w.dp);
+    matmul<L, 1, SET>(w.d, QB, keys / L::PER_LANE, w.along_keys(first), w.dp, ds_lanes, QB, tile.sums.data(), QB);
+  const int steps = (tile.count + L::PER_LANE - 1) / L::PER_LANE;
+  auto along_queries = [&](const Array& target, const float* a, const std::vector<float>& b, float* c) {
+    if (target.data) matmul<L, QB / L::PER_LANE, ADD>(keys, w.dp, steps, a, 1, b.data(), w.dp, c, w.dp);
   };
-  along_queries(p.grad_k, w.weights.data(), N::PER == 2 ? tile.qz : tile.q, dk);
-  along_queries(p.grad_v, w.scores.data(), N::PER == 2 ? tile.gz : tile.g, dv);
+  along_queries(p.grad_k, w.weights.data(), L::PER_LANE == 2 ? tile.qz : tile.q, dk);
+  along_queries(p.grad_v, w.scores.data(), L::PER_LANE == 2 ? tile.gz : tile.g, dv);
 }
 
-// What some tiles of queries gave, to the sums of all.
-static inline void move_into(std::vector<float>& near, float* sums) {
-  for (size_t i = 0; i < near.size(); i += W) {
-    store(sums + i, load(sums + i) + load(&near[i]));
-    store(&near[i], Vec{});
+// Adds the sums over some tiles of queries to the sums over all, and sets them to 0.
+static inline void flush_partial(std::vector<float>& partial, float* sums) {
+  for (size_t i = 0; i < partial.size(); i += W) {
+    store(sums + i, load(sums + i) + load(&partial[i]));
+    store(&partial[i], Vec{});
   }
 }
 
-// Rows of sums, times a factor, to where they belong.
-template <class N>
-static void deliver(const Array& to, int64_t head, int64_t at, int64_t count, float* from, float factor,
-                    const Scratch<N>& w) {
+// Multiplies rows of sums by `factor` and stores them in the caller's array.
+template <class L>
+static void store_rows(const Array& to, int64_t head, int64_t at, int64_t count, float* from, float factor,
+                       const Workspace<L>& w) {
   if (!to.data) return;
   const Rows rows = rows_of(to, head, at);
   for (int64_t i = 0; i < count; ++i) {
-    float* line = from + i * w.dp;
-    for (int c = 0; c < w.dp; c += W) store(line + c, load(line + c) * factor);
-    put(rows, i, w.d, line);
+    float* row = from + i * w.dp;
+    for (int c = 0; c < w.dp; c += W) store(row + c, load(row + c) * factor);
+    store_row(rows, i, w.d, row);
   }
 }
 
-template <class N>
-static void backward_task(const Packed& p, const Task& task, int64_t key_head, Ahead ahead, Scratch<N>& w) {
+template <class L>
+static void backward_task(const Params& p, const Task& task, int64_t key_head, Prefetcher prefetcher, Workspace<L>& w) {
   pack_keys(p, task, key_head, true, w);
   const int64_t n = task.stop - task.start, group = p.heads / p.key_heads;
   for (auto* sums : {&w.dk, &w.dv}) std::fill(sums->begin(), sums->begin() + whole_tiles(n) * w.dp, 0.0f);
   for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head)
-    for (int64_t from = task.from; from < task.to; from += TILES * QB) {
-      const int tiles = int(std::min<int64_t>(TILES, (task.to - from + QB - 1) / QB));
+    for (int64_t from = task.query_begin; from < task.query_end; from += TILES * QB) {
+      const int tiles = int(std::min<int64_t>(TILES, (task.query_end - from + QB - 1) / QB));
       for (int i = 0; i < tiles; ++i) {
         pack_queries(p, task, head, from + i * QB, w, w.tile[i]);
         pack_gradients(p, head, w, w.tile[i]);
       }
-      for (int64_t first = 0; first < w.tile[tiles - 1].reach; first += KB) {
+      for (int64_t first = 0; first < w.tile[tiles - 1].num_keys; first += KB) {
         for (int i = 0; i < tiles; ++i)
-          if (first < w.tile[i].reach) {
-            ahead.some();
-            if constexpr (N::PER == 1)
-              attend_back(p, task, first, w.near_k.data(), w.near_v.data(), w, w.tile[i]);
+          if (first < w.tile[i].num_keys) {
+            prefetcher.advance();
+            if constexpr (L::PER_LANE == 1)
+              backward_tile(p, task, first, w.partial_dk.data(), w.partial_dv.data(), w, w.tile[i]);
             else
-              attend_back(p, task, first, &w.dk[first * w.dp], &w.dv[first * w.dp], w, w.tile[i]);
+              backward_tile(p, task, first, &w.dk[first * w.dp], &w.dv[first * w.dp], w, w.tile[i]);
           }
-        if (N::PER == 2) continue;
-        if (p.grad_k.data) move_into(w.near_k, &w.dk[first * w.dp]);
-        if (p.grad_v.data) move_into(w.near_v, &w.dv[first * w.dp]);
+        if (L::PER_LANE == 2) continue;
+        if (p.grad_k.data) flush_partial(w.partial_dk, &w.dk[first * w.dp]);
+        if (p.grad_v.data) flush_partial(w.partial_dv, &w.dv[first * w.dp]);
       }
       for (int i = 0; i < tiles; ++i) {
-        lay_out(w.tile[i], w);
-        deliver(p.grad_q, head, w.tile[i].at, w.tile[i].count, w.lines.data(), float(p.scale), w);
+        sums_to_rows(w.tile[i], w);
+        store_rows(p.grad_q, head, w.tile[i].token, w.tile[i].count, w.sum_rows.data(), float(p.scale), w);
       }
     }
-  deliver(p.grad_k, key_head, task.start, n, w.dk.data(), float(p.scale), w);
-  deliver(p.grad_v, key_head, task.start, n, w.dv.data(), 1.0f, w);
+  store_rows(p.grad_k, key_head, task.start, n, w.dk.data(), float(p.scale), w);
+  store_rows(p.grad_v, key_head, task.start, n, w.dv.data(), 1.0f, w);
 }
+
+}  // namespace DS4SCI_ISA

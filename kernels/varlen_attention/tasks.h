@@ -1,32 +1,35 @@
-// What one thread does at a time, the same whatever the number of threads. Plain C++, no namespace of an instruction set.
+// Tasks: the units of work that threads take. They depend on the problem only, not on the number of threads. Plain C++: they
+// do not depend on the instruction set.
 #pragma once
+
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
-#include "documents.h"
+#include "params.h"
 
 namespace ds4sci {
 
-// Queries `from` to `to` of the document of tokens `start` to `stop`, for the heads of one group of key heads.
+// Queries [query_begin, query_end) of the document of tokens [start, stop), for the heads of one group of key heads.
 struct Task {
-  int64_t start, stop, from, to;
+  int64_t start, stop, query_begin, query_end;
 
-  int64_t queries() const { return to - from; }
-  int64_t keys(bool causal) const { return (causal ? to : stop) - start; }  // that any of the queries sees
+  int64_t queries() const { return query_end - query_begin; }
+  int64_t keys(bool causal) const { return (causal ? query_end : stop) - start; }  // that at least one query attends to
 };
 
-// A document with more queries than this, those of a group's heads taken together, is cut into several tasks of the
-// forward. Each packs its keys anew: some tile's work, beside that of the hundred of a task. The backward sums over all
-// queries and is not cut.
-constexpr int64_t MOST_QUERIES = 4096, LEAST_QUERIES = 256;
+// A document whose queries, times the heads of a group, exceed MAX_TASK_QUERIES is split into several tasks of the forward.
+// Each task packs its keys again, which costs as much as one tile in about a hundred. The backward sums over all queries of
+// a document and is not split.
+constexpr int64_t MAX_TASK_QUERIES = 4096, MIN_TASK_QUERIES = 256;
 
-// The longest first, so that no thread begins with them when the others have finished.
-inline std::vector<Task> tasks_of(const Packed& p, bool backward) {
+// The tasks of all documents, largest first, so that no thread starts a large one when the others have finished.
+inline std::vector<Task> make_tasks(const Params& p, bool backward) {
   std::vector<Task> tasks;
-  const int64_t cut = std::max(MOST_QUERIES * p.key_heads / p.heads / LEAST_QUERIES, int64_t(1)) * LEAST_QUERIES;
+  const int64_t split = std::max(MAX_TASK_QUERIES * p.key_heads / p.heads / MIN_TASK_QUERIES, int64_t(1)) * MIN_TASK_QUERIES;
   for (int64_t i = 0; i < p.documents; ++i) {
-    const int64_t start = p.spans[2 * i], stop = p.spans[2 * i + 1], most = backward ? stop - start : cut;
-    for (int64_t from = start; from < stop; from += most) tasks.push_back({start, stop, from, std::min(stop, from + most)});
+    const int64_t start = p.doc_spans[2 * i], stop = p.doc_spans[2 * i + 1], step = backward ? stop - start : split;
+    for (int64_t q = start; q < stop; q += step) tasks.push_back({start, stop, q, std::min(stop, q + step)});
   }
   const bool causal = p.causal;
   std::stable_sort(tasks.begin(), tasks.end(), [causal](const Task& a, const Task& b) {

@@ -1,15 +1,12 @@
-// The multiply-adds that one core can do: accumulators that never leave their registers.
+// The peak rate of multiply-adds of one core: accumulators that stay in registers.
 #include <cstdint>
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
+
+#include "../simd/isa.h"
 
 typedef float Vec __attribute__((vector_size(4 * DS4SCI_LANES)));
-#define JOIN_(a, b) a##_##b
-#define JOIN(a, b) JOIN_(a, b)
 
-// steps · 12 · lanes multiply-adds; the sum goes to *sink so that none is left out.
-extern "C" void JOIN(ds4sci_fma, DS4SCI_ISA)(int64_t steps, float* sink) {
+// steps · 12 · DS4SCI_LANES multiply-adds in fp32. Their sum is added to *sink so that the compiler keeps them all.
+extern "C" void DS4SCI_SYMBOL(ds4sci_fma)(int64_t steps, float* sink) {
   constexpr int N = 12;
   Vec acc[N];
   for (int i = 0; i < N; ++i) acc[i] = Vec{} + float(i);
@@ -28,8 +25,8 @@ extern "C" void JOIN(ds4sci_fma, DS4SCI_ISA)(int64_t steps, float* sink) {
 }
 
 #if defined(__AVX512BF16__)
-// steps · 12 · 2 · lanes multiply-adds of bf16, summed in fp32.
-extern "C" void JOIN(ds4sci_bf16, DS4SCI_ISA)(int64_t steps, float* sink) {
+// steps · 12 · 2 · DS4SCI_LANES multiply-adds of bf16, accumulated in fp32.
+extern "C" void DS4SCI_SYMBOL(ds4sci_bf16)(int64_t steps, float* sink) {
   constexpr int N = 12;
   __m512 acc[N];
   for (int i = 0; i < N; ++i) acc[i] = _mm512_set1_ps(float(i));

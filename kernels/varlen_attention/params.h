@@ -1,0 +1,24 @@
+// Arguments of varlen attention across the C interface. Plain C types: Python fills the struct through ctypes
+// (ds4sci/kernels/varlen_attention/native.py).
+#pragma once
+
+#include <cstdint>
+
+#include "../simd/array.h"
+
+namespace ds4sci {
+
+struct Params {
+  int64_t tokens, heads, key_heads, channels;
+  int64_t documents;
+  const int64_t* doc_spans;  // [documents][2]: start and stop, ascending and disjoint
+  int64_t causal;
+  int64_t threads;
+  void* gomp_parallel;  // GOMP_parallel of the OpenMP runtime that torch uses, or null
+  double scale;
+  Array q, k, v, out;     // strides: – – t h
+  float *lse, *lse_low;   // [heads][tokens]; their sum is the log-sum-exp to more than fp32; lse_low may be null
+  Array grad_out, grad_q, grad_k, grad_v;
+};
+
+}  // namespace ds4sci
