@@ -120,9 +120,9 @@ class timed_attention:
 
         self.original = native._run
 
-        def run(problem: native.Problem, backward: bool) -> None:
+        def run(params: native.Params, backward: bool) -> None:
             start = time.perf_counter()
-            self.original(problem, backward)
+            self.original(params, backward)
             self.seconds[0] += time.perf_counter() - start
 
         native._run = run

@@ -6,6 +6,8 @@
 #include <new>
 #include <vector>
 
+#include "../simd/abi.h"
+#include "../simd/isa.h"
 #include "../simd/parallel_for.h"
 #include "backward.h"
 #include "forward.h"
@@ -88,3 +90,20 @@ extern "C" int DS4SCI_SYMBOL(ds4sci_evoformer_attention)(const ds4sci::Params* p
   ds4sci::parallel_for(std::max<int64_t>(1, std::min(params->threads, tasks)), params->gomp_parallel, worker);
   return failed;
 }
+
+static const ds4sci::AbiField ABI_FIELDS[] = {
+    DS4SCI_ABI_STRUCT(Array), DS4SCI_ABI_FIELD(Array, data), DS4SCI_ABI_FIELD(Array, dtype),
+    DS4SCI_ABI_FIELD(Array, stride),
+    DS4SCI_ABI_STRUCT(Params), DS4SCI_ABI_FIELD(Params, batch), DS4SCI_ABI_FIELD(Params, rows),
+    DS4SCI_ABI_FIELD(Params, queries), DS4SCI_ABI_FIELD(Params, keys), DS4SCI_ABI_FIELD(Params, heads),
+    DS4SCI_ABI_FIELD(Params, channels), DS4SCI_ABI_FIELD(Params, groups), DS4SCI_ABI_FIELD(Params, threads),
+    DS4SCI_ABI_FIELD(Params, gomp_parallel), DS4SCI_ABI_FIELD(Params, scale), DS4SCI_ABI_FIELD(Params, q),
+    DS4SCI_ABI_FIELD(Params, k), DS4SCI_ABI_FIELD(Params, v), DS4SCI_ABI_FIELD(Params, mask),
+    DS4SCI_ABI_FIELD(Params, bias), DS4SCI_ABI_FIELD(Params, gate), DS4SCI_ABI_FIELD(Params, out),
+    DS4SCI_ABI_FIELD(Params, lse), DS4SCI_ABI_FIELD(Params, lse_low), DS4SCI_ABI_FIELD(Params, grad_out),
+    DS4SCI_ABI_FIELD(Params, grad_lse), DS4SCI_ABI_FIELD(Params, grad_q), DS4SCI_ABI_FIELD(Params, grad_k),
+    DS4SCI_ABI_FIELD(Params, grad_v), DS4SCI_ABI_FIELD(Params, grad_gate), DS4SCI_ABI_FIELD(Params, grad_mask),
+    DS4SCI_ABI_FIELD(Params, grad_bias),
+    {nullptr, 0, 0},
+};
+DS4SCI_EXPORT_ABI(ABI_FIELDS)

@@ -1,6 +1,7 @@
 // The peak rate of multiply-adds of one core: accumulators that stay in registers.
 #include <cstdint>
 
+#include "../simd/abi.h"
 #include "../simd/isa.h"
 
 typedef float Vec __attribute__((vector_size(4 * DS4SCI_LANES)));
@@ -38,3 +39,6 @@ extern "C" void DS4SCI_SYMBOL(ds4sci_bf16)(int64_t steps, float* sink) {
   for (int i = 0; i < N; ++i) *sink += _mm512_reduce_add_ps(acc[i]);
 }
 #endif
+
+static const ds4sci::AbiField ABI_FIELDS[] = {{nullptr, 0, 0}};  // no struct
+DS4SCI_EXPORT_ABI(ABI_FIELDS)

@@ -1,6 +1,8 @@
 // The pointwise functions between matrix products, for one instruction set (see simd/isa.h).
 #include <new>
 
+#include "../simd/abi.h"
+#include "../simd/isa.h"
 #include "columns.h"
 #include "params.h"
 #include "rows.h"
@@ -43,3 +45,13 @@ extern "C" int DS4SCI_SYMBOL(ds4sci_pointwise)(const ds4sci::Params* params, int
   }
   return 0;
 }
+
+static const ds4sci::AbiField ABI_FIELDS[] = {
+    DS4SCI_ABI_STRUCT(Tile), DS4SCI_ABI_FIELD(Tile, data), DS4SCI_ABI_FIELD(Tile, stride),
+    DS4SCI_ABI_STRUCT(Params), DS4SCI_ABI_FIELD(Params, dtype), DS4SCI_ABI_FIELD(Params, threads),
+    DS4SCI_ABI_FIELD(Params, gomp_parallel), DS4SCI_ABI_FIELD(Params, outer), DS4SCI_ABI_FIELD(Params, rows),
+    DS4SCI_ABI_FIELD(Params, channels), DS4SCI_ABI_FIELD(Params, eps), DS4SCI_ABI_FIELD(Params, tile),
+    DS4SCI_ABI_FIELD(Params, vector), DS4SCI_ABI_FIELD(Params, stats), DS4SCI_ABI_FIELD(Params, sums),
+    {nullptr, 0, 0},
+};
+DS4SCI_EXPORT_ABI(ABI_FIELDS)

@@ -6,6 +6,8 @@
 #include <new>
 #include <vector>
 
+#include "../simd/abi.h"
+#include "../simd/isa.h"
 #include "../simd/parallel_for.h"
 #include "backward.h"
 #include "forward.h"
@@ -60,3 +62,17 @@ extern "C" int DS4SCI_SYMBOL(ds4sci_varlen_attention)(const ds4sci::Params* para
 } catch (const std::bad_alloc&) {
   return 1;
 }
+
+static const ds4sci::AbiField ABI_FIELDS[] = {
+    DS4SCI_ABI_STRUCT(Array), DS4SCI_ABI_FIELD(Array, data), DS4SCI_ABI_FIELD(Array, dtype),
+    DS4SCI_ABI_FIELD(Array, stride),
+    DS4SCI_ABI_STRUCT(Params), DS4SCI_ABI_FIELD(Params, tokens), DS4SCI_ABI_FIELD(Params, heads),
+    DS4SCI_ABI_FIELD(Params, key_heads), DS4SCI_ABI_FIELD(Params, channels), DS4SCI_ABI_FIELD(Params, documents),
+    DS4SCI_ABI_FIELD(Params, doc_spans), DS4SCI_ABI_FIELD(Params, causal), DS4SCI_ABI_FIELD(Params, threads),
+    DS4SCI_ABI_FIELD(Params, gomp_parallel), DS4SCI_ABI_FIELD(Params, scale), DS4SCI_ABI_FIELD(Params, q),
+    DS4SCI_ABI_FIELD(Params, k), DS4SCI_ABI_FIELD(Params, v), DS4SCI_ABI_FIELD(Params, out),
+    DS4SCI_ABI_FIELD(Params, lse), DS4SCI_ABI_FIELD(Params, lse_low), DS4SCI_ABI_FIELD(Params, grad_out),
+    DS4SCI_ABI_FIELD(Params, grad_q), DS4SCI_ABI_FIELD(Params, grad_k), DS4SCI_ABI_FIELD(Params, grad_v),
+    {nullptr, 0, 0},
+};
+DS4SCI_EXPORT_ABI(ABI_FIELDS)

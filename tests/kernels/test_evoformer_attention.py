@@ -266,7 +266,7 @@ def test_without_a_compiler_the_tiled_one_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True,
         env=os.environ | {"PATH": str(tmp_path), "CXX": "", "DS4SCI_CACHE": str(tmp_path)},
     )  # fmt: skip
-    assert "there is no C++ compiler" in done.stdout
+    assert "no C++ compiler found" in done.stdout
 
 
 def test_sixteen_lanes_are_right_on_any_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_sixteen_lanes_are_right_on_any_machine(tmp_path: Path, monkeypatch: pyt
     import ctypes
 
     loaded = ctypes.CDLL(str(library))
-    monkeypatch.setattr(native, "load", lambda name: loaded)
+    monkeypatch.setattr(native, "load", lambda name, *structs: loaded)
     monkeypatch.setattr(native, "isa", lambda: wide)
     for case in KERNEL.cases:
         given = case.make(torch.Generator().manual_seed(0), torch.float32, torch.device("cpu"))

@@ -9,30 +9,30 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import native
-from ds4sci.kernels.arrays import TYPES, Array, array, dense
+from ds4sci.kernels.arrays import DTYPE_CODES, Array, array, contiguous_channels
 from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
 from ds4sci.kernels.spec import assume_constant_result
 
 NAME = "evoformer_attention"
 TILE = 32
-"""Queries of a tile: QB of simd/tile.h."""
+"""Queries of a tile: QB of ``kernels/simd/tile.h``."""
 MAX_HEAD_DIM = 256
 """Channels per head."""
 
 
 _SIZES = ("batch", "rows", "queries", "keys", "heads", "channels", "groups", "threads")
 _ARRAYS = (
-    "q", "k", "v", "mask", "bias", "gate", "out", "lse", "rest", "grad_out", "grad_lse", "grad_q", "grad_k", "grad_v",
-    "grad_gate",
+    "q", "k", "v", "mask", "bias", "gate", "out", "lse", "lse_low", "grad_out", "grad_lse", "grad_q", "grad_k",
+    "grad_v", "grad_gate",
 )  # fmt: skip
 
 
-class Problem(ctypes.Structure):
-    """``ds4sci::Problem`` of attention.h: the same fields in the same order."""
+class Params(ctypes.Structure):
+    """``ds4sci::Params`` of params.h: the same fields in the same order, which ``native.load`` checks."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
-        ("team", ctypes.c_void_p),
+        ("gomp_parallel", ctypes.c_void_p),
         ("scale", ctypes.c_double),
         *((name, Array) for name in _ARRAYS),
         ("grad_mask", ctypes.c_void_p),
@@ -55,7 +55,7 @@ def why_not(
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16, not {str(q.dtype).removeprefix('torch.')}"
     for name, x in (("mask", mask), ("pair_bias", pair_bias)):
-        if x is not None and x.dtype not in TYPES:
+        if x is not None and x.dtype not in DTYPE_CODES:
             return f"{name} is {str(x.dtype).removeprefix('torch.')}; it takes float32, bfloat16 and float16"
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"it takes up to {MAX_HEAD_DIM} channels per head, not {q.shape[-1]}"
@@ -64,7 +64,7 @@ def why_not(
 
 @assume_constant_result
 def _unavailable() -> str | None:
-    return native.why_not(NAME)
+    return native.why_not(NAME, Array, Params)
 
 
 def forward(
@@ -75,9 +75,9 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype) if into is None else into
     lse = torch.empty(q.shape[0], q.shape[1], q.shape[3], q.shape[2], dtype=torch.float32)
     lse_low = empty_lse_low(lse, q.dtype, mask, pair_bias)
-    problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale)
-    problem.groups = _for_threads(problem)
-    _run(problem, False)
+    params, kept = _params(q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale)
+    params.groups = _for_threads(params)
+    _run(params, False)
     del kept
     return out, lse, lse_low
 
@@ -90,33 +90,33 @@ def backward(
     """``into``: where to write gradients, as ``forward``'s; not those of mask and pair bias."""
     b, s, queries, h, d = q.shape
     keys = k.shape[2]
-    problem, kept = _problem(q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale)
-    kept += [dense(grad_out)]
-    problem.grad_out = array(kept[-1])
+    params, kept = _params(q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale)
+    kept += [contiguous_channels(grad_out)]
+    params.grad_out = array(kept[-1])
     if grad_lse is not None:
         kept += [grad_lse.float().contiguous()]
-        problem.grad_lse = array(kept[-1])
+        params.grad_lse = array(kept[-1])
     grads: list[Tensor | None] = [None] * 6
     names = ("grad_q", "grad_k", "grad_v", None, None, "grad_gate")
     for place, (name, like) in enumerate(zip(names, (q, k, v, mask, pair_bias, gate), strict=True)):
         if name and needs_grad[place] and like is not None:
             given = into[place]
             grad = torch.empty(like.shape, dtype=like.dtype) if given is None else given
-            setattr(problem, name, array(grad))
+            setattr(params, name, array(grad))
             grads[place] = grad
-    problem.groups = _for_threads(problem)
+    params.groups = _for_threads(params)
     by_head = partial = None
     if mask is not None and needs_grad[3]:
         by_head = torch.empty(b, s, h, keys)
-        problem.grad_mask = by_head.data_ptr()
+        params.grad_mask = by_head.data_ptr()
     if pair_bias is not None and needs_grad[4]:
         # Each group of rows sums its own gradient: enough groups to feed the threads, few enough to cost a tenth of
         # the other gradients' memory. By shape alone, so that the sums never depend on the number of threads.
         few = int(0.3 * s * d * queries / max(1, queries * keys))
-        problem.groups = max(1, min(s, max(min(8, few), -(-8 // max(1, b * h)))))
-        partial = torch.zeros(problem.groups, b, h, -(-queries // TILE), keys, TILE)
-        problem.grad_bias = partial.data_ptr()
-    _run(problem, True)
+        params.groups = max(1, min(s, max(min(8, few), -(-8 // max(1, b * h)))))
+        partial = torch.zeros(params.groups, b, h, -(-queries // TILE), keys, TILE)
+        params.grad_bias = partial.data_ptr()
+    _run(params, True)
     del kept
     if by_head is not None and mask is not None:
         grads[3] = by_head.sum(2).to(mask.dtype)
@@ -129,40 +129,43 @@ def backward(
     return grads
 
 
-def _problem(
+def _params(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, out: Tensor,
     lse: Tensor, lse_low: Tensor, scale: float,
-) -> tuple[Problem, list[Tensor]]:  # fmt: skip
+) -> tuple[Params, list[Tensor]]:  # fmt: skip
     """The structure, and the tensors it points into: keep them while it is used."""
     b, s, queries, h, d = q.shape
     keys = k.shape[2]
-    q, k, v = dense(q), dense(k), dense(v)
+    q, k, v = contiguous_channels(q), contiguous_channels(k), contiguous_channels(v)
     kept = [q, k, v, out, lse, lse_low]
-    problem = Problem(b, s, queries, keys, h, d, 1, max(1, torch.get_num_threads()), native.team(), scale)
-    for name, x in zip(("q", "k", "v", "out", "lse", "rest"), kept, strict=True):
+    params = Params(b, s, queries, keys, h, d, 1, max(1, torch.get_num_threads()), native.gomp_parallel(), scale)
+    for name, x in zip(("q", "k", "v", "out", "lse", "lse_low"), kept, strict=True):
         if x.numel():
-            setattr(problem, name, array(x))
+            setattr(params, name, array(x))
     if gate is not None:
-        gate = dense(gate)
-        problem.gate = array(gate)
+        gate = contiguous_channels(gate)
+        params.gate = array(gate)
         kept.append(gate)
     if mask is not None:
-        problem.mask = array(mask)
+        params.mask = array(mask)
         kept.append(mask)
     if pair_bias is not None:
-        problem.bias = array(pair_bias.expand(b, h, queries, keys))
+        params.bias = array(pair_bias.expand(b, h, queries, keys))
         kept.append(pair_bias)
-    return problem, kept
+    return params, kept
 
 
-def _for_threads(problem: Problem) -> int:
+def _for_threads(params: Params) -> int:
     """Groups of rows where no sum crosses them: few, because each transposes the pair bias anew, and several tasks to
     a thread, so that none waits long at the end."""
-    return int(max(1, min(problem.rows, -(-4 * problem.threads // max(1, problem.batch * problem.heads)))))
+    return int(max(1, min(params.rows, -(-4 * params.threads // max(1, params.batch * params.heads)))))
 
 
-def _run(problem: Problem, backward: bool) -> None:
-    library = native.load(NAME)
+def _run(params: Params, backward: bool) -> None:
+    library = native.load(NAME, Array, Params)
     function = getattr(library, f"ds4sci_evoformer_attention_{native.isa().name}")
-    if function(ctypes.byref(problem), ctypes.c_int(backward)):
-        raise MemoryError("evoformer_attention: no memory for the scratch of one (batch, head)")
+    if function(ctypes.byref(params), ctypes.c_int(backward)):
+        raise MemoryError(
+            "evoformer_attention: not enough memory for the workspaces of the threads; use fewer threads "
+            "(torch.set_num_threads)"
+        )

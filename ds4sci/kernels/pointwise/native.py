@@ -9,30 +9,31 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import native
+from ds4sci.kernels.arrays import DTYPE_CODES
 from ds4sci.kernels.spec import assume_constant_result
 
 NAME = "pointwise"
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FUNCTIONS = (
     "norm", "norm_backward", "norm_columns", "norm_columns_backward", "glu_columns", "glu_columns_backward", "gate",
     "gate_backward", "relu", "relu_backward", "swiglu", "swiglu_backward", "column_sums",
 )  # fmt: skip
-"""In the order of ``dispatch`` in width.cpp."""
+"""In the order of ``dispatch`` in ``kernels/pointwise/isa_entry.cpp``."""
 
 
 class Tile(ctypes.Structure):
-    """``ds4sci::Tile`` of pointwise.h."""
+    """``ds4sci::Tile`` of params.h."""
 
     _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 2)]
 
 
-class Call(ctypes.Structure):
-    """``ds4sci::Call`` of pointwise.h: the same fields in the same order."""
+class Params(ctypes.Structure):
+    """``ds4sci::Params`` of params.h: the same fields in the same order, which ``native.load`` checks."""
 
     _fields_ = [
-        ("type", ctypes.c_int64),
+        ("dtype", ctypes.c_int64),
         ("threads", ctypes.c_int64),
-        ("team", ctypes.c_void_p),
+        ("gomp_parallel", ctypes.c_void_p),
         ("outer", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("channels", ctypes.c_int64),
@@ -47,14 +48,14 @@ class Call(ctypes.Structure):
 def why_not(x: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"it runs on the CPU, not on {x.device.type}"
-    if x.dtype not in TYPES:
+    if x.dtype not in DTYPES:
         return f"it takes float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
     return _unavailable()
 
 
 @assume_constant_result
 def _unavailable() -> str | None:
-    return native.why_not(NAME)
+    return native.why_not(NAME, Tile, Params)
 
 
 def _run(
@@ -64,19 +65,19 @@ def _run(
     """``tiles`` of 2 dimensions, or 3 where the rows are not evenly spaced; ``vectors`` in fp32, ``sums`` in fp64."""
     if 0 in sizes:
         return
-    call = Call(TYPES[tiles[0].dtype], torch.get_num_threads(), native.team(), *sizes, eps)
+    params = Params(DTYPE_CODES[tiles[0].dtype], torch.get_num_threads(), native.gomp_parallel(), *sizes, eps)
     assert all(x is None or x.dtype == torch.float64 for x in sums)
     for i, tile in enumerate(tiles):
         assert tile.dtype == tiles[0].dtype
         assert tile.stride(-1) == 1 or tile.shape[-1] == 1
         outer = tile.stride(0) if tile.dim() == 3 else 0
-        call.tile[i] = Tile(tile.data_ptr(), (outer, tile.stride(-2)))
+        params.tile[i] = Tile(tile.data_ptr(), (outer, tile.stride(-2)))
     kept = [None if v is None else v.float().contiguous() for v in vectors]
-    for field, given in ((call.vector, kept), (call.stats, stats), (call.sums, sums)):
+    for field, given in ((params.vector, kept), (params.stats, stats), (params.sums, sums)):
         for i, x in enumerate(given):
             field[i] = None if x is None else x.data_ptr()
-    function_of = getattr(native.load(NAME), f"ds4sci_pointwise_{native.isa().name}")
-    if function_of(ctypes.byref(call), ctypes.c_int(FUNCTIONS.index(function))):
+    function_of = getattr(native.load(NAME, Tile, Params), f"ds4sci_pointwise_{native.isa().name}")
+    if function_of(ctypes.byref(params), ctypes.c_int(FUNCTIONS.index(function))):
         raise MemoryError(f"{function}: no memory for a tile's sums")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import native
-from ds4sci.kernels.arrays import Array, array, dense
+from ds4sci.kernels.arrays import Array, array, contiguous_channels
 from ds4sci.kernels.custom_op import alone, define_custom_op, is_non_overlapping
 from ds4sci.kernels.spec import assume_constant_result
 from ds4sci.kernels.varlen_attention.doc_spans import check_doc_spans, padding_bounds
@@ -23,19 +23,19 @@ NAME = "varlen_attention"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class Packed(ctypes.Structure):
-    """``ds4sci::Packed`` of documents.h: the same fields in the same order."""
+class Params(ctypes.Structure):
+    """``ds4sci::Params`` of params.h: the same fields in the same order, which ``native.load`` checks."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "heads", "key_heads", "channels", "documents")),
-        ("spans", ctypes.c_void_p),
+        ("doc_spans", ctypes.c_void_p),
         ("causal", ctypes.c_int64),
         ("threads", ctypes.c_int64),
-        ("team", ctypes.c_void_p),
+        ("gomp_parallel", ctypes.c_void_p),
         ("scale", ctypes.c_double),
         *((name, Array) for name in ("q", "k", "v", "out")),
         ("lse", ctypes.c_void_p),
-        ("rest", ctypes.c_void_p),
+        ("lse_low", ctypes.c_void_p),
         *((name, Array) for name in ("grad_out", "grad_q", "grad_k", "grad_v")),
     ]
 
@@ -52,7 +52,7 @@ def why_not(
 
 @assume_constant_result
 def _unavailable() -> str | None:
-    return native.why_not(NAME)
+    return native.why_not(NAME, Array, Params)
 
 
 def _forward(
@@ -90,7 +90,7 @@ def _in_place(
     """Gradients, written over those inputs that are ``alone``: a head of a document is one task, which has read its
     queries, and all of its keys and values, when it writes their gradients."""
     grads = {
-        name: x.detach() if free and dense(x) is x and is_non_overlapping(x) else torch.empty_like(x)
+        name: x.detach() if free and contiguous_channels(x) is x and is_non_overlapping(x) else torch.empty_like(x)
         for name, x, want, free in zip("qkv", (q, k, v), needs_grad, alone, strict=False)
         if want
     }
@@ -98,7 +98,9 @@ def _in_place(
         for x in grads.values():
             x[start:stop] = 0
     # channels that lie apart, as theirs do, cannot be written to
-    rows = {name: x if dense(x) is x else torch.zeros(x.shape, dtype=x.dtype) for name, x in grads.items()}
+    rows = {
+        name: x if contiguous_channels(x) is x else torch.zeros(x.shape, dtype=x.dtype) for name, x in grads.items()
+    }
     _run(q, k, v, doc_spans, (out, lse, lse_low), causal, scale, grad, rows)
     for name, x in grads.items():
         if rows[name] is not x:
@@ -112,19 +114,22 @@ def _run(
 ) -> None:  # fmt: skip
     """Forward, or with ``grad`` backward into ``grads``."""
     (t, h, d), (out, lse, lse_low) = q.shape, results
-    given = {"q": dense(q), "k": dense(k), "v": dense(v), "out": out}
+    given = {"q": contiguous_channels(q), "k": contiguous_channels(k), "v": contiguous_channels(v), "out": out}
     if grad is not None:
-        given["grad_out"] = dense(grad)
+        given["grad_out"] = contiguous_channels(grad)
     given |= {f"grad_{name}": x for name, x in (grads or {}).items()}
     doc_spans = doc_spans.contiguous()
-    problem = Packed(t, h, k.shape[1], d, len(doc_spans), doc_spans.data_ptr(), causal, max(1, torch.get_num_threads()))
-    problem.team, problem.scale, problem.lse = native.team(), scale, lse.data_ptr()
-    problem.rest = lse_low.data_ptr() if lse_low.numel() else None
+    params = Params(t, h, k.shape[1], d, len(doc_spans), doc_spans.data_ptr(), causal, max(1, torch.get_num_threads()))
+    params.gomp_parallel, params.scale, params.lse = native.gomp_parallel(), scale, lse.data_ptr()
+    params.lse_low = lse_low.data_ptr() if lse_low.numel() else None
     for name, x in given.items():
-        setattr(problem, name, array(x, (0, 0, *x.stride()[:2])))
-    function = getattr(native.load(NAME), f"ds4sci_attention_{native.isa().name}")
-    if function(ctypes.byref(problem), ctypes.c_int(grad is not None)):
-        raise MemoryError(f"attention: no memory for the keys and values of a document among {t} tokens")
+        setattr(params, name, array(x, (0, 0, *x.stride()[:2])))
+    function = getattr(native.load(NAME, Array, Params), f"ds4sci_varlen_attention_{native.isa().name}")
+    if function(ctypes.byref(params), ctypes.c_int(grad is not None)):
+        raise MemoryError(
+            f"varlen_attention: not enough memory for the keys and values of the longest document among {t} tokens; "
+            "use fewer threads (torch.set_num_threads)"
+        )
 
 
 CUSTOM_OP = define_custom_op("varlen_attention", _forward, _backward, _results, save_output=True, in_place=_in_place)
