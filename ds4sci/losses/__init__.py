@@ -1,1 +1,1 @@
-"""Losses: plain functions of outputs and truths, one file per family, and ``fold.py`` that weighs them."""
+"""Loss functions of model outputs and targets. ``fold`` combines the terms of the structure model."""

@@ -1,4 +1,4 @@
-"""Frame-aligned point error (Algorithm 28) and the naming of symmetric atoms (Algorithm 26). Å."""
+"""Frame-aligned point error (Algorithm 28) and renaming of symmetric atoms (Algorithm 26). Distances are in Å."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fape(
     """Mean over frames f and points p of ``min(clamp, |T_f⁻¹ x_p - T*_f⁻¹ x*_p|) / scale``.
 
     frames [..., f], points [..., p, 3] Å; masks bool or weights [..., f], [..., p]; ``pair_mask`` [..., f, p] restricts
-    the pairs (local FAPE). ``clamp`` in Å may be a tensor broadcast against [..., f, p]. Returns [...].
+    the pairs (local FAPE). ``clamp`` in Å may be a tensor that broadcasts to [..., f, p]. Returns [...].
     """
     error = aligned_errors(frames, points, true_frames, true_points, eps=eps)
     return mean_error(error, frame_mask, point_mask, clamp=clamp, scale=scale, pair_mask=pair_mask)
@@ -36,9 +36,9 @@ def aligned_errors(
     """``|T_f⁻¹ x_p - T*_f⁻¹ x*_p|`` in Å, [..., f, p], for all frames and points (see ``fape``)."""
 
     def local(frame: Rigid, x: Tensor) -> Tensor:
-        # Rᵀx - Rᵀt, the first as one matrix product over all points: [..., 3, f, p] is the largest thing made
-        turned = torch.einsum("...fxy,...px->...yfp", frame.rotation, x)
-        return turned - torch.einsum("...fxy,...fx->...yf", frame.rotation, frame.translation).unsqueeze(-1)
+        # Rᵀx - Rᵀt, with one matrix product over all points: the largest intermediate is [..., 3, f, p]
+        rotated = torch.einsum("...fxy,...px->...yfp", frame.rotation, x)
+        return rotated - torch.einsum("...fxy,...fx->...yf", frame.rotation, frame.translation).unsqueeze(-1)
 
     x, y, z = (local(frames, points) - local(true_frames, true_points)).unbind(-3)
     return torch.sqrt(x * x + y * y + z * z + eps)
@@ -53,7 +53,7 @@ def mean_error(
     scale: float = 10.0,
     pair_mask: Tensor | None = None,
 ) -> Tensor:
-    """The mean of ``aligned_errors`` that ``fape`` is."""
+    """FAPE from the errors of ``aligned_errors``."""
     if clamp is not None:
         error = error.minimum(torch.as_tensor(clamp, dtype=error.dtype, device=error.device))
     weight = frame_mask.to(error.dtype).unsqueeze(-1) * point_mask.to(error.dtype).unsqueeze(-2)
@@ -63,10 +63,10 @@ def mean_error(
 
 
 def rename_symmetric(predicted: Tensor, true: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, Tensor]:
-    """Algorithm 26: name the symmetric atoms of the truth (ASP OD1/OD2, …) as the prediction has them.
+    """Algorithm 26: rename the symmetric atoms of the true structure (ASP OD1/OD2, …) to match the prediction.
 
-    Per residue, of the two namings the one whose distances to all uniquely named atoms fit the prediction's better.
-    predicted, true [b, n, 14, 3] Å, mask bool [b, n, 14] → renamed truth and mask.
+    For each residue, chooses the naming whose distances to all uniquely named atoms are closer to those of the
+    prediction. predicted, true [b, n, 14, 3] Å, mask bool [b, n, 14] → renamed true atoms and mask.
     """
     swap = table("ATOM14_SWAP", true)[aatype]
     columns = torch.arange(14, device=true.device)
@@ -77,13 +77,13 @@ def rename_symmetric(predicted: Tensor, true: Tensor, mask: Tensor, aatype: Tens
     other_mask = torch.take_along_dim(mask, swap, dim=-1)
     unique = (mask & ~symmetric).flatten(-2)
 
-    def misfit(candidate: Tensor) -> Tensor:
+    def distance_error(candidate: Tensor) -> Tensor:
         anchors, predicted_anchors = true.flatten(-3, -2), predicted.flatten(-3, -2)
         distance = torch.cdist(candidate.flatten(-3, -2), anchors)
-        wanted = torch.cdist(predicted.flatten(-3, -2), predicted_anchors)
-        error = (distance - wanted).abs() * unique.unsqueeze(-2)
+        predicted_distance = torch.cdist(predicted.flatten(-3, -2), predicted_anchors)
+        error = (distance - predicted_distance).abs() * unique.unsqueeze(-2)
         return (error.sum(-1).unflatten(-1, (-1, 14)) * (symmetric & mask)).sum(-1)
 
     with torch.no_grad():
-        better = (misfit(other) < misfit(true)).unsqueeze(-1)
+        better = (distance_error(other) < distance_error(true)).unsqueeze(-1)
     return torch.where(better.unsqueeze(-1), other, true), torch.where(better, other_mask, mask)

@@ -1,4 +1,4 @@
-"""The structure model's training loss: AlphaFold 2's terms (equation 7) and, weight 0 there, those of small models."""
+"""Training loss of the structure model: the terms of AlphaFold 2 (equation 7), and terms for small models."""
 
 from __future__ import annotations
 
@@ -26,53 +26,54 @@ from ds4sci.types import Batch, Output, StemOutput
 
 
 class LossConfig(BaseModel):
-    """Weights of the terms; the defaults are AlphaFold 2's initial training. A term of weight 0 is not computed."""
+    """Weights of the terms. Defaults are those of AlphaFold 2's initial training. A term of weight 0 is not
+    computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     backbone_fape: float = 0.5
-    """Backbone FAPE, mean over the structure module's iterations."""
+    """Backbone FAPE, averaged over the iterations of the structure module."""
     sidechain_fape: float = 0.5
     """All-atom FAPE of the last iteration."""
     unclamped_fraction: float = 0.1
-    """Share of samples whose backbone FAPE is not clamped."""
+    """Fraction of samples whose backbone FAPE is not clamped."""
     initial_clamp: float = 10.0
-    """Å. Clamp of the backbone FAPE at the first step; it falls to 10 Å over the first tenth of the run."""
+    """Å. Clamp of the backbone FAPE at the first step. It decreases to 10 Å over the first tenth of the run."""
     torsion: float = 1.0
-    """Torsion angles (Algorithm 27)."""
+    """Torsion angle loss (Algorithm 27)."""
     angle_norm: float = 0.02
-    """Length of the raw angle vectors."""
+    """Deviation of the raw angle vectors from unit length."""
     distogram: float = 0.3
-    """Cβ distance bins."""
+    """Cross entropy of Cβ distance bins."""
     masked_msa: float = 2.0
-    """Masked MSA positions."""
+    """Cross entropy at masked MSA positions."""
     plddt: float = 0.01
-    """Confidence."""
+    """Cross entropy of the pLDDT bins."""
     experimentally_resolved: float = 0.0
-    """Atoms with coordinates; .01 in fine-tuning."""
+    """Binary cross entropy of resolved atoms; 0.01 in fine-tuning."""
     violation: float = 0.0
-    """Bonds, angles and clashes; 1 in fine-tuning."""
+    """Violations of bond lengths and angles, and clashes; 1 in fine-tuning."""
     resolution: tuple[float, float] = (0.1, 3.0)
-    """Å. pLDDT and resolved atoms are trained on structures within; an unknown resolution (0) counts as within."""
+    """Å. Range of resolution for the pLDDT and resolved-atom losses. An unknown resolution (0) is in range."""
     secondary: float = 0.0
-    """Secondary structure (needs the head)."""
+    """Cross entropy of secondary structure (needs the head)."""
     smooth_lddt: float = 0.0
-    """1 - smooth lDDT-Cα of every iteration."""
+    """1 - smooth lDDT-Cα, every iteration."""
     relative_distance: float = 0.0
-    """Relative error of all Cα distances of every iteration."""
+    """Relative error of all Cα distances, every iteration."""
     local_fape: float = 0.0
     """Backbone FAPE over residues at most 8 apart, every iteration."""
     initial_frames_fape: float = 0.0
-    """The same of the start frames (needs ``initial_frames = "chain"``)."""
+    """Local FAPE of the initial frames (needs ``initial_frames = "chain"``)."""
     chirality: float = 0.0
-    """Signed volumes of four Cα in a row, every iteration."""
+    """Signed volumes of four consecutive Cα, every iteration."""
     chain_bonds: float = 0.0
     """Cα–Cα bond lengths, every iteration."""
     ca_clashes: float = 0.0
     """Cα closer than 4.2 Å, last iteration."""
     geometry_from_progress: float = 0.0
-    """Share of the run before ``violation``, ``chain_bonds`` and ``ca_clashes`` set in; they reach their weight within
-    the next tenth. On a fold that is not there yet they only shout down the other terms."""
+    """Fraction of the run before ``violation``, ``chain_bonds`` and ``ca_clashes`` start; they reach their full weight
+    within the next tenth. Before the fold is roughly correct they dominate the other terms."""
 
 
 GEOMETRY = ("violation", "chain_bonds", "ca_clashes")
@@ -80,7 +81,7 @@ GEOMETRY = ("violation", "chain_bonds", "ca_clashes")
 
 @dataclass(frozen=True)
 class Truth:
-    """Everything the losses want of the true structure, computed once per batch."""
+    """Quantities of the true structure that several terms use, computed once per batch."""
 
     ca: Tensor
     ca_mask: Tensor
@@ -95,29 +96,31 @@ def _truth(batch: Batch, like: Tensor) -> Truth:
 
 
 def fold_loss(output: Output | StemOutput, batch: Batch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of the terms and the terms themselves, unweighted and detached. Units: Å-free ratios and nats.
+    """Weighted sum of the terms and the terms themselves, unweighted and detached. Terms are dimensionless ratios or
+    nats.
 
-    Each term is a mean over samples, and of each sample over its own residues, atoms or pairs (AlphaFold 2 computes a
-    loss per sample and averages over the batch). A sample with nothing to judge, such as pLDDT at a resolution out of
-    range, counts as 0.
+    Each term is a mean over samples, and within a sample over its residues, atoms or pairs (as in AlphaFold 2). A term
+    that is undefined for a sample, such as pLDDT at a resolution out of range, is 0.
     """
     if config.geometry_from_progress > 0:
         ramp = min(max(10 * (batch.progress - config.geometry_from_progress), 0.0), 1.0)
         config = config.model_copy(update={name: ramp * getattr(config, name) for name in GEOMETRY})
     with torch.autocast(batch.aatype.device.type, enabled=False):
-        each = _stem_terms(output, batch, config) if isinstance(output, StemOutput) else _terms(output, batch, config)
-        terms = {name: of_samples.mean() for name, of_samples in each.items()}
-    # lddt_ca is shown, not trained on
+        per_sample = (
+            _stem_terms(output, batch, config) if isinstance(output, StemOutput) else _terms(output, batch, config)
+        )
+        terms = {name: values.mean() for name, values in per_sample.items()}
+    # lddt_ca is reported, not trained on
     total = sum(getattr(config, name) * value for name, value in terms.items() if name != "lddt_ca")
     return total, {name: value.detach() for name, value in terms.items()}
 
 
 def _terms(output: Output, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
-    """Name → [b], the term of each sample."""
+    """Name → term of each sample, [b]."""
     truth = _truth(batch, output.translations)
     terms: dict[str, Tensor] = {}
     terms |= _frame_terms(output, batch, truth, c)
-    terms |= _start_terms(output.initial_frames, batch, truth, c)
+    terms |= _initial_frame_terms(output.initial_frames, batch, truth, c)
     terms |= _distance_terms(output, batch, truth, c)
     terms |= _head_terms(output, batch, truth, c)
     terms |= _secondary_terms(output.secondary_logits, batch, c)
@@ -128,17 +131,19 @@ def _terms(output: Output, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
 
 def _stem_terms(output: StemOutput, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
     truth = _truth(batch, output.initial_frames[1])
-    return _start_terms(output.initial_frames, batch, truth, c) | _secondary_terms(output.secondary_logits, batch, c)
+    return _initial_frame_terms(output.initial_frames, batch, truth, c) | _secondary_terms(
+        output.secondary_logits, batch, c
+    )
 
 
 def _near(batch: Batch) -> Tensor:
     return (batch.residue_index.unsqueeze(-1) - batch.residue_index.unsqueeze(-2)).abs() <= 8
 
 
-def _start_terms(start: tuple[Tensor, Tensor], batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+def _initial_frame_terms(frames: tuple[Tensor, Tensor], batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
     if not c.initial_frames_fape:
         return {}
-    error = aligned_errors(Rigid(*start), start[1], truth.frames, truth.ca)
+    error = aligned_errors(Rigid(*frames), frames[1], truth.frames, truth.ca)
     loss = mean_error(error, truth.frame_mask, truth.ca_mask, clamp=None, pair_mask=_near(batch))
     return {"initial_frames_fape": loss}
 
@@ -157,9 +162,11 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> d
         error = aligned_errors(frames, ca, truth.frames, truth.ca)
     if c.backbone_fape:
         clamp = 10.0 + (c.initial_clamp - 10.0) * max(0.0, 1 - 10 * batch.progress)
-        # which samples go unclamped is a pure function of (step, id), so that ranks and resumes agree
-        free = torch.tensor([hash_unit(batch.step, i) < c.unclamped_fraction for i in batch.ids], device=ca.device)
-        limit = torch.where(free, torch.inf, clamp)[:, None, None]
+        # unclamped samples are a function of (step, id) only, so that ranks and resumed runs agree
+        is_unclamped = torch.tensor(
+            [hash_unit(batch.step, i) < c.unclamped_fraction for i in batch.ids], device=ca.device
+        )
+        limit = torch.where(is_unclamped, torch.inf, clamp)[:, None, None]
         terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit).mean(0)
     if c.local_fape:
         terms["local_fape"] = mean_error(error, mask, ca_mask, clamp=None, pair_mask=_near(batch)).mean(0)
@@ -189,7 +196,7 @@ def _head_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> di
     terms: dict[str, Tensor] = {}
     atoms, atom_mask = batch.atom_positions.to(output.translations.dtype), batch.atom_mask
     low, high = c.resolution
-    sharp = ((batch.resolution >= low) & (batch.resolution <= high)) | (batch.resolution == 0)
+    in_range = ((batch.resolution >= low) & (batch.resolution <= high)) | (batch.resolution == 0)
     if c.distogram:
         beta, has_beta = pseudo_beta(atoms, atom_mask, batch.aatype)
         terms["distogram"] = heads.distogram(output.distogram_logits, beta, has_beta & batch.token_mask)
@@ -197,11 +204,11 @@ def _head_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> di
         terms["masked_msa"] = heads.masked_msa(output.masked_msa_logits, batch.true_msa, batch.masked_msa)
     if c.plddt:
         with torch.no_grad():
-            score = heads.lddt_ca(output.translations[-1], truth.ca, truth.ca_mask)
-        terms["plddt"] = heads.plddt(output.plddt_logits, score, truth.ca_mask & sharp[:, None])
-        terms["lddt_ca"] = heads.masked_mean(score, truth.ca_mask)
+            lddt = heads.lddt_ca(output.translations[-1], truth.ca, truth.ca_mask)
+        terms["plddt"] = heads.plddt(output.plddt_logits, lddt, truth.ca_mask & in_range[:, None])
+        terms["lddt_ca"] = heads.masked_mean(lddt, truth.ca_mask)
     if c.experimentally_resolved and output.resolved_logits is not None:
-        exists = table("ATOM37_MASK", atoms)[batch.aatype] & (batch.token_mask & sharp[:, None]).unsqueeze(-1)
+        exists = table("ATOM37_MASK", atoms)[batch.aatype] & (batch.token_mask & in_range[:, None]).unsqueeze(-1)
         terms["experimentally_resolved"] = heads.experimentally_resolved(output.resolved_logits, atom_mask, exists)
     return terms
 
@@ -222,7 +229,9 @@ def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> di
         terms["torsion"], terms["angle_norm"] = heads.torsion(output.angles, output.raw_angles, true, keep, aatype)
     if c.sidechain_fape:
         frames, frame_mask = rigid_groups(renamed, renamed_mask, aatype)
-        groups = frame_mask.flatten(0, 1).any(0)  # columns that any residue has: a backbone-only set has few
+        groups = frame_mask.flatten(0, 1).any(
+            0
+        )  # rigid groups that occur in the batch: a backbone-only data set has few
         columns = mask14.flatten(0, 1).any(0)
         rotation, translation = output.frames8
         terms["sidechain_fape"] = fape(
@@ -234,11 +243,11 @@ def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> di
             mask14[:, :, columns].flatten(1, 2),
         )
     if c.violation:
-        # what the truth has not resolved cannot be judged; the atoms that exist there can
+        # restricted to atoms that are resolved in the true structure
         terms["violation"] = violation(predicted14, mask14, aatype, batch.residue_index)
     return terms
 
 
 def hash_unit(step: int, name: str) -> float:
-    """A number in [0, 1) that depends on (step, name) alone, the same in every process."""
+    """A number in [0, 1) determined by (step, name), the same in every process."""
     return zlib.crc32(f"{step} {name}".encode()) / 2**32

@@ -1,7 +1,7 @@
 """Losses of torsion angles and of the auxiliary heads (supplement 1.9.1, 1.9.3, 1.9.6, 1.9.8–1.9.10).
 
-Every loss of a structure is that of one sample, [b]: as in AlphaFold 2, terms are means over a sample's residues, atoms
-or pairs, and the batch's loss is the mean over samples. What else a batch holds changes no sample's loss.
+Every loss returns one value per sample, [b]: the mean over the residues, atoms or pairs of the sample, as in AlphaFold
+2. The loss of a batch is the mean over samples, so a sample's loss does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from ds4sci.geometry import distogram_edges, table
 
 
 def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each sample's values where ``mask`` (bool or weights), 0 where nothing is kept.
+    """Mean of each sample's values weighted by ``mask`` (bool or weights), 0 if all weights are 0.
 
-    value [..., b, *axes], of which the leading axes (iterations of the structure module) are averaged too; mask
-    [b, *axes]. Returns [b].
+    value [..., b, *axes]; leading axes (iterations of the structure module) are averaged too. mask [b, *axes].
+    Returns [b].
     """
     weight = mask.to(value.dtype).flatten(1)
-    kept = (value.reshape(-1, *mask.shape).flatten(2) * weight).sum(-1).mean(0)
-    return kept / weight.sum(-1).clamp(min=1e-6)
+    weighted_sum = (value.reshape(-1, *mask.shape).flatten(2) * weight).sum(-1).mean(0)
+    return weighted_sum / weight.sum(-1).clamp(min=1e-6)
 
 
 def wide(logits: Tensor) -> Tensor:
-    """``logits`` in fp32, or fp64 as they are: what exponentials are taken in."""
+    """``logits`` in fp32, or unchanged in fp64, for exponentials."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def torsion(angles: Tensor, raw: Tensor, true: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, Tensor]:
-    """Algorithm 27: squared chord to the nearer of the true angle and its half-turn twin; and ``||raw| - 1|``.
+    """Algorithm 27: squared chord to the nearer of the true angle and its π-symmetric alternative; and ``||raw| - 1|``.
 
-    angles, raw [l, b, n, 7, 2], true [b, n, 7, 2], mask bool [b, n, 7]. Returns the two means, [b] each (weights .5·2
-    and .01).
+    angles, raw [l, b, n, 7, 2], true [b, n, 7, 2], mask bool [b, n, 7]. Returns the two means, [b]
+    each (AlphaFold 2 weights them by 0.5 · 2 and 0.01).
     """
     periodic = F.pad(table("CHI_PI_PERIODIC", true)[aatype], (3, 0)).unsqueeze(-1)
-    twin = torch.where(periodic, -true, true)
-    error = torch.minimum((angles - true).square().sum(-1), (angles - twin).square().sum(-1))
+    alternative = torch.where(periodic, -true, true)
+    error = torch.minimum((angles - true).square().sum(-1), (angles - alternative).square().sum(-1))
     return masked_mean(error, mask), masked_mean((raw.norm(dim=-1) - 1.0).abs(), mask)
 
 
@@ -53,7 +53,7 @@ def distogram(logits: Tensor, beta: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor) -> Tensor:
-    """Cross-entropy (nats) at masked places (1.9.9). logits [b, s, n, 23], true_msa int64, masked bool [b, s, n].
+    """Cross-entropy (nats) at masked positions (1.9.9). logits [b, s, n, 23], true_msa int64, masked bool [b, s, n].
 
     Returns [b].
     """
@@ -62,13 +62,13 @@ def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor) -> Tensor:
 
 
 def lddt_ca(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0) -> Tensor:
-    """lDDT-Cα per residue in [0, 1], as the pLDDT head's target (1.9.6). [b, n, 3] Å, mask bool [b, n] → [b, n]."""
-    want = torch.cdist(true, true)
-    error = (torch.cdist(predicted, predicted) - want).abs()
-    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (want < cutoff)
+    """lDDT-Cα per residue in [0, 1], the target of the pLDDT head (1.9.6). [b, n, 3] Å, mask bool [b, n] → [b, n]."""
+    true_distance = torch.cdist(true, true)
+    error = (torch.cdist(predicted, predicted) - true_distance).abs()
+    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (true_distance < cutoff)
     pairs = pairs & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-    score = torch.stack([(error < t).to(want.dtype) for t in (0.5, 1.0, 2.0, 4.0)]).mean(0)
-    return (score * pairs).sum(-1) / pairs.sum(-1).clamp(min=1)
+    lddt = torch.stack([(error < t).to(true_distance.dtype) for t in (0.5, 1.0, 2.0, 4.0)]).mean(0)
+    return (lddt * pairs).sum(-1) / pairs.sum(-1).clamp(min=1)
 
 
 def plddt(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def plddt(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def experimentally_resolved(logits: Tensor, atom_mask: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy (nats) of 'has coordinates' (1.9.10). logits, atom_mask, mask (atom exists) [b, n, 37].
+    """Binary cross-entropy (nats) of resolved atoms (1.9.10). logits, atom_mask, mask (atom exists) [b, n, 37].
 
     Returns [b].
     """

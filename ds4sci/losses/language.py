@@ -1,4 +1,4 @@
-"""The loss of language models."""
+"""Loss of language models."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from ds4sci.types import LanguageBatch, LanguageOutput
 
 
 def weighted_mean(output: LanguageOutput, batch: LanguageBatch) -> Tensor:
-    """Σ weight · nats / Σ weight over the tokens of ``batch``; 0 where none has a weight.
+    """Weighted mean loss in nats: Σ weight · nats / Σ weight over the tokens of ``batch``; 0 if all weights are 0.
 
-    Where ranks share rows, ``output`` is of this rank's tokens and the second sum of all of the batch's: the value is
-    this rank's part of the mean, and the sum over the ranks is the mean.
+    output  losses and weights of the tokens on this rank
+    batch   the whole batch, whose weights give the denominator
+
+    If rows are sharded across ranks, the result is this rank's contribution: the sum over ranks is the mean.
     """
     count = batch.weights.double().sum().clamp(min=1e-12)
     return (output.losses * output.weights).sum() / count.to(output.losses.dtype)

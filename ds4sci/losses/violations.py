@@ -1,6 +1,6 @@
 """Structural violations (supplement 1.9.11): peptide bonds and angles, clashes between and within residues. Å.
 
-Each gives one value for each sample, [b].
+Each loss returns one value per sample, [b].
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def peptide_bonds(
 ) -> Tensor:
     """Equation 44: mean excess of the C–N bond and of its two angles' cosines beyond ``tolerance`` standard deviations.
 
-    atom14 [b, n, 14, 3], mask bool [b, n, 14], residue_index [b, n]; only residues that follow each other count.
+    atom14 [b, n, 14, 3], mask bool [b, n, 14], residue_index [b, n]; only consecutive residues count.
     """
     n, ca, c = (atom14[..., k, :] for k in range(3))
-    has = mask[..., :3].all(-1)
-    keep = has[:, :-1] & has[:, 1:] & (residue_index[:, 1:] - residue_index[:, :-1] == 1)
+    has_backbone = mask[..., :3].all(-1)
+    keep = has_backbone[:, :-1] & has_backbone[:, 1:] & (residue_index[:, 1:] - residue_index[:, :-1] == 1)
     proline = aatype[:, 1:] == residue_constants.encode("P").item()
     (length, deviation), (length_p, deviation_p) = residue_constants.BOND_C_N
     mean = torch.where(proline, length_p, length)
@@ -49,30 +49,30 @@ def peptide_bonds(
 def clashes(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, tolerance: float = 1.5) -> Tensor:
     """Equation 46: overlap of non-bonded atoms of different residues beyond ``tolerance`` Å, summed, per atom.
 
-    Left out: the peptide bond C–N, and a disulphide SG–SG.
+    The peptide bond C–N and disulfide bonds SG–SG are excluded.
     """
-    used = mask.flatten(0, 1).any(0)  # backbone-only sets have four columns of fourteen
+    used = mask.flatten(0, 1).any(0)  # backbone-only data sets use four of the fourteen columns
     atoms, keep = atom14[:, :, used], mask[:, :, used]
     radius = table("ATOM14_RADIUS", atom14)[aatype][:, :, used].flatten(1)
     n, a = keep.shape[1:]
     column = torch.arange(14, device=mask.device)[used].repeat(n)
     owner = residue_index.repeat_interleave(a, dim=1)
     distance = torch.sqrt((atoms.flatten(1, 2).unsqueeze(2) - atoms.flatten(1, 2).unsqueeze(1)).square().sum(-1) + 1e-6)
-    apart = owner.unsqueeze(2) - owner.unsqueeze(1)
-    peptide = (apart == -1) & (column[:, None] == 2) & (column[None, :] == 0)
-    sulphur = ((aatype == residue_constants.encode("C").item()).repeat_interleave(a, dim=1)) & (column == 5)
-    disulphide = sulphur.unsqueeze(2) & sulphur.unsqueeze(1)
-    pairs = keep.flatten(1).unsqueeze(2) & keep.flatten(1).unsqueeze(1) & (apart < 0) & ~peptide & ~disulphide
+    separation = owner.unsqueeze(2) - owner.unsqueeze(1)
+    peptide = (separation == -1) & (column[:, None] == 2) & (column[None, :] == 0)
+    sulfur = ((aatype == residue_constants.encode("C").item()).repeat_interleave(a, dim=1)) & (column == 5)
+    disulfide = sulfur.unsqueeze(2) & sulfur.unsqueeze(1)
+    pairs = keep.flatten(1).unsqueeze(2) & keep.flatten(1).unsqueeze(1) & (separation < 0) & ~peptide & ~disulfide
     overlap = (radius.unsqueeze(2) + radius.unsqueeze(1) - tolerance - distance).relu()
     return (overlap * pairs).sum((1, 2)) / keep.flatten(1).sum(-1).clamp(min=1)
 
 
 @cache
 def _bounds(tolerance: float, sigmas: float) -> tuple[np.ndarray, np.ndarray]:
-    """[21, 14, 14] least and greatest distance within a residue.
+    """Smallest and largest distances of atoms within a residue, [21, 14, 14] each, Å.
 
-    Atoms of one rigid group keep their ideal distance, within ``sigmas`` standard deviations of a bond (0.02 Å); others
-    may turn about the χ between them and only must not overlap.
+    Atoms of one rigid group have their ideal distance within ``sigmas`` standard deviations of a bond (0.02 Å). Atoms
+    of different groups can rotate about the χ angles between them, so only their overlap is bounded.
     """
     lower = np.zeros((21, 14, 14))
     upper = np.full((21, 14, 14), 1e10)
@@ -83,7 +83,7 @@ def _bounds(tolerance: float, sigmas: float) -> tuple[np.ndarray, np.ndarray]:
         group = residue_constants.ATOM14_GROUP[i]
         radius = residue_constants.ATOM14_RADIUS[i]
         bonded = (distance < 2.0) & exists[:, None] & exists[None]
-        near = bonded | (bonded.astype(int) @ bonded.astype(int) > 0)  # one or two bonds apart: fixed by chemistry
+        near = bonded | (bonded.astype(int) @ bonded.astype(int) > 0)  # one or two bonds apart: the distance is fixed
         fixed = exists[:, None] & exists[None] & (near | (group[:, None] == group[None]))
         overlap = radius[:, None] + radius[None] - tolerance
         lower[i] = np.where(fixed, distance - sigmas * 0.02, overlap) * (exists[:, None] & exists[None])
@@ -92,7 +92,7 @@ def _bounds(tolerance: float, sigmas: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _extended(aatype: int) -> np.ndarray:
-    """Ideal atoms [14, 3] of a residue with all torsions at half a turn."""
+    """Ideal atoms [14, 3] Å of a residue with all torsion angles equal to π."""
     from ds4sci.geometry import Rigid, frames_to_atom14, torsion_to_frames
 
     like = torch.zeros(1, 1, dtype=torch.float64)
@@ -104,7 +104,7 @@ def _extended(aatype: int) -> np.ndarray:
 def within_residue(
     atom14: Tensor, mask: Tensor, aatype: Tensor, tolerance: float = 1.5, sigmas: float = 15.0
 ) -> Tensor:
-    """Equation 46 within residues: distances outside the bounds of bonded geometry and overlap, summed, per atom."""
+    """Equation 46 within residues: distances outside the bounds of geometry and overlap, summed, per atom."""
     lower, upper = (
         torch.as_tensor(x, dtype=atom14.dtype, device=atom14.device)[aatype] for x in _bounds(tolerance, sigmas)
     )
@@ -115,7 +115,7 @@ def within_residue(
 
 
 def violation(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor) -> Tensor:
-    """Equation 47: bonds and angles + clashes between and within residues. atom14 [b, n, 14, 3] Å, mask bool."""
+    """Equation 47: bonds and angles, plus clashes between and within residues. atom14 [b, n, 14, 3] Å, mask bool."""
     return (
         peptide_bonds(atom14, mask, aatype, residue_index)
         + clashes(atom14, mask, aatype, residue_index)

@@ -1,10 +1,11 @@
-"""How good a prediction is: structures against the truth and their own geometry; language models' losses by class
-(``language``), effects of variants (``variants``) and contacts from attention (``contacts``).
+"""Metrics of predictions: structures against the true structure (``local``, ``superposition``) and by their own
+geometry (``geometry``); language-model losses by class (``language``), variant effects (``variants``) and contacts from
+attention (``contacts``).
 
-numpy, float64, one example at a time, pure functions. Coordinates in Å; ``mask`` is True where a residue is
-scored and ``None`` scores all. A score that has nothing to measure (no scored pair, fewer than three residues to
-superpose, no helix) is NaN, or None where the docstring says so; it is never 0, which would read as "bad".
-Prediction and truth are compared residue by residue: the alignment is the identity, as it is for a prediction.
+Pure numpy functions in float64 of one example. Coordinates are in Å. ``mask`` is True for residues that are evaluated;
+``None`` evaluates all. A metric that is undefined (no pair to evaluate, fewer than three residues to superpose, no
+helix) is NaN, or None if the docstring says so. It is never 0, which would count as a bad value. Prediction and true
+structure have the same residues, so no alignment is computed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All scores of one predicted chain as one row, and the means of such rows."""
+"""Metrics of one predicted chain as a row of a table, and the means of such rows."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ METRICS = {
     "bond_ok": "Cα–Cα bonds",
     "clash": "clashing residues",
 }
+"""Key of a row → its label in tables. Fractions are 0–1, pLDDT is 0–100."""
 
 PERCENT_METRICS = ("right_handed", "bond_ok", "clash", "contact_precision", "contact_precision_long")
 """Keys of ``METRICS`` that are printed in per cent."""
-"""Key of a row → how to print it. Shares are 0–1, pLDDT is 0–100."""
 
-_CA = 1  # place in ds4sci.chemistry.residue_constants.ATOM37
+_CA = 1  # index in ds4sci.chemistry.residue_constants.ATOM37
 
 
 def chain_metrics(prediction: Prediction, record: Record) -> dict[str, Any]:
-    """Score ``prediction`` against the coordinates of ``record`` (same residues): id, length and every ``METRICS`` key.
+    """Metrics of ``prediction`` against the coordinates of ``record``: id, length and every key of ``METRICS``.
 
-    Residues without a true Cα are not compared; hand, bonds and clashes are those of the whole prediction.
-    A score with nothing to measure is None. Raises ``ValueError`` when the sequences differ.
+    Residues without a true Cα are excluded from the comparison; helix handedness, bonds and clashes are of the whole
+    prediction. An undefined metric is None. Raises ValueError if the sequences differ.
     """
     if prediction.sequence != record.sequence:
         raise ValueError(
             f"{record.id}: prediction ({len(prediction.sequence)} residues) and truth ({len(record.sequence)}) "
-            "have different sequences; score a prediction against the chain it was made for."
+            "have different sequences; compare a prediction with the chain that it was made for."
         )
     pred_ca, true_ca = prediction.atom37[:, _CA], record.atom_positions[:, _CA]
     mask = record.atom_mask[:, _CA].astype(bool)
@@ -66,19 +66,19 @@ def chain_metrics(prediction: Prediction, record: Record) -> dict[str, Any]:
         "clash": clash_fraction(prediction.atom37, prediction.atom_mask, index),
     }
     row: dict[str, Any] = {"id": record.id, "length": len(record.sequence)}
-    # JSON has no NaN: what could not be measured is null there, and None here.
+    # JSON has no NaN: an undefined metric is null there, and None here.
     row.update({key: None if value is None or math.isnan(value) else value for key, value in values.items()})
     return row
 
 
 def mean_metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of every ``METRICS`` key over the rows that have a value; a key that no row has is left out.
+    """Mean of every key of ``METRICS`` over the rows that have a value. Keys without any value are omitted.
 
-    Raises ValueError for no row: there is no mean of nothing.
+    Raises ValueError if there are no rows.
     """
     rows = list(rows)
     if not rows:
-        raise ValueError("no chain was scored, so there are no means; the set to be judged on is empty")
+        raise ValueError("no means without rows: no chain was evaluated; the evaluation set is empty")
     columns: dict[str, list[float]] = {}
     for row in rows:
         for key in METRICS:

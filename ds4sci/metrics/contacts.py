@@ -1,4 +1,4 @@
-"""Contacts from the attention of a language model: APC, logistic regression over heads, precision by separation."""
+"""Contact prediction from language-model attention: APC, logistic regression over heads, precision by separation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ TOPS, SEPARATIONS = ("L", "L/2", "L/5"), (6, 12, 24)
 
 
 def apc(maps: np.ndarray) -> np.ndarray:
-    """float64 [..., n, n]: each map made symmetric (M + Mᵀ) and less its average product, rowᵢ · columnⱼ / total.
+    """Average product correction of maps [..., n, n], float64: S − (Σ_j S_ij)(Σ_i S_ij) / Σ_ij S_ij with S = M + Mᵀ.
 
-    The product is what position i's and j's own propensities explain (Dunn et al. 2008). A map of zeros stays zeros.
+    Subtracts the part of each pair that the propensities of its two positions explain (Dunn et al. 2008). Returns zeros
+    for a map of zeros. Raises ValueError for maps that are not square.
     """
     maps = np.asarray(maps, np.float64)
     if maps.ndim < 2 or maps.shape[-1] != maps.shape[-2]:
@@ -30,7 +31,7 @@ def apc(maps: np.ndarray) -> np.ndarray:
 
 
 def contact_map(points: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
-    """bool [n, n] of points [n, 3] Å (see ``pseudo_beta``): closer than 8 Å and both present."""
+    """Contacts bool [n, n] of points [n, 3] Å (see ``pseudo_beta``): distance < 8 Å (CASP), both points present."""
     points = np.asarray(points, np.float64)
     near = np.linalg.norm(points[:, None] - points[None], axis=-1) < CONTACT_CUTOFF
     if present is None:
@@ -45,10 +46,16 @@ def precision_table(
     present: np.ndarray | None = None,
     residue_index: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """P@L, P@L/2 and P@L/5 for pairs at least 6, 12 and 24 apart: ``{"P@L, ≥ 6": …}``, NaN where there is no pair.
+    """Contact precision P@L, P@L/2 and P@L/5 of pairs with separation ≥ 6, 12 and 24: ``{"P@L, ≥ 6": …}``, each 0–1.
 
-    scores [n, n], higher is likelier; contacts bool [n, n], or distances in Å (then < 8 Å is a contact; NaN, unknown,
-    is none); present bool [n], True = the residue is scored, and counts in L. Ties go as in ``contact_precision``.
+    P@k is the fraction of contacts among the k pairs with the highest score (CASP); L is the number of residues.
+    NaN if there is no pair.
+
+    scores    [n, n], higher = more likely
+    contacts  bool [n, n], or distances in Å, of which < 8 Å is a contact and NaN is none
+    present   bool [n], True = the residue is evaluated and counts towards L
+
+    Ties are broken as in ``contact_precision``. Raises ValueError for contacts that are not square.
     """
     contacts = np.asarray(contacts)
     touching = contacts if contacts.dtype == bool else contacts < CONTACT_CUTOFF
@@ -66,10 +73,11 @@ def precision_table(
 def pair_features(
     maps: np.ndarray, contacts: np.ndarray, present: np.ndarray | None = None, min_separation: int = 6
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The training pairs of one protein: features float64 [pairs, heads] and labels bool [pairs].
+    """Training pairs of one protein for ``fit_contact_regression``: features float64 [pairs, heads], labels bool
+    [pairs].
 
-    maps [heads, n, n] attention of all heads and layers over residues alone (no special tokens); APC is applied here.
-    Pairs i < j of residues that are present, at least ``min_separation`` apart.
+    maps [heads, n, n] is the attention of all heads and layers, without special tokens; APC is applied here. Pairs are
+    i < j with j − i ≥ ``min_separation``, both residues present.
     """
     corrected = apc(maps)
     row, column = np.triu_indices(corrected.shape[-1], k=min_separation)
@@ -87,21 +95,23 @@ class ContactRegression:
     bias: float
 
     def __call__(self, maps: np.ndarray) -> np.ndarray:
-        """float64 [n, n] probability of contact of maps [heads, n, n]; symmetric."""
+        """Contact probability float64 [n, n], symmetric, of maps [heads, n, n]: σ(Σ_h w_h APC(M_h) + b)."""
         logits = np.tensordot(self.weight, apc(maps), axes=1) + self.bias
         return _sigmoid(logits)
 
 
 def fit_contact_regression(examples: Sequence[tuple[np.ndarray, np.ndarray]], *, c: float = ESM_C) -> ContactRegression:
-    """Fit ``ContactRegression`` on the pairs of some proteins (``pair_features`` of each).
+    """Fit ``ContactRegression`` on the pairs of several proteins (``pair_features`` of each; Rao et al. 2021).
 
-    Minimises ‖w‖₁ + c Σ log(1 + exp(−y (w·x + b))), y = ±1, as ESM does; the bias is not penalised (liblinear, which
-    ESM calls through scikit-learn, shrinks it too). ``ValueError``: no contact, or nothing but contacts, to learn from.
+    Minimizes ‖w‖₁ + c Σ log(1 + exp(−y (w·x + b))), y = ±1, as ESM does. The bias is not penalized; liblinear, which
+    ESM uses through scikit-learn, penalizes it too. Raises ValueError if all pairs, or none, are contacts.
     """
     features = np.concatenate([x for x, _ in examples])
     labels = np.concatenate([y for _, y in examples]).astype(bool)
     if labels.all() or not labels.any():
-        raise ValueError(f"{len(labels)} pairs, {int(labels.sum())} of them contacts: both kinds are needed to learn")
+        raise ValueError(
+            f"{len(labels)} pairs, {int(labels.sum())} of them contacts: the regression needs pairs of both classes"
+        )
     weight, bias = l1_logistic_regression(features, labels, c)
     return ContactRegression(weight, bias)
 
@@ -109,11 +119,12 @@ def fit_contact_regression(examples: Sequence[tuple[np.ndarray, np.ndarray]], *,
 def l1_logistic_regression(
     x: np.ndarray, y: np.ndarray, c: float, *, tolerance: float = 1e-6, steps: int = 100
 ) -> tuple[np.ndarray, float]:
-    """Weight [p] and bias that minimise ‖w‖₁ + c Σ log(1 + exp(−y (x w + b))); x [pairs, p], y bool [pairs].
+    """Weight [p] and bias that minimize ‖w‖₁ + c Σ log(1 + exp(−y (x w + b))); x [pairs, p], y bool [pairs].
 
-    Proximal Newton (Lee, Sun & Saunders 2014): the loss's second-order model, with the penalty, is minimised by
-    coordinate descent, then the step is halved until the objective falls enough. Done when no coordinate breaks the
-    optimality conditions by more than ``tolerance`` of the penalty. ``ValueError`` if ``steps`` do not get there.
+    Proximal Newton (Lee, Sun & Saunders 2014): coordinate descent minimizes the second-order model of the loss plus the
+    penalty, then backtracking halves the step until the objective decreases sufficiently. Converged when no coordinate
+    violates the optimality conditions by more than ``tolerance`` times the penalty. Raises ValueError if this takes
+    more than ``steps`` steps.
     """
     design = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     sign = np.where(y, 1.0, -1.0)
@@ -122,9 +133,9 @@ def l1_logistic_regression(
     def objective(w: np.ndarray) -> float:
         return float(penalty @ np.abs(w) + c * np.logaddexp(0, -sign * (design @ w)).sum())
 
-    # From the best model with a bias alone: far from it the logistic is flat and Newton's steps overshoot.
-    share = y.mean()
-    w = np.append(np.zeros(x.shape[1]), np.log(share / (1 - share)))
+    # Start at the best model with a bias only: far from it the logistic function is flat and Newton steps overshoot.
+    positive = y.mean()
+    w = np.append(np.zeros(x.shape[1]), np.log(positive / (1 - positive)))
     value = objective(w)
     for _ in range(steps):
         p = _sigmoid(design @ w)
@@ -142,17 +153,17 @@ def l1_logistic_regression(
         w = w + size * step
         value = objective(w)
     raise ValueError(
-        f"l1_logistic_regression: {steps} steps did not reach the optimum (conditions broken by {worst:.1e});"
-        " are there features of wildly different size, or equal ones? Scale them, or raise steps"
+        f"l1_logistic_regression: no convergence in {steps} steps (optimality conditions violated by {worst:.1e});"
+        " features of very different scale, or equal features? Scale them, or increase steps"
     )
 
 
 def _quadratic_l1(
     hessian: np.ndarray, gradient: np.ndarray, w: np.ndarray, penalty: np.ndarray, sweeps: int = 500
 ) -> np.ndarray:
-    """The v that minimises gradient·(v − w) + (v − w)ᵀ H (v − w) / 2 + penalty·|v|, coordinate by coordinate."""
+    """Minimizer v of gradient·(v − w) + (v − w)ᵀ H (v − w) / 2 + penalty·|v|, by coordinate descent."""
     v = w.copy()
-    slope = gradient.copy()  # gradient + H (v − w), kept up to date
+    slope = gradient.copy()  # gradient + H (v − w), updated with v
     curvature = np.maximum(np.diagonal(hessian), 1e-12)
     for _ in range(sweeps):
         largest = 0.0

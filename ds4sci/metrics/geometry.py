@@ -1,7 +1,7 @@
-"""Is a structure shaped like a protein at all? Checks that need no truth: hand of helices, bonds, clashes.
+"""Geometric plausibility of a structure without reference: helix handedness, Cα–Cα bonds, clashes.
 
-Measured on the 160 true chains of ``chains_valid`` (what a perfect prediction scores): right-handed helices
-100 %, Cα–Cα bonds 99.7 % (the rest are mostly cis peptides), clashing residues 0.06 %.
+Values of the 160 true chains of ``chains_valid``, hence of a perfect prediction: right-handed helices 100 %, Cα–Cα
+bonds 99.7 % (the rest are mostly cis peptides), clashing residues 0.06 %.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ import numpy as np
 from ds4sci.metrics.local import pseudo_beta
 
 CA_BOND, CA_BOND_TOLERANCE = 3.8, 0.3
-"""Å between the Cα atoms of a trans peptide, and how far off still counts as a bond."""
+"""Å. Cα–Cα distance across a trans peptide bond, and the tolerance of ``bond_fraction``."""
 
 VDW_RADIUS = {"N": 1.55, "CA": 1.7, "C": 1.7, "CB": 1.7, "O": 1.52}
 """Van-der-Waals radii in Å (AlphaFold 2 supplement, 1.9.11), in the order of the first five atoms of ATOM37."""
 
 OVERLAP_TOLERANCE = 1.5
-"""Å by which two radii may overlap (AlphaFold 2 supplement, 1.9.11)."""
+"""Å. Allowed overlap of two van-der-Waals radii (AlphaFold 2 supplement, 1.9.11)."""
 
 CA_CLASH = 3.6
-"""Å. Cα atoms of residues that are not neighbours come no closer in real chains (0.03 % of residues do)."""
+"""Å. Smallest Cα–Cα distance of residues that are not neighbours; 0.03 % of residues in real chains are below it."""
 
 _HELIX_13, _HELIX_14, _HELIX_RUN = (4.9, 6.0), (4.2, 6.5), 3
 
 
 def right_handed_fraction(ca: np.ndarray, residue_index: np.ndarray | None = None) -> float | None:
-    """Share of helical turns that are right-handed, as all but a handful of nature's are. None without a helix.
+    """Fraction of helical turns that are right-handed, 0–1; nearly 1 for natural proteins. None without a helix.
 
-    A turn is four consecutive Cα atoms with d(i, i+2) of 4.9–6.0 Å and d(i, i+3) of 4.2–6.5 Å, which holds for 99 %
-    of DSSP's α-helix; only runs of three turns or more (six residues) count, so that single bends of loops do not.
-    The hand is the sign of the volume (c₂−c₁)·((c₃−c₂)×(c₄−c₃)): positive for a right-handed helix.
+    A turn is four consecutive Cα atoms with d(i, i+2) in 4.9–6.0 Å and d(i, i+3) in 4.2–6.5 Å, which holds for 99 % of
+    DSSP's α-helices. Only runs of at least three turns (six residues) count, which excludes single bends in loops. The
+    handedness is the sign of the volume (c₂−c₁)·((c₃−c₂)×(c₄−c₃)), positive for a right-handed helix.
 
-    ca [n, 3] Å. ``residue_index`` int [n]: turns do not span a chain break.
+    ca             [n, 3] Å
+    residue_index  int [n]; turns do not span a chain break
     """
     ca = np.asarray(ca, dtype=np.float64)
     if len(ca) < 4:
@@ -42,12 +43,12 @@ def right_handed_fraction(ca: np.ndarray, residue_index: np.ndarray | None = Non
     one_three = np.linalg.norm(ca[2:] - ca[:-2], axis=1)
     one_four = np.linalg.norm(ca[3:] - ca[:-3], axis=1)
     turn = (one_four >= _HELIX_14[0]) & (one_four <= _HELIX_14[1])
-    for side in (one_three[:-1], one_three[1:]):
-        turn &= (side >= _HELIX_13[0]) & (side <= _HELIX_13[1])
+    for distance in (one_three[:-1], one_three[1:]):
+        turn &= (distance >= _HELIX_13[0]) & (distance <= _HELIX_13[1])
     if residue_index is not None:
         index = np.asarray(residue_index)
         turn &= index[3:] - index[:-3] == 3
-    # Runs begin where the padded mask rises and end where it falls.
+    # A run starts where the padded mask rises and ends where it falls.
     edges = np.diff(np.concatenate([[0], turn.astype(np.int8), [0]]))
     in_run = np.zeros(len(turn), dtype=bool)
     for start, stop in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
@@ -57,9 +58,10 @@ def right_handed_fraction(ca: np.ndarray, residue_index: np.ndarray | None = Non
 
 
 def bond_fraction(ca: np.ndarray, residue_index: np.ndarray | None = None) -> float:
-    """Share of neighbours in the chain whose Cα atoms are 3.8 ± 0.3 Å apart; NaN without neighbours.
+    """Fraction of consecutive residues with a Cα–Cα distance of 3.8 ± 0.3 Å, 0–1; NaN without consecutive residues.
 
-    ca [n, 3] Å; ``residue_index`` int [n]: only residues whose index rises by one are neighbours.
+    ca             [n, 3] Å
+    residue_index  int [n]; residues are consecutive if their indices differ by one
     """
     ca = np.asarray(ca, dtype=np.float64)
     length = np.linalg.norm(np.diff(ca, axis=0), axis=1)
@@ -69,14 +71,17 @@ def bond_fraction(ca: np.ndarray, residue_index: np.ndarray | None = None) -> fl
 
 
 def clash_fraction(atom37: np.ndarray, mask: np.ndarray, residue_index: np.ndarray | None = None) -> float:
-    """Share of residues that collide with another one, at least two away in the chain; NaN without residues.
+    """Fraction of residues that clash with a residue at least two away in the chain, 0–1; NaN without residues.
 
-    Two residues collide when a backbone or Cβ atom of one is nearer to one of the other than the sum of their
-    van-der-Waals radii − 1.5 Å (AlphaFold 2's violation, supplement 1.9.11), or when their Cα atoms are nearer
-    than 3.6 Å. The second rule alone is left where only Cα atoms are there. A chain without any Cβ (a backbone
-    model) gets ideal ones, so that its side chains are not allowed through each other.
+    Two residues clash if a backbone or Cβ atom of one and of the other are closer than the sum of their van-der-Waals
+    radii minus 1.5 Å (AlphaFold 2 supplement, 1.9.11), or if their Cα atoms are closer than 3.6 Å. For a Cα-only chain
+    only the second rule applies. A chain without any Cβ (a backbone model) gets ideal Cβ atoms, so that overlapping
+    side chains count.
 
-    atom37 [n, ≥5, 3] Å in the order of ATOM37 (N, CA, C, CB, O first), mask bool [n, ≥5], True = atom there.
+    atom37         [n, ≥5, 3] Å in the order of ATOM37 (N, CA, C, CB, O first)
+    mask           bool [n, ≥5], True = atom present
+    residue_index  int [n]; by default 0, 1, 2, …
+
     Memory grows as 25 n² floats.
     """
     atoms = np.asarray(atom37, dtype=np.float64)[:, :5]
@@ -100,5 +105,5 @@ def clash_fraction(atom37: np.ndarray, mask: np.ndarray, residue_index: np.ndarr
     limit[1, 1] = max(limit[1, 1], CA_CLASH)
     first, second = np.nonzero(squared < (limit**2)[kind[:, None], kind[None]])
     first, second = residue[first], residue[second]
-    apart = np.abs(index[first] - index[second]) >= 2
-    return float(np.isin(np.arange(len(atoms)), first[apart]).mean())
+    is_distant = np.abs(index[first] - index[second]) >= 2
+    return float(np.isin(np.arange(len(atoms)), first[is_distant]).mean())

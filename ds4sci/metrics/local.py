@@ -1,4 +1,4 @@
-"""Scores that need no superposition: lDDT and contact precision."""
+"""Metrics without superposition: lDDT and contact precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LDDT_THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
 CONTACT_CUTOFF = 8.0
 """Å between Cβ atoms, as in CASP."""
 
-_N, _CA, _C, _CB = 0, 1, 2, 3  # places in ds4sci.chemistry.residue_constants.ATOM37
+_N, _CA, _C, _CB = 0, 1, 2, 3  # indices in ds4sci.chemistry.residue_constants.ATOM37
 
 
 def _distances(points: np.ndarray) -> np.ndarray:
@@ -30,37 +30,39 @@ def lddt_ca(
 ) -> float | np.ndarray:
     """Local distance difference test on Cα atoms, 0–1 (Mariani et al. 2013).
 
-    Over the pairs i ≠ j with true distance ≤ ``cutoff`` Å, both scored: the share of |d_pred − d_true| that is
-    ≤ 0.5, 1, 2, 4 Å, averaged over the four thresholds. Mirror images score alike: read it beside the TM-score.
+    lDDT = mean over pairs i ≠ j with d_true ≤ ``cutoff`` Å of ¼ Σ_t [|d_pred − d_true| ≤ t], t = 0.5, 1, 2, 4 Å. Mirror
+    images have the same lDDT, so use it together with the TM-score.
 
-    pred, true [n, 3] Å; mask bool [n]. Returns the mean over all pairs (NaN when there is none); with
-    ``per_residue`` float64 [n], the mean over each residue's pairs, NaN where masked or without a pair.
-    Memory grows as n².
+    pred, true [n, 3] Å; mask bool [n]. Returns the mean over all pairs (NaN if there is none); with ``per_residue`` the
+    mean over each residue's pairs, float64 [n], NaN for residues that are masked or have no pair. Memory grows as n².
     """
     scored_pred, scored_true = paired_points(pred, true, mask)
     true_distance = _distances(scored_true)
     pairs = (true_distance <= cutoff) & ~np.eye(len(scored_true), dtype=bool)
     error = np.abs(_distances(scored_pred) - true_distance)
-    kept = np.zeros_like(error)
+    preserved = np.zeros_like(error)
     for threshold in LDDT_THRESHOLDS:
-        kept += error <= threshold
-    kept *= pairs / len(LDDT_THRESHOLDS)
+        preserved += error <= threshold
+    preserved *= pairs / len(LDDT_THRESHOLDS)
     if not per_residue:
         count = int(pairs.sum())
-        return float(kept.sum() / count) if count else float("nan")
-    scores = np.full(len(np.asarray(pred)), np.nan)
+        return float(preserved.sum() / count) if count else float("nan")
+    values = np.full(len(np.asarray(pred)), np.nan)
     counts = pairs.sum(axis=1)
     scored = np.full(len(counts), np.nan)
-    np.divide(kept.sum(axis=1), counts, out=scored, where=counts > 0)
-    scores[np.ones(len(scores), dtype=bool) if mask is None else np.asarray(mask)] = scored
-    return scores
+    np.divide(preserved.sum(axis=1), counts, out=scored, where=counts > 0)
+    values[np.ones(len(values), dtype=bool) if mask is None else np.asarray(mask)] = scored
+    return values
 
 
 def pseudo_beta(atom37: np.ndarray, mask: np.ndarray, sequence: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """One side-chain point for each residue: Cβ, the Cα of glycine, or an ideal Cβ built from N, Cα, C if not there.
+    """One side-chain point per residue: Cβ; Cα for glycine; an ideal Cβ from N, Cα and C if Cβ is missing.
 
-    atom37 [n, 37, 3] Å, mask bool [n, 37]; ``sequence`` names the glycines (without it every residue gets a Cβ).
-    Returns points [n, 3] and bool [n], True where there is one. Source of the constants: trRosetta (Yang et al. 2020).
+    The ideal Cβ is −0.58273431 a + 0.56802827 b − 0.54067466 c + Cα with b = Cα − N, c = C − Cα, a = b × c (trRosetta,
+    Yang et al. 2020).
+
+    atom37 [n, 37, 3] Å, mask bool [n, 37]; ``sequence`` identifies glycines (without it every residue gets a Cβ).
+    Returns points [n, 3] Å and bool [n], True = point present.
     """
     atom37, mask = np.asarray(atom37, dtype=np.float64), np.asarray(mask, dtype=bool)
     n_to_ca = atom37[:, _CA] - atom37[:, _N]
@@ -85,12 +87,17 @@ def contact_precision(
     min_separation: int = 6,
     residue_index: np.ndarray | None = None,
 ) -> float:
-    """Share of the most probable pairs that touch in the truth: Cβ–Cβ < 8 Å (CASP's definition).
+    """Contact precision: fraction of true contacts (Cβ–Cβ < 8 Å) among the L, L/2 or L/5 most probable pairs (CASP),
+    0–1.
 
-    probability [n, n] (any score that ranks pairs; the mean of both triangles is used); true_cb [n, 3] Å, see
-    ``pseudo_beta``. L is the number of scored residues; pairs are at least ``min_separation`` apart in
-    ``residue_index`` (default 0, 1, 2, …). Ties go to the pair first in the sequence. With fewer than L such
-    pairs all are taken. NaN when no pair is left.
+    probability     [n, n], any values that rank pairs; the mean of both triangles is used
+    true_cb         [n, 3] Å, see ``pseudo_beta``
+    mask            bool [n], True = the residue is evaluated; L is their number
+    min_separation  smallest |i − j| of a pair in ``residue_index``
+    residue_index   int [n]; by default 0, 1, 2, …
+
+    Of equally probable pairs the first in the sequence comes first. If there are fewer pairs than L, all are used. NaN
+    without any pair.
     """
     true_cb = np.asarray(true_cb, dtype=np.float64)
     row, column = top_pairs(probability, len(true_cb), mask, top, min_separation, residue_index)
@@ -108,7 +115,7 @@ def top_pairs(
     min_separation: int = 6,
     residue_index: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns (row < column), best first, of the pairs of n residues that ``contact_precision`` looks at."""
+    """Rows and columns (row < column) of the pairs that ``contact_precision`` evaluates, most probable first."""
     probability = np.asarray(probability, dtype=np.float64)
     if probability.shape != (n, n):
         raise ValueError(f"Expected probabilities of shape [{n}, {n}] for {n} residues; got {probability.shape}.")

@@ -1,4 +1,4 @@
-"""Effects of variants: read from a CSV, scored by a language model's log-probabilities, and rank correlation."""
+"""Variant effects: parsing of a CSV file, scores from language-model log-probabilities, and rank correlation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MUTATION = re.compile(r"([A-Za-z*]?)(-?\d+)([A-Za-z*]?)", re.ASCII)
 
 @dataclass(frozen=True)
 class Mutation:
-    """``position`` counts from 0; ``wild`` and ``mutant`` are letters of ``RESIDUES``."""
+    """A substitution. ``position`` is zero-based; ``wild`` and ``mutant`` are letters of ``RESIDUES``."""
 
     wild: str
     position: int
@@ -28,7 +28,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a CSV: its text, its mutations, and what was measured (NaN where the file has no such column)."""
+    """One row of a CSV file: its text, its mutations, and the measured value (NaN without such a column)."""
 
     text: str
     mutations: tuple[Mutation, ...]
@@ -36,33 +36,35 @@ class Variant:
 
 
 def parse_variant(text: str, sequence: str, *, first: int = 1) -> tuple[Mutation, ...]:
-    """``A24G`` or ``A24G:K30R`` → its mutations. ``first`` is the number that the first residue of ``sequence`` has.
+    """Mutations of a variant such as ``A24G`` or ``A24G:K30R``.
 
-    ``ValueError``, without a place (the caller knows it): a form that is none, a letter that is no amino acid, a
-    position outside of the sequence, a wild type that the sequence has not there, a position named twice.
+    first  number of the first residue of ``sequence``
+
+    Raises ValueError for a malformed variant, a letter that is not an amino acid, a position outside the sequence, a
+    wild type that differs from the sequence, and a repeated position. The caller adds file and line to the message.
     """
     mutations: list[Mutation] = []
     for part in text.strip().split(":"):
         match = _MUTATION.fullmatch(part.strip())
         if not match or not match[1] or not match[3]:
-            raise ValueError(f"{part!r} is no substitution; expected the form A24G, or A24G:K30R for several")
+            raise ValueError(f"{part!r} is not a substitution; expected a form such as A24G, or A24G:K30R for several")
         wild, number, mutant = match[1].upper(), int(match[2]), match[3].upper()
         for letter, what in ((wild, "wild type"), (mutant, "mutant")):
             if letter not in RESIDUES:
-                raise ValueError(f"{part!r}: {what} {letter!r} is no amino acid; expected one of {RESIDUES}")
+                raise ValueError(f"{part!r}: {what} {letter!r} is not an amino acid; expected one of {RESIDUES}")
         position = number - first
         if not 0 <= position < len(sequence):
             raise ValueError(
-                f"{part!r}: position {number} is outside of the sequence, which has residues"
+                f"{part!r}: position {number} is outside the sequence, which has residues"
                 f" {first} to {first + len(sequence) - 1}"
             )
         if sequence[position].upper() != wild:
             raise ValueError(
                 f"{part!r}: the sequence has {sequence[position]!r} at {number}, not {wild!r};"
-                " is this its sequence, and does its numbering begin elsewhere (first=)?"
+                " check the sequence, and the number of its first residue (first=)"
             )
         if any(position == other.position for other in mutations):
-            raise ValueError(f"{text!r}: position {number} is named twice")
+            raise ValueError(f"{text!r}: position {number} is repeated")
         mutations.append(Mutation(wild, position, mutant))
     return tuple(mutations)
 
@@ -75,15 +77,15 @@ def read_variants(
     measured_column: str | None = "DMS_score",
     first: int = 1,
 ) -> list[Variant]:
-    """The variants of ``sequence`` in a CSV with a header (ProteinGym's column names are the defaults).
+    """The variants of ``sequence`` in a CSV file with a header. The default column names are ProteinGym's.
 
-    ``ValueError`` names the file, the line and the column: a column that is not there, what ``parse_variant`` refuses,
-    a measured value that is no finite number, no row at all.
+    Raises ValueError, with file, line and column, for a missing column, an invalid variant (``parse_variant``), a
+    measured value that is not a finite number, and a file without rows.
     """
     try:
         content = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; expected comma-separated text") from None
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; expected comma-separated text in UTF-8") from None
     reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
     variants = []
     try:
@@ -104,7 +106,7 @@ def read_variants(
     except csv.Error as error:
         raise ValueError(f"{path}: line {reader.reader.line_num}: {error}; expected comma-separated values") from None
     if not variants:
-        raise ValueError(f"{path}: no variants under the header")
+        raise ValueError(f"{path}: no variants below the header")
     return variants
 
 
@@ -114,22 +116,24 @@ def _number(text: str | None, place: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{place}: {text!r} is no finite number; leave such rows out")
+        raise ValueError(f"{place}: {text!r} is not a finite number; remove such rows")
     return value
 
 
 def mutated_positions(variants: Sequence[Variant]) -> np.ndarray:
-    """int64, rising: the positions that some variant changes, which are those to be masked for masked marginals."""
+    """Positions that any variant changes, int64, ascending: those to mask for masked marginals."""
     return np.unique(np.array([m.position for v in variants for m in v.mutations], np.int64))
 
 
 def marginal_scores(log_probability: np.ndarray, variants: Sequence[Variant]) -> np.ndarray:
-    """float64 [v]: for each variant the sum over its mutations of log p(mutant) − log p(wild type) (Meier et al. 2021).
+    """Score of each variant, float64 [v], nats: Σ over mutations of log p(mutant) − log p(wild type) (Meier et al.
+    2021).
 
-    log_probability [n, 20], nats, columns in the order of ``RESIDUES``. *Masked marginals*: row i is from a pass with
-    residue i masked (only rows of ``mutated_positions`` need be there, others may be NaN). *Wild-type marginals*: all
-    rows are from one pass over the unmasked sequence. Higher is fitter. ``ValueError`` for another shape, and names
-    the first variant that a NaN would enter.
+    Higher means fitter. log_probability [n, 20] is in nats, with columns in the order of ``RESIDUES``. *Masked
+    marginals*: row i is from a forward pass with residue i masked; only rows of ``mutated_positions`` are needed,
+    others may be NaN. *Wild-type marginals*: all rows are from one forward pass over the unmasked sequence.
+
+    Raises ValueError for another shape, and for a variant with a NaN among its log-probabilities.
     """
     log_probability = np.asarray(log_probability, np.float64)
     if log_probability.ndim != 2 or log_probability.shape[1] != len(RESIDUES):
@@ -141,34 +145,33 @@ def marginal_scores(log_probability: np.ndarray, variants: Sequence[Variant]) ->
         for m in variant.mutations:
             if m.position >= len(log_probability):
                 raise ValueError(
-                    f"{variant.text}: no row {m.position} in log-probabilities of {len(log_probability)} residues"
+                    f"{variant.text}: position {m.position} (zero-based) is beyond the log-probabilities of "
+                    f"{len(log_probability)} residues"
                 )
             row = log_probability[m.position]
             scores[i] += row[RESIDUES.index(m.mutant)] - row[RESIDUES.index(m.wild)]
         if math.isnan(scores[i]):
-            raise ValueError(
-                f"{variant.text}: its log-probabilities are NaN; was each of its positions masked in turn?"
-            )
+            raise ValueError(f"{variant.text}: its log-probabilities are NaN; was each of its positions masked?")
     return scores
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation: Pearson's of the ranks, ties with their mean rank. NaN for a constant or n < 2.
+    """Spearman's rank correlation ρ, −1 to 1: Pearson's correlation of the ranks; ties have their mean rank.
 
-    x, y [n]. ``ValueError`` for different lengths or a NaN.
+    x, y [n]. NaN if either is constant or n < 2. Raises ValueError for different lengths or a NaN.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(f"expected two arrays of one length; got {list(x.shape)} and {list(y.shape)}")
+        raise ValueError(f"expected two arrays of equal length; got {list(x.shape)} and {list(y.shape)}")
     if np.isnan(x).any() or np.isnan(y).any():
-        raise ValueError("a NaN has no rank; leave such pairs out")
+        raise ValueError("NaN has no rank; remove such pairs")
     a, b = (ranks - ranks.mean() if len(ranks) else ranks for ranks in (_ranks(x), _ranks(y)))
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / scale if scale else math.nan
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """float64 [n], from 0; equal values share the mean of their places."""
+    """Ranks float64 [n] from 0; equal values have the mean of their ranks."""
     _, group, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     return (last - (count + 1) / 2)[group]

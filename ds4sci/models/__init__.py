@@ -1,1 +1,1 @@
-"""Whole models made of ``ds4sci.nn`` modules, and their configs."""
+"""Complete models and their configs: structure model, language models, neural operators."""

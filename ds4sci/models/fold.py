@@ -1,8 +1,7 @@
-"""The structure model: AlphaFold 2 (Algorithm 2 without templates), at any size, with options for small machines.
+"""Structure model: AlphaFold 2 (Algorithm 2 without templates) at any size, with options for small models.
 
-The defaults of ``Config`` are the published sizes. Options that AlphaFold does not have (``convolution`` among the MSA
-updates, ``initial_frames = "chain"``, the secondary-structure head) are off there and carry the model that trains on a
-laptop.
+The defaults of ``Config`` are the published sizes. Options that are not in AlphaFold (``convolution`` as an MSA update,
+``initial_frames = "chain"``, the secondary-structure head) are off by default; the laptop model uses them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class _Section(BaseModel):
 
 
 class EvoformerConfig(_Section):
-    """The main stack."""
+    """The Evoformer stack."""
 
     blocks: int = Field(48, ge=1)
     """Number of blocks."""
@@ -42,13 +41,13 @@ class EvoformerConfig(_Section):
     d_pair: int = Field(32, ge=1)
     """Channels per head of the triangle attentions."""
     c_outer: int = Field(32, ge=1)
-    """Hidden channels of the outer product mean; their square is what the pair update projects from."""
+    """Hidden channels of the outer product mean. The pair update projects from their square."""
     c_multiplication: int = Field(128, ge=1)
     """Hidden channels of the triangle multiplications."""
     transition_factor: int = Field(4, ge=1)
-    """Widening of the transitions."""
+    """Hidden width of the transitions, relative to their input."""
     convolution_width: int = Field(9, ge=1)
-    """Residues under a ``convolution`` update (odd)."""
+    """Kernel size in residues of a ``convolution`` update (odd)."""
     dropout_msa: float = Field(0.15, ge=0, lt=1)
     """Row-shared dropout of the MSA row attention."""
     dropout_pair: float = Field(0.25, ge=0, lt=1)
@@ -67,25 +66,25 @@ class EvoformerConfig(_Section):
 
 
 class StemConfig(_Section):
-    """Convolutions along the chain before the evoformer (not AlphaFold's; off by default).
+    """Convolutions along the chain before the Evoformer (not in AlphaFold; off by default).
 
-    What is local (secondary structure, the chain's course) needs no pairs: a stem learns it from many residues at a
-    hundredth of a step's cost, and the trunk starts from there.
+    Local structure, such as secondary structure, needs no pair representation. The stem learns it at a hundredth of the
+    cost of a full step, and the trunk continues from there.
     """
 
     blocks: int = Field(0, ge=0)
-    """Convolution and transition, this many times; 0 = no stem."""
+    """Number of blocks of convolution and transition; 0 = no stem."""
     convolution_width: int = Field(9, ge=1)
-    """Residues under a convolution (odd)."""
+    """Kernel size in residues (odd)."""
     stem_only_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of a run's steps that train the stem alone, by ``initial_frames_fape`` and ``secondary``."""
+    """Fraction of the steps of a run that train only the stem, by ``initial_frames_fape`` and ``secondary``."""
 
 
 class ExtraMSAConfig(_Section):
-    """The extra-MSA stack (Algorithm 18); its pair updates and sizes are the main stack's."""
+    """The extra MSA stack (Algorithm 18). Pair updates and their sizes are those of the Evoformer stack."""
 
     blocks: int = Field(4, ge=0)
-    """Number of blocks; 0 = no such stack."""
+    """Number of blocks; 0 = no extra MSA stack."""
     c_e: int = Field(64, ge=1)
     """Channels of the extra MSA representation."""
     d_msa: int = Field(8, ge=1)
@@ -96,7 +95,7 @@ class StructureConfig(_Section):
     """The structure module (Algorithm 20)."""
 
     iterations: int = Field(8, ge=1)
-    """Iterations; they share weights."""
+    """Iterations, which share weights."""
     d_ipa: int = 16
     """Scalar channels per head of invariant point attention."""
     heads: int = 12
@@ -110,11 +109,11 @@ class StructureConfig(_Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout after attention and transition."""
     initial_frames: Literal["identity", "chain"] = "identity"
-    """Frames of the first iteration: all at the origin (AlphaFold), or composed along a predicted chain."""
+    """Frames of the first iteration: identity (AlphaFold), or composed along a predicted chain."""
 
 
 class Config(_Section):
-    """Sizes of the structure model; the defaults are AlphaFold 2's published ones."""
+    """Sizes of the structure model. Defaults are those of AlphaFold 2."""
 
     c_m: int = Field(256, ge=1)
     """Channels of the MSA representation."""
@@ -125,24 +124,24 @@ class Config(_Section):
     stem: StemConfig = StemConfig()
     """Convolutions before the trunk."""
     evoformer: EvoformerConfig = EvoformerConfig()
-    """The main stack."""
+    """The Evoformer stack."""
     extra_msa: ExtraMSAConfig = ExtraMSAConfig()
-    """The stack over extra MSA rows."""
+    """The extra MSA stack."""
     structure: StructureConfig = StructureConfig()
     """The structure module."""
     heads: tuple[Literal["masked_msa", "experimentally_resolved", "secondary"], ...] = (
         "masked_msa",
         "experimentally_resolved",
     )
-    """Auxiliary heads beside distogram and pLDDT, which are always there."""
+    """Auxiliary heads in addition to distogram and pLDDT."""
     c_plddt: int = 128
     """Channels of the pLDDT head."""
     checkpoint_blocks: bool = False
-    """Recompute each block's activations in backward: memory for about a third more time."""
+    """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
 
 
 class FoldModel(nn.Module):
-    """AlphaFold 2's inference loop over a ``Batch`` (Algorithm 2): recycling without gradient, then one pass with."""
+    """AlphaFold 2 on a ``Batch`` (Algorithm 2): recycling passes without gradient, then one pass with gradient."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -174,18 +173,18 @@ class FoldModel(nn.Module):
 
     @property
     def why_not_zero3(self) -> str | None:
-        """Why ZeRO-3 cannot train it, or None."""
+        """Why ZeRO-3 cannot train this model, or None."""
         if not self.config.stem.stem_only_fraction:
             return None
         return (
-            "a model that calls only part of its modules in some steps (DeepSpeed 0.19 loses track of what is "
-            "gathered); take stage 0, 1 or 2, or model.stem.stem_only_fraction=0"
+            "a model that calls only part of its modules in some steps (not supported by DeepSpeed 0.19); use stage 0, "
+            "1 or 2, or model.stem.stem_only_fraction=0"
         )
 
     def forward(self, batch: Batch) -> Output | StemOutput:
-        """``batch.recycling`` passes without gradient, each feeding the next, then the one that is returned.
+        """``batch.recycling`` recycling passes without gradient, then the pass whose output is returned.
 
-        In training, while ``batch.progress`` is below ``stem.stem_only_fraction``, the stem's word alone.
+        In training, while ``batch.progress`` is below ``stem.stem_only_fraction``, only the stem runs.
         """
         if self.training and batch.progress < self.config.stem.stem_only_fraction:
             return self._stem_pass(batch)
@@ -199,9 +198,9 @@ class FoldModel(nn.Module):
         m, _ = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat)
         m0, _ = self.recycling_embedder(None)
         m = self.stem(torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1), batch.msa_mask)
-        start = self.structure_module.start(self.linear_single(m[:, 0]), batch.token_mask)
+        frames = self.structure_module.initial_frames(self.linear_single(m[:, 0]), batch.token_mask)
         secondary = self.heads["secondary"](m[:, 0]) if "secondary" in self.heads else None
-        return StemOutput((start.rotation, start.translation), secondary)
+        return StemOutput((frames.rotation, frames.translation), secondary)
 
     def _pass(self, batch: Batch, previous: Output | None) -> Output:
         mask = batch.token_mask
@@ -233,7 +232,7 @@ class FoldModel(nn.Module):
             raw_angles=structure.raw_angles,
             atom37=atom14_to_atom37(atom14, batch.aatype),
             frames8=(frames.rotation, frames.translation),
-            initial_frames=(structure.start.rotation, structure.start.translation),
+            initial_frames=(structure.initial_frames.rotation, structure.initial_frames.translation),
             pair=z,
             msa0=m[:, 0],
             plddt_logits=self.plddt(structure.single),

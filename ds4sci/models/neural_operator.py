@@ -1,7 +1,7 @@
-"""Networks that map a function, known by its values at sensors, to another function: u = network(functions, points).
+"""Neural operators u = network(functions, points), which map a function given by its values at sensors to another one.
 
-``functions`` [m, q] and ``points`` [n, d] give u [m, n], or [m, n, c] of c > 1 components; points [m, n, d] are each
-function's own. Every point is treated by itself, and all activations have derivatives of every order.
+``functions`` [m, q] and ``points`` [n, d] give u [m, n], or [m, n, c] for c > 1 components. Points [m, n, d] are
+separate for each function. Every point is treated independently, and all activation functions are smooth.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Config(BaseModel):
-    """``[model]``: the network."""
+    """``[model]``: architecture of the neural operator."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["deeponet", "mlp"] = "deeponet"
-    """``deeponet``: a branch and a trunk, and their inner product. ``mlp``: one network of the function's code and the
-    point, which is more general and costs functions × points."""
+    """``deeponet``: inner product of a branch network and a trunk network. ``mlp``: one network of the encoded function
+    and the point, which is more general and costs functions × points."""
     branch: tuple[int, ...] = Field(default=(128, 128, 128), min_length=1)
-    """Widths of the hidden layers that read the function."""
+    """Hidden widths of the branch network, which encodes the function."""
     trunk: tuple[int, ...] = Field(default=(128, 128, 128), min_length=1)
-    """Widths of the hidden layers that read the point."""
+    """Hidden widths of the trunk network, which encodes the point."""
     latent: int = Field(128, ge=1)
-    """Products of branch and trunk for each component; of ``mlp`` the size of a function's code."""
+    """Terms of the inner product per component; for ``mlp`` the size of the encoded function."""
     activation: Literal["tanh", "silu", "gelu", "sin"] = "tanh"
-    """Smooth ones only: derivatives of high order go through it."""
+    """Activation function. Only smooth ones, because high-order derivatives are taken."""
     gated: bool = False
-    """Whether hidden layers of the trunk mix two codes of the point, h ← (1 - h)·a + h·b (Wang, Teng and Perdikaris
-    2021): learns sharper solutions, at two more layers' cost. Needs a trunk of one width."""
+    """Gated trunk (Wang, Teng and Perdikaris 2021): hidden layers mix two encodings of the point, h ← (1 - h)·a + h·b.
+    Learns sharper solutions at the cost of two more layers. All trunk widths must be equal."""
     period: tuple[float, ...] = ()
-    """For each coordinate its period, 0 for none: a periodic one is read as ``num_harmonics`` sines and cosines, so
-    that u is periodic exactly. Empty: no coordinate is periodic."""
+    """Period of each coordinate, 0 = not periodic. A periodic coordinate is encoded by ``num_harmonics`` sines and
+    cosines, so that u is exactly periodic. Empty = no periodic coordinate."""
     num_harmonics: int = Field(4, ge=1)
-    """Sines and cosines of a periodic coordinate."""
+    """Number of sines and cosines of a periodic coordinate."""
     num_fourier_features: int = Field(0, ge=0)
-    """Random Fourier features of the point beside its coordinates (Tancik et al. 2020); 0 = none."""
+    """Random Fourier features of the point, in addition to its coordinates (Tancik et al. 2020); 0 = none."""
     fourier_scale: float = Field(1.0, gt=0)
-    """Standard deviation of their frequencies, in waves over the domain."""
+    """Standard deviation of their frequencies, in periods per unit length."""
 
 
 def build(config: Config, *, sensors: int, coordinates: int, components: int, seed: int) -> DeepONet | MLPOperator:
-    """A new network with weights from ``seed``. Raises ValueError for periods of another number of coordinates."""
+    """A new network with random weights from ``seed``. Raises ValueError for an inconsistent config."""
     if config.period and len(config.period) != coordinates:
-        raise ValueError(f"model.period = {list(config.period)}: expected {coordinates} numbers, one a coordinate")
+        raise ValueError(f"model.period = {list(config.period)}: expected {coordinates} numbers, one per coordinate")
     if config.gated and (config.kind != "deeponet" or len(set(config.trunk)) > 1):
-        raise ValueError("model.gated: needs kind deeponet and a trunk of one width")
+        raise ValueError('model.gated = true needs kind = "deeponet" and equal trunk widths')
     kind = DeepONet if config.kind == "deeponet" else MLPOperator
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -63,7 +63,7 @@ def build(config: Config, *, sensors: int, coordinates: int, components: int, se
 
 
 class MLP(nn.Module):
-    """Linear layers of the ``sizes`` with the activation between them; Glorot's initialisation."""
+    """Linear layers of the given ``sizes`` with activations between them and Glorot initialization."""
 
     def __init__(self, sizes: Sequence[int], activation: str, *, gated: bool = False) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def _linear(width: int, out: int) -> nn.Linear:
 
 
 class Embedding(nn.Module):
-    """A point's coordinates, in [0, 1]^d, as what the trunk reads: [..., d] → [..., ``size``]."""
+    """Encoding of coordinates in [0, 1]^d for the trunk: [..., d] → [..., ``size``]."""
 
     harmonics: Tensor
     random: Tensor
@@ -98,21 +98,22 @@ class Embedding(nn.Module):
         period = config.period or (0.0,) * coordinates
         self.plain = [axis for axis, length in enumerate(period) if not length]
         self.periodic = [(axis, 2 * math.pi / length) for axis, length in enumerate(period) if length]
-        # Whole numbers: exact in any dtype, and u as periodic as the dtype can say.
+        # Integers are exact in any dtype, so that u is periodic to rounding.
         self.register_buffer("harmonics", torch.arange(1.0, config.num_harmonics + 1), persistent=False)
         self.register_buffer(
             "random", 2 * math.pi * config.fourier_scale * torch.randn(coordinates, config.num_fourier_features)
         )
         if config.num_fourier_features and self.periodic:
             raise ValueError(
-                "model.num_fourier_features: random features of a periodic coordinate would not be periodic; take one"
+                "model.num_fourier_features: random features of a periodic coordinate would not be periodic; set "
+                "only one of num_fourier_features and period"
             )
         self.size = len(self.plain) + 2 * config.num_harmonics * len(self.periodic) + 2 * config.num_fourier_features
 
     def forward(self, points: Tensor) -> Tensor:
         parts = [2 * points[..., self.plain] - 1] if self.plain else []
-        for axis, turn in self.periodic:
-            phase = (turn * points[..., axis, None]) * self.harmonics
+        for axis, angular_frequency in self.periodic:
+            phase = (angular_frequency * points[..., axis, None]) * self.harmonics
             parts += [phase.cos(), phase.sin()]
         if self.random.shape[1]:
             phase = points @ self.random
@@ -133,15 +134,15 @@ class DeepONet(nn.Module):
         self.bias = nn.Parameter(torch.zeros(components))
 
     def bind(self, functions: Tensor) -> Callable[[Tensor], Tensor]:
-        """points → u of ``functions``, which the branch reads now, once."""
+        """The map points → u of ``functions``, which the branch encodes once."""
         codes = self.branch(functions).unflatten(-1, (self.components, self.latent)) / math.sqrt(self.latent)
 
         def call(points: Tensor) -> Tensor:
             basis = self.trunk(self.embedding(points)).unflatten(-1, (self.components, self.latent))
             if self.components == 1:
-                code, own = codes[:, 0], basis[..., 0, :]
-                # Matrix products: einsum would make copies in another order of axes.
-                u = code @ own.T if points.dim() == 2 else torch.einsum("mk,mnk->mn", code, own)
+                code, component = codes[:, 0], basis[..., 0, :]
+                # matrix product: einsum would copy its inputs to another order of axes
+                u = code @ component.T if points.dim() == 2 else torch.einsum("mk,mnk->mn", code, component)
                 return u + self.bias
             pattern = "mck,nck->mnc" if points.dim() == 2 else "mck,mnck->mnc"
             return torch.einsum(pattern, codes, basis) + self.bias
@@ -153,7 +154,7 @@ class DeepONet(nn.Module):
 
 
 class MLPOperator(nn.Module):
-    """A nonlinear decoder, as in NOMAD (Seidman et al. 2022): u = MLP(A code(function) + B point) of all (m, n)."""
+    """Nonlinear decoder, as in NOMAD (Seidman et al. 2022): u = MLP(A code(function) + B point) for all (m, n)."""
 
     def __init__(self, config: Config, *, sensors: int, coordinates: int, components: int) -> None:
         super().__init__()
@@ -166,7 +167,7 @@ class MLPOperator(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def bind(self, functions: Tensor) -> Callable[[Tensor], Tensor]:
-        """points → u of ``functions``, whose code is made now, once."""
+        """The map points → u of ``functions``, which are encoded once."""
         codes = self.code(self.branch(functions))
 
         def call(points: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Refinement of a predicted chain by its own distogram: the residues move to where lDDT is expected to be highest.
+"""Refinement of a predicted chain by its distogram: residues move to maximize the expected lDDT.
 
-The distogram of a small model knows more than its structure module can build. AlphaFold 1 and trRosetta built their
-structures by gradient descent on such a potential; here it starts from the structure module's prediction.
+The distogram of a small model is more accurate than its structure module. AlphaFold 1 and trRosetta built structures by
+gradient descent on such a potential; here the descent starts from the prediction of the structure module.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from torch import Tensor
 from ds4sci.geometry import distogram_centres, pseudo_beta
 
 CUTOFF = 18.0
-"""Å. Bins beyond count nothing: lDDT looks 15 Å far, and a little more keeps pairs near that apart."""
+"""Å. Bins beyond have no reward. Slightly above the 15 Å of lDDT, so that pairs near 15 Å are not pulled together."""
 SOFTNESS = 0.3
-"""Å. Width of the sigmoids in place of lDDT's steps."""
+"""Å. Width of the sigmoids that replace the step functions of lDDT."""
 UNLIKELY = 0.01
-"""Pairs less likely than this to be within ``CUTOFF`` are left out."""
+"""Pairs with a smaller probability of a distance below ``CUTOFF`` are ignored."""
 
 
 def refine(
     atom37: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, probability: Tensor, steps: int
 ) -> Tensor:
-    """``steps`` of Adam (rate 0.6 Å, falling to 0) on the residues' translations u; returns the atoms [n, 37, 3] Å.
+    """Minimize E over translations u of the residues by Adam (rate 0.6 Å, decaying to 0). Returns atoms [n, 37, 3] Å.
 
     ``E = -Σ_ij V_ij(d_ij) + 2 Σ (|CA_i CA_i+1| - 3.8)² + 2 Σ relu(4 - |CA_i CA_j|)² + .01 Σ |u|²`` with
     ``V_ij(d) = Σ_b p_ij(b) ¼ Σ_t σ((t - |d - c_b|) / SOFTNESS)``, t = .5, 1, 2, 4 Å, over bins with centre c_b below
-    ``CUTOFF``: the lDDT that the distogram p expects of a Cβ distance d.
+    ``CUTOFF``: the expected lDDT of a Cβ distance d under the distogram p.
 
     atom37 [n, 37, 3] Å, mask bool [n, 37], aatype and residue_index int [n], probability [n, n, bins].
-    Memory: the bins of each pair that may be within ``CUTOFF``.
+    Memory grows with the number of pairs that may be within ``CUTOFF``, times the bins.
     """
     bins = probability.shape[-1]
     centres = distogram_centres(bins, atom37)
@@ -44,23 +44,23 @@ def refine(
     potential = (0.5 * (probability[i, j] + probability[j, i]) @ reward.T).flatten()
     row = torch.arange(len(i)) * bins
     bonded = residue_index[1:] - residue_index[:-1] == 1
-    apart = ((residue_index.unsqueeze(0) - residue_index.unsqueeze(1)).abs() >= 2).triu(1)
+    is_distant = ((residue_index.unsqueeze(0) - residue_index.unsqueeze(1)).abs() >= 2).triu(1)
     with torch.enable_grad():
-        move = torch.zeros_like(ca, requires_grad=True)
-        optimizer = torch.optim.Adam([move], lr=0.6, eps=0.1)  # eps: what pulls less than this barely moves
+        shift = torch.zeros_like(ca, requires_grad=True)
+        optimizer = torch.optim.Adam([shift], lr=0.6, eps=0.1)  # eps: gradients below it barely move a residue
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = 0.6 * (1 - step / steps)
             optimizer.zero_grad()
-            x, trace = beta + move, ca + move
-            place = ((_length(x[i] - x[j]) - centres[0]) / width).clamp(0, bins - 1.001)
-            low = place.detach().long()
-            share = place - low
-            expected = potential[row + low] * (1 - share) + potential[row + low + 1] * share
+            x, trace = beta + shift, ca + shift
+            position = ((_length(x[i] - x[j]) - centres[0]) / width).clamp(0, bins - 1.001)
+            low = position.detach().long()
+            fraction = position - low
+            expected = potential[row + low] * (1 - fraction) + potential[row + low + 1] * fraction
             bonds = ((_length(trace[1:] - trace[:-1]) - 3.8).square() * bonded).sum()
-            clashes = ((4.0 - _length(trace.unsqueeze(0) - trace.unsqueeze(1))).relu().square() * apart).sum()
-            (2 * (bonds + clashes) - expected.sum() + 0.01 * move.square().sum()).backward()
+            clashes = ((4.0 - _length(trace.unsqueeze(0) - trace.unsqueeze(1))).relu().square() * is_distant).sum()
+            (2 * (bonds + clashes) - expected.sum() + 0.01 * shift.square().sum()).backward()
             optimizer.step()
-    return (atom37 + move.detach().unsqueeze(1)) * mask.unsqueeze(-1)
+    return (atom37 + shift.detach().unsqueeze(1)) * mask.unsqueeze(-1)
 
 
 def _length(x: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Modules made of kernels; parameter names follow AlphaFold's and OpenFold's.
+"""Modules built on the kernels. Parameter names follow AlphaFold and OpenFold.
 
-A module that hands its children's parameters to a kernel, instead of calling the children, says so with the class
-attribute ``reads_parameters_of_children = True``: under ZeRO-3 it is gathered as a whole.
+A module that passes its children's parameters to a kernel, instead of calling the children, sets the class attribute
+``reads_parameters_of_children = True``. ZeRO-3 then gathers it as a whole.
 """

@@ -1,4 +1,4 @@
-"""The attentions of the evoformer (Algorithms 7, 8, 13, 14, 19): projections around ``kernels.evoformer_attention``."""
+"""Attention modules of the Evoformer (Algorithms 7, 8, 13, 14, 19), on the attention kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds4sci.nn.linear import LayerNorm, Linear
 
 
 class Attention(nn.Module):
-    """Projections of gated multi-head self-attention along the last but one axis; ``d`` channels per head."""
+    """Gated multi-head self-attention along the second-to-last axis, with ``d`` channels per head."""
 
     def __init__(self, c: int, d: int, heads: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class MSARowAttentionWithPairBias(nn.Module):
 
 
 class MSAColumnAttention(nn.Module):
-    """Algorithm 8: each residue's column attends along the sequences (row attention on a transposed view)."""
+    """Algorithm 8: each column attends along the MSA rows (row attention on a transposed view)."""
 
     reads_parameters_of_children = True
 
@@ -66,7 +66,7 @@ class MSAColumnAttention(nn.Module):
 
 
 class MSAColumnGlobalAttention(nn.Module):
-    """Algorithm 19: one mean query per column and head, one shared key and value head; linear in the rows."""
+    """Algorithm 19: one mean query per column and head, keys and values shared by the heads; linear in the rows."""
 
     def __init__(self, c_m: int, d: int, heads: int) -> None:
         super().__init__()
@@ -81,12 +81,12 @@ class MSAColumnGlobalAttention(nn.Module):
     def forward(self, m: Tensor, mask: Tensor) -> Tensor:
         """m [b, e, n, c_m], mask bool [b, e, n] → update of m."""
         m = self.layer_norm(m).transpose(1, 2)  # [b, n, e, c]
-        keep = mask.transpose(1, 2)
-        weight = keep.unsqueeze(-1).to(m.dtype)
+        row_mask = mask.transpose(1, 2)
+        weight = row_mask.unsqueeze(-1).to(m.dtype)
         mean = (m * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp(min=1.0)
-        # the heads are the queries of one head: softmax over rows of h queries against the shared keys
+        # the h heads become h queries of a single head, since they share keys and values
         q = rearrange(self.linear_q(mean), "b n 1 (h d) -> b n h 1 d", h=self.heads)
-        out = evoformer_attention(q, self.linear_k(m).unsqueeze(-2), self.linear_v(m).unsqueeze(-2), keep)
+        out = evoformer_attention(q, self.linear_k(m).unsqueeze(-2), self.linear_v(m).unsqueeze(-2), row_mask)
         gate = torch.sigmoid(rearrange(self.linear_g(m), "b n e (h d) -> b n e h d", h=self.heads))
         out = gate * rearrange(out, "b n h 1 d -> b n 1 h d")
         return self.linear_o(out.flatten(-2)).transpose(1, 2)

@@ -12,7 +12,7 @@ TARGET_FEATURES, MSA_FEATURES, EXTRA_MSA_FEATURES = 22, 49, 25
 
 
 class OneHotLinear(Linear):
-    """The linear layer of a one-hot, as a look-up: the same numbers without the one-hot. Index -1 is in no class."""
+    """Linear layer of a one-hot encoding, computed as a table look-up. Index -1 belongs to no class."""
 
     def forward(self, index: Tensor) -> Tensor:
         return F.embedding(index + 1, F.pad(self.weight.T, (0, 0, 1, 0))) + self.bias
@@ -33,7 +33,7 @@ class InputEmbedder(nn.Module):
     def forward(self, aatype: Tensor, residue_index: Tensor, msa_feat: Tensor) -> tuple[Tensor, Tensor]:
         """aatype, residue_index int64 [b, n], msa_feat [b, s, n, 49] → m [b, s, n, c_m], z [b, n, n, c_z]."""
         dtype = self.linear_tf_m.weight.dtype
-        # the first of AlphaFold's 22 target features marks domain breaks, which one chain has not
+        # the first of AlphaFold's 22 target features marks domain breaks, which a single chain does not have
         target = F.pad(F.one_hot(aatype, TARGET_FEATURES - 1), (1, 0)).to(dtype)
         offset = residue_index.unsqueeze(-1) - residue_index.unsqueeze(-2)
         offset = offset.clamp(-self.max_relative, self.max_relative) + self.max_relative
@@ -44,7 +44,7 @@ class InputEmbedder(nn.Module):
 
 
 class RecyclingEmbedder(nn.Module):
-    """Algorithm 32: the last pass's first MSA row, pair representation and Cβ distances, embedded as updates."""
+    """Algorithm 32: first MSA row, pair representation and Cβ distances of the previous pass, embedded as updates."""
 
     def __init__(self, c_m: int, c_z: int, bins: int = 15, first: float = 3.25, last: float = 20.75) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class RecyclingEmbedder(nn.Module):
     def forward(self, previous: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """(m0 [b, n, c_m], z [b, n, n, c_z], beta [b, n, 3] Å) → updates of the first MSA row and of z.
 
-        None is the first pass: the embedding of zeros (line 3), as [1, 1, c_m] and [1, 1, 1, c_z].
+        None stands for the first pass: the embedding of zeros (line 3), as [1, 1, c_m] and [1, 1, 1, c_z].
         """
         if previous is None:
             like = self.layer_norm_m.weight
-            beta = torch.zeros(1, 1, 3, device=like.device)  # distances are of fp32 whatever the weights are
+            beta = torch.zeros(1, 1, 3, device=like.device)  # distances are fp32 for any dtype of weights
             previous = like.new_zeros(1, 1, self.c_m), like.new_zeros(1, 1, 1, self.c_z), beta
         m0, z, beta = previous
         edges = torch.linspace(self.first, self.last, self.bins, device=beta.device, dtype=beta.dtype)

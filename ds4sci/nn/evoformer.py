@@ -1,4 +1,4 @@
-"""The Evoformer and extra-MSA stacks (Algorithms 6 and 18)."""
+"""Evoformer and extra MSA stacks (Algorithms 6 and 18)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PairUpdate = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """Sizes of one evoformer block and the updates it makes, in order; ``ds4sci.models.fold`` has AlphaFold 2's."""
+    """Sizes of one Evoformer block and its updates, in order. ``ds4sci.models.fold`` has those of AlphaFold 2."""
 
     c_m: int
     c_z: int
@@ -49,9 +49,9 @@ class BlockConfig:
 
 
 class EvoformerBlock(nn.Module):
-    """One block of Algorithm 6: every update is added to its representation, with row- or column-shared dropout.
+    """One block of Algorithm 6: each update is added to its representation, with row- or column-shared dropout.
 
-    With ``column_global_attention`` it is a block of the extra-MSA stack (Algorithm 18).
+    With ``column_global_attention`` it is a block of the extra MSA stack (Algorithm 18).
     """
 
     def __init__(self, config: BlockConfig) -> None:
@@ -100,7 +100,7 @@ class EvoformerBlock(nn.Module):
 
 
 class EvoformerStack(nn.Module):
-    """``blocks`` of them; with ``checkpoint_blocks`` each block's activations are recomputed in backward."""
+    """``blocks`` Evoformer blocks; ``checkpoint_blocks`` recomputes the activations of each in the backward pass."""
 
     def __init__(self, config: BlockConfig, blocks: int, checkpoint_blocks: bool) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class EvoformerStack(nn.Module):
 
 
 class ConvolutionStem(nn.Module):
-    """``blocks`` times a depthwise convolution along the residues and a transition, on the MSA track alone."""
+    """``blocks`` times a depthwise convolution along the residues and a transition, on the MSA representation."""
 
     def __init__(self, c_m: int, width: int, transition_factor: int, blocks: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Auxiliary heads (supplement 1.9.3, 1.9.6, 1.9.8–1.9.10)."""
+"""Distogram and pLDDT heads (supplement 1.9.6, 1.9.8)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from ds4sci.nn.linear import LayerNorm, Linear
 
 DISTOGRAM_BINS = 64
+"""Bins of the distogram."""
 
 
 class DistogramHead(nn.Module):
-    """Cβ distance bins from the symmetrised pair representation: 64 bins, 2.3125–21.6875 Å (1.9.8)."""
+    """Logits of Cβ distance bins from the symmetrized pair representation: 64 bins, 2.3125–21.6875 Å (1.9.8)."""
 
     def __init__(self, c_z: int, bins: int = DISTOGRAM_BINS) -> None:
         super().__init__()
@@ -23,7 +24,7 @@ class DistogramHead(nn.Module):
 
 
 class PLDDTHead(nn.Module):
-    """Per-residue lDDT-Cα in 50 bins (Algorithm 29)."""
+    """Logits of lDDT-Cα per residue in 50 bins (Algorithm 29)."""
 
     def __init__(self, c_s: int, c: int = 128, bins: int = 50) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class PLDDTHead(nn.Module):
 
 
 def plddt(logits: Tensor) -> Tensor:
-    """Expected lDDT in [0, 100] of the bin probabilities: [..., bins] → [...]."""
+    """pLDDT in [0, 100], the expected lDDT of the bin probabilities: [..., bins] → [...]."""
     bins = logits.shape[-1]
     centres = (torch.arange(bins, device=logits.device, dtype=torch.float32) + 0.5) * (100.0 / bins)
     return (logits.float().softmax(-1) * centres).sum(-1)

@@ -1,4 +1,4 @@
-"""AlphaFold's linear layer and layer norm (supplement 1.11.4: initialisation)."""
+"""Linear layer and layer norm with AlphaFold's initialization (supplement 1.11.4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Init = Literal["lecun", "relu", "glorot", "gating", "zero"]
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with AlphaFold's named initialisations.
+    """``nn.Linear`` with AlphaFold's initializations.
 
     lecun: truncated normal, variance 1/fan-in (default) · relu: variance 2/fan-in · glorot: uniform ·
     gating: weight 0, bias 1 (gate open) · zero: all 0, for the last layer of a residual branch.
@@ -33,13 +33,13 @@ class Linear(nn.Linear):
             elif self.init == "glorot":
                 nn.init.xavier_uniform_(self.weight)
             else:
-                # a normal truncated at two standard deviations has 0.8796 of its deviation
+                # a normal distribution truncated at two standard deviations has 0.8796 of its standard deviation
                 std = math.sqrt((2.0 if self.init == "relu" else 1.0) / self.in_features) / 0.87962566103423978
                 nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis through ``kernels.layer_norm``."""
+    """Layer norm over the last axis by ``kernels.layer_norm``."""
 
     def __init__(self, c: int, eps: float = 1e-5) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The other updates of the evoformer block: outer product mean, triangle multiplication, transition, dropout."""
+"""Pair updates and transitions of the Evoformer block: outer product mean, triangle multiplication, dropout."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TriangleMultiplication(nn.Module):
 
 
 class Transition(nn.Module):
-    """Algorithms 9 and 15: layer norm and a ReLU MLP, ``factor`` times wider inside."""
+    """Algorithms 9 and 15: layer norm and a ReLU MLP whose hidden layer is ``factor`` times wider."""
 
     reads_parameters_of_children = True
 
@@ -79,7 +79,7 @@ class Transition(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Depthwise convolution along the residues of each MSA row: a cheap local mixer for small models (not AlphaFold's).
+    """Depthwise convolution along the residues of each MSA row, for small models (not in AlphaFold).
 
     ``y = W₂ (relu(W₁ LN(m)) ⋆ k)``, kernel ``width`` (odd).
     """
@@ -92,7 +92,7 @@ class Convolution(nn.Module):
         self.linear_2 = Linear(c_m, c_m, init="zero")
 
     def forward(self, m: Tensor, mask: Tensor) -> Tensor:
-        """m [b, s, n, c_m], mask bool [b, s, n] → update of m; padding counts as zero."""
+        """m [b, s, n, c_m], mask bool [b, s, n] → update of m. Padding counts as zero."""
         hidden = self.linear_1(self.layer_norm(m)).relu() * mask.unsqueeze(-1)
         b, s = m.shape[:2]
         mixed = self.convolution(hidden.flatten(0, 1).transpose(1, 2)).transpose(1, 2)
@@ -102,7 +102,7 @@ class Convolution(nn.Module):
 class SharedDropout(nn.Module):
     """Dropout whose mask is shared along one axis (supplement 1.11.6): ``axis`` 1 = row-wise, 2 = column-wise.
 
-    The seed is drawn from torch's generator of the CPU, which activation checkpointing restores before it recomputes.
+    The seed comes from torch's CPU generator, which activation checkpointing restores before the recomputation.
     """
 
     def __init__(self, p: float, axis: int) -> None:

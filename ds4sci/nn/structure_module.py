@@ -1,7 +1,7 @@
-"""The structure module (Algorithms 20, 22, 23): from the evoformer's output to atoms.
+"""Structure module (Algorithms 20, 22, 23): from the Evoformer output to frames and torsion angles.
 
-Frames live in ``position_scale`` Å (10: nanometres), as AlphaFold's do. Geometry is computed in fp32 or wider whatever
-the weights' dtype, and autocast is off: composed in bf16, frames drift by ångströms.
+Translations of frames are in units of ``position_scale`` Å (10: nanometers), as in AlphaFold. Geometry is computed in
+fp32 or fp64 for any dtype of weights, with autocast disabled: frames composed in bf16 are off by several Å.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from ds4sci.geometry import Rigid, compose_along_chain, rotation_from_6d, rotati
 from ds4sci.nn.linear import LayerNorm, Linear
 
 HELIX_STEP = (0.3750, 0.2786, 0.8842, -0.9240, 0.0354, 0.3807), (3.5802, 0.9730, -0.8464)
-"""Residue i+1's frame in residue i's, in an α-helix (mean over PDB chains): two columns of the rotation, Å."""
+"""Frame of residue i+1 in that of residue i in an α-helix, mean over PDB chains: two columns of the rotation, and Å."""
 
 
 def wide(x: Tensor) -> Tensor:
-    """fp32, or fp64 when x is."""
+    """``x`` in fp32, or unchanged in fp64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 class InvariantPointAttention(nn.Module):
-    """Algorithm 22. Attention on scalars, pair bias and distances between points carried by the frames.
+    """Algorithm 22. Invariant point attention: scalar attention, pair bias, and distances between points in the frames.
 
-    ``w_C Σ_p |T_i q_ip - T_j k_jp|²`` is expanded to ``|q|² + |k|² - 2 q·k``, so that no [n, n, h, p, 3] is made.
+    ``w_C Σ_p |T_i q_ip - T_j k_jp|²`` is expanded to ``|q|² + |k|² - 2 q·k``, so that no tensor [n, n, h, p, 3] is
+    needed.
     """
 
     def __init__(self, c_s: int, c_z: int, d: int, heads: int, qk_points: int, v_points: int) -> None:
@@ -44,7 +45,7 @@ class InvariantPointAttention(nn.Module):
         self.linear_out = Linear(heads * (c_z + d + 4 * v_points), c_s, init="zero")
 
     def pair_bias(self, z: Tensor, mask: Tensor) -> Tensor:
-        """z [b, n, n, c_z], key mask bool [b, n] → bias of the scores [b, h, n, n], the same for all iterations."""
+        """z [b, n, n, c_z], key mask bool [b, n] → bias of the logits [b, h, n, n], the same for all iterations."""
         bias = math.sqrt(1 / 3) * rearrange(wide(self.linear_b(z)), "b q k h -> b h q k")
         return bias.masked_fill(~mask[:, None, None, :], -1e9)
 
@@ -53,7 +54,7 @@ class InvariantPointAttention(nn.Module):
         h = self.heads
         q = rearrange(self.linear_q(s), "b n (h d) -> b h n d", h=h)
         k, v = rearrange(self.linear_kv(s), "b n (h two d) -> two b h n d", h=h, two=2)
-        # points are stored x of all, y of all, z of all, as in AlphaFold's weights
+        # layout of AlphaFold's weights: x of all points, then y, then z
         q_points = rearrange(wide(self.linear_q_points(s)), "b n (x p) -> b n p x", x=3)
         kv_points = rearrange(wide(self.linear_kv_points(s)), "b n (x p) -> b n p x", x=3)
         q_points = rearrange(frames.unsqueeze(-1).apply(q_points), "b n (h p) x -> b h n (p x)", h=h)
@@ -63,7 +64,7 @@ class InvariantPointAttention(nn.Module):
 
         weight = F.softplus(wide(self.head_weights)) * math.sqrt(1 / (3 * self.qk_points * 9 / 2))
         weight = weight[:, None, None]
-        # one product for scalars and points: q·k/√(3d) + w q·k of the points; the |q|² and |k|² are added
+        # one matrix product for scalars and points: q·k/√(3d) + w q·k of the points; |q|² and |k|² are added below
         query = torch.cat([wide(q) * math.sqrt(1 / (3 * self.d)), weight * q_points], dim=-1)
         key = torch.cat([wide(k), k_points], dim=-1)
         norms = q_points.square().sum(-1, keepdim=True) + k_points.square().sum(-1).unsqueeze(-2)
@@ -92,7 +93,7 @@ class AngleResnetBlock(nn.Module):
 
 
 class AngleResnet(nn.Module):
-    """Algorithm 20, lines 11–14: (sin, cos) of the seven torsions, [b, n, 7, 2], raw and of unit length."""
+    """Algorithm 20, lines 11–14: (sin, cos) of the seven torsion angles, [b, n, 7, 2], raw and normalized."""
 
     def __init__(self, c_s: int, c: int, blocks: int) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class AngleResnet(nn.Module):
         self.linear_out = Linear(c, 14)
 
     def forward(self, s: Tensor, s_initial: Tensor) -> tuple[Tensor, Tensor]:
-        # relu on the inputs: absent from the algorithm, present in AlphaFold's code
+        # relu of the inputs: not in the algorithm, but in AlphaFold's code
         a = self.linear_in(s.relu()) + self.linear_initial(s_initial.relu())
         for layer in self.layers:
             a = layer(a)
@@ -139,7 +140,7 @@ class StructureTransition(nn.Module):
 
 
 class BackboneUpdate(nn.Module):
-    """Algorithm 23: a quaternion's vector part and a translation, [b, n, 6]."""
+    """Algorithm 23: frame update from the vector part of a quaternion and a translation."""
 
     def __init__(self, c_s: int) -> None:
         super().__init__()
@@ -150,12 +151,12 @@ class BackboneUpdate(nn.Module):
         return Rigid(rotation_from_update(update[..., :3]), update[..., 3:])
 
 
-class ChainStart(nn.Module):
-    """Start frames from a predicted chain (not AlphaFold's, which starts from the identity).
+class ChainFrames(nn.Module):
+    """Initial frames along a predicted chain (not in AlphaFold, which starts from identity frames).
 
-    Each residue predicts the step from the frame before to its own; the steps are composed along the chain. Starts as
-    an α-helix. A chain of steps that do not agree yet is long and thin: its translations are scaled down to at most
-    1.5 times the radius of gyration of native folds, 2.2 n^0.38 Å.
+    Each residue predicts its frame relative to the previous one, and these are composed along the chain. The initial
+    weights give an α-helix. An untrained chain is too extended, so translations are scaled down to a radius of gyration
+    of at most 1.5 times that of native folds, 2.2 n^0.38 Å.
     """
 
     def __init__(self, c_s: int) -> None:
@@ -165,29 +166,29 @@ class ChainStart(nn.Module):
             self.linear.bias.copy_(torch.tensor(HELIX_STEP[0] + HELIX_STEP[1]))
 
     def forward(self, s: Tensor, mask: Tensor) -> Rigid:
-        """s [b, n, c_s], mask bool [b, n] → frames [b, n] in Å about the chain's centre."""
+        """s [b, n, c_s], mask bool [b, n] → frames [b, n] in Å, centered on the chain."""
         step = wide(self.linear(s))
         chain = compose_along_chain(Rigid(rotation_from_6d(step[..., :6]), step[..., 6:]))
         keep = mask.unsqueeze(-1).to(step.dtype)
         count = keep.sum(-2, keepdim=True).clamp(min=1.0)
-        centred = chain.translation - (chain.translation * keep).sum(-2, keepdim=True) / count
-        radius = torch.sqrt((centred.square().sum(-1, keepdim=True) * keep).sum(-2, keepdim=True) / count + 1e-6)
-        return Rigid(chain.rotation, centred * (1.5 * 2.2 * count**0.38 / radius).clamp(max=1.0))
+        centered = chain.translation - (chain.translation * keep).sum(-2, keepdim=True) / count
+        radius = torch.sqrt((centered.square().sum(-1, keepdim=True) * keep).sum(-2, keepdim=True) / count + 1e-6)
+        return Rigid(chain.rotation, centered * (1.5 * 2.2 * count**0.38 / radius).clamp(max=1.0))
 
 
 class Structure(NamedTuple):
-    """Result of the structure module: frames in Å after each of l iterations, angles, the start and the last single."""
+    """Output of the structure module: frames in Å and angles after each iteration, final single, initial frames."""
 
     rotations: Tensor
     translations: Tensor
     angles: Tensor
     raw_angles: Tensor
     single: Tensor
-    start: Rigid
+    initial_frames: Rigid
 
 
 class StructureModule(nn.Module):
-    """Algorithm 20 up to the torsion angles; weights are shared by the iterations."""
+    """Algorithm 20 up to the torsion angles. All iterations share weights."""
 
     def __init__(
         self, c_s: int, c_z: int, *, d_ipa: int = 16, heads: int = 12, qk_points: int = 4, v_points: int = 8,
@@ -205,14 +206,14 @@ class StructureModule(nn.Module):
         self.transition = StructureTransition(c_s, transition_layers, dropout)
         self.bb_update = BackboneUpdate(c_s)
         self.angle_resnet = AngleResnet(c_s, c_angle, angle_blocks)
-        self.chain_start = ChainStart(c_s) if initial_frames == "chain" else None
+        self.chain_start = ChainFrames(c_s) if initial_frames == "chain" else None
 
-    def start(self, single: Tensor, mask: Tensor) -> Rigid:
-        """The frames [b, n] that the first iteration begins with, alone. single [b, n, c_s], mask bool [b, n]."""
+    def initial_frames(self, single: Tensor, mask: Tensor) -> Rigid:
+        """Frames [b, n] of the first iteration. single [b, n, c_s], mask bool [b, n]."""
         with torch.autocast(single.device.type, enabled=False):
-            return self._begin(single, mask)[1]
+            return self._initialize(single, mask)[1]
 
-    def _begin(self, single: Tensor, mask: Tensor) -> tuple[Tensor, Rigid]:
+    def _initialize(self, single: Tensor, mask: Tensor) -> tuple[Tensor, Rigid]:
         s = self.layer_norm_s(single.to(self.linear_in.weight.dtype))
         if self.chain_start is None:
             return s, Rigid.identity(tuple(s.shape[:-1]), wide(s))
@@ -221,11 +222,12 @@ class StructureModule(nn.Module):
     def forward(self, single: Tensor, pair: Tensor, mask: Tensor) -> Structure:
         """single [b, n, c_s], pair [b, n, n, c_z], mask bool [b, n] → ``Structure``."""
         with torch.autocast(single.device.type, enabled=False):
-            s_initial, start = self._begin(single, mask)
+            s_initial, initial = self._initialize(single, mask)
             z = self.layer_norm_z(pair.to(s_initial.dtype))
             s = self.linear_in(s_initial)
-            # the start learns from its own local loss: through a chain of n steps the later losses' gradients explode
-            frames = Rigid(start.rotation.detach(), start.translation.detach()).scale(1 / self.position_scale)
+            # detached: gradients of the later losses explode through a chain of n steps; a local loss trains the
+            # initial frames
+            frames = Rigid(initial.rotation.detach(), initial.translation.detach()).scale(1 / self.position_scale)
             bias = self.ipa.pair_bias(z, mask)
             states, angles, raw_angles = [], [], []
             for _ in range(self.iterations):
@@ -236,9 +238,9 @@ class StructureModule(nn.Module):
                 states.append(frames.scale(self.position_scale))
                 raw_angles.append(raw)
                 angles.append(unit)
-                # the rotation's gradient stops between iterations (line 20), the translation's does not
+                # gradients of rotations stop between iterations (line 20), those of translations do not
                 frames = frames.detach_rotation()
             return Structure(
                 torch.stack([f.rotation for f in states]), torch.stack([f.translation for f in states]),
-                torch.stack(angles), torch.stack(raw_angles), s, start,
+                torch.stack(angles), torch.stack(raw_angles), s, initial,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cross entropy of tokens without the logits of all tokens at once."""
+"""Cross entropy of tokens in chunks, without the logits of all tokens at once."""
 
 from __future__ import annotations
 
@@ -11,51 +11,53 @@ from torch.utils.checkpoint import checkpoint
 
 from ds4sci.types import IGNORE_INDEX
 
-LOGITS = 2**24
-"""Logits made at a time (64 MB in fp32)."""
+LOGITS_PER_CHUNK = 2**24
+"""Largest number of logits at a time (64 MB in fp32)."""
 
 
 def token_losses(
     hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int
 ) -> tuple[Tensor, Tensor]:
-    """(nats of each label under softmax(head(hidden)), whether the label is the likeliest); 0 and False without a
-    label.
+    """Loss in nats of each label under softmax(head(hidden)), and whether the label has the highest logit.
 
-    hidden ``[b, s, c]``, labels int64 ``[b, s]`` with −100 for none → fp32 (fp64 for fp64) with gradients, and bool,
-    both ``[b, s]``.
+    hidden ``[b, s, c]``, labels int64 ``[b, s]`` with −100 for none → losses ``[b, s]`` in fp32 (fp64 for fp64 logits),
+    with gradients, and bool ``[b, s]``. Tokens without a label have loss 0 and False.
 
-    Where few tokens have a label, they alone reach the head, ``LOGITS / vocabulary`` at a time; with more than one such
-    piece, backward makes the logits again instead of keeping them. The number of pieces depends on b·s alone, so that
-    ranks with more and with fewer labels call the head equally often (ZeRO-3 gathers its weights at every call).
+    If few tokens have a label, only these pass through the head. The head runs on chunks of
+    ``LOGITS_PER_CHUNK / vocabulary`` tokens; with more than one chunk, the backward pass recomputes the logits. The
+    number of chunks depends on b·s only, so that ranks with different numbers of labels call the head equally often
+    (ZeRO-3 gathers its weights at every call).
     """
-    flat, wanted = hidden.flatten(0, 1), labels.flatten()
-    pieces = max(1, -(-wanted.numel() * vocabulary // LOGITS))
-    index = torch.nonzero(wanted != IGNORE_INDEX).squeeze(1)
-    few = 2 * index.numel() < wanted.numel()
-    picked, targets = (flat.index_select(0, index), wanted.index_select(0, index)) if few else (flat, wanted)
+    flat, flat_labels = hidden.flatten(0, 1), labels.flatten()
+    chunks = max(1, -(-flat_labels.numel() * vocabulary // LOGITS_PER_CHUNK))
+    index = torch.nonzero(flat_labels != IGNORE_INDEX).squeeze(1)
+    is_sparse = 2 * index.numel() < flat_labels.numel()
+    states, targets = (
+        (flat.index_select(0, index), flat_labels.index_select(0, index)) if is_sparse else (flat, flat_labels)
+    )
 
-    def piece(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk_loss(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(x)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(wide, target, reduction="none", ignore_index=IGNORE_INDEX), logits.argmax(-1) == target
 
     parts = []
-    for x, target in zip(picked.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
-        if pieces > 1 and torch.is_grad_enabled():
-            parts.append(checkpoint(piece, x, target, use_reentrant=False, preserve_rng_state=False))
+    for x, target in zip(states.tensor_split(chunks), targets.tensor_split(chunks), strict=True):
+        if chunks > 1 and torch.is_grad_enabled():
+            parts.append(checkpoint(chunk_loss, x, target, use_reentrant=False, preserve_rng_state=False))
         else:
-            parts.append(piece(x, target))
+            parts.append(chunk_loss(x, target))
     losses, correct = (torch.cat(part) for part in zip(*parts, strict=True))
-    if few:
-        losses = losses.new_zeros(wanted.numel()).index_put((index,), losses)
-        correct = correct.new_zeros(wanted.numel()).index_put((index,), correct)
+    if is_sparse:
+        losses = losses.new_zeros(flat_labels.numel()).index_put((index,), losses)
+        correct = correct.new_zeros(flat_labels.numel()).index_put((index,), correct)
     return losses.view(labels.shape), correct.view(labels.shape)
 
 
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tokens: int) -> Tensor:
-    """``function`` of x ``[b, s, c]``, applied to ``tokens`` tokens at a time; backward makes each piece again.
+    """``function`` of x ``[b, s, c]``, applied to ``tokens`` tokens at a time and recomputed in the backward pass.
 
-    For functions of each token alone, such as an MLP: what they save grows with ``tokens`` instead of s.
+    For functions of each token separately, such as an MLP: their saved activations grow with ``tokens`` instead of s.
     """
     if x.shape[1] <= tokens or not torch.is_grad_enabled():
         return torch.cat([function(part) for part in x.split(tokens, 1)], 1) if x.shape[1] > tokens else function(x)

@@ -207,7 +207,7 @@ def test_all_masked_is_nan() -> None:
     points, nobody = np.eye(3), np.zeros(3, dtype=bool)
     for score in (metrics.tm_score, metrics.gdt_ts, metrics.rmsd, metrics.lddt_ca):
         assert math.isnan(score(points, points, nobody))
-    with pytest.raises(ValueError, match="no residue is scored"):
+    with pytest.raises(ValueError, match="no residue is evaluated"):
         metrics.superpose(points, points, nobody)
     assert math.isnan(metrics.contact_precision(np.eye(3), points, nobody))
     assert math.isnan(metrics.clash_fraction(np.zeros((3, 37, 3)), np.zeros((3, 37), dtype=bool)))
@@ -215,7 +215,7 @@ def test_all_masked_is_nan() -> None:
 
 def test_errors_say_what_came() -> None:
     points = np.zeros((5, 3))
-    with pytest.raises(ValueError, match=r"prediction \(4, 3\) and truth \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"prediction \(4, 3\) and true structure \(5, 3\)"):
         metrics.tm_score(points[:4], points)
     with pytest.raises(ValueError, match="2 of 5 predicted positions are not finite"):
         metrics.lddt_ca(np.where(np.arange(5)[:, None] > 2, np.nan, points), points)

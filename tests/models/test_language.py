@@ -102,7 +102,7 @@ def test_logits_in_pieces(monkeypatch) -> None:
     batch = oracle.batch("masked_lm", [[50], [60]], 64)
     whole = model(batch)
     wanted = gradients(model, mean(whole))
-    monkeypatch.setattr(token_loss, "LOGITS", 33 * 10)
+    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", 33 * 10)
     pieces = model(batch)
     assert torch.allclose(pieces.losses, whole.losses, rtol=1e-5)
     assert torch.equal(pieces.correct, whole.correct)

@@ -252,7 +252,7 @@ def test_networks_are_read_as_configured() -> None:
     own = points.expand(M, N, 2)
     for net in (network(), network(kind="mlp"), network(components=2), network(components=2, kind="mlp")):
         torch.testing.assert_close(net(functions, points), net(functions, own))
-    with pytest.raises(ValueError, match="one a coordinate"):
+    with pytest.raises(ValueError, match="one per coordinate"):
         network(period=(1.0,))
     with pytest.raises(ValueError, match="would not be periodic"):
         network(period=(1.0, 0.0), num_fourier_features=3)
