@@ -201,7 +201,9 @@ def test_files_are_read_in_the_alphabet_of_the_run(
     other = {"dna": "MKTAYIAKQRQISFVKSH", "protein": bases(300)}[alphabet]
     (tmp_path / "other.fa").write_text(f">other\n{other}\n")
     if alphabet == "dna":
-        with pytest.raises(ValueError, match=r"other.fa: line 2: record 'other': .* is no base; .* is it protein\?"):
+        with pytest.raises(
+            ValueError, match=r"other.fa: line 2: record 'other': .* is not a valid base; .* is it protein\?"
+        ):
             task.open_sequences(tmp_path / "other.fa", tmp_path / "refused")
     index([tmp_path / "other.fa"], tmp_path / "indexed", jobs=1)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The letters that a sequence store holds, for proteins and for DNA, and which of the two a file's beginning is."""
+"""Alphabets of a sequence store, protein and DNA, and detection of the alphabet of a file."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from ds4sci.types import RESIDUES
 
 @dataclass(frozen=True)
 class Alphabet:
-    """Capitals of one kind of sequence.
+    """Upper-case letters of one kind of sequence.
 
-    plain    letters that need no mention
-    unknown  the one of ``plain`` that says nothing (N or X)
-    rare     letters that are kept, and counted
-    read_as  letters that become another one, and are counted
-    stop     whether one ``*`` at the end is a stop codon's, to be dropped
+    standard      letters that are stored without a note
+    unknown       the standard letter for an unknown residue (N or X)
+    rare          letters that are stored, and counted
+    replacements  letter → letter that is stored instead; replacements are counted
+    allows_stop   whether one ``*`` at the end of a record is a stop codon, which is dropped
     """
 
     name: str
-    title: str
-    plain: str
+    residue_name: str
+    standard: str
     unknown: str
     rare: str
-    read_as: Mapping[str, str] = field(default_factory=dict)
-    stop: bool = False
+    replacements: Mapping[str, str] = field(default_factory=dict)
+    allows_stop: bool = False
 
     @property
     def letters(self) -> str:
-        """Everything that may stand in a file, as capitals."""
-        return self.plain + self.rare + "".join(self.read_as)
+        """All letters that a file may contain, in upper case."""
+        return self.standard + self.rare + "".join(self.replacements)
 
 
-PROTEIN = Alphabet("protein", "amino acid", RESIDUES + "X", "X", rare="BZJUO", stop=True)
-DNA = Alphabet("dna", "base", "ACGTN", "N", rare="RYSWKMBDHV", read_as={"U": "T"})
+PROTEIN = Alphabet("protein", "amino acid", RESIDUES + "X", "X", rare="BZJUO", allows_stop=True)
+DNA = Alphabet("dna", "base", "ACGTN", "N", rare="RYSWKMBDHV", replacements={"U": "T"})
 ALPHABETS = {alphabet.name: alphabet for alphabet in (PROTEIN, DNA)}
 
-_SHARE_OF_BASES = 0.9
-"""Proteins have 26 % of A, C, G, T and N together; genomes have few other codes."""
+_MIN_FRACTION_OF_BASES = 0.9
+"""Letters A, C, G, T and N make up 26 % of proteins; genomes contain few other codes."""
 
 
 def guess_alphabet(letters: bytes) -> str | None:
-    """``dna`` if nine letters in ten are A, C, G, T, U or N, else ``protein``; None where there are no letters."""
-    capitals = [byte for byte in letters.upper() if 65 <= byte <= 90]
-    if not capitals:
+    """``dna`` if 90 % of the letters are A, C, G, T, U or N, otherwise ``protein``; None if there are no letters."""
+    upper = [byte for byte in letters.upper() if 65 <= byte <= 90]
+    if not upper:
         return None
-    bases = sum(map(capitals.count, b"ACGTUN"))
-    return "dna" if bases >= _SHARE_OF_BASES * len(capitals) else "protein"
+    bases = sum(map(upper.count, b"ACGTUN"))
+    return "dna" if bases >= _MIN_FRACTION_OF_BASES * len(upper) else "protein"

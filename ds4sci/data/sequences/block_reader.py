@@ -1,4 +1,4 @@
-"""A file as blocks of text, whatever it is packed in and whatever ends its lines, with its checksum on the way."""
+"""Reader of a text file in blocks: decompression, line-end conversion and checksum in one pass."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from ds4sci.data.text_files import BGZF_END, GZIP, UNSUPPORTED_COMPRESSIONS, UTF8_BOM, is_bgzip, reject_utf16
 
 BLOCK = 1 << 20
-"""Bytes at a time: what is made of a block stays in the processor's second cache."""
+"""Bytes per block: the arrays made from one block fit into the processor's L2 cache."""
 
 
-class _Hashed:
-    """A binary file that feeds all it gives to SHA-256."""
+class _HashedFile:
+    """A binary file that computes the SHA-256 of everything that is read from it."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -32,11 +32,11 @@ class _Hashed:
 
 
 class BlockReader:
-    """A text file, plain or gzip or bgzip (told by content): iterate over it for blocks of about ``BLOCK`` bytes.
+    """Iterator over blocks of about ``BLOCK`` bytes of a text file: plain, gzip or bgzip, detected from its content.
 
-    Windows' and the old Mac's line ends become ``\\n`` and a byte order mark goes, so lines keep their numbers. After
-    the last block ``size`` and ``sha256`` are those of the file as it lies on the disk. ``ValueError`` names the file:
-    missing, a folder, not readable, 0 bytes, packed otherwise, truncated or damaged, UTF-16.
+    Windows and old Mac line ends become ``\\n``, and a byte order mark is removed, so line numbers stay correct. After
+    the last block, ``size`` and ``sha256`` are those of the file on disk. ``ValueError`` names a file that is missing,
+    a folder, not readable, empty, compressed with another program, truncated, damaged or UTF-16.
     """
 
     def __init__(self, path: str | Path, block: int = BLOCK) -> None:
@@ -46,51 +46,53 @@ class BlockReader:
         self._block = block
 
     def __iter__(self) -> Iterator[bytes]:
-        waiting = b""  # a \r whose \n may be in the next block
-        for at, raw in enumerate(self._unpacked()):
-            if at == 0:
+        pending = b""  # a \r whose \n may be in the next block
+        for index, raw in enumerate(self._decompressed()):
+            if index == 0:
                 raw = raw.removeprefix(UTF8_BOM)
                 reject_utf16(raw[:4096], self.path)
-            block = waiting + raw
-            waiting = b""
+            block = pending + raw
+            pending = b""
             if b"\r" in block:
                 if block.endswith(b"\r"):
-                    block, waiting = block[:-1], b"\r"
+                    block, pending = block[:-1], b"\r"
                 block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
             yield block
-        if waiting:
+        if pending:
             yield b"\n"
 
-    def _unpacked(self) -> Iterator[bytes]:
+    def _decompressed(self) -> Iterator[bytes]:
         with _open(self.path) as file:
             head = file.read(18)
             if not head:
-                raise ValueError(f"{self.path}: 0 bytes; expected FASTA, FASTQ or GenBank: fetch the file again")
-            for magic, packing in UNSUPPORTED_COMPRESSIONS.items():
+                raise ValueError(f"{self.path}: 0 bytes; expected FASTA, FASTQ or GenBank; download the file again")
+            for magic, compression in UNSUPPORTED_COMPRESSIONS.items():
                 if head.startswith(magic):
                     raise ValueError(
-                        f"{self.path}: packed with {packing}; expected plain text, gzip or bgzip: unpack it"
+                        f"{self.path}: compressed with {compression}; expected plain text, gzip or bgzip; decompress it"
                     )
-            packed = head.startswith(GZIP)
+            is_gzip = head.startswith(GZIP)
             if is_bgzip(head):
                 file.seek(-min(len(BGZF_END), self.path.stat().st_size), 2)
                 if file.read() != BGZF_END:
-                    raise ValueError(f"{self.path}: truncated bgzip (its last block is missing); fetch the file again")
+                    raise ValueError(
+                        f"{self.path}: truncated bgzip (its last block is missing); download the file again"
+                    )
             file.seek(0)
-            hashed = _Hashed(file)
-            yield from self._gunzip(hashed) if packed else iter(lambda: hashed.read(self._block), b"")
+            hashed = _HashedFile(file)
+            yield from self._gunzip(hashed) if is_gzip else iter(lambda: hashed.read(self._block), b"")
             while hashed.read(BLOCK):
-                pass  # what gzip does not need, such as padding, belongs to the checksum too
+                pass  # bytes that gzip does not read, such as padding, are part of the checksum too
             self.size, self.sha256 = hashed.size, hashed.digest.hexdigest()
 
     def _gunzip(self, hashed: Any) -> Iterator[bytes]:
-        with gzip.GzipFile(fileobj=hashed) as unpacked:
+        with gzip.GzipFile(fileobj=hashed) as decompressed:
             while True:
                 try:
-                    block = unpacked.read(self._block)
+                    block = decompressed.read(self._block)
                 except (EOFError, OSError, zlib.error) as error:
                     raise ValueError(
-                        f"{self.path}: truncated or damaged gzip ({error}); fetch the file again"
+                        f"{self.path}: truncated or damaged gzip ({error}); download the file again"
                     ) from error
                 if not block:
                     return
@@ -98,7 +100,7 @@ class BlockReader:
 
 
 def fingerprint(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file as ``BlockReader`` tells them; (0, "") of one that cannot be read."""
+    """Size and SHA-256 of a file, as ``BlockReader`` computes them; (0, "") for a file that cannot be read."""
     try:
         with _open(path) as file:
             return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
@@ -108,10 +110,10 @@ def fingerprint(path: Path) -> tuple[int, str]:
 
 def _open(path: Path) -> FileIO:
     if path.is_dir():
-        raise ValueError(f"{path}: a folder; expected a FASTA, FASTQ or GenBank file: name the files in it")
+        raise ValueError(f"{path}: a folder; expected a FASTA, FASTQ or GenBank file; name the files in it")
     try:
         return FileIO(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected a FASTA, FASTQ or GenBank file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error

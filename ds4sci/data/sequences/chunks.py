@@ -1,4 +1,4 @@
-"""What the readers of all formats hand on: letters with the records that begin among them, one stretch at a time."""
+"""Chunks: the common output of the FASTA, FASTQ and GenBank parsers."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from typing import NamedTuple
 import numpy as np
 
 WHITE = b"\n \t\v\f"
+"""White space, which is removed from sequences."""
 
 
 class ParseError(NamedTuple):
-    """Something wrong with the input.
+    """An error in the input.
 
-    segment  0 the record that was open when the piece began, j the piece's j-th record, None outside any record
-    line     of the file, from 1
-    kind     under which it is counted, such as ``empty record``
-    text     what was expected, what came and what to do
+    segment  0: the record that was open when the chunk began; j: the j-th record of the chunk; None: outside any record
+    line     line of the file, from 1
+    kind     category under which it is counted, such as ``empty record``
+    message  what was expected, what was found and how to fix it
     """
 
     segment: int | None
     line: int
     kind: str
-    text: str
+    message: str
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A stretch of a file.
+    """A contiguous part of a file, with the k records that begin in it.
 
-    letters  as in the file, case kept, without white space; first those that belong to the record open before
-    starts   int64 [k], rising: where in ``letters`` each of the piece's k records begins
-    names    k first words of the headers, and what follows them in descriptions
-    lines    int64 [k]: line of each header, from 1
-    line_of  line of the letter at a position
-    faults   what the reader found wrong
+    letters       as in the file, case kept, without white space; the first ones belong to the record that is open
+    starts        int64 [k], ascending: position in ``letters`` at which each record begins
+    names         first word of each header
+    descriptions  rest of each header
+    lines         int64 [k]: line of each header, from 1
+    line_of       function: position in ``letters`` → line
+    errors        errors that the parser found
     """
 
     letters: bytes
@@ -45,62 +47,63 @@ class Chunk:
     descriptions: list[bytes]
     lines: np.ndarray
     line_of: Callable[[int], int]
-    faults: list[ParseError] = field(default_factory=list)
+    errors: list[ParseError] = field(default_factory=list)
 
 
-def lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+def number_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """Number, from 1, and text of each line."""
     number, rest = 0, b""
     for block in blocks:
-        *whole, rest = (rest + block).split(b"\n")
-        yield from enumerate(whole, start=number + 1)
-        number += len(whole)
+        *complete, rest = (rest + block).split(b"\n")
+        yield from enumerate(complete, start=number + 1)
+        number += len(complete)
     if rest:
         yield number + 1, rest
 
 
 class ChunkBuilder:
-    """Collects what a reader of lines finds into a piece."""
+    """Accumulator of what a line-based parser reads, up to one chunk."""
 
     def __init__(self) -> None:
         self.size = 0
+        """Letters so far."""
         self._texts: list[bytes] = []
-        self._at: list[int] = []
-        self._numbers: list[int] = []
+        self._text_positions: list[int] = []
+        self._text_lines: list[int] = []
         self._starts: list[int] = []
         self._names: list[bytes] = []
         self._descriptions: list[bytes] = []
         self._lines: list[int] = []
-        self._faults: list[ParseError] = []
+        self._errors: list[ParseError] = []
 
-    def begin(self, header: bytes, line: int) -> None:
-        """A record begins."""
+    def start_record(self, header: bytes, line: int) -> None:
+        """Start a record."""
         self._starts.append(self.size)
         name, *rest = header.split(None, 1) or [b""]
         self._names.append(name)
         self._descriptions.append(rest[0].rstrip() if rest else b"")
         self._lines.append(line)
 
-    def letters(self, text: bytes, line: int) -> None:
-        """More letters of the record that began last."""
+    def add_letters(self, text: bytes, line: int) -> None:
+        """Append letters to the last record."""
         self._texts.append(text)
-        self._at.append(self.size)
-        self._numbers.append(line)
+        self._text_positions.append(self.size)
+        self._text_lines.append(line)
         self.size += len(text)
 
-    def fault(self, line: int, kind: str, text: str, *, outside: bool = False) -> None:
-        """Something is wrong with the record that began last, or outside any record."""
-        self._faults.append(ParseError(None if outside else len(self._starts), line, kind, text))
+    def add_error(self, line: int, kind: str, message: str, *, outside: bool = False) -> None:
+        """Add an error of the last record, or one ``outside`` any record."""
+        self._errors.append(ParseError(None if outside else len(self._starts), line, kind, message))
 
-    def piece(self) -> Chunk:
-        """All of it."""
-        at, numbers = self._at, self._numbers
+    def build(self) -> Chunk:
+        """The accumulated chunk."""
+        positions, lines = self._text_positions, self._text_lines
         return Chunk(
             letters=b"".join(self._texts),
             starts=np.array(self._starts, np.int64),
             names=self._names,
             descriptions=self._descriptions,
             lines=np.array(self._lines, np.int64),
-            line_of=lambda position: numbers[bisect_right(at, position) - 1],
-            faults=self._faults,
+            line_of=lambda position: lines[bisect_right(positions, position) - 1],
+            errors=self._errors,
         )

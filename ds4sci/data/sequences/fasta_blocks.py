@@ -1,4 +1,7 @@
-"""FASTA, a block at a time by array operations: a genome's chromosome may be one line of 200 MB."""
+"""FASTA parser for stores: array operations on blocks of text, as a chromosome may be one line of 200 MB.
+
+``fasta_records`` parses protein FASTA into one string per record, for prediction.
+"""
 
 from __future__ import annotations
 
@@ -18,108 +21,117 @@ _NEWLINE, _SPACE, _HEADER = 10, 32, 62
 
 
 def read_chunks(blocks: Iterable[bytes], path: str | Path) -> Iterator[Chunk]:
-    """Records begin with ``>`` at the start of a line; lines that begin with ``;`` are comments, blank ones nothing.
+    """Parse records that begin with ``>`` at the start of a line. Lines that begin with ``;`` are comments.
 
-    A block gives one piece: a line of letters may span blocks, a header waits until it is whole. Memory: a few blocks.
+    Each block gives one chunk. A line of letters may span blocks; a header is kept until it is complete. Memory: a few
+    blocks.
     """
-    text, line, at_line_start, begun = b"", 1, True, False
+    text, line, at_line_start, has_header = b"", 1, True, False
     for block in blocks:
         text += block
         cut = text.rfind(b"\n") + 1
         if (at_line_start or cut) and text[cut : cut + 1] in (b">", b";"):
             ready, text = text[:cut], text[cut:]
             if len(text) > LONGEST_HEADER:
-                at = line + ready.count(b"\n")
-                raise ValueError(f"{path}: line {at}: a header of over {LONGEST_HEADER:,} bytes; is it FASTA?")
+                header_line = line + ready.count(b"\n")
+                raise ValueError(
+                    f"{path}: line {header_line}: a header of over {LONGEST_HEADER:,} bytes; expected a FASTA file"
+                )
         else:
             ready, text = text, b""
         if ready:
-            piece, line_ends = _piece(ready, line, at_line_start, begun)
+            chunk, line_ends = _parse_chunk(ready, line, at_line_start, has_header)
             line += line_ends
             at_line_start = ready.endswith(b"\n")
-            begun = begun or bool(piece.names)
-            yield piece
+            has_header = has_header or bool(chunk.names)
+            yield chunk
     if text:
-        yield _piece(text, line, at_line_start, begun)[0]
+        yield _parse_chunk(text, line, at_line_start, has_header)[0]
 
 
-def _piece(text: bytes, line: int, at_line_start: bool, begun: bool) -> tuple[Chunk, int]:
-    """``text`` as a piece, and the number of its line ends.
+def _parse_chunk(text: bytes, line: int, at_line_start: bool, has_header: bool) -> tuple[Chunk, int]:
+    """The chunk of ``text``, and its number of line ends.
 
-    Its first line is number ``line`` of the file and, unless ``at_line_start``, goes on with one of an earlier block;
-    ``begun``: an earlier block had a header.
+    The first line of ``text`` is line ``line`` of the file; unless ``at_line_start``, it continues a line of an earlier
+    block. ``has_header``: an earlier block had a header.
     """
     if at_line_start and text.startswith(b";"):
         text = text[len(text.partition(b"\n")[0]) :]
     if b"\n;" in text:
-        text = _COMMENT.sub(b"", text)  # the line ends stay, so that lines keep their numbers
+        text = _COMMENT.sub(b"", text)  # line ends stay, so line numbers stay correct
     raw = np.frombuffer(text, np.uint8)
-    white = np.flatnonzero(raw <= _SPACE)  # and control characters, which no name has
+    white = np.flatnonzero(raw <= _SPACE)  # and control characters, which are not part of names
     newlines = white[raw[white] == _NEWLINE]
-    after = newlines[newlines < len(raw) - 1] + 1
-    heads = after[raw[after] == _HEADER]
+    line_starts = newlines[newlines < len(raw) - 1] + 1
+    header_starts = line_starts[raw[line_starts] == _HEADER]
     if at_line_start and text.startswith(b">"):
-        heads = np.concatenate([[0], heads])
-    before = np.searchsorted(newlines, heads)  # line ends ahead of each header; the next one ends it
-    ends = np.append(newlines, len(raw))[before]
+        header_starts = np.concatenate([[0], header_starts])
+    newlines_before = np.searchsorted(newlines, header_starts)  # of each header; the next one ends the header
+    header_ends = np.append(newlines, len(raw))[newlines_before]
 
-    # Segment 0 goes on with the record that was open; segment j has the letters of the piece's j-th record.
-    firsts, lasts = np.concatenate([[0], ends + 1]), np.append(heads, len(raw))
-    line_ends = np.diff(np.concatenate([[-1], before, [len(newlines)]])) - 1
-    lengths = np.maximum(lasts - firsts - line_ends, 0)  # below 0: a header that the file's end cuts off
-    spans = list(zip(firsts.tolist(), lasts.tolist(), strict=True))
-    body = b"".join([text[first:last] for first, last in spans]) if len(heads) else text
+    # Segment 0 continues the open record; segment j has the letters of the chunk's j-th record.
+    segment_starts, segment_ends = np.concatenate([[0], header_ends + 1]), np.append(header_starts, len(raw))
+    line_ends = np.diff(np.concatenate([[-1], newlines_before, [len(newlines)]])) - 1
+    # A length below 0 is that of a header at the end of the file.
+    lengths = np.maximum(segment_ends - segment_starts - line_ends, 0)
+    segments = list(zip(segment_starts.tolist(), segment_ends.tolist(), strict=True))
+    body = b"".join([text[first:last] for first, last in segments]) if len(header_starts) else text
     letters = body.translate(None, WHITE)
-    if len(letters) != lengths.sum():  # there is other white space than line ends
-        lengths = np.array([len(text[first:last].translate(None, WHITE)) for first, last in spans])
+    if len(letters) != lengths.sum():  # there is white space other than line ends
+        lengths = np.array([len(text[first:last].translate(None, WHITE)) for first, last in segments])
 
-    faults, unowned = [], 0
-    if not begun and lengths[0]:
-        faults.append(_early(text[: lasts[0]], line))
-        letters, lengths[0], unowned = letters[lengths[0] :], 0, int(before[0]) if len(heads) else len(newlines) + 1
-    names, descriptions = _headers(text, heads + 1, np.append(white, len(raw)), ends)
-    numbered = cache(lambda: _numbered(text, line, at_line_start, unowned))
-    piece = Chunk(
+    errors, skipped_lines = [], 0
+    if not has_header and lengths[0]:
+        errors.append(_early_text_error(text[: segment_ends[0]], line))
+        letters, lengths[0] = letters[lengths[0] :], 0
+        skipped_lines = int(newlines_before[0]) if len(header_starts) else len(newlines) + 1
+    names, descriptions = _split_headers(text, header_starts + 1, np.append(white, len(raw)), header_ends)
+    positions_and_lines = cache(lambda: _letter_lines(text, line, at_line_start, skipped_lines))
+    chunk = Chunk(
         letters=letters,
         starts=np.cumsum(lengths)[:-1],
         names=names,
         descriptions=descriptions,
-        lines=line + before,
-        line_of=lambda at: numbered()[1][bisect_right(numbered()[0], at) - 1],
-        faults=faults,
+        lines=line + newlines_before,
+        line_of=lambda at: positions_and_lines()[1][bisect_right(positions_and_lines()[0], at) - 1],
+        errors=errors,
     )
-    return piece, len(newlines)
+    return chunk, len(newlines)
 
 
-def _headers(text: bytes, begins: np.ndarray, white: np.ndarray, ends: np.ndarray) -> tuple[list[bytes], list[bytes]]:
-    """First words of the headers ``begins:ends``, and what follows; ``white`` are the positions of white space."""
-    stops = white[np.searchsorted(white, begins)]
-    starts = begins
-    for at in np.flatnonzero(stops == begins).tolist():  # white space ahead of the name: rare, one by one
-        begin, end = int(begins[at]), int(ends[at])
-        ahead = len(text[begin:end]) - len(text[begin:end].lstrip())
-        starts = starts.copy() if starts is begins else starts
-        starts[at] = begin + ahead
-        stops[at] = white[np.searchsorted(white, begin + ahead)] if begin + ahead < end else end
-    names = [text[first:last] for first, last in zip(starts.tolist(), stops.tolist(), strict=True)]
-    descriptions = [text[first:last].strip() for first, last in zip(stops.tolist(), ends.tolist(), strict=True)]
+def _split_headers(
+    text: bytes, starts: np.ndarray, white: np.ndarray, ends: np.ndarray
+) -> tuple[list[bytes], list[bytes]]:
+    """First words, and the rest, of the headers ``starts:ends``; ``white`` are the positions of white space."""
+    name_stops = white[np.searchsorted(white, starts)]
+    name_starts = starts
+    for i in np.flatnonzero(name_stops == starts).tolist():  # white space before the name: rare, so one by one
+        start, end = int(starts[i]), int(ends[i])
+        leading = len(text[start:end]) - len(text[start:end].lstrip())
+        name_starts = name_starts.copy() if name_starts is starts else name_starts
+        name_starts[i] = start + leading
+        name_stops[i] = white[np.searchsorted(white, start + leading)] if start + leading < end else end
+    names = [text[first:last] for first, last in zip(name_starts.tolist(), name_stops.tolist(), strict=True)]
+    descriptions = [text[first:last].strip() for first, last in zip(name_stops.tolist(), ends.tolist(), strict=True)]
     return names, descriptions
 
 
-def _early(text: bytes, line: int) -> ParseError:
+def _early_text_error(text: bytes, line: int) -> ParseError:
     line += text[: len(text) - len(text.lstrip(WHITE))].count(b"\n")
     shown = text.split()[0][:40].decode("ascii", "backslashreplace")
-    return ParseError(
-        None, line, "text before the first '>'", f"no '>' before {shown!r}; each sequence needs a '>' line"
-    )
+    message = f"no '>' before {shown!r}; each sequence needs a '>' line"
+    return ParseError(None, line, "text before the first '>'", message)
 
 
-def _numbered(text: bytes, line: int, at_line_start: bool, unowned: int) -> tuple[list[int], list[int]]:
-    """Position of the first letter of each line that has some, and its number; not of the first ``unowned`` lines."""
+def _letter_lines(text: bytes, line: int, at_line_start: bool, skipped_lines: int) -> tuple[list[int], list[int]]:
+    """Position of the first letter of each line with letters, and the line's number.
+
+    The first ``skipped_lines`` lines are left out.
+    """
     positions, numbers, position = [], [], 0
     for offset, content in enumerate(text.split(b"\n")):
-        header = content.startswith(b">") and (offset > 0 or at_line_start)
-        count = 0 if header or offset < unowned else len(content.translate(None, WHITE))
+        is_header = content.startswith(b">") and (offset > 0 or at_line_start)
+        count = 0 if is_header or offset < skipped_lines else len(content.translate(None, WHITE))
         if count:
             positions.append(position)
             numbers.append(line + offset)

@@ -1,4 +1,7 @@
-"""Protein FASTA, plain or gzipped."""
+"""FASTA parser for prediction: protein FASTA, plain or gzip, into one string per record.
+
+``fasta_blocks`` parses files of any size, proteins and genomes, for sequence stores.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,17 @@ import numpy as np
 from ds4sci.data.text_files import read_text, split_entries
 from ds4sci.types import RESIDUES, Record
 
-_RARE = "BZJUO"
+_READ_AS_X = "BZJUO"
 _BASES = frozenset("ACGTUN")
-_BASES_FROM = 10
-"""Letters from which a protein of A, C, G, T and N alone is too unlikely to pass without a word (about 10⁻⁶)."""
+_MIN_LENGTH_OF_BASES = 10
+"""Length from which a protein of only A, C, G, T and N is so unlikely (about 10⁻⁶) that a note is added."""
 
 
 class FastaEntry(NamedTuple):
-    """One sequence of a file: ``RESIDUES`` and X; ``notes`` say what a user should know about it, ``error`` why it
-    cannot be read."""
+    """One sequence of a file: ``RESIDUES`` and X.
+
+    ``notes`` are remarks for the user; ``error`` says why the sequence cannot be read, None if it can.
+    """
 
     name: str
     sequence: str
@@ -30,70 +35,72 @@ class FastaEntry(NamedTuple):
 
 
 def read_fasta(path: str | Path) -> list[tuple[str, str]]:
-    """(name, sequence) of each entry, with a warning for each note; see ``read_entries``. ``ValueError`` also for
-    an entry that cannot be read."""
-    found = read_entries(path)
-    for entry in found:
+    """(name, sequence) of each entry, with a warning for each note; see ``read_entries``.
+
+    ``ValueError`` also for an entry that cannot be read.
+    """
+    entries = read_entries(path)
+    for entry in entries:
         if entry.error is not None:
             raise ValueError(entry.error)
         for note in entry.notes:
             warnings.warn(f"{path}: line {entry.line}: {entry.name!r}: {note}", stacklevel=2)
-    return [(entry.name, entry.sequence) for entry in found]
+    return [(entry.name, entry.sequence) for entry in entries]
 
 
 def read_entries(path: str | Path) -> list[FastaEntry]:
-    """Each entry; the name is the first word after ``>``, the sequence ``RESIDUES`` and X.
+    """Read all entries. The name is the first word after ``>``, the sequence consists of ``RESIDUES`` and X.
 
-    Small letters (soft-masked) count as capitals; one ``*`` at the end (the stop) is dropped; B, Z, J (ambiguous), U
-    and O (selenocysteine, pyrrolysine) become X. Notes say how many those are, and that a sequence looks like DNA or
-    RNA. An entry with any other character (X in ``sequence``) or with no sequence has an ``error``, which names file
-    and line. ``ValueError`` does so of what is wrong with the file: no entry, text before the first ``>``, an entry
-    with no name, a name used twice.
+    Lower case (soft-masked) is read as upper case; one ``*`` at the end (a stop) is dropped; B, Z, J (ambiguous), U and
+    O (selenocysteine, pyrrolysine) become X. Notes say how many letters became X, and that a sequence looks like DNA or
+    RNA. An entry with any other character (X in ``sequence``), or without a sequence, has an ``error`` that names file
+    and line. ``ValueError``, with file and line, for errors of the file: no entry, text before the first ``>``, an
+    entry without a name, a name used twice.
     """
-    found: list[FastaEntry] = []
+    entries: list[FastaEntry] = []
     first_line: dict[str, int] = {}
     for number, name, lines in _entries(path):
         if name in first_line:
             raise ValueError(
-                f"{path}: line {number}: the name {name!r} was used on line {first_line[name]}; names must differ"
+                f"{path}: line {number}: the name {name!r} was used on line {first_line[name]}; names must be unique"
             )
         first_line[name] = number
         letters: list[str] = []
         error: str | None = None
         for line_number, line in lines:
-            last = line_number == lines[-1][0]
-            text = "".join(line.split()).encode().upper().decode()  # of ASCII alone: ß is no SS
-            letters.append(text.removesuffix("*") if last else text)
+            is_last = line_number == lines[-1][0]
+            text = "".join(line.split()).encode().upper().decode()  # upper case of ASCII only: ß stays ß
+            letters.append(text.removesuffix("*") if is_last else text)
             for column, letter in enumerate(letters[-1], start=1):
-                if error is None and letter not in RESIDUES and letter not in _RARE + "X":
-                    gap = " (an alignment? give it as A3M or Stockholm)" if letter in "-." else ""
+                if error is None and letter not in RESIDUES and letter not in _READ_AS_X + "X":
+                    gap = " (for an alignment, pass A3M or Stockholm)" if letter in "-." else ""
                     error = (
-                        f"{path}: line {line_number}: {letter!r} at letter {column} of {name!r} is no amino acid{gap};"
-                        f" expected one of {RESIDUES} or X"
+                        f"{path}: line {line_number}: {letter!r} at letter {column} of {name!r} is not a valid"
+                        f" amino acid{gap}; expected one of {RESIDUES} or X"
                     )
         sequence = "".join(letters)
         if not sequence:
             error = f"{path}: line {number}: {name!r} has no sequence"
         notes = []
-        rare = sum(sequence.count(letter) for letter in _RARE)
-        if len(sequence) >= _BASES_FROM and _BASES.issuperset(sequence):
+        rare = sum(sequence.count(letter) for letter in _READ_AS_X)
+        if len(sequence) >= _MIN_LENGTH_OF_BASES and _BASES.issuperset(sequence):
             notes.append(
                 f"all {len(sequence)} letters are A, C, G, T, U or N: is it DNA or RNA? They are read as amino acids;"
                 " translate the sequence first"
             )
         if rare:
             notes.append(f"{rare} of {len(sequence)} letters (B, Z, J, U, O) read as X")
-        read = sequence.translate(str.maketrans(_RARE, "X" * len(_RARE)))
+        read = sequence.translate(str.maketrans(_READ_AS_X, "X" * len(_READ_AS_X)))
         if error is not None:
             read = "".join(letter if letter in RESIDUES else "X" for letter in read)
-        found.append(FastaEntry(name, read, number, tuple(notes), error))
-    if not found:
-        raise ValueError(f"{path}: no FASTA entry; expected a line that begins with '>' and the sequence under it")
-    return found
+        entries.append(FastaEntry(name, read, number, tuple(notes), error))
+    if not entries:
+        raise ValueError(f"{path}: no FASTA entry; expected a line that begins with '>' and the sequence below it")
+    return entries
 
 
 def make_record(name: str, sequence: str) -> Record:
-    """A record of a sequence alone: every coordinate is masked."""
+    """A ``Record`` with a sequence and without coordinates: all atoms are masked."""
     n = len(sequence)
     return Record(
         id=name,
@@ -115,7 +122,7 @@ def _entries(path: str | Path) -> Iterator[tuple[int, str, list[tuple[int, str]]
                     yield (*header, lines)
                 words = line[1:].split()
                 if not words:
-                    raise ValueError(f"{path}: line {number}: '>' without a name")
+                    raise ValueError(f"{path}: line {number}: '>' without a name; give each entry a name")
                 header, lines = (number, words[0]), []
             elif line.strip() and not line.startswith(";"):
                 if header is None:

@@ -1,4 +1,4 @@
-"""FASTQ: sequences that come with qualities, which are checked for their length and not kept."""
+"""FASTQ parser. Qualities are checked for their length and not kept."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from itertools import islice
 from pathlib import Path
 
 from ds4sci.data.sequences.block_reader import BLOCK
-from ds4sci.data.sequences.chunks import WHITE, Chunk, ChunkBuilder, lines
+from ds4sci.data.sequences.chunks import WHITE, Chunk, ChunkBuilder, number_lines
 
 
 def read_chunks(blocks: Iterable[bytes], path: str | Path) -> Iterator[Chunk]:
-    """``@NAME``, lines of letters, ``+``, then as many lines of quality as there were of letters.
+    """Parse records of ``@NAME``, lines of letters, ``+``, and as many quality lines as there were letter lines.
 
-    ``@`` and ``+`` begin lines of quality too, so that their number is what ends a record; blank lines may stand
-    between records. ``path`` is not needed: every fault belongs to a record or a line.
+    Quality lines may begin with ``@`` and ``+`` too, so their number ends a record. Blank lines may stand between
+    records. ``path`` is unused: every error belongs to a record or a line.
     """
     del path
-    found = ChunkBuilder()
-    numbered = lines(blocks)
-    for number, line in numbered:
+    builder = ChunkBuilder()
+    lines = number_lines(blocks)
+    for number, line in lines:
         if line.startswith(b"@"):
-            _record(found, number, line[1:], numbered)
+            _read_record(builder, number, line[1:], lines)
         elif line.strip():
             shown = line[:40].decode("ascii", "backslashreplace")
-            text = f"expected '@' and a name (or one more line of quality), got {shown!r}; mend or remove the record"
-            found.fault(number, "text outside records", text, outside=True)
-        if found.size >= BLOCK:
-            yield found.piece()
-            found = ChunkBuilder()
-    yield found.piece()
+            message = f"expected '@' and a name (or another quality line), got {shown!r}; fix or remove the record"
+            builder.add_error(number, "text outside records", message, outside=True)
+        if builder.size >= BLOCK:
+            yield builder.build()
+            builder = ChunkBuilder()
+    yield builder.build()
 
 
-def _record(found: ChunkBuilder, number: int, header: bytes, numbered: Iterator[tuple[int, bytes]]) -> None:
-    found.begin(header, number)
-    length = count = 0
-    for at, line in numbered:
+def _read_record(builder: ChunkBuilder, number: int, header: bytes, lines: Iterator[tuple[int, bytes]]) -> None:
+    builder.start_record(header, number)
+    length = line_count = 0
+    for line_number, line in lines:
         if line.startswith(b"+"):
             break
         letters = line.translate(None, WHITE)
-        found.letters(letters, at)
-        length, count = length + len(letters), count + 1
+        builder.add_letters(letters, line_number)
+        length, line_count = length + len(letters), line_count + 1
     else:
-        found.fault(number, "truncated record", "the file ends before its '+' line; fetch the file again")
+        builder.add_error(number, "truncated record", "the file ends before its '+' line; download the file again")
         return
-    qualities = sum(len(line.strip()) for _, line in islice(numbered, count))
+    qualities = sum(len(line.strip()) for _, line in islice(lines, line_count))
     if qualities != length:
-        text = f"{length} letters but {qualities} qualities in as many lines; mend or remove the record"
-        found.fault(number, "quality of another length", text)
+        message = f"{length} letters but {qualities} qualities on as many lines; fix or remove the record"
+        builder.add_error(number, "quality of another length", message)

@@ -1,7 +1,7 @@
-"""Stretches of positions that share a property, as int64 [runs, 2] arrays of (start, stop).
+"""Sets of positions as sorted intervals: int64 [m, 2] arrays of (start, stop).
 
-The runs of an array rise and never touch: each is as long as it can be. Read flat, they are the rising positions where
-the property changes, so a position is inside a run if an odd number of them is ≤ it.
+The intervals of an array are ascending and never touch. Flattened, they are the ascending positions at which membership
+changes, so a position is inside an interval if the number of them that are ≤ it is odd.
 """
 
 from __future__ import annotations
@@ -10,35 +10,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-NONE = np.zeros((0, 2), np.int64)
+EMPTY = np.zeros((0, 2), np.int64)
 
 
-def from_mask(flags: np.ndarray) -> np.ndarray:
-    """The runs of True in bool [n]."""
-    if not len(flags):
-        return NONE
-    edges = np.flatnonzero(flags[1:] != flags[:-1]) + 1
-    if flags[0]:
+def from_mask(mask: np.ndarray) -> np.ndarray:
+    """The intervals of True in bool [n]."""
+    if not len(mask):
+        return EMPTY
+    edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
+    if mask[0]:
         edges = np.concatenate([[0], edges])
-    if flags[-1]:
-        edges = np.append(edges, len(flags))
+    if mask[-1]:
+        edges = np.append(edges, len(mask))
     return edges.reshape(-1, 2)
 
 
-def merge(stretches: Sequence[np.ndarray]) -> np.ndarray:
-    """The runs of several stretches, each behind the other: those that touch become one."""
-    if not stretches:
-        return NONE
-    flat = np.concatenate(stretches).reshape(-1)
-    meets = np.flatnonzero(flat[1:-1:2] == flat[2::2])  # stop of one, start of the next
-    return np.delete(flat, np.concatenate([2 * meets + 1, 2 * meets + 2])).reshape(-1, 2)
+def merge(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate interval arrays, each after the one before it; intervals that touch become one."""
+    if not arrays:
+        return EMPTY
+    edges = np.concatenate(arrays).reshape(-1)
+    touching = np.flatnonzero(edges[1:-1:2] == edges[2::2])  # the stop of one is the start of the next
+    return np.delete(edges, np.concatenate([2 * touching + 1, 2 * touching + 2])).reshape(-1, 2)
 
 
-def clip(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """The runs inside ``start:stop``, cut to it and counted from ``start``; O(log runs) to find them."""
+def clip(intervals: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """The intervals within ``start:stop``, relative to ``start``; found in O(log m)."""
     if stop <= start:
-        return NONE
-    flat = runs.reshape(-1)
+        return EMPTY
+    flat = intervals.reshape(-1)
     first, last = np.searchsorted(flat, start, "right"), np.searchsorted(flat, stop, "left")
     edges = flat[first:last] - start
     if first % 2:
@@ -48,16 +48,16 @@ def clip(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
     return edges.reshape(-1, 2)
 
 
-def to_mask(runs: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """bool [stop - start]: which of the positions lie in a run."""
+def to_mask(intervals: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """bool [stop - start]: the positions of ``start:stop`` that are in an interval."""
     if stop <= start:
         return np.zeros(0, bool)
-    flat = runs.reshape(-1)
+    flat = intervals.reshape(-1)
     first, last = np.searchsorted(flat, start, "right"), np.searchsorted(flat, stop, "left")
     bounds = np.concatenate([[start], flat[first:last], [stop]])
     return np.repeat((np.arange(first, last + 1) & 1).astype(bool), np.diff(bounds))
 
 
-def truncate(runs: np.ndarray, stop: int) -> np.ndarray:
-    """What of the runs lies below ``stop``."""
-    return clip(runs, 0, stop) if len(runs) and runs[-1, 1] > stop else runs
+def truncate(intervals: np.ndarray, stop: int) -> np.ndarray:
+    """The intervals below ``stop``."""
+    return clip(intervals, 0, stop) if len(intervals) and intervals[-1, 1] > stop else intervals

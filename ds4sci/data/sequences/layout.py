@@ -1,21 +1,21 @@
-"""A sequence store on the disk: its files, what describes them, and the one writer of them.
+"""On-disk layout of a sequence store: its files, its manifest, and their writer.
 
 A store is a folder (n residues, r records):
 
 ====================  ===================  ===========================================================================
-``residues.bin``      uint8 [n]            capital ASCII letters, all records end to end
-``offsets.npy``       int64 [r + 1]        those of record i are ``offsets[i]:offsets[i + 1]``
-``names.bin``         uint8                names, UTF-8, end to end; ``name_offsets.npy`` int64 [r + 1]
+``residues.bin``      uint8 [n]            upper-case ASCII letters, all records concatenated
+``offsets.npy``       int64 [r + 1]        residues of record i are ``offsets[i]:offsets[i + 1]``
+``names.bin``         uint8                names, UTF-8, concatenated; ``name_offsets.npy`` int64 [r + 1]
 ``descriptions.bin``  uint8                the rest of the headers; ``description_offsets.npy`` int64 [r + 1]
-``name_hashes.npy``   uint64 [r]           hashes of the names, rising; ``name_records.npy`` int64 [r] whose they are
-``soft.npy``          int64 [runs, 2]      stretches of small letters (soft mask), as positions in ``residues.bin``
-``unknown.npy``       int64 [runs, 2]      stretches of N (DNA) or X (protein)
-``sources.npy``       int32 [r]            which of the manifest's sources a record is from
-``lines.npy``         int64 [r]            line of its header there, from 1
-``manifest.json``                          format, alphabet, sources and every file's size and SHA-256
+``name_hashes.npy``   uint64 [r]           hashes of the names, ascending; ``name_records.npy`` int64 [r]
+``soft.npy``          int64 [m, 2]         intervals of lower case (soft mask), as positions in ``residues.bin``
+``unknown.npy``       int64 [m, 2]         intervals of N (DNA) or X (protein)
+``sources.npy``       int32 [r]            index of each record's file in the manifest's ``sources``
+``lines.npy``         int64 [r]            line of its header in that file, from 1
+``manifest.json``                          format, alphabet, sources, and size and SHA-256 of every file
 ====================  ===================  ===========================================================================
 
-The bytes depend on the sequences alone: not on how the files were packed, nor on the number of processes.
+The bytes depend only on the sequences, not on the compression of the files or the number of processes.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ TABLES: dict[str, type[np.generic]] = {
 
 
 class StoreWriter:
-    """Writes a store into a new folder: letters as they come, records as they end. Memory: 40 bytes a record."""
+    """Writer of a store into a new folder: letters first, then record ends. Memory: 40 bytes per record."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
         self._files = {name: (folder / f"{name}.bin").open("wb") for name in BINARIES}
         self.total = 0
-        """Letters so far."""
+        """Letters written so far."""
         self.records = 0
         self._columns: dict[str, list[np.ndarray]] = {
             name: [] for name in ("ends", "names", "descriptions", "sources", "lines")
         }
-        self._runs: dict[str, list[np.ndarray]] = {"soft": [], "unknown": []}
+        self._intervals: dict[str, list[np.ndarray]] = {"soft": [], "unknown": []}
 
     def extend(self, letters: np.ndarray, soft: np.ndarray, unknown: np.ndarray) -> None:
-        """More letters, uint8 capitals, and the runs among them, as positions in ``letters``."""
+        """Append letters (uint8, upper case) and their intervals, as positions in ``letters``."""
         self._files["residues"].write(letters.data)
         for name, found in (("soft", soft), ("unknown", unknown)):
             if len(found):
-                self._runs[name].append(found + self.total)
+                self._intervals[name].append(found + self.total)
         self.total += len(letters)
 
     def close_records(
@@ -75,7 +75,7 @@ class StoreWriter:
         sources: np.ndarray,
         lines: np.ndarray,
     ) -> None:
-        """The next records end at ``ends`` (int64, positions in all letters); the rest are their columns."""
+        """End the next records at ``ends`` (int64, positions in all letters); the other arguments are their columns."""
         self._files["names"].write(name_blob)
         self._files["descriptions"].write(description_blob)
         columns = (ends, name_lengths, description_lengths, sources, lines)
@@ -83,26 +83,25 @@ class StoreWriter:
             column.append(values)
         self.records += len(ends)
 
-    def cut(self, total: int) -> None:
-        """Forget the letters behind the first ``total``, which no record holds yet."""
+    def truncate(self, total: int) -> None:
+        """Drop all letters after the first ``total``; they belong to no record yet."""
         self._files["residues"].seek(total)
         self._files["residues"].truncate()
         self.total = total
-        for name, stretches in self._runs.items():
-            while stretches and stretches[-1][0, 0] >= total:
-                stretches.pop()
-            if stretches:
-                stretches[-1] = intervals.truncate(stretches[-1], total)
-            self._runs[name] = stretches
+        for arrays in self._intervals.values():
+            while arrays and arrays[-1][0, 0] >= total:
+                arrays.pop()
+            if arrays:
+                arrays[-1] = intervals.truncate(arrays[-1], total)
 
-    def abandon(self) -> None:
-        """Remove what was written."""
+    def discard(self) -> None:
+        """Delete everything written so far."""
         for file in self._files.values():
             file.close()
         shutil.rmtree(self.folder)
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the rest of the files, the manifest last; it gets ``manifest``'s entries and what is known here."""
+        """Write the other files, and the manifest last; it has the entries of ``manifest`` and those known here."""
         for file in self._files.values():
             file.close()
         column = {
@@ -114,17 +113,17 @@ class StoreWriter:
             "offsets": np.concatenate([[0], column["ends"]]),
             "name_offsets": np.concatenate([[0], np.cumsum(column["names"])]),
             "description_offsets": np.concatenate([[0], np.cumsum(column["descriptions"])]),
-            "soft": intervals.merge(self._runs["soft"]),
-            "unknown": intervals.merge(self._runs["unknown"]),
+            "soft": intervals.merge(self._intervals["soft"]),
+            "unknown": intervals.merge(self._intervals["unknown"]),
             "sources": column["sources"],
             "lines": column["lines"],
         }
-        found = name_index.hash_names(blob, tables["name_offsets"])
-        tables["name_records"] = np.argsort(found, kind="stable")
-        tables["name_hashes"] = found[tables["name_records"]]
-        for name, kind in TABLES.items():
-            np.save(self.folder / f"{name}.npy", tables[name].astype(kind, copy=False), allow_pickle=False)
-        whole = {
+        hashes = name_index.hash_names(blob, tables["name_offsets"])
+        tables["name_records"] = np.argsort(hashes, kind="stable")
+        tables["name_hashes"] = hashes[tables["name_records"]]
+        for name, dtype in TABLES.items():
+            np.save(self.folder / f"{name}.npy", tables[name].astype(dtype, copy=False), allow_pickle=False)
+        full_manifest = {
             "kind": KIND,
             "format": FORMAT,
             **manifest,
@@ -132,8 +131,8 @@ class StoreWriter:
             "residues": self.total,
             "files": {path.name: fingerprint(path) for path in sorted(self.folder.iterdir())},
         }
-        write_manifest(self.folder, whole)
-        return whole
+        write_manifest(self.folder, full_manifest)
+        return full_manifest
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -143,28 +142,28 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a store's manifest; it holds the old one or the new, never a part."""
-    aside = folder / f".{MANIFEST}"
-    aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(folder / MANIFEST)
+    """Write a store's manifest atomically."""
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A store's manifest, its files looked at for their sizes only.
+    """Read and check a store's manifest, and the sizes of its files.
 
-    ``ValueError``: no such folder, no store, a format that this version does not read, a file missing or of another
-    size.
+    ``ValueError`` if there is no such folder or no store in it, this version does not read its format, or a file is
+    missing or has another size.
     """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        remedy = "make one with `ds4sci data index FASTA… OUT_DIR`"
-        raise ValueError(f"{folder}: no sequence store (it has no {MANIFEST}); {remedy}") from None
+        remedy = "create one with `ds4sci data index FASTA… OUT_DIR`"
+        raise ValueError(f"{folder}: not a sequence store (it has no {MANIFEST}); {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as a manifest ({error}); index the sequences again") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise ValueError(f"{path}: no manifest of a sequence store; index the sequences again")
+        raise ValueError(f"{path}: not the manifest of a sequence store; index the sequences again")
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path}: format {manifest.get('format')!r}; this version reads format {FORMAT}: index the sequences again"
@@ -172,41 +171,41 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     expected = {f"{name}.bin" for name in BINARIES} | {f"{name}.npy" for name in TABLES}
     files = manifest.get("files")
     if not isinstance(files, dict) or set(files) != expected:
-        raise ValueError(f"{path}: its files should be {', '.join(sorted(expected))}; index the sequences again")
-    strange = _strange(manifest)
-    if strange:
-        raise ValueError(f"{path}: {strange} is missing or of another kind; index the sequences again")
+        raise ValueError(f"{path}: expected the files {', '.join(sorted(expected))}; index the sequences again")
+    invalid = _first_invalid_entry(manifest)
+    if invalid:
+        raise ValueError(f"{path}: {invalid} is missing or has the wrong type; index the sequences again")
     for name, described in files.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != described.get("size"):
-            has = "is missing" if size is None else f"has {size:,} bytes"
+            found = "is missing" if size is None else f"has {size:,} bytes"
             raise ValueError(
-                f"{folder / name}: {has}, the manifest says {described.get('size'):,}; index the sequences again"
+                f"{folder / name}: {found}, expected {described.get('size'):,} bytes; index the sequences again"
             )
     return manifest
 
 
-def _strange(manifest: dict[str, Any]) -> str | None:
-    """The first entry of a manifest that is not there or not of its kind."""
-    kinds = {"records": int, "residues": int, "rules": dict, "sources": list, "skipped": dict, "replaced": dict,
+def _first_invalid_entry(manifest: dict[str, Any]) -> str | None:
+    """The first entry of a manifest that is missing or has the wrong type."""
+    types = {"records": int, "residues": int, "rules": dict, "sources": list, "skipped": dict, "replaced": dict,
              "rare": dict}  # fmt: skip
-    for key, kind in kinds.items():
-        if not _is(manifest.get(key), kind):
+    for key, expected in types.items():
+        if not _has_type(manifest.get(key), expected):
             return key
     if manifest.get("alphabet") not in list(ALPHABETS):
         return "alphabet"
-    described = [*((f"files.{name}", told) for name, told in manifest["files"].items())]
-    described += [(f"sources[{at}]", told) for at, told in enumerate(manifest["sources"])]
-    for where, told in described:
-        wanted = {"size": int, "sha256": str, **({"path": str} if where.startswith("sources") else {})}
-        for key, kind in wanted.items():
-            if not isinstance(told, dict) or not _is(told.get(key), kind):
+    entries = [*((f"files.{name}", entry) for name, entry in manifest["files"].items())]
+    entries += [(f"sources[{index}]", entry) for index, entry in enumerate(manifest["sources"])]
+    for where, entry in entries:
+        types = {"size": int, "sha256": str, **({"path": str} if where.startswith("sources") else {})}
+        for key, expected in types.items():
+            if not isinstance(entry, dict) or not _has_type(entry.get(key), expected):
                 return f"{where}.{key}"
     return None
 
 
-def _is(value: Any, kind: type) -> bool:
-    """Whether a value from JSON is of this kind; numbers count from 0."""
-    if kind is int:
+def _has_type(value: Any, expected: type) -> bool:
+    """Whether a value from JSON has this type; integers must be ≥ 0."""
+    if expected is int:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return isinstance(value, kind)
+    return isinstance(value, expected)

@@ -1,4 +1,4 @@
-"""Names of records by hash: a table that finds one without reading all, and the names that are used twice."""
+"""Hash index of record names: lookup of a name without reading all names, and detection of duplicates."""
 
 from __future__ import annotations
 
@@ -6,50 +6,53 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-_AT_ONCE = 1 << 22  # bytes of names; the arrays made of them are 8 times as large
+_BLOCK = 1 << 22  # bytes of names per block; temporary arrays are 8 times as large
 
 
 def hash_names(blob: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """uint64 [records]: a hash of each name; ``blob`` uint8, name i (never empty) at ``offsets[i]:offsets[i + 1]``.
+    """uint64 [records]: hash of each name; ``blob`` uint8, name i (never empty) at ``offsets[i]:offsets[i + 1]``.
 
-    Σ t(byte) · m^position (mod 2⁶⁴), t a mixing of the byte and m odd. Equal hashes do not prove equal names.
+    Σ t(byte) · m^position (mod 2⁶⁴), where t mixes the bits of a byte and m is odd. Different names may have one hash.
     """
-    found = np.zeros(len(offsets) - 1, np.uint64)
-    if not len(found):
-        return found
+    hashes = np.zeros(len(offsets) - 1, np.uint64)
+    if not len(hashes):
+        return hashes
     powers = np.full(int(np.diff(offsets).max()), 0x9E3779B97F4A7C15, np.uint64)
     powers = np.multiply.accumulate(powers)
     first = 0
-    while first < len(found):
-        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _AT_ONCE, "right")) - 1)
+    while first < len(hashes):
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _BLOCK, "right")) - 1)
         starts = offsets[first:last] - offsets[first]
-        part = blob[offsets[first] : offsets[last]]
-        position = np.arange(len(part)) - np.repeat(starts, np.diff(offsets[first : last + 1]))
-        found[first:last] = np.add.reduceat(_MIXED[part] * powers[position], starts)
+        block = blob[offsets[first] : offsets[last]]
+        position = np.arange(len(block)) - np.repeat(starts, np.diff(offsets[first : last + 1]))
+        hashes[first:last] = np.add.reduceat(_MIXED_BYTES[block] * powers[position], starts)
         first = last
-    return _mix(found)
+    return _mix(hashes)
 
 
 def find_duplicates(
-    sorted_hashes: np.ndarray, order: np.ndarray, name: Callable[[int], str]
+    sorted_hashes: np.ndarray, records: np.ndarray, name: Callable[[int], str]
 ) -> Iterator[tuple[int, int]]:
-    """(record, earlier record) for each record whose name an earlier one has; ``order`` are the records by hash."""
+    """(record, first record) for each record with the name of an earlier record.
+
+    ``records`` are the record indices in the order of ``sorted_hashes``; ``name`` returns the name of a record.
+    """
     same = np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1])
-    members = np.unique(np.concatenate([order[same], order[same + 1]]))
+    candidates = np.unique(np.concatenate([records[same], records[same + 1]]))
     first: dict[str, int] = {}
-    for record in members.tolist():
-        called = name(record)
-        if called in first:
-            yield record, first[called]
+    for record in candidates.tolist():
+        record_name = name(record)
+        if record_name in first:
+            yield record, first[record_name]
         else:
-            first[called] = record
+            first[record_name] = record
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea & Flood 2014)."""
+    """The finalizer of splitmix64 (Steele, Lea & Flood 2014)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
-_MIXED = _mix(np.arange(1, 257, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+_MIXED_BYTES = _mix(np.arange(1, 257, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))

@@ -1,4 +1,4 @@
-"""One file → one part: its records checked letter by letter, told apart from what is wrong, and written as a store."""
+"""Writer of a shard: the records of one file, checked letter by letter and written as a store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ds4sci.data.sequences.chunks import Chunk, ParseError
 from ds4sci.data.sequences.formats import read_chunks
 from ds4sci.data.sequences.layout import StoreWriter
 
-EXAMPLES = 3
-"""How many records that were skipped are told of each kind."""
-SMALL = 0x20  # the bit that small ASCII letters have and capitals have not
+MAX_EXAMPLES = 3
+"""Messages that are kept for each kind of skipped record."""
+LOWER_CASE = 0x20  # the bit that lower-case ASCII letters have and upper-case letters do not have
 STOP = ord("*")
 
 
 class IndexRules(NamedTuple):
-    """What is asked of the records. ``guessed``: the file that the alphabet was recognised from, or None."""
+    """Requirements on records. ``guessed``: the file from which the alphabet was guessed, or None."""
 
     alphabet: str
     bad: str
@@ -34,26 +34,26 @@ class IndexRules(NamedTuple):
 
 
 class RecordHeaders(NamedTuple):
-    """Names, descriptions and header lines (int64) of a few records."""
+    """Names, descriptions and header lines (int64) of records."""
 
     names: list[bytes]
     descriptions: list[bytes]
     lines: np.ndarray
 
     @classmethod
-    def of(cls, piece: Chunk, utf8: Callable[[bytes], bytes]) -> RecordHeaders:
-        """A piece's, where they are no UTF-8 made so by ``utf8``."""
+    def from_chunk(cls, chunk: Chunk, to_utf8: Callable[[bytes], bytes]) -> RecordHeaders:
+        """The headers of a chunk; ``to_utf8`` converts those that are not UTF-8."""
         columns = []
-        for texts in (piece.names, piece.descriptions):
+        for texts in (chunk.names, chunk.descriptions):
             try:
                 b"\n".join(texts).decode()
                 columns.append(texts)
             except UnicodeDecodeError:
-                columns.append([utf8(text) for text in texts])
-        return cls(columns[0], columns[1], piece.lines)
+                columns.append([to_utf8(text) for text in texts])
+        return cls(columns[0], columns[1], chunk.lines)
 
-    def where(self, chosen: np.ndarray) -> RecordHeaders:
-        """Those where bool ``chosen`` is True."""
+    def select(self, chosen: np.ndarray) -> RecordHeaders:
+        """The headers for which bool ``chosen`` is True."""
         return RecordHeaders(
             list(compress(self.names, chosen.tolist())),
             list(compress(self.descriptions, chosen.tolist())),
@@ -63,37 +63,37 @@ class RecordHeaders(NamedTuple):
 
 @dataclass
 class Skipped:
-    """Records left out for one kind of fault, with the first few messages."""
+    """Number of records skipped for one kind of error, and the first messages."""
 
     count: int
     examples: list[str]
 
 
 def write_shard(path: Path, folder: Path, rules: IndexRules) -> None:
-    """Read ``path`` into the store ``folder``, which appears whole or not at all.
+    """Read the file ``path`` into the store ``folder``, which is written atomically.
 
-    ``ValueError`` names file, line and record of the first thing that is wrong; with ``rules.bad`` of ``skip``
-    the record is left out instead and counted in the manifest, and so is a file that cannot be read (all of it).
+    ``ValueError`` names file, line and record of the first error. With ``rules.bad = "skip"``, a record with an error
+    is skipped and counted in the manifest, and so is a whole file that cannot be read.
     """
-    aside = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f"{folder.name}.partial")
     source = BlockReader(path)
-    part = ShardWriter(aside, path, rules)
+    shard = ShardWriter(partial, path, rules)
     try:
-        for piece in read_chunks(source, path):
-            part.add(piece)
-        part.close()
+        for chunk in read_chunks(source, path):
+            shard.add(chunk)
+        shard.close()
     except ValueError as error:
-        part.abandon()
+        shard.discard()
         if rules.bad != "skip":
             raise
-        part = ShardWriter(aside, path, rules)
-        part.skip("unreadable file", str(error))
+        shard = ShardWriter(partial, path, rules)
+        shard.skip("unreadable file", str(error))
         source.size, source.sha256 = fingerprint(path)
-    part.finish(source, folder)
+    shard.finish(source, folder)
 
 
 class ShardWriter:
-    """Takes pieces, writes what is good of them."""
+    """Writer of the valid records of a sequence of chunks."""
 
     def __init__(self, folder: Path, path: Path, rules: IndexRules) -> None:
         self.path = path
@@ -103,69 +103,69 @@ class ShardWriter:
         self.replaced: Counter[str] = Counter()
         self.rare: Counter[str] = Counter()
         self._writer = StoreWriter(folder)
-        self._plain = self.alphabet.plain.encode()
-        self._kept = (self.alphabet.plain + self.alphabet.rare).encode()
-        self._open: RecordHeaders | None = None  # the record that goes on, unless it is left out
-        self._start = 0  # where its letters begin
-        self._stopped = 0  # line of its stop, if that is its last letter so far
+        self._standard = self.alphabet.standard.encode()
+        self._stored = (self.alphabet.standard + self.alphabet.rare).encode()
+        self._open: RecordHeaders | None = None  # the record that continues in the next chunk; None if it is skipped
+        self._start = 0  # position of its first letter
+        self._stop_line = 0  # line of its stop codon, if that is its last letter so far
 
-    def add(self, piece: Chunk) -> None:
-        """Check a piece and write its good records' letters."""
-        faults = [fault for fault in piece.faults if fault.segment is not None]
-        for fault in piece.faults:
-            if fault.segment is None:
-                self._refuse(fault, b"")
-        if not piece.letters and not piece.names:
+    def add(self, chunk: Chunk) -> None:
+        """Check a chunk and write the letters of its valid records."""
+        errors = [error for error in chunk.errors if error.segment is not None]
+        for error in chunk.errors:
+            if error.segment is None:
+                self._reject(error, b"")
+        if not chunk.letters and not chunk.names:
             return
-        if b"" in piece.names:
-            for segment in (at + 1 for at, name in enumerate(piece.names) if not name):
-                told = "a header without a name; give each record one"
-                faults.append(ParseError(segment, int(piece.lines[segment - 1]), "record without a name", told))
-        letters = np.frombuffer(piece.letters, np.uint8)
-        bounds = np.concatenate([[0], piece.starts, [len(letters)]])
-        capitals = letters & np.uint8(255 - SMALL)
-        odd = capitals.tobytes().translate(None, self._plain)
-        if odd or self._stopped:
-            letters, capitals, bounds = self._odd(piece, letters, capitals, bounds, odd, faults)
+        if b"" in chunk.names:
+            for segment in (index + 1 for index, name in enumerate(chunk.names) if not name):
+                message = "a header without a name; give each record a name"
+                errors.append(ParseError(segment, int(chunk.lines[segment - 1]), "record without a name", message))
+        letters = np.frombuffer(chunk.letters, np.uint8)
+        bounds = np.concatenate([[0], chunk.starts, [len(letters)]])
+        upper = letters & np.uint8(255 - LOWER_CASE)
+        other_letters = upper.tobytes().translate(None, self._standard)
+        if other_letters or self._stop_line:
+            letters, upper, bounds = self._check_letters(chunk, letters, upper, bounds, other_letters, errors)
         lengths = np.diff(bounds)
-        records = RecordHeaders.of(piece, self._utf8)
-        faults += self._by_length(records.lines, lengths)
+        headers = RecordHeaders.from_chunk(chunk, self._to_utf8)
+        errors += self._check_lengths(headers.lines, lengths)
         keep = np.ones(len(lengths), bool)
         keep[0] = self._open is not None
         first: dict[int, ParseError] = {}
-        for fault in sorted(faults, key=lambda fault: fault.line):
-            first.setdefault(fault.segment or 0, fault)
+        for error in sorted(errors, key=lambda error: error.line):
+            first.setdefault(error.segment or 0, error)
         for segment in sorted(first):
             if segment:
-                self._refuse(first[segment], records.names[segment - 1])
+                self._reject(first[segment], headers.names[segment - 1])
             elif self._open is not None:
-                self._refuse(first[segment], self._open.names[0])
+                self._reject(first[segment], self._open.names[0])
             keep[segment] = False
         if not keep[0] and self._open is not None:
-            self._writer.cut(self._start)
+            self._writer.truncate(self._start)
             self._open = None
         if not keep.all():
             chosen = np.repeat(keep, lengths)
-            letters, capitals, lengths = letters[chosen], capitals[chosen], lengths * keep
-        self._write(letters, capitals, lengths, records, keep[1:])
+            letters, upper, lengths = letters[chosen], upper[chosen], lengths * keep
+        self._write(letters, upper, lengths, headers, keep[1:])
 
     def close(self) -> None:
-        """The file has ended: so has its last record."""
+        """End the last record, at the end of the file."""
         if self._open is not None:
             if self._writer.total == self._start:
-                self._refuse(_empty(0, int(self._open.lines[0])), self._open.names[0])
+                self._reject(_empty_record(0, int(self._open.lines[0])), self._open.names[0])
             else:
                 self._close_records(self._open, np.array([self._writer.total]))
             self._open = None
         if not self._writer.records and not self.skipped:
             raise ValueError(f"{self.path}: no record; expected FASTA ('>'), FASTQ ('@') or GenBank ('LOCUS')")
 
-    def abandon(self) -> None:
-        """Close the files of a part that will not be finished."""
-        self._writer.abandon()
+    def discard(self) -> None:
+        """Delete the files of a shard that will not be finished."""
+        self._writer.discard()
 
     def finish(self, source: BlockReader, folder: Path) -> None:
-        """Write the manifest and give the folder its name."""
+        """Write the manifest and rename the folder to ``folder``."""
         self._writer.finish(
             {
                 "alphabet": self.alphabet.name,
@@ -179,134 +179,144 @@ class ShardWriter:
         self._writer.folder.rename(folder)
 
     def skip(self, kind: str, message: str) -> None:
-        """Count something that is left out."""
+        """Count a skipped record or file."""
         skipped = self.skipped.setdefault(kind, Skipped(0, []))
         skipped.count += 1
-        if len(skipped.examples) < EXAMPLES:
+        if len(skipped.examples) < MAX_EXAMPLES:
             skipped.examples.append(message)
 
-    def _utf8(self, text: bytes) -> bytes:
+    def _to_utf8(self, text: bytes) -> bytes:
         try:
             text.decode()
             return text
         except UnicodeDecodeError:
-            self.replaced["headers read as Latin-1, being no UTF-8"] += 1
+            self.replaced["headers read as Latin-1, not UTF-8"] += 1
             return text.decode("latin-1").encode()
 
-    def _odd(
+    def _check_letters(
         self,
-        piece: Chunk,
+        chunk: Chunk,
         letters: np.ndarray,
-        capitals: np.ndarray,
+        upper: np.ndarray,
         bounds: np.ndarray,
-        odd: bytes,
-        faults: list[ParseError],
+        other_letters: bytes,
+        errors: list[ParseError],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The piece without stops at records' ends and with letters read as others; ``faults`` get the bad ones."""
-        counts = np.bincount(np.frombuffer(odd, np.uint8), minlength=256)
+        """Replace letters, drop final stops and add invalid letters to ``errors``; returns (letters, upper, bounds).
+
+        ``other_letters`` are the letters of ``upper`` that are not standard.
+        """
+        counts = np.bincount(np.frombuffer(other_letters, np.uint8), minlength=256)
         for rare in self.alphabet.rare:
             if counts[ord(rare)]:
                 self.rare[rare] += int(counts[ord(rare)])
-        for one, other in self.alphabet.read_as.items():
-            if counts[ord(one)]:
-                capitals[capitals == ord(one)] = ord(other)
-                self.replaced[f"{one} read as {other}"] += int(counts[ord(one)])
-        if not odd.translate(None, self.alphabet.letters.encode()) and not self._stopped:
-            return letters, capitals, bounds
+        for letter, replacement in self.alphabet.replacements.items():
+            if counts[ord(letter)]:
+                upper[upper == ord(letter)] = ord(replacement)
+                self.replaced[f"{letter} read as {replacement}"] += int(counts[ord(letter)])
+        if not other_letters.translate(None, self.alphabet.letters.encode()) and not self._stop_line:
+            return letters, upper, bounds
 
         known = np.zeros(256, bool)
-        known[list(self._kept)] = True
-        bad = np.flatnonzero(~known[capitals])
-        if self._stopped and bounds[1]:
-            faults.append(ParseError(0, self._stopped, "stop inside", _stop_text(self._writer.total - self._start + 1)))
-        stops = bad[:0]
-        if self.alphabet.stop:
-            stops = bad[letters[bad] == STOP]
+        known[list(self._stored)] = True
+        invalid = np.flatnonzero(~known[upper])
+        if self._stop_line and bounds[1]:
+            message = _inner_stop_message(self._writer.total - self._start + 1)
+            errors.append(ParseError(0, self._stop_line, "stop inside", message))
+        stops = invalid[:0]
+        if self.alphabet.allows_stop:
+            stops = invalid[letters[invalid] == STOP]
             stops = stops[np.isin(stops + 1, bounds)]
-            bad = np.setdiff1d(bad, stops, assume_unique=True)
-        owner = np.searchsorted(bounds[1:], bad, "right")
-        for segment in np.unique(owner).tolist():
-            at = int(bad[np.searchsorted(owner, segment)])
+            invalid = np.setdiff1d(invalid, stops, assume_unique=True)
+        segments = np.searchsorted(bounds[1:], invalid, "right")
+        for segment in np.unique(segments).tolist():
+            at = int(invalid[np.searchsorted(segments, segment)])
             before = self._writer.total - self._start if segment == 0 else -int(bounds[segment])
-            faults.append(self._bad_letter(segment, piece.line_of(at), int(letters[at]), before + at + 1))
-        last = bool(len(stops)) and int(stops[-1]) == len(letters) - 1
-        self._stopped = piece.line_of(len(letters) - 1) if last else 0
+            errors.append(self._invalid_letter(segment, chunk.line_of(at), int(letters[at]), before + at + 1))
+        ends_with_stop = bool(len(stops)) and int(stops[-1]) == len(letters) - 1
+        self._stop_line = chunk.line_of(len(letters) - 1) if ends_with_stop else 0
         if len(stops):
             self.replaced["stop (*) at the end dropped"] += len(stops)
-            letters, capitals = np.delete(letters, stops), np.delete(capitals, stops)
+            letters, upper = np.delete(letters, stops), np.delete(upper, stops)
             bounds = bounds - np.searchsorted(stops, bounds, "left")
-        return letters, capitals, bounds
+        return letters, upper, bounds
 
-    def _bad_letter(self, segment: int, line: int, byte: int, position: int) -> ParseError:
+    def _invalid_letter(self, segment: int, line: int, byte: int, position: int) -> ParseError:
         shown = repr(chr(byte)) if 32 < byte < 127 else f"byte 0x{byte:02X}"
         where = f"{shown} at letter {position:,}"
-        if byte == STOP and self.alphabet.stop:
-            return ParseError(segment, line, "stop inside", _stop_text(position))
+        if byte == STOP and self.alphabet.allows_stop:
+            return ParseError(segment, line, "stop inside", _inner_stop_message(position))
         if byte in b"-.":
-            return ParseError(segment, line, "gap", f"{where} is a gap; an alignment? remove the gaps")
-        text = f"{where} is no {self.alphabet.title}; expected {self.alphabet.letters}"
+            return ParseError(segment, line, "gap", f"{where} is a gap; remove the gaps of an alignment")
+        message = f"{where} is not a valid {self.alphabet.residue_name}; expected {self.alphabet.letters}"
         if chr(byte).isascii() and chr(byte).isalpha() and self.alphabet.name == "dna":
-            text += "; is it protein?"
+            message += "; is it protein?"
         if self.rules.guessed:
-            text += f" (alphabet {self.alphabet.name!r} as {self.rules.guessed} begins; another: give alphabet=)"
-        return ParseError(segment, line, f"no {self.alphabet.title}", text)
+            message += (
+                f" (alphabet {self.alphabet.name!r} was guessed from {self.rules.guessed}; set alphabet= to change it)"
+            )
+        return ParseError(segment, line, f"not a valid {self.alphabet.residue_name}", message)
 
-    def _by_length(self, lines: np.ndarray, lengths: np.ndarray) -> list[ParseError]:
-        """Records that end with this piece without a letter, and those that have too many already."""
+    def _check_lengths(self, lines: np.ndarray, lengths: np.ndarray) -> list[ParseError]:
+        """Errors of records that end in this chunk without a letter, and of records that are too long already."""
         totals, limit = lengths.copy(), self.rules.max_length
-        headers = np.concatenate([[0], lines])
+        header_lines = np.concatenate([[0], lines])
         if self._open is not None:
             totals[0] += self._writer.total - self._start
-            headers[0] = self._open.lines[0]
-        faults = [_empty(segment, int(headers[segment])) for segment in np.flatnonzero(totals[:-1] == 0).tolist()]
+            header_lines[0] = self._open.lines[0]
+        empty = np.flatnonzero(totals[:-1] == 0).tolist()
+        errors = [_empty_record(segment, int(header_lines[segment])) for segment in empty]
         if limit is not None:
-            text = f"longer than max_length, {limit:,} residues; raise it or cut the sequence"
+            message = f"longer than max_length, {limit:,} residues; raise max_length or cut the sequence"
             for segment in np.flatnonzero(totals > limit).tolist():
-                faults.append(ParseError(segment, int(headers[segment]), "longer than max_length", text))
-        return faults
+                errors.append(ParseError(segment, int(header_lines[segment]), "longer than max_length", message))
+        return errors
 
-    def _refuse(self, fault: ParseError, name: bytes) -> None:
-        called = f" record {name.decode('utf-8', 'replace')!r}:" if name else ""
-        message = f"{self.path}: line {fault.line}:{called} {fault.text}"
+    def _reject(self, error: ParseError, name: bytes) -> None:
+        """Raise ``error``, or count the record as skipped."""
+        record = f" record {name.decode('utf-8', 'replace')!r}:" if name else ""
+        message = f"{self.path}: line {error.line}:{record} {error.message}"
         if self.rules.bad != "skip":
             raise ValueError(message)
-        self.skip(fault.kind, message)
+        self.skip(error.kind, message)
 
     def _write(
-        self, letters: np.ndarray, capitals: np.ndarray, lengths: np.ndarray, records: RecordHeaders, keep: np.ndarray
+        self, letters: np.ndarray, upper: np.ndarray, lengths: np.ndarray, headers: RecordHeaders, keep: np.ndarray
     ) -> None:
-        """Letters of what is kept, and the records that end in this piece: all but the last. ``lengths`` begin with
-        the open record's, ``keep`` with the piece's first record's."""
+        """Write letters, and end the records that end in this chunk: all but the last.
+
+        ``lengths`` begins with the open record, ``keep`` with the first record of the chunk.
+        """
         ends = self._writer.total + np.cumsum(lengths)
-        small = (letters & np.uint8(SMALL)).astype(bool)
-        unknown = capitals == ord(self.alphabet.unknown)
-        self._writer.extend(capitals, intervals.from_mask(small), intervals.from_mask(unknown))
+        lower = (letters & np.uint8(LOWER_CASE)).astype(bool)
+        unknown = upper == ord(self.alphabet.unknown)
+        self._writer.extend(upper, intervals.from_mask(lower), intervals.from_mask(unknown))
         if not len(keep):
             return
         if self._open is not None:
             self._close_records(self._open, ends[:1])
         closed = keep.copy()
         closed[-1] = False
-        self._close_records(records.where(closed), ends[1:][closed])
+        self._close_records(headers.select(closed), ends[1:][closed])
         self._start = int(ends[-2])
-        self._open = records.where(np.arange(len(keep)) == len(keep) - 1) if keep[-1] else None
+        self._open = headers.select(np.arange(len(keep)) == len(keep) - 1) if keep[-1] else None
 
-    def _close_records(self, records: RecordHeaders, ends: np.ndarray) -> None:
+    def _close_records(self, headers: RecordHeaders, ends: np.ndarray) -> None:
         count = len(ends)
         self._writer.close_records(
             ends,
-            b"".join(records.names),
-            np.fromiter(map(len, records.names), np.int64, count),
-            b"".join(records.descriptions),
-            np.fromiter(map(len, records.descriptions), np.int64, count),
+            b"".join(headers.names),
+            np.fromiter(map(len, headers.names), np.int64, count),
+            b"".join(headers.descriptions),
+            np.fromiter(map(len, headers.descriptions), np.int64, count),
             np.zeros(count, np.int64),
-            records.lines,
+            headers.lines,
         )
 
 
-def _empty(segment: int, line: int) -> ParseError:
-    return ParseError(segment, line, "empty record", "no residues; remove it")
+def _empty_record(segment: int, line: int) -> ParseError:
+    return ParseError(segment, line, "empty record", "no residues; remove the record")
 
 
-def _stop_text(position: int) -> str:
+def _inner_stop_message(position: int) -> str:
     return f"'*' at letter {position:,} is a stop inside the sequence; cut the sequence there or remove the record"

@@ -1,9 +1,9 @@
-"""Records, and parts of records, of stores → a new store."""
+"""Copies of records, and of parts of records, into a new store."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from ds4sci.data.sequences import intervals, layout
 from ds4sci.data.sequences.store import SequenceStore
 
-_AT_ONCE = 1 << 26  # residues copied at a time
+_BLOCK = 1 << 26  # residues per copy
 
 
 class Range(NamedTuple):
@@ -24,62 +24,62 @@ class Range(NamedTuple):
 
 
 def write_subset(store: SequenceStore, chosen: Iterable[int | Range], out: str | Path) -> SequenceStore:
-    """Write the records (by index) or parts of records, in the order given, as the store ``out`` and open it.
+    """Write the chosen records (indices) and parts of records, in this order, to the store ``out``, and open it.
 
-    A part of a record is called NAME:FIRST-LAST, residues counted from 1, both included (as samtools does). ``out``
-    appears whole or not at all. ``ValueError``: nothing chosen, a record chosen twice under one name, ``out`` exists.
+    A part of a record is named NAME:FIRST-LAST, with 1-based inclusive positions (as in samtools). ``out`` is written
+    atomically. ``ValueError`` if nothing is chosen, one name is chosen twice, or ``out`` exists.
     """
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out}: exists; remove it or choose another folder")
-    aside = out.with_name(f".{out.name}.partial")
-    if aside.exists():
-        shutil.rmtree(aside)
-    writer = layout.StoreWriter(aside)
+    partial = out.with_name(f".{out.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    writer = layout.StoreWriter(partial)
     try:
         _copy_chosen(writer, store, chosen)
         if not writer.records:
-            raise ValueError(f"{store.folder}: nothing chosen for {out}; give indices or ranges of records")
+            raise ValueError(f"{store.folder}: nothing chosen for {out}; pass record indices or ranges")
     except BaseException:
-        writer.abandon()
+        writer.discard()
         raise
     writer.finish(
         {
             "alphabet": store.alphabet,
-            "rules": {"subset of": str(store.folder)},  # so that no index run takes it for its own
+            "rules": {"subset of": str(store.folder)},  # so that `index` does not treat it as its own output
             "sources": store.manifest["sources"],
             "skipped": {},
             "replaced": {},
             "rare": {},
         }
     )
-    aside.rename(out)
+    partial.rename(out)
     return SequenceStore.open(out)
 
 
 def _copy_chosen(writer: layout.StoreWriter, store: SequenceStore, chosen: Iterable[int | Range]) -> None:
     seen: set[str] = set()
-    for stretch in _stretches(chosen, store):
-        if isinstance(stretch, Range):
-            names = [copy_range(writer, store, stretch)]
+    for item in _merge_adjacent(chosen, store):
+        if isinstance(item, Range):
+            names = [copy_range(writer, store, item)]
         else:
-            copy_records(writer, store, *stretch)
-            names = [store.name(index) for index in range(*stretch)]
+            copy_records(writer, store, *item)
+            names = [store.name(index) for index in range(*item)]
         for name in names:
             if name in seen:
-                raise ValueError(f"{store.folder}: {name!r} is chosen twice; a store's names differ")
+                raise ValueError(f"{store.folder}: {name!r} is chosen twice; names in a store must be unique")
             seen.add(name)
 
 
 def copy_records(
     writer: layout.StoreWriter, store: SequenceStore, first: int, last: int, source: int | None = None
 ) -> None:
-    """Write records ``first`` to ``last`` (excluded) of a store; ``source`` replaces the number of theirs."""
+    """Copy records ``first`` … ``last`` − 1 of a store; ``source``, if given, replaces their source index."""
     if first == last:
         return
     begin, end = int(store.offsets[first]), int(store.offsets[last])
     shift = writer.total - begin
-    _letters(writer, store, begin, end)
+    _copy_residues(writer, store, begin, end)
     arrays = store.arrays
     of_names, of_descriptions = (
         arrays["name_offsets"][first : last + 1],
@@ -98,13 +98,13 @@ def copy_records(
 
 
 def copy_range(writer: layout.StoreWriter, store: SequenceStore, part: Range) -> str:
-    """Write a part of a record as a record of its own; its name."""
+    """Copy a part of a record as a new record; returns the name of that."""
     begin = int(store.offsets[part.record])
     length = int(store.offsets[part.record + 1]) - begin
     name, description = store.name(part.record), store.description(part.record).encode()
     if (part.start, part.stop) != (0, length):
         name = f"{name}:{part.start + 1}-{part.stop}"
-    _letters(writer, store, begin + part.start, begin + part.stop)
+    _copy_residues(writer, store, begin + part.start, begin + part.stop)
     writer.close_records(
         np.array([writer.total]),
         name.encode(),
@@ -117,15 +117,15 @@ def copy_range(writer: layout.StoreWriter, store: SequenceStore, part: Range) ->
     return name
 
 
-def _letters(writer: layout.StoreWriter, store: SequenceStore, begin: int, end: int) -> None:
-    for at in range(begin, end, _AT_ONCE):
-        stop = min(at + _AT_ONCE, end)
+def _copy_residues(writer: layout.StoreWriter, store: SequenceStore, begin: int, end: int) -> None:
+    for at in range(begin, end, _BLOCK):
+        stop = min(at + _BLOCK, end)
         masks = (intervals.clip(store.arrays[name], at, stop) for name in ("soft", "unknown"))
         writer.extend(store.arrays["residues"][at:stop], *masks)
 
 
-def _stretches(chosen: Iterable[int | Range], store: SequenceStore) -> Iterator[tuple[int, int] | Range]:
-    """Neighbours among the indices as (first, last excluded), since copying many at once is faster; ranges alone."""
+def _merge_adjacent(chosen: Iterable[int | Range], store: SequenceStore) -> Iterator[tuple[int, int] | Range]:
+    """Merge consecutive indices into (first, last + 1), as one copy of many records is faster; yield ranges as is."""
     first = last = 0
     for one in chosen:
         if not isinstance(one, tuple) and not 0 <= one < len(store):
@@ -137,13 +137,8 @@ def _stretches(chosen: Iterable[int | Range], store: SequenceStore) -> Iterator[
             yield first, last
         first, last = (0, 0) if isinstance(one, tuple) else (int(one), int(one) + 1)
         if isinstance(one, tuple):
-            if not len(store.residues(*one)):  # which raises where the store has no such part
-                raise ValueError(f"{store.location(one[0])}: an empty range was chosen")
+            if not len(store.residues(*one)):  # raises if the record has no such part
+                raise ValueError(f"{store.location(one[0])}: an empty range was chosen; choose one residue or more")
             yield Range(*one)
     if first < last:
         yield first, last
-
-
-def contiguous(keep: np.ndarray) -> Sequence[tuple[int, int]]:
-    """(first, last excluded) of the stretches of True."""
-    return [(int(first), int(last)) for first, last in intervals.from_mask(keep)]

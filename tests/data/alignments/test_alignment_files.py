@@ -163,7 +163,7 @@ def test_dots_are_padding_or_gaps(tmp_path: Path) -> None:
 def test_only_ascii_letters_are_converted_to_upper_case(tmp_path: Path) -> None:
     """``ß`` must not become SS, nor a ligature its letters: the file does not have these residues."""
     for letter in ("ß", "ﬁ", "ſ", "ı"):
-        with pytest.raises(ValueError, match=r"x\.fa: line 2: '.' at letter 3 of 'q' is no amino acid"):
+        with pytest.raises(ValueError, match=r"x\.fa: line 2: '.' at letter 3 of 'q' is not a valid amino acid"):
             fasta_records.read_fasta(write(tmp_path / "x.fa", f">q\nAC{letter}\n"))
         with pytest.raises(ValueError, match=r"x\.sto: line 3: row 'h' has '\?' in column 2"):
             msa.read(write(tmp_path / "x.sto", f"# STOCKHOLM 1.0\nq ACD\nh A{letter}D\n//\n"))

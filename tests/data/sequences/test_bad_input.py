@@ -40,14 +40,14 @@ def test_any_bytes_give_a_store_or_a_value_error(tmp_path: Path, data: bytes) ->
     shutil.rmtree(tmp_path, ignore_errors=True)
     tmp_path.mkdir()
     path = write(tmp_path / "in.fa", data)
-    strict, told = attempt(path, tmp_path / "strict", "error")
+    strict, skipped = attempt(path, tmp_path / "strict", "error")
     loose, _ = attempt(path, tmp_path / "loose", "skip")
     for store in (strict, loose):
         if store is not None:
             store.verify()
             assert (store.lengths > 0).all()
     assert (strict is not None) == (loose is not None and not loose.manifest["skipped"])
-    assert (strict is None) == (str(path) in told)
+    assert (strict is None) == (str(path) in skipped)
     if strict is not None and loose is not None:
         assert records_of(strict) == records_of(loose)
 
@@ -69,7 +69,7 @@ BAD: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
         ">p\nMKV*\n" + "\n" * 60 + "MW\n>good\nMKWL\n", r"line 2: record 'p': '\*' at letter 4 is a stop inside", {}
     ),
     "two stops": (">p\nMKVW**\n>good\nMKWL*\n", r"line 2: record 'p': '\*' at letter 5", {}),
-    "dash": (f">x\nACGT\nAC-T\n{GOOD}", r"line 3: record 'x': '-' at letter 7 is a gap; an alignment", {}),
+    "dash": (f">x\nACGT\nAC-T\n{GOOD}", r"line 3: record 'x': '-' at letter 7 is a gap; remove the gaps", {}),
     "dot": (f">x\nACGT\n\nA.GT\n{GOOD}", r"line 4: record 'x': '\.' at letter 6 is a gap", {}),
     "empty record": (f">x\n\n{GOOD}", r"line 1: record 'x': no residues", {}),
     "empty at the end": (f"{GOOD}>x\n", r"line 3: record 'x': no residues", {}),
@@ -78,14 +78,17 @@ BAD: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
     "duplicate": (f"{GOOD}>x\nAC\n>good\nTT\n", r"line 5: record 'good': the name was used in .*in\.fa, line 1", {}),
     "early text": (f"ACGT\n{GOOD}", r"line 1: no '>' before 'ACGT'", {}),
     "protein in dna": (
-        f"{GOOD}>x\nAC\nGE\n", r"line 5: record 'x': 'E' at letter 4 is no base.*protein\?$", {"alphabet": "dna"}
+        f"{GOOD}>x\nAC\nGE\n",
+        r"line 5: record 'x': 'E' at letter 4 is not a valid base.*protein\?$",
+        {"alphabet": "dna"},
     ),
     "protein in guessed dna": (
         f">good\n{'ACGT' * 16}\n" + f">x\n{'ACGT' * 6}\nacgtq\n",
-        r"line 5: record 'x': 'q' at letter 29 is no base; expected ACGTN.*'dna' as .*in\.fa begins.*alphabet=",
+        r"line 5: record 'x': 'q' at letter 29 is not a valid base; expected ACGTN.*"
+        r"'dna' was guessed from .*in\.fa.*alphabet=",
         {},
     ),
-    "digit": (f">x\nAC1T\n{GOOD}", r"line 2: record 'x': '1' at letter 3 is no base", {}),
+    "digit": (f">x\nAC1T\n{GOOD}", r"line 2: record 'x': '1' at letter 3 is not a valid base", {}),
     "byte": (f">x\nAC\xe9T\n{GOOD}".encode("latin-1"), r"line 2: record 'x': byte 0xE9 at letter 3", {}),
     "too long": (f">x\n{'ACGT' * 30}\n{GOOD}", r"line 1: record 'x': longer than max_length, 100", {"max_length": 100}),
     "quality": (
@@ -103,7 +106,7 @@ BAD: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
     ),
     "LOCUS length": (
         f"LOCUS       x  5 bp\nORIGIN\n  1 acgt\n//\nLOCUS  good\nORIGIN\n  1 {PLAIN}\n//\n",
-        r"line 1: record 'x': LOCUS says 5 letters, ORIGIN has 4",
+        r"line 1: record 'x': LOCUS declares 5 letters, ORIGIN has 4",
         {},
     ),
 }  # fmt: skip
@@ -123,9 +126,9 @@ def test_a_bad_record(what: str, block: int, tmp_path: Path, monkeypatch: pytest
     store = SequenceStore.open(tmp_path / "out")
     store.verify()
     assert "good" in [store.name(i) for i in range(len(store))]
-    assert sum(told["count"] for told in summary.skipped.values()) == 1
-    (told,) = summary.skipped.values()
-    assert re.search(message, told["examples"][0])
+    assert sum(skipped["count"] for skipped in summary.skipped.values()) == 1
+    (skipped,) = summary.skipped.values()
+    assert re.search(message, skipped["examples"][0])
     assert re.search(message, str(summary))
     kept = records_of(store)
     assert all(name in ("good", "x") for name, _ in kept)
@@ -139,7 +142,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated bgz": (lambda path: path.write_bytes(bgzip(GOOD.encode() * 99)[:-28]), "truncated bgzip"),
     "gz of nothing": (lambda path: path.write_bytes(gzip.compress(b"")), "no record"),
     "blank lines": (lambda path: path.write_bytes(b"\n\n"), "no record"),
-    "bzip2": (lambda path: path.write_bytes(b"BZh9123"), "packed with bzip2"),
+    "bzip2": (lambda path: path.write_bytes(b"BZh9123"), "compressed with bzip2"),
     "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0"), "line 1: .* begins no FASTA"),
     "missing": (lambda path: None, "no such file"),
     "folder": (lambda path: path.mkdir(), "a folder"),
@@ -157,7 +160,7 @@ def test_a_file_that_cannot_be_read(what: str, tmp_path: Path) -> None:
     summary = index([path, good], tmp_path / "out", jobs=1, bad="skip")
     assert (summary.records, summary.skipped["unreadable file"]["count"]) == (1, 1)
     assert index([path, good], tmp_path / "out", jobs=1, bad="skip").unchanged
-    with pytest.raises(ValueError, match="no record is left of 1 files.*" + message):
+    with pytest.raises(ValueError, match="no valid record in 1 files.*" + message):
         index([path], tmp_path / "nothing", jobs=1, bad="skip")
 
 
@@ -199,8 +202,8 @@ def test_calls_that_make_no_sense(tmp_path: Path) -> None:
         (lambda: index([dna], tmp_path / "x", alphabet="rna"), "alphabet must be one of auto, protein, dna"),  # type: ignore[arg-type]
         (lambda: index([dna], tmp_path / "x", bad="ignore"), "bad must be one of"),  # type: ignore[arg-type]
         (lambda: index([dna], tmp_path / "x", max_length=0), "max_length"),
-        (lambda: index([dna], tmp_path), "exists and is no sequence store"),
-        (lambda: index([dna], dna), "exists and is no sequence store"),
+        (lambda: index([dna], tmp_path), "exists and is not a sequence store"),
+        (lambda: index([dna], dna), "exists and is not a sequence store"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -229,10 +232,10 @@ def test_a_record_without_its_locus_line_is_not_passed_over(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda manifest: manifest.pop("alphabet"), "alphabet is missing or of another kind"),
-        (lambda manifest: manifest.update(alphabet=["dna"]), "alphabet is missing or of another kind"),
-        (lambda manifest: manifest.update(records=-1), "records is missing or of another kind"),
-        (lambda manifest: manifest.update(sources=[3]), r"sources\[0\]\.size is missing or of another kind"),
+        (lambda manifest: manifest.pop("alphabet"), "alphabet is missing or has the wrong type"),
+        (lambda manifest: manifest.update(alphabet=["dna"]), "alphabet is missing or has the wrong type"),
+        (lambda manifest: manifest.update(records=-1), "records is missing or has the wrong type"),
+        (lambda manifest: manifest.update(sources=[3]), r"sources\[0\]\.size is missing or has the wrong type"),
         (lambda manifest: manifest["files"].update({"soft.npy": 7}), r"files\.soft\.npy\.size is missing"),
     ],
 )

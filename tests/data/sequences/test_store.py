@@ -220,7 +220,7 @@ def test_checksums_and_sizes(tmp_path: Path) -> None:
         file.write_bytes(whole)
     store.verify()
     (tmp_path / "out" / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="no manifest of a sequence store"):
+    with pytest.raises(ValueError, match="not the manifest of a sequence store"):
         SequenceStore.open(tmp_path / "out")
     with pytest.raises(ValueError, match="ds4sci data index"):
         SequenceStore.open(tmp_path / "nowhere")
@@ -312,7 +312,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     summary = index(paths, out, jobs=1)
     assert read == ["0.fa", "2.fa", "3.fa", "4.fa"]
     assert summary.reused_files == 1
-    assert "1 of them read by an earlier run" in str(summary)
+    assert "1 of them reused from an earlier run" in str(summary)
     monkeypatch.undo()
     index(paths, tmp_path / "fresh", jobs=1)
     assert content(out) == content(tmp_path / "fresh")
@@ -361,7 +361,7 @@ def test_subset(tmp_path: Path) -> None:
         write_subset(store, [0], tmp_path / "some")
     with pytest.raises(IndexError, match="no record 4"):
         write_subset(store, [4], tmp_path / "bad")
-    with pytest.raises(ValueError, match="no part of it"):
+    with pytest.raises(ValueError, match="out of range"):
         write_subset(store, [Range(2, 0, 5)], tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
     assert not index([path], tmp_path / "some", jobs=1).unchanged
