@@ -104,7 +104,7 @@ def pages() -> dict[str, str]:
     """File name → Markdown: one page for the keys of every run file, one for the keys of each task."""
     found = {
         "configuration_all.md": page(
-            "Keys of every run file", "These keys are the same for all tasks.", run_file._Owned
+            "Keys of every run file", "These keys are the same for all tasks.", run_file.CommonKeys
         )
     }
     for task in TASKS:

@@ -68,7 +68,7 @@ class ParallelConfig(BaseModel):
     """Sequence-parallel ranks per row of tokens (Ulysses); the number of ranks must be a multiple of this."""
 
 
-class _CommonKeys(BaseModel):
+class CommonKeys(BaseModel):
     """Top-level keys of every run file; the task owns the others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,10 +136,10 @@ class RunConfig:
                 f"{source.location(('task', 'name'))}: {renamed.value_message('task.name', task_name, new_name)}"
             )
         settings_type = import_task(task_name).Config
-        common_tree = {key: value for key, value in tree.items() if key in _CommonKeys.model_fields}
-        task_tree = {key: value for key, value in tree.items() if key not in _CommonKeys.model_fields}
+        common_tree = {key: value for key, value in tree.items() if key in CommonKeys.model_fields}
+        task_tree = {key: value for key, value in tree.items() if key not in CommonKeys.model_fields}
         source.check_top_level(task_tree, settings_type)
-        common = source.validate(_CommonKeys, common_tree)
+        common = source.validate(CommonKeys, common_tree)
         source.check_kernels(common.kernels)
         settings = source.validate(settings_type, task_tree)
         json_file = find_file(Path(common.deepspeed), near=file, what="DeepSpeed JSON", option="deepspeed")
@@ -266,7 +266,7 @@ class _Source:
 
     def check_top_level(self, task_tree: dict[str, Any], settings_type: type[BaseModel]) -> None:
         """Raise ValueError for a top-level key that neither every run file nor the task has."""
-        valid = [*_CommonKeys.model_fields, *settings_type.model_fields]
+        valid = [*CommonKeys.model_fields, *settings_type.model_fields]
         for key in task_tree:
             if key not in valid:
                 raise ValueError(unknown_key(self.location((key,)), (key,), valid))
