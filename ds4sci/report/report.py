@@ -142,9 +142,7 @@ def _scores(story: Story) -> str:
                 "lDDT-Cα has a floor near .3, because neighbours in a chain are always near each other."
             )
         )
-        parts += [
-            html.missing(f"{name}: left out, {why}.") for name, why in story.baselines.get("left_out", {}).items()
-        ]
+        parts += [html.missing(f"{name}: skipped, {why}.") for name, why in story.baselines.get("skipped", {}).items()]
     return html.section("How good is it?", *parts)
 
 

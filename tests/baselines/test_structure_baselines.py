@@ -1,4 +1,4 @@
-"""Baselines on a handful of real chains; the full figures in a slow test."""
+"""Structure baselines on a few real chains; the complete values in a slow test."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from ds4sci import metrics
 from ds4sci.baselines import BASELINES, MUST_BEAT, measure_baselines
-from ds4sci.baselines.distances import DistanceTable, _medians, embed
-from ds4sci.baselines.measure import ideal_helix
-from ds4sci.baselines.secondary import learn_secondary, predict_secondary
+from ds4sci.baselines.distances import DistanceTable, _medians, embed_distances
+from ds4sci.baselines.secondary_structure import predict_secondary, train_secondary_predictor
+from ds4sci.baselines.structure_baselines import ideal_helix
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.types import Record
 
@@ -28,57 +28,57 @@ def records() -> list[Record]:
 
 @pytest.fixture(scope="module")
 def sets(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """84 chains to learn from and 6 to be asked."""
+    """84 training chains and 6 validation chains."""
     folder = tmp_path_factory.mktemp("sets")
     ChainSet.write(folder / "train.npz", records[:84])
     ChainSet.write(folder / "valid.npz", records[84:])
     return folder / "train.npz", folder / "valid.npz"
 
 
-def test_every_baseline_is_measured_and_kept(sets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_every_baseline_is_measured_and_cached(sets: tuple[Path, Path], tmp_path: Path) -> None:
     random_state = torch.get_rng_state()
     seen: list[tuple[int, int]] = []
     result = measure_baselines(*sets, cache=tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert list(result["baselines"]) == list(BASELINES)
-    assert not result["left_out"]
+    assert not result["skipped"]
     assert seen[-1] == (30, 30)
     means = {name: entry["mean"] for name, entry in result["baselines"].items()}
     assert means["helix"]["right_handed"] == means["helix"]["bond_ok"] == 1
     assert 0.25 < means["helix"]["lddt_ca"] < 0.4
-    # What a baseline knows shows in its score, even learnt from 84 chains.
+    # Better-informed baselines score higher, even when fitted on 84 chains.
     assert means["distances_true_secondary"]["lddt_ca"] > means["distances"]["lddt_ca"] + 0.03
     assert means["distances_true_secondary"]["right_handed"] > 0.8
     for name, entry in result["baselines"].items():
         assert entry["must_beat"] == (name in MUST_BEAT)
         assert [row["id"] for row in entry["per_chain"]] == [record.id for record in ChainSet.open(sets[1])]
-    (kept,) = tmp_path.iterdir()
-    assert json.loads(kept.read_text()) == json.loads(json.dumps(result))
+    (cached,) = tmp_path.iterdir()
+    assert json.loads(cached.read_text()) == json.loads(json.dumps(result))
     seen.clear()
     assert measure_baselines(*sets, cache=tmp_path, progress=lambda *_: seen.append((0, 0))) == json.loads(
-        kept.read_text()
+        cached.read_text()
     )
-    assert not seen  # read, not measured again
-    kept.write_text("{cut sho")
+    assert not seen  # read from the cache
+    cached.write_text("{truncat")
     again = measure_baselines(*sets, cache=tmp_path)
-    assert again["baselines"] == result["baselines"]  # and the same numbers at every run
+    assert again["baselines"] == result["baselines"]  # the measurement is deterministic
 
 
-def test_what_a_set_lacks_leaves_its_baselines_out(records: list[Record], tmp_path: Path) -> None:
+def test_baselines_whose_inputs_are_missing_are_skipped(records: list[Record], tmp_path: Path) -> None:
     bare = [replace(record, dssp=None, profile=None) for record in records]
-    ChainSet.write(tmp_path / "known.npz", records[:40])
+    ChainSet.write(tmp_path / "train.npz", records[:40])
     ChainSet.write(tmp_path / "bare.npz", bare[40:60])
-    ChainSet.write(tmp_path / "asked.npz", bare[84:86])
-    first = measure_baselines(tmp_path / "known.npz", tmp_path / "asked.npz")
-    assert set(first["left_out"]) == set(MUST_BEAT)
-    assert "profile" in first["left_out"]["distances_predicted_secondary"]
-    assert "validation set" in first["left_out"]["distances_true_secondary"]
-    second = measure_baselines(tmp_path / "bare.npz", tmp_path / "asked.npz")
-    assert "training set" in second["left_out"]["distances_true_secondary"]
+    ChainSet.write(tmp_path / "valid.npz", bare[84:86])
+    first = measure_baselines(tmp_path / "train.npz", tmp_path / "valid.npz")
+    assert set(first["skipped"]) == set(MUST_BEAT)
+    assert "profile" in first["skipped"]["distances_predicted_secondary"]
+    assert "validation set" in first["skipped"]["distances_true_secondary"]
+    second = measure_baselines(tmp_path / "bare.npz", tmp_path / "valid.npz")
+    assert "training set" in second["skipped"]["distances_true_secondary"]
     assert set(second["baselines"]) == {"helix", "random_native", "distances"}
 
 
-def test_chains_longer_than_any_known_have_no_native(records: list[Record], tmp_path: Path) -> None:
+def test_chains_longer_than_all_training_chains_have_no_native_fold(records: list[Record], tmp_path: Path) -> None:
     by_length = sorted(records, key=lambda record: len(record.sequence))
     ChainSet.write(tmp_path / "short.npz", by_length[:20])
     ChainSet.write(tmp_path / "long.npz", by_length[-1:])
@@ -93,14 +93,14 @@ def test_embedding_recovers_a_chain_from_its_own_distances(records: list[Record]
         distance = np.linalg.norm(true[:, None] - true[None], axis=-1)
         weight = 1 / (1 + distance**2)
         np.fill_diagonal(weight, 0)
-        assert metrics.rmsd(embed(distance, weight), true) < 0.01  # the right mirror image among the two, too
+        assert metrics.rmsd(embed_distances(distance, weight), true) < 0.01  # also the correct mirror image
 
 
-def test_embedding_survives_tiny_chains() -> None:
+def test_embedding_of_very_short_chains() -> None:
     for n in (1, 2, 3):
         distance = np.abs(np.subtract.outer(np.arange(n), np.arange(n))) * 3.8
         weight = np.ones((n, n)) - np.eye(n)
-        chain = embed(distance, weight, np.zeros(n, dtype=int))
+        chain = embed_distances(distance, weight, np.zeros(n, dtype=int))
         np.testing.assert_allclose(np.linalg.norm(chain[:, None] - chain[None], axis=-1), distance, atol=1e-3)
 
 
@@ -118,40 +118,40 @@ def test_medians_equal_numpy() -> None:
             assert np.isnan(median[key])
 
 
-def test_table_knows_a_helix_and_its_exactness(records: list[Record]) -> None:
+def test_the_table_reproduces_a_helix_with_high_weights(records: list[Record]) -> None:
     traces = [ideal_helix(n) + np.random.default_rng(n).normal(0, 0.01, (n, 3)) for n in range(40, 80)]
     present = [np.ones(len(trace), dtype=bool) for trace in traces]
     states = [np.zeros(len(trace), dtype=int) for trace in traces]
-    table = DistanceTable.learn(traces, present, states)
+    table = DistanceTable.fit(traces, present, states)
     distance, weight = table.expect(60, states[20])
     exact = ideal_helix(60)
     np.testing.assert_allclose(distance, np.linalg.norm(exact[:, None] - exact[None], axis=-1), atol=0.05)
     assert weight[0, 4] > 10
-    with pytest.raises(ValueError, match="needs secondary structure"):
+    with pytest.raises(ValueError, match="with secondary structure"):
         table.expect(60)
-    with pytest.raises(ValueError, match="knows no secondary structure"):
-        DistanceTable.learn(traces, present).expect(60, states[20])
+    with pytest.raises(ValueError, match="without secondary structure"):
+        DistanceTable.fit(traces, present).expect(60, states[20])
 
 
-def test_secondary_structure_is_learnt_and_repeats() -> None:
-    """A profile column that gives the class away is found; unknown classes are not learnt from."""
+def test_the_secondary_structure_predictor_learns_and_is_deterministic() -> None:
+    """The predictor finds a profile column that equals the class; unknown classes are ignored."""
     rng = np.random.default_rng(0)
     classes = [np.repeat(rng.integers(0, 3, 8), 8) for _ in range(64)]
     profiles = [rng.random((64, 20)).astype(np.float32) / 20 for _ in classes]
     for profile, own in zip(profiles, classes, strict=True):
         profile[np.arange(64), own] += 0.5
-    partly = [np.where(np.arange(64) < 50, own, -1) for own in classes]
-    network = learn_secondary(profiles, partly)
-    guess = predict_secondary(network, profiles[:5])
-    assert np.mean([(a == b).mean() for a, b in zip(guess, classes, strict=False)]) > 0.9
-    again = predict_secondary(learn_secondary(profiles, partly), profiles[:5])
-    assert all((a == b).all() for a, b in zip(guess, again, strict=True))
+    partly_known = [np.where(np.arange(64) < 50, own, -1) for own in classes]
+    network = train_secondary_predictor(profiles, partly_known)
+    predicted = predict_secondary(network, profiles[:5])
+    assert np.mean([(a == b).mean() for a, b in zip(predicted, classes, strict=False)]) > 0.9
+    again = predict_secondary(train_secondary_predictor(profiles, partly_known), profiles[:5])
+    assert all((a == b).all() for a, b in zip(predicted, again, strict=True))
     assert predict_secondary(network, []) == []
 
 
 @pytest.mark.slow
-def test_full_figures_reach_the_reference() -> None:
-    """The measured means that the docstring of ``ds4sci.baselines`` states, and the reference figures below them."""
+def test_all_baselines_reach_the_documented_values() -> None:
+    """The means in the docstring of ``ds4sci.baselines`` are lower bounds, up to rounding."""
     result = measure_baselines(DATA / "chains_train.npz", DATA / "chains_valid.npz")
     for name, lddt, tm in (
         ("helix", 0.318, 0.22),

@@ -1,4 +1,4 @@
-"""Three-state secondary structure from a profile: a two-layer window network, small enough to train in seconds."""
+"""Three-state secondary structure from a sequence profile: a two-layer convolutional network that trains in seconds."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ HIDDEN, WINDOW, SECOND_WINDOW = 32, 15, 9
 EPOCHS, BATCH, LEARNING_RATE = 6, 16, 5e-3
 
 
-def learn_secondary(
+def train_secondary_predictor(
     profiles: Sequence[np.ndarray],
     classes: Sequence[np.ndarray],
     *,
     seed: int = 0,
-    tick: Callable[[], None] = lambda: None,
+    on_epoch_end: Callable[[], None] = lambda: None,
 ) -> nn.Module:
-    """Train the predictor on chains of known structure; the same result for the same input and torch version.
+    """Train the predictor on chains of known structure. Deterministic for the same input and version of torch.
 
-    profiles  float32 [n, 20] each; classes int64 [n] each, 0 helix, 1 strand, 2 loop, -1 unknown (not learnt from)
-    tick      called after each of the ``EPOCHS`` passes
+    profiles      float32 [n, 20] of each chain
+    classes       int64 [n] of each chain: 0 helix, 1 strand, 2 loop, -1 unknown (ignored)
+    on_epoch_end  called after each of the ``EPOCHS`` passes
 
-    Two convolutions over the chain, of 15 residues and then 9, as in PHD and PSIPRED (Rost & Sander 1993; Jones 1999):
-    80 % of residues right on ``chains_valid``. Leaves torch's global random state as it was.
+    Two convolutions along the chain, of 15 and 9 residues, as in PHD and PSIPRED (Rost & Sander 1993; Jones 1999): 80 %
+    of the residues of ``chains_valid`` are correct. Does not change torch's global random state.
     """
-    inputs, targets = _padded(profiles), torch.full((len(classes), max(map(len, classes))), -1)
+    inputs, targets = _pad(profiles), torch.full((len(classes), max(map(len, classes))), -1)
     for row, values in enumerate(classes):
         targets[row, : len(values)] = torch.from_numpy(np.asarray(values))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -49,21 +50,21 @@ def learn_secondary(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-            tick()
+            on_epoch_end()
     return network.eval()
 
 
 def predict_secondary(network: nn.Module, profiles: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The likeliest class of each residue: int64 [n] for each profile [n, 20]."""
+    """Return the most likely class of each residue: int64 [n] for each profile [n, 20]."""
     if not profiles:
         return []
     with torch.no_grad():
-        classes = network(_padded(profiles)).argmax(dim=1).numpy()
+        classes = network(_pad(profiles)).argmax(dim=1).numpy()
     return [row[: len(profile)] for row, profile in zip(classes, profiles, strict=True)]
 
 
-def _padded(profiles: Sequence[np.ndarray]) -> torch.Tensor:
-    """float32 [chains, 20, longest], zeros behind each chain."""
+def _pad(profiles: Sequence[np.ndarray]) -> torch.Tensor:
+    """Return float32 [chains, 20, n_max], padded with zeros."""
     padded = torch.zeros(len(profiles), 20, max(map(len, profiles)))
     for row, profile in enumerate(profiles):
         padded[row, :, : len(profile)] = torch.from_numpy(np.asarray(profile, dtype=np.float32)).T
