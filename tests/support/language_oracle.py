@@ -1,4 +1,4 @@
-"""Language models as transformers computes them, document by document: the judge of packing, sharing and sharding."""
+"""Reference losses of language models by transformers, one document at a time, for tests of packing and sharding."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ESM: dict[str, Any] = {
     "position_embedding_type": "rotary", "token_dropout": True, "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 1026,
 }  # fmt: skip
-"""Five heads: no group of 2 or 4 ranks divides them."""
+"""Five heads, which groups of 2 or 4 ranks do not divide."""
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6,
     "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "max_position_embeddings": 4096,
 }  # fmt: skip
-"""Grouped queries: three share a key head."""
+"""Grouped-query attention: three query heads per key head."""
 
 
 def model(kind: str, config: dict[str, Any], dtype: torch.dtype = torch.float32, **more: Any) -> language.LanguageModel:
-    """A new model, the same at every call, with weights large enough that nothing is nearly zero."""
+    """Return a new model, the same at every call, with weights large enough that no output is close to zero."""
     torch.manual_seed(0)
     settings = language.Config(config=config, **more)
     built = language.build(settings, kind, vocabulary=VOCABULARY, special=SPECIAL)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def model(kind: str, config: dict[str, Any], dtype: torch.dtype = torch.float32,
 
 
 def documents(lengths: list[int], seed: int = 0) -> list[Document]:
-    """Random proteins with <cls> and <eos>, some residues weighing less."""
+    """Return random proteins with <cls> and <eos>; some residues have weight 0.5."""
     rng = np.random.default_rng(seed)
     made = []
     for number, length in enumerate(lengths):
@@ -56,7 +56,7 @@ def documents(lengths: list[int], seed: int = 0) -> list[Document]:
 
 
 def batch(kind: str, rows: list[list[int]], n: int, seed: int = 0, step: int = 0) -> LanguageBatch:
-    """Rows of documents of these lengths, n tokens wide."""
+    """Return a batch of rows of n tokens, with documents of the given lengths."""
     rng = np.random.default_rng(seed + 1)
     policy = MaskingPolicy(0.3 if kind == "masked_lm" else 0.0, MASK, np.arange(4, 24))
     made = []
@@ -67,7 +67,7 @@ def batch(kind: str, rows: list[list[int]], n: int, seed: int = 0, step: int = 0
 
 
 def plain_loss(own: nn.Module, given: LanguageBatch) -> Tensor:
-    """The weighted mean of nats by transformers' own forward with its eager attention, a document at a time."""
+    """Return the weighted mean of nats by transformers' forward pass with eager attention, document by document."""
     inner: Any = own.model.get_base_model() if hasattr(own.model, "get_base_model") else own.model
     before = inner.config._attn_implementation
     inner.set_attn_implementation("eager")

@@ -1,4 +1,4 @@
-"""The structure model with every part of the published one, small enough for a test."""
+"""Configuration of a small structure model with every part of the published one."""
 
 from __future__ import annotations
 

@@ -1,14 +1,10 @@
-"""Evaluation and prediction with a run folder: what is written, and what bad input does."""
+"""Structure prediction from FASTA files: output files, summary, records that fail."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import re
-import resource
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import gemmi
@@ -16,102 +12,19 @@ import numpy as np
 import pytest
 from Bio.PDB import PDBParser
 
-from ds4sci import metrics
 from ds4sci.cli.main import main
-from ds4sci.data.alignments.profile import with_msa_input
-from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import writers
-from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.inference import predict
-from ds4sci.inference.evaluate import evaluate_run
-from ds4sci.inference.trained_run import evaluation_files
-from ds4sci.machine import memory
-from ds4sci.tasks.evaluations.structures import torsions
 from ds4sci.types import Prediction
 from tests.support.fold_run import make_fold_run
+from tests.support.limited_memory import limited_memory
 
 DATA = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_fold_run(tmp_path_factory.mktemp("evaluate"))
-
-
-def test_evaluation_scores_every_chain_in_order(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chains = run.parents[1] / "valid.npz"
-    means = evaluate_run(run, tmp_path / "deep" / "out.json", files={"chains": chains})["mean"]
-    result = json.loads((tmp_path / "deep" / "out.json").read_text())
-    records = ChainSet.open(chains)
-    assert result["mean"] == means
-    assert [row["id"] for row in result["per_chain"]] == records.ids
-    assert [row["length"] for row in result["per_chain"]] == records.lengths.tolist()
-    assert result["step"] == 200
-    assert {"run", "commit", "machine", "checksum", "seconds"} <= set(result)
-    for key in ("lddt_ca", "tm_score", "gdt_ts", "rmsd"):
-        assert means[key] == pytest.approx(np.mean([row[key] for row in result["per_chain"]]))
-    assert "lDDT-Cα" in capsys.readouterr().out
-    # the same set under the run's own name fills what the report shows
-    own = evaluation_files(run)
-    assert json.loads(own["held_out"].read_text()) == result
-    with np.load(own["predictions"], allow_pickle=False) as shelf:
-        first = records[0]
-        assert shelf[f"{first.id}/distances"].shape == (len(first.sequence),) * 2
-        assert np.nanmean(shelf[f"{first.id}/lddt"]) == pytest.approx(result["per_chain"][0]["lddt_ca"], abs=0.05)
-        rescored = metrics.lddt_ca(shelf[f"{first.id}/ca"], shelf[f"{first.id}/true_ca"], shelf[f"{first.id}/mask"])
-        assert rescored == pytest.approx(result["per_chain"][0]["lddt_ca"], abs=1e-4)
-        assert len(shelf.files) == 10 * len(records)
-
-
-def test_untrained_and_foreign_sets(run: Path, tmp_path: Path) -> None:
-    chains = run.parents[1] / "valid.npz"
-    untrained = evaluate_run(run, files={"chains": chains}, which="untrained", show=False)["mean"]
-    own = evaluation_files(run)["untrained"]
-    assert json.loads(own.read_text())["mean"] == untrained
-    assert json.loads(own.read_text())["step"] == 0
-    trained = evaluate_run(run, files={"chains": chains}, which="200", show=False)["mean"]
-    assert untrained["lddt_ca"] != trained["lddt_ca"]
-    before = own.read_text()
-    other = tmp_path / "other.npz"
-    ChainSet.write(other, ChainSet.open(chains)[:1])
-    evaluate_run(run, tmp_path / "o.json", files={"chains": other}, which="untrained", show=False)
-    assert own.read_text() == before
-    assert len(json.loads((tmp_path / "o.json").read_text())["per_chain"]) == 1
-
-
-def test_evaluation_says_what_is_missing(run: Path, tmp_path: Path) -> None:
-    chains = run.parents[1] / "valid.npz"
-    with pytest.raises(ValueError, match="run"):
-        evaluate_run(tmp_path, files={"chains": chains})
-    with pytest.raises(ValueError, match="step_000007"):
-        evaluate_run(run, files={"chains": chains}, which="7")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
-        evaluate_run(run, files={"chains": tmp_path / "nowhere.npz"})
-    (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.npz"):
-        evaluate_run(run, files={"chains": tmp_path / "text.npz"})
-
-
-def test_torsions_of_a_built_backbone() -> None:
-    """Atoms placed one by one with φ = −57°, ψ = −47°, ω = 180° give those angles back."""
-    phi, psi = -57.0, -47.0
-    points = [np.array([0.0, 0, 0]), np.array([1.46, 0, 0]), np.array([2.0, 1.42, 0])]
-    for _ in range(4):
-        for length, angle, dihedral in ((1.33, 116.2, psi), (1.46, 121.7, 180.0), (1.53, 111.0, phi)):  # N, CA, C
-            a, b, c = points[-3:]
-            axis = (c - b) / np.linalg.norm(c - b)
-            normal = np.cross(b - a, axis)
-            normal /= np.linalg.norm(normal)
-            bend, turn = np.radians(180 - angle), np.radians(dihedral)
-            local = length * np.array([np.cos(bend), np.sin(bend) * np.cos(turn), np.sin(bend) * np.sin(turn)])
-            points.append(c + local @ np.stack([axis, np.cross(normal, axis), normal]))
-    atoms = np.zeros((5, 37, 3))
-    atoms[:, :3] = np.array(points).reshape(5, 3, 3)
-    found = torsions(atoms)
-    np.testing.assert_allclose(found[1:, 0], phi, atol=1e-6)
-    np.testing.assert_allclose(found[:-1, 1], psi, atol=1e-6)
-    assert np.isnan(found[0, 0])
-    assert np.isnan(found[-1, 1])
+    return make_fold_run(tmp_path_factory.mktemp("predict"))
 
 
 SEQUENCES = {"first": "MKTAYIAKQRQISFVKSHFSRQ", "second.X": "GAVLXKW"}
@@ -148,11 +61,11 @@ def test_prediction_writes_structures(run: Path, tmp_path: Path) -> None:
     assert paths[-1] == out / "summary.json"
     assert all(path.is_file() for path in paths)
     assert len(paths) == 5
-    # without its alignment the first record is another input, and so another structure
+    # without its alignment, the first record has a different prediction
     assert json.loads((out / "summary.json").read_text())["records"][0]["plddt"] != first["plddt"]
 
 
-def test_what_pdb_cannot_hold_is_mmcif_alone(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_too_large_for_pdb_get_only_mmcif(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writers, "PDB_MAX_RESIDUES", 20)
     summary = predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out", show=False)
     first, second = summary["records"]
@@ -177,7 +90,7 @@ def test_bad_fasta_writes_nothing(run: Path, tmp_path: Path, text: str, words: s
     assert not (tmp_path / "out").exists()
 
 
-def test_files_and_folders_taken_for_one_another(run: Path, tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_and_the_reverse(run: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path, SEQUENCES)
     with pytest.raises(ValueError, match=r"is a folder; expected a FASTA file"):
         predict.predict_run(run, tmp_path, tmp_path / "out")
@@ -185,17 +98,17 @@ def test_files_and_folders_taken_for_one_another(run: Path, tmp_path: Path) -> N
         predict.predict_run(run, fasta, fasta)
 
 
-def test_a_bad_sequence_costs_its_record_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_sequence_fails_only_its_record(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fasta = write_fasta(tmp_path, {"first": "GAVLIKW", "digit": "MK1A?", "none": "", "last": "GAVL"})
     assert command("predict", "--run", run, "--fasta", fasta, "--out", tmp_path / "out") == 1
-    told = capsys.readouterr().err
-    assert f"failed: digit (5 residues): {fasta}: line 4: '1' at letter 3 of 'digit' is not a valid amino acid" in told
-    assert f"failed: none (0 residues): {fasta}: line 5: 'none' has no sequence" in told
+    printed = capsys.readouterr().err
+    assert f"failed: digit (5 residues): {fasta}: line 4: '1' at letter 3 of 'digit' is not a valid amino acid" in printed
+    assert f"failed: none (0 residues): {fasta}: line 5: 'none' has no sequence" in printed
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["status"] for row in summary["records"]] == ["predicted", "failed", "failed", "predicted"]
 
 
-def test_a_bad_alignment_costs_its_record_alone(run: Path, tmp_path: Path) -> None:
+def test_a_bad_alignment_fails_only_its_record(run: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path, SEQUENCES)
     with pytest.raises(ValueError, match="no such folder"):
         predict.predict_run(run, fasta, tmp_path / "out", tmp_path / "absent")
@@ -213,7 +126,7 @@ def test_a_bad_alignment_costs_its_record_alone(run: Path, tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*second["files"], "summary.json"}
 
 
-def test_alignment_files_are_told_in_the_summary(run: Path, tmp_path: Path) -> None:
+def test_the_summary_lists_alignment_files(run: Path, tmp_path: Path) -> None:
     sequence = "MKTAYIAKQRQISFVKSHFSRQLEERLG"
     fasta = write_fasta(tmp_path, {"q1": sequence})
     folder = DATA / "alignments" / "openfold"
@@ -227,8 +140,6 @@ def test_alignment_files_are_told_in_the_summary(run: Path, tmp_path: Path) -> N
     assert any("hmm_output.sto skipped: template hits (PDB)" in note for note in row["notes"])
 
 
-# --- a record that fails ------------------------------------------------------------------------------------------
-
 LONG = {"ok": "MKTAYIAKQRQISFVKSHFSRQLEERLG", "titin_part": "MKTAYIAKQR" * 900, "last": "GAVLIKW"}
 
 
@@ -239,10 +150,10 @@ def command(*arguments: str | Path) -> int | str | None:
     return stopped.value.code
 
 
-def test_a_record_that_needs_too_much_memory_is_refused_by_name(
+def test_a_record_that_needs_too_much_memory_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The others are predicted, the summary tells of all, and the exit code says that one failed."""
+    """The other records are predicted, the summary lists all, and the exit code is 1."""
     with limited_memory(1 << 30):
         code = command("predict", "--run", run, "--fasta", write_fasta(tmp_path, LONG), "--out", tmp_path / "out")
     assert code == 1
@@ -258,8 +169,8 @@ def test_a_record_that_needs_too_much_memory_is_refused_by_name(
     ]  # fmt: skip
 
 
-def test_memory_that_runs_out_costs_the_record_alone(run: Path, tmp_path: Path) -> None:
-    """Tried all the same: torch's own error of a real allocation, as under ``ulimit -v``."""
+def test_out_of_memory_fails_only_its_record(run: Path, tmp_path: Path) -> None:
+    """Without the check: torch's own error of a real allocation, as under ``ulimit -v``."""
     with limited_memory(1 << 30):
         summary = predict.predict_run(
             run, write_fasta(tmp_path, LONG), tmp_path / "out", check_memory=False, show=False
@@ -269,23 +180,8 @@ def test_memory_that_runs_out_costs_the_record_alone(run: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
 
 
-@contextlib.contextmanager
-def limited_memory(more: int) -> Iterator[None]:
-    """This process may take ``more`` bytes beyond what it has."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    held = memory.from_proc("self/status", "VmData")
-    assert held is not None
-    resource.setrlimit(resource.RLIMIT_DATA, (held + more, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def test_what_fails_while_files_are_written_leaves_none(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever is raised: here a full disk at the second of a record's files."""
+def test_a_failed_write_leaves_no_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the second file of a record is written."""
     real = writers.replace_text
 
     def full_disk(path: Path, text: str) -> None:
@@ -303,10 +199,10 @@ def test_what_fails_while_files_are_written_leaves_none(
         list(predict.predict_fasta(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "again", show=False))
 
 
-def test_what_an_earlier_run_left_does_not_outlive_a_failure(
+def test_files_of_an_earlier_run_are_removed_on_failure(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does the PDB file of a record that the format can no longer hold."""
+    """The PDB file of a record that no longer fits the format is removed too."""
     fasta, out = write_fasta(tmp_path, SEQUENCES), tmp_path / "out"
     predict.predict_run(run, fasta, out, show=False)
     (tmp_path / "msa").mkdir()
@@ -317,7 +213,7 @@ def test_what_an_earlier_run_left_does_not_outlive_a_failure(
     assert {path.name for path in out.iterdir()} == {"first.cif", "summary.json"}
 
 
-def test_an_interrupted_command_tells_what_is_done(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_writes_the_summary(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = writers.write_pdb
 
     def interrupt(prediction: Prediction, path: Path) -> Path:
@@ -333,31 +229,18 @@ def test_an_interrupted_command_tells_what_is_done(run: Path, tmp_path: Path, mo
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.cif", "first.pdb", "summary.json"]
 
 
-def test_evaluation_names_the_chains_for_which_memory_is_short(run: Path, tmp_path: Path) -> None:
-    """A mean over the others would be another figure, so that nothing is written."""
-    long = with_msa_input(fasta_records.make_record("long_A", LONG["titin_part"]), "profile")
-    chains = tmp_path / "long.npz"
-    ChainSet.write(chains, [replace(long, atom_mask=np.ones((9000, 37), bool))])
-    with limited_memory(1 << 30), pytest.raises(ValueError, match="chains long_A: out of memory at 9000 residues"):
-        evaluate_run(run, tmp_path / "out.json", files={"chains": chains}, show=False)
-    assert not (tmp_path / "out.json").exists()
-
-
-# --- names and letters --------------------------------------------------------------------------------------------
-
-
-def test_names_of_records_become_names_of_files() -> None:
+def test_record_names_become_file_names() -> None:
     names = ["a", "A", "../a", "/a", ".hidden", "x" * 300, "x" * 301, "ok.1|B", "a_2", "café"]
     stems = predict.file_stems(names)
     assert stems == [
         "a", "A_3", "_._a", "_a", "_hidden", "x" * 200, "x" * 200 + "_2", "ok.1|B", "a_2", "caf_",
     ]  # fmt: skip
     assert len({stem.lower() for stem in stems}) == len(names)
-    # a name that needs no change keeps it, whatever stands before it
+    # a safe name is kept, even if an earlier name collides with it
     assert predict.file_stems(["a/b", "a_b"]) == ["a_b_2", "a_b"]
 
 
-def test_unsafe_names_overwrite_nothing(run: Path, tmp_path: Path) -> None:
+def test_unsafe_names_do_not_overwrite_files(run: Path, tmp_path: Path) -> None:
     (tmp_path / "in.fasta").write_text(">../x\nGAV\n>X\nGAVL\n>x\nGAVLI\n")
     summary = predict.predict_run(run, tmp_path / "in.fasta", tmp_path / "out" / "deep", show=False)
     assert [row["files"][0] for row in summary["records"]] == ["_._x.cif", "X.cif", "x_2.cif"]
@@ -367,8 +250,8 @@ def test_unsafe_names_overwrite_nothing(run: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["deep"]
 
 
-def test_letters_that_a_user_should_know_of(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """DNA given to a protein model, and letters that are read as X, by record."""
+def test_warnings_about_the_letters_of_a_record(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DNA given to a protein model, and letters that are read as X."""
     dna, rare = "ATGAAAACCGCGTATATTGCGAAACAGCGTCAG", "MKTAYBZJUOXISFVKSHFSRQLEERLG*"
     (tmp_path / "in.fasta").write_text(f"\ufeff>gene\n{dna}\n>rare\n{rare}\n>plain\nMKTAYGAT\n", encoding="utf-8")
     summary = predict.predict_run(run, tmp_path / "in.fasta", tmp_path / "out")
