@@ -102,7 +102,9 @@ def test_a_bad_sequence_fails_only_its_record(run: Path, tmp_path: Path, capsys:
     fasta = write_fasta(tmp_path, {"first": "GAVLIKW", "digit": "MK1A?", "none": "", "last": "GAVL"})
     assert command("predict", "--run", run, "--fasta", fasta, "--out", tmp_path / "out") == 1
     printed = capsys.readouterr().err
-    assert f"failed: digit (5 residues): {fasta}: line 4: '1' at letter 3 of 'digit' is not a valid amino acid" in printed
+    assert (
+        f"failed: digit (5 residues): {fasta}: line 4: '1' at letter 3 of 'digit' is not a valid amino acid" in printed
+    )
     assert f"failed: none (0 residues): {fasta}: line 5: 'none' has no sequence" in printed
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["status"] for row in summary["records"]] == ["predicted", "failed", "failed", "predicted"]
