@@ -1,1 +1,1 @@
-"""Several processes for one sequence: who works with whom, and the exchanges that have gradients."""
+"""Sequence parallelism: process groups, and attention over rows that are sharded over ranks."""

@@ -1,7 +1,7 @@
-"""Which ranks share a sequence.
+"""Process groups of sequence parallelism: the ranks that share each sequence.
 
-The world of W ranks is W / P groups of P neighbours (sequence parallelism): the ranks of a group hold parts of the same
-rows, and group number g sees the rows of data-parallel rank g.
+A world of W ranks is divided into W / P groups of P consecutive ranks. The ranks of a group hold parts of the same
+rows; group g reads the rows of data-parallel rank g.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 class SequenceGroup:
     """The ranks that share each row.
 
-    rank, size          of this process among them; a size of 1 is no sequence parallelism
-    data_rank, data_size  of this group among the groups
-    handle              torch's process group, or None for a size of 1
-    mpu                 what ``deepspeed.initialize(mpu=…)`` takes, or None
+    rank, size            rank of this process in the group and size of the group; 1 means no sequence parallelism
+    data_rank, data_size  index of this group and number of groups
+    handle                torch's process group, or None for size 1
+    mpu                   argument ``mpu`` of ``deepspeed.initialize``, or None
     """
 
     rank: int = 0
@@ -32,14 +32,17 @@ class SequenceGroup:
     mpu: Any = None
 
     def shard(self, x: Tensor, dim: int = 1) -> Tensor:
-        """This rank's contiguous part along ``dim``, whose length the group's size must divide: a view."""
+        """Return this rank's contiguous part of ``x`` along ``dim``, as a view.
+
+        Raises ValueError if the size of the group does not divide the length.
+        """
         if x.shape[dim] % self.size:
-            raise ValueError(f"{x.shape[dim]} tokens cannot be split among {self.size} ranks; pad rows to a multiple")
+            raise ValueError(f"{x.shape[dim]} tokens cannot be divided among {self.size} ranks; pad rows to a multiple")
         return x.chunk(self.size, dim)[self.rank] if self.size > 1 else x
 
     @torch.no_grad()
     def total(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over the group, without gradient; ``x`` itself stays."""
+        """Return the sum of ``x`` over the group, without gradient. ``x`` is not modified."""
         x = x.detach().clone()
         if self.size > 1:
             dist.all_reduce(x, group=self.handle)
@@ -47,14 +50,14 @@ class SequenceGroup:
 
 
 ALONE = SequenceGroup()
-"""One rank, whole rows."""
+"""A single rank that holds whole rows: no sequence parallelism."""
 
 
 def sequence_groups(size: int) -> SequenceGroup:
-    """Part the world into groups of ``size``; every rank calls it, once, after ``init_distributed``.
+    """Divide the world into groups of ``size`` and return this rank's group.
 
-    DeepSpeed's own groups are made, so that its ZeRO shards over the whole world. Raises ValueError where ``size`` does
-    not divide the number of ranks.
+    Every rank calls this once, after ``init_distributed``. The groups are DeepSpeed's own, so that ZeRO shards over the
+    whole world. Raises ValueError if ``size`` does not divide the number of ranks.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     if world % size:

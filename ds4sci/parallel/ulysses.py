@@ -1,16 +1,19 @@
-"""Attention over a sequence that is spread over ranks: Ulysses, for any number of heads.
+"""Ulysses sequence parallelism: attention over a sequence that is sharded over ranks, for any number of heads.
 
-Each rank holds all heads of its part of every row. All-to-alls of q, of k and of v turn that into whole rows of some
-heads, attention runs there as on one process, and others turn the result back. Heads need not divide evenly: rank r of
-P gets heads ``head_range(h, P, r)``, some one more than others, and none where there are more ranks than heads. Grouped
-queries: a rank gets the key and value heads that its queries read; two ranks may read the same one, whose gradient is
-then summed.
+Each rank holds all heads of its part of every row. All-to-alls of q, k and v give each rank whole rows of some heads;
+attention runs on them as on one process, and another all-to-all returns the output. Heads need not divide evenly: rank
+r of P gets the heads ``head_range(h, P, r)``, so some ranks get one head more, and none if there are more ranks than
+heads. With grouped queries, a rank gets the key and value heads that its queries read; if two ranks read the same one,
+its gradients are summed.
 
-Elements sent by each rank, s = n / P tokens of its own, d channels a head:  s · d · (h + 2 h_kv r)(P − 1) / P  to
-attention (r ≥ 1 the mean number of ranks that read a key head), s · d · h (P − 1) / P back, and the same again for
-gradients.
+Elements sent by each rank, with s = n / P tokens per rank and d channels per head:
 
-Source: DeepSpeed-Ulysses (arXiv 2309.14509); the uneven split is ours.
+    to attention   s · d · (h + 2 h_kv r)(P − 1) / P     r ≥ 1: mean number of ranks that read a key head
+    back           s · d · h (P − 1) / P
+
+and the same again for gradients.
+
+Source: DeepSpeed-Ulysses (arXiv 2309.14509). The uneven split is an addition.
 """
 
 from __future__ import annotations
@@ -25,193 +28,200 @@ from torch.autograd.function import once_differentiable
 
 from ds4sci.parallel.groups import SequenceGroup
 
-PIECE = 16 << 20
-"""Bytes of a rank's tokens that one all-to-all carries: enough to fill a network, little beside a long row."""
+CHUNK_BYTES = 16 << 20
+"""Bytes of a rank's tokens per all-to-all: enough to use the network, and small compared with a long row."""
 
 
-def exchange(x: Tensor, sent: list[int], received: list[int], handle: Any) -> Tensor:
-    """What the ranks of a group have for each other, flat, in rank order; no gradient."""
+def all_to_all(x: Tensor, sent: list[int], received: list[int], handle: Any) -> Tensor:
+    """Exchange flat parts of ``x`` between the ranks of a group, in rank order, without gradient.
+
+    sent, received  number of elements sent to and received from each rank
+    """
     out = x.new_empty(sum(received))
     dist.all_to_all_single(out, x.contiguous(), received, sent, group=handle)
     return out
 
 
 def head_range(heads: int, size: int, rank: int) -> range:
-    """The heads of ``rank`` among ``size``: contiguous, in order, as even as can be."""
+    """Return the heads of ``rank`` among ``size`` ranks: contiguous, in order, as even as possible."""
     return range(heads * rank // size, heads * (rank + 1) // size)
 
 
-def key_heads(heads: range, ratio: int) -> range:
-    """The key heads that the query ``heads`` read, ``ratio`` queries sharing one."""
+def key_head_range(heads: range, ratio: int) -> range:
+    """Return the key heads that the query ``heads`` read, with ``ratio`` query heads per key head."""
     return range(heads.start // ratio, (heads.stop - 1) // ratio + 1) if heads else range(0)
 
 
-def attend_across(
+def ulysses_attention(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor, group: SequenceGroup,
     forward_backward: ForwardBackward | None = None,
 ) -> Tensor:  # fmt: skip
-    """``attend(q, k, v)`` of whole rows, called on each rank for its heads; ``[b, s, h, d]`` like q.
+    """Return ``attend(q, k, v)`` over whole rows, computed by each rank for its heads; ``[b, s, h, d]`` like q.
 
-    q ``[b, s, h, d]``, k and v ``[b, s, g, d]``: this rank's s of n = P·s tokens, g divides h. ``attend`` gets
-    ``[b, n, own heads, d]`` and the key heads that these read, repeated where a rank's share of queries reads them
-    unevenly. Every rank must call it, equally often. Gradients are exact.
+    q ``[b, s, h, d]``, k and v ``[b, s, g, d]``: this rank's s of n = P·s tokens, where g divides h. ``attend`` gets
+    ``[b, n, heads of this rank, d]`` and the key heads that these read, repeated if its queries read them unevenly.
+    Collective: every rank calls it equally often. Gradients are exact.
 
-    forward_backward  the same attention as a forward and a backward. Then the output is kept once, for this
-            rank's tokens, where whatever multiplies it keeps it anyway; that of its heads is sent again in the
-            backward, s · d · h (P − 1) / P elements more.
+    forward_backward  the same attention as separate forward and backward functions. The output is then saved only for
+                      this rank's tokens, where the next layer saves it as well; the backward pass gathers that of the
+                      rank's heads again, s · d · h (P − 1) / P more elements
     """
     if group.size == 1:
         return attend(q, k, v)
     if forward_backward is not None:
-        return _Across.apply(q, k, v, forward_backward, group)
-    shares, reads, index = _division(q, k, group)
-    queries: Tensor = _ToHeads.apply(q, shares, group)
-    keys, values = (_ToHeads.apply(x, reads, group) for x in (k, v))
-    if not shares[group.rank]:  # nothing, and yet backward must come through all three
-        return _ToTokens.apply(queries + keys + values, shares, group)
+        return _UlyssesAttention.apply(q, k, v, forward_backward, group)
+    head_ranges, key_ranges, index = _partition_heads(q, k, group)
+    queries: Tensor = _SequenceToHeads.apply(q, head_ranges, group)
+    keys, values = (_SequenceToHeads.apply(x, key_ranges, group) for x in (k, v))
+    if not head_ranges[group.rank]:  # no heads, but backward must pass through all three collectives
+        return _HeadsToSequence.apply(queries + keys + values, head_ranges, group)
     if index is not None:
         keys, values = keys.index_select(2, index), values.index_select(2, index)
-    return _ToTokens.apply(attend(queries, keys, values), shares, group)
+    return _HeadsToSequence.apply(attend(queries, keys, values), head_ranges, group)
 
 
-def _division(q: Tensor, k: Tensor, group: SequenceGroup) -> tuple[list[range], list[range], Tensor | None]:
-    """The heads of each rank, the key heads that they read, and, where this rank's read them unevenly, which of those
-    each of its heads reads."""
+def _partition_heads(q: Tensor, k: Tensor, group: SequenceGroup) -> tuple[list[range], list[range], Tensor | None]:
+    """Return the heads of each rank, the key heads that they read, and an index or None.
+
+    The index gives the key head of each head of this rank; it is None if every key head is read by equally many.
+    """
     heads, ratio = q.shape[2], q.shape[2] // k.shape[2]
-    shares = [head_range(heads, group.size, r) for r in range(group.size)]
-    reads = [key_heads(share, ratio) for share in shares]
-    own, own_keys = shares[group.rank], reads[group.rank]
+    head_ranges = [head_range(heads, group.size, r) for r in range(group.size)]
+    key_ranges = [key_head_range(one_range, ratio) for one_range in head_ranges]
+    own, own_keys = head_ranges[group.rank], key_ranges[group.rank]
     index = None
-    if len(own) != ratio * len(own_keys):  # the first or last key head is read by fewer
+    if len(own) != ratio * len(own_keys):  # fewer heads read the first or last key head
         index = torch.tensor([head // ratio - own_keys.start for head in own], device=q.device)
-    return shares, reads, index
+    return head_ranges, key_ranges, index
 
 
 class ForwardBackward(Protocol):
-    """An attention's forward, (out, *what its backward needs), and its backward."""
+    """Forward and backward of an attention. ``forward`` returns (out, *tensors that its backward needs)."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]: ...
 
     def backward(self, grad: Tensor, *saved: Any) -> list[Tensor]:
-        """grad, q, k, v, out, what else forward gave, which gradients are wanted, and over which of q, k and v they may
-        be written → gradients of q, k, v."""
+        """Return the gradients of q, k and v.
+
+        saved  q, k, v, out, the other tensors that ``forward`` returned, which gradients are needed, and which of q, k
+               and v may be overwritten
+        """
 
     def alone(self, saved: Sequence[Tensor]) -> list[bool]:
-        """Which tensors nobody else has."""
+        """Return for each saved tensor whether it has no other owner."""
 
 
-class _Across(torch.autograd.Function):
-    """``attend_across`` by ``ForwardBackward``. A rank without heads exchanges as the others do, and computes
-    nothing."""
+class _UlyssesAttention(torch.autograd.Function):
+    """``ulysses_attention`` by ``ForwardBackward``. A rank without heads takes part in the collectives only."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, forward_backward: ForwardBackward, group: SequenceGroup
     ) -> Tensor:
         heads, key_count = q.shape[2], k.shape[2]
-        shares, reads, index = _division(q, k, group)
-        given = [to_heads(x, of, group) for x, of in ((q, shares), (k, reads), (v, reads))]
+        head_ranges, key_ranges, index = _partition_heads(q, k, group)
+        given = [sequence_to_heads(x, of, group) for x, of in ((q, head_ranges), (k, key_ranges), (v, key_ranges))]
         if index is not None:
             given[1:] = (x.index_select(2, index) for x in given[1:])
-        out, *saved = forward_backward.forward(*given) if shares[group.rank] else given[:1]
-        tokens = to_tokens(out, shares, group, heads)
+        out, *saved = forward_backward.forward(*given) if head_ranges[group.rank] else given[:1]
+        tokens = heads_to_sequence(out, head_ranges, group, heads)
         ctx.save_for_backward(*given, tokens, *saved)
         ctx.forward_backward, ctx.group, ctx.index = forward_backward, group, index
-        ctx.shares, ctx.reads, ctx.counts = shares, reads, (heads, key_count, key_count)
+        ctx.head_ranges, ctx.key_ranges, ctx.counts = head_ranges, key_ranges, (heads, key_count, key_count)
         return tokens
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        wanted = ctx.needs_input_grad[:3]
-        grads = _gradients(ctx, grad, wanted)
+        needs_grad = ctx.needs_input_grad[:3]
+        grads = _head_gradients(ctx, grad, needs_grad)
         found: list[Tensor | None] = [None] * 3
         for i in range(3):
-            if wanted[i]:  # q, k and v one after the other: what was sent of one is gone before the next
+            if needs_grad[i]:  # one after the other, so that the memory of each is released before the next
                 own, grads[i] = grads[i], grads[i].new_empty(0)
-                found[i] = to_tokens(own, ctx.reads if i else ctx.shares, ctx.group, ctx.counts[i])
+                found[i] = heads_to_sequence(own, ctx.key_ranges if i else ctx.head_ranges, ctx.group, ctx.counts[i])
                 del own
         return *found, None, None
 
 
-def _gradients(ctx: Any, grad: Tensor, wanted: tuple[bool, ...]) -> list[Tensor]:
-    """Those of this rank's heads, of what ``_Across`` saved."""
+def _head_gradients(ctx: Any, grad: Tensor, needs_grad: tuple[bool, ...]) -> list[Tensor]:
+    """Return the gradients of q, k and v for this rank's heads, from the tensors that ``_UlyssesAttention`` saved."""
     saved = ctx.saved_tensors
     free = ctx.forward_backward.alone(saved)
     q, k, v, tokens, *others = saved
     del saved
-    if not ctx.shares[ctx.group.rank]:
-        to_heads(tokens, ctx.shares, ctx.group), to_heads(grad, ctx.shares, ctx.group)
+    if not ctx.head_ranges[ctx.group.rank]:
+        sequence_to_heads(tokens, ctx.head_ranges, ctx.group), sequence_to_heads(grad, ctx.head_ranges, ctx.group)
         return [q, k, v]
-    out, grad = (to_heads(x, ctx.shares, ctx.group) for x in (tokens, grad))
-    grads = ctx.forward_backward.backward(grad, q, k, v, out, *others, wanted, free[:3])
+    out, grad = (sequence_to_heads(x, ctx.head_ranges, ctx.group) for x in (tokens, grad))
+    grads = ctx.forward_backward.backward(grad, q, k, v, out, *others, needs_grad, free[:3])
     if ctx.index is not None:
-        count = len(ctx.reads[ctx.group.rank])
+        count = len(ctx.key_ranges[ctx.group.rank])
         for i in (1, 2):
-            if wanted[i]:
+            if needs_grad[i]:
                 one = grads[i]
                 grads[i] = one.new_zeros(*one.shape[:2], count, one.shape[3]).index_add_(2, ctx.index, one)
     return grads
 
 
-class _ToHeads(torch.autograd.Function):
-    """From this rank's tokens of all heads to all tokens of its heads: ``[b, s, h, d]`` → ``[b, P·s, own, d]``."""
+class _SequenceToHeads(torch.autograd.Function):
+    """Redistribution from this rank's tokens of all heads to all tokens of its heads: ``[b, s, h, d]`` → ``[b, P·s,
+    own, d]``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shares: list[range], group: SequenceGroup) -> Tensor:
-        ctx.shares, ctx.group, ctx.heads = shares, group, x.shape[2]
-        return to_heads(x, shares, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return to_tokens(grad, ctx.shares, ctx.group, ctx.heads), None, None
-
-
-class _ToTokens(torch.autograd.Function):
-    """The way back: ``[b, P·s, own, d]`` → ``[b, s, h, d]``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shares: list[range], group: SequenceGroup) -> Tensor:
-        ctx.shares, ctx.group = shares, group
-        return to_tokens(x, shares, group, shares[-1].stop)
+    def forward(ctx: Any, x: Tensor, head_ranges: list[range], group: SequenceGroup) -> Tensor:
+        ctx.head_ranges, ctx.group, ctx.heads = head_ranges, group, x.shape[2]
+        return sequence_to_heads(x, head_ranges, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return to_heads(grad, ctx.shares, ctx.group), None, None
+        return heads_to_sequence(grad, ctx.head_ranges, ctx.group, ctx.heads), None, None
 
 
-def to_heads(x: Tensor, shares: list[range], group: SequenceGroup) -> Tensor:
-    """x ``[b, s, h, d]`` → ``[b, P·s, own, d]``: rank r gets the heads ``shares[r]``; two may get the same."""
+class _HeadsToSequence(torch.autograd.Function):
+    """The inverse redistribution: ``[b, P·s, own, d]`` → ``[b, s, h, d]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head_ranges: list[range], group: SequenceGroup) -> Tensor:
+        ctx.head_ranges, ctx.group = head_ranges, group
+        return heads_to_sequence(x, head_ranges, group, head_ranges[-1].stop)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return sequence_to_heads(grad, ctx.head_ranges, ctx.group), None, None
+
+
+def sequence_to_heads(x: Tensor, head_ranges: list[range], group: SequenceGroup) -> Tensor:
+    """x ``[b, s, h, d]`` → ``[b, P·s, own, d]``: rank r gets the heads ``head_ranges[r]``, which may overlap."""
     b, s, heads, d = x.shape
-    own = len(shares[group.rank])
+    own = len(head_ranges[group.rank])
     out = x.new_empty(b, group.size * s, own, d)
     rows = out.unflatten(1, (group.size, s))
-    for part in _pieces(b, s, heads, x):
-        sent = [x[:, part, share.start : share.stop].flatten() for share in shares]
+    for part in _chunks(b, s, heads, x):
+        sent = [x[:, part, one_range.start : one_range.stop].flatten() for one_range in head_ranges]
         received = [b * (part.stop - part.start) * own * d] * group.size
-        got = exchange(torch.cat(sent), [one.numel() for one in sent], received, group.handle)
+        got = all_to_all(torch.cat(sent), [one.numel() for one in sent], received, group.handle)
         rows[:, :, part] = got.view(group.size, b, -1, own, d).movedim(0, 1) if own else 0
     return out
 
 
-def to_tokens(x: Tensor, shares: list[range], group: SequenceGroup, heads: int) -> Tensor:
-    """x ``[b, P·s, own, d]`` → ``[b, s, h, d]``, the transpose of ``to_heads``: what two ranks have of a head is
-    summed."""
+def heads_to_sequence(x: Tensor, head_ranges: list[range], group: SequenceGroup, heads: int) -> Tensor:
+    """x ``[b, P·s, own, d]`` → ``[b, s, h, d]``, the transpose of ``sequence_to_heads``: shared heads are summed."""
     b, n, own, d = x.shape
     s = n // group.size
     rows = x.unflatten(1, (group.size, s))
     out = x.new_zeros(b, s, heads, d)
-    for part in _pieces(b, s, heads, x):
+    for part in _chunks(b, s, heads, x):
         size = b * (part.stop - part.start) * d
         sent = rows[:, :, part].movedim(1, 0).flatten()
-        received = [size * len(share) for share in shares]
-        got = exchange(sent, [size * own] * group.size, received, group.handle)
-        for piece, share in zip(got.split(received), shares, strict=True):
-            out[:, part, share.start : share.stop] += piece.view(b, part.stop - part.start, len(share), d)
+        received = [size * len(one_range) for one_range in head_ranges]
+        got = all_to_all(sent, [size * own] * group.size, received, group.handle)
+        for piece, one_range in zip(got.split(received), head_ranges, strict=True):
+            out[:, part, one_range.start : one_range.stop] += piece.view(b, part.stop - part.start, len(one_range), d)
     return out
 
 
-def _pieces(b: int, s: int, heads: int, x: Tensor) -> list[slice]:
-    """Tokens that go at a time, the same on all ranks: what is packed, sent and received is no second copy of all."""
-    count = max(1, min(s, b * s * heads * x.shape[-1] * x.element_size() // PIECE))
+def _chunks(b: int, s: int, heads: int, x: Tensor) -> list[slice]:
+    """Return the slices of tokens sent per all-to-all, the same on all ranks. Chunks limit the size of the buffers."""
+    count = max(1, min(s, b * s * heads * x.shape[-1] * x.element_size() // CHUNK_BYTES))
     return [slice(s * i // count, s * (i + 1) // count) for i in range(count)]

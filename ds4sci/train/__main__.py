@@ -1,4 +1,4 @@
-"""``python -m ds4sci.train``, ``launch/train.py``: the program that every rank runs."""
+"""Program that every rank runs: ``python -m ds4sci.train`` and ``launch/train.py``."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ from ds4sci.config.run_file import RunConfig
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; DeepSpeed's launcher adds ``--local_rank``, which the environment says too."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Train what a run file describes, on DeepSpeed.")
+    """Parse the command line. DeepSpeed's launcher adds ``--local_rank``; the environment variable is what counts."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train the task of a run file on DeepSpeed.")
     parser.add_argument("--config", type=Path, help="run file (TOML)")
-    parser.add_argument("--deepspeed_config", type=Path, help="DeepSpeed JSON that replaces the one the run file names")
-    parser.add_argument("--deepspeed", action="store_true", help="accepted for DeepSpeed's sake; it is always on")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to go on with; needs nothing else")
+    parser.add_argument(
+        "--deepspeed_config", type=Path, help="DeepSpeed JSON to use instead of the one that the run file names"
+    )
+    parser.add_argument("--deepspeed", action="store_true", help="accepted for compatibility; always on")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="run folder to resume")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="set by the launcher")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=10")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override of the run file, such as train.steps=10"
+    )
     options = parser.parse_args(arguments)
     if (options.config is None) == (options.resume is None):
-        parser.error("give --config TOML for a new run, or --resume RUN to go on with one")
+        parser.error("give either --config TOML for a new run or --resume RUN to resume one")
     return options
 
 
 def load(options: argparse.Namespace) -> RunConfig:
-    """The run's config: from the run file, or from the folder to resume."""
+    """Load the configuration from the run file or from the run folder to resume."""
     file = options.config
     if options.resume is not None:
         file = options.resume / "config.json"
         if not file.is_file():
-            raise ValueError(f"--resume {options.resume}: no run folder there (it has no config.json)")
+            raise ValueError(f"--resume {options.resume}: not a run folder (config.json is missing)")
     return RunConfig.load(file, options.overrides, deepspeed=options.deepspeed_config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code: 0 also after a stop in order, 2 for what the user can mend, 1 otherwise."""
+    """Train and return the exit code: 0 after the last step or an orderly stop, 2 for user errors, 1 otherwise."""
     options = parse(arguments)
     is_main = os.environ.get("RANK", "0") == "0"
     try:
@@ -57,23 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_error(session.explain(error))
             return 2 if isinstance(error, (ValueError, OSError)) else 1
     except ValueError as error:
-        # Up to the run folder every rank reads the same files and finds the same fault: one of them says it.
+        # Until the run folder exists, every rank reads the same files and finds the same error; rank 0 prints it.
         print_error(f"error: {error}" if is_main else None)
         return 2
     except KeyboardInterrupt:
-        print_error("Interrupted; nothing was saved" if is_main else None)
+        print_error("Interrupted; nothing was saved." if is_main else None)
         return 130
     return 0
 
 
 def print_error(text: str | None) -> None:
-    """Print to stderr, at once."""
+    """Print ``text`` to stderr and flush; print nothing for None."""
     if text is not None:
         print(text, file=sys.stderr, flush=True)
 
 
 def exit_process(code: int) -> None:
-    """End this process in order."""
+    """Destroy the process group, run exit handlers and end the process."""
     import torch.distributed as dist
 
     if dist.is_initialized() and code == 0:
@@ -81,8 +85,8 @@ def exit_process(code: int) -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of gloo that are still being torn down when the interpreter's globals go abort the process now and then
-    # ("terminate called without an active exception") after all work is done; so the process goes without that.
+    # Interpreter teardown occasionally aborts the process after all work is done ("terminate called without an active
+    # exception"), because threads of gloo are still running. os._exit skips that teardown.
     os._exit(code)
 
 

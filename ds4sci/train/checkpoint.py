@@ -1,11 +1,16 @@
-"""Checkpoints that are complete or absent, and the way back from them.
+"""Checkpoints: atomic saving, verification, restoring, and loading of trained runs.
 
-``RUN/checkpoints/step_NNNNNN/`` holds ``deepspeed/`` (weights, optimizer, schedule, as DeepSpeed writes them),
-``model.safetensors`` (EMA weights, whole: what evaluation and prediction read), ``state.json`` (data position,
-counters, best so far, every rank's running sums of losses), the resolved config, and ``manifest.json`` (size and
-SHA-256 of every file). States of random generators are not needed (``ds4sci.train.rng_state``). It is written as
-``.step_NNNNNN.partial``, synced, and renamed by rank 0 once every rank has said that its part is on the disk.
-``latest`` and ``best`` are text files that name a step.
+``RUN/checkpoints/step_NNNNNN/`` contains
+
+- ``deepspeed/``: weights, optimizer and schedule, in DeepSpeed's format;
+- ``model.safetensors``: the unsharded EMA weights, which evaluation and prediction read;
+- ``state.json``: data position, counters, best evaluation so far, and every rank's running sums of losses;
+- the resolved configuration;
+- ``manifest.json``: size and SHA-256 of every file.
+
+States of random generators are not saved (``ds4sci.train.rng_state``). A checkpoint is written as
+``.step_NNNNNN.partial`` and synced to the disk; rank 0 renames it after every rank has reported success. ``latest`` and
+``best`` are text files that name a step.
 """
 
 from __future__ import annotations
@@ -32,27 +37,27 @@ if TYPE_CHECKING:
     from ds4sci.train.engine import Engine
 
 DEEPSPEED = "deepspeed"
-"""Tag of DeepSpeed's part inside a checkpoint's folder."""
+"""DeepSpeed's tag, and so the subfolder of a checkpoint that holds its files."""
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies."""
+    """Return the folder of the checkpoint of ``step``."""
     return run / "checkpoints" / f"step_{step:06d}"
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """Steps with a checkpoint under its final name, rising."""
+    """Return the steps that have a complete checkpoint, in ascending order."""
     return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step_*") if p.name[5:].isdigit())
 
 
 def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[str, Any]) -> Path:
-    """Write the checkpoint of ``state["step"]``; every rank calls it.
+    """Write the checkpoint of ``state["step"]``. A collective operation: every rank calls it.
 
-    state  plain values, the same on all ranks → state.json
-    sums   plain values of this rank, kept with those of the others in state.json
+    state  JSON values, identical on all ranks; written to state.json
+    sums   JSON values of this rank; state.json holds those of all ranks
 
-    Raises OSError on all ranks alike when any rank could not write (a full disk, say), with the path and the free
-    space; then nothing is left of the attempt, and earlier checkpoints are untouched.
+    Raises OSError on every rank if any rank failed to write, for example on a full disk, with the path and the free
+    space. The partial checkpoint is then removed, and earlier checkpoints are unchanged.
     """
     from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
 
@@ -68,18 +73,18 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
             writer.error = str(error)
     _raise_on_any_error(engine, writer, partial)
 
-    storage = engine.deepspeed.checkpoint_engine = SyncedCheckpointEngine()
-    storage.writer = writer
-    # Its recovery script would be copied by rank 0 alone, past the writer: a full disk would leave the others waiting.
+    checkpoint_engine = engine.deepspeed.checkpoint_engine = SyncedCheckpointEngine()
+    checkpoint_engine.writer = writer
+    # Only rank 0 copies DeepSpeed's recovery script, without the writer: a full disk would leave the others waiting.
     engine.deepspeed._copy_recovery_script = lambda save_path: None
     engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
     weights = ema.full_tensors(engine.module)
-    everyones = context.gather(sums)
+    all_sums = context.gather(sums)
     if context.is_main:
-        # safetensors writes by itself and reports a full disk badly; its bytes go through our hands.
+        # save_file of safetensors reports a full disk badly, so the bytes go through the writer.
         content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, {"format": "pt"})
         writer.write_bytes(partial / "model.safetensors", content)
-        writer.write_bytes(partial / "state.json", json.dumps(state | {"sums": everyones}, indent=2).encode())
+        writer.write_bytes(partial / "state.json", json.dumps(state | {"sums": all_sums}, indent=2).encode())
         for name in ("config.json", "deepspeed.json", "commit.txt"):
             writer.write_bytes(partial / name, (run / name).read_bytes())
     _raise_on_any_error(engine, writer, partial)
@@ -103,14 +108,14 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
 
 
 def prune(run: Path, keep_last: int, best: int | None) -> None:
-    """Remove all but the newest ``keep_last`` checkpoints and the best one; rank 0 calls it."""
+    """Remove all but the newest ``keep_last`` checkpoints and that of step ``best``. Only rank 0 calls it."""
     for step in checkpoint_steps(run)[:-keep_last]:
         if step != best:
             shutil.rmtree(checkpoint_folder(run, step), ignore_errors=True)
 
 
 def remove_after(run: Path, step: int) -> None:
-    """Remove what a run wrote of the steps after ``step``, and what a killed process left half written."""
+    """Remove the files that a run wrote for steps after ``step``, and partial checkpoints of killed processes."""
     for path in (run / "checkpoints").glob(".step_*.partial"):
         shutil.rmtree(path, ignore_errors=True)
     for pattern in ("checkpoints/step_*", "evaluations/step_*.jsonl", "nonfinite/step_*.json"):
@@ -125,7 +130,7 @@ def remove_after(run: Path, step: int) -> None:
 
 
 def _raise_on_any_error(engine: Engine, writer: Any, partial: Path) -> None:
-    """Go on only if no rank has an error; otherwise remove ``partial`` and raise on all."""
+    """Return if no rank has an error; otherwise remove ``partial`` and raise OSError on every rank."""
     errors = [(rank, error) for rank, error in enumerate(engine.context.gather(writer.error)) if error]
     if not errors:
         return
@@ -135,13 +140,13 @@ def _raise_on_any_error(engine: Engine, writer: Any, partial: Path) -> None:
     rank, error = errors[0]
     raise OSError(
         f"the checkpoint {partial.with_name(partial.name[1:-8])} could not be written: rank {rank}: {error}. "
-        f"{free_space(partial.parent)} now in {partial.parent}. Earlier checkpoints are untouched: "
-        "make room, then go on with --resume"
+        f"{free_space(partial.parent)} now in {partial.parent}. Earlier checkpoints are unchanged: "
+        "free some disk space, then resume with --resume"
     )
 
 
 def find_corruption(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None if every file is there, whole and unchanged."""
+    """Return the first mismatch between a checkpoint and its manifest, or None if every file is intact."""
     manifest = folder / "manifest.json"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
@@ -155,29 +160,29 @@ def find_corruption(folder: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
     for name, expected in files.items():
         if fingerprint(folder / name) != expected:
-            return f"{name} has changed since it was written"
+            return f"{name} has another SHA-256 than when it was written"
     return None
 
 
-def newest_intact(run: Path, say: Any = print) -> Path:
-    """The newest checkpoint that is whole; says which broken ones it passes over.
+def newest_intact(run: Path, log: Any = print) -> Path:
+    """Return the newest checkpoint that passes verification. Each corrupt one before it is reported through ``log``.
 
-    Raises ValueError when there is none.
+    Raises ValueError if there is none.
     """
     for step in reversed(checkpoint_steps(run)):
         folder = checkpoint_folder(run, step)
         trouble = find_corruption(folder)
         if trouble is None:
             return folder
-        say(f"WARNING: {folder} is broken ({trouble}); going back to the checkpoint before it")
-    raise ValueError(f"{run}: no whole checkpoint in {run / 'checkpoints'}; start the run anew")
+        log(f"WARNING: {folder} is corrupt ({trouble}); trying the previous checkpoint")
+    raise ValueError(f"{run}: no intact checkpoint in {run / 'checkpoints'}; start a new run")
 
 
 def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
-    """Bring engine and EMA to the checkpoint ``folder``; every rank calls it.
+    """Load the checkpoint ``folder`` into engine and EMA. A collective operation: every rank calls it.
 
-    Returns the state as ``save`` got it, with the ``"sums"`` of every rank that saved. Raises ValueError where the
-    number of ranks, ZeRO stage or batch size forbids an exact continuation.
+    Returns the state that ``save`` was given, with the ``"sums"`` of every rank that saved. Raises ValueError if the
+    number of ranks, the ZeRO stage or the batch size does not allow an exact resume.
     """
     from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
 
@@ -187,8 +192,8 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
         tag = "universal"
         if not (folder / tag).is_dir():
             raise ValueError(
-                f"{folder}: the DeepSpeed JSON has checkpoint.load_universal, and there is no {folder / tag}. Make it "
-                f"with\n  {_universal_conversion(folder)}\nor resume with a JSON without that key"
+                f"{folder}: the DeepSpeed JSON has checkpoint.load_universal, but {folder / tag} does not exist. "
+                f"Create it with\n  {_universal_conversion(folder)}\nor resume with a JSON without that key"
             )
     else:
         _check_same_layout(folder, state, engine)
@@ -196,43 +201,45 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
     engine.deepspeed.checkpoint_engine = SyncedCheckpointEngine()
     loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=tag)
     if loaded is None:
-        raise ValueError(f"{folder / tag}: DeepSpeed finds nothing to load there")
+        raise ValueError(f"{folder / tag}: DeepSpeed found no checkpoint to load")
     ema.restore(safetensors.torch.load_file(folder / "model.safetensors"), state["ema_updates"])
     return state
 
 
 def _check_same_batch(folder: Path, state: dict[str, Any], engine: Engine) -> None:
-    """The data position is step × train_batch_size: with another batch, samples would be left out or seen twice."""
+    """Raise ValueError if train_batch_size differs: the data position is step × train_batch_size, so samples would be
+    skipped or repeated."""
     before, now = state["train_batch_size"], engine.batch[0]
     if before != now:
         micro, accumulation = engine.batch[1:]
         ranks = engine.context.sequence.data_size
         raise ValueError(
-            f"{engine.json_file}: train_batch_size is {now} here ({ranks} × {micro} × {accumulation}: ranks × micro "
-            f"batch × accumulation), and {folder} was written with {before}; the data position is step × "
-            f"train_batch_size, so the run would go on elsewhere in its data. Resume with train_batch_size = {before} "
+            f"{engine.json_file}: train_batch_size is {now} (ranks × micro batch × accumulation = {ranks} × {micro} × "
+            f"{accumulation}), but {folder} was written with {before}. The data position is step × train_batch_size: "
+            f"the run would continue at another position of its data. Resume with train_batch_size = {before} "
             "(change gradient_accumulation_steps or the micro batch to fit the ranks), or start a new run with "
             f"train.weights = {json.dumps(str(folder / 'model.safetensors'))}"
         )
 
 
 def _check_same_layout(folder: Path, state: dict[str, Any], engine: Engine) -> None:
+    """Raise ValueError if the ZeRO stage, or with ZeRO the number of ranks, differs from that of the checkpoint."""
     now = {"zero_stage": engine.zero_stage, "world_size": engine.context.world_size}
     if state["zero_stage"] != now["zero_stage"]:
         raise ValueError(
-            f"{folder}: written with ZeRO stage {state['zero_stage']}, and the DeepSpeed JSON asks for "
+            f"{folder}: written with ZeRO stage {state['zero_stage']}, but the DeepSpeed JSON has stage "
             f"{now['zero_stage']}; use the JSON of the run"
         )
     if state["world_size"] != now["world_size"] and now["zero_stage"] > 0:
         raise ValueError(
-            f"{folder}: written by {state['world_size']} ranks, and this run has {now['world_size']}. Start "
+            f"{folder}: written by {state['world_size']} ranks, but this run has {now['world_size']}. Start "
             f"{state['world_size']} ranks, or convert it once with\n  {_universal_conversion(folder)}\n"
             'and resume with a DeepSpeed JSON that has "checkpoint": {"load_universal": true}'
         )
 
 
 def _universal_conversion(folder: Path) -> str:
-    """The command that makes a checkpoint loadable by any number of ranks."""
+    """Return the command that converts a checkpoint so that any number of ranks can load it."""
     return (
         f"python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state "
         f"--input_folder {folder / DEEPSPEED} --output_folder {folder / 'universal'}"
@@ -240,36 +247,40 @@ def _universal_conversion(folder: Path) -> str:
 
 
 def chosen(run: Path, which: str = "best") -> Path:
-    """The folder of a run's checkpoint: ``best``, ``latest``, ``step_NNNNNN`` or the number alone.
+    """Return the folder of a checkpoint of ``run``.
 
-    Raises ValueError naming what is missing. Without a best one yet, the latest is taken with a warning.
+    which  ``best``, ``latest``, ``step_NNNNNN`` or a step number; without a best one, the latest with a warning
+
+    Raises ValueError if the run or the checkpoint does not exist.
     """
     if not (run / "checkpoints").is_dir():
-        raise ValueError(f"{run}: no run folder with checkpoints; a run is what `ds4sci train` made, such as runs/NAME")
+        raise ValueError(
+            f"{run}: not a run folder (no checkpoints); expected a folder made by `ds4sci train`, such as runs/NAME"
+        )
     if not checkpoint_steps(run):
-        raise ValueError(f"{run}: the run has no checkpoint yet")
+        raise ValueError(f"{run}: no checkpoint yet")
     if which in ("best", "latest"):
         pointer = run / "checkpoints" / which
         name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
         if not (run / "checkpoints" / name / "model.safetensors").is_file() or not name:
             folder = checkpoint_folder(run, checkpoint_steps(run)[-1])
-            warnings.warn(f"{run}: no {which} checkpoint; taking {folder.name}", stacklevel=2)
+            warnings.warn(f"{run}: no {which} checkpoint; using {folder.name}", stacklevel=2)
             return folder
         return run / "checkpoints" / name
     folder = checkpoint_folder(run, int(which)) if which.isdigit() else run / "checkpoints" / which
     if not folder.is_dir():
         have = ", ".join(checkpoint_folder(run, step).name for step in checkpoint_steps(run))
-        raise ValueError(f"{run}: no checkpoint {folder.name!r}; there are best, latest, {have}")
+        raise ValueError(f"{run}: no checkpoint {folder.name!r}; available: best, latest, {have}")
     return folder
 
 
 def load_run(run: Path | str, *, which: str = "best", overrides: Sequence[str] = ()) -> tuple[RunConfig, Task]:
-    """A trained task, ready to evaluate and predict: EMA weights in fp32, eval mode, on the CPU. No deepspeed.
+    """Load a trained task for evaluation and prediction: EMA weights in fp32, eval mode, on the CPU, no deepspeed.
 
-    which      ``best`` (by the task's target), ``latest`` or ``step_NNNNNN``
-    overrides  ``key=value`` over the run's own configuration, such as ``data.evaluation_recycling=3``
+    which      see ``chosen``
+    overrides  ``key=value`` overrides of the run's configuration, such as ``data.evaluation_recycling=3``
 
-    Raises ValueError when there is no such run or checkpoint, or when its weights do not fit the model of its config.
+    Raises ValueError if the run or checkpoint does not exist, or if its weights do not fit the configured model.
     """
     folder = chosen(Path(run), which)
     config = RunConfig.load(folder / "config.json", list(overrides))
@@ -283,16 +294,16 @@ def load_run(run: Path | str, *, which: str = "best", overrides: Sequence[str] =
 
 
 def weights_file(path: Path) -> Path:
-    """``model.safetensors`` of the run folder ``path`` (its best checkpoint), or the file itself."""
+    """Return ``model.safetensors`` of the best checkpoint of the run folder ``path``, or ``path`` if it is a file."""
     return chosen(path) / "model.safetensors" if path.is_dir() else path
 
 
 def load_weights(model: torch.nn.Module, file: Path) -> None:
-    """Put the tensors of a safetensors ``file`` into ``model``. Raises ValueError naming what does not fit."""
+    """Copy the tensors of a safetensors ``file`` into ``model``. Raises ValueError naming those that do not fit."""
     try:
         tensors = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{file}: not readable as safetensors: {error}") from None
+        raise ValueError(f"{file}: not a readable safetensors file: {error}") from None
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     wrong = [
         f"{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the model"

@@ -1,7 +1,7 @@
-"""Check of a DeepSpeed JSON against DeepSpeed itself: the keys that its own code reads are the keys that are valid.
+"""Check of a DeepSpeed JSON against the keys that DeepSpeed's own code reads.
 
-DeepSpeed refuses unknown keys in some sections and passes over them in the others: ``gradient_cliping`` trains
-unclipped. Its parser is therefore run on a dict that notes which keys are asked for. What is never asked for has no
+DeepSpeed rejects unknown keys in some sections and ignores them in others: ``gradient_cliping`` trains without
+clipping. Here DeepSpeed's parser runs on a dict that records the keys it looks up. A key that is never looked up has no
 effect, and is an error.
 """
 
@@ -24,40 +24,44 @@ EXTRA_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
         "use_reentrant",
     ),
 }  # fmt: skip
-"""Section → keys that DeepSpeed reads elsewhere than in its parser."""
+"""Section → keys that DeepSpeed reads outside its parser."""
 
 KEYS_FROM_CONSTANTS = {
     "data_efficiency": "deepspeed.runtime.data_pipeline.constants",
     "autotuning": "deepspeed.autotuning.constants",
 }
-"""Section → the module whose string constants are the names of its keys, at any depth."""
+"""Section → module whose string constants are the names of its keys, at any depth."""
 
 FREE_FORM_SECTIONS = (
     ("datastates_ckpt",),
     ("autotuning", "arg_mappings"),
 )
-"""Sections whose keys are the user's."""
+"""Sections with keys of the user's choice."""
 
 INTEGER_KEYS = {
     "steps_per_print": 1, "train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
     "sequence_parallel_size": 1, "data_parallel_size": 1, "vocabulary_size": 1,
 }  # fmt: skip
-"""Keys of the top level whose default in DeepSpeed, None, has no type."""
+"""Integer keys of the top level; their default in DeepSpeed is None, which gives no type."""
 
 NUMERIC_ARGUMENTS = {
     "lr", "eps", "weight_decay", "momentum", "muon_lr", "adam_lr", "warmup_min_lr", "warmup_max_lr",
     "warmup_num_steps", "total_num_steps",
 }  # fmt: skip
-"""Arguments of optimizers and schedules that are calculated with."""
+"""Numeric arguments of optimizers and schedules."""
 
 MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
-"""Sections that DeepSpeed checks in one model together."""
+"""Sections that DeepSpeed validates together in one model."""
 
 
 @dataclass
 class _AccessLog:
-    """Section → keys that were asked for; what stands for those of the top level where they are not given; sections
-    that were handed over whole, to a model that forbids others."""
+    """Record of what DeepSpeed's parser looked up.
+
+    keys      section → keys that were looked up
+    defaults  key of the top level → default that was passed to ``get``
+    whole     sections that were passed to a model that forbids unknown keys
+    """
 
     keys: dict[tuple[str, ...], set[str]] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -65,18 +69,18 @@ class _AccessLog:
 
 
 class _RecordingDict(dict[str, Any]):
-    """A dict that notes the keys that it is asked for; so do the dicts in it, when they are fetched."""
+    """A dict that records the keys that are looked up in it and in the dicts that it contains."""
 
-    def __init__(self, values: dict[str, Any], path: tuple[str, ...], asked: _AccessLog) -> None:
+    def __init__(self, values: dict[str, Any], path: tuple[str, ...], log: _AccessLog) -> None:
         super().__init__(values)
-        self.path, self.asked = path, asked
+        self.path, self.log = path, log
 
     def _record(self, key: Any) -> None:
-        self.asked.keys.setdefault(self.path, set()).add(key)
+        self.log.keys.setdefault(self.path, set()).add(key)
 
     def _wrapped(self, key: Any, value: Any) -> Any:
         plain = isinstance(value, dict) and not isinstance(value, _RecordingDict)
-        return _RecordingDict(value, (*self.path, str(key)), self.asked) if plain else value
+        return _RecordingDict(value, (*self.path, str(key)), self.log) if plain else value
 
     def __getitem__(self, key: Any) -> Any:
         self._record(key)
@@ -85,7 +89,7 @@ class _RecordingDict(dict[str, Any]):
     def get(self, key: Any, default: Any = None) -> Any:
         self._record(key)
         if not self.path:
-            self.asked.defaults[key] = default
+            self.log.defaults[key] = default
         return self._wrapped(key, super().get(key, default)) if key in self else default
 
     def __contains__(self, key: Any) -> bool:
@@ -96,19 +100,19 @@ class _RecordingDict(dict[str, Any]):
         yield from list(super().__iter__())
 
     def keys(self) -> Any:
-        """Membership in these is noted too."""
+        """Return a view that records membership tests."""
         return _RecordingKeys(self)
 
     def items(self) -> Any:
-        """Pairs; reading them is no question for any one key."""
+        """Return pairs. Iterating over them does not count as looking up a key."""
         return [(key, self._wrapped(key, super(_RecordingDict, self).__getitem__(key))) for key in self]
 
     def __copy__(self) -> _RecordingDict:
-        return _RecordingDict(dict(super().items()), self.path, self.asked)
+        return _RecordingDict(dict(super().items()), self.path, self.log)
 
 
 class _RecordingKeys:
-    """The keys of a ``_RecordingDict``."""
+    """View of the keys of a ``_RecordingDict``."""
 
     def __init__(self, of: _RecordingDict) -> None:
         self.of = of
@@ -117,7 +121,7 @@ class _RecordingKeys:
         return key in self.of
 
     def __iter__(self) -> Iterator[str]:
-        self.of.asked.whole.add(self.of.path)  # ``Model(**section)``
+        self.of.log.whole.add(self.of.path)  # ``Model(**section)``
         return iter(self.of)
 
     def __len__(self) -> int:
@@ -125,26 +129,29 @@ class _RecordingKeys:
 
 
 def check(config: dict[str, Any], path: Path) -> None:
-    """Raise ValueError for the first key of ``config`` that DeepSpeed does not know, with the nearest that it does, and
-    for values that it refuses; ``path`` is the file that they came from."""
+    """Check ``config``, read from the file ``path``, against DeepSpeed's parser.
+
+    Raises ValueError for the first key that DeepSpeed does not read, with the nearest valid one, and for a value that
+    DeepSpeed rejects.
+    """
     from deepspeed.runtime import config as parser
 
-    asked = _AccessLog()
-    noted = _RecordingDict(config, (), asked)
+    log = _AccessLog()
+    recording = _RecordingDict(config, (), log)
     own = object.__new__(parser.DeepSpeedConfig)
-    own._param_dict = noted
+    own._param_dict = recording
     own.global_rank, own.world_size = 1, 1
-    refusal: Exception | None = None
+    rejection: Exception | None = None
     with _logger_disabled():
         try:
             parser._reject_removed_config_keys(config)
-            own._initialize_params(noted)
-        except Exception as error:  # it raises of every kind
-            refusal = error
-    _check_values(config, asked.defaults, path)
-    if refusal is not None:
-        raise ValueError(f"{path}: {_explain(refusal, config)}") from refusal
-    _check_keys(config, (), asked, path)
+            own._initialize_params(recording)
+        except Exception as error:  # the parser raises many types
+            rejection = error
+    _check_values(config, log.defaults, path)
+    if rejection is not None:
+        raise ValueError(f"{path}: {_explain(rejection, config)}") from rejection
+    _check_keys(config, (), log, path)
     for section, known in (("optimizer", _optimizer_arguments), ("scheduler", _scheduler_arguments)):
         entry = config.get(section)
         if isinstance(entry, dict) and entry.get("type") is not None:
@@ -164,9 +171,9 @@ def check(config: dict[str, Any], path: Path) -> None:
 
 
 def _check_values(config: dict[str, Any], defaults: dict[str, Any], path: Path) -> None:
-    """Raise ValueError for a value at the top level, or a ZeRO stage, of another type than DeepSpeed calculates with.
+    """Raise ValueError for a value of the wrong type at the top level, or a ZeRO stage that is not a number.
 
-    Its parser hands these on as they are: a text where a number should be would end the run within the first step.
+    DeepSpeed's parser does not check these: a string in place of a number would fail during the first step.
     """
     for key, value in config.items():
         default = INTEGER_KEYS.get(key, defaults.get(key))
@@ -179,7 +186,7 @@ def _check_values(config: dict[str, Any], defaults: dict[str, Any], path: Path) 
         elif isinstance(default, float):
             fits, expected = _is_number(value), "a number"
         else:
-            continue  # texts and names are looked up, and refused, by the parser itself
+            continue  # the parser itself validates strings
         if not fits:
             raise ValueError(f"{path}: {key}: expected {expected}, got {json.dumps(value)}")
     zero = config.get("zero_optimization")
@@ -191,18 +198,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_keys(values: dict[str, Any], at: tuple[str, ...], asked: _AccessLog, path: Path) -> None:
-    if at in FREE_FORM_SECTIONS or at in asked.whole or at in (("optimizer", "params"), ("scheduler", "params")):
+def _check_keys(values: dict[str, Any], at: tuple[str, ...], log: _AccessLog, path: Path) -> None:
+    if at in FREE_FORM_SECTIONS or at in log.whole or at in (("optimizer", "params"), ("scheduler", "params")):
         return
     names = _constants(KEYS_FROM_CONSTANTS[at[0]]) if at and at[0] in KEYS_FROM_CONSTANTS else set()
     if "schedule_config" in at or at[-1:] == ("curriculum_metrics",):
         return
-    valid = asked.keys.get(at, set()) | set(EXTRA_KEYS.get(at, ())) | names
+    valid = log.keys.get(at, set()) | set(EXTRA_KEYS.get(at, ())) | names
     for key, value in values.items():
         if key not in valid:
-            raise ValueError(_unknown(path, (*at, str(key)), valid, "DeepSpeed reads no such key, it would do nothing"))
+            raise ValueError(
+                _unknown(path, (*at, str(key)), valid, "DeepSpeed does not read this key, so it would have no effect")
+            )
         if isinstance(value, dict):
-            _check_keys(value, (*at, str(key)), asked, path)
+            _check_keys(value, (*at, str(key)), log, path)
 
 
 def _unknown(path: Path, keys: tuple[str, ...], valid: set[str], what: str) -> str:
@@ -219,11 +228,11 @@ def _constants(module: str) -> set[str]:
 
 
 def _explain(error: Exception, config: dict[str, Any]) -> str:
-    """DeepSpeed's refusal with the key that it is about."""
+    """Return DeepSpeed's error message with the key that it concerns."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
-        return f"DeepSpeed refuses this configuration: {str(error) or type(error).__name__}"
+        return f"DeepSpeed rejects this configuration: {str(error) or type(error).__name__}"
     problems = error.errors(include_url=False)
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     keys = tuple(str(part) for part in problem["loc"])
@@ -237,7 +246,7 @@ def _explain(error: Exception, config: dict[str, Any]) -> str:
 
 
 def _section_of(keys: tuple[str, ...], config: dict[str, Any]) -> tuple[str, ...]:
-    """The section, or the one in a section, that holds ``keys``; a monitor's are named with it already."""
+    """Return the section, or the section in a section, that holds ``keys``. Keys of a monitor include its name."""
     if not keys or keys[0] in config:
         return ()
     for name, section in config.items():
@@ -261,7 +270,7 @@ def _models() -> Iterator[Any]:
 
 
 def _fields(model: Any, inside: tuple[Any, ...]) -> set[str]:
-    """Names of a model's fields, or of those of the model in it at ``inside``."""
+    """Return the field names of ``model``, or of the model nested in it at ``inside``."""
     for key in inside:
         if model is None:
             return set()
@@ -274,7 +283,7 @@ def _fields(model: Any, inside: tuple[Any, ...]) -> set[str]:
 
 
 def _optimizer_arguments(name: str, path: Path) -> set[str]:
-    """Keys of ``optimizer.params``; none where nothing is known of them."""
+    """Return the valid keys of ``optimizer.params``; an empty set if they are not known."""
     import torch
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
     from deepspeed.ops.lamb import FusedLamb
@@ -304,7 +313,7 @@ def _optimizer_arguments(name: str, path: Path) -> set[str]:
 
 
 def _scheduler_arguments(name: str, path: Path) -> set[str]:
-    """Keys of ``scheduler.params``."""
+    """Return the valid keys of ``scheduler.params``."""
     import torch
     from deepspeed.runtime import lr_schedules
 
@@ -318,14 +327,14 @@ def _scheduler_arguments(name: str, path: Path) -> set[str]:
 
 
 def _arguments(*kinds: Any) -> set[str]:
-    """Arguments of the constructors but for the model and the optimizer."""
+    """Return the arguments of the constructors, without the model and the optimizer."""
     names = {name for kind in kinds for name in inspect.signature(kind).parameters}
     return names - {"self", "params", "model_params", "optimizer", "args", "kwargs"}
 
 
 @contextlib.contextmanager
 def _logger_disabled() -> Iterator[None]:
-    """DeepSpeed's parser logs what it will log again."""
+    """Disable DeepSpeed's logger: the parser runs again later and would log everything twice."""
     from deepspeed.utils import logger
 
     before, logger.disabled = logger.disabled, True

@@ -1,7 +1,7 @@
-"""The processes of one run, and the small things that they tell each other.
+"""The distributed context of one process: its rank, device, groups and control messages.
 
-Control messages (flags, rows, barriers) go over a gloo group of their own: they never wait for the GPU, and a rank that
-dies breaks the connection at once instead of leaving the others in a collective.
+Control messages (flags, evaluation rows, barriers) use a gloo group of their own. They never wait for the GPU, and the
+death of a rank breaks the connection at once instead of leaving the others in a collective.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from ds4sci.parallel.groups import ALONE, SequenceGroup, sequence_groups
 T = TypeVar("T")
 
 CONTROL_TIMEOUT = timedelta(hours=2)
-"""The longest that one rank may lag behind another: an evaluation or a checkpoint of a large model."""
+"""Maximum lag between two ranks, during an evaluation or a checkpoint of a large model."""
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among ``world_size``; ``control`` is the gloo group of control messages, ``sequence`` the ranks that
-    share this one's rows."""
+    """This process among ``world_size`` processes.
+
+    rank        of this process among all
+    world_size  number of processes
+    local_rank  of this process on its machine
+    device      device that the model is trained on
+    control     gloo group of the control messages
+    sequence    ranks that share rows with this one (sequence parallelism)
+    """
 
     rank: int
     world_size: int
@@ -38,29 +45,29 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which prints and writes what belongs to the whole run."""
+        """Whether this is rank 0, which prints messages and writes the files of the run."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag, True if it is True on any rank."""
+        """Return each flag reduced by logical or over the ranks."""
         tensor = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return tuple(bool(x) for x in tensor.tolist())
 
     def total(self, value: float) -> float:
-        """The sum of every rank's ``value``."""
+        """Return the sum of ``value`` over the ranks."""
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, group=self.control)
         return float(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's ``value``, in rank order, on every rank."""
+        """Return the ``value`` of every rank, in rank order, on every rank."""
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.control)
         return values
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's ``value`` on every rank."""
+        """Return the ``value`` of rank 0 on every rank."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
@@ -71,10 +78,12 @@ class DistributedContext:
 
 
 def set_rank_environment() -> None:
-    """Make ``python launch/train.py`` a run of one rank, and share the cores out among the ranks.
+    """Set the launcher's variables for a single rank if there is no launcher, and divide the cores among the ranks.
 
-    DeepSpeed without RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT goes looking for MPI. OMP_NUM_THREADS
-    beyond cores / ranks makes CPU ranks fight for cores: measured 11 s instead of 1 s for five steps.
+    Without RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT DeepSpeed looks for MPI. If OMP_NUM_THREADS
+    exceeds cores / ranks, CPU ranks compete for cores: measured 11 s instead of 1 s for five steps.
+
+    Raises ValueError if only some of the variables are set.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
@@ -83,16 +92,20 @@ def set_rank_environment() -> None:
     missing = [k for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
     if missing:
         raise ValueError(
-            f"the environment has a part of a launcher's variables but not {', '.join(missing)}; "
-            "start with `deepspeed`, `torchrun` or `ds4sci train`, or unset RANK and WORLD_SIZE for a single rank"
+            f"the environment has some of a launcher's variables but not {', '.join(missing)}; start the run with "
+            "`deepspeed`, `torchrun` or `ds4sci train`, or unset RANK and WORLD_SIZE for a single rank"
         )
     local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // local_size)))
 
 
 def create_context(device: torch.device, sequence: int = 1) -> DistributedContext:
-    """Join the run after ``deepspeed.init_distributed``, ``sequence`` ranks to a row; also gives torch its share of the
-    threads. Raises ValueError where ``sequence`` does not divide the ranks."""
+    """Create the process groups, after ``deepspeed.init_distributed``, and set the number of threads of torch on a CPU.
+
+    sequence  ranks that share each row
+
+    Raises ValueError if ``sequence`` does not divide the number of ranks.
+    """
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
@@ -103,7 +116,7 @@ def create_context(device: torch.device, sequence: int = 1) -> DistributedContex
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on now."""
+    """Return a TCP port that is free at the moment."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

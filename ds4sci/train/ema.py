@@ -1,4 +1,4 @@
-"""The running mean of the weights, which evaluation and prediction use."""
+"""Exponential moving average of the weights, used by evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Exponential moving average in fp32 of what this rank holds of every trainable parameter.
+    """Exponential moving average in fp32 of this rank's part of every trainable parameter.
 
         mean ← mean + (1 - d) (weight - mean),   d = min(decay, (1 + t) / (10 + t)) at the t-th update
 
-    The warm-up forgets the random start quickly (as TensorFlow's ExponentialMovingAverage with num_updates).
-    Under ZeRO-3 a rank holds, and averages, its shard ``param.ds_tensor``; otherwise the whole ``param.data``.
-    Memory: 4 bytes per parameter held, and once more in the parameter's dtype while swapped.
+    The warm-up reduces the influence of the initial weights, as TensorFlow's ExponentialMovingAverage with num_updates
+    does. Under ZeRO-3 a rank averages its shard ``param.ds_tensor``, otherwise the full ``param.data``.
+    Memory: 4 bytes per local parameter, and a copy in the parameter's dtype while swapped.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """``model`` as ``deepspeed.initialize`` left it. Raises ValueError where its shards lie on NVMe."""
+        """``model`` after ``deepspeed.initialize``. Raises ValueError if its shards are offloaded to NVMe."""
         self.decay = decay
         self.updates = 0
-        # Any: ZeRO-3 hangs its own attributes (ds_tensor, ds_shape, …) on the parameters
+        # Any: ZeRO-3 adds attributes to the parameters (ds_tensor, ds_shape, …)
         self._parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for name, p in self._parameters.items():
             if is_sharded(p) and p.ds_tensor.numel() == 0:
-                raise ValueError(f"{name}: parameters offloaded to NVMe cannot be averaged; offload them to the cpu")
+                raise ValueError(f"{name}: parameters offloaded to NVMe cannot be averaged; offload them to cpu")
         self._means = {name: local_tensor(p).detach().float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take one optimizer step's weights into the mean."""
+        """Update the mean with the weights after an optimizer step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         means, weights = list(self._means.values()), [local_tensor(p).detach() for p in self._parameters.values()]
@@ -47,7 +47,7 @@ class Ema:
     @contextlib.contextmanager
     @torch.no_grad()
     def swapped(self) -> Iterator[None]:
-        """The mean in place of the weights inside the block; the weights come back bit for bit."""
+        """Replace the weights with the mean inside the block; the weights are restored exactly afterwards."""
         weights = {name: local_tensor(p).detach().clone() for name, p in self._parameters.items()}
         self._write(self._means)
         try:
@@ -57,7 +57,10 @@ class Ema:
 
     @torch.no_grad()
     def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Names → whole tensors on the CPU: the means, frozen parameters and persistent buffers. All ranks call it."""
+        """Return name → unsharded tensor on the CPU: means, frozen parameters and persistent buffers.
+
+        A collective operation: every rank calls it.
+        """
         tensors: dict[str, Tensor] = {}
         for name, p in model.named_parameters():
             local = self._means[name] if name in self._means else local_tensor(p).detach()
@@ -68,7 +71,7 @@ class Ema:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Take the means from what ``full_tensors`` gave, whatever number of ranks gave it."""
+        """Load the means from the result of ``full_tensors``, which any number of ranks may have produced."""
         for name, p in self._parameters.items():
             whole = tensors[name].float()
             if is_sharded(p):
@@ -84,22 +87,23 @@ class Ema:
         for name, p in self._parameters.items():
             local_tensor(p).data.copy_(values[name])
             if is_sharded(p) and p.ds_status.name == "AVAILABLE":
-                # A small parameter that ZeRO-3 keeps gathered: drop the old whole, the next use gathers the new one.
+                # A small parameter that ZeRO-3 keeps gathered: release the old values, so that the next use gathers the
+                # new.
                 p.partition()
 
 
 def is_sharded(parameter: Any) -> bool:
-    """Whether ZeRO-3 has split ``parameter`` among the ranks."""
+    """Whether ZeRO-3 has sharded ``parameter`` over the ranks."""
     return hasattr(parameter, "ds_tensor")
 
 
 def local_tensor(parameter: Any) -> Tensor:
-    """What this rank stores of ``parameter``: its shard under ZeRO-3, else all of it."""
+    """Return this rank's part of ``parameter``: its shard under ZeRO-3, otherwise the full tensor."""
     return parameter.ds_tensor if is_sharded(parameter) else parameter.data
 
 
 def _gather(parameter: Any, shard: Tensor) -> Tensor:
-    """The whole of a tensor that is split like ``parameter``."""
+    """Gather a tensor that is sharded like ``parameter``."""
     group = parameter.ds_process_group
     shards = [torch.empty_like(shard) for _ in range(dist.get_world_size(group))]
     dist.all_gather(shards, shard.contiguous(), group=group)

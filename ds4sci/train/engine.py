@@ -1,6 +1,6 @@
-"""The one place that calls ``deepspeed.initialize``, and what the loop needs of DeepSpeed's engine.
+"""DeepSpeed's engine as the training loop uses it. The only module that calls ``deepspeed.initialize``.
 
-The engine gets the path of the user's JSON, never a copy that was changed.
+The engine gets the path of the user's JSON, never a modified copy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def init_distributed(config: dict[str, Any], sequence: int = 1) -> DistributedContext:
-    """Build what DeepSpeed would build at first use, then connect the ranks, ``sequence`` of them to a row."""
+    """Build the extensions that ``config`` requires, connect the ranks and create their context.
+
+    sequence  ranks that share each row
+    """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -44,10 +47,11 @@ def init_distributed(config: dict[str, Any], sequence: int = 1) -> DistributedCo
 
 
 def mark_leaf_modules(model: nn.Module) -> None:
-    """Tell ZeRO-3 which modules to gather with all their children: those that read the children's parameters.
+    """Mark the modules that ZeRO-3 must gather together with their children.
 
-    They say so themselves (``ds4sci.nn``). ZeRO-3 gathers a module's parameters when its ``forward`` is called; a child
-    whose weights go to a fused kernel is never called. Without ZeRO-3 the mark means nothing.
+    These modules (``ds4sci.nn``) set ``reads_parameters_of_children``. ZeRO-3 gathers the parameters of a module when
+    its ``forward`` is called, but a child whose weights go to a fused kernel is never called. Without ZeRO-3 the mark
+    has no effect.
     """
     from deepspeed.utils import set_z3_leaf_modules
 
@@ -57,15 +61,17 @@ def mark_leaf_modules(model: nn.Module) -> None:
 
 
 class Engine:
-    """DeepSpeed's engine around ``model``, with a step that a non-finite number anywhere undoes everywhere.
+    """DeepSpeed's engine around ``model``; a non-finite number on any rank makes every rank skip the step.
 
-    json_file      the DeepSpeed JSON
-    batch          (train_batch_size, micro batch per rank, accumulation steps), as DeepSpeed resolved them
-    zero_stage     0–3
+    json_file   path of the DeepSpeed JSON
+    context     the distributed context
+    batch       (train_batch_size, micro batch per rank, accumulation steps), as DeepSpeed resolved them
+    zero_stage  0–3
+    grad_norm   global gradient norm of the last step, before clipping; None if DeepSpeed does not report one
     """
 
     def __init__(self, model: nn.Module, json_file: Path, context: DistributedContext) -> None:
-        """Raises ValueError where DeepSpeed refuses the JSON, with the reason and the file."""
+        """Raises ValueError with file and reason if DeepSpeed rejects the JSON, or ZeRO-3 cannot train the model."""
         import deepspeed
 
         config = deepspeed_json.read(json_file)
@@ -74,7 +80,7 @@ class Engine:
         if deepspeed_json.zero_stage(config) == 3 and reason:
             raise ValueError(f"{json_file}: ZeRO stage 3 cannot train {reason}")
         parameters = [p for p in model.parameters() if p.requires_grad]
-        self._parameters = parameters  # listing them costs milliseconds a step
+        self._parameters = parameters  # listing them costs milliseconds per step
         mark_leaf_modules(model)
         try:
             with extension_builds.suppress_stdout(), _without_initial_step():
@@ -84,43 +90,43 @@ class Engine:
                 )  # fmt: skip
         except (AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) or type(error).__name__
-            raise ValueError(f"{json_file}: DeepSpeed refuses this configuration: {reason}") from error
+            raise ValueError(f"{json_file}: DeepSpeed rejects this configuration: {reason}") from error
         self.deepspeed: DeepSpeedEngine = engine
         self._factor = 1.0 / gradient_scale(config, context)
         self.json_file, self.context = json_file, context
-        self.batch = (  # floats, where DeepSpeed divides by the ranks that share rows
+        self.batch = (  # DeepSpeed returns floats with sequence parallelism
             int(engine.train_batch_size()),
             int(engine.train_micro_batch_size_per_gpu()),
             int(engine.gradient_accumulation_steps()),
         )
         self.zero_stage = int(engine.zero_optimization_stage())
-        # Every wrapper of DeepSpeed (ZeRO 1–3, bf16, fp16) refuses a step whose global gradient norm is not finite.
-        # The bare torch optimizer of stage 0 in fp32 does not know how: there we look ourselves.
+        # Every optimizer wrapper of DeepSpeed (ZeRO 1–3, bf16, fp16) skips a step whose global gradient norm is not
+        # finite. The bare torch optimizer of stage 0 in fp32 does not, so that step() checks the norm itself.
         self._bare = isinstance(engine.optimizer, torch.optim.Optimizer)
         self.grad_norm: float | None = None
 
     @property
     def module(self) -> nn.Module:
-        """The model, without the engine around it."""
+        """The model inside the engine."""
         return self.deepspeed.module
 
     @property
     def uses_dynamic_loss_scale(self) -> bool:
-        """Whether a skipped step may just be fp16 looking for its loss scale."""
+        """Whether a skipped step may be part of the search for the fp16 loss scale."""
         return bool(self.deepspeed.fp16_enabled() and self.deepspeed.dynamic_loss_scale())
 
     def learning_rate(self) -> float:
-        """Rate of the first parameter group at the coming step."""
+        """Return the learning rate of the first parameter group for the next step."""
         return float(self.deepspeed.get_lr()[0])
 
     def backward(self, loss: Tensor, share: float) -> bool:
-        """Accumulate the gradient of one micro-batch; returns whether its loss was finite.
+        """Accumulate the gradient of one micro-batch. Returns whether its loss was finite.
 
-        share  of this micro-batch in the loss of the step, which is Σ share · loss over its micro-batches on all ranks:
-               the gradient of that sum is what the optimizer gets
+        share  weight of this micro-batch in the loss of the step, which is Σ share · loss over its micro-batches on all
+               ranks; the optimizer gets the gradient of that sum
 
-        A loss that is not finite is multiplied by NaN, so that every gradient says so: the reduction carries it to all
-        ranks, whose optimizers then refuse the step alike, as they do after an overflow in fp16.
+        A non-finite loss is multiplied by NaN, so that all gradients become NaN. The reduction spreads them to every
+        rank, and all optimizers skip the step, as they do after an overflow in fp16.
         """
         finite = bool(torch.isfinite(loss.detach()))
         factor = share * self._factor if finite else float("nan")
@@ -128,9 +134,9 @@ class Engine:
         return finite
 
     def step(self) -> bool:
-        """End a micro-batch; at the boundary of accumulation move the weights. Returns whether they moved.
+        """End a micro-batch and, at the end of the accumulation, update the weights. Returns whether they were updated.
 
-        On a boundary with a non-finite gradient nothing changes: weights, optimizer state, schedule.
+        If a gradient is not finite, weights, optimizer state and schedule stay unchanged.
         """
         engine = self.deepspeed
         boundary = engine.is_gradient_accumulation_boundary()
@@ -148,7 +154,7 @@ class Engine:
         return boundary and bool(engine.was_step_applied())
 
     def log(self, values: dict[str, float], samples: int) -> None:
-        """Write to the monitors that the JSON switches on: wandb, tensorboard, csv, comet."""
+        """Write to the monitors that the JSON enables: wandb, tensorboard, csv, comet."""
         monitor = self.deepspeed.monitor
         if monitor.enabled and self.context.is_main:
             monitor.write_events([(name, value, samples) for name, value in values.items()])
@@ -156,10 +162,10 @@ class Engine:
 
 @contextlib.contextmanager
 def _without_initial_step() -> Iterator[None]:
-    """Keep DeepSpeed's 16-bit optimizers without ZeRO from a step of their own.
+    """Disable the initial step of DeepSpeed's 16-bit optimizers without ZeRO.
 
-    They take one on zero gradients when they are made, so that the optimizer has its state: Adam's count then begins
-    at 1, and the first weight decay comes twice. The first step of training makes that state as well.
+    At construction they step once on zero gradients to create the optimizer state. Adam's step count then begins at 1,
+    and weight decay is applied once too often. The first training step creates the state as well.
     """
     from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
@@ -176,12 +182,15 @@ def _without_initial_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _skip_step(optimizer: Any) -> Iterator[None]:
-    """Make a bare torch optimizer refuse a step the way DeepSpeed's wrappers do: nothing moves, and ``overflow`` tells
-    the engine to leave the schedule alone. The engine itself drops the gradients."""
+    """Make a bare torch optimizer skip a step as DeepSpeed's wrappers do.
+
+    The weights stay unchanged, and ``overflow`` tells the engine not to advance the schedule. The engine itself drops
+    the gradients.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
-                parameter.grad.zero_()  # it still clips them
+                parameter.grad.zero_()  # the engine still clips them
     optimizer.step, optimizer.overflow = (lambda: None), True
     try:
         yield
@@ -190,22 +199,22 @@ def _skip_step(optimizer: Any) -> Iterator[None]:
 
 
 SUPPRESSED_WARNINGS = (
-    "Setting accelerator to CPU",  # a CPU is no mishap
-    "Attempting to get learning rate from scheduler before it has started",  # DeepSpeed's own schedules do that
-    "[Rank 0] [deepspeed] OVERFLOW! Skipping step",  # the loop names the samples
-    "MPU is not provided",  # there is no model parallelism when a universal checkpoint is loaded
+    "Setting accelerator to CPU",  # not a problem
+    "Attempting to get learning rate from scheduler before it has started",  # caused by DeepSpeed's own schedules
+    "[Rank 0] [deepspeed] OVERFLOW! Skipping step",  # the training loop reports the samples
+    "MPU is not provided",  # expected when a universal checkpoint is loaded
 )
-"""Warnings of DeepSpeed that tell the user nothing."""
+"""Beginnings of DeepSpeed's warnings that do not concern the user."""
 
 
 def silence_deepspeed() -> None:
-    """Keep DeepSpeed's chatter below WARNING, and the warnings about its outdated calls to torch, from the user.
+    """Set DeepSpeed's logger to WARNING, and ignore warnings about deprecated calls that DeepSpeed makes.
 
-    For programs, once; warnings of other origin pass.
+    Called once by programs, not by library code. Other warnings are unaffected.
     """
     logger = logging.getLogger("DeepSpeed")
     logger.addFilter(lambda record: not record.getMessage().startswith(SUPPRESSED_WARNINGS))
-    import deepspeed  # noqa: F401  (sets up that logger, with the stdout of this moment)
+    import deepspeed  # noqa: F401  (creates that logger, with the current stdout)
 
     logger.setLevel(logging.WARNING)
     for category in (FutureWarning, DeprecationWarning):

@@ -1,13 +1,13 @@
-"""DeepSpeed's extensions, built once before the ranks need them, in sight of the user.
+"""Builds of DeepSpeed's C++ extensions, done once before the ranks need them, with visible progress.
 
-DeepSpeed compiles C++ at first use, for minutes, in silence, and a build that was killed leaves torch's ``lock`` file
-behind, on which every later run waits for ever, and a compiler without a parent, which goes on writing into the next
-build's files. Here every build runs under ``flock``, which the kernel releases when its holder dies, and whoever holds
-it clears such leftovers away.
+DeepSpeed compiles C++ silently at first use, which takes minutes. A killed build leaves torch's ``lock`` file, on which
+every later run waits forever, and may leave an orphaned compiler that keeps writing into the files of the next build.
+Here every build holds a ``flock``, which the kernel releases when its holder dies, and the holder removes such
+leftovers first.
 
-What is built is what the JSON asks for. ``deepspeed_shm_comm`` (77 s on two cores) serves only
-``inference_all_reduce`` of DeepSpeed's tensor parallelism: without that it is switched off instead of built, and all
-traffic goes through torch's own gloo, as it does anyway.
+Only extensions that the JSON requires are built. ``deepspeed_shm_comm`` (77 s on two cores) serves only
+``inference_all_reduce`` of DeepSpeed's tensor parallelism. Without tensor parallelism it is disabled instead of built,
+and all communication uses torch's gloo, as it would anyway.
 """
 
 from __future__ import annotations
@@ -42,37 +42,37 @@ BUILDERS = {
     "fused_lion": "FusedLionBuilder",
     "async_io": "AsyncIOBuilder",
 }
-"""Extension → the name of its builder in DeepSpeed's accelerator."""
+"""Extension → name of its builder in DeepSpeed's accelerator."""
 
 
 def required_extensions(config: dict[str, Any], *, accelerator: str) -> dict[str, str]:
-    """Extension → why the JSON ``config`` needs it on ``accelerator`` (``cpu``, ``cuda``, …)."""
-    wanted: dict[str, str] = {}
+    """Return extension → reason why the JSON ``config`` requires it on ``accelerator`` (``cpu``, ``cuda``, …)."""
+    required: dict[str, str] = {}
     optimizer = config.get("optimizer", {})
     name = str(optimizer.get("type", "")).lower()
     parameters = optimizer.get("params") or {}
     offloads = deepspeed_json.offload_devices(config)
     if name in ("adam", "adamw") and not parameters.get("torch_adam", False):
         if offloads:
-            wanted["cpu_adam"] = "zero_optimization.offload_optimizer steps Adam on the host"
+            required["cpu_adam"] = "zero_optimization.offload_optimizer runs Adam on the host"
         else:
-            wanted["fused_adam"] = 'optimizer.params has no "torch_adam": true'
+            required["fused_adam"] = 'optimizer.params has no "torch_adam": true'
     elif name in ("adagrad", "lion") and offloads:
-        wanted[f"cpu_{name}"] = f"zero_optimization.offload_optimizer steps {name} on the host"
+        required[f"cpu_{name}"] = f"zero_optimization.offload_optimizer runs {name} on the host"
     elif name == "lion":
-        wanted["fused_lion"] = "optimizer.type is Lion"
+        required["fused_lion"] = "optimizer.type is Lion"
     if "nvme" in offloads:
-        wanted["async_io"] = "zero_optimization offloads to NVMe"
+        required["async_io"] = "zero_optimization offloads to NVMe"
     parallel = config.get("tensor_parallel") or {}
     if accelerator == "cpu" and int(parallel.get("autotp_size") or 0) > 1:
-        wanted[SHM] = "tensor_parallel.autotp_size asks for DeepSpeed's tensor parallelism"
-    return wanted
+        required[SHM] = "tensor_parallel.autotp_size enables DeepSpeed's tensor parallelism"
+    return required
 
 
 def cache_folder() -> Path:
-    """Where the extensions lie: ``TORCH_EXTENSIONS_DIR`` if set, else a folder of our own in the user's cache.
+    """Return the folder of the extensions: ``TORCH_EXTENSIONS_DIR`` if set, else a folder in the cache of ds4sci.
 
-    The folder's name holds the versions of Python, torch and DeepSpeed, so that an upgrade builds anew.
+    Its name contains the versions of Python, torch and DeepSpeed, so that an upgrade rebuilds them.
     """
     if own := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(own)
@@ -85,21 +85,23 @@ def cache_folder() -> Path:
 
 
 def why_no_build() -> str | None:
-    """Why nothing can be compiled here, with the remedy; None if a compiler and ninja are there."""
+    """Return why extensions cannot be compiled here, with the remedy, or None if a compiler and ninja exist."""
     if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "c++", "g++", "clang++")):
-        return "no C++ compiler; `sudo apt-get install g++` gives one"
+        return "no C++ compiler; install one with `sudo apt-get install g++`"
     if shutil.which("ninja") is None:
-        return "no ninja; `pip install ninja` gives it"
+        return "no ninja; install it with `pip install ninja`"
     return None
 
 
-def build_required(config: dict[str, Any], *, say: Callable[[str], None] = print, verbose: bool = True) -> None:
-    """Build what ``config`` needs and switch off what it does not; sets ``TORCH_EXTENSIONS_DIR``.
+def build_required(config: dict[str, Any], *, log: Callable[[str], None] = print, verbose: bool = True) -> None:
+    """Build the extensions that ``config`` requires, disable the shared-memory one otherwise, and set
+    ``TORCH_EXTENSIONS_DIR``.
 
-    Every rank calls this: the first one builds and says so, the others wait for the lock and find the work done;
-    of those only the one that ``verbose`` says that it waits.
-    Raises ValueError where nothing can be built but the JSON needs it, and BuildError where building fails; both name
-    the key of the JSON that avoids it.
+    Every rank calls this. The first one builds and reports it; the others wait for the lock and find the extension
+    built. A waiting rank reports that it waits if it is ``verbose``.
+
+    Raises ValueError if a required extension cannot be built here, and BuildError if its build fails; both messages
+    name the key of the JSON that avoids it.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -108,28 +110,28 @@ def build_required(config: dict[str, Any], *, say: Callable[[str], None] = print
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     add_environment_to_path()
     accelerator = get_accelerator()
-    wanted = required_extensions(config, accelerator=accelerator.device_name())
-    if SHM not in wanted:
+    required = required_extensions(config, accelerator=accelerator.device_name())
+    if SHM not in required:
         with suppress_stdout():
             deepspeed.ops.__compatible_ops__[SHM] = False
     obstacle = why_no_build()
-    for name, reason in wanted.items():
+    for name, reason in required.items():
         if obstacle is not None:
             raise ValueError(
-                f"DeepSpeed's {name} is needed ({reason}) but cannot be built: {obstacle}. {workaround(name)}"
+                f"DeepSpeed's {name} is required ({reason}) but cannot be built: {obstacle}. {workaround(name)}"
             )
         builder = accelerator.create_op_builder(BUILDERS[name])
-        build(folder, name, builder.load, reason=reason, say=say, verbose=verbose)
+        build(folder, name, builder.load, reason=reason, log=log, verbose=verbose)
 
 
 class BuildError(RuntimeError):
-    """The compiler failed on one of DeepSpeed's extensions."""
+    """An extension of DeepSpeed failed to compile."""
 
 
 def remove_stale_build(folder: Path) -> None:
-    """If a build in ``folder`` was killed, end its orphaned compilers and remove what it left; called under our lock.
+    """Kill the compilers of a killed build in ``folder`` and remove its files. Called while holding the lock.
 
-    A ``lock`` file whose maker still has it open belongs to a build by another program: that one is waited for.
+    If a process still has the ``lock`` file open, another program is building: this function waits for it.
     """
     lock = folder / "lock"
     while lock.exists() and any(_has_open(p, lock) for p in psutil.process_iter()):
@@ -148,7 +150,7 @@ def _has_open(process: psutil.Process, file: Path) -> bool:
     try:
         return any(Path(opened.path) == file.resolve() for opened in process.open_files())
     except psutil.Error:
-        return False  # another user's process, or one that has just ended
+        return False  # a process of another user, or one that has just ended
 
 
 def _runs_in(process: psutil.Process, folder: Path) -> bool:
@@ -159,14 +161,14 @@ def _runs_in(process: psutil.Process, folder: Path) -> bool:
 
 
 def workaround(name: str) -> str:
-    """How to do without the extension ``name``."""
+    """Return how to avoid the extension ``name``."""
     if name == SHM:
-        return "Or take tensor_parallel out of the DeepSpeed JSON"
+        return "Or remove tensor_parallel from the DeepSpeed JSON"
     if name == "async_io":
-        return "Or offload to the cpu instead of nvme in the DeepSpeed JSON"
+        return "Or offload to cpu instead of nvme in the DeepSpeed JSON"
     if name in ("cpu_adam", "fused_adam"):
         return 'Or set "torch_adam": true in optimizer.params of the DeepSpeed JSON'
-    return 'Or take another optimizer, such as AdamW with "torch_adam": true'
+    return 'Or use another optimizer, such as AdamW with "torch_adam": true'
 
 
 def build(
@@ -175,17 +177,21 @@ def build(
     load: Callable[[], Any],
     *,
     reason: str,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     verbose: bool = True,
 ) -> None:
-    """Call ``load`` (which builds into ``folder / name`` if need be) alone among all processes, saying what goes on."""
+    """Call ``load``, which builds into ``folder / name`` if necessary, while holding a lock; report progress by
+    ``log``.
+
+    Raises BuildError if the build fails.
+    """
     wait = f"Waiting for another process to build DeepSpeed's {name} …"
-    with locks.exclusive(folder / f"{name}.flock", on_wait=lambda: say(wait) if verbose else None):
+    with locks.exclusive(folder / f"{name}.flock", on_wait=lambda: log(wait) if verbose else None):
         remove_stale_build(folder / name)
         fresh = not any((folder / name).glob("*.so"))
         start = time.monotonic()
         if fresh:
-            say(f"Building DeepSpeed's {name} once, 1–3 minutes: {reason}. It stays in {folder}")
+            log(f"Building DeepSpeed's {name} once, 1–3 minutes: {reason}. It is kept in {folder}")
         try:
             with _elapsed_time(f"building {name}") if fresh else contextlib.nullcontext(), suppress_stdout():
                 load()
@@ -194,12 +200,12 @@ def build(
                 f"DeepSpeed's {name} failed to build in {folder / name}: {error}. {workaround(name)}"
             ) from error
         if fresh:
-            say(f"Built {name} in {time.monotonic() - start:.0f} s")
+            log(f"Built {name} in {time.monotonic() - start:.0f} s")
 
 
 @contextlib.contextmanager
 def _elapsed_time(what: str) -> Iterator[None]:
-    """On a terminal, a line with the time gone by."""
+    """Show a line with the elapsed time on a terminal."""
     console = Console(file=sys.stdout)
     bar = Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=console, transient=True)
     with bar if console.is_terminal else contextlib.nullcontext():
@@ -209,13 +215,13 @@ def _elapsed_time(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def suppress_stdout() -> Iterator[None]:
-    """Swallow what DeepSpeed and torch print bare, past any logger, while they set themselves up."""
+    """Discard what DeepSpeed and torch print to stdout, without a logger, during their setup."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def add_environment_to_path() -> None:
-    """Let torch find the ``ninja`` that pip put beside this Python, when the environment is not activated."""
+    """Add the environment's scripts to PATH, so that torch finds ``ninja`` if the environment is not activated."""
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join(filter(None, [scripts, os.environ.get("PATH", "")]))

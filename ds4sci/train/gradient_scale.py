@@ -1,10 +1,11 @@
-"""What DeepSpeed makes of the gradients of the ranks.
+"""Scale of the gradients that DeepSpeed computes from those of the ranks.
 
-The gradient of a step is the sum over all ranks and micro-batches, each of which has its share of the step's loss.
-DeepSpeed averages over the ranks instead: it gives 1 / W of the sum on W ranks. Where ranks share rows, DeepSpeed 0.19
-gives the sum over the ranks of a group and the mean over groups for ZeRO 0, 1 and 2, and 1 / P of that for stage 3 with
-its default reduce-scatter. Adam hides such factors; clipping, plain SGD and the norm in the log do not. So for shared
-rows a model of one weight is asked, at start-up and with the user's own JSON; the loss is divided by what was found.
+The gradient of a step is the sum over all ranks and micro-batches, each weighted by its share of the step's loss.
+DeepSpeed averages over the ranks instead: with W ranks its gradient is 1 / W of the sum. With sequence parallelism
+DeepSpeed 0.19 sums over the ranks of a group and averages over groups for ZeRO 0, 1 and 2, and divides that by the
+group size P for stage 3 with its default reduce-scatter. Adam hides such factors; clipping, plain SGD and the logged
+norm do not. Therefore, with sequence parallelism, the scale is measured at start-up with a model of one weight and the
+user's own JSON, and the loss is divided by it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from ds4sci.train import extension_builds
 from ds4sci.train.distributed import DistributedContext
 
-_SECTIONS_WITHOUT_PROBE = (
+_SECTIONS_NOT_PROBED = (
     "wandb",
     "tensorboard",
     "csv_monitor",
@@ -27,26 +28,26 @@ _SECTIONS_WITHOUT_PROBE = (
     "checkpoint",
     "aio",
 )
-"""Sections that open files, ask a network, or count on the run's own model."""
+"""Sections that open files, use the network or depend on the model of the run."""
 
 
 def gradient_scale(config: dict[str, Any], context: DistributedContext) -> float:
-    """DeepSpeed's gradient over the sum of the ranks' gradients."""
+    """Return DeepSpeed's gradient divided by the sum of the gradients of the ranks."""
     return (1.0 if context.sequence.size == 1 else _measure_with_probe(config, context)) / context.world_size
 
 
 def _measure_with_probe(config: dict[str, Any], context: DistributedContext) -> float:
-    """DeepSpeed's gradient of a weight whose loss has slope 1 on every rank."""
+    """Return DeepSpeed's gradient of a weight whose loss has slope 1 on every rank."""
     import deepspeed
 
-    probe = {key: copy.deepcopy(value) for key, value in config.items() if key not in _SECTIONS_WITHOUT_PROBE}
+    probe = {key: copy.deepcopy(value) for key, value in config.items() if key not in _SECTIONS_NOT_PROBED}
     probe |= {"gradient_clipping": 0.0, "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}}}
     probe |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     probe["train_batch_size"] = context.sequence.data_size
     zero = probe.get("zero_optimization")
     if isinstance(zero, dict):
         for key in ("offload_optimizer", "offload_param", "cpu_offload"):
-            zero.pop(key, None)  # where states lie does not change what gradients are
+            zero.pop(key, None)  # offloading does not change gradients
     model = torch.nn.Linear(1, 1, bias=False)
     with extension_builds.suppress_stdout():
         engine, _, _, _ = deepspeed.initialize(
@@ -63,5 +64,5 @@ def _measure_with_probe(config: dict[str, Any], context: DistributedContext) -> 
             found = float(engine.get_global_grad_norm())
         engine.destroy()
     if not found > 0:
-        raise RuntimeError(f"DeepSpeed gave no gradient to a probe (norm {found}); its scale cannot be measured")
+        raise RuntimeError(f"DeepSpeed computed no gradient for the probe (norm {found}); its scale cannot be measured")
     return found

@@ -1,7 +1,7 @@
-"""Start the ranks of a run: DeepSpeed's launcher as a child process, one rank for each GPU, or a few on a CPU.
+"""Start of the ranks of a run: DeepSpeed's launcher as a child process.
 
-Ctrl-C and SIGTERM reach the ranks as SIGTERM, so that they stop together at the end of a step, save, and leave; the
-launcher itself is told nothing, for it would give a rank 30 s and then kill it.
+Ctrl-C and SIGTERM are forwarded to the ranks as SIGTERM, so that they stop together at the end of a step, save and
+exit. The launcher does not get the signal: it would kill its ranks 30 s later.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ def train(
     deepspeed_config: Path | None = None,
     ranks: int | None = None,
 ) -> int:
-    """Train what the run file ``config`` says, or go on with the run ``resume``; returns the exit code.
+    """Train by the run file ``config``, or resume the run folder ``resume``. Returns the exit code.
 
-    0: finished, or stopped in order after saving. The config is checked here first: what is wrong with it is a
-    ValueError before anything starts.
+    ranks  number of ranks; by default one per GPU, or two on a CPU
+
+    The exit code is 0 if the run finished or stopped in order after saving. The configuration is validated before any
+    process starts: an error in it is a ValueError.
     """
     arguments = []
     if resume is not None:
@@ -53,28 +55,30 @@ def train(
 
 
 def config_of_run(run: Path) -> Path:
-    """The resolved config of a run folder. Raises ValueError when it is no run folder."""
+    """Return the resolved configuration of a run folder. Raises ValueError if ``run`` is not a run folder."""
     file = run / "config.json"
     if not file.is_file():
-        raise ValueError(f"{run}: no run folder (it has no config.json); a run is what `ds4sci train` made in runs/")
+        raise ValueError(
+            f"{run}: not a run folder (config.json is missing); expected one made by `ds4sci train`, such as runs/NAME"
+        )
     return file
 
 
 def default_rank_count() -> int:
-    """One for each GPU; two on a CPU with two cores or more."""
+    """Return the number of GPUs, or without a GPU 2 on a CPU with two or more cores."""
     import torch
 
     return torch.cuda.device_count() or min(2, usable_cores())
 
 
 def launcher_command(ranks: int, arguments: Sequence[str]) -> list[str]:
-    """The command line that starts ``ranks`` ranks of ``python -m ds4sci.train``."""
+    """Return the command that starts ``ranks`` ranks of ``python -m ds4sci.train``."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
     return [*launcher, "--master_port", str(free_port()), "--log_level", "error", "--module", MODULE, *arguments]
 
 
 def rank_environment(ranks: int) -> dict[str, str]:
-    """This environment, with each rank's share of the cores, and DeepSpeed told of a CPU instead of warning of it."""
+    """Return this environment with OMP_NUM_THREADS per rank and, without a GPU, DS_ACCELERATOR=cpu."""
     import torch
 
     variables = dict(os.environ)
@@ -85,18 +89,18 @@ def rank_environment(ranks: int) -> dict[str, str]:
 
 
 def run_launcher(arguments: list[str], variables: dict[str, str]) -> int:
-    """Run the launcher to its end, passing signals on to the ranks; returns its exit code (128 + n for signal n)."""
-    # A process group of its own: the terminal's Ctrl-C comes to us alone.
+    """Run the launcher, forward signals to the ranks, and return its exit code (128 + n for signal n)."""
+    # In its own process group, so that Ctrl-C in the terminal reaches only this process.
     child = subprocess.Popen(arguments, env=variables, stdin=subprocess.DEVNULL, process_group=0)
-    asked = 0
+    signals_received = 0
 
     def forward_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
+        nonlocal signals_received
+        signals_received += 1
         processes = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
         ranks = [p for p in processes if is_rank(p)]
-        if asked == 1 and ranks:
-            print("\nStopping after this step; a second Ctrl-C ends it without saving …", flush=True)
+        if signals_received == 1 and ranks:
+            print("\nStopping after this step; a second Ctrl-C kills the run without saving …", flush=True)
             send_signal(ranks, signal.SIGTERM)
         else:
             send_signal([*processes, psutil.Process(child.pid)] if child.poll() is None else [], signal.SIGKILL)
@@ -112,7 +116,7 @@ def run_launcher(arguments: list[str], variables: dict[str, str]) -> int:
 
 
 def is_rank(process: psutil.Process) -> bool:
-    """Whether ``process`` is a rank, and not the launcher or a worker of a rank."""
+    """Whether ``process`` is a rank, not the launcher or a worker of a rank."""
     try:
         line = process.cmdline()
     except psutil.Error:
@@ -121,7 +125,7 @@ def is_rank(process: psutil.Process) -> bool:
 
 
 def send_signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    """Send a signal to those that are still there."""
+    """Send a signal to the processes that still run."""
     for process in processes:
         try:
             process.send_signal(number)

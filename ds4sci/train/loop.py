@@ -1,9 +1,9 @@
-"""The training loop: the same for every task.
+"""The training loop, which is the same for every task.
 
-One step: ``accumulation_steps`` micro-batches forward and backward, one optimizer step, EMA. Between steps: evaluate,
-save, stop. The loss of a step is one mean over its tokens or samples on all ranks: all micro-batches are fetched, and
-the share of each is known, before the first forward pass. Every decision that the ranks must take together goes through
-one control message a step.
+One step: forward and backward of ``accumulation_steps`` micro-batches, one optimizer step, one EMA update. Between
+steps the loop evaluates, saves and stops. The loss of a step is one mean over its tokens or samples on all ranks;
+therefore all micro-batches are fetched, and their weights summed over the ranks, before the first forward pass.
+Decisions that the ranks take together use one control message per step.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from ds4sci.train.signals import StopRequest
 
 
 class TooManyNonfiniteSteps(RuntimeError):
-    """The run had more steps with a non-finite loss or gradient than ``train.max_nonfinite`` allows."""
+    """More steps had a non-finite loss or gradient than ``train.max_nonfinite`` allows."""
 
 
 class _Stopped(Exception):
-    """Raised on all ranks alike to leave an evaluation that a stop request interrupts."""
+    """Raised on every rank to leave an evaluation that a stop request interrupts."""
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint must know besides weights, optimizer and sums of losses; the same on all ranks.
+    """State saved in a checkpoint besides weights, optimizer and loss sums; identical on all ranks.
 
-    step            optimizer steps done, skipped ones included: the data position
+    step            optimizer steps done, including skipped ones; this is the data position
     evaluated_step  step of the last evaluation
     nonfinite       skipped steps so far
     best            {"step", "metric", "value"} of the best evaluation, or None
-    seconds         of training so far, over all processes that worked on the run
+    seconds         training time so far, including earlier processes of a resumed run
     """
 
     step: int = 0
@@ -58,7 +58,13 @@ class TrainState:
 
 @dataclass
 class TrainingLoop:
-    """One rank's side of a run. ``run`` is the run folder; ``state`` and ``sums`` are what ``restore`` brings back."""
+    """The training loop of one rank.
+
+    run      the run folder
+    state    restored from a checkpoint by ``restore``
+    sums     loss sums since the last line of metrics; restored as well
+    summary  metrics of the last evaluation
+    """
 
     config: RunConfig
     task: Task
@@ -80,7 +86,7 @@ class TrainingLoop:
         self._throughput = Throughput()
 
     def restore(self, folder: Path) -> None:
-        """Take up the run at the checkpoint ``folder``; what the run wrote after it is dropped."""
+        """Restore the checkpoint ``folder`` and remove what the run wrote for later steps."""
         state = checkpoint.restore(folder, self.engine, self.ema)
         self.state = TrainState(**{name: state[name] for name in TrainState.__dataclass_fields__})
         self.sums.restore(state.get("sums", []), self.context.rank, self.context.world_size)
@@ -92,12 +98,13 @@ class TrainingLoop:
         self.context.barrier()
 
     def train(self) -> bool:
-        """Run to the last step; returns False if a stop request ended it before, with a checkpoint either way.
+        """Train to the last step and save a checkpoint. Returns False if a stop request ended the loop earlier.
 
-        Raises TooManyNonfiniteSteps (after a checkpoint) and OSError (a checkpoint could not be written) on all ranks.
+        Raises TooManyNonfiniteSteps, after saving a checkpoint, and OSError if a checkpoint could not be written. Both
+        are raised on every rank.
         """
         train = self.config.train
-        if self._evaluation_due():  # interrupted in the evaluation that belongs to the checkpoint we come from
+        if self._evaluation_due():  # the run was stopped during the evaluation at the step of the checkpoint
             self._evaluate()
         _, micro, accumulation = self.engine.batch
         batches = self.task.batches(
@@ -131,18 +138,18 @@ class TrainingLoop:
                 )
             if due or improved or last or stopped:
                 self.save()
-        if hasattr(batches, "close"):  # a generator: it may have threads
+        if hasattr(batches, "close"):  # a generator, which may own threads
             batches.close()
         return self.state.step == train.steps and not self._evaluation_due()
 
     def _step(self, batches: Iterator[Any], accumulation: int) -> bool:
-        """One optimizer step; returns whether any rank was asked to stop."""
+        """Do one optimizer step. Returns whether any rank was asked to stop."""
         engine, step, group = self.engine, self.state.step, self.group
         rate = engine.learning_rate()
         fine, applied, seen, losses = True, False, [], []
         parts = self._fetch_step(batches, accumulation)
         for number, (batch, share) in enumerate(parts):
-            place = number * group.data_size + group.data_rank  # of the micro-batch in the step, over all ranks
+            place = number * group.data_size + group.data_rank  # number of the micro-batch in the step, over all ranks
             rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, step, place, part=group.rank)
             on_device = batch.to(self.context.device)
             loss, terms = self.task.loss(engine.deepspeed(on_device), on_device)
@@ -161,7 +168,7 @@ class TrainingLoop:
         self.state.step = step + 1
         self._rate = rate
         if applied and any_bad:
-            raise RuntimeError("a step with a non-finite loss was applied; the run cannot go on from these weights")
+            raise RuntimeError("a step with a non-finite loss was applied to the weights; the run cannot continue")
         if applied:
             self.ema.update()
         elif any_bad or not engine.uses_dynamic_loss_scale:
@@ -170,45 +177,46 @@ class TrainingLoop:
         return stop
 
     def _fetch_step(self, batches: Iterator[Any], count: int) -> list[tuple[Any, float]]:
-        """This rank's micro-batches of the coming step, each with its share: its weight over that of all of the step's
-        micro-batches on all ranks. 0 for all where there is nothing to learn from in the whole step."""
+        """Fetch this rank's micro-batches of the next step, each with its share of the loss.
+
+        The share of a micro-batch is its weight divided by the weight of all micro-batches of the step on all ranks, or
+        0 if the total weight is 0.
+        """
         made = [next(batches) for _ in range(count)]
         for batch in made:
             if batch.step != self.state.step:
                 raise RuntimeError(
-                    f"the task gave a batch of step {batch.step} at step {self.state.step}; see Task.batches"
+                    f"the task returned a batch of step {batch.step} at step {self.state.step}; see Task.batches"
                 )
         weights = [batch_weight(self.task, batch) for batch in made]
-        total = self.context.total(sum(weights)) / self.group.size  # ranks that share rows all counted them
+        total = self.context.total(sum(weights)) / self.group.size  # every rank of a group counted them
         return [(batch, weight / total if total else 0.0) for batch, weight in zip(made, weights, strict=True)]
 
     def _record_skipped_step(self, seen: list[dict[str, Any]], what: str) -> None:
-        """Count a step that no rank applied, and keep what it was made of."""
+        """Count a step that no rank applied, and write its samples to ``nonfinite/step_NNNNNN.json``."""
         self.state.nonfinite += 1
         everything = self.context.gather(seen)
         if not self.context.is_main:
             return
         step = self.state.step
         rows = [{"rank": rank} | entry for rank, part in enumerate(everything) for entry in part]
-        guilty = [row for row in rows if not row["finite"]] or rows
+        bad_rows = [row for row in rows if not row["finite"]] or rows
         file = self.run / "nonfinite" / f"step_{step:06d}.json"
         file.parent.mkdir(exist_ok=True)
         file.write_text(
-            json.dumps(to_plain({"step": step, "what": what, "samples": guilty}), indent=1), encoding="utf-8"
+            json.dumps(to_plain({"step": step, "what": what, "samples": bad_rows}), indent=1), encoding="utf-8"
         )
-        ids = [i for row in guilty for i in row["ids"]]
+        ids = [i for row in bad_rows for i in row["ids"]]
         self.metrics.write("event", step, event="nonfinite", what=what, ids=ids, total=self.state.nonfinite)
-        self.progress.say(f"step {step}: the {what} is not finite; skipped on all ranks. Samples: {', '.join(ids)}")
+        self.progress.log(f"step {step}: the {what} is not finite; skipped on all ranks. Samples: {', '.join(ids)}")
 
     def _log(self) -> None:
-        """Write one line of metrics: means over the steps since the line before, but for those with a loss that was not
+        """Write one line of metrics: means over the steps since the previous line, without those whose loss was not
         finite."""
         now, cpu, step = time.monotonic(), time.process_time(), self.state.step
         began, cpu_began, step_began = self._lap
         self._lap = (now, cpu, step)
-        if (
-            self._throughput.tokens and self._throughput.measured < 3
-        ):  # the best of some: the machine may be busy with other things
+        if self._throughput.tokens and self._throughput.measured < 3:  # best of three, since the machine may be busy
             dtype = torch.bfloat16 if self.engine.deepspeed.bfloat16_enabled() else torch.float32
             self._throughput.measured += 1
             self._throughput.peak = (
@@ -246,7 +254,7 @@ class TrainingLoop:
         return wanted and self.state.evaluated_step != step
 
     def _evaluate(self) -> bool:
-        """Score the EMA weights on held-out data; returns whether they are the best so far."""
+        """Evaluate the EMA weights on held-out data. Returns whether they are the best so far."""
         step, began = self.state.step, time.monotonic()
         calls = itertools.count(1)
 
@@ -268,7 +276,7 @@ class TrainingLoop:
             hook.remove()
             self.engine.module.train()
             self.progress.set_activity("training")
-        own = rows if self.group.rank == 0 else []  # the ranks that share rows score the same ones
+        own = rows if self.group.rank == 0 else []  # all ranks of a sequence group evaluate the same rows
         rows = [row for part in self.context.gather(own) for row in part]
         if all("id" in row for row in rows):
             rows.sort(key=lambda row: str(row["id"]))
@@ -293,7 +301,7 @@ class TrainingLoop:
         return improved
 
     def save(self) -> None:
-        """Checkpoint the current step, unless it already is one."""
+        """Save a checkpoint of the current step, unless it exists already."""
         if self.saved_step == self.state.step:
             return
         self.progress.set_activity("saving")
@@ -313,7 +321,7 @@ class TrainingLoop:
 
 
 def _to_floats(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The numbers of a micro-batch, moved to the host in one go."""
+    """Return loss and terms of a micro-batch as floats, with a single device-to-host copy."""
     stacked = torch.stack(
         [loss.detach().double().reshape(())] + [t.detach().double().reshape(()) for t in terms.values()]
     )

@@ -1,4 +1,4 @@
-"""What a run says about itself in numbers: the lines of ``metrics.jsonl``."""
+"""Metrics of a run: ``metrics.jsonl``, throughput and loss averages."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ds4sci.files.atomic_files import replace_text
 
 
 class MetricLog:
-    """``metrics.jsonl``: one JSON object a line, of kind ``train``, ``eval`` or ``event``; rank 0 writes it."""
+    """``metrics.jsonl``: one JSON object per line, of kind ``train``, ``eval`` or ``event``. Only rank 0 writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line. Numbers that JSON has not (NaN, ±∞) become their names as strings."""
+        """Append one line. NaN and ±∞, which JSON lacks, are written as strings."""
         line = {"kind": kind, "step": step} | values
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(to_plain(line)) + "\n")
 
     def truncate_after(self, step: int) -> None:
-        """Drop the lines of steps after ``step``, which a resumed run writes again, and a torn last line."""
+        """Remove lines of steps after ``step``, which a resumed run writes again, and an incomplete last line."""
         if not self.path.is_file():
             return
         kept = []
@@ -42,7 +42,7 @@ class MetricLog:
 
 
 def to_plain(value: Any) -> Any:
-    """``value`` with tensors and NumPy scalars as Python's, and non-finite floats as strings."""
+    """Return ``value`` with tensors and NumPy scalars as Python values and non-finite floats as strings."""
     if isinstance(value, dict):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -55,7 +55,7 @@ def to_plain(value: Any) -> Any:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of this process so far, in MB: on the GPU where it trains there, else resident."""
+    """Return the peak memory of this process in MB: allocated on the GPU, or resident for a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -64,8 +64,12 @@ def peak_memory_mb(device: torch.device) -> float:
 
 @dataclass
 class Throughput:
-    """What a rank has computed since the last line of metrics: real tokens, FLOP; ``peak``: FLOP/s of its device, the
-    best of ``measured`` measurements."""
+    """Tokens and FLOP that a rank has computed since the last line of metrics.
+
+    tokens    real tokens, without padding
+    flops     floating-point operations
+    peak      FLOP/s of the device, the best of ``measured`` measurements
+    """
 
     peak: float | None = None
     measured: int = 0
@@ -73,19 +77,20 @@ class Throughput:
     flops: float = 0.0
 
     def add(self, tokens: int, flops: float) -> None:
-        """Take in one micro-batch."""
+        """Add one micro-batch."""
         self.tokens += tokens
         self.flops += flops
 
     def reset(self) -> Throughput:
-        """The sums so far; they begin anew."""
+        """Return the sums so far and set them to zero."""
         sums = Throughput(self.peak, self.measured, self.tokens, self.flops)
         self.tokens, self.flops = 0, 0.0
         return sums
 
     @staticmethod
     def rates(parts: list[Throughput], seconds: float) -> dict[str, float]:
-        """``tokens_per_second``, ``flops_per_second`` and ``utilization``, the share of what all devices could do."""
+        """Return ``tokens_per_second``, ``flops_per_second`` and ``utilization``, the fraction of the peak of all
+        devices."""
         tokens, flops = sum(p.tokens for p in parts), sum(p.flops for p in parts)
         if not tokens:
             return {}
@@ -96,31 +101,32 @@ class Throughput:
 
 
 class LossSums:
-    """Running sums of a rank's losses since the last line of metrics; kept in the checkpoint, so that the lines of a
-    resumed run are those of an uninterrupted one.
+    """Running sums of a rank's losses since the last line of metrics.
 
-    A line holds the mean over steps of what each step's loss was over all its micro-batches and ranks: every
-    micro-batch counts by its share of the step."""
+    They are saved in checkpoints, so that a resumed run writes the same lines as an uninterrupted one. A line holds the
+    mean over steps of the loss of each step, which is a mean over micro-batches and ranks: every micro-batch is
+    weighted by its share of the step.
+    """
 
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
         self.counts: dict[str, float] = {}
 
     def add(self, values: dict[str, float], share: float, *, parts: int = 1) -> None:
-        """Take in one micro-batch, ``share`` of its step; a term need not be in every one.
+        """Add the losses of one micro-batch, weighted by its ``share`` of the step. Terms may differ between batches.
 
-        parts  ranks that share its rows: ``values`` are then this rank's part, and add up to the micro-batch's
+        parts  ranks that share its rows; ``values`` are then this rank's part of the losses, which sum to the whole
         """
         for name, value in values.items():
             self.totals[name] = self.totals.get(name, 0.0) + share * value
             self.counts[name] = self.counts.get(name, 0.0) + share / parts
 
     def state(self) -> dict[str, Any]:
-        """Plain values for the checkpoint."""
+        """Return the sums as JSON values for a checkpoint."""
         return {"totals": self.totals, "counts": self.counts}
 
     def restore(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Take up where the ranks left that saved ``states``; with another number of ranks the first takes all."""
+        """Restore the sums that the ranks saved. If the number of ranks has changed, rank 0 takes all of them."""
         mine = states[rank : rank + 1] if len(states) == world_size else states if rank == 0 else []
         self.totals, self.counts = {}, {}
         for state in mine:
@@ -130,7 +136,7 @@ class LossSums:
 
     @staticmethod
     def mean(parts: list[LossSums]) -> dict[str, float]:
-        """Means over what the ranks took in that had the term, keyed in a fixed order; no term without any count."""
+        """Return the mean of each term over the micro-batches that have it, keyed in a fixed order."""
         found = {}
         for name in dict.fromkeys(name for part in parts for name in part.totals):
             count = sum(part.counts.get(name, 0.0) for part in parts)

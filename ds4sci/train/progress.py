@@ -1,4 +1,4 @@
-"""Live progress of a run: a bar with the losses under it on a terminal, plain lines elsewhere. Rank 0 only."""
+"""Progress of a run: a bar with losses on a terminal, plain lines elsewhere. Only rank 0 prints."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rich.text import Text
 
 
 class Progress:
-    """Shows step, loss terms, the last evaluation, samples/s, time left and memory. A context manager.
+    """Display of step, loss terms, last evaluation, samples/s, time left and memory. A context manager.
 
-    shown  False on all ranks but 0: then every call does nothing
+    shown  False on all ranks except 0, where every method does nothing
     """
 
     def __init__(self, steps: int, *, shown: bool) -> None:
@@ -46,31 +46,31 @@ class Progress:
             self._live.__exit__(kind, error, trace)
             self._live = None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a message above the bar."""
         if self._shown:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def resume_at(self, step: int) -> None:
-        """Count from ``step`` on."""
+        """Start the count at ``step``."""
         self.step = self.start = step
         self._bar.update(self._task, completed=step)
 
     def advance(self, step: int) -> None:
-        """``step`` is done."""
+        """Show that ``step`` is done."""
         self.step = step
         if self._live is not None:
             self._bar.update(self._task, completed=step, left=_duration(self.seconds_left()))
 
     def set_activity(self, text: str) -> None:
-        """What is going on, beside the bar: ``training``, ``evaluating``, …"""
+        """Set the label of the bar: ``training``, ``evaluating``, …"""
         if self._live is not None:
             self._bar.update(self._task, description=text)
 
     def show_losses(
         self, values: dict[str, float], *, samples_per_second: float, memory_mb: float, rates: dict[str, float]
     ) -> None:
-        """The means of the last interval; ``values["loss"]`` is the total."""
+        """Show the mean losses of the last interval; ``values["loss"]`` is the total."""
         terms = " ".join(f"{name} {value:.3f}" for name, value in values.items())
         speed = f"{samples_per_second:.2f} samples/s"
         if "tokens_per_second" in rates:
@@ -78,17 +78,17 @@ class Progress:
             speed = f"{rates['tokens_per_second']:,.0f} tokens/s{share}"
         self._line = f"{terms} · {speed} · {memory_mb:,.0f} MB"
         if self._live is None:
-            self.say(f"step {self.step}/{self.steps} · {self._line} · {_duration(self.seconds_left())} left")
+            self.log(f"step {self.step}/{self.steps} · {self._line} · {_duration(self.seconds_left())} left")
 
     def show_evaluation(self, step: int, values: dict[str, float], seconds: float) -> None:
-        """The summary of an evaluation."""
+        """Show the metrics of an evaluation."""
         text = " ".join(f"{name} {value:.3f}" for name, value in values.items())
         self._evaluation = f"evaluation at step {step}: {text} ({seconds:.0f} s)"
         if self._live is None:
-            self.say(self._evaluation)
+            self.log(self._evaluation)
 
     def seconds_left(self) -> float | None:
-        """By the mean speed since the start of this process, evaluations included."""
+        """Estimate the time left from the mean speed since this process started, including evaluations."""
         done = self.step - self.start
         return (time.monotonic() - self._began) / done * (self.steps - self.step) if done else None
 
@@ -98,7 +98,7 @@ class Progress:
 
 @contextlib.contextmanager
 def counted(what: str, total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """A bar over ``total`` chains; the function that it gives counts one more."""
+    """Show a bar over ``total`` chains. Yields a function that advances it by one."""
     columns = (
         TextColumn(f"{what} chains"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""One rank's life in a run: join, build, restore, train, and say once what went wrong."""
+"""A rank's part in a run: join the other ranks, build, restore, train, and report an error once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from ds4sci.train.signals import StopRequest
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: its folder, the last step, whether that was the whole of it, the last evaluation."""
+    """Result of a run: its folder, the last step, whether that is the last of the run, metrics of the last
+    evaluation."""
 
     run: Path
     step: int
@@ -35,7 +36,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Session:
-    """A rank that has joined a run whose folder exists."""
+    """A rank that has joined the other ranks of a run. The run folder exists."""
 
     config: RunConfig
     context: DistributedContext
@@ -44,7 +45,7 @@ class Session:
 
     @classmethod
     def join(cls, config: RunConfig, *, resume: Path | None = None) -> Session:
-        """Connect the ranks and make the run folder, or take ``resume``. Raises ValueError on all ranks alike."""
+        """Connect the ranks, and create the run folder or use ``resume``. Raises ValueError, on every rank."""
         set_rank_environment()
         engines.silence_deepspeed()
         deepspeed_schema.check(config.deepspeed_config(), config.deepspeed)
@@ -54,7 +55,7 @@ class Session:
         return cls(config, context, run, resume is not None)
 
     def train(self) -> RunResult:
-        """Train to the end, or until a signal asks any rank to stop; before the first step signals kill as usual."""
+        """Train to the last step or until a signal stops the run. Before the first step signals kill the process."""
         stop = StopRequest()
         config, context = self.config, self.context
         rng_state.seed_all(config.seed, rng_state.WEIGHTS)  # the same on all ranks
@@ -76,15 +77,16 @@ class Session:
             loop.restore(self._newest_checkpoint(progress))
             progress.resume_at(loop.state.step)
             if context.is_main:
-                config.save(self.run)  # only now: settings that cannot go on must not replace those that can
+                # After restoring: settings that cannot be resumed must not replace the saved ones.
+                config.save(self.run)
             context.barrier()
         self._warn_about_schedule(progress)
         self._warn_about_clipping(progress, engine)
         coverage = task.coverage()
         for name, one in coverage.items():
-            progress.say(f"Data, {name}: {one.describe()}")
+            progress.log(f"Data, {name}: {one.describe()}")
         if context.is_main and not self.is_resumed:
-            # after all ranks have opened the data, so that none waits for rank 0 to index it
+            # After all ranks have opened the data, so that none waits for rank 0 to index it.
             task.save_assets(self.run / ASSETS_DIR)
         if context.is_main:
             event = "resume" if self.is_resumed else "start"
@@ -92,9 +94,9 @@ class Session:
             loop.metrics.write("event", loop.state.step, event=event, ranks=context.world_size, data=read)
         total, micro, accumulation = engine.batch
         group = context.sequence
-        shared = f", {group.size} ranks to a row" if group.size > 1 else ""
+        shared = f", {group.size} ranks per row" if group.size > 1 else ""
         verb = "Resuming" if self.is_resumed else "Training"
-        progress.say(
+        progress.log(
             f"{verb} {config.task.name} ({parameters:,} parameters) in {self.run}, step {loop.state.step} of "
             f"{config.train.steps}: {context.world_size} × {context.device.type}, "
             f"ZeRO stage {engine.zero_stage}{shared}, batch {total} = {group.data_size} × {micro} × {accumulation}"
@@ -104,40 +106,40 @@ class Session:
         if finished:
             best = loop.state.best
             note = f"; best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
-            progress.say(
+            progress.log(
                 f"Done: {config.train.steps} steps in {loop.state.seconds / 60:.1f} min{note}. Run: {self.run}"
             )
         else:
-            progress.say(
-                f"Stopped after step {loop.state.step} ({stop.reason or 'asked by another rank'}); all is saved. "
-                f"Go on with: ds4sci train --resume {self.run}"
+            progress.log(
+                f"Stopped after step {loop.state.step} ({stop.reason or 'requested by another rank'}); "
+                f"the run is saved. Resume it with: ds4sci train --resume {self.run}"
             )
         return RunResult(self.run, loop.state.step, finished, loop.summary)
 
     def _warn_about_schedule(self, progress: Progress) -> None:
-        """The one fact that JSON and run file both must know: how many steps there are."""
+        """Warn if the schedule in the JSON has another number of steps than the run."""
         scheduler = self.config.deepspeed_config().get("scheduler") or {}
         total = (scheduler.get("params") or {}).get("total_num_steps")
         if total is not None and total != self.config.train.steps:
-            progress.say(
-                f"Note: scheduler.params.total_num_steps of the DeepSpeed JSON is {total}, and train.steps is "
-                f"{self.config.train.steps}: the learning rate is that of a run of {total} steps"
+            progress.log(
+                f"Note: scheduler.params.total_num_steps of the DeepSpeed JSON is {total}, but train.steps is "
+                f"{self.config.train.steps}: the learning rate follows a run of {total} steps"
             )
 
     def _warn_about_clipping(self, progress: Progress, engine: engines.Engine) -> None:
-        """What DeepSpeed does to gradients that the JSON does not mention."""
+        """Report DeepSpeed's default gradient clipping if the JSON does not set one."""
         if "gradient_clipping" not in self.config.deepspeed_config():
-            progress.say(
-                f"Note: {self.config.deepspeed} has no gradient_clipping, and DeepSpeed then clips gradients to norm "
-                f'{engine.deepspeed.gradient_clipping()}; "gradient_clipping": 0 leaves them as they are'
+            progress.log(
+                f"Note: {self.config.deepspeed} does not set gradient_clipping, so DeepSpeed clips gradients to norm "
+                f'{engine.deepspeed.gradient_clipping()}; "gradient_clipping": 0 disables clipping'
             )
 
     def _newest_checkpoint(self, progress: Progress) -> Path:
-        """The checkpoint to go on from, the same on all ranks."""
+        """Return the checkpoint to resume, the same on every rank."""
         found: tuple[str, Path] = ("", self.run)
         if self.context.is_main:
             try:
-                found = ("", checkpoint.newest_intact(self.run, progress.say))
+                found = ("", checkpoint.newest_intact(self.run, progress.log))
             except ValueError as error:
                 found = (str(error), self.run)
         problem, folder = self.context.broadcast(found)
@@ -146,9 +148,9 @@ class Session:
         return folder
 
     def explain(self, error: BaseException) -> str | None:
-        """What to print on this rank about ``error``, which ended it; None where another rank has said it.
+        """Return the message about ``error``, which ended this rank, or None if another rank reports its own.
 
-        The first rank to fail writes RUN/error.txt, and is the one to speak: the others fail because it is gone.
+        The first rank to fail writes RUN/error.txt and reports the error; the others fail because of it.
         """
         where = f"rank {self.context.rank}: " if self.context.world_size > 1 else ""
         trace = "".join(traceback.format_exception(error))
@@ -158,35 +160,35 @@ class Session:
         except FileExistsError:
             return None
         except OSError:
-            pass  # the disk may be full; then every rank speaks
+            pass  # the disk may be full; then every rank reports its error
         if isinstance(error, (ValueError, OSError, TooManyNonfiniteSteps)):
             return f"error: {where}{error}"
         if is_lost_connection(error):
             return (
-                f"error: {where}the connection to another rank broke: it was killed, or ran out of memory "
-                f"(`dmesg` tells). Go on from the last checkpoint with: ds4sci train --resume {self.run}"
+                f"error: {where}lost the connection to another rank: it was killed or ran out of memory (see "
+                f"`dmesg`). Resume from the last checkpoint with: ds4sci train --resume {self.run}"
             )
         return f"error: {where}{type(error).__name__}: {error}\n{trace}"
 
 
 def train(config: RunConfig, *, resume: Path | None = None) -> RunResult:
-    """Train what ``config`` says, on every rank that calls this; ``resume`` is the run folder to go on with.
+    """Train by ``config``, or resume the run folder ``resume``. Every rank calls this.
 
-    Raises ValueError for what the user can mend (config, JSON, checkpoint), OSError when a checkpoint could not be
-    written, TooManyNonfiniteSteps.
+    Raises ValueError for errors in the configuration, the JSON or the checkpoint, OSError if a checkpoint could not be
+    written, and TooManyNonfiniteSteps.
     """
     return Session.join(config, resume=resume).train()
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether ``error`` is how a collective fails when another rank's process is gone."""
+    """Whether ``error`` is a failure of a collective operation because another rank has died."""
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "nccl")
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
 def _prepare_run_folder(config: RunConfig, resume: Path | None, context: DistributedContext) -> tuple[Path, RunConfig]:
-    """The run folder, with the resolved config and the machine in it; rank 0 decides and makes it."""
+    """Return the run folder and its config. Rank 0 creates it and writes the resolved config and ``machine.json``."""
     problem, run = "", Path()
     if context.is_main:
         try:
@@ -197,7 +199,7 @@ def _prepare_run_folder(config: RunConfig, resume: Path | None, context: Distrib
                 run = config.train.output / name
                 if (run / "metrics.jsonl").exists():
                     raise ValueError(
-                        f"{run}: this run exists already; go on with --resume {run}, or choose another train.name"
+                        f"{run}: this run exists already; resume it with --resume {run}, or choose another train.name"
                     )
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
             (run / "error.txt").unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Stopping a run in order: Ctrl-C, SIGTERM, or the launcher's death set a flag that the loop reads between steps.
+"""Orderly stop of a run: SIGINT, SIGTERM or the death of the launcher set a flag that the loop checks between steps.
 
-DeepSpeed's launcher sends SIGTERM to its ranks, one after the other, when it gets SIGINT or SIGTERM itself, and gives
-each 30 s before SIGKILL. The ``deepspeed`` command above it forwards nothing: killed by SIGTERM it leaves launcher and
-ranks running without a parent, so a rank also watches that the processes which started it are still there.
+On SIGINT or SIGTERM DeepSpeed's launcher sends SIGTERM to its ranks, one after the other, and SIGKILL 30 s later. The
+``deepspeed`` command above it forwards nothing: if SIGTERM kills it, launcher and ranks keep running without a parent.
+Therefore a rank also checks that the processes that started it still exist.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import psutil
 
 
 class StopRequest:
-    """A context in which SIGINT and SIGTERM ask the run to stop instead of killing it.
+    """Context manager in which SIGINT and SIGTERM request a stop instead of killing the process.
 
-    A second Ctrl-C kills as usual. ``reason`` says who asked, once somebody did.
+    A second Ctrl-C raises KeyboardInterrupt. ``reason`` names the cause after a request and is None before.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class StopRequest:
         if self.reason is None:
             gone = next((p for p in self._ancestors if not _is_alive(p)), None)
             if gone is not None:
-                self.reason = f"the launcher (process {gone.pid}) is gone"
+                self.reason = f"the launcher (process {gone.pid}) has ended"
         return self.reason is not None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -52,7 +52,7 @@ class StopRequest:
 
 
 def _launcher_processes() -> list[psutil.Process]:
-    """The launcher processes above this one: DeepSpeed's ``launch`` and, above it, the ``deepspeed`` command."""
+    """Return the launcher processes above this one: DeepSpeed's ``launch`` and the ``deepspeed`` command above it."""
     found: list[psutil.Process] = []
     try:
         parent = psutil.Process(os.getppid())

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ds4sci.kernels import varlen_attention
 from ds4sci.kernels.varlen_attention import forward_backward
 from ds4sci.parallel.groups import SequenceGroup
-from ds4sci.parallel.ulysses import attend_across
+from ds4sci.parallel.ulysses import ulysses_attention
 
 HEADS = [(5, 5), (6, 2), (1, 1), (7, 1), (8, 4)]
 """(query heads, key heads), some of them fewer than ranks."""
@@ -47,7 +47,7 @@ def check() -> None:
             mine = [group.shard(x).clone().requires_grad_() for x in whole]
             two = forward_backward(whole[0], doc_spans, causal=causal)
             assert (two is not None) == apart  # in C++, which has no fp64
-            calls = {"plain": lambda *x, two=two: attend_across(attend, *x, group, two)}
+            calls = {"plain": lambda *x, two=two: ulysses_attention(attend, *x, group, two)}
             if apart:
                 calls["recomputed"] = lambda *x, f=calls["plain"]: checkpoint(doubled, f, *x, use_reentrant=False)
             for way, call in calls.items():

@@ -98,7 +98,7 @@ def test_a_build_by_another_program_is_waited_for(tmp_path: Path) -> None:
     other.start()
     while not (tmp_path / "thing/lock").exists():
         time.sleep(0.01)
-    extension_builds.build(tmp_path, "thing", lambda: None, reason="a test", say=lambda text: None)
+    extension_builds.build(tmp_path, "thing", lambda: None, reason="a test", log=lambda text: None)
     assert (tmp_path / "thing/thing.so").exists()
     other.join()
     assert other.exitcode == 0
@@ -111,7 +111,7 @@ def test_builders_wait_for_each_other_and_say_so(tmp_path: Path) -> None:
     while not (tmp_path / "thing/lock").exists():
         time.sleep(0.01)
     began = time.monotonic()
-    extension_builds.build(tmp_path, "thing", lambda: None, reason="a test", say=said.append)
+    extension_builds.build(tmp_path, "thing", lambda: None, reason="a test", log=said.append)
     assert time.monotonic() - began > 0.3
     first.join()
     assert said == ["Waiting for another process to build DeepSpeed's thing …"]
@@ -119,7 +119,7 @@ def test_builders_wait_for_each_other_and_say_so(tmp_path: Path) -> None:
 
 def test_a_build_says_what_why_and_how_long(tmp_path: Path) -> None:
     said: list[str] = []
-    extension_builds.build(tmp_path, "thing", lambda: None, reason="the JSON asks for it", say=said.append)
+    extension_builds.build(tmp_path, "thing", lambda: None, reason="the JSON asks for it", log=said.append)
     assert "Building DeepSpeed's thing once" in said[0]
     assert "the JSON asks for it" in said[0]
     assert said[1].startswith("Built thing in ")
@@ -132,7 +132,7 @@ def test_a_build_that_fails_names_the_way_around(tmp_path: Path) -> None:
     with pytest.raises(
         extension_builds.BuildError, match=r'cpu_adam failed to build.*no such header.*"torch_adam": true'
     ):
-        extension_builds.build(tmp_path, "cpu_adam", fail, reason="offload", say=lambda text: None)
+        extension_builds.build(tmp_path, "cpu_adam", fail, reason="offload", log=lambda text: None)
 
 
 def test_without_a_compiler_training_works_and_needs_no_build(tmp_path, run_file, monkeypatch) -> None:
@@ -149,7 +149,7 @@ def test_without_a_compiler_a_json_that_needs_a_build_is_refused(tmp_path, run_f
     bare = {"PATH": "/nonexistent", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "CXX": ""}
     ended = rank_processes.run(2, ["--config", str(run_file(ds=ADAM))], tmp_path, environment=bare, code=2)
     assert ended.output.count("error:") == 1
-    assert "fused_adam is needed" in ended.output
+    assert "fused_adam is required" in ended.output
     assert "sudo apt-get install g++" in ended.output
     assert '"torch_adam": true' in ended.output
 

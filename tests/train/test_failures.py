@@ -32,7 +32,7 @@ def test_a_full_disk_at_checkpoint_time(tmp_path, run_file) -> None:
     assert "checkpoints/step_000010 could not be written: rank 1" in ended.output
     assert "File too large" in ended.output
     assert "MB free" in ended.output
-    assert "Earlier checkpoints are untouched" in ended.output
+    assert "Earlier checkpoints are unchanged" in ended.output
     assert steps(run) == [5]
     assert checkpoint.find_corruption(checkpoint.checkpoint_folder(run, 5)) is None
     assert not list((run / "checkpoints").glob(".*"))
@@ -60,7 +60,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_p
     else:
         (run / "checkpoints/step_000010/manifest.json").unlink()
     ended = rank_processes.run(1, ["--resume", "runs/run"], tmp_path)
-    assert "WARNING: runs/run/checkpoints/step_000010 is broken" in ended.output
+    assert "WARNING: runs/run/checkpoints/step_000010 is corrupt" in ended.output
     assert "step 5 of 10" in ended.output
     assert digest(run / "checkpoints/step_000010/model.safetensors") == expected
     assert checkpoint.find_corruption(run / "checkpoints/step_000010") is None
@@ -72,7 +72,7 @@ def test_no_whole_checkpoint_is_an_error_on_all_ranks(tmp_path, run_file) -> Non
     rank_processes.run(2, ["--config", str(file)], tmp_path)
     shutil.rmtree(tmp_path / "runs/run/checkpoints")
     ended = rank_processes.run(2, ["--resume", "runs/run"], tmp_path, code=2)
-    assert ended.output.count("no whole checkpoint in runs/run/checkpoints") == 1
+    assert ended.output.count("no intact checkpoint in runs/run/checkpoints") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -84,7 +84,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(number, tmp_path, run_f
     os.kill(ranks.processes[1].pid, number)
     ended = ranks.join()
     assert ended.codes == [0, 0], ended.output
-    assert "all is saved. Go on with: ds4sci train --resume runs/run" in ended.output
+    assert "the run is saved. Resume it with: ds4sci train --resume runs/run" in ended.output
     (stopped,) = steps(tmp_path / "runs/run")
     assert f"Stopped after step {stopped} " in ended.output
     assert 3 <= stopped < 1000
@@ -142,7 +142,7 @@ def test_another_number_of_ranks_is_refused_with_both_ways_out(tmp_path, run_fil
     file = run_file(steps=2, ds={"zero_optimization": {"stage": 2}})
     rank_processes.run(2, ["--config", str(file)], tmp_path)
     ended = rank_processes.run(1, ["--resume", "runs/run"], tmp_path, code=2)
-    assert "written by 2 ranks, and this run has 1. Start 2 ranks, or convert it" in ended.output
+    assert "written by 2 ranks, but this run has 1. Start 2 ranks, or convert it" in ended.output
     assert "ds_to_universal" in ended.output
 
 
@@ -177,10 +177,10 @@ def test_another_zero_stage_or_batch_is_refused(tmp_path, run_file) -> None:
     config = json.loads((tmp_path / "ds.json").read_text())
     other.write_text(json.dumps(config | {"zero_optimization": {"stage": 2}}))
     ended = rank_processes.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
-    assert "written with ZeRO stage 1, and the DeepSpeed JSON asks for 2" in ended.output
+    assert "written with ZeRO stage 1, but the DeepSpeed JSON has stage 2" in ended.output
     other.write_text(json.dumps(config | {"train_batch_size": 8}))
     ended = rank_processes.run(1, ["--resume", "runs/run", "--deepspeed_config", str(other)], tmp_path, code=2)
-    assert f"{other}: train_batch_size is 8 here (1 × 2 × 4" in ended.output
+    assert f"{other}: train_batch_size is 8 (ranks × micro batch × accumulation = 1 × 2 × 4)" in ended.output
     assert "step_000002 was written with 4" in ended.output
     assert "Resume with train_batch_size = 4" in ended.output
     rank_processes.run(
@@ -192,7 +192,7 @@ def test_a_run_is_never_overwritten(tmp_path, run_file) -> None:
     file = run_file(steps=1)
     rank_processes.run(1, ["--config", str(file)], tmp_path)
     ended = rank_processes.run(1, ["--config", str(file)], tmp_path, code=2)
-    assert "this run exists already; go on with --resume runs/run" in ended.output
+    assert "this run exists already; resume it with --resume runs/run" in ended.output
 
 
 def test_a_batch_that_does_not_fit_the_ranks_makes_no_run_folder(tmp_path, run_file) -> None:
@@ -207,7 +207,7 @@ def test_what_deepspeed_itself_refuses_names_the_file(tmp_path, run_file) -> Non
     file = run_file(ds={"optimizer": {"type": "SGD", "params": {"lr": 1e-3}}, "zero_optimization": {"stage": 1}})
     ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=2)
     assert ended.output.count("error:") == 1
-    assert "deepspeed.json: DeepSpeed refuses this configuration" in ended.output
+    assert "deepspeed.json: DeepSpeed rejects this configuration" in ended.output
     assert "zero_allow_untested_optimizer" in ended.output
 
 
@@ -223,4 +223,4 @@ def test_a_config_error_is_said_by_one_rank(tmp_path, run_file) -> None:
     ended = rank_processes.run(2, ["--config", str(run_file()), "train.lr=1e-3"], tmp_path, code=2)
     assert ended.output.count("owned by the DeepSpeed JSON") == 1
     ended = rank_processes.run(1, ["--resume", "runs/nowhere"], tmp_path, code=2)
-    assert "--resume runs/nowhere: no run folder there" in ended.output
+    assert "--resume runs/nowhere: not a run folder" in ended.output

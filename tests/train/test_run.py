@@ -54,7 +54,7 @@ def test_what_a_run_leaves(tmp_path, run_file) -> None:
 
     # what the user sees: nothing of DeepSpeed's, one report for each interval
     assert ended.outputs[1] == ""
-    note = "runs/run/deepspeed.json has no gradient_clipping, and DeepSpeed then clips gradients to norm 1.0"
+    note = "runs/run/deepspeed.json does not set gradient_clipping, so DeepSpeed clips gradients to norm 1.0"
     assert ended.output.count(note) == 1
     assert "DeepSpeed" not in ended.output.replace(note, "")
     assert "Warning" not in ended.output
@@ -66,7 +66,7 @@ def test_the_launcherless_program_is_a_run_of_one_rank(tmp_path, run_file) -> No
     schedule = {"type": "WarmupCosineLR", "params": {"total_num_steps": 100, "warmup_num_steps": 2}}
     file = run_file(steps=3, ds={"scheduler": schedule})
     ended = rank_processes.run(1, ["--config", str(file)], tmp_path, launcher=False)
-    assert "total_num_steps of the DeepSpeed JSON is 100, and train.steps is 3" in ended.output
+    assert "total_num_steps of the DeepSpeed JSON is 100, but train.steps is 3" in ended.output
     assert "1 × cpu" in ended.output
 
 
@@ -133,8 +133,8 @@ def test_weights_do_not_depend_on_how_often_one_looks(tmp_path, run_file) -> Non
 
 
 def test_loading_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no run folder with checkpoints"):
+    with pytest.raises(ValueError, match="not a run folder"):
         checkpoint.load_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="the run has no checkpoint yet"):
+    with pytest.raises(ValueError, match="no checkpoint yet"):
         checkpoint.load_run(tmp_path)

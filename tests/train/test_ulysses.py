@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ds4sci.parallel.groups import ALONE, SequenceGroup
-from ds4sci.parallel.ulysses import head_range, key_heads
+from ds4sci.parallel.ulysses import head_range, key_head_range
 from tests.support import rank_processes, ulysses_rank
 
 
@@ -21,11 +21,11 @@ def test_every_head_has_one_rank() -> None:
             shares = [head_range(heads, size, rank) for rank in range(size)]
             assert [head for share in shares for head in share] == list(range(heads))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert key_heads(range(3, 6), 4) == range(2)
-    assert key_heads(range(0), 4) == range(0)
+    assert key_head_range(range(3, 6), 4) == range(2)
+    assert key_head_range(range(0), 4) == range(0)
 
 
 def test_a_row_that_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="10 tokens cannot be split among 4 ranks"):
+    with pytest.raises(ValueError, match="10 tokens cannot be divided among 4 ranks"):
         SequenceGroup(0, 4).shard(torch.zeros(1, 10))
     assert ALONE.shard(torch.zeros(1, 10)).shape == (1, 10)

@@ -21,7 +21,7 @@ from ds4sci.kernels import varlen_attention
 from ds4sci.kernels.varlen_attention import forward_backward
 from ds4sci.nn.activation_memory import save_on_host
 from ds4sci.parallel.groups import SequenceGroup
-from ds4sci.parallel.ulysses import attend_across
+from ds4sci.parallel.ulysses import ulysses_attention
 
 NAME = "ds4sci"
 """Value of ``attn_implementation`` in ``from_pretrained``, after ``register``."""
@@ -130,5 +130,7 @@ def packed_attention(
     if d_qk != d_v:  # zero padding adds nothing to the logits and is cut off the output
         scaling = d_qk**-0.5 if scaling is None else scaling
         q, k, v = (F.pad(x, (0, max(d_qk, d_v) - x.shape[-1])) for x in (q, k, v))
-    out = attend_across(attend, q, k, v, _current.group, forward_backward(q, doc_spans, causal=causal, scale=scaling))
+    out = ulysses_attention(
+        attend, q, k, v, _current.group, forward_backward(q, doc_spans, causal=causal, scale=scaling)
+    )
     return out[..., :d_v], None

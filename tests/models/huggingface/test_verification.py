@@ -289,7 +289,7 @@ warnings.filterwarnings("ignore")
 import deepspeed, torch
 from ds4sci.train import extension_builds
 from tests.support import language_oracle as oracle
-extension_builds.build_required({}, say=lambda line: None)
+extension_builds.build_required({}, log=lambda line: None)
 found = {}
 for name, config in json.loads(sys.argv[1]).items():
     model = oracle.model("causal_lm", config, checkpoint_min_tokens=0)
