@@ -1,15 +1,11 @@
-"""Files → ``Record`` → ``Features`` → ``Batch``.
+"""Files → ``Record`` → ``Features`` → ``Batch``; sequence files → ``SequenceStore`` → ``LanguageBatch``.
 
-sources/    readers: mmCIF, PDB, A3M and Stockholm alignments, FASTA
-chains      a prepared set of chains in one ``.npz``; packing makes its arrays
-build       a folder of structures (and alignments) → such a set; selection says which chains, workers run the processes
-split       train/validation by cluster of sequence identity, leakage check; identity finds the pairs, components groups
-sequences/  letters alone, by the million: FASTA, FASTQ, GenBank → a memory-mapped store, its splits
-letters     alphabets · profile: sequence profiles · secondary: DSSP states from coordinates
-tokenizers  letters → ids of language models · sequence_transform: the other strand, weights of residues
-features    one ``Record`` → one training example, after AlphaFold 2
-batch       padding and stacking (the first module that knows torch)
-loader      the order of the examples, a function of (seed, step) alone
-writers     predicted structures → mmCIF and PDB
-bench       entries a second of the parsers, samples a second of the loader
+structures/    parsers of mmCIF and PDB, prepared chain sets (``.npz``), features, batches, writers
+alignments/    A3M and Stockholm alignments, sequence profiles
+sequences/     memory-mapped stores of proteins and genomes
+tokenizers/    residues → token ids
+language/      windows, packing, masking and batches of language models
+clustering/    sequence identity, homology clusters, splits without leakage
+loader         order of the examples, a function of (seed, step)
+text_files     content of a file, plain or gzip · worker_pool  processes that survive a crash
 """
