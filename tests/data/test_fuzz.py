@@ -1,4 +1,4 @@
-"""A sample of the fuzzing of every reader (``python -m tests.fuzz``), and that the runner sees what goes wrong."""
+"""A sample of the fuzz tests of every parser (``python -m tests.fuzz``), and tests of the runner."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SAMPLE = 300
 def sample(name: str, count: int, seed: int) -> None:
     number = max(10, round(count * getattr(MODULES[name], "SHARE", 1.0)))
     failures = [runner.attempt(name, MODULES[name], seed, at) for at in range(number)]
-    told = [f"input {one.number}: {one.data!r}\n{one.what}" for one in failures if one is not None]
-    assert not told, "\n".join(told[:3])
+    messages = [f"input {one.number}: {one.data!r}\n{one.message}" for one in failures if one is not None]
+    assert not messages, "\n".join(messages[:3])
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -31,7 +31,7 @@ def test_a_sample_of_inputs(name: str) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", MODULES)
 def test_many_inputs(name: str) -> None:
-    """New ones each night."""
+    """The seed, and so the inputs, change every night."""
     sample(name, 20_000, seed=int(time.time()) // 86_400)
 
 
@@ -52,10 +52,10 @@ def test_the_runner_finds_errors_and_hangs(monkeypatch: pytest.MonkeyPatch, tmp_
         if failure is not None and again is not None:
             assert again.data == failure.data == module.inputs(runner.rng("x", 0, at))
             words = "IndexError" if failure.data == b"\1" else "TimeoutError: took over 0.1 s"
-            assert words in failure.what
+            assert words in failure.message
             assert failure.save(tmp_path).read_bytes() == failure.data
             assert f"--only x --seed 0 --first {at} --inputs 1" in (tmp_path / f"x-0-{at}.txt").read_text()
-    with pytest.raises(ValueError, match="no fuzz module nothing; there are a3m"):
+    with pytest.raises(ValueError, match="no fuzz module nothing; expected one of a3m"):
         runner.modules(["nothing"])
 
 
@@ -68,7 +68,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_inputs_differ_and_many_are_read(name: str) -> None:
-    """A fuzzer whose inputs are all alike, or all refused at the first byte, finds nothing."""
+    """Inputs must not be all alike, nor all rejected at the first byte."""
     made = [MODULES[name].inputs(runner.rng(name, 0, at)) for at in range(100)]
     assert len(set(made)) > 80
     assert 20 < sum(reading.read(one, *READERS[name]) is not None for one in made) < 90

@@ -12,7 +12,7 @@ from ds4sci.chemistry.residue_codes import GAP
 from ds4sci.data.alignments import msa
 
 from .mutation import mutate, pick
-from .reading import Violation, folder, plain_text, read, same
+from .reading import Violation, assert_equal, plain_text, read, temporary_folder
 
 SEEDS = [
     *((Path(__file__).parents[1] / "fixtures").rglob("*.a3m")),
@@ -39,11 +39,11 @@ def check_rows(data: bytes, name: str, count: Callable[[bytes], int]) -> None:
     if alignments is None:
         return
     for one in alignments:
-        same("rows", len(one.msa.names) + sum(one.left_out.values()), one.rows)
+        assert_equal("rows", len(one.msa.names) + sum(one.left_out.values()), one.rows)
         whole(one.msa)
     text = plain_text(data)
     if text is not None:
-        same("rows", sum(one.rows for one in alignments), count(text))
+        assert_equal("rows", sum(one.rows for one in alignments), count(text))
 
 
 def whole(alignment: msa.Msa) -> None:
@@ -57,10 +57,10 @@ def whole(alignment: msa.Msa) -> None:
         raise Violation(f"names {shape[0]}, letters {alignment.sequences.shape}, deletions {alignment.deletions.shape}")
     if (alignment.sequences > GAP).any() or (alignment.deletions < 0).any():
         raise Violation("letters beyond the gap, or a negative number of deletions")
-    again = folder() / "again.a3m"
+    again = temporary_folder() / "again.a3m"
     msa.write_a3m(again, alignment)
     back = msa.read(again)
-    same("rows after writing", back.names, alignment.names)
+    assert_equal("rows after writing", back.names, alignment.names)
     if not np.array_equal(back.sequences, alignment.sequences) or not np.array_equal(
         back.deletions, alignment.deletions
     ):

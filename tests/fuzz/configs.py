@@ -1,4 +1,4 @@
-"""Run files and DeepSpeed JSONs as people mistype them, and worse: they load, or a ValueError names the file."""
+"""Fuzz inputs of run files and DeepSpeed JSONs: each loads, or raises a ValueError that names the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ds4sci.config.run_file import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARE = 0.2
-"""Of the inputs: each is parsed by DeepSpeed too."""
+"""Lower than 1 because DeepSpeed parses each input too."""
 
 ODD = (
     b"true", b"-1", b"0", b"1e999", b"nan", b"inf", b"null", b'""', b'"auto"', b'"x"', b"[]", b"{}", b"[[1]]", b"3.5",
@@ -29,7 +29,7 @@ _VALUE = re.compile(rb'"[^"\n]*"|-?\d[\d.eE+-]*|true|false|null')
 
 @cache
 def seeds() -> tuple[bytes, ...]:
-    """The project's own files: b"T" or b"J" and the text."""
+    """Configuration files of the project: b"T" (TOML) or b"J" (JSON) and the text."""
     tomls = [b"T" + file.read_bytes() for file in sorted((ROOT / "configs").rglob("*.toml"))]
     every = ROOT / "tests/fixtures/deepspeed_every_section.json"
     files = [every, every, *sorted((ROOT / "configs/deepspeed").glob("*.json"))]
@@ -38,12 +38,14 @@ def seeds() -> tuple[bytes, ...]:
 
 @cache
 def prepare() -> None:
-    """Import what ``check`` imports, DeepSpeed above all: an import that a time limit interrupts stays broken."""
+    """Import everything that ``check`` imports, DeepSpeed included: an import that a time limit interrupts stays
+    broken."""
     check(b"J" + (ROOT / "configs/deepspeed/tiny_cpu.json").read_bytes())
 
 
 def inputs(rng: np.random.Generator) -> bytes:
-    """A file with one to four values exchanged, letters moved, lines dropped, or bytes of any kind put in."""
+    """A file with one to four mutations: values exchanged, letters swapped, lines dropped, or arbitrary bytes
+    inserted."""
     text = seeds()[int(rng.integers(len(seeds())))]
     for _ in range(int(rng.integers(1, 5))):
         how, at = int(rng.integers(6)), int(rng.integers(1, max(2, len(text))))
@@ -69,7 +71,7 @@ def inputs(rng: np.random.Generator) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Read ``data``; any exception but a ValueError that names the file is one too many."""
+    """Read ``data``; the only exception allowed is a ValueError that names the file."""
     from ds4sci.train import deepspeed_schema
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

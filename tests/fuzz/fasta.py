@@ -1,4 +1,4 @@
-"""Protein FASTA to be folded."""
+"""Fuzz inputs of the protein FASTA parser for prediction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ds4sci.data.sequences import fasta_records
 from ds4sci.types import RESIDUES
 
 from .mutation import mutate, pick
-from .reading import Violation, plain_text, read, same
+from .reading import Violation, assert_equal, plain_text, read
 
 TEXTS = [
     b">one two three\nACDE\n FGH \n\n>2\nacdx*\n;comment\n>sp|P1|X_Y\nMKTAYIAKQRQISFVKSHFSRQLEERLG\nMKV\n",
@@ -30,12 +30,12 @@ def check(data: bytes) -> None:
         return
     readable = all(entry.error is None for entry in entries)
     if any((not entry.sequence and not entry.error) or set(entry.sequence) - set(RESIDUES + "X") for entry in entries):
-        raise Violation("an empty sequence, or letters that are none")
+        raise Violation("an empty sequence, or letters outside the alphabet")
     text = plain_text(data)
     if text is not None:
-        same("entries", len(entries), len(re.findall(rb"(?:^|[\n\0])>", text)))
+        assert_equal("entries", len(entries), len(re.findall(rb"(?:^|[\n\0])>", text)))
         if not readable:
             return
         lines = [line for line in re.split(rb"[\n\0]", text) if not line.startswith((b">", b";"))]
         letters = len("".join(b"\n".join(lines).decode("utf-8", "replace").split()).replace("*", ""))
-        same("letters", sum(len(entry.sequence) for entry in entries), letters)
+        assert_equal("letters", sum(len(entry.sequence) for entry in entries), letters)

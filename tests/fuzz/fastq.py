@@ -1,12 +1,12 @@
-"""FASTQ as sequencers and their tools write it, wrapped or not."""
+"""Fuzz inputs of the FASTQ parser, with one or several lines per sequence."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .indexing import indexed
+from .indexing import index_twice
 from .mutation import mutate, pick
-from .reading import plain_text, same
+from .reading import assert_equal, plain_text
 
 SHARE = 0.15
 TEXTS = [
@@ -21,23 +21,23 @@ def inputs(rng: np.random.Generator) -> bytes:
 
 
 def check(data: bytes) -> None:
-    store, accounted = indexed(data, "x.fq")
+    store, records_seen = index_twice(data, "x.fq")
     text = plain_text(data)
-    records = None if text is None else count(text)
+    records = None if text is None else count_records(text)
     if records is not None:
         if store is not None:
-            same("records", len(store), records)
-        if accounted >= 0:
-            same("records kept and left out", accounted, records)
+            assert_equal("records", len(store), records)
+        if records_seen >= 0:
+            assert_equal("records kept and skipped", records_seen, records)
 
 
-def count(text: bytes) -> int | None:
-    """RecordHeaders where each is four lines: name, letters, plus, as many qualities; None where that is not so."""
+def count_records(text: bytes) -> int | None:
+    """Number of records if each is four lines (name, letters, plus, as many qualities), otherwise None."""
     lines = text.removesuffix(b"\n").split(b"\n")
     if len(lines) % 4:
         return None
     for name, letters, plus, qualities in zip(*(iter(lines),) * 4, strict=True):
-        plain = letters.isalpha() and letters.isascii() and len(qualities) == len(qualities.strip()) == len(letters)
-        if not (name.startswith(b"@") and plus.startswith(b"+") and plain):
+        is_valid = letters.isalpha() and letters.isascii() and len(qualities) == len(qualities.strip()) == len(letters)
+        if not (name.startswith(b"@") and plus.startswith(b"+") and is_valid):
             return None
     return len(lines) // 4

@@ -1,4 +1,4 @@
-"""GenBank and GenPept flat files."""
+"""Fuzz inputs of the GenBank and GenPept parser."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
-from .indexing import indexed
+from .indexing import index_twice
 from .mutation import mutate, pick
-from .reading import plain_text, same
+from .reading import assert_equal, plain_text
 
 SHARE = 0.15
 TEXTS = [
@@ -35,8 +35,8 @@ def inputs(rng: np.random.Generator) -> bytes:
 
 
 def check(data: bytes) -> None:
-    store, _ = indexed(data, "x.gb")
+    store, _ = index_twice(data, "x.gb")
     text = plain_text(data)
     if store is not None and text is not None and re.match(rb"\s*(LOCUS|GBBCT1)", text):
-        same("records", len(store), len(re.findall(rb"^//", text, re.MULTILINE)))
-        same("records", len(store), len(re.findall(rb"^LOCUS", text, re.MULTILINE)))
+        assert_equal("records", len(store), len(re.findall(rb"^//", text, re.MULTILINE)))
+        assert_equal("records", len(store), len(re.findall(rb"^LOCUS", text, re.MULTILINE)))

@@ -1,4 +1,4 @@
-"""A file as a sequence store, strictly and with bad records skipped: the two must agree."""
+"""Indexing of a file with errors raised and with bad records skipped: the two stores must agree."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 from ds4sci.data.sequences import SequenceStore, index
 
-from .reading import Violation, folder, refused, same
+from .reading import Violation, assert_equal, check_error, temporary_folder
 
 
-def indexed(data: bytes, name: str) -> tuple[SequenceStore | None, int]:
-    """The store of a file, None where it is refused; and records kept plus left out, when bad ones are skipped."""
-    path = folder() / name
+def index_twice(data: bytes, name: str) -> tuple[SequenceStore | None, int]:
+    """(store, None if the file is rejected; number of records kept and skipped if bad records are skipped)."""
+    path = temporary_folder() / name
     path.write_bytes(data)
     strict = _index(path, "strict", "error")
     loose = _index(path, "loose", "skip")
-    skipped = 0 if loose is None else sum(told["count"] for told in loose.manifest["skipped"].values())
+    skipped = 0 if loose is None else sum(entry["count"] for entry in loose.manifest["skipped"].values())
     if (strict is not None) != (loose is not None and not skipped):
-        raise Violation(f"strict gives {strict}, skipping {skipped} gives {loose}")
+        raise Violation(f"strict indexing gives {strict}, skipping {skipped} records gives {loose}")
     if strict is not None and loose is not None:
-        same("records", len(loose), len(strict))
+        assert_equal("records", len(loose), len(strict))
     for store in (strict, loose):
         if store is not None:
             store.verify()
@@ -32,12 +32,12 @@ def indexed(data: bytes, name: str) -> tuple[SequenceStore | None, int]:
 
 
 def _index(path: Path, out: str, bad: str) -> SequenceStore | None:
-    place = folder() / f"{path.name}.{out}"
+    place = temporary_folder() / f"{path.name}.{out}"
     for old in (place, place.with_name(f"{place.name}.work")):
         shutil.rmtree(old, ignore_errors=True)
     try:
         index([path], place, bad=bad, jobs=1)  # type: ignore[arg-type]
     except ValueError as error:
-        refused(error, path)
+        check_error(error, path)
         return None
     return SequenceStore.open(place)

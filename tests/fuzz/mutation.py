@@ -1,4 +1,4 @@
-"""Damage of the kinds that files suffer: cut, spliced, repeated, re-encoded, written by a program with other habits."""
+"""Mutations of files: truncated, spliced, repeated, re-encoded, or written in another program's style."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 
 
 def mutate(rng: np.random.Generator, data: bytes, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
-    """``data`` after up to four changes, most often one; ``seeds`` are whole files, ``tokens`` words of the format."""
+    """``data`` after up to four mutations, usually one; ``seeds`` are complete files, ``tokens`` words of the
+    format."""
     for _ in range(int(rng.choice([0, 1, 1, 1, 2, 2, 3, 4]))):
         data = _CHANGES[int(rng.integers(len(_CHANGES)))](rng, data, seeds, tokens)
     return data[:100_000]
 
 
 def pick(rng: np.random.Generator, choices: Sequence[bytes]) -> bytes:
-    """One of ``choices``."""
+    """A random element of ``choices``."""
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -42,7 +43,7 @@ def _repeat(rng: np.random.Generator, data: bytes, seeds: Sequence[bytes], token
 
 def _insert(rng: np.random.Generator, data: bytes, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
     begin, _ = _span(rng, data)
-    return data[:begin] + pick(rng, [*tokens, *_ODD]) * int(rng.choice([1, 1, 1, 2, 20])) + data[begin:]
+    return data[:begin] + pick(rng, [*tokens, *_DIFFICULT_BYTES]) * int(rng.choice([1, 1, 1, 2, 20])) + data[begin:]
 
 
 def _cut(rng: np.random.Generator, data: bytes, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
@@ -60,12 +61,12 @@ def _splice(rng: np.random.Generator, data: bytes, seeds: Sequence[bytes], token
 def _lines(rng: np.random.Generator, data: bytes, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
     lines = data.split(b"\n")
     one, other = (int(rng.integers(len(lines))) for _ in range(2))
-    how = int(rng.integers(4))
-    if how == 0:
+    change = int(rng.integers(4))
+    if change == 0:
         lines[one], lines[other] = lines[other], lines[one]
-    elif how == 1:
+    elif change == 1:
         lines.insert(one, lines[other])
-    elif how == 2:
+    elif change == 2:
         del lines[one]
     else:
         lines[one] = pick(rng, [*tokens, b"", b" "]) + lines[one]
@@ -73,28 +74,28 @@ def _lines(rng: np.random.Generator, data: bytes, seeds: Sequence[bytes], tokens
 
 
 def _encode(rng: np.random.Generator, data: bytes, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
-    how = int(rng.integers(8))
-    if how == 0:
+    change = int(rng.integers(8))
+    if change == 0:
         return b"\xef\xbb\xbf" + data
-    if how == 1:
+    if change == 1:
         return data.replace(b"\n", b"\r\n")
-    if how == 2:
+    if change == 2:
         return data.replace(b"\n", b"\r")
-    if how == 3:
+    if change == 3:
         return data.decode("latin-1").encode("utf-16")
-    if how == 4:
+    if change == 4:
         return gzip.compress(data, mtime=0)
-    if how == 5:
+    if change == 5:
         return data.lower()
-    if how == 6:
+    if change == 6:
         return data.replace(b"\n", pick(rng, [b"\n\n", b" \n", b"\n ", b"\x0c\n", b"\0\n", b""]))
     return data.replace(b" ", pick(rng, [b"\t", b"", b"  ", b"\xc2\xa0"]))
 
 
-_ODD = (
+_DIFFICULT_BYTES = (
     b"\0", b"\0" * 16, b"\n", b"\r", b"\r\n", b"\xff", b"\xc3\x9f", b"\xef\xac\x81", b"\xe2\x80\xa8", b"\x85", b"\x0b",
     b"\x1c", b"\x1f\x8b", b"\xef\xbb\xbf", b"-1", b"1e999", b"nan", b"A" * 300, b"[" * 300, b"'", b'"', b";", b"%s",
 )  # fmt: skip
-"""Bytes that readers trip over: NUL, line ends of other systems and of Unicode, bytes that are no UTF-8, ß, ﬁ."""
+"""Bytes that often break parsers: NUL, line ends of other systems and of Unicode, invalid UTF-8, ß, ﬁ."""
 _Change = Callable[[np.random.Generator, bytes, Sequence[bytes], Sequence[bytes]], bytes]
 _CHANGES: tuple[_Change, ...] = (_overwrite, _delete, _repeat, _insert, _cut, _splice, _lines, _encode)

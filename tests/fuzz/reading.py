@@ -1,4 +1,4 @@
-"""Reading an input as a file, and what its errors must say."""
+"""Reading of an input as a file, and the requirements on error messages."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 _ABOUT_THE_FILE = re.compile(
     r"truncated|damaged|UTF-16|compressed with|packed with|0 bytes|no sequence|no FASTA entry|no record|called \.gz"
-    r"|got nothing|is all gaps|the files hold"
+    r"|the file is empty|the files contain|no valid record"
 )
-"""Errors about a file as a whole, which no line is to blame for."""
+"""Errors of a whole file, which need no line number."""
 
 
 class Violation(AssertionError):
-    """What no input should bring about."""
+    """Behaviour that no input may cause."""
 
 
 @cache
-def folder() -> Path:
-    """This process's own, in memory where the system has such a disk."""
+def temporary_folder() -> Path:
+    """Temporary folder of this process, in memory if the system has a memory file system."""
     shared = Path("/dev/shm")
     made = Path(tempfile.mkdtemp(prefix="ds4sci-fuzz-", dir=shared if shared.is_dir() else None))
     import atexit
@@ -34,20 +34,20 @@ def folder() -> Path:
 
 
 def read(data: bytes, name: str, reader: Callable[[Path], Any]) -> Any:
-    """What ``reader`` makes of a file with ``data``; None where it refuses it in words that name file and line."""
-    path = folder() / name
+    """The result of ``reader`` for a file with ``data``; None if it raises an error that names file and line."""
+    path = temporary_folder() / name
     path.write_bytes(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return reader(path)
         except ValueError as error:
-            refused(error, path)
+            check_error(error, path)
             return None
 
 
-def refused(error: ValueError, path: Path) -> None:
-    """A ``Violation`` unless the error is a plain ``ValueError`` that names the file, and a line if one is to blame."""
+def check_error(error: ValueError, path: Path) -> None:
+    """Raise ``Violation`` unless the error is a ``ValueError`` that names the file, and the line if there is one."""
     text = str(error)
     if type(error) is not ValueError or str(path) not in text:
         raise Violation(f"{type(error).__name__} does not name {path.name}: {text}") from error
@@ -56,13 +56,13 @@ def refused(error: ValueError, path: Path) -> None:
 
 
 def plain_text(data: bytes) -> bytes | None:
-    """``data`` without mark and with Unix line ends, as the counters of records take it; None where it is packed."""
+    """``data`` without byte order mark and with Unix line ends; None if it is compressed."""
     if data.startswith((b"\x1f\x8b", b"BZh", b"PK\x03\x04", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return None
     return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def same(what: str, found: object, expected: object) -> None:
-    """A ``Violation`` where two counts differ."""
+def assert_equal(what: str, found: object, expected: object) -> None:
+    """Raise ``Violation`` if two counts differ."""
     if found != expected:
-        raise Violation(f"{what}: {found} by the reader, {expected} in the file")
+        raise Violation(f"{what}: the reader found {found}, the file has {expected}")

@@ -1,4 +1,4 @@
-"""Runs inputs through the modules of this folder: in this process with a time limit, or in a watched one."""
+"""Runner of the fuzz modules of this folder, in this process with a time limit or in a monitored process."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from typing import Any
 import numpy as np
 
 LIMIT = 5.0
-"""Processor seconds for one input, after which it counts as a hang; a busy machine is none."""
+"""CPU seconds per input, after which it counts as a hang; waiting for a busy machine does not count."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that broke a rule: ``rng(module, seed, number)`` makes it again, ``data`` is it."""
+    """An input ``data`` that caused a violation; ``rng(module, seed, number)`` reproduces it."""
 
     module: str
     seed: int
     number: int
-    what: str
+    message: str
     data: bytes
 
     def save(self, folder: Path) -> Path:
-        """Write the input and, beside it, what it did."""
+        """Write the input, and the error message next to it."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.module}-{self.seed}-{self.number}"
         path.write_bytes(self.data)
-        told = f"python -m tests.fuzz --only {self.module} --seed {self.seed} --first {self.number} --inputs 1"
-        path.with_name(path.name + ".txt").write_text(f"{told}\n\n{self.what}\n", encoding="utf-8")
+        command = f"python -m tests.fuzz --only {self.module} --seed {self.seed} --first {self.number} --inputs 1"
+        path.with_name(path.name + ".txt").write_text(f"{command}\n\n{self.message}\n", encoding="utf-8")
         return path
 
 
 def modules(only: list[str] | None = None) -> dict[str, ModuleType]:
-    """The modules of this folder that make inputs and check them, by name."""
+    """The fuzz modules of this folder, by name; with ``only``, these."""
     found = {}
     for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if info.name.startswith("__"):
@@ -51,25 +51,25 @@ def modules(only: list[str] | None = None) -> dict[str, ModuleType]:
         module = importlib.import_module(f"{__package__}.{info.name}")
         if hasattr(module, "inputs") and hasattr(module, "check"):
             found[info.name] = module
-    strange = set(only or ()) - set(found)
-    if strange:
-        raise ValueError(f"no fuzz module {', '.join(sorted(strange))}; there are {', '.join(found)}")
+    unknown = set(only or ()) - set(found)
+    if unknown:
+        raise ValueError(f"no fuzz module {', '.join(sorted(unknown))}; expected one of {', '.join(found)}")
     return {name: module for name, module in found.items() if not only or name in only}
 
 
 def rng(name: str, seed: int, number: int) -> np.random.Generator:
-    """What makes input ``number`` of a module."""
+    """The random generator of input ``number`` of a module."""
     return np.random.default_rng([seed, zlib.crc32(name.encode()), number])
 
 
 def attempt(
     name: str, module: Any, seed: int, number: int, *, on_input: Callable[[bytes], None] | None = None
 ) -> Failure | None:
-    """Make and check one input within ``LIMIT`` seconds; a module's ``prepare`` comes before."""
+    """Make and check one input within ``LIMIT`` seconds, after the module's ``prepare``, which has no time limit."""
     data = b""
     getattr(module, "prepare", lambda: None)()
     try:
-        with _limited(LIMIT):
+        with _time_limit(LIMIT):
             data = module.inputs(rng(name, seed, number))
             if on_input is not None:
                 on_input(data)
@@ -80,11 +80,11 @@ def attempt(
 
 
 @contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    def late(signum: int, frame: Any) -> None:
+def _time_limit(seconds: float) -> Iterator[None]:
+    def raise_timeout(signum: int, frame: Any) -> None:
         raise TimeoutError(f"took over {seconds} s")
 
-    before = signal.signal(signal.SIGPROF, late)
+    before = signal.signal(signal.SIGPROF, raise_timeout)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
@@ -93,11 +93,13 @@ def _limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def watched(name: str, seed: int, first: int, count: int, folder: Path, stop_after: int = 20) -> tuple[int, list[Path]]:
-    """``count`` inputs of a module in a process of its own; how many were tried, and the failures' files in ``folder``.
+def run_isolated(
+    name: str, seed: int, first: int, count: int, folder: Path, stop_after: int = 20
+) -> tuple[int, list[Path]]:
+    """Run ``count`` inputs of a module in a separate process; returns (inputs tried, failure files in ``folder``).
 
-    A process that native code kills, or that is at one input for a minute, costs that input; the next one goes on
-    behind it. Ends after ``stop_after`` failures.
+    If native code kills the process, or one input takes a minute, that input counts as a failure, and a new process
+    continues with the next input. Stops after ``stop_after`` failures.
     """
     context = multiprocessing.get_context("spawn")
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ def watched(name: str, seed: int, first: int, count: int, folder: Path, stop_aft
             process.join(0.2)
             if progress.value != seen:
                 seen, since = progress.value, time.monotonic()
-            # the first input waits for imports
+            # the first input includes the imports
             elif time.monotonic() - since > (12 * LIMIT if seen > at else 240):
                 process.kill()
                 process.join()
@@ -123,9 +125,9 @@ def watched(name: str, seed: int, first: int, count: int, folder: Path, stop_aft
         if process.exitcode == 0:
             at = progress.value
             break
-        what = f"killed its process (exit code {process.exitcode}): a hang or a fault in native code"
+        message = f"the process was killed (exit code {process.exitcode}): a hang or a fault in native code"
         data = current.read_bytes() if current.exists() else b""
-        failed.append(Failure(name, seed, progress.value, what, data).save(folder))
+        failed.append(Failure(name, seed, progress.value, message, data).save(folder))
         at = progress.value + 1
     current.unlink(missing_ok=True)
     return at - first, failed

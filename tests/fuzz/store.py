@@ -1,4 +1,4 @@
-"""FASTA into a sequence store; and a store's own files, damaged on the disk."""
+"""Fuzz inputs of the FASTA parser for stores, and damaged files of a store."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from ds4sci.data.sequences import SequenceStore, index, layout
 
-from .indexing import indexed
+from .indexing import index_twice
 from .mutation import mutate, pick
-from .reading import Violation, folder, plain_text, same
+from .reading import Violation, assert_equal, plain_text, temporary_folder
 
 SHARE = 0.15
 TEXTS = [
@@ -27,47 +27,47 @@ JSON = [b"{", b"}", b"[" * 5000, b'"', b"null", b"-1", b"1e400", b"NaN", b"\\ud8
 
 
 def inputs(rng: np.random.Generator) -> bytes:
-    """A FASTA file; or, in a third of the cases, the name of a store's file, a NUL and its content."""
+    """A FASTA file or, in a third of the cases, the name of a file of a store, a NUL and its damaged content."""
     if rng.random() < 2 / 3:
         return mutate(rng, pick(rng, TEXTS), TEXTS, TOKENS)
     name = FILES[int(rng.integers(len(FILES)))]
-    content = (_whole() / name).read_bytes()
+    content = (_valid_store() / name).read_bytes()
     if name == layout.MANIFEST and rng.random() < 0.7:
-        return name.encode() + b"\0" + _other_manifest(rng, content)
+        return name.encode() + b"\0" + _mutated_manifest(rng, content)
     return name.encode() + b"\0" + mutate(rng, content, [content], JSON)
 
 
 def check(data: bytes) -> None:
     name, _, content = data.partition(b"\0")
     if name.decode("latin-1") in FILES:
-        return _damaged(name.decode(), content)
-    store, accounted = indexed(data, "x.fa")
+        return _check_damaged(name.decode(), content)
+    store, records_seen = index_twice(data, "x.fa")
     text = plain_text(data)
     if text is None or not re.match(rb"\s*[>;]", text):
         return None
     headers = len(re.findall(rb"^>", text, re.MULTILINE))
     if store is not None:
-        same("records", len(store), headers)
+        assert_equal("records", len(store), headers)
         lines = [line for line in text.split(b"\n") if not line.startswith((b">", b";"))]
         letters = b"".join(lines).translate(None, b" \t\v\f*")
-        same("residues", store.total, len(letters))
-    if accounted >= 0:
+        assert_equal("residues", store.total, len(letters))
+    if records_seen >= 0:
         outside = len(text[: re.search(rb"^>|\Z", text, re.MULTILINE).start()].strip()) > 0  # type: ignore[union-attr]
         if not outside or text.startswith(b">"):
-            same("records kept and left out", accounted, headers)
+            assert_equal("records kept and skipped", records_seen, headers)
     return None
 
 
 @cache
-def _whole() -> Path:
-    source = folder() / "whole.fa"
+def _valid_store() -> Path:
+    source = temporary_folder() / "whole.fa"
     source.write_bytes(TEXTS[0])
-    index([source], folder() / "whole", jobs=1)
-    return folder() / "whole"
+    index([source], temporary_folder() / "whole", jobs=1)
+    return temporary_folder() / "whole"
 
 
-def _other_manifest(rng: np.random.Generator, content: bytes) -> bytes:
-    """Whole JSON with one value of another kind or size."""
+def _mutated_manifest(rng: np.random.Generator, content: bytes) -> bytes:
+    """Valid JSON with one value of another type or size."""
     manifest = json.loads(content)
     place = manifest
     for _ in range(int(rng.integers(1, 4))):
@@ -87,11 +87,11 @@ def _other_manifest(rng: np.random.Generator, content: bytes) -> bytes:
     return json.dumps(manifest).encode()
 
 
-def _damaged(name: str, content: bytes) -> None:
-    """A damaged store is refused on opening, or by ``verify``, in words that name it; reading it never does worse."""
-    place = folder() / "damaged"
+def _check_damaged(name: str, content: bytes) -> None:
+    """Check that ``open``, a read or ``verify`` reports a damaged store, with an error that names it."""
+    place = temporary_folder() / "damaged"
     shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(_whole(), place)
+    shutil.copytree(_valid_store(), place)
     changed = content != (place / name).read_bytes()
     (place / name).write_bytes(content)
     try:
@@ -107,4 +107,4 @@ def _damaged(name: str, content: bytes) -> None:
             raise Violation(f"{type(error).__name__} does not name the store: {error}") from error
         return
     if changed and name != layout.MANIFEST:
-        raise Violation(f"{name} was changed and nobody noticed")
+        raise Violation(f"{name} was changed, and no check reported it")
