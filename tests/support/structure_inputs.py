@@ -1,4 +1,4 @@
-"""Atom records counted without the project's readers, and PDB lines made from values."""
+"""Independent counts of atom records, checks of parsed structures, and generated PDB lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CASES = sorted((DATA / "structures").iterdir())
 
 
 def parse(path: Path, **options: bool) -> ParsedStructure:
-    """By the reader of the file's suffix."""
+    """Parse a file with the parser that its suffix selects."""
     name = path.name.removesuffix(".gz")
     return mmcif.parse(path, **options) if name.endswith(".cif") else pdb.parse(path)
 
@@ -25,12 +25,13 @@ def text_of(path: Path) -> str:
 
 
 def count_atom_records(text: str) -> int:
-    """Lines that begin with ATOM or HETATM: the records of a PDB file, and the rows of an mmCIF file of one a line."""
+    """Count lines that begin with ATOM or HETATM: records of PDB files, or rows of mmCIF files with one row per
+    line."""
     return sum(line.startswith(("ATOM ", "HETATM")) for line in text.splitlines())
 
 
-def accounted(path: Path) -> ParsedStructure:
-    """The file parsed; fails unless every atom record and every chain is kept or left out for a reason."""
+def parse_and_check(path: Path) -> ParsedStructure:
+    """Parse a file and check that every atom record has a status and that ids are unique."""
     parsed = parse(path)
     assert sum(parsed.atoms.values()) == count_atom_records(text_of(path))
     assert "not in a chain" not in parsed.atoms
@@ -41,7 +42,7 @@ def accounted(path: Path) -> ParsedStructure:
 
 
 def atom_line(name: str, residue: str, number: str, where: tuple[float, float, float], **more: object) -> str:
-    """One PDB line; ``number`` may end in an insertion code."""
+    """Return one PDB line. ``number`` may end with an insertion code."""
     code = number[-1] if number[-1].isalpha() else " "
     element = str(more.get("element", name[0]))
     head = f"{more.get('kind', 'ATOM'):<6}{more.get('serial', 1):>5} {name if len(name) > 3 else ' ' + name:<4}"
@@ -55,7 +56,7 @@ BACKBONE = {"N": (0.0, 0.0, 0.0), "CA": (1.46, 0.0, 0.0), "C": (2.0, 1.42, 0.0),
 
 
 def residue_lines(residue: str, number: str, shift: float, **more: object) -> list[str]:
-    """A backbone; residues 3.8 Å apart along x number on and are taken to be bonded."""
+    """Return the backbone of a residue. Residues 3.8 Å apart along x with consecutive numbers are bonded."""
     return [atom_line(name, residue, number, (x + shift, y, z), **more) for name, (x, y, z) in BACKBONE.items()]
 
 

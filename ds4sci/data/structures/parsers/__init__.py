@@ -1,1 +1,1 @@
-"""Readers of what laboratories and databases hand out. Each gives ``ds4sci.types`` values; none knows torch."""
+"""Parsers of structure files. They return ``ds4sci.types.Record`` objects and do not import torch."""

@@ -1,4 +1,4 @@
-"""The table of a file's atom records, and why a record is not part of any chain."""
+"""Table of the atom records of a file, with the status of each record."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ ATOM_STATUSES = (
     "atom not in the residue",
     "side chain of an unknown residue",
 )
-"""What can become of an atom record. Every record of a file gets one of them; "not in a chain" is never left over."""
-STATUS_CODE = {reason: code for code, reason in enumerate(ATOM_STATUSES)}
+"""Statuses of an atom record. Every record has one. "not in a chain" is the initial value; parsing replaces it."""
+STATUS_CODE = {status: code for code, status in enumerate(ATOM_STATUSES)}
 
 
 class Residue(NamedTuple):
-    """Consecutive atom records of one residue; ``atoms`` are their rows in the table.
+    """Atom records of one residue; ``atoms`` are their rows in the table.
 
-    ``author`` and ``label`` are chain ids, ``entity`` the entity's id or "", ``label_seq`` the position in the entity.
-    ``section`` counts the TER records before it. ``repeats``: an earlier residue of this identity has the same atoms.
+    ``author`` and ``label`` are chain ids, ``entity`` is the entity id or "", ``label_seq`` the position in the entity.
+    ``section`` is the number of TER records before the residue. ``repeats``: an earlier residue with the same identity
+    has the same atoms.
     """
 
     name: str
@@ -53,14 +54,15 @@ class Residue(NamedTuple):
 
 @dataclass
 class AtomTable:
-    """Every atom record of a file, and the residues of its first model.
+    """All atom records of a file, and the residues of its first model.
 
-    names, altlocs (``""`` for none)   [records]
-    positions float64 [records, 3] Å, occupancies and b_factors float64 [records]
-    status                             uint8 [records], index into ``ATOM_STATUSES``
-    elsewhere                          records in other data blocks, which have no row
-    terminated                         the author chain id that each TER record ends
-    later                              author chain ids of the records in later models
+    names, altlocs          [records]; the altloc is "" if there is none
+    positions               float64 [records, 3] Å
+    occupancies, b_factors  float64 [records]
+    status                  uint8 [records], index into ``ATOM_STATUSES``
+    other_block_atoms       number of records in other data blocks; they have no row
+    ter_chains              author chain id before each TER record
+    later_model_chains      author chain ids of the records in later models
     """
 
     path: str | Path
@@ -80,39 +82,40 @@ class AtomTable:
         self.has_altlocs = any(self.altlocs)
         self.status = np.full(len(self.names), STATUS_CODE["not in a chain"], np.uint8)
 
-    def set_status(self, residues: Sequence[Residue], reason: str) -> None:
+    def set_status(self, residues: Sequence[Residue], status: str) -> None:
         """Set the status of all atoms of ``residues``."""
         for residue in residues:
-            self.set_atom_status(residue.atoms, reason)
+            self.set_atom_status(residue.atoms, status)
 
-    def set_atom_status(self, atoms: Sequence[int] | np.ndarray, reason: str) -> None:
+    def set_atom_status(self, atoms: Sequence[int] | np.ndarray, status: str) -> None:
         if isinstance(atoms, range):
-            self.status[atoms.start : atoms.stop] = STATUS_CODE[reason]
+            self.status[atoms.start : atoms.stop] = STATUS_CODE[status]
         else:
-            self.status[atoms] = STATUS_CODE[reason]
+            self.status[atoms] = STATUS_CODE[status]
 
     def counts(self) -> dict[str, int]:
-        """Records by what became of them, the commonest reason first after those that were kept."""
+        """Return the number of records by status: kept records first, then the most frequent status."""
         found = np.bincount(self.status, minlength=len(ATOM_STATUSES))
         found[STATUS_CODE["other data block"]] += self.other_block_atoms
         order = sorted(range(1, len(ATOM_STATUSES)), key=lambda code: -int(found[code]))
         return {KEPT: int(found[0])} | {ATOM_STATUSES[code]: int(found[code]) for code in order if found[code]}
 
     def position_of(self, residue: Residue, name: str) -> np.ndarray | None:
-        """Position [3] of the first atom of that name, or None."""
+        """Return the position [3] of the first atom with this name, or None."""
         for atom in residue.atoms:
             if self.names[atom] == name:
                 return self.positions[atom]
         return None
 
     def distance(self, one: Residue, name: str, other: Residue, other_name: str) -> float | None:
-        """Å between two named atoms, or None where one is missing."""
+        """Return the distance in Å between two named atoms, or None if one is missing."""
         first, second = self.position_of(one, name), self.position_of(other, other_name)
         return None if first is None or second is None else float(np.linalg.norm(first - second))
 
 
 def merge_residue_parts(residues: list[Residue], names: list[str], altlocs: list[str]) -> list[Residue]:
-    """Residues whose records lie apart in the file made whole, unless the later ones repeat atoms of the earlier."""
+    """Merge residues whose records are not consecutive in the file, unless a later part repeats atoms of an earlier
+    one."""
     identities = [residue[:7] for residue in residues]
     if len(set(identities)) == len(identities):
         return residues
@@ -121,16 +124,16 @@ def merge_residue_parts(residues: list[Residue], names: list[str], altlocs: list
     atoms: list[set[tuple[str, str]]] = []
     joined: list[Residue] = []
     for identity, residue in zip(identities, residues, strict=True):
-        these = {(names[atom], altlocs[atom]) for atom in residue.atoms}
+        part_atoms = {(names[atom], altlocs[atom]) for atom in residue.atoms}
         earlier = at.setdefault(identity, len(joined))
-        if earlier < len(joined) and atoms[earlier].isdisjoint(these):
+        if earlier < len(joined) and atoms[earlier].isdisjoint(part_atoms):
             rows[earlier] += residue.atoms
-            atoms[earlier] |= these
+            atoms[earlier] |= part_atoms
             continue
         at[identity] = len(joined)
         joined.append(residue._replace(repeats=earlier < len(joined)))
         rows.append(list(residue.atoms))
-        atoms.append(these)
+        atoms.append(part_atoms)
     return [
         residue if len(residue.atoms) == len(own) else residue._replace(atoms=own)
         for residue, own in zip(joined, rows, strict=True)

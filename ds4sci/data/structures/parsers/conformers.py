@@ -1,4 +1,4 @@
-"""Atoms of one conformer of a residue, and atom names to the columns of atom37."""
+"""Selection of one conformer per residue, and conversion of its atoms to the atom37 layout."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ ALLOWED = np.array(
     [[name in ATOM14[RESTYPE_1TO3[letter]] or name == "OXT" for name in ATOM37] for letter in RESIDUE_LETTERS],
     dtype=bool,
 )
-"""bool [21, 37]: the atoms that a residue of each letter may have."""
+"""bool [21, 37], True = a residue with this letter can have the atom."""
 _BACKBONE = ("N", "CA", "C", "O")
 _SELENIUM = {"M": ATOM37_INDEX["SD"], "C": ATOM37_INDEX["SG"]}
 _UNKNOWN, _HYDROGEN, _SELENIUM_ATOM = -1, -2, -3
 _ALIAS_OFFSET = 100
-"""Codes of aliases: 100 + the column that they stand for."""
+"""Code of an alias: 100 + its atom37 column."""
 _CODE_OF_BYTE = np.full(256, 20)
 _CODE_OF_BYTE[np.frombuffer(RESIDUE_LETTERS.encode(), np.uint8)] = np.arange(21)
 
 
 def select_residue(table: AtomTable, several: Sequence[Residue], expected: str | None) -> Residue:
-    """Of several residues at one position: named as expected, then most backbone atoms, then the highest occupancy."""
+    """Select one of several residues at a position: the expected name, most backbone atoms, highest occupancy."""
     same = [one for one in several if one.name == expected] or several
 
     def rank(one: Residue) -> tuple[int, float]:
         backbone = {table.names[atom] for atom in one.atoms}.intersection(_BACKBONE)
         return len(backbone), float(np.mean([table.occupancies[atom] for atom in one.atoms]))
 
-    return max(same, key=rank)  # the first of equals
+    return max(same, key=rank)  # the first of equal rank
 
 
 def select_conformer(table: AtomTable, residue: Residue) -> Sequence[int]:
-    """Rows of one conformer; the atoms of the others get their status."""
+    """Return the rows of one conformer and set the status of the other atoms."""
     atoms, altlocs, names = residue.atoms, table.altlocs, table.names
     if isinstance(atoms, range) and not any(altlocs[atoms.start : atoms.stop]):
         return atoms
@@ -77,35 +77,36 @@ def _column(name: str) -> int:
 def to_atom37(
     table: AtomTable, sequence: str, residue: np.ndarray, atom: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """atom37 positions, mask and B-factors [n, 37, …] of rows ``atom`` at positions ``residue``; sets their status."""
+    """Return atom37 positions, mask and B-factors [n, 37, …] of rows ``atom`` at positions ``residue``; set their
+    status."""
     letters = _CODE_OF_BYTE[np.frombuffer(sequence.encode(), np.uint8)]
     letter = letters[residue]
     names = [table.names[one] for one in atom.tolist()]
     codes = {name: _column(name) for name in set(names)}
     column = np.array([codes[name] for name in names], np.int64)
 
-    second = np.zeros(len(column), bool)  # atoms under another name than the parent's, which has the right of way
+    aliased = np.zeros(len(column), bool)  # atoms under an alternative name; the standard name has priority
     if (column == _SELENIUM_ATOM).any():
         for parent, sulphur in _SELENIUM.items():
-            second |= (column == _SELENIUM_ATOM) & (letter == RESIDUE_LETTERS.index(parent))
+            aliased |= (column == _SELENIUM_ATOM) & (letter == RESIDUE_LETTERS.index(parent))
             column[(column == _SELENIUM_ATOM) & (letter == RESIDUE_LETTERS.index(parent))] = sulphur
     isoleucine = (column == ATOM37_INDEX["CD"]) & (letter == RESIDUE_LETTERS.index("I"))
     if isoleucine.any():  # CHARMM
         column[isoleucine] = ATOM37_INDEX["CD1"]
-        second |= isoleucine
+        aliased |= isoleucine
     aliases = column >= _ALIAS_OFFSET
     if aliases.any():
         column[aliases] = np.where(letter[aliases] < 20, column[aliases] - _ALIAS_OFFSET, _UNKNOWN)
-        second |= aliases
+        aliased |= aliases
 
     unknown = STATUS_CODE["atom not in the residue"]
     status = np.where(column == _HYDROGEN, STATUS_CODE["hydrogen"], unknown).astype(np.uint8)
     status[(letter == 20) & (status == unknown)] = STATUS_CODE["side chain of an unknown residue"]
     fits = (column >= 0) & ALLOWED[letter, column]
     slot = np.where(fits, residue * 37 + column, -1)
-    order = np.argsort(second, kind="stable") if second.any() else np.arange(len(column))
+    order = np.argsort(aliased, kind="stable") if aliased.any() else np.arange(len(column))
     order = order[fits[order]]
-    _, first = np.unique(slot[order], return_index=True)  # of two atoms with one name the first stays
+    _, first = np.unique(slot[order], return_index=True)  # of two atoms with the same name the first is kept
     status[fits] = STATUS_CODE["duplicate atom"]
     taken = order[first]
     status[taken] = STATUS_CODE[KEPT]
@@ -124,7 +125,7 @@ def to_atom37(
 
 
 def _swap_arginine_names(letters: np.ndarray, positions: np.ndarray, mask: np.ndarray, b_factors: np.ndarray) -> None:
-    """Swap NH1 and NH2, in place, where NH2 is the one nearer to CD."""
+    """Swap NH1 and NH2 in place if NH2 is closer to CD."""
     cd, nh1, nh2 = (ATOM37_INDEX[name] for name in ("CD", "NH1", "NH2"))
     rows = np.flatnonzero(letters == RESIDUE_LETTERS.index("R"))
     rows = rows[mask[rows][:, [cd, nh1, nh2]].all(1)]

@@ -1,6 +1,6 @@
-"""Decimal text to float64, many numbers at a time.
+"""Vectorised conversion of decimal text to float64.
 
-Correctly rounded: the digits are an integer below 2⁵³, divided once by a power of ten.
+The results are correctly rounded: the digits form an integer below 2⁵³, which is divided once by a power of ten.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ _RANK[ord(" ")], _RANK[ord("-")], _RANK[ord("0") : ord("9") + 1] = 0, 1, 2
 
 
 def parse_fixed_columns(columns: np.ndarray, dot: int) -> np.ndarray | None:
-    """Numbers right-aligned in ``columns`` (uint8 [n, width]), the decimal point at ``dot``; None if any is not so."""
-    places = np.ascontiguousarray(columns.T)  # one column of all numbers after the other
-    rank = _RANK[places[:dot]]  # blanks, a minus, digits
+    """Parse right-aligned numbers in ``columns`` (uint8 [n, width]) with the decimal point at ``dot``.
+
+    Return None if a number has another form.
+    """
+    places = np.ascontiguousarray(columns.T)  # the columns become rows
+    rank = _RANK[places[:dot]]  # blanks, then a minus sign, then digits
     in_order = (rank[:-1] <= rank[1:]) & ((rank[:-1] != 1) | (rank[1:] == 2))
     fits = in_order.all() and (rank[-1] == 2).all() and (places[dot] == ord(".")).all()
     digits = places - np.uint8(ord("0"))
@@ -32,7 +35,7 @@ def parse_fixed_columns(columns: np.ndarray, dot: int) -> np.ndarray | None:
 
 
 def parse_decimals(texts: Sequence[str]) -> np.ndarray | None:
-    """Numbers such as -12.345, of at most 15 digits; None if any is written in another way."""
+    """Parse numbers such as -12.345 with at most 15 digits. Return None if a number has another form."""
     raw = np.frombuffer(" ".join(texts).encode(), np.uint8)
     blanks, dots = np.flatnonzero(raw == ord(" ")), np.flatnonzero(raw == ord("."))
     starts, ends = np.concatenate([[0], blanks + 1]), np.append(blanks, len(raw))
@@ -45,7 +48,7 @@ def parse_decimals(texts: Sequence[str]) -> np.ndarray | None:
     fits = (starts + negative < dots).all() and (dots < ends - 1).all() and (lengths <= 16).all()
     if not fits or is_digit.sum() + len(blanks) + len(dots) + negative.sum() != len(raw):
         return None
-    # Each digit times its power of ten: places count from the end of its number, where the point takes one.
+    # Multiply each digit by its power of ten. Positions count from the end of the number, without the decimal point.
     place = np.repeat(ends - 1, lengths + 1)[: len(raw)] - np.arange(len(raw))
     place -= np.arange(len(raw)) < np.repeat(dots, lengths + 1)[: len(raw)]
     number = np.add.reduceat(np.where(is_digit, digits, 0) * _POWERS[place], starts)

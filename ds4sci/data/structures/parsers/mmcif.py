@@ -1,4 +1,4 @@
-"""mmCIF, plain or gzipped: syntax and everything but the atoms by gemmi."""
+"""mmCIF parser, plain or gzipped. gemmi parses the syntax and the header, this module the atom records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ds4sci.types import Record
 
 _NULL = frozenset(["?", "."])
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(\d+\))?")
-"""A CIF number, perhaps with its standard uncertainty."""
+"""A CIF number, optionally with a standard uncertainty."""
 _LARGEST = float(np.finfo(np.float32).max)
 _HEADER = (
     "_entry.", "_entity.", "_entity_poly.", "_entity_poly_seq.", "_struct_asym.", "_pdbx_struct_mod_residue.",
@@ -36,19 +36,20 @@ def read(path: str | Path, chain: str, *, label: bool = False) -> Record: ...
 
 
 def read(path: str | Path, chain: str | None = None, *, label: Literal[True, False] = False) -> Record | list[Record]:
-    """All protein chains of an mmCIF file, or one of them by author id (``label``: by label id).
+    """Read all protein chains of an mmCIF file, or the chain with author id ``chain`` (with ``label``: label id).
 
-    What becomes of alternate locations, missing and modified residues: ``ds4sci.data.structures.parsers.records``. Of
-    several data blocks the first with atoms counts. ``ValueError`` names the file, and the line where there is one:
-    truncated or damaged (gzip or CIF), not mmCIF, not a number, no protein chain, no such chain.
+    ``ds4sci.data.structures.parsers.records`` describes alternate locations, missing and modified residues. If there
+    are several data blocks, the first with atoms is read. Raises ``ValueError`` with the file and, if known, the line:
+    truncated or damaged file (gzip or CIF), not mmCIF, invalid number, no protein chain, unknown chain.
     """
     return select_records(parse(path, label=label), chain, label=label)
 
 
 def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
-    """Chains, chains left out and the account of all rows of ``_atom_site``; ``label``: call chains by label ids.
+    """Parse a file: protein chains, excluded chains, and the status of all rows of ``_atom_site``.
 
-    ``ValueError`` as for ``read``, except that a file without any protein chain is no error.
+    With ``label``, record ids contain label ids. Raises ``ValueError`` as ``read`` does, but not for a file without
+    protein chains.
     """
     text = read_ascii(path)
     try:
@@ -61,7 +62,7 @@ def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
     except RuntimeError as error:
         raise ValueError(f"{path}: damaged mmCIF ({error})") from error
     if not sites:
-        raise ValueError(f"{path}: no _atom_site in it; expected an mmCIF file with coordinates")
+        raise ValueError(f"{path}: no _atom_site category; expected an mmCIF file with coordinates")
     block, site = sites[0]
     table = _Columns(path, text, block, site).atoms()
     table.other_block_atoms = sum(len(other) for _, other in sites[1:])
@@ -82,7 +83,7 @@ def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
 
 
 def _header(block: gemmi.cif.Block) -> gemmi.cif.Block:
-    """What is read besides atoms: gemmi looks for the atoms of other categories, such as ``_struct_conn``."""
+    """Return a block with only the header categories. (gemmi searches atoms for others, such as ``_struct_conn``.)"""
     header = gemmi.cif.Block(block.name)
     for item in block:
         tags: Any = item.pair or (item.loop.tags if item.loop else None)
@@ -92,13 +93,13 @@ def _header(block: gemmi.cif.Block) -> gemmi.cif.Block:
 
 
 def _residue_names(code: str) -> list[str]:
-    """Names of a one-letter sequence in which (MSE) stands for a modified residue."""
+    """Return the residue names of a one-letter sequence in which modified residues are written as (MSE)."""
     found = re.findall(r"\(([^()]+)\)|(\S)", code)
     return [long or RESTYPE_1TO3.get(letter.upper(), "UNK") for long, letter in found]
 
 
 class _Columns:
-    """The columns of ``_atom_site``, with errors that name the line."""
+    """Columns of ``_atom_site``. Errors contain the line."""
 
     def __init__(self, path: str | Path, text: str, block: gemmi.cif.Block, site: gemmi.cif.Table) -> None:
         self._path, self._text, self._block = path, text, block
@@ -106,7 +107,7 @@ class _Columns:
         self._rows = len(site)
 
     def _column(self, *names: str) -> list[str] | None:
-        """The first of these columns that has any value, as written."""
+        """Return the first of these columns that has a value, as written in the file."""
         for name in names:
             if name in self._tags:
                 column = list(self._block.find_values(self._tags[name]))
@@ -115,7 +116,7 @@ class _Columns:
         return None
 
     def _texts(self, *names: str) -> list[str] | None:
-        """The same with quotes taken off, and "" where a value is missing."""
+        """Return the first of these columns that has a value, without quotes, and with "" for missing values."""
         column = self._column(*names)
         if column is None:
             return None
@@ -136,31 +137,31 @@ class _Columns:
     def _reals(self, name: str, default: float | None) -> np.ndarray:
         if name not in self._tags:
             if default is None:
-                raise ValueError(f"{self._path}: no _atom_site.{name.capitalize()}; expected coordinates in Å")
+                raise ValueError(f"{self._path}: no _atom_site.{name.capitalize()} column; expected coordinates in Å")
             return np.full(self._rows, default)
         column = list(self._block.find_values(self._tags[name]))
         different = list(set(column)) if default is not None else column
-        if 8 * len(different) < len(column):  # few occupancies are not 1
+        if 8 * len(different) < len(column):  # most occupancies are 1
             value_of = {text: self._real(name, text, column.index(text), default) for text in different}
             return np.array([value_of[text] for text in column])
         values = parse_decimals(column)
-        if values is None:  # exponents, uncertainties, nulls, or not numbers
+        if values is None:  # exponents, uncertainties, missing values or invalid numbers
             values = np.array([self._real(name, text, at, default) for at, text in enumerate(column)])
         return values
 
     def _real(self, name: str, text: str, row: int, default: float | None) -> float:
         if text in _NULL and default is not None:
             return default
-        told = _NUMBER.fullmatch(text)
-        if told is None or abs(float(told[1])) > _LARGEST:
+        match = _NUMBER.fullmatch(text)
+        if match is None or abs(float(match[1])) > _LARGEST:
             raise self._refuse(row, name, text, "a finite number")
-        return float(told[1])
+        return float(match[1])
 
     def _refuse(self, row: int, name: str, value: str, expected: str) -> ValueError:
         return ValueError(f"{self._path}: {self._where(row)}: {self._tags[name]} is {value!r}; expected {expected}")
 
     def _where(self, row: int) -> str:
-        """Line of a row, where every row has a line of its own; else its number."""
+        """Return the line of a row if every row is on its own line, else the row number."""
         item = self._block.find_loop_item(next(iter(self._tags.values())).lower())
         if item is None:
             return "_atom_site"
@@ -179,7 +180,7 @@ class _Columns:
         residues = self._texts("label_comp_id", "auth_comp_id")
         if names is None or residues is None:
             missing = "label_atom_id" if names is None else "label_comp_id"
-            raise ValueError(f"{self._path}: no _atom_site.{missing}; expected the names of atoms and residues")
+            raise ValueError(f"{self._path}: no _atom_site.{missing} column; expected atom and residue names")
         altlocs = self._texts("label_alt_id") or blank
         author = self._texts("auth_asym_id", "label_asym_id") or blank
         label = self._texts("label_asym_id", "auth_asym_id") or blank
@@ -195,22 +196,25 @@ class _Columns:
         b_factors = self._reals("b_iso_or_equiv", 0.0)
 
         found: list[Residue] = []
-        elsewhere, later = [], set()
+        later_atoms, later_chains = [], set()
         keys = list(zip(model, author, label, entity, label_seq, number, insertion, residues, strict=True))
         starts = [0, *compress(range(1, n), map(ne, keys, islice(keys, 1, None)))]
         for start, end in zip(starts, [*starts[1:], n], strict=True):
-            in_model, chain, sub, kind_of, place, told, code, name = keys[start]
+            in_model, author_id, label_id, entity_id, position, seq_id, code, name = keys[start]
             if in_model != model[0]:
-                elsewhere.append(range(start, end))
-                later.add(chain)
+                later_atoms.append(range(start, end))
+                later_chains.add(author_id)
                 continue
-            position = self._integer("label_seq_id", place, start)
-            seq = self._integer(number_name, told, start)
+            label_number = self._integer("label_seq_id", position, start)
+            author_number = self._integer(number_name, seq_id, start)
             het = group[start] == "HETATM"
-            found.append(Residue(name, chain, sub, kind_of, position, seq, code, het, 0, range(start, end)))
+            atoms = range(start, end)
+            found.append(
+                Residue(name, author_id, label_id, entity_id, label_number, author_number, code, het, 0, atoms)
+            )
         joined = merge_residue_parts(found, names, altlocs)
         table = AtomTable(self._path, names, altlocs, positions, occupancies, b_factors, joined)
-        table.later_model_chains = sorted(later)
-        for atoms in elsewhere:
+        table.later_model_chains = sorted(later_chains)
+        for atoms in later_atoms:
             table.set_atom_status(atoms, "other model")
         return table

@@ -1,4 +1,4 @@
-"""PDB format, plain or gzipped: atom records by their columns, the header by gemmi."""
+"""PDB parser, plain or gzipped. gemmi parses the header, this module the columns of the atom records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ds4sci.types import Record
 
 _HEADER = ("HEADER", "REMARK", "SEQRES", "MODRES")
 _NUMBER = re.compile(r" *[-+]?(\d+\.\d*|\.\d+) *| *[-+]?\d+")
-"""A real number in its columns. Without a decimal point it ends at the right edge: else it belongs to a neighbour."""
+"""A number in its columns. Without a decimal point it must end at the right edge, or it belongs to a neighbour."""
 
 
 @overload
@@ -32,21 +32,21 @@ def read(path: str | Path, chain: str, *, label: bool = False) -> Record: ...
 
 
 def read(path: str | Path, chain: str | None = None, *, label: bool = False) -> Record | list[Record]:
-    """All protein chains of a PDB file, or the one called ``chain``; see ``ds4sci.data.structures.parsers.records``.
+    """Read all protein chains of a PDB file, or the chain with id ``chain``.
 
-    ``ValueError`` names the file, and the line where there is one: no atom records, a damaged record, no protein chain,
-    no such chain; ``label`` is mmCIF's.
+    See ``ds4sci.data.structures.parsers.records``. Raises ``ValueError`` with the file and, if known, the line: no atom
+    records, damaged record, no protein chain, unknown chain. ``label`` is only supported for mmCIF.
     """
     if label:
-        raise ValueError(f"{path}: PDB files have no label ids; choose the chain by its author id")
+        raise ValueError(f"{path}: PDB files have no label ids; select the chain by its author id")
     return select_records(parse(path), chain)
 
 
 def parse(path: str | Path) -> ParsedStructure:
-    """Chains, chains left out and the account of all ATOM and HETATM records of a PDB file.
+    """Parse a file: protein chains, excluded chains, and the status of all ATOM and HETATM records.
 
-    Residues of a chain with SEQRES are aligned to it. ``ValueError`` as for ``read``, except that a file without any
-    protein chain is no error.
+    The residues of a chain with SEQRES records are aligned to them. Raises ``ValueError`` as ``read`` does, but not for
+    a file without protein chains.
     """
     lines = read_ascii(path).split("\n")
     table = _atoms(path, lines)
@@ -77,8 +77,8 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
                 end = before
         elif line[:4].upper() in ("ATOM", "HETA") or line.lstrip().startswith(("ATOM  ", "HETATM")):
             raise ValueError(
-                f"{path}: line {at + 1}: the record is called {line[:6]!r}; expected 'ATOM  ' or 'HETATM' and the"
-                " serial number from column 7 on; write large structures as mmCIF"
+                f"{path}: line {at + 1}: record name {line[:6]!r}; expected 'ATOM  ' or 'HETATM' and the serial"
+                " number from column 7; write large structures as mmCIF"
             )
     end = len(rows) if end is None else end
     records = [lines[at] for at in rows]
@@ -86,14 +86,15 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
         for at, line in zip(rows, records, strict=True):
             if len(line) < 54:
                 raise ValueError(
-                    f"{path}: line {at + 1}: ends at column {len(line)}; expected x, y and z up to column 54"
+                    f"{path}: line {at + 1}: the line ends at column {len(line)}; expected x, y and z up to column 54"
                 )
         records = [line[:80].ljust(80) for line in records]
     columns = np.frombuffer("".join(records).encode("ascii"), np.uint8).reshape(-1, 80)
     positions, occupancies, b_factors = _numbers(path, columns, records, rows)
     names, altlocs = _strings(columns[:, 12:16]), _strings(columns[:, 16:17])
 
-    # A residue ends where its columns change, or at a TER. Without chain id a segment (CHARMM, NAMD) may tell it.
+    # A residue ends where its columns change, or at a TER. If the chain id is blank, the segment id (CHARMM, NAMD)
+    # replaces it.
     identity = columns[:end, 17:27].copy().view("S10").ravel()
     segment = np.where(columns[:end, 21] == ord(" "), columns[:end, 72:76].copy().view("S4").ravel(), b"")
     kind_of = columns[:end, 0]
@@ -113,7 +114,7 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
         if number is None:
             raise ValueError(f"{path}: line {rows[start] + 1}: residue number {key[5:9]!r}; expected an integer")
         before, turns = counted.get(chain, (0, 0))
-        turns += before == 9999 and number == 0  # four columns, counted on from 0
+        turns += before == 9999 and number == 0  # the four columns overflow to 0
         counted[chain] = number, turns
         number += 10000 * turns
         het, section = records[start][0] == "H", bisect_right(terminators, start)
@@ -124,14 +125,12 @@ def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:
     table.ter_chains = [found[bisect_left(starts, at) - 1].author if at else "" for at in terminators]
     table.set_atom_status(range(end, len(rows)), "other model")
     chains = {names_and_chains[key][1] for key in later}
-    table.later_model_chains = sorted(
-        chains if len(segments) < 2 else chains - {""}
-    )  # ids of segments are not looked for there
+    table.later_model_chains = sorted(chains if len(segments) < 2 else chains - {""})  # segment ids are not read there
     return table
 
 
 def _strings(columns: np.ndarray) -> list[str]:
-    """Text of columns (bytes [n, width]) without blanks around it."""
+    """Return the stripped text of columns (uint8 [n, width])."""
     raw = np.ascontiguousarray(columns).view(f"S{columns.shape[1]}").ravel().tolist()
     text = {one: one.decode().strip() for one in set(raw)}
     return [text[one] for one in raw]
@@ -140,7 +139,8 @@ def _strings(columns: np.ndarray) -> list[str]:
 def _numbers(
     path: str | Path, columns: np.ndarray, records: list[str], rows: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions, occupancies (default 1) and B-factors (default 0); refuses a number that its columns do not hold."""
+    """Return positions, occupancies (default 1) and B-factors (default 0). Raise an error for a number that does not
+    fit."""
     positions = parse_fixed_columns(np.ascontiguousarray(columns[:, 30:54]).reshape(-1, 8), 4)
     occupancies, b_factors = parse_fixed_columns(columns[:, 54:60], 3), parse_fixed_columns(columns[:, 60:66], 3)
     if positions is None or occupancies is None or b_factors is None:
@@ -152,39 +152,39 @@ def _numbers(
 def _line_numbers(path: str | Path, line: str, number: int) -> list[float]:
     occupancy, b_factor = line[54:60], line[60:66]
 
-    def refuse(what: str, text: str) -> ValueError:
+    def invalid(what: str, text: str) -> ValueError:
         return ValueError(
-            f"{path}: line {number}: {what} is {text!r}; expected a number within its columns. A program that writes"
-            " larger numbers shifts or overflows the columns: write the structure as mmCIF"
+            f"{path}: line {number}: {what} is {text!r}; expected a number within its columns. Larger numbers shift or"
+            " overflow the columns: write the structure as mmCIF"
         )
 
     values = []
     for axis, begin in zip("xyz", (30, 38, 46), strict=True):
         text = line[begin : begin + 8]
         if "." not in text or not _NUMBER.fullmatch(text):
-            raise refuse(axis, text)
-        # OpenMM drops decimals of large numbers; a number that shifted its neighbours is told by the occupancy.
+            raise invalid(axis, text)
+        # OpenMM drops decimals of large numbers. The occupancy shows whether a number has shifted its neighbours.
         wide = text[0] != " " and text.index(".") > 4
         if wide and (not _NUMBER.fullmatch(occupancy) or _is_shifted(occupancy)):
-            raise refuse(axis, text)
+            raise invalid(axis, text)
         values.append(float(text))
     for what, text, default in (("occupancy", occupancy, 1.0), ("B-factor", b_factor, 0.0)):
         if not text.strip():
             values.append(default)
         elif not _NUMBER.fullmatch(text) or (what == "occupancy" and _is_shifted(text)):
-            raise refuse(what, text)
+            raise invalid(what, text)
         else:
             values.append(float(text))
     return values
 
 
 def _is_shifted(occupancy: str) -> bool:
-    """Whether the columns are full and the decimal point is not where ``%6.2f`` puts it."""
+    """Return whether the columns are full and the decimal point is not at its ``%6.2f`` position."""
     return len(occupancy) == 6 and occupancy[0] not in " -" and occupancy.find(".") > 3
 
 
 def _residue_number(text: str) -> int | None:
-    """Of four columns: decimal, or hybrid-36 (A000 is 10000), as cctbx and gemmi write it."""
+    """Parse a residue number of four columns: decimal, or hybrid-36 (A000 is 10000) as in cctbx and gemmi."""
     if re.fullmatch(r" *[-+]?[0-9]+ *", text):
         return int(text)
     if re.fullmatch(r"[A-Z][0-9A-Z]{3}", text):
@@ -195,10 +195,11 @@ def _residue_number(text: str) -> int | None:
 
 
 def _split_names(keys: set[str]) -> dict[str, tuple[str, str]]:
-    """Residue name and chain id by columns 18–22, also where column 21, which the format leaves blank, is used.
+    """Return residue name and chain id of columns 18–22, also for files that use column 21, blank in the format.
 
-    Simulation programs write four-letter residue names there (NMET, HISE), others (PHENIX, gemmi) chain ids of two
-    letters. The ids win where any residue of that chain could not have such a name but has a known one of three.
+    Simulation programs write four-letter residue names there (NMET, HISE); PHENIX and gemmi write two-letter chain ids.
+    The column belongs to the chain id if a residue of that chain has a known three-letter name and no known four-letter
+    name.
     """
     four_letters: dict[str, bool] = {}
     for pair in {key[3:5] for key in keys if key[3] != " "}:

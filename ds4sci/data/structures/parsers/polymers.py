@@ -1,14 +1,15 @@
-"""Which residues of a file belong to a protein chain, and what the others are.
+"""Assignment of residues to protein chains, and the status of all other residues.
 
-mmCIF's entity table decides where there is one. Without it, as in PDB files and in the mmCIF of small programs, the
-residues of one author chain id are one chain:
+The entity table of mmCIF determines the chains. Without it (PDB files and some mmCIF writers) a chain consists of these
+residues with the same author chain id:
 
-- every amino acid in an ATOM record, before or after a TER;
-- amino acids and backbones of unknown name in HETATM records among them, before the chain's TER, or bonded to its end;
-- acetyl, amide and methylamide caps that are bonded to it.
+- all amino acids in ATOM records, before or after a TER;
+- amino acids, and residues with a backbone and an unknown name, in HETATM records between them, before the chain's TER,
+  or bonded to the end of the chain;
+- acetyl, amide and methylamide caps bonded to the chain.
 
-Numbers that come a second time, and not for an alternative of the same residue, are another molecule with the same
-chain id: it begins where the numbers fall without a peptide bond, or at the TER before.
+A repeated residue number that is not an alternative of the same residue belongs to another molecule with the same chain
+id. That molecule begins where the numbers decrease without a peptide bond, or at the previous TER.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from ds4sci.data.structures.parsers.atom_names import is_d_amino_acid, kind
 from ds4sci.data.structures.parsers.atom_table import AtomTable, Residue
 
 PEPTIDE_BOND = 2.5
-"""Å between C and N at most: bonds of poor models are longer than 1.33 Å, and no contact is nearer than 2.8 Å."""
+"""Maximum C–N distance in Å. Bonds of poor models are longer than 1.33 Å; contacts are at least 2.8 Å."""
 _CONTIGUOUS = 5.0
 _STATUS_OF_KIND = {"water": "water", "nucleic acid": "nucleic acid"}
 _NUCLEIC = (gemmi.PolymerType.Dna, gemmi.PolymerType.Rna, gemmi.PolymerType.DnaRnaHybrid)
 
 
 class Chain(NamedTuple):
-    """The residues of one protein chain, in the file's order; ``entity`` is "" where the file tells none."""
+    """Residues of one protein chain in file order. ``entity`` is "" if the file has no entities."""
 
     author: str
     label: str
@@ -41,7 +42,7 @@ class Chain(NamedTuple):
 
 
 class ExcludedChain(NamedTuple):
-    """A chain that became no record: its id, the kind of reason and the reason."""
+    """A chain without a record: its id, the kind of the reason and the reason."""
 
     chain: str
     kind: str
@@ -51,10 +52,10 @@ class ExcludedChain(NamedTuple):
 def protein_chains(
     table: AtomTable, header: gemmi.Structure, polymers: Mapping[str, Sequence[str]], compounds: Mapping[str, str]
 ) -> list[Chain]:
-    """The protein chains of ``table``, whose other residues get their status.
+    """Return the protein chains of ``table`` and set the status of all other residues.
 
-    ``polymers``: sequences by entity (mmCIF) or by chain id (PDB, where no residue names an entity). ``compounds``:
-    types of residue names, as ``_chem_comp`` tells them.
+    ``polymers``: sequences by entity (mmCIF) or by chain id (PDB, without entities). ``compounds``: types of residue
+    names from ``_chem_comp``.
     """
     entities = {entity.name: entity for entity in header.entities}
     by_label = {label: entity for entity in header.entities for label in entity.subchains}
@@ -83,16 +84,16 @@ def protein_chains(
             else:
                 table.set_status(residues, reason)
             continue
-        told = {item.res_id.name for item in header.mod_residues if item.chain_name == author}
+        modified = {item.res_id.name for item in header.mod_residues if item.chain_name == author}
         peptides = {one for one, of_type in compounds.items() if "peptide" in of_type and "linking" in of_type}
-        known = told | peptides | set(polymers.get(author, ()))
+        known = modified | peptides | set(polymers.get(author, ()))
         for members in _chains_without_entity(table, author, residues, known):
             chains.append(Chain(author, members[0].label, "", members))
     return chains
 
 
 def _entity_rejection(residues: list[Residue], entity: gemmi.Entity | None) -> str | None:
-    """Why residues of an entity are in no protein chain, or None."""
+    """Return the status of the residues of an entity that is not a protein, or None for a protein."""
     if entity is not None and entity.entity_type not in (gemmi.EntityType.Polymer, gemmi.EntityType.Unknown):
         return "water" if entity.entity_type == gemmi.EntityType.Water else "ligand"
     if entity is not None and entity.polymer_type != gemmi.PolymerType.Unknown:
@@ -106,7 +107,7 @@ def _entity_rejection(residues: list[Residue], entity: gemmi.Entity | None) -> s
 
 
 def _drop_waters_and_ligands(table: AtomTable, residues: list[Residue]) -> list[Residue]:
-    """Some programs give waters and ligands the entity of the polymer, but no place in it."""
+    """Exclude waters and ligands to which some programs assign the polymer's entity without a position in it."""
     members = []
     for residue in residues:
         foreign = kind(residue.name) if residue.label_seq is None else "amino acid"
@@ -120,14 +121,14 @@ def _drop_waters_and_ligands(table: AtomTable, residues: list[Residue]) -> list[
 def _chains_without_entity(
     table: AtomTable, author: str, residues: list[Residue], known: set[str]
 ) -> list[list[Residue]]:
-    """Molecules of one author chain id, by the rules at the head of this module."""
+    """Return the molecules of one author chain id, by the rules in the module docstring."""
     kinds = [kind(one.name) for one in residues]
     kinds = [
         "amino acid" if one.name in known and what in ("other", "cap") else what
         for one, what in zip(residues, kinds, strict=True)
     ]
     core = [at for at, one in enumerate(residues) if kinds[at] == "amino acid" and not one.het]
-    if not core:  # programs that write everything as HETATM
+    if not core:  # for programs that write all atoms as HETATM
         amino = [at for at, what in enumerate(kinds) if what == "amino acid"]
         bonded = [(a, b) for a, b in itertools.pairwise(amino) if is_bonded(table, residues[a], residues[b])]
         core = sorted({at for pair in bonded for at in pair})
@@ -168,21 +169,21 @@ def _chains_without_entity(
 
 
 def _molecules(table: AtomTable, chain: list[Residue]) -> list[list[Residue]]:
-    """Parts of a chain in which no residue number comes twice, but for alternatives of one residue."""
+    """Split a chain into parts without repeated residue numbers, except for alternatives of one residue."""
     parts = []
-    rest = chain
-    while rest:
-        cut = _next_molecule_start(table, rest)
-        parts.append(_in_order(table, rest[:cut]))
-        rest = rest[cut:]
+    remaining = chain
+    while remaining:
+        cut = _next_molecule_start(table, remaining)
+        parts.append(_in_order(table, remaining[:cut]))
+        remaining = remaining[cut:]
     return parts
 
 
 def _in_order(table: AtomTable, chain: list[Residue]) -> list[Residue]:
-    """A molecule along the chain: by ``label_seq``, or by its numbers where these join more residues than the file.
+    """Sort the residues along the chain: by ``label_seq``, or by number if that order has more peptide bonds.
 
-    Files whose records are sorted by something else (atom names, B-factors) have residues in any order. The file's
-    order stands wherever numbers are missing or come twice.
+    Files sorted by another key (atom names, B-factors) have residues in any order. The file order is kept if numbers
+    are missing or repeated.
     """
     places = [one.label_seq for one in chain if one.label_seq is not None]
     labels = {one.label for one in chain}
@@ -204,11 +205,11 @@ def _bonds(table: AtomTable, chain: list[Residue]) -> int:
 
 
 def _next_molecule_start(table: AtomTable, chain: list[Residue]) -> int:
-    """Where the second molecule of a chain begins, or the chain's length.
+    """Return the index at which the second molecule of a chain begins, or the length of the chain.
 
-    A number that comes again tells that there is one. It begins at or before that residue: at the last place where the
-    numbers fall without a peptide bond, else at the last TER or end of a label, else where the same residue comes
-    again. Otherwise the number tells nothing: programs that drop insertion codes repeat numbers along a chain.
+    A repeated number indicates a second molecule. It begins at or before that residue: at the last position where the
+    numbers decrease without a peptide bond, else at the last TER or change of the label id, else at the repeated
+    residue. Otherwise the repeated number is ignored: programs that drop insertion codes repeat numbers along a chain.
     """
     if len({(one.number, one.insertion) for one in chain}) == len(chain):
         return len(chain)
@@ -242,16 +243,16 @@ def _falls(before: Residue, after: Residue) -> bool:
 
 
 def is_alternative(table: AtomTable, one: Residue, other: Residue, *, adjacent: bool) -> bool:
-    """Whether two residues of one number stand at one place: by their altlocs, or by their CAs."""
+    """Return whether two residues with the same number share a position, judged by their altlocs or CA atoms."""
     first, second = ({table.altlocs[atom] for atom in residue.atoms} - {""} for residue in (one, other))
     if first and second:
         return not first & second
-    apart = table.distance(one, "CA", other, "CA")
-    return adjacent and apart is not None and apart < 2.0
+    distance = table.distance(one, "CA", other, "CA")
+    return adjacent and distance is not None and distance < 2.0
 
 
 def is_bonded(table: AtomTable, before: Residue, after: Residue) -> bool | None:
-    """Whether a peptide bond joins two residues, by C and N, else by their CAs; None without these atoms."""
+    """Return whether a peptide bond joins two residues, judged by C and N or the CA atoms; None without these atoms."""
     length = table.distance(before, "C", after, "N")
     if length is not None:
         return length <= PEPTIDE_BOND
@@ -260,7 +261,7 @@ def is_bonded(table: AtomTable, before: Residue, after: Residue) -> bool | None:
 
 
 def _joined(table: AtomTable, before: Residue, after: Residue) -> bool:
-    """Whether a residue at a chain's end belongs to it: bonded, or numbering on and not far."""
+    """Return whether a residue continues a chain: it is bonded, or has the next number and is close."""
     bonded = is_bonded(table, before, after)
     if bonded:
         return True
@@ -276,9 +277,9 @@ def _has_backbone(table: AtomTable, residue: Residue) -> bool:
 
 
 def find_excluded_chains(table: AtomTable, used: set[str], reasons: Sequence[str]) -> list[ExcludedChain]:
-    """Author chain ids none of whose residues is in a protein chain, with what they hold instead.
+    """Return the author chain ids without residues in a protein chain, and what they contain instead.
 
-    Only the first model is read; chains that it has not are told too.
+    Chains that occur only in later models, which are not read, are included.
     """
     found: dict[str, Counter] = {}
     first = {residue.author for residue in table.residues}
@@ -291,7 +292,7 @@ def find_excluded_chains(table: AtomTable, used: set[str], reasons: Sequence[str
         )
         for author, kinds in found.items()
     ] + [
-        ExcludedChain(author, "other model", "only models after the first have atoms of it")
+        ExcludedChain(author, "other model", "it has atoms only in models after the first")
         for author in table.later_model_chains
         if author not in first
     ]

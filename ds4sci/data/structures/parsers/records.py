@@ -1,20 +1,21 @@
-"""An atom table → one ``Record`` for each protein chain: what mmCIF and PDB have in common.
+"""Conversion of an atom table to one ``Record`` per protein chain, shared by the mmCIF and PDB parsers.
 
-- Sequence: the entity's (``_entity_poly_seq``, SEQRES, or the one-letter code of ``_entity_poly``); residues without
-  coordinates are masked. Without one, the residues that have coordinates, with ``residue_index`` following their
-  numbers: the label's and the author's, the larger step of the two, but 1 across a peptide bond and 1 where numbers
-  fall (an insertion code counts as the next number). A TER inside a chain is a break.
-- Modified residues become their parent: MODRES / _pdbx_struct_mod_residue, the names of simulation programs
-  (``ds4sci.data.structures.parsers.atom_names``), gemmi's table, the canonical one-letter code, else X. Selenium
-  becomes the parent's sulphur. Atoms that the parent has not are dropped, as are hydrogens.
-- Alternate locations: one label for each residue: the one with most backbone atoms, then with most atoms, then of
-  highest mean occupancy, then the first; and atoms without a label. A backbone atom that only another label has is
-  taken from there. Of several residues at one position, those named as the entity says go first, then the same order.
-- Arginine's NH1 is the one nearer to CD, as in AlphaFold 2 (supplement 1.2.1).
+- Sequence: that of the entity (``_entity_poly_seq``, SEQRES, or the one-letter code of ``_entity_poly``). Residues
+  without coordinates are masked. Without a sequence, the record has the residues with coordinates, and
+  ``residue_index`` follows the residue numbers: the step is the larger of the label and author steps, but 1 across a
+  peptide bond and where numbers decrease (an insertion code counts as the next number). A TER inside a chain is a
+  chain break.
+- Modified residues are replaced by their parent: from MODRES / _pdbx_struct_mod_residue, the names of simulation
+  programs (``ds4sci.data.structures.parsers.atom_names``), gemmi's table, the canonical one-letter code, else X.
+  Selenium becomes the sulphur of the parent. Atoms that the parent does not have are dropped, as are hydrogens.
+- Alternate locations: one label per residue: the one with most backbone atoms, then most atoms, then the highest mean
+  occupancy, then the first. Atoms without a label are kept. A backbone atom that only another label has is taken from
+  that label. Of several residues at one position, residues with the entity's name come first, then the same order.
+- NH1 of arginine is the atom closer to CD, as in AlphaFold 2 (supplement 1.2.1).
 
-A chain whose residues contradict its sequence (cannot be aligned to it, or are others than it has at their
-``label_seq_id``: more than three and more than a fifth) is left out with the reason. Every atom record gets a status
-(``ds4sci.data.structures.parsers.atom_table.ATOM_STATUSES``).
+A chain that contradicts its sequence is excluded with the reason: its residues cannot be aligned to the sequence, or
+more than three and more than a fifth of them differ from the sequence at their ``label_seq_id``. Every atom record gets
+a status (``ds4sci.data.structures.parsers.atom_table.ATOM_STATUSES``).
 """
 
 from __future__ import annotations
@@ -46,18 +47,18 @@ from ds4sci.data.text_files import stem
 from ds4sci.types import RESIDUES, Record
 
 _MAX_MUTATIONS, _MAX_MUTATED_SHARE = 3, 0.2
-"""Residues of a chain that may differ from its sequence, where the file places them: this many, or this share."""
+"""Number and fraction of residues that may differ from the sequence; a chain is rejected above both."""
 
 
 @dataclass(frozen=True)
 class ParsedStructure:
-    """Everything that became of a structure file.
+    """Result of parsing a structure file.
 
-    entry     what the chain ids begin with
-    records   protein chains of the first model, in the file's order
+    entry     prefix of the chain ids
+    records   protein chains of the first model, in file order
     ids       author and label chain id of each record
-    excluded  chains that became no record
-    atoms     atom records by what became of them (``ATOM_STATUSES``); the sum is the number of records in the file
+    excluded  chains without a record
+    atoms     number of atom records by status (``ATOM_STATUSES``); the sum is the number of records in the file
     """
 
     path: str | Path
@@ -73,32 +74,33 @@ class SequenceMismatchError(ValueError):
 
 
 def select_records(parsed: ParsedStructure, chain: str | None, *, label: bool = False) -> Record | list[Record]:
-    """All records, or the one of chain ``chain`` (author id, or ``label`` id); warns of chains that were refused.
+    """Return all records, or the record of chain ``chain`` (author id, or label id). Warn about rejected chains.
 
-    ``ValueError`` names the file: no protein chain, no chain of that name, several, or one that was refused.
+    Raises ``ValueError`` with the file if there is no protein chain, if the id is unknown or ambiguous, or if the chain
+    was rejected.
     """
     path = parsed.path
-    refused = [one for one in parsed.excluded if one.kind == "sequence mismatch"]
+    rejected = [one for one in parsed.excluded if one.kind == "sequence mismatch"]
     if chain is None:
         if not parsed.records:
             reasons = "; ".join(f"chain {one.chain or '(blank)'}: {one.reason}" for one in parsed.excluded)
             raise ValueError(f"{path}: no protein chain with coordinates; {reasons}")
-        for one in refused:
-            warnings.warn(f"{path}: chain {one.chain} is left out: {one.reason}", stacklevel=3)
+        for one in rejected:
+            warnings.warn(f"{path}: chain {one.chain} is excluded: {one.reason}", stacklevel=3)
         return parsed.records
     column = 1 if label else 0
-    wanted = [at for at, ids in enumerate(parsed.ids) if ids[column] == chain]
-    which = f"{'label' if label else 'author'} id {chain!r}"
-    if not wanted:
-        for one in refused:
+    found = [at for at, ids in enumerate(parsed.ids) if ids[column] == chain]
+    selection = f"{'label' if label else 'author'} id {chain!r}"
+    if not found:
+        for one in rejected:
             if one.chain == chain:
-                raise ValueError(f"{path}: chain {chain} is refused: {one.reason}")
-        have = ", ".join(f"{author or '(blank)'} (label {sub})" if sub else author for author, sub in parsed.ids)
-        raise ValueError(f"{path}: no protein chain with {which}; it has {have or 'none'}")
-    if len(wanted) > 1:
-        labels = ", ".join(parsed.ids[at][1] for at in wanted)
-        raise ValueError(f"{path}: {which} names several chains; choose a label id of: {labels}")
-    return parsed.records[wanted[0]]
+                raise ValueError(f"{path}: chain {chain} is rejected: {one.reason}")
+        available = ", ".join(f"{author or '(blank)'} (label {sub})" if sub else author for author, sub in parsed.ids)
+        raise ValueError(f"{path}: no protein chain with {selection}; the file has {available or 'none'}")
+    if len(found) > 1:
+        labels = ", ".join(parsed.ids[at][1] for at in found)
+        raise ValueError(f"{path}: {selection} is ambiguous; select one of the label ids {labels}")
+    return parsed.records[found[0]]
 
 
 def make_records(
@@ -110,9 +112,9 @@ def make_records(
     compounds: Mapping[str, str] | None = None,
     label: bool = False,
 ) -> ParsedStructure:
-    """Records of the protein chains in ``table``.
+    """Return the records of the protein chains in ``table``.
 
-    ``header``: what the file says besides atoms. ``sequences``: residue names by entity, or by chain id in a PDB file.
+    ``header``: the structure without atoms. ``sequences``: residue names by entity, or by chain id for a PDB file.
     ``canonical``: one-letter sequences by entity. ``compounds``: types of residue names.
     """
     chains = protein_chains(table, header, sequences, compounds or {})
@@ -144,20 +146,20 @@ def make_records(
 def _polymers_without_atoms(
     table: AtomTable, header: gemmi.Structure, sequences: Mapping[str, Sequence[str]]
 ) -> list[ExcludedChain]:
-    """Polymers that the header tells of, and the atom records do not."""
-    there = {one for residue in table.residues for one in (residue.author, residue.label)}
-    told = {label: entity.name for entity in header.entities for label in entity.subchains if entity.full_sequence}
-    if not told:  # in a PDB file sequences have chain ids
-        told = {name: name for name in sequences if not any(residue.entity for residue in table.residues)}
+    """Return the polymers of the header that have no atom records."""
+    with_atoms = {one for residue in table.residues for one in (residue.author, residue.label)}
+    polymers = {label: entity.name for entity in header.entities for label in entity.subchains if entity.full_sequence}
+    if not polymers:  # the sequences of PDB files have chain ids
+        polymers = {name: name for name in sequences if not any(residue.entity for residue in table.residues)}
     return [
-        ExcludedChain(label, "no atoms", f"a sequence of {len(sequences[name])} residues, and no atom record")
-        for label, name in told.items()
-        if label not in there and name in sequences
+        ExcludedChain(label, "no atoms", f"a sequence of {len(sequences[name])} residues without atom records")
+        for label, name in polymers.items()
+        if label not in with_atoms and name in sequences
     ]
 
 
 def _unique_name(name: str, taken: set[str]) -> str:
-    """``name``, or with a number where a molecule of the same chain id has it already."""
+    """Return ``name``, with a number appended if another molecule with the same chain id has it."""
     found, count = name, 1
     while found in taken:
         count += 1
@@ -167,18 +169,18 @@ def _unique_name(name: str, taken: set[str]) -> str:
 
 
 def _entry(structure: gemmi.Structure, path: str | Path) -> str:
-    """The entry's own id (PDB codes in capitals), else the file's name; safe as part of a file name."""
-    told = dict(structure.info.items()).get("_entry.id", "")
-    told = told.upper() if len(told) == 4 else told
-    return re.sub(r"[^\w.+-]+", "_", told or stem(path))
+    """Return the entry id (PDB codes in upper case), or the file name, with only characters allowed in file names."""
+    entry = dict(structure.info.items()).get("_entry.id", "")
+    entry = entry.upper() if len(entry) == 4 else entry
+    return re.sub(r"[^\w.+-]+", "_", entry or stem(path))
 
 
 class _ParentCodes:
-    """One-letter parent of a residue's name, for one chain."""
+    """One-letter parents of the residue names of one chain."""
 
     def __init__(self, structure: gemmi.Structure, author: str, sequence: Sequence[str], canonical: str) -> None:
         self.sequence = [gemmi.Entity.first_mon(item) for item in sequence]
-        self._told = {
+        self._modified = {
             item.res_id.name: RESTYPE_3TO1[item.parent_comp_id]
             for item in structure.mod_residues
             if item.chain_name == author and item.parent_comp_id in RESTYPE_3TO1
@@ -186,13 +188,13 @@ class _ParentCodes:
         self._canonical = canonical if len(canonical) == len(self.sequence) else ""
 
     def parent(self, name: str, position: int | None = None, atoms: set[str] | None = None) -> str:
-        letter = RESTYPE_3TO1.get(name) or self._told.get(name)
+        letter = RESTYPE_3TO1.get(name) or self._modified.get(name)
         if letter is not None:
             return letter
-        told = self._canonical[position] if self._canonical and position is not None else "X"
-        three = simulation_parent(name, atoms or set()) if told not in RESIDUES else None
+        canonical = self._canonical[position] if self._canonical and position is not None else "X"
+        three = simulation_parent(name, atoms or set()) if canonical not in RESIDUES else None
         letter = RESTYPE_3TO1[three] if three else parent_of(name)
-        letter = letter if letter in RESIDUES else told
+        letter = letter if letter in RESIDUES else canonical
         return letter if letter in RESIDUES else "X"
 
     def parent_of(self, table: AtomTable, residue: Residue) -> str:
@@ -214,7 +216,7 @@ def _record(name: str, table: AtomTable, chain: Chain, letters: _ParentCodes, re
 
     at: dict[int, list[Residue]] = {}
     for position, site in zip(positions, sites, strict=True):
-        if position is None:  # a cap or a ligand that the sequence does not have
+        if position is None:  # a cap or a ligand outside the sequence
             table.set_status(site, "ligand")
         else:
             at.setdefault(position, []).extend(site)
@@ -246,7 +248,7 @@ def _record(name: str, table: AtomTable, chain: Chain, letters: _ParentCodes, re
 
 
 def _sites(table: AtomTable, residues: list[Residue]) -> list[list[Residue]]:
-    """Residues of a chain by position: several where they are alternatives of each other."""
+    """Group the residues of a chain by position. Alternatives of each other share a position."""
     keys = [(residue.label_seq, residue.number, residue.insertion) for residue in residues]
     if len(set(keys)) == len(keys):
         return [[residue] for residue in residues]
@@ -266,30 +268,31 @@ def _sites(table: AtomTable, residues: list[Residue]) -> list[list[Residue]]:
 
 
 def _align_sites(table: AtomTable, sites: list[list[Residue]], letters: _ParentCodes) -> list[int | None]:
-    """Position in the sequence of each site: as the file says, else aligned; None for caps that it does not have."""
+    """Return the sequence position of each site: from the file, else by alignment; None for caps outside the
+    sequence."""
     n = len(letters.sequence)
-    told = [site[0].label_seq for site in sites]
-    if any(number is not None for number in told):
-        for site, number in zip(sites, told, strict=True):
+    numbers = [site[0].label_seq for site in sites]
+    if any(number is not None for number in numbers):
+        for site, number in zip(sites, numbers, strict=True):
             if number is None or not 1 <= number <= n:
                 raise SequenceMismatchError(_mismatch_message(site[0], n))
-        numbered = [number - 1 for number in told if number is not None]
+        numbered = [number - 1 for number in numbers if number is not None]
         _check_letters(table, sites, numbered, letters)
         return list(numbered)
-    wanted = [letters.parent(item, position) for position, item in enumerate(letters.sequence)]
-    wanted = [letter if letter != "X" else name for letter, name in zip(wanted, letters.sequence, strict=True)]
-    have = []
+    expected = [letters.parent(item, position) for position, item in enumerate(letters.sequence)]
+    expected = [letter if letter != "X" else name for letter, name in zip(expected, letters.sequence, strict=True)]
+    found = []
     for site in sites:
         letter = letters.parent_of(table, site[0])
-        have.append(letter if letter != "X" else site[0].name)
-    if wanted == have:
+        found.append(letter if letter != "X" else site[0].name)
+    if expected == found:
         return list(range(n))
     scoring = gemmi.AlignmentScoring()
     gaps = [0]
     for before, after in pairwise(sites):
         gaps.append(scoring.bad_gapo if is_bonded(table, before[0], after[0]) else scoring.good_gapo)
     gaps.append(0)
-    cigar = gemmi.align_string_sequences(wanted, have, gaps, scoring).cigar_str()
+    cigar = gemmi.align_string_sequences(expected, found, gaps, scoring).cigar_str()
     places: list[int | None] = []
     position = 0
     for count, operation in re.findall(r"(\d+)([MID])", cigar):
@@ -306,19 +309,19 @@ def _align_sites(table: AtomTable, sites: list[list[Residue]], letters: _ParentC
 
 
 def _check_letters(table: AtomTable, sites: list[list[Residue]], places: list[int], letters: _ParentCodes) -> None:
-    """Refuses the ``label_seq_id`` of another sequence, or of a shifted one; a few mutations pass."""
-    others = []
+    """Raise an error if ``label_seq_id`` belongs to another or a shifted sequence. A few mutations are allowed."""
+    mutated = []
     for site, place in zip(sites, places, strict=True):
         name = letters.sequence[place]
-        wanted = letters.parent(name, place)
+        expected = letters.parent(name, place)
         found = {letters.parent_of(table, one) for one in site}
-        if wanted != "X" and not found & {wanted, "X"} and name not in {one.name for one in site}:
-            others.append((site[0], place))
-    if len(others) > _MAX_MUTATIONS and len(others) > _MAX_MUTATED_SHARE * len(sites):
-        residue, place = others[0]
+        if expected != "X" and not found & {expected, "X"} and name not in {one.name for one in site}:
+            mutated.append((site[0], place))
+    if len(mutated) > _MAX_MUTATIONS and len(mutated) > _MAX_MUTATED_SHARE * len(sites):
+        residue, place = mutated[0]
         raise SequenceMismatchError(
-            f"{len(others)} of {len(sites)} residues are not those of the entity's sequence at their label_seq_id, such"
-            f" as {residue.name} at {place + 1}, where it has {letters.sequence[place]}; the file contradicts itself"
+            f"{len(mutated)} of {len(sites)} residues differ from the entity's sequence at their label_seq_id, such as"
+            f" {residue.name} at {place + 1}, expected {letters.sequence[place]}; the file is inconsistent"
         )
 
 
@@ -326,12 +329,12 @@ def _mismatch_message(residue: Residue, n: int) -> str:
     number = f"{residue.number}{residue.insertion}" if residue.number is not None else "without a number"
     return (
         f"residue {residue.name} {number} does not fit into the entity's sequence of {n} residues; the file"
-        " contradicts itself"
+        " is inconsistent"
     )
 
 
 def _residue_index(table: AtomTable, residues: list[Residue]) -> np.ndarray:
-    """``residue_index`` of a chain whose entity has no sequence: follow the numbers, never go back."""
+    """Return the increasing ``residue_index`` of a chain without an entity sequence, from its residue numbers."""
     index = [0]
     for before, after in pairwise(residues):
         step = max(_step(before.number, after.number), _step(before.label_seq, after.label_seq))
@@ -342,7 +345,7 @@ def _residue_index(table: AtomTable, residues: list[Residue]) -> np.ndarray:
             step = 2
         index.append(index[-1] + step)
     if index[-1] >= 2**31:
-        raise SequenceMismatchError("the residue numbers run beyond 2³¹")
+        raise SequenceMismatchError("the residue numbers exceed 2³¹")
     if any(one.number is None and one.label_seq is None for one in residues):
         raise SequenceMismatchError("residues without numbers (auth_seq_id or label_seq_id)")
     return np.array(index, np.int32)

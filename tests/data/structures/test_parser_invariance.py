@@ -1,4 +1,4 @@
-"""Whatever is done to a structure that leaves its chains what they are gives the same chains."""
+"""Changes to a file that do not change its chains do not change the parsed records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds4sci.types import Record
-from tests.support.structure_inputs import ENTRIES, accounted, atom_line
+from tests.support.structure_inputs import ENTRIES, atom_line, parse_and_check
 
 IDS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 SOURCES = (
@@ -42,7 +42,7 @@ class Atom(NamedTuple):
 
 @cache
 def peptide(name: str, chain: str, first: int, last: int) -> list[list[Atom]]:
-    """Residues of a part of an entry, numbered from 1; the gaps of its numbers stay."""
+    """Return the residues of a part of an entry, numbered from 1 with the gaps of the entry."""
     path = next(path for path in ENTRIES if path.name.startswith(name))
     structure = gemmi.read_structure(str(path))
     structure.setup_entities()
@@ -64,8 +64,8 @@ def peptide(name: str, chain: str, first: int, last: int) -> list[list[Atom]]:
     ]
 
 
-def decorated(residues: list[list[Atom]], rng: random.Random) -> list[list[Atom]]:
-    """With hydrogens, the atoms of each residue in any order, and numbers from elsewhere on."""
+def perturb(residues: list[list[Atom]], rng: random.Random) -> list[list[Atom]]:
+    """Add hydrogens, shuffle the atoms of each residue, and shift the residue numbers."""
     shift = rng.randint(-200, 4000)
     made = []
     for residue in residues:
@@ -78,8 +78,8 @@ def decorated(residues: list[list[Atom]], rng: random.Random) -> list[list[Atom]
     return made
 
 
-def foreign(rng: random.Random, number: int) -> list[list[Atom]]:
-    """Waters and ligands, in a chain or a chain of their own."""
+def waters_and_ligands(rng: random.Random, number: int) -> list[list[Atom]]:
+    """Return waters and ligands for a protein chain or a separate chain."""
     made = []
     for at in range(rng.randint(0, 5)):
         name = rng.choice(["HOH", "HOH", "HOH", *LIGANDS])
@@ -114,7 +114,7 @@ def as_cif(chains: list[tuple[str, list[list[Atom]], list[list[Atom]]]], labels:
     for chain, residues, others in chains:
         before = None
         for residue in [*residues, *others]:
-            asym += residue[0].het != before  # as Biopython counts: another label where ATOM and HETATM meet
+            asym += residue[0].het != before  # as in Biopython: a new label at every change between ATOM and HETATM
             before = residue[0].het
             for atom in residue:
                 name = f'"{atom.name}"' if "'" in atom.name else atom.name
@@ -129,7 +129,7 @@ def read(text: str, suffix: str) -> dict[str, Record]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"x{suffix}"
         path.write_text(text)
-        return {record.id.removeprefix("x_"): record for record in accounted(path).records}
+        return {record.id.removeprefix("x_"): record for record in parse_and_check(path).records}
 
 
 def write(chains: list[tuple[str, list[list[Atom]], list[list[Atom]]]], form: str) -> tuple[str, str]:
@@ -146,9 +146,9 @@ def check(seed: int, form: str) -> None:
     names = rng.sample(IDS, len(plain) + 1)
     renamed = []
     for name, (_, residues, _) in zip(names, plain, strict=False):
-        made = decorated(residues, rng)
-        renamed.append((name, made, foreign(rng, made[-1][0].number + 50)))
-    renamed.append((names[-1], [], foreign(rng, 1)))
+        made = perturb(residues, rng)
+        renamed.append((name, made, waters_and_ligands(rng, made[-1][0].number + 50)))
+    renamed.append((names[-1], [], waters_and_ligands(rng, 1)))
     order = list(range(len(renamed)))
     rng.shuffle(order)
     after = read(*write([renamed[at] for at in order], form))
@@ -167,7 +167,7 @@ FORMS = ("pdb with TER", "pdb without TER", "mmCIF", "mmCIF with labels")
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32))
-def test_the_same_chains(form: str, seed: int) -> None:
+def test_chains_are_unchanged(form: str, seed: int) -> None:
     check(seed, form)
 
 
@@ -175,5 +175,5 @@ def test_the_same_chains(form: str, seed: int) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=5000)
 @given(seed=st.integers(0, 2**32))
-def test_the_same_chains_many(form: str, seed: int) -> None:
+def test_chains_are_unchanged_many(form: str, seed: int) -> None:
     check(seed, form)

@@ -1,4 +1,4 @@
-"""Structures written by other programs and read back: against the entry itself, gemmi and Biopython, atom by atom."""
+"""Structures written by other programs, compared atom by atom with the entry, gemmi and Biopython."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from Bio.PDB import MMCIFIO, PDBIO, MMCIFParser, PDBParser
 from ds4sci.chemistry.residue_constants import ATOM37
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.types import Record
-from tests.support.structure_inputs import ENTRIES, accounted, text_of
+from tests.support.structure_inputs import ENTRIES, parse_and_check, text_of
 
 ENTRY = {path.name[:4]: path for path in ENTRIES}
 FEW = ("1ubq", "2q2k", "7l39")
@@ -44,7 +44,7 @@ def biotite_entry(name: str):
 
 
 def lines_of(name: str, form: Callable[..., str], ter: bool) -> str:
-    """All atoms of the entry in a program's line format, TER where a chain's polymer ends."""
+    """Return all atoms of the entry in a program's line format, optionally with TER at the end of each polymer."""
     lines: list[str] = []
     serial = 0
     for chain in entry(name)[0]:
@@ -75,7 +75,7 @@ def mdanalysis(serial: int, chain: str, residue: gemmi.Residue, atom: gemmi.Atom
 
 
 def openmm(serial: int, chain: str, residue: gemmi.Residue, atom: gemmi.Atom) -> str:
-    """Standard residues as ATOM, others as HETATM; no alternate locations are left in such files."""
+    """Format of OpenMM: standard residues as ATOM, others as HETATM, without alternate locations."""
     record = "HETATM" if residue.het_flag == "H" else "ATOM  "
     place = "".join(f"{value:8.3f}"[:8] for value in atom.pos.tolist())
     return (
@@ -102,7 +102,7 @@ def by_gemmi(name: str, path: Path) -> None:
         entry(name).make_mmcif_document().write_file(str(path))
 
 
-def by_gemmi_atoms_alone(name: str, path: Path) -> None:
+def by_gemmi_atoms_only(name: str, path: Path) -> None:
     if path.suffix == ".pdb":
         options = gemmi.PdbWriteOptions(minimal=True)
         path.write_text(entry(name).make_pdb_string(options))
@@ -134,8 +134,8 @@ def by_lines(form: Callable[..., str], ter: bool) -> Callable[[str, Path], None]
 WRITERS: dict[str, Callable[[str, Path], object]] = {
     "gemmi.pdb": by_gemmi,
     "gemmi.cif": by_gemmi,
-    "gemmi_minimal.pdb": by_gemmi_atoms_alone,
-    "gemmi_minimal.cif": by_gemmi_atoms_alone,
+    "gemmi_minimal.pdb": by_gemmi_atoms_only,
+    "gemmi_minimal.cif": by_gemmi_atoms_only,
     "biopython.pdb": by_biopython,
     "biopython.cif": by_biopython,
     "biotite.pdb": by_biotite,
@@ -146,11 +146,11 @@ WRITERS: dict[str, Callable[[str, Path], object]] = {
     "pymol_ter.pdb": by_lines(pymol, True),
 }
 ONE_CONFORMER = ("biotite", "openmm")
-"""Programs that write one conformer; they are given entries without alternate locations of the protein."""
+"""Programs that write one conformer. Their entries have no alternate locations of the protein."""
 
 
 def theirs_by_gemmi(path: Path) -> dict[tuple[str, str], list[np.ndarray]]:
-    """(chain, residue number with insertion code and atom) → the positions of an amino acid's atoms of that name."""
+    """Map (chain, residue number with insertion code and atom name) to the positions of amino-acid atoms."""
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for chain in gemmi.read_structure(str(path))[0]:
         for residue in chain:
@@ -174,8 +174,8 @@ def theirs_by_biopython(path: Path) -> dict[tuple[str, str], list[np.ndarray]]:
     return found
 
 
-def assert_positions_are_theirs(record: Record, theirs: dict[tuple[str, str], list[np.ndarray]]) -> None:
-    """Every atom of ours has its name and place in theirs, and theirs has no amino acid more."""
+def assert_same_atoms(record: Record, theirs: dict[tuple[str, str], list[np.ndarray]]) -> None:
+    """Check that every atom has its name and position in the other reading, which has no other amino-acid atoms."""
     chain = record.id.split("_")[-1]
     mine = {(float(x), float(y), float(z)) for x, y, z in record.atom_positions[record.atom_mask].astype(np.float64)}
     places = {
@@ -192,7 +192,7 @@ def assert_positions_are_theirs(record: Record, theirs: dict[tuple[str, str], li
     assert names <= {*ATOM37, "SE"}
     lost = {key for place, key in places.items() if place not in mine}
     heavy = {key for key in lost if key[1].split()[1] in ATOM37}
-    assert all(len(theirs[key]) > 1 for key in heavy), heavy  # another alternate location of it is there
+    assert all(len(theirs[key]) > 1 for key in heavy), heavy  # another alternate location of the atom is present
 
 
 @pytest.mark.parametrize("name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
@@ -202,7 +202,7 @@ def test_written_by_other_programs(writer: str, name: str, tmp_path: Path) -> No
         name = "1a8q"
     path = tmp_path / f"{name.upper()}.{writer.split('.')[1]}"
     WRITERS[writer](name, path)
-    records = accounted(path).records
+    records = parse_and_check(path).records
     expected = mmcif.read(ENTRY[name])
     assert [record.id.split("_")[-1] for record in records] == [record.id.split("_")[1] for record in expected]
     references = theirs_by_gemmi(path), theirs_by_biopython(path)
@@ -214,4 +214,4 @@ def test_written_by_other_programs(writer: str, name: str, tmp_path: Path) -> No
         np.testing.assert_allclose(record.atom_positions, full.atom_positions[rows], atol=0.5001e-3)
         np.testing.assert_array_equal(np.diff(record.residue_index), np.diff(full.residue_index[rows]))
         for theirs in references:
-            assert_positions_are_theirs(record, theirs)
+            assert_same_atoms(record, theirs)

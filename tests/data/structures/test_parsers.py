@@ -1,4 +1,4 @@
-"""mmCIF and PDB readers: against Biopython on whole entries, and by hand on each awkward case."""
+"""mmCIF and PDB parsers: complete entries compared with Biopython, and individual cases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_cif(path: Path, out: Path) -> Path:
 
 
 def biopython_atoms(path: Path, chain: str) -> dict[tuple[int, str], tuple[np.ndarray, float]]:
-    """(label_seq_id, atom) → position and B-factor, by the rules that ``sources.structure`` promises."""
+    """Map (label_seq_id, atom) to position and B-factor, by the rules documented in ``parsers.records``."""
     with gzip.open(path, "rt") as handle:
         structure = MMCIFParser(QUIET=True, auth_residues=False).get_structure("x", handle)
     found = {}
@@ -58,7 +58,7 @@ def biopython_atoms(path: Path, chain: str) -> dict[tuple[int, str], tuple[np.nd
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name[:4])
-def test_every_atom_of_every_chain_is_biopythons(path: Path) -> None:
+def test_all_atoms_agree_with_biopython(path: Path) -> None:
     records = mmcif.read(path)
     assert records
     for record in records:
@@ -74,8 +74,8 @@ def test_every_atom_of_every_chain_is_biopythons(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name[:4])
-def test_pdb_says_what_mmcif_says(path: Path, tmp_path: Path) -> None:
-    """The same entry written by gemmi as PDB: sequence from SEQRES, residues placed by alignment."""
+def test_pdb_and_mmcif_give_the_same_records(path: Path, tmp_path: Path) -> None:
+    """The entry written as PDB by gemmi: the sequence is from SEQRES and the residues are aligned to it."""
     out = tmp_path / "entry.pdb"
     gemmi.read_structure(str(path)).write_pdb(str(out))
     for one, other in zip(mmcif.read(path), pdb.read(out), strict=True):
@@ -84,7 +84,7 @@ def test_pdb_says_what_mmcif_says(path: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(one.atom_positions, other.atom_positions, atol=0.5001e-3)  # PDB has 3 decimals
 
 
-def test_missing_residues_keep_their_place() -> None:
+def test_missing_residues_are_masked() -> None:
     record = mmcif.read(ENTRY["2q2k"], "A")
     assert record.sequence == "MGSSHHHHHHSSGLVPGSHMDKKETKHLLKIKKEDYPQIFDFLENVPRGTKTAHIREALRRYIEEIGENP"
     assert record.residue_index.tolist() == list(range(70))
@@ -96,7 +96,7 @@ def test_chain_by_author_and_by_label_id() -> None:
     path = ENTRY["2q2k"]
     by_author, by_label = mmcif.read(path, "A"), mmcif.read(path, "B", label=True)
     np.testing.assert_array_equal(by_author.atom_positions, by_label.atom_positions)
-    with pytest.raises(ValueError, match=r"2q2k.*author id 'F'.*it has A \(label B\), B \(label C\)"):
+    with pytest.raises(ValueError, match=r"2q2k.*author id 'F'.*the file has A \(label B\), B \(label C\)"):
         mmcif.read(path, "F")
     with pytest.raises(ValueError, match="label id 'A'"):
         mmcif.read(path, "A", label=True)  # the DNA
@@ -115,7 +115,7 @@ def test_selenomethionine_is_methionine() -> None:
     [("MSE", "M"), ("SEP", "S"), ("SEC", "C"), ("PYL", "K"), ("M3L", "K"), ("ZZ9", "X"), ("UNK", "X")],
 )
 def test_modified_residues_become_their_parent(name: str, letter: str, tmp_path: Path) -> None:
-    """Also in a file without TER, where the chain must not end at a HETATM in its middle."""
+    """Without TER records, the chain must not end at a HETATM record inside it."""
     lines = [f"SEQRES   1 A    3  ALA {name} ALA", *residue_lines("ALA", "1", 0.0)]
     lines += residue_lines(name, "2", 3.8, kind="HETATM") + residue_lines("ALA", "3", 7.6)
     record = pdb.read(write_pdb(tmp_path / "x.pdb", lines), "A")
@@ -123,7 +123,7 @@ def test_modified_residues_become_their_parent(name: str, letter: str, tmp_path:
     assert record.atom_mask[:, [0, 1, 2, 4]].all()
 
 
-def test_modres_names_the_parent_of_an_unknown_residue(tmp_path: Path) -> None:
+def test_modres_gives_the_parent_of_an_unknown_residue(tmp_path: Path) -> None:
     lines = ["MODRES 1ABC ZZ9 A    2  TRP  TOLD", "SEQRES   1 A    2  ALA ZZ9"]
     lines += residue_lines("ALA", "1", 0.0) + residue_lines("ZZ9", "2", 3.8, kind="HETATM")
     path = write_pdb(tmp_path / "x.pdb", lines)
@@ -143,15 +143,15 @@ def test_insertion_codes(tmp_path: Path) -> None:
     assert (without.sequence, without.residue_index.tolist()) == ("GASW", [0, 1, 2, 3])
 
 
-def test_without_a_sequence_numbers_tell_the_breaks(tmp_path: Path) -> None:
+def test_without_a_sequence_numbers_give_the_breaks(tmp_path: Path) -> None:
     lines = residue_lines("GLY", "5", 0.0) + residue_lines("ALA", "6", 3.8) + residue_lines("SER", "9", 12.0)
     record = pdb.read(write_pdb(tmp_path / "x.pdb", lines), "A")
     assert (record.id, record.sequence, record.residue_index.tolist()) == ("x_A", "GAS", [0, 1, 4])
 
 
 @pytest.mark.parametrize("drop", [(), ("auth_seq_id", "auth_asym_id"), ("label_seq_id", "label_entity_id")])
-def test_mmcif_of_atoms_alone(drop: tuple[str, ...], tmp_path: Path) -> None:
-    """What small programs write: no entities, no sequence, some columns missing."""
+def test_mmcif_with_only_atoms(drop: tuple[str, ...], tmp_path: Path) -> None:
+    """A file without entities and sequence, and with missing columns, as some programs write it."""
     whole = gemmi.cif.read(str(ENTRY["2q2k"])).sole_block()
     tags = [tag.removeprefix("_atom_site.") for tag in whole.find_loop("_atom_site.id").get_loop().tags]
     tags = [tag for tag in tags if tag not in drop]
@@ -171,8 +171,8 @@ def test_mmcif_of_atoms_alone(drop: tuple[str, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("first", "second", "kept"), [(0.4, 0.6, "B"), (0.6, 0.4, "A"), (0.5, 0.5, "A")])
-def test_alternate_locations_stay_together(first: float, second: float, kept: str, tmp_path: Path) -> None:
-    """One label for the whole residue, even where an atom of the other has the higher occupancy."""
+def test_one_alternate_location_per_residue(first: float, second: float, kept: str, tmp_path: Path) -> None:
+    """All atoms of a residue have the same label, also if an atom of the other has a higher occupancy."""
     lines = ["SEQRES   1 A    1  SER", *residue_lines("SER", "1", 0.0)]
     for label, occupancy, shift in (("A", first, 0.0), ("B", second, 1.0)):
         lines.append(atom_line("CB", "SER", "1", (shift, 0, 1.5), altloc=label, occupancy=occupancy))
@@ -183,7 +183,7 @@ def test_alternate_locations_stay_together(first: float, second: float, kept: st
     assert record.atom_mask[0].sum() == 6
 
 
-def test_two_residues_at_one_place_take_the_one_of_the_sequence(tmp_path: Path) -> None:
+def test_the_residue_of_the_sequence_is_selected_at_a_position(tmp_path: Path) -> None:
     lines = ["SEQRES   1 A    2  SER GLY"]
     lines += residue_lines("THR", "1", 50.0, altloc="B", occupancy=0.6)
     lines += residue_lines("SER", "1", 0.0, altloc="A", occupancy=0.4) + residue_lines("GLY", "2", 3.8)
@@ -192,7 +192,7 @@ def test_two_residues_at_one_place_take_the_one_of_the_sequence(tmp_path: Path) 
     assert record.atom_positions[0, 0, 0] == 0.0
 
 
-def test_first_model_no_hydrogens_no_waters(tmp_path: Path) -> None:
+def test_only_the_first_model_without_hydrogens_and_waters(tmp_path: Path) -> None:
     model = [*residue_lines("ALA", "1", 0.0), atom_line("H", "ALA", "1", (9, 9, 9), element="H")]
     lines = ["MODEL        1", *model, atom_line("O", "HOH", "200", (7, 7, 7), kind="HETATM"), "ENDMDL"]
     lines += ["MODEL        2", *residue_lines("ALA", "1", 30.0), "ENDMDL"]
@@ -203,7 +203,7 @@ def test_first_model_no_hydrogens_no_waters(tmp_path: Path) -> None:
         assert record.atom_positions[0, 0, 0] == 0.0
 
 
-def test_arginine_nh1_is_the_one_near_cd(tmp_path: Path) -> None:
+def test_arginine_nh1_is_closer_to_cd(tmp_path: Path) -> None:
     lines = residue_lines("ARG", "1", 0.0)
     for name, x in (("CD", 0.0), ("NH1", 4.0), ("NH2", 2.0)):
         lines.append(atom_line(name, "ARG", "1", (x, 5.0, 5.0)))
@@ -211,7 +211,7 @@ def test_arginine_nh1_is_the_one_near_cd(tmp_path: Path) -> None:
     assert record.atom_positions[0, [ATOM37_INDEX["NH1"], ATOM37_INDEX["NH2"]], 0].tolist() == [2.0, 4.0]
 
 
-def test_plain_and_gzipped_are_the_same(tmp_path: Path) -> None:
+def test_gzipped_files_give_the_same_records(tmp_path: Path) -> None:
     plain = tmp_path / "1ubq.cif"
     plain.write_bytes(gzip.decompress(FILES[2].read_bytes()))
     one, other = mmcif.read(plain, "A"), mmcif.read(FILES[2], "A")
@@ -233,7 +233,7 @@ def test_plain_and_gzipped_are_the_same(tmp_path: Path) -> None:
         ("binary.cif", bytes(range(256)), "not mmCIF"),
     ],
 )
-def test_bad_mmcif_is_refused_by_name(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_invalid_mmcif_raises_with_the_file(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -241,7 +241,7 @@ def test_bad_mmcif_is_refused_by_name(name: str, content: bytes, message: str, t
     assert str(path) in str(caught.value)
 
 
-def test_bad_pdb_is_refused_by_name(tmp_path: Path) -> None:
+def test_invalid_pdb_raises_with_the_file(tmp_path: Path) -> None:
     path = write_pdb(tmp_path / "x.pdb", ["REMARK nothing here"])
     with pytest.raises(ValueError, match=r"x\.pdb: no ATOM records"):
         pdb.read(path)
@@ -260,4 +260,4 @@ def test_record_is_complete() -> None:
     assert record.atom_positions.dtype == np.float32
     assert record.atom_mask.dtype == bool
     assert record.residue_index.dtype == np.int32
-    assert record.atom_mask.sum() == 602  # 1UBQ's protein atoms, as its paper counts them
+    assert record.atom_mask.sum() == 602  # protein atoms of 1UBQ according to its publication
