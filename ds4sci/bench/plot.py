@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 LENGTHS_SHOWN = (64, 128, 256, 512, 1024)
+LABELS = {"outside": "everything else"}
 
 
 def _short(dtype: str) -> str:
@@ -86,7 +87,7 @@ def derivatives(saved: dict[str, Any]) -> Figure:
             axis.set_xlabel(by)
             axis.set_ylabel(what)
             axis.grid(alpha=0.3)
-        column[0].set_title(title.replace("_", " and "), fontsize=10)
+        column[0].set_title(title.replace("_", "–"), fontsize=10)
     axes[0][0].legend(fontsize=7)
     return figure
 
@@ -114,11 +115,11 @@ def block(saved: dict[str, Any]) -> Figure:
     for kind in kinds:
         widths = [100 * r[kind] for r in saved["shares"]]
         parts.barh(
-            [places[r["n"], r["dtype"], r["method"]] * 1.0 for r in saved["shares"]], widths, 0.18, left, label=kind
+            [places[r["n"], r["dtype"], r["method"]] * 1.0 for r in saved["shares"]], widths, 0.18, left, label=LABELS.get(kind, kind)
         )
         left = [a + b for a, b in zip(left, widths, strict=True)]
     parts.set_xlabel("% of the time (upper bar: plain, lower bar: ds4sci)")
-    parts.legend(fontsize=8, loc="lower right")
+    parts.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for axis in (bars, parts):
         axis.set_yticks(range(len(cases)), names)
         axis.invert_yaxis()
@@ -127,7 +128,7 @@ def block(saved: dict[str, Any]) -> Figure:
         lengths = [r["n"] for r in mine]
         memory.loglog(lengths, [r["memory_mb"] for r in mine], marker="o", label=method)
         seconds.loglog(lengths, [r["seconds"] for r in mine], marker="o", label=method)
-    memory.axhline(LIMIT_MB, color="grey", linewidth=1)
+    memory.axhline(LIMIT_MB, color="grey", linewidth=1, label=f"{LIMIT_MB / 1e3:.0f} GB")
     ticks = sorted({r["n"] for r in saved["growth"]} & {*LENGTHS_SHOWN})
     for axis, what in ((memory, "peak memory (MB)"), (seconds, "seconds")):
         axis.set_xticks(ticks, [str(n) for n in ticks])
@@ -156,7 +157,7 @@ def attention(saved: dict[str, Any]) -> Figure:
     bars.set_yticks(range(len(cases)), [f"{name}, {_short(dtype)}" for name, dtype in cases])
     bars.invert_yaxis()
     bars.set_xlabel("speed-up over the fastest torch baseline")
-    bars.legend(loc="upper right")
+    bars.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     for name in dict.fromkeys(r["implementation"] for r in saved["growth"]):
         mine = [r for r in saved["growth"] if r["implementation"] == name]
         style = {"linewidth": 2.5} if name in OURS else {"linewidth": 1.2, "linestyle": "--"}
