@@ -115,7 +115,11 @@ def block(saved: dict[str, Any]) -> Figure:
     for kind in kinds:
         widths = [100 * r[kind] for r in saved["shares"]]
         parts.barh(
-            [places[r["n"], r["dtype"], r["method"]] * 1.0 for r in saved["shares"]], widths, 0.18, left, label=LABELS.get(kind, kind)
+            [places[r["n"], r["dtype"], r["method"]] * 1.0 for r in saved["shares"]],
+            widths,
+            0.18,
+            left,
+            label=LABELS.get(kind, kind),
         )
         left = [a + b for a, b in zip(left, widths, strict=True)]
     parts.set_xlabel("% of the time (upper bar: plain, lower bar: ds4sci)")

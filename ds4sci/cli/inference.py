@@ -134,6 +134,6 @@ def predict(
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.")]) -> None:
     """Write RUN/report.html: one self-contained page with learning curves, scores and figures."""
-    from ds4sci.report.report import write_report
+    from ds4sci.report.run_report import write_report
 
     typer.echo(write_report(run))

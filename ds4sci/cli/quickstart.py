@@ -141,7 +141,7 @@ def stages(console: Console, config: Path, run: Path, overrides: list[str], *, r
     from ds4sci.inference.evaluate import evaluate_run
     from ds4sci.inference.predict import predict_fasta
     from ds4sci.inference.trained_run import UNTRAINED, evaluation_files
-    from ds4sci.report.report import write_report
+    from ds4sci.report.run_report import write_report
 
     files = evaluation_files(run)
     chains = {"chains": CHAINS}

@@ -1,4 +1,4 @@
-"""The pictures of the report, each an SVG text. matplotlib without pyplot: no window, no global state."""
+"""Figures of the report as SVG text. They use matplotlib without pyplot, so there is no window and no global state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ds4sci.metrics import METRICS, Superposition, superposition_metrics
 INK, GREY, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 SERIES = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, "#8c6d31", "#5c4d9a")
-"""Okabe and Ito's colours, which people with any colour vision tell apart."""
+"""Okabe–Ito palette, which is distinguishable with colour-vision deficiency."""
 
 CONFIDENCE = (
     (90, "#0053d6", "very high"),
@@ -28,15 +28,15 @@ CONFIDENCE = (
     (50, "#ffdb13", "low"),
     (0, "#ff7d45", "very low"),
 )
-"""pLDDT from which a colour holds: those of the AlphaFold database."""
+"""Lower bound of pLDDT, colour and label: the scale of the AlphaFold database."""
 
 CLASSES = {"α": (RED, "o"), "β": (BLUE, "s"), "mixed": (GREEN, "^"), "few": (GREY, "D")}
-"""Kinds of chains: colour and marker."""
+"""Colour and marker of each secondary-structure class."""
 
 TRUE_TRACE = "#aab4bf"
 
-PIECES = 6
-"""Straight pieces that the curve between two Cα atoms is drawn with."""
+SEGMENTS = 6
+"""Line segments of the curve between two Cα atoms."""
 
 STYLE = {
     "font.family": "sans-serif", "font.size": 10, "axes.edgecolor": GREY, "axes.labelcolor": INK,
@@ -48,7 +48,7 @@ STYLE = {
 
 
 def svg(draw: Any, *arguments: Any, size: tuple[float, float], panels: tuple[int, int] = (1, 1)) -> str:
-    """An SVG of ``size`` inches that ``draw(axes, *arguments)`` fills; the same for the same input."""
+    """SVG of ``size`` inches, drawn by ``draw(axes, *arguments)``. Deterministic."""
     with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(*panels, squeeze=False).ravel()
@@ -59,24 +59,26 @@ def svg(draw: Any, *arguments: Any, size: tuple[float, float], panels: tuple[int
 
 
 def metrics_of(evaluations: list[dict[str, Any]]) -> list[str]:
-    """Names of what a task's evaluations measure, without what only says which is the best."""
-    beside = {"kind", "step", "seconds", "score", "tokens"}
-    return list(dict.fromkeys(key for line in evaluations for key in line if key not in beside))
+    """Names of the metrics in a task's evaluations, without bookkeeping fields."""
+    bookkeeping = {"kind", "step", "seconds", "score", "tokens"}
+    return list(dict.fromkeys(key for line in evaluations for key in line if key not in bookkeeping))
 
 
 def learning_curves(
-    axes: Sequence[Axes], train: list[dict[str, Any]], evaluations: list[dict[str, Any]], floors: dict[str, float]
+    axes: Sequence[Axes], train: list[dict[str, Any]], evaluations: list[dict[str, Any]], baselines: dict[str, float]
 ) -> None:
-    """Left: loss and its terms against step. Right: held-out lDDT-Cα and TM, or another task's metrics; ``floors``
-    (label → lDDT) as lines."""
+    """Left: loss and its terms by step. Right: held-out lDDT-Cα and TM-score, or the metrics of another task.
+
+    ``baselines`` (label → lDDT-Cα) are horizontal lines.
+    """
     left, right = axes
     steps = np.array([line["step"] for line in train], dtype=float)
     columns: dict[str, np.ndarray] = {"total": np.array([_number(line.get("loss")) for line in train])}
-    # terms come and go with the phases of a run; a score logged among them belongs to the right panel
+    # terms can start and end with the phases of a run; metrics logged among them belong to the right panel
     for name in dict.fromkeys(name for line in train for name in line.get("loss_terms", {}) if name not in METRICS):
         columns[name] = np.array([_number(line.get("loss_terms", {}).get(name)) for line in train])
     size = {name: np.nanmax(np.abs(values), initial=0) for name, values in columns.items()}
-    # a term that is zero but for round-off would stretch the axis by ten decades
+    # a term that is zero up to rounding would extend the axis by ten decades
     drawn = {name: values for name, values in columns.items() if size[name] > 1e-8 * size["total"]}
     smooth = max(1, len(steps) // 40)
     for place, (name, values) in enumerate(drawn.items()):
@@ -104,13 +106,13 @@ def learning_curves(
             right.plot(
                 *zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=label, clip_on=False
             )
-    for (label, value), style in zip(floors.items(), ("--", ":", "-."), strict=False):
+    for (label, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
         right.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"lDDT-Cα of {label}")
     right.set(xlabel="step", title=f"Held-out {'chains' if fold else 'data'} during training", ylim=(0, None))
     if right.get_legend_handles_labels()[0]:
         right.legend(loc="lower right")
     else:
-        right.text(0.5, 0.5, "not evaluated yet", transform=right.transAxes, ha="center", color=GREY)
+        right.text(0.5, 0.5, "no evaluation yet", transform=right.transAxes, ha="center", color=GREY)
     seconds = np.array([_number(line.get("seconds")) for line in train])
     for panel in (left, right):
         panel.set_xlim(0, float(steps.max()))
@@ -120,7 +122,7 @@ def learning_curves(
 
 
 def _minutes_axis(panel: Axes, steps: np.ndarray, seconds: np.ndarray) -> None:
-    """The minutes at which steps were done, on top."""
+    """Axis on top with the minutes at which the steps finished."""
     known = np.concatenate([[0.0], seconds]) / 60
     marks = [mark for mark in MaxNLocator(5).tick_values(0, float(known[-1])) if 0 <= mark <= known[-1]]
     top = panel.twiny()
@@ -131,28 +133,30 @@ def _minutes_axis(panel: Axes, steps: np.ndarray, seconds: np.ndarray) -> None:
     top.grid(False)
 
 
-def by_length(axes: Sequence[Axes], rows: list[dict[str, Any]], kinds: dict[str, str], floor: dict[str, float]) -> None:
-    """lDDT-Cα of each chain against its length by kind, their running mean, and that of a baseline (``floor``)."""
+def by_length(
+    axes: Sequence[Axes], rows: list[dict[str, Any]], classes: dict[str, str], baseline: dict[str, float]
+) -> None:
+    """lDDT-Cα of each chain by length and class, the running mean, and the running mean of a baseline."""
     (panel,) = axes
     rows = [row for row in rows if row.get("lddt_ca") is not None]
-    for kind, (colour, marker) in CLASSES.items():
-        own = [(row["length"], row["lddt_ca"]) for row in rows if kinds.get(row["id"], "few") == kind]
+    for name, (colour, marker) in CLASSES.items():
+        own = [(row["length"], row["lddt_ca"]) for row in rows if classes.get(row["id"], "few") == name]
         if own:
-            label = f"{kind} ({len(own)})" if kinds else f"chains ({len(own)})"
+            label = f"{name} ({len(own)})" if classes else f"chains ({len(own)})"
             x, y = np.array(own).T
             panel.scatter(x, y, s=26, color=colour, marker=marker, alpha=0.75, linewidths=0, label=label)
     panel.plot(
         *_running([(row["length"], row["lddt_ca"]) for row in rows]), color=INK, linewidth=2, label="running mean"
     )
-    points = [(row["length"], floor[row["id"]]) for row in rows if row["id"] in floor]
+    points = [(row["length"], baseline[row["id"]]) for row in rows if row["id"] in baseline]
     if points:
-        panel.plot(*_running(points), color=GREY, linestyle="--", label="same of the true-DSSP baseline")
-    panel.set(xlabel="residues in the chain", ylabel="lDDT-Cα", ylim=(0, 1))
+        panel.plot(*_running(points), color=GREY, linestyle="--", label="running mean, true-DSSP baseline")
+    panel.set(xlabel="chain length (residues)", ylabel="lDDT-Cα", ylim=(0, 1))
     panel.legend(loc="upper right", ncols=2)
 
 
 def calibration(axes: Sequence[Axes], plddt: np.ndarray, lddt: np.ndarray, chains: np.ndarray) -> None:
-    """Left: residues, predicted against measured lDDT with the mean of each bin. Right: the same of whole chains."""
+    """Left: measured against predicted lDDT of residues, with the mean of each bin. Right: the same for chains."""
     left, right = axes
     counts, x_edges, y_edges = np.histogram2d(plddt, lddt, bins=40, range=((0, 100), (0, 1)))
     mesh = left.pcolormesh(
@@ -165,17 +169,17 @@ def calibration(axes: Sequence[Axes], plddt: np.ndarray, lddt: np.ndarray, chain
     means = [(plddt[place == b].mean(), lddt[place == b].mean()) for b in filled]
     if means:
         left.plot(*zip(*means, strict=True), "o-", color=RED, markersize=5, label="mean of each bin")
-    left.set(xlabel="pLDDT of the residue", ylabel="its lDDT-Cα", title="Residues")
+    left.set(xlabel="pLDDT of the residue", ylabel="lDDT-Cα of the residue", title="Residues")
     right.scatter(chains[:, 0], chains[:, 1], s=22, color=BLUE, alpha=0.7, linewidths=0)
-    right.set(xlabel="mean pLDDT of the chain", ylabel="its lDDT-Cα", title="Chains")
+    right.set(xlabel="mean pLDDT of the chain", ylabel="lDDT-Cα of the chain", title="Chains")
     for panel in (left, right):
-        panel.plot([0, 100], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+        panel.plot([0, 100], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
         panel.set(xlim=(0, 100), ylim=(0, 1))
         panel.legend(loc="upper left")
 
 
 def distance_maps(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray) -> None:
-    """Cβ–Cβ distances, prediction and truth on one scale that ends at 22 Å, where the distogram does."""
+    """Predicted and true Cβ–Cβ distances on one scale, up to 22 Å, the last bin of the distogram."""
     image = None
     for panel, values, title in zip(axes, (predicted, true), ("predicted", "true"), strict=True):
         image = panel.imshow(values, cmap="viridis_r", vmin=2, vmax=22, interpolation="nearest", origin="upper")
@@ -190,14 +194,14 @@ def distance_maps(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray)
 
 
 def traces(axes: Sequence[Axes], ca: np.ndarray, true: np.ndarray, mask: np.ndarray, plddt: np.ndarray) -> None:
-    """Two views, a quarter turn apart, of the predicted Cα trace (by pLDDT) laid on the true one (grey) by TM-score."""
+    """Predicted Cα trace (coloured by pLDDT) superposed on the true trace (grey) by TM-score, in two views at 90°."""
     fitted = superposition_metrics(ca, true, mask)
     moved = (fitted.superposition if fitted else Superposition(np.eye(3), np.zeros(3))).apply(ca)
-    # Residues without a known place stay out of the true trace, and break it.
+    # the true trace is interrupted at residues without coordinates
     truth = np.where(mask[:, None], true, np.nan).astype(float)
     centre = np.nanmean(truth, axis=0)
     _, _, directions = np.linalg.svd(np.nan_to_num(truth - centre), full_matrices=False)
-    # A proper rotation: a view must not show the mirror image.
+    # a proper rotation, so that no view is a mirror image
     directions[2] *= np.sign(np.linalg.det(directions))
     truth, moved = (truth - centre) @ directions.T, (moved - centre) @ directions.T
     reach = float(np.nanmax(np.abs(np.concatenate([truth, moved])))) + 2
@@ -216,26 +220,26 @@ def traces(axes: Sequence[Axes], ca: np.ndarray, true: np.ndarray, mask: np.ndar
 
 
 def _strands(points: np.ndarray, colours: list[str], width: float) -> list[tuple[float, np.ndarray, str, float]]:
-    """(depth, ends [2, 2], colour, width) of the short pieces of a smooth curve through ``points`` (Catmull–Rom)."""
+    """Segments (depth, ends [2, 2], colour, width) of a smooth curve through ``points`` (Catmull–Rom spline)."""
     padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
-    time = np.linspace(0, 1, PIECES + 1)[:, None]
-    pieces = []
+    time = np.linspace(0, 1, SEGMENTS + 1)[:, None]
+    segments = []
     for bond, colour in enumerate(colours):
         a, b, c, d = padded[bond : bond + 4]
         if np.isnan(b).any() or np.isnan(c).any():
             continue
-        # Beside an unknown residue the curve ends straight.
+        # the curve ends straight at a residue without coordinates
         a, d = np.where(np.isnan(a), 2 * b - c, a), np.where(np.isnan(d), 2 * c - b, d)
         curve = b + ((c - a) * time + (2 * a - 5 * b + 4 * c - d) * time**2 + (3 * (b - c) + d - a) * time**3) / 2
-        pieces += [
+        segments += [
             ((start[2] + stop[2]) / 2, np.stack([start[:2], stop[:2]]), colour, width)
             for start, stop in itertools.pairwise(curve)
         ]
-    return pieces
+    return segments
 
 
 def _draw_by_depth(panel: Axes, strands: list[tuple[float, np.ndarray, str, float]]) -> None:
-    """Back to front, each piece over a white rim, so that crossings read as over and under; far ones are paler."""
+    """Draw segments from back to front. A white rim shows which strand is in front; distant segments are paler."""
     strands = sorted(strands, key=lambda strand: strand[0])
     nearest, farthest = strands[-1][0], strands[0][0]
     segments, colours, widths = [], [], []
@@ -247,7 +251,7 @@ def _draw_by_depth(panel: Axes, strands: list[tuple[float, np.ndarray, str, floa
         colours += [(1.0, 1.0, 1.0), tuple(shade)]
         widths += [width + 1.6, width]
     lines = LineCollection(segments, colors=colours, linewidths=widths, capstyle="butt")
-    # Thousands of pieces: as a picture in the picture they take a tenth of the bytes.
+    # thousands of segments: rasterized, they need a tenth of the bytes
     lines.set_rasterized(True)
     panel.add_collection(lines)
 
@@ -257,7 +261,7 @@ def _confidence_colour(plddt: float) -> str:
 
 
 def ramachandran(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray) -> None:
-    """Density of φ and ψ over all residues: prediction and truth on the same bins."""
+    """Ramachandran plots: density of φ and ψ of the prediction and the true structures, on the same bins."""
     colours = ListedColormap(["#deebf7", "#9ecae1", "#4292c6", "#08519c", "#08306b"])
     for panel, angles, title in zip(axes, (predicted, true), ("predicted", "true"), strict=True):
         angles = angles[np.isfinite(angles).all(axis=1)]
@@ -273,7 +277,7 @@ def ramachandran(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray) 
 
 
 def bond_lengths(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray) -> None:
-    """Distances between neighbouring Cα atoms, prediction over truth, with the accepted band."""
+    """Histogram of the distances between neighbouring Cα atoms, predicted and true, with the accepted range."""
     (panel,) = axes
     bins = np.arange(2.5, 5.01, 0.05).tolist()
     panel.axvspan(3.5, 4.1, color=FAINT, zorder=0, label="3.8 ± 0.3 Å")
@@ -282,7 +286,9 @@ def bond_lengths(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray) 
         panel.hist(
             np.clip(values, 2.5, 5), bins=bins, weights=share, histtype="step", linewidth=1.8, color=colour, label=label
         )
-    panel.set(xlabel="Cα–Cα of neighbours (Å); the ends hold all beyond", ylabel="share of bonds", xlim=(2.5, 5))
+    panel.set(
+        xlabel="Cα–Cα distance of neighbours (Å), clipped to the range", ylabel="fraction of bonds", xlim=(2.5, 5)
+    )
     panel.set_title("Bond lengths")
     panel.legend(loc="upper right")
 
@@ -292,7 +298,7 @@ def _number(value: Any) -> float:
 
 
 def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over the ``width`` values before and after each; NaN-proof."""
+    """Mean over ``width`` values before and after each value. Ignores NaN."""
     good = np.isfinite(values)
     kernel = np.ones(2 * width + 1)
     total, count = (np.convolve(np.pad(x, width), kernel, "valid") for x in (np.where(good, values, 0.0), good * 1.0))
@@ -300,7 +306,7 @@ def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _running(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean along x under a Gaussian of a fifteenth of the range, at 80 places."""
+    """Gaussian-weighted running mean at 80 positions; the standard deviation is 1/15 of the range of x."""
     x, y = np.array(points, dtype=float).reshape(-1, 2).T
     width = max(float(np.ptp(x)) / 15, 1e-6)
     places = np.linspace(x.min(), x.max(), 80)

@@ -1,4 +1,4 @@
-"""The report's HTML: one page, styles and pictures inside, nothing fetched, nothing run."""
+"""HTML elements of the report: a self-contained page without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ footer { color: var(--soft); font-size: .86rem; padding-top: 1.5rem; padding-bot
 
 
 def page(title: str, header: str, body: Sequence[str], footer: str) -> str:
-    """The whole document; ``header``, ``body`` and ``footer`` are HTML."""
+    """HTML document. ``header``, ``body`` and ``footer`` are HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # No request leaves this page, whatever is in it.
+        # blocks every request, whatever the page contains
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n'
@@ -77,22 +77,23 @@ def page(title: str, header: str, body: Sequence[str], footer: str) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading and what follows it."""
+    """Section with a heading."""
     return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "</section>"
 
 
 def paragraph(text: str) -> str:
+    """Paragraph of plain text."""
     return f"<p>{escape(text)}</p>"
 
 
 def missing(text: str, command: str | None = None) -> str:
-    """An honest sentence in place of a part, and the command that would fill it."""
-    remedy = f" Fill it with <code>{escape(command)}</code>." if command else ""
+    """Notice in place of missing content, with the command that creates the content."""
+    remedy = f" To create it: <code>{escape(command)}</code>." if command else ""
     return f'<p class="missing">{escape(text)}{remedy}</p>'
 
 
 def tiles(entries: Sequence[tuple[str, str, str]]) -> str:
-    """Headline numbers: (value, name, remark) each."""
+    """Headline numbers, each (value, name, remark)."""
     inside = "".join(
         f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(remark)}</span></div>'
         for value, name, remark in entries
@@ -108,7 +109,7 @@ def table(
     words: bool = False,
     raw: bool = False,
 ) -> str:
-    """A table; rows in ``main`` stand out; ``words`` aligns all to the left; ``raw`` cells are HTML already."""
+    """Table. Rows in ``main`` are highlighted; ``words`` aligns text to the left; ``raw`` cells are HTML."""
     clean = (lambda text: text) if raw else escape
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
@@ -120,7 +121,7 @@ def table(
 
 
 def figure(svg: str, alt: str, caption: str = "", *, wide: bool = False) -> str:
-    """A picture inside the page. As an image its ids stay its own; ``wide`` ones scroll on a narrow screen."""
+    """SVG as an embedded image, which keeps its ids separate. A ``wide`` figure scrolls on a narrow screen."""
     data = base64.b64encode(svg.encode()).decode()
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     kind = ' class="wide"' if wide else ""
@@ -128,12 +129,12 @@ def figure(svg: str, alt: str, caption: str = "", *, wide: bool = False) -> str:
 
 
 def pair(left: str, right: str) -> str:
-    """Two figures beside each other, one under the other where it is narrow."""
+    """Two figures side by side, or one below the other on a narrow screen."""
     return f'<div class="pair">{left}{right}</div>'
 
 
 def colour_key(entries: Sequence[tuple[str, str]]) -> str:
-    """(colour, meaning) each, as small squares with words."""
+    """Legend of entries (colour, meaning)."""
     return (
         '<p class="key">'
         + "".join(f'<span><i style="background:{colour}"></i>{escape(text)}</span>' for colour, text in entries)
@@ -141,6 +142,6 @@ def colour_key(entries: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def folded(title: str, text: str) -> str:
-    """Preformatted text under a heading that opens."""
+def collapsible(title: str, text: str) -> str:
+    """Preformatted text that opens with a click on its heading."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

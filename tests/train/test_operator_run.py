@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ds4sci.cli.main import app
 from ds4sci.inference.evaluate import evaluate_run
-from ds4sci.report.report import write_report
+from ds4sci.report.run_report import write_report
 from ds4sci.train import checkpoint
 from tests.support import operator_step, rank_processes
 from tests.train.test_language_run import losses
@@ -109,7 +109,7 @@ def test_a_run_resumes_scores_and_draws(tmp_path: Path, run_file: Path) -> None:
     assert 0.05 < found["relative_l2"] < 5
     assert out.with_suffix(".png").stat().st_size > 10_000
     page = write_report(run).read_text()
-    assert "<h2>How good is it?</h2>" in page
+    assert "<h2>Scores</h2>" in page
     assert "relative l2" in page
     assert f"ds4sci eval --run {run} --json {run}/scores.json" in page
     assert not any(word in page for word in ("chains", "protein", "lDDT"))

@@ -1,4 +1,4 @@
-"""The report page: whole, partial and damaged run folders; nothing in it may reach for a network."""
+"""Report page of complete, partial and damaged run folders. The page must not load anything."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ds4sci.baselines import measure_baselines
 from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.inference.trained_run import evaluation_files
 from ds4sci.report import figures
-from ds4sci.report.chains import kind
-from ds4sci.report.report import write_report
+from ds4sci.report.chain_sections import secondary_class
+from ds4sci.report.run_report import write_report
 from tests.support.fold_run import make_fold_run
 
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with everything a report can show."""
+    """A run with everything that the report shows."""
     run = make_fold_run(tmp_path_factory.mktemp("report"), chains=8)
     folder = run.parents[1]
     evaluate_run(run, files={"chains": folder / "valid.npz"}, show=False)
@@ -36,7 +36,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed, and gathers pictures, links and text."""
+    """Checks that every element is closed, and collects images, links and text."""
 
     VOID = ("meta", "link", "img", "br", "input", "hr")
 
@@ -69,7 +69,7 @@ def read(run: Path) -> Page:
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
 
-def test_page_is_whole_and_reaches_for_nothing(complete: Path) -> None:
+def test_page_is_complete_and_self_contained(complete: Path) -> None:
     source = (complete / "report.html").read_text(encoding="utf-8")
     page = Page(source)
     assert all(reference.startswith("data:") for reference in page.references)
@@ -88,7 +88,7 @@ def test_page_is_whole_and_reaches_for_nothing(complete: Path) -> None:
     assert 'class="missing"' not in source
 
 
-def test_page_says_the_numbers(complete: Path) -> None:
+def test_page_has_the_scores(complete: Path) -> None:
     files = evaluation_files(complete)
     text = read(complete).text
     means = json.loads(files["held_out"].read_text())["mean"]
@@ -97,8 +97,8 @@ def test_page_says_the_numbers(complete: Path) -> None:
     for entry in json.loads(files["baselines"].read_text())["baselines"].values():
         assert entry["label"] in text
         assert f"{entry['mean']['lddt_ca']:.3f}" in text
-    # a model of noise loses to the baselines, and the page says so
-    assert text.count("✗ not in lDDT-Cα") >= 2
+    # an untrained model is worse than the baselines
+    assert text.count("✗ lower or equal lDDT-Cα") >= 2
     for words in ("Best: ", "Median: ", "Worst: ", "ds4sci eval --run", "git checkout", "zero_optimization", "c_outer"):
         assert words in text
     rows = sorted(json.loads(files["held_out"].read_text())["per_chain"], key=lambda row: row["lddt_ca"])
@@ -106,7 +106,7 @@ def test_page_says_the_numbers(complete: Path) -> None:
     assert f"Best: {rows[-1]['id']}" in text
 
 
-def test_report_is_the_same_twice(complete: Path) -> None:
+def test_report_is_deterministic(complete: Path) -> None:
     before = (complete / "report.html").read_bytes()
     assert write_report(complete).read_bytes() == before
 
@@ -115,7 +115,7 @@ MISSING = {
     "evaluations/held_out.json": "has not been scored on held-out chains yet",
     "evaluations/untrained.json": "The untrained model has not been scored",
     "evaluations/baselines.json": "The baselines have not been measured",
-    "evaluations/predictions.npz": "No predictions are kept",
+    "evaluations/predictions.npz": "There are no saved predictions",
     "metrics.jsonl": "no training step yet",
     "machine.json": "machine.json is missing",
     "config.json": "config.json is missing",
@@ -123,32 +123,32 @@ MISSING = {
 
 
 @pytest.mark.parametrize("gone", [["evaluations/held_out.json"], list(MISSING)[1:-1], ["config.json"]], ids=len)
-def test_a_missing_piece_is_said(complete: Path, tmp_path: Path, gone: list[str]) -> None:
+def test_missing_file_has_a_notice(complete: Path, tmp_path: Path, gone: list[str]) -> None:
     run = shutil.copytree(complete, tmp_path / "run")
     for name in gone:
         (run / name).unlink()
     write_report(run)
     text = read(run).text
     for name, words in MISSING.items():
-        # without scores there are no pictures either, whatever predictions are kept
+        # without scores the predictions are not shown
         if "evaluations/held_out.json" in gone and name.endswith("predictions.npz"):
             continue
         assert (words in text) == (name in gone), name
 
 
-def test_a_run_that_has_just_begun(complete: Path, tmp_path: Path) -> None:
+def test_run_with_one_step(complete: Path, tmp_path: Path) -> None:
     run = tmp_path / "fresh"
     run.mkdir()
     shutil.copy(complete / "config.json", run)
     lines = (complete / "metrics.jsonl").read_text().splitlines()
-    (run / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1][:40])  # killed while it wrote
+    (run / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1][:40])  # the run was killed while writing
     write_report(run)
     assert len(read(run).images) == 1
-    with pytest.raises(ValueError, match="no run folder"):
+    with pytest.raises(ValueError, match="not a run folder"):
         write_report(tmp_path)
 
 
-def test_damaged_pieces_are_named(complete: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_listed(complete: Path, tmp_path: Path) -> None:
     run = shutil.copytree(complete, tmp_path / "run")
     files = evaluation_files(run)
     files["baselines"].write_text("{")
@@ -156,16 +156,16 @@ def test_damaged_pieces_are_named(complete: Path, tmp_path: Path) -> None:
     (run / "checkpoints" / "best").write_text("step_000300\n")
     write_report(run)
     text = read(run).text
-    assert "Could not be read" in text
+    assert "Unreadable files" in text
     assert "baselines.json" in text
     assert "predictions.npz" in text
     assert "best checkpoint is now step 300" in text
 
 
-def test_names_are_escaped_and_nan_is_drawn(complete: Path, tmp_path: Path) -> None:
+def test_names_are_escaped_and_nan_is_accepted(complete: Path, tmp_path: Path) -> None:
     run = shutil.copytree(complete, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
-    evaluation_files(run)["held_out"].unlink()  # the curves alone are drawn then
+    evaluation_files(run)["held_out"].unlink()  # so that only the curves are drawn
     config["train"]["name"] = "<script>alert(1)</script>"
     (run / "config.json").write_text(json.dumps(config))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -184,13 +184,13 @@ def test_traces_break_where_residues_are_missing() -> None:
     picture = figures.svg(figures.traces, ca, true, mask, np.linspace(20, 95, 12), size=(6, 3), panels=(1, 2))
     assert "<image" in picture
     points = np.where(mask[:, None], true, np.nan)
-    assert len(figures._strands(points, ["#000000"] * 11, 1.0)) == (11 - 2) * figures.PIECES
+    assert len(figures._strands(points, ["#000000"] * 11, 1.0)) == (11 - 2) * figures.SEGMENTS
 
 
 def test_curves_pass_through_every_atom() -> None:
     points = np.random.default_rng(0).normal(size=(6, 3))
     strands = figures._strands(points, ["#000000"] * 5, 1.0)
-    starts = np.array([ends[0] for _, ends, _, _ in strands])[:: figures.PIECES]
+    starts = np.array([ends[0] for _, ends, _, _ in strands])[:: figures.SEGMENTS]
     np.testing.assert_allclose(starts, points[:-1, :2])
 
 
@@ -198,6 +198,6 @@ def test_curves_pass_through_every_atom() -> None:
     ("letters", "expected"), [("0" * 50 + "2" * 50, "α"), ("1" * 40 + "2" * 60, "β"), ("0" * 30 + "1" * 30, "mixed"),
                               ("2" * 90 + "0" * 10, "few")],
 )  # fmt: skip
-def test_kinds_of_chains(letters: str, expected: str) -> None:
-    assert kind(np.array([int(letter) for letter in letters])) == expected
-    assert kind(np.array([-1, -1])) == "few"
+def test_secondary_class(letters: str, expected: str) -> None:
+    assert secondary_class(np.array([int(letter) for letter in letters])) == expected
+    assert secondary_class(np.array([-1, -1])) == "few"
