@@ -11,6 +11,7 @@ an instruction set instead of the best), ``DS4SCI_CACHE`` (cache folder). See do
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import functools
 import hashlib
@@ -212,6 +213,7 @@ def load(name: str, *structs: type[ctypes.Structure]) -> ctypes.CDLL:
     problem = abi_mismatch(loaded, target, structs)
     if problem is not None:
         print(f"ds4sci: {library} does not match this version of ds4sci: {problem}", file=sys.stderr)
+        _ctypes.dlclose(loaded._handle)  # dlopen would return the old library for the same path
         library = build(name, target, rebuild=True)
         loaded = _open(library)
         problem = abi_mismatch(loaded, target, structs)
