@@ -178,7 +178,5 @@ def test_a_folder_that_cannot_be_written_is_named(
 
 def test_an_unknown_instruction_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS4SCI_ISA", "avx3")
-    with pytest.raises(
-        ValueError, match="DS4SCI_ISA=avx3: unknown instruction set; choose one of avx512bf16, "
-    ):
+    with pytest.raises(ValueError, match="DS4SCI_ISA=avx3: unknown instruction set; choose one of avx512bf16, "):
         native.isa.__wrapped__()

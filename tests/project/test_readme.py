@@ -34,7 +34,7 @@ def commands() -> list[tuple[str, str]]:
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-            for part in re.split(r"&&|\n", block):
+            for part in re.split(r"&&|\n", block.replace("\\\n", " ")):
                 if words := shlex.split(part, comments=True):
                     found.add((document.relative_to(ROOT).as_posix(), shlex.join(words)))
     return sorted(found)
@@ -93,6 +93,8 @@ def would_start(document: str, command: str, *, whole: bool) -> None:
     elif name in ("bash", "source", "sbatch") or (name == "python" and not rest[0].startswith("-")):
         script = next(word for word in rest if not word.startswith("-"))
         assert (ROOT / script).is_file(), f"{document} names {script}, which does not exist"
+    elif name == "gdb":
+        would_start(document, shlex.join(rest[rest.index("--args") + 1 :]), whole=whole)
     elif name == "python" and rest[0] == "-m":
         main_file = ROOT / rest[1].replace(".", "/") / "__main__.py"  # tests.fuzz: importable from the root only
         assert main_file.is_file() or importlib.util.find_spec(rest[1]) is not None
@@ -105,7 +107,7 @@ def would_start(document: str, command: str, *, whole: bool) -> None:
             assert set(re.findall(r"\w+", marker)) - {"not", "and", "or"} <= MARKERS
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests"))
     else:
-        assert name in ("git", "cd", "pip", "apt-get", "pre-commit", "torchrun"), f"unknown program: {command}"
+        assert name in ("git", "cd", "pip", "apt-get", "pre-commit", "torchrun", "g++"), f"unknown program: {command}"
     check_run_file(rest)
 
 
