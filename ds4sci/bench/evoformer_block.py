@@ -25,7 +25,8 @@ from ds4sci.bench.machine_limits import DTYPES, cpu_rates, dtype_name, machine_n
 from ds4sci.bench.measurement import Measurement, spread, synchronize, time_alternately, write
 from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import KERNELS
-from ds4sci.kernels.spec import prefer
+from ds4sci.kernels.evoformer_attention import native
+from ds4sci.kernels.spec import set_default_implementations
 from ds4sci.models.fold import EvoformerConfig
 from ds4sci.nn.evoformer import BlockConfig, EvoformerBlock
 
@@ -59,20 +60,19 @@ class BlockStep:
 
     def __call__(self, mode: str, implementations: dict[str, str]) -> tuple[Tensor, Tensor]:
         """Gradients of both inputs. ``mode``: empty, ``compiled`` or ``checkpointed``."""
-        prefer(implementations, KERNELS)
-        torch.manual_seed(0)
-        block: Callable[..., tuple[Tensor, Tensor]] = self.block
-        if mode == "compiled":
-            block = self.compiled()
-        if mode == "checkpointed":
-            out = checkpoint(self.block, self.m, self.z, *self.masks, use_reentrant=False)
-        else:
-            out = block(self.m, self.z, *self.masks)
-        torch.autograd.backward(out, self.weights)
+        with set_default_implementations(implementations, KERNELS):
+            torch.manual_seed(0)
+            block: Callable[..., tuple[Tensor, Tensor]] = self.block
+            if mode == "compiled":
+                block = self.compiled()
+            if mode == "checkpointed":
+                out = checkpoint(self.block, self.m, self.z, *self.masks, use_reentrant=False)
+            else:
+                out = block(self.m, self.z, *self.masks)
+            torch.autograd.backward(out, self.weights)
         grads = self.m.grad, self.z.grad
         self.m.grad = self.z.grad = None
         self.block.zero_grad(set_to_none=True)
-        prefer({}, KERNELS)
         assert grads[0] is not None
         assert grads[1] is not None
         return grads[0], grads[1]
@@ -95,42 +95,18 @@ def time_shares(step: BlockStep, implementations: dict[str, str]) -> dict[str, A
     """Shares of the CPU time of a step: matrix products, fused attention, everything else; and the longest events."""
     from torch.profiler import ProfilerActivity, profile
 
-    attention = [0.0]
-    with profile(activities=[ProfilerActivity.CPU]) as seen, timed_attention(attention):
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
         step("", implementations)
     events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(e.self_cpu_time_total for e in events) / 1e6
     products = sum(e.self_cpu_time_total for e in events if e.key.startswith(PRODUCTS)) / 1e6
+    attention = sum(e.self_cpu_time_total for e in events if e.key == native.PROFILER_LABEL) / 1e6
     return {
         "matrix products": products / total,
-        "fused attention": attention[0] / total,
-        "outside": 1 - (products + attention[0]) / total,
+        "fused attention": attention / total,
+        "outside": 1 - (products + attention) / total,
         "longest": [[e.key, e.self_cpu_time_total / 1e6, e.count] for e in events[:15]],
     }
-
-
-class timed_attention:
-    """Context that adds up the seconds of the native attention, which the profiler cannot see into."""
-
-    def __init__(self, seconds: list[float]) -> None:
-        self.seconds = seconds
-
-    def __enter__(self) -> None:
-        from ds4sci.kernels.evoformer_attention import native
-
-        self.original = native._run
-
-        def run(params: native.Params, backward: bool) -> None:
-            start = time.perf_counter()
-            self.original(params, backward)
-            self.seconds[0] += time.perf_counter() - start
-
-        native._run = run
-
-    def __exit__(self, *_: object) -> None:
-        from ds4sci.kernels.evoformer_attention import native
-
-        native._run = self.original
 
 
 def compare(step: BlockStep, methods: list[str], rounds: int) -> list[dict[str, Any]]:

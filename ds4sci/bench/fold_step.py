@@ -85,7 +85,7 @@ def training_step(config: RunConfig) -> Callable[[Any], float]:
     """
     import torch
 
-    from ds4sci.train.build import build_task
+    from ds4sci.tasks.build import build_task, default_kernels
 
     task = build_task(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,8 +94,9 @@ def training_step(config: RunConfig) -> Callable[[Any], float]:
 
     def step(batch: Any) -> float:
         moved = batch.to(device)
-        loss, _ = task.loss(model(moved), moved)
-        loss.backward()
+        with default_kernels(config):
+            loss, _ = task.loss(model(moved), moved)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
@@ -175,9 +176,6 @@ def _alternate(
     """Seconds and losses of ``repeats`` steps with each list of overrides. The first step of each is not timed."""
     import torch
 
-    from ds4sci.kernels import KERNELS
-    from ds4sci.kernels.spec import prefer
-
     configs = [RunConfig.load(config_path, own) for own in choices]
     batch = _batch(configs[0], crop)
     steppers = []
@@ -187,8 +185,7 @@ def _alternate(
     times: list[list[float]] = [[] for _ in configs]
     losses: list[list[float]] = [[] for _ in configs]
     for turn in range(repeats + 1):
-        for i, (config, step) in enumerate(zip(configs, steppers, strict=True)):
-            prefer(config.kernels, KERNELS)  # the choice is global to the process
+        for i, step in enumerate(steppers):
             torch.manual_seed(turn)
             start = time.perf_counter()
             losses[i].append(step(batch))

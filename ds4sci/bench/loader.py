@@ -45,7 +45,7 @@ def measure(config_path: str, overrides: list[str], *, n_batches: int = 8, round
 
     The end of the run is measured because a model may start with a part of its blocks and with short crops.
     """
-    from ds4sci.train.build import build_task
+    from ds4sci.tasks.build import build_task
 
     config = RunConfig.load(config_path, overrides)
     task = build_task(config)

@@ -24,8 +24,8 @@ from ds4sci.data.language.batches import collate
 from ds4sci.data.language.packing import make_rows
 from ds4sci.machine.processor import usable_cores
 from ds4sci.models.huggingface.parts import unwrap_peft
+from ds4sci.tasks.build import build_task, default_kernels
 from ds4sci.tasks.language_modeling import LanguageModelingTask
-from ds4sci.train.build import build_task
 from ds4sci.types import LanguageBatch
 
 PACKED, PADDED, TRANSFORMERS = "packed rows", "padded batches", "padded batches, transformers"
@@ -85,12 +85,14 @@ def measure(
     for turn in range(rounds + 1):
         for name, (run, batches) in methods.items():
             began = time.perf_counter()
-            for batch in batches:
-                run(batch)
+            with default_kernels(config):
+                for batch in batches:
+                    run(batch)
             if turn:
                 rates[name].append(sum(batch.tokens for batch in batches) / (time.perf_counter() - began))
     lengths = [len(document.ids) for document, _ in own]
-    difference = _largest_difference(task, packed, own)
+    with default_kernels(config):
+        difference = _largest_difference(task, packed, own)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     filled = {
         name: sum(b.tokens for b in made) / sum(b.input_ids.numel() for b in made)

@@ -25,6 +25,7 @@ from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine.memory_errors import name_memory_errors
 from ds4sci.machine.processor import usable_cores
 from ds4sci.tasks import SequenceEmbedder
+from ds4sci.tasks.build import default_kernels
 from ds4sci.train.distributed import free_port
 
 INDEX = "index.json"
@@ -83,7 +84,8 @@ def _rank(rank: int, port: int, run: str, fasta: str, out: str, which: str, mean
         task.model.to(joined.device).eval()
         task.set_parallel_groups(joined.sequence)
         facts = {"run": run, "checkpoint": which, "step": loaded.step}
-        return _write(task, Path(fasta), Path(out), mean, facts, is_writer=joined.sequence.rank == 0)
+        with default_kernels(loaded.config):
+            return _write(task, Path(fasta), Path(out), mean, facts, is_writer=joined.sequence.rank == 0)
     finally:
         dist.destroy_process_group()
 

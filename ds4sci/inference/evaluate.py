@@ -14,6 +14,7 @@ from rich.console import Console
 from ds4sci.files.atomic_files import replace_text, replacing
 from ds4sci.inference.trained_run import UNTRAINED, TrainedRun, evaluation_files
 from ds4sci.machine import provenance
+from ds4sci.tasks.build import default_kernels
 from ds4sci.tasks.evaluations import EvaluationRequest, EvaluationResult, select_evaluation
 from ds4sci.train.metric_log import to_plain
 from ds4sci.train.progress import counted
@@ -52,11 +53,11 @@ def evaluate_run(
     except ValueError as error:
         raise ValueError(f"{run}, task {loaded.config.task.name}: {error}") from None
     began = time.monotonic()
-    result = evaluation.run(
-        EvaluationRequest(
-            loaded.device, paths, options or {}, progress=lambda label, total: counted(label, total, shown=show)
-        )
+    request = EvaluationRequest(
+        loaded.device, paths, options or {}, progress=lambda label, total: counted(label, total, shown=show)
     )
+    with default_kernels(loaded.config):
+        result = evaluation.run(request)
     values = {
         "run": str(run), "name": loaded.name, "checkpoint": which, "step": loaded.step, "overrides": list(overrides),
         "evaluation": name, "machine": provenance.describe(), "commit": provenance.commit(),

@@ -10,8 +10,8 @@ import torch
 
 from ds4sci.config.run_file import RunConfig
 from ds4sci.tasks import Task
+from ds4sci.tasks.build import build_task
 from ds4sci.train import checkpoint
-from ds4sci.train.build import build_task
 
 UNTRAINED = "untrained"
 """In place of a checkpoint name: the model with the weights before the first step."""

@@ -1,7 +1,8 @@
-"""The operations of the evoformer block, and attention within packed documents, as plain functions; needs torch alone.
+"""Operations of the Evoformer block and attention within packed documents, as plain functions. Requires only torch.
 
-Each folder tells one operation's whole story: the public function, the readable reference, its implementations.
-A new operation is a folder and a line in ``KERNELS``.
+Each folder holds one operation: the public function, the reference in readable torch, the implementations, the test
+cases. A new operation is a folder and an entry in ``KERNELS``. ``pointwise`` is internal: the functions between the
+matrix products of the other operations.
 """
 
 from ds4sci.kernels import evoformer_attention as _attention

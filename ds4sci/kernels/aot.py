@@ -1,8 +1,8 @@
-"""Triton kernels compiled ahead of time, for GPUs that are not here, and what the compiler's output says of them.
+"""Ahead-of-time compilation of Triton kernels for GPUs that this machine does not have, and statistics of the binaries.
 
-No driver is asked: the assembler and disassembler come with Triton. The arguments are those of a real launch (tensors
-on the meta device will do), so that alignment and strides of 1 are known to the compiler as they are at launch. What
-comes out is static evidence (registers, spills, shared memory, instructions), never a speed.
+Requires no driver: Triton brings the assembler and disassembler. The arguments are those of a real launch (tensors may
+be on the meta device), so the compiler knows alignment and strides of 1 as at launch. The results are static figures
+(registers, spills, shared memory, instructions), not speeds.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ POINTER_TYPES = {
     torch.int32: "*i32", torch.int64: "*i64", torch.float64: "*fp64",
 }  # fmt: skip
 SHARED_MEMORY = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-"""Bytes of shared memory that one block may have; for sm_80 those of sm_86, sm_89 and sm_120, which use its configs."""
+"""Maximum bytes of shared memory per block; for sm_80 those of sm_86, sm_89 and sm_120, which use its configs."""
 TENSOR_MEMORY = 512
-"""Columns of tensor memory of a processor of sm_100."""
+"""Columns of tensor memory per multiprocessor of sm_100."""
 ARCHITECTURES = tuple(SHARED_MEMORY)
 INSTRUCTION_GROUPS = {
     "HGMMA": r"[HIQ]GMMA", "HMMA": r"[HIQD]MMA", "tcgen05": r"UTC\w*MMA", "mfma": r"v_s?mfmac?_",
@@ -32,17 +32,17 @@ INSTRUCTION_GROUPS = {
     "async copy": r"LDGSTS", "global store": r"STG|global_store|buffer_store", "atomic": r"ATOMG|RED(G|\b)|\w+_atomic",
     "shared": r"LDS|STS|ds_",
 }  # fmt: skip
-"""Instructions that are counted, by what their names begin with."""
+"""Counted groups of instructions, and the patterns that their names begin with."""
 
 
 @dataclass(frozen=True)
 class KernelStats:
-    """What a compiled kernel is made of.
+    """Static figures of a compiled kernel.
 
-    spilled        a thread's bytes of local memory, and of AMD's vector registers that went to accumulation registers
-    scalar_spills  AMD's scalar registers kept in lanes of vector registers: no memory, an instruction each
+    spilled        bytes of local memory per thread, including vector registers of AMD moved to accumulation registers
+    scalar_spills  scalar registers of AMD moved to lanes of vector registers: one instruction each, no memory
     tensor_memory  columns, on sm_100
-    mix            instructions by group, as they stand in the binary
+    mix            instructions by group, counted in the binary
     """
 
     arch: str
@@ -55,14 +55,15 @@ class KernelStats:
     mix: dict[str, int] = field(default_factory=dict)
 
     def violations(self, *, matrix: str | None = None) -> list[str]:
-        """What a shipped config must not do; ``matrix``: the only kind of matrix instruction, which it must have."""
+        """Reasons not to ship the config. ``matrix``: the only allowed kind of matrix instruction, which is
+        required."""
         found = []
         if self.spilled or self.mix.get("local"):
             found.append(f"spills {self.spilled} bytes, {self.mix.get('local', 0)} accesses to local memory")
         if self.shared > SHARED_MEMORY[self.arch]:
-            found.append(f"{self.shared} bytes of shared memory, {SHARED_MEMORY[self.arch]} are there")
+            found.append(f"{self.shared} bytes of shared memory, the limit is {SHARED_MEMORY[self.arch]}")
         if self.tensor_memory > TENSOR_MEMORY:
-            found.append(f"{self.tensor_memory} columns of tensor memory, {TENSOR_MEMORY} are there")
+            found.append(f"{self.tensor_memory} columns of tensor memory, the limit is {TENSOR_MEMORY}")
         if self.mix.get("atomic"):
             found.append(f"{self.mix['atomic']} atomics")
         if matrix:
@@ -75,7 +76,7 @@ class KernelStats:
 def kernel_stats(
     function: Any, arguments: dict[str, Any], constants: dict[str, Any], arch: str, *, warps: int, stages: int
 ) -> KernelStats:
-    """What ``compiled`` is made of."""
+    """Statistics of ``compile_kernel`` with the same arguments."""
     found = compile_kernel(function, arguments, constants, arch, warps=warps, stages=stages)
     return _nvidia(found, arch) if arch.startswith("sm_") else _amd(found, arch)
 
@@ -83,7 +84,7 @@ def kernel_stats(
 def compile_kernel(
     function: Any, arguments: dict[str, Any], constants: dict[str, Any], arch: str, *, warps: int, stages: int
 ) -> Any:
-    """Compile ``function`` as a launch with these arguments would on ``arch`` (``sm_90``, ``gfx942``, …)."""
+    """Compile ``function`` as for a launch with these arguments on ``arch`` (``sm_90``, ``gfx942``, …)."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
@@ -94,19 +95,19 @@ def compile_kernel(
     kinds: dict[str, Any] = {}
     constant: dict[tuple[int, ...], Any] = {}
     aligned: dict[tuple[int, ...], Any] = {}
-    for place, name in enumerate(function.arg_names):
+    for index, name in enumerate(function.arg_names):
         value = constants[name] if name in constants else arguments[name]
         if isinstance(value, tuple):
             parts = [specialize(x) for x in value]
             kinds[name] = tuple(kind for kind, _ in parts)
-            constant |= {(place, i): value[i] for i, (kind, _) in enumerate(parts) if kind == "constexpr"}
-            aligned |= {(place, i): backend.parse_attr(key) for i, (_, key) in enumerate(parts) if key}
+            constant |= {(index, i): value[i] for i, (kind, _) in enumerate(parts) if kind == "constexpr"}
+            aligned |= {(index, i): backend.parse_attr(key) for i, (_, key) in enumerate(parts) if key}
         else:
             kinds[name], key = ("constexpr", "") if name in constants else specialize(value, hip=not cuda)
             if kinds[name] == "constexpr":
-                constant[(place,)] = value
+                constant[(index,)] = value
             if key:
-                aligned[(place,)] = backend.parse_attr(key)
+                aligned[(index,)] = backend.parse_attr(key)
     return triton.compile(
         ASTSource(function, kinds, constant, aligned),
         target=target,
@@ -115,7 +116,7 @@ def compile_kernel(
 
 
 def specialize(value: Any, *, hip: bool = False) -> tuple[str, str]:
-    """How a launch tells the compiler of an argument: kind, and D where 16 divides it, S for tensors under 2 GiB."""
+    """Specialization of an argument at launch: its type, and D if divisible by 16, S for tensors below 2 GiB."""
     if value is None:
         return "constexpr", ""
     if isinstance(value, torch.Tensor):
@@ -174,7 +175,7 @@ def _mix(names: list[str]) -> dict[str, int]:
 
 
 def _tool(name: str, *arguments: str) -> str:
-    """The output of one of the CUDA tools that Triton brings."""
+    """Output of one of the CUDA tools that Triton brings."""
     import triton.backends.nvidia
 
     path = Path(triton.backends.nvidia.__file__).parent / "bin" / name

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: fused multiply-adds in registers, and torch's large matrix product."""
+"""Measured peak rates of this machine: fused multiply-adds in registers, and torch's large matrix product."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ACCUMULATORS = 12
 
 
 def fma_rate(threads: int, dtype: torch.dtype = torch.float32, seconds: float = 0.1) -> float:
-    """FLOP/s of register-only multiply-adds on ``threads`` cores at once: of fp32, or of bf16 where the processor
-    multiplies that (elsewhere bf16 is multiplied as fp32). Raises BuildError."""
+    """FLOP/s of register-only multiply-adds on ``threads`` cores: of bf16 if the processor has such an instruction,
+    else of fp32. Raises BuildError."""
     pairs = dtype == torch.bfloat16 and native.isa().name == "avx512bf16"
     function = getattr(native.load("machine"), f"ds4sci_{'bf16' if pairs else 'fma'}_{native.isa().name}")
     per_step = (4 if pairs else 2) * ACCUMULATORS * native.isa().lanes
@@ -39,7 +39,7 @@ def fma_rate(threads: int, dtype: torch.dtype = torch.float32, seconds: float = 
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that ``device`` reaches at most: on the CPU multiply-adds on torch's threads, else a large matrix product.
+    """Peak FLOP/s of ``device``: multiply-adds on torch's threads on a CPU, a large matrix product elsewhere.
 
     None on a CPU without a compiler."""
     if device.type == "cpu":
@@ -59,7 +59,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def gemm_rate(dtype: torch.dtype, largest: int = 1024) -> float:
-    """FLOP/s of torch's square matrix product, the best of five; as large as ``largest``, or as a second allows."""
+    """FLOP/s of torch's square matrix product, best of five, of size ``largest`` or the largest within 0.1 s."""
     size, best = 128, 0.0
     while True:
         a, b = (torch.randn(size, size).to(dtype) for _ in range(2))

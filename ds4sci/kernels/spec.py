@@ -1,25 +1,36 @@
-"""What a kernel is: one public function, one reference, implementations that may refuse with a reason, named cases.
+"""Kernel specifications and dispatch: a reference, implementations that may refuse with a reason, named cases.
 
-``choose`` is the only dispatch. A call names an implementation, or the run file does (``[kernels]``, through
-``prefer``), or the first willing one is taken in the order listed.
+``Kernel.__call__`` is the only dispatch. It runs the implementation that the call names, else the default set by
+``set_default_implementations`` (the run file's ``[kernels]``), else the first one that does not refuse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from ds4sci.kernels.dtypes import dtype_name
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+logger = logging.getLogger("ds4sci.kernels")
+"""Level INFO, or the environment variable ``DS4SCI_LOG=kernels``, logs each choice once per operation and shape."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """``run`` has the kernel's signature; ``why_not`` too, and says in a sentence why this one cannot run, or None.
+    """One way to compute an operation.
 
-    ``why_not`` looks at device, dtype and shape only.
+    run      has the kernel's signature
+    why_not  has the same signature; returns one sentence that says why ``run`` cannot run, or None. It depends on
+             device, dtype and shape only.
     """
 
     name: str
@@ -29,7 +40,7 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Case:
-    """Named inputs, the same for tests and benchmarks. ``make(generator, dtype, device)`` gives keyword arguments."""
+    """Named inputs, shared by tests and benchmarks. ``make(generator, dtype, device)`` returns keyword arguments."""
 
     name: str
     make: Callable[[torch.Generator, torch.dtype, torch.device], dict[str, Any]]
@@ -37,9 +48,9 @@ class Case:
 
 @dataclass(frozen=True)
 class SizeSweep:
-    """A family of cases whose sums have ``size`` summands: errors beside plain torch's must not grow with it.
+    """A family of cases whose sums have ``size`` terms. Errors relative to plain torch must not grow with ``size``.
 
-    ``sizes`` rise. Tests take the first two; the nightly ones take all.
+    ``sizes`` are in ascending order. Regular tests use the first two, nightly tests all of them.
     """
 
     name: str
@@ -49,9 +60,11 @@ class SizeSweep:
 
 @dataclass(frozen=True)
 class Kernel:
-    """An operation: ``reference`` is readable torch and, in fp64, the oracle; ``implementations`` best first.
+    """An operation.
 
-    ``size_sweeps``: a family of cases for every sum whose length depends on the inputs; empty where there is none.
+    reference        readable torch; in fp64 it is the oracle
+    implementations  in order of preference, the fastest first
+    size_sweeps      one for every sum whose length depends on the inputs
     """
 
     name: str
@@ -61,51 +74,110 @@ class Kernel:
     size_sweeps: tuple[SizeSweep, ...] = ()
 
     def get_implementation(self, name: str) -> Implementation:
+        """The implementation called ``name``. Raises ValueError that lists the known names."""
         for implementation in self.implementations:
             if implementation.name == name:
                 return implementation
         known = ", ".join(i.name for i in self.implementations)
-        raise ValueError(f"{self.name} has no implementation {name!r}; there are: {known}")
+        raise ValueError(f"{self.name} has no implementation {name!r}; expected one of: {known}")
 
     def __call__(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
-        """Run the named, else the preferred, else the first willing implementation; ValueError with every reason."""
-        asked = implementation or _preferred.get(self.name)
-        if asked is not None:
-            chosen = self.get_implementation(asked)
+        """Run the operation. Raises ValueError with the reason of every implementation that refuses."""
+        name = implementation or _defaults.get(self.name)
+        if name is not None:
+            chosen = self.get_implementation(name)
             reason = chosen.why_not(*args, **kwargs)
-            if reason is None:
-                return chosen.run(*args, **kwargs)
-            raise ValueError(f"{self.name}: implementation {asked!r} cannot run here: {reason}")
-        reasons = []
+            if reason is not None:
+                raise ValueError(f"{self.name}: implementation {name!r} cannot run here: {reason}")
+            _report(self.name, name, (), args, kwargs)
+            return chosen.run(*args, **kwargs)
+        refusals: list[str] = []
         for candidate in self.implementations:
             reason = candidate.why_not(*args, **kwargs)
             if reason is None:
+                _report(self.name, candidate.name, refusals, args, kwargs)
                 return candidate.run(*args, **kwargs)
-            reasons.append(f"{candidate.name}: {reason}")
-        raise ValueError(f"{self.name}: no implementation can run here. " + " · ".join(reasons))
+            refusals.append(f"{candidate.name}: {reason}")
+        raise ValueError(f"{self.name}: no implementation can run here. " + " · ".join(refusals))
 
 
 def assume_constant_result(function: F) -> F:
-    """torch.compile calls ``function`` once and takes the result for a constant.
+    """Make torch.compile call ``function`` once and treat the result as a constant.
 
-    ``torch.compiler.assume_constant_result`` does the same, and imports the whole compiler (seconds) to do it.
+    Same effect as ``torch.compiler.assume_constant_result``, which imports the whole compiler (seconds).
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def runs_anywhere(*args: Any, **kwargs: Any) -> None:
-    """The ``why_not`` of an implementation that runs anywhere."""
+    """``why_not`` of an implementation that never refuses."""
 
 
-_preferred: dict[str, str] = {}
-
-
-def prefer(choices: Mapping[str, str], kernels: Mapping[str, Kernel]) -> None:
-    """Fix implementations for this process (the run file's ``[kernels]``); ValueError on unknown names."""
+def check_implementations(choices: Mapping[str, str], kernels: Mapping[str, Kernel]) -> None:
+    """Raises ValueError for an unknown operation or implementation in ``choices``."""
     for operation, implementation in choices.items():
         if operation not in kernels:
-            raise ValueError(f"[kernels] names {operation!r}, which is no operation; there are: {', '.join(kernels)}")
+            known = ", ".join(kernels)
+            raise ValueError(f"[kernels] names the unknown operation {operation!r}; expected one of: {known}")
         kernels[operation].get_implementation(implementation)
-    _preferred.clear()
-    _preferred.update(choices)
+
+
+_defaults: Mapping[str, str] = {}
+
+
+@contextlib.contextmanager
+def set_default_implementations(choices: Mapping[str, str], kernels: Mapping[str, Kernel]) -> Iterator[None]:
+    """Within the block, calls without ``implementation=`` use ``choices`` (operation → implementation).
+
+    The choices replace those of an enclosing block, which are restored at the end. They hold for all threads, because
+    autograd recomputes checkpointed layers in threads of its own. Raises ValueError for unknown names.
+    """
+    global _defaults
+    check_implementations(choices, kernels)
+    before, _defaults = _defaults, dict(choices)
+    try:
+        yield
+    finally:
+        _defaults = before
+
+
+_logged: set[tuple[str, str, str]] = set()
+_warned: set[str] = set()
+
+
+def _report(name: str, chosen: str, refusals: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Log the choice once per operation and shape; warn once per operation if a faster one refuses on a GPU."""
+    if torch.compiler.is_compiling():
+        return
+    if refusals and name not in _warned and _on_gpu([*args, *kwargs.values()]):
+        _warned.add(name)
+        warnings.warn(
+            f"ds4sci: {name} runs on the GPU as {chosen!r}, because faster implementations refuse: "
+            + " · ".join(refusals),
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    if not _logging_enabled():
+        return
+    named = [*enumerate(args), *kwargs.items()]
+    shape = ", ".join(f"{key} {_describe(x)}" for key, x in named if isinstance(x, torch.Tensor))
+    if (name, chosen, shape) not in _logged:
+        _logged.add((name, chosen, shape))
+        reasons = "; refused: " + " · ".join(refusals) if refusals else ""
+        logger.info("%s (%s): %s%s", name, shape, chosen, reasons)
+
+
+def _describe(x: torch.Tensor) -> str:
+    return f"{dtype_name(x.dtype)}{list(x.shape)}"
+
+
+def _on_gpu(values: Sequence[Any]) -> bool:
+    return any(isinstance(x, torch.Tensor) and x.device.type == "cuda" for x in values)
+
+
+def _logging_enabled() -> bool:
+    if "kernels" in os.environ.get("DS4SCI_LOG", "").split(",") and not logger.isEnabledFor(logging.INFO):
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+    return logger.isEnabledFor(logging.INFO)

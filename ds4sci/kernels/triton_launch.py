@@ -1,7 +1,7 @@
-"""Launches of Triton kernels: what one is, and where Triton can run. Importing this module imports no Triton.
+"""Launches of Triton kernels, and the devices that can run them. Importing this module does not import Triton.
 
-Planning is apart from launching, so that what is compiled ahead of time for GPUs that are not here is what is launched.
-Under ``TRITON_INTERPRET=1`` kernels run on CPU tensors in Triton's interpreter, for tests.
+Planning is separate from launching, so that ahead-of-time compilation uses exactly the arguments of a launch. With
+``TRITON_INTERPRET=1`` kernels run on CPU tensors in Triton's interpreter, for tests.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
+from ds4sci.kernels.dtypes import why_not_dtype
 from ds4sci.kernels.spec import assume_constant_result
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel by name, its grid, its arguments in order and the constants it is compiled for."""
+    """One launch: kernel name, number of programs, arguments, and compile-time constants."""
 
     kernel: str
     programs: int
@@ -34,12 +33,12 @@ class Launch:
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why Triton kernels cannot take tensors like this, or None."""
-    if dtype not in DTYPES:
-        return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    """One sentence that says why Triton kernels cannot process such tensors, or None."""
+    if reason := why_not_dtype(dtype):
+        return reason
     if device.type == "cuda":
         return _unavailable(device.index)
-    if device.type == "cpu" and _interpreting():
+    if device.type == "cpu" and _is_interpreting():
         return None
     return f"it runs on a GPU, not on {device.type}"
 
@@ -54,7 +53,7 @@ def _unavailable(device: int | None) -> str | None:
 
 
 @assume_constant_result
-def _interpreting() -> bool:
+def _is_interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
 
@@ -70,7 +69,7 @@ def architecture(device: torch.device) -> str:
 
 
 def run(launches: Iterable[Launch], kernels: Mapping[str, Any], device: torch.device) -> None:
-    """On the tensors' device and its current stream; a launch without programs is none."""
+    """Run the launches on ``device`` and its current stream; skip those without programs."""
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         for x in launches:
             if x.programs:

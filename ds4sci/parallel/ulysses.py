@@ -18,7 +18,7 @@ Source: DeepSpeed-Ulysses (arXiv 2309.14509). The uneven split is an addition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -54,7 +54,7 @@ def key_head_range(heads: range, ratio: int) -> range:
 
 def ulysses_attention(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor, group: SequenceGroup,
-    forward_backward: ForwardBackward | None = None,
+    forward_backward: ForwardBackward | None = None, donated: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return ``attend(q, k, v)`` over whole rows, computed by each rank for its heads; ``[b, s, h, d]`` like q.
 
@@ -65,11 +65,13 @@ def ulysses_attention(
     forward_backward  the same attention as separate forward and backward functions. The output is then saved only for
                       this rank's tokens, where the next layer saves it as well; the backward pass gathers that of the
                       rank's heads again, s · d · h (P − 1) / P more elements
+    donated           with ``forward_backward``: this call is recomputed for backward (activation checkpointing), so
+                      that gradients may be written over the tensors that it received from other ranks
     """
     if group.size == 1:
         return attend(q, k, v)
     if forward_backward is not None:
-        return _UlyssesAttention.apply(q, k, v, forward_backward, group)
+        return _UlyssesAttention.apply(q, k, v, forward_backward, group, donated)
     head_ranges, key_ranges, index = _partition_heads(q, k, group)
     queries: Tensor = _SequenceToHeads.apply(q, head_ranges, group)
     keys, values = (_SequenceToHeads.apply(x, key_ranges, group) for x in (k, v))
@@ -103,12 +105,9 @@ class ForwardBackward(Protocol):
     def backward(self, grad: Tensor, *saved: Any) -> list[Tensor]:
         """Return the gradients of q, k and v.
 
-        saved  q, k, v, out, the other tensors that ``forward`` returned, which gradients are needed, and which of q, k
-               and v may be overwritten
+        saved  q, k, v, out, the other tensors that ``forward`` returned, which gradients are needed, and ``donated``:
+               whether the gradients may be written over q, k and v
         """
-
-    def alone(self, saved: Sequence[Tensor]) -> list[bool]:
-        """Return for each saved tensor whether it has no other owner."""
 
 
 class _UlyssesAttention(torch.autograd.Function):
@@ -116,7 +115,13 @@ class _UlyssesAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, forward_backward: ForwardBackward, group: SequenceGroup
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        forward_backward: ForwardBackward,
+        group: SequenceGroup,
+        donated: bool,
     ) -> Tensor:
         heads, key_count = q.shape[2], k.shape[2]
         head_ranges, key_ranges, index = _partition_heads(q, k, group)
@@ -126,7 +131,7 @@ class _UlyssesAttention(torch.autograd.Function):
         out, *saved = forward_backward.forward(*given) if head_ranges[group.rank] else given[:1]
         tokens = heads_to_sequence(out, head_ranges, group, heads)
         ctx.save_for_backward(*given, tokens, *saved)
-        ctx.forward_backward, ctx.group, ctx.index = forward_backward, group, index
+        ctx.forward_backward, ctx.group, ctx.index, ctx.donated = forward_backward, group, index, donated
         ctx.head_ranges, ctx.key_ranges, ctx.counts = head_ranges, key_ranges, (heads, key_count, key_count)
         return tokens
 
@@ -141,20 +146,19 @@ class _UlyssesAttention(torch.autograd.Function):
                 own, grads[i] = grads[i], grads[i].new_empty(0)
                 found[i] = heads_to_sequence(own, ctx.key_ranges if i else ctx.head_ranges, ctx.group, ctx.counts[i])
                 del own
-        return *found, None, None
+        return *found, None, None, None
 
 
 def _head_gradients(ctx: Any, grad: Tensor, needs_grad: tuple[bool, ...]) -> list[Tensor]:
     """Return the gradients of q, k and v for this rank's heads, from the tensors that ``_UlyssesAttention`` saved."""
     saved = ctx.saved_tensors
-    free = ctx.forward_backward.alone(saved)
     q, k, v, tokens, *others = saved
     del saved
     if not ctx.head_ranges[ctx.group.rank]:
         sequence_to_heads(tokens, ctx.head_ranges, ctx.group), sequence_to_heads(grad, ctx.head_ranges, ctx.group)
         return [q, k, v]
     out, grad = (sequence_to_heads(x, ctx.head_ranges, ctx.group) for x in (tokens, grad))
-    grads = ctx.forward_backward.backward(grad, q, k, v, out, *others, needs_grad, free[:3])
+    grads = ctx.forward_backward.backward(grad, q, k, v, out, *others, needs_grad, ctx.donated)
     if ctx.index is not None:
         count = len(ctx.key_ranges[ctx.group.rank])
         for i in (1, 2):

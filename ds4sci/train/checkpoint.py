@@ -29,7 +29,7 @@ import torch
 from ds4sci.config.run_file import RunConfig
 from ds4sci.config.task_module import import_task
 from ds4sci.files.atomic_files import Writer, fingerprint, free_space, replace_text, sync_folder
-from ds4sci.train.build import build_task
+from ds4sci.tasks.build import build_task
 
 if TYPE_CHECKING:
     from ds4sci.tasks import Task

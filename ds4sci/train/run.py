@@ -13,9 +13,9 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.machine import provenance
 from ds4sci.tasks import ASSETS_DIR, SequenceParallel
+from ds4sci.tasks.build import build_task, default_kernels
 from ds4sci.train import checkpoint, deepspeed_schema, rng_state
 from ds4sci.train import engine as engines
-from ds4sci.train.build import build_task
 from ds4sci.train.distributed import DistributedContext, set_rank_environment
 from ds4sci.train.ema import Ema
 from ds4sci.train.loop import TooManyNonfiniteSteps, TrainingLoop
@@ -101,7 +101,7 @@ class Session:
             f"{config.train.steps}: {context.world_size} × {context.device.type}, "
             f"ZeRO stage {engine.zero_stage}{shared}, batch {total} = {group.data_size} × {micro} × {accumulation}"
         )
-        with progress, stop:
+        with progress, stop, default_kernels(config):
             finished = loop.train()
         if finished:
             best = loop.state.best

@@ -153,7 +153,7 @@ def test_nothing_known_is_an_error() -> None:
 
 
 def test_unknown_implementation_changes_nothing(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="has no implementation 'cutlass'; there are: "):
+    with pytest.raises(ValueError, match="has no implementation 'cutlass'; expected one of: "):
         patch(model, implementation="cutlass")
     assert patched(model) == set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -10,12 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ds4sci.kernels import evoformer_attention, evoformer_attention_lse, native
-from ds4sci.kernels.evoformer_attention import KERNEL
+from ds4sci.kernels.evoformer_attention import KERNEL, LSE_KERNEL
 from ds4sci.kernels.evoformer_attention import tiled as tiled_module
+from ds4sci.kernels.spec import Case, Implementation
+from tests.support.kernel_contract import GrowthContract, ThreadContract, cpu_names, floats, make_inputs, runnable_names
+from tests.support.kernel_contract import normal as normal64
 
-FUSED = ["triton", "native", "tiled"]
+FUSED = runnable_names(KERNEL, ("triton", "native", "tiled"))
+ON_CPU = runnable_names(KERNEL, ("native", "tiled"))
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -32,10 +38,90 @@ def example(b: int = 1, s: int = 3, n: int = 10, h: int = 2, d: int = 8, **other
     return given
 
 
-def skip_unless(name: str, given: dict[str, torch.Tensor]) -> None:
-    reason = KERNEL.get_implementation(name).why_not(**given)
-    if reason:
-        pytest.skip(reason)
+class TestContract(ThreadContract, GrowthContract):
+    kernel = KERNEL
+
+    @staticmethod
+    def empty_inputs() -> list[dict[str, Any]]:
+        shapes = [((b, s, n, 2, 8), (b, s, n, 2, 8)) for b, s, n in ((0, 3, 4), (1, 0, 4), (1, 3, 0))]
+        shapes += [((1, 3, 4, 2, 8), (1, 3, 0, 2, 8)), ((1, 3, 0, 2, 8), (1, 3, 4, 2, 8))]
+        return [
+            {
+                "q": torch.randn(q), "k": torch.randn(k), "v": torch.randn(k), "mask": torch.zeros(k[:3]),
+                "pair_bias": torch.zeros(1, 2, q[2], k[2]),
+            }
+            for q, k in shapes
+        ]  # fmt: skip
+
+    def test_output_and_lse_own_their_memory(self, implementation: Implementation, case: Case) -> None:
+        inputs = make_inputs(case, torch.float32, implementation)
+        inputs.pop("gate", None)
+        leaves = {name: x.detach().requires_grad_() for name, x in floats(inputs).items()}
+        for out in LSE_KERNEL.get_implementation(implementation.name).run(**(inputs | leaves)):
+            self._assert_owns(out, leaves, implementation)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (7, 7), (5, 17), (63, 2)])
+def test_attention_is_torchs_with_summed_biases(queries: int, keys: int) -> None:
+    b, s, h, d = 2, 3, 2, 8
+    q, k, v = normal64(b, s, queries, h, d), normal64(b, s, keys, h, d, seed=1), normal64(b, s, keys, h, d, seed=2)
+    bias, gate = normal64(b, h, queries, keys), normal64(b, s, queries, h, d, seed=3)
+    mask = torch.rand(b, s, keys, generator=torch.Generator().manual_seed(0)) > 0.3
+    mask[..., 0] = True
+    got = evoformer_attention(q, k, v, mask, bias, gate)
+    summed = bias.unsqueeze(1).expand(b, s, h, queries, keys).masked_fill(~mask[:, :, None, None, :], -torch.inf)
+    want = F.scaled_dot_product_attention(*(x.transpose(2, 3) for x in (q, k, v)), attn_mask=summed).transpose(2, 3)
+    torch.testing.assert_close(got, want * torch.sigmoid(gate))
+    added = torch.where(mask, 0.0, -1e9).double()
+    torch.testing.assert_close(evoformer_attention(q, k, v, added, bias, gate), got)
+
+
+def test_a_query_without_keys_gives_nothing_and_gets_no_gradient() -> None:
+    q, k, v = (normal64(1, 2, 5, 2, 8, seed=i).requires_grad_() for i in range(3))
+    bias = normal64(1, 2, 5, 5).requires_grad_()
+    mask = torch.ones(1, 2, 5, dtype=torch.bool)
+    mask[0, 1] = False
+    out = evoformer_attention(q, k, v, mask, bias)
+    assert (out[0, 1] == 0).all()
+    out.sum().backward()
+    for x in (q, k, v):
+        assert (x.grad[0, 1] == 0).all()
+        assert x.grad.isfinite().all()
+    assert bias.grad.isfinite().all()
+
+
+def test_column_attention_is_row_attention_of_a_transposed_view() -> None:
+    x = normal64(1, 4, 6, 2, 8)
+    rows = evoformer_attention(*(x.transpose(1, 2),) * 3)
+    copied = evoformer_attention(*(x.transpose(1, 2).contiguous(),) * 3)
+    torch.testing.assert_close(rows, copied)
+
+
+MAX = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("name", cpu_names(KERNEL))
+@pytest.mark.parametrize("value", [MAX, 2.5e38, 1e38, 1e12, 1e9])
+@pytest.mark.parametrize("as_mask", [True, False], ids=["mask", "pair bias"])
+def test_a_key_with_a_huge_score_is_the_only_one(name: str, value: float, as_mask: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 5, 2, 8, generator=generator).requires_grad_() for _ in range(3))
+    added = torch.zeros(5).index_fill(0, torch.tensor(1), value)
+    out, lse = evoformer_attention_lse(
+        q, k, v, added.view(1, 1, 5) if as_mask else None, None if as_mask else added.view(1, 1, 1, 5),
+        implementation=name,
+    )  # fmt: skip
+    torch.testing.assert_close(out, v[:, :, 1:2].expand_as(out))
+    torch.testing.assert_close(lse, torch.full_like(lse, value))
+    grad = torch.autograd.grad(out.sum(), v)[0]
+    assert grad[0, 0, 1].sub(5).abs().max() < 1e-5
+    assert grad.sum() == pytest.approx(5 * 16)
+
+
+@pytest.mark.parametrize("name", cpu_names(KERNEL))
+def test_plus_infinity_stays_nan(name: str) -> None:
+    q = torch.ones(1, 1, 3, 1, 8)
+    assert evoformer_attention(q, q, q, torch.tensor([[[0, math.inf, 0]]]), implementation=name).isnan().all()
 
 
 @pytest.mark.parametrize("implementation", ["tiled", "reference"])
@@ -55,7 +141,6 @@ def test_gradcheck(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", FUSED)
 def test_second_derivatives_are_refused_by_name(implementation: str) -> None:
     given = example()
-    skip_unless(implementation, given)
     q = given.pop("q").requires_grad_()
     out = evoformer_attention(q, **given, implementation=implementation)
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
@@ -68,7 +153,6 @@ def test_two_halves_of_the_keys_merge(implementation: str) -> None:
     given = example(n=12)
     del given["gate"]
     given["mask"][:, 1, :6] = False  # a half without keys for one row
-    skip_unless(implementation, given)
     leaves = {name: x.clone().requires_grad_() for name, x in given.items() if x.is_floating_point()}
     whole = evoformer_attention(**leaves, mask=given["mask"], implementation="reference")
     weight = normal(*whole.shape, seed=9)
@@ -94,7 +178,6 @@ def test_two_halves_of_the_keys_merge(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", FUSED)
 def test_torch_agrees_that_the_operators_are_sound(implementation: str, dtype: torch.dtype) -> None:
     given = example(dtype=dtype)
-    skip_unless(implementation, given)
     q, k, v, gate, bias = (given[x].requires_grad_() for x in ("q", "k", "v", "gate", "pair_bias"))
     torch.library.opcheck(
         torch.ops.ds4sci.evoformer_attention.default, (q, k, v, given["mask"], bias, gate, 0.3, implementation)
@@ -104,7 +187,6 @@ def test_torch_agrees_that_the_operators_are_sound(implementation: str, dtype: t
 @pytest.mark.parametrize("implementation", FUSED)
 def test_compiles_without_a_break(implementation: str) -> None:
     given = example()
-    skip_unless(implementation, given)
 
     def function(**x: torch.Tensor) -> torch.Tensor:
         return evoformer_attention(**x, implementation=implementation).square()
@@ -125,7 +207,6 @@ def test_vmap_is_a_loop(implementation: str, dtype: torch.dtype) -> None:
     """torch.func.grad over custom operators is more than torch 2.13 allows; vmap it does."""
     one = example(b=2, dtype=dtype)
     other = {name: x.flip(1) for name, x in one.items()}
-    skip_unless(implementation, one)
     bias = one["pair_bias"][:1]  # the same for both, and for the batch
     many = {name: torch.stack([one[name], other[name]], dim=1) for name in one if name != "pair_bias"}
 
@@ -142,7 +223,6 @@ def test_under_activation_checkpointing(implementation: str) -> None:
     from torch.utils.checkpoint import checkpoint
 
     given = example()
-    skip_unless(implementation, given)
     q = given.pop("q").requires_grad_()
 
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -154,14 +234,13 @@ def test_under_activation_checkpointing(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("implementation", ["native", "tiled"])
+@pytest.mark.parametrize("implementation", ON_CPU)
 @pytest.mark.parametrize("d", [8, 16])
 def test_a_high_bias_reaches_no_query_past_the_last(implementation: str, d: int, dtype: torch.dtype) -> None:
     """e^200 is more than fp32 holds: a tile's empty places must not make it and multiply it by 0."""
     given = example(n=33, d=d, dtype=dtype)
     given["pair_bias"] += 200.0
     given["mask"] = torch.full((1, 3, 33), 200.0, dtype=dtype)
-    skip_unless(implementation, given)
     leaves = {name: x.requires_grad_() for name, x in given.items()}
     out = evoformer_attention(**leaves, implementation=implementation)
     for name, grad in zip(leaves, torch.autograd.grad(out.sum(), list(leaves.values())), strict=True):
@@ -175,7 +254,6 @@ def test_nan_and_infinity_are_seen_where_torch_sees_them(implementation: str, na
     given = example(n=12)
     given["mask"] = torch.zeros(1, 3, 12)
     given[name].view(-1)[5] = bad
-    skip_unless(implementation, given)
     outs, grads = [], []
     for one in (implementation, "reference"):
         leaves = {key: x.clone().requires_grad_() for key, x in given.items()}
@@ -187,11 +265,11 @@ def test_nan_and_infinity_are_seen_where_torch_sees_them(implementation: str, na
         assert (ours.isfinite() <= theirs.isfinite()).all(), key
 
 
-def test_pieces_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_module, "PIECE", 50)
+def test_tiles_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_module, "TILE_SCORES", 50)
     given = example(b=2, s=5, n=11)
     seen = torch.zeros(2, 5, 11)
-    for p in tiled_module.pieces(given["q"], given["k"]):
+    for p in tiled_module.tiles(given["q"], given["k"]):
         seen[p.b, p.rows, p.queries] += 1
     assert (seen == 1).all()
     torch.testing.assert_close(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import KERNELS, shared_dropout
-from ds4sci.kernels.pointwise import plain, triton, triton_plan
+from ds4sci.kernels.pointwise import reference, triton, triton_plan
 from tests.support.pointwise_calls import (
     CALLS,
     Call,
@@ -39,7 +39,7 @@ def outcome(call: Call, given: Given) -> Outcome:
 
 
 def compare(call: Call, given: Given) -> None:
-    assert_as_right(outcome(call, given), call.run(plain, **given), call.run(plain, **widened(given)))
+    assert_as_right(outcome(call, given), call.run(reference, **given), call.run(reference, **widened(given)))
 
 
 def same(one: Outcome, other: Outcome) -> None:

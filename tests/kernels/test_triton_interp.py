@@ -14,10 +14,21 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (it has wheels for Linux)")
 ROOT = Path(__file__).resolve().parents[2]
-CONTRACT = "tests/kernels/test_contract.py"
+EVOFORMER = "tests/kernels/test_evoformer_attention.py"
+BLOCK = tuple(
+    f"tests/kernels/test_{name}.py"
+    for name in (
+        "gated_self_attention",
+        "layer_norm",
+        "pair_bias",
+        "shared_dropout",
+        "transition",
+        "triangle_multiplication",
+    )
+)
+"""Tests of the block's operations with Triton kernels, except evoformer attention."""
 LARGE = "MSA or triangle or AF3 or template or past"
 """Cases of evoformer attention that take the interpreter seconds each."""
-BLOCK = "triton and not evoformer"
 BLOCK_LARGE = "several or MSA or ending or single or AF2 or incoming"
 """Cases of the block's other operations that take seconds."""
 
@@ -57,7 +68,7 @@ def test_on_the_interpreter(part: str) -> None:
 
 @pytest.mark.interp
 def test_the_contract_of_kernels() -> None:
-    run(CONTRACT, "-k", f"triton and evoformer and as_right and not ({LARGE})")
+    run(EVOFORMER, "-k", f"triton and test_accuracy and not ({LARGE})")
 
 
 @pytest.mark.interp
@@ -66,50 +77,47 @@ def test_the_contract_of_kernels() -> None:
     "dtype", ["float32", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("bfloat16", "float16"))]
 )
 def test_the_contract_on_large_cases(dtype: str) -> None:
-    run(
-        CONTRACT,
-        "-k",
-        f"triton and evoformer and as_right and ({LARGE}) and {dtype}" + " and not bfloat16" * (dtype == "float16"),
-    )
+    only = f"{dtype} and not bfloat16" if dtype == "float16" else dtype
+    run(EVOFORMER, "-k", f"triton and test_accuracy and ({LARGE}) and {only}")
 
 
 @pytest.mark.interp
 @pytest.mark.slow
 def test_the_contract_beyond_numbers() -> None:
-    run(CONTRACT, "-k", f"triton and evoformer and not as_right and not ({LARGE})")
+    run(EVOFORMER, "-k", f"TestContract and triton and not test_accuracy and not ({LARGE})")
 
 
 @pytest.mark.interp
 def test_the_operators() -> None:
     """lse, torch.compile, vmap, checkpointing, opcheck: what every fused implementation keeps."""
-    run("tests/kernels/test_evoformer_attention.py", "-k", "triton")
+    run(EVOFORMER, "-k", "triton and not TestContract")
 
 
 @pytest.mark.interp
 def test_the_contract_of_the_blocks_operations() -> None:
-    run(CONTRACT, "-k", f"{BLOCK} and as_right and not ({BLOCK_LARGE})")
+    run(*BLOCK, "-k", f"triton and test_accuracy and not ({BLOCK_LARGE})")
 
 
 @pytest.mark.interp
 @pytest.mark.nightly
 @pytest.mark.parametrize("gated", ["gated", "not gated"])
 def test_the_contract_of_the_blocks_operations_on_large_cases(gated: str) -> None:
-    run(CONTRACT, "-k", f"{BLOCK} and as_right and ({BLOCK_LARGE}) and {gated}")
+    run(*BLOCK, "-k", f"triton and test_accuracy and ({BLOCK_LARGE}) and {gated}")
 
 
 @pytest.mark.interp
 @pytest.mark.nightly
 def test_the_block_gives_the_gradients_that_are_asked_for() -> None:
-    run(CONTRACT, "-k", f"{BLOCK} and alone and not ({BLOCK_LARGE})")
+    run(*BLOCK, "-k", f"triton and test_separate_gradients and not ({BLOCK_LARGE})")
 
 
 @pytest.mark.interp
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", ["keys", "queries"])
 def test_errors_do_not_grow(family: str) -> None:
-    run("tests/kernels/test_growth.py", "-k", f"test_errors_do_not_grow and evoformer and {family}")
+    run(EVOFORMER, "-k", f"test_errors_do_not_grow and {family}")
 
 
 @pytest.mark.interp
 def test_dropout() -> None:
-    run("tests/kernels/test_shared_dropout.py", "-k", "triton")
+    run("tests/kernels/test_shared_dropout.py", "-k", "triton and not TestContract")

@@ -19,7 +19,7 @@ from ds4sci.kernels import aot
 from ds4sci.kernels.pointwise import triton as host
 from ds4sci.kernels.pointwise import triton_configs, triton_plan, triton_static
 from ds4sci.kernels.pointwise.triton_configs import BLOCKED, FULL_WIDTH, Config, choose
-from ds4sci.kernels.pointwise.triton_static import USUAL, Point, points
+from ds4sci.kernels.pointwise.triton_static import COMMON_WIDTH, Point, points
 from ds4sci.kernels.shared_dropout import triton as dropout
 from ds4sci.kernels.triton_launch import Launch
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.aot
 def tier(point: Point) -> list[pytest.MarkDecorator]:
     """In every run the width that models have, in bf16, for one GPU of NVIDIA and one of AMD; before a push the others;
     other widths and fp32 by night."""
-    if point.dtype != torch.bfloat16 or point.channels != USUAL:
+    if point.dtype != torch.bfloat16 or point.channels != COMMON_WIDTH:
         return [pytest.mark.nightly]
     return [] if point.arch in ("sm_90", "gfx942") else [pytest.mark.slow]
 
@@ -119,7 +119,7 @@ def test_rows_in_planes_compile(arch: str) -> None:
 @pytest.mark.parametrize("kernel", [*FULL_WIDTH, "glu_columns_backward", "gate_backward", "swiglu_backward"])
 def test_tensors_beyond_2_gib_on_amd(kernel: str) -> None:
     """Other loads than for what 32 bits can address."""
-    assert triton_static.build(Point(kernel, "gfx942", USUAL, torch.bfloat16), rows=2**24).violations() == []
+    assert triton_static.build(Point(kernel, "gfx942", COMMON_WIDTH, torch.bfloat16), rows=2**24).violations() == []
 
 
 IN_PLACE = ("glu_columns_backward", "gate_backward", "relu", "relu_backward", "swiglu_backward")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.losses.fold import fold_loss
-from ds4sci.train.build import build_task
+from ds4sci.tasks.build import build_task
 from ds4sci.types import Batch, LanguageBatch, OperatorBatch
 from tests.support import language_oracle as oracle
 from tests.support.fold_run import CHAINS

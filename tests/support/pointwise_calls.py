@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.kernels.test_contract import FEW
+from tests.support.kernel_contract import FEW_ELEMENTS
 
 Given = dict[str, Any]
 Outcome = dict[str, Tensor]
@@ -204,5 +204,5 @@ def assert_as_right(got: Outcome, plain: Outcome, want: Outcome) -> None:
         assert got[name].isfinite().all(), name
         error, honest = ((x[name].double() - expected).norm() for x in (got, plain))
         eps = max(torch.finfo(dtype).eps for dtype in (got[name].dtype, torch.float32))
-        floor = (0.3 if expected.numel() >= FEW else 1.0) * eps * expected.norm()
+        floor = (0.3 if expected.numel() >= FEW_ELEMENTS else 1.0) * eps * expected.norm()
         assert error <= 3 * max(honest, floor), f"{name}: {error:.3g}, plain torch {honest:.3g}, {expected.norm():.3g}"

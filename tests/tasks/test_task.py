@@ -15,8 +15,8 @@ from ds4sci.cli.main import app
 from ds4sci.config.run_file import RunConfig
 from ds4sci.config.task_module import import_task, task_names
 from ds4sci.tasks import Exportable, SequenceEmbedder, SequenceParallel, StructurePredictor, batch_weight
+from ds4sci.tasks.build import build_task
 from ds4sci.tasks.evaluations import Evaluation, EvaluationResult, select_evaluation
-from ds4sci.train.build import build_task
 from tests.support import third_party_task, toy_task
 
 CHAINS = Path(__file__).parents[2] / "examples" / "fold" / "data" / "chains_valid.npz"

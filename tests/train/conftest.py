@@ -55,7 +55,7 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
     import safetensors.torch
 
     from ds4sci.config.run_file import RunConfig
-    from ds4sci.train.build import build_task
+    from ds4sci.tasks.build import build_task
 
     def make(file: Path) -> Path:
         run = tmp_path / "made"

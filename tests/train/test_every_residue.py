@@ -151,7 +151,7 @@ def test_a_first_residue_of_which_the_model_says_nothing(tmp_path, run) -> None:
 
 def test_a_run_says_what_its_rows_hold(tmp_path, run) -> None:
     from ds4sci.config.run_file import RunConfig
-    from ds4sci.train.build import build_task
+    from ds4sci.tasks.build import build_task
 
     run("causal_lm", '{kind = "codon", frame = 1}')
     task = build_task(RunConfig.load(tmp_path / "run.toml"))

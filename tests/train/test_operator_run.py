@@ -117,8 +117,8 @@ def test_a_run_resumes_scores_and_draws(tmp_path: Path, run_file: Path) -> None:
 
 def test_the_error_is_that_of_the_definition(tmp_path: Path, run_file: Path) -> None:
     from ds4sci.config.run_file import RunConfig
+    from ds4sci.tasks.build import build_task
     from ds4sci.tasks.neural_operator import TEST, VALID, NeuralOperatorTask, relative_l2
-    from ds4sci.train.build import build_task
 
     task = build_task(RunConfig.load(run_file))
     assert isinstance(task, NeuralOperatorTask)
@@ -132,7 +132,7 @@ def test_the_error_is_that_of_the_definition(tmp_path: Path, run_file: Path) -> 
 
 def test_mistakes_are_named(tmp_path: Path, run_file: Path) -> None:
     from ds4sci.config.run_file import RunConfig
-    from ds4sci.train.build import build_task
+    from ds4sci.tasks.build import build_task
 
     with pytest.raises(ValueError, match=r"loss\.weights has walls; reaction_diffusion has equation, initial, ends"):
         build_task(RunConfig.load(run_file, ["loss.weights={walls=1}"]))

@@ -12,7 +12,7 @@ import torch
 
 from ds4sci.config.run_file import RunConfig
 from ds4sci.tasks import batch_weight
-from ds4sci.train.build import build_task
+from ds4sci.tasks.build import build_task
 from tests.support import layouts, rank_processes
 from tests.support.layouts import SPLITS, Case
 from tests.train.test_resume import deepspeed_files

@@ -1,4 +1,5 @@
-"""Attention with pair bias on the single representation (AlphaFold 3, Algorithm 24): two operations in a row."""
+"""Attention with pair bias on the single representation (AlphaFold 3, Algorithm 24): ``pair_bias`` and
+``gated_self_attention`` in sequence."""
 
 from __future__ import annotations
 
@@ -22,14 +23,15 @@ def attention_pair_bias(
     """``W_o (sigmoid(g) ⊙ softmax(q kᵀ / √d + W_b LN(z)) v)``; q, k, v, g projections of LN(a).
 
     a ``[b, n, c_a]``, z ``[b, n, n, c_z]`` → ``[b, n, c_a]``.
-    ``mask`` bool ``[b, n]`` (True = key takes part) or float. ``bias_weights``: weight and bias of z's layer norm, and
-    ``W_b`` ``[h, c_z]``. An adaptive layer norm is made by the caller: then ``weights.norm`` is None.
+    ``mask`` ``[b, n]``: bool (True = attend to this key) or a float added to the scores. ``bias_weights``: weight and
+    bias of the layer norm of z, and ``W_b`` ``[h, c_z]``. For an adaptive layer norm, normalize a before the call and
+    set ``weights.norm`` to None.
 
-    Raises ValueError for shapes that do not fit together, naming them.
+    Raises ValueError, with the shapes, for shapes that do not match.
     """
     if a.dim() != 3 or (mask is not None and mask.dim() != 2):
-        came = f"{tuple(a.shape)}" + ("" if mask is None else f" and {tuple(mask.shape)}")
-        raise ValueError(f"a is [b, n, c_a], mask [b, n]; they came as {came}")
+        got = f"{tuple(a.shape)}" + ("" if mask is None else f" and {tuple(mask.shape)}")
+        raise ValueError(f"a must be [b, n, c_a] and mask [b, n]; got {got}")
     bias = pair_bias(z, *bias_weights, eps=eps, implementation=implementation)
     rows = None if mask is None else mask.unsqueeze(1)
     out = gated_self_attention(a.unsqueeze(1), rows, bias, weights, heads, eps=eps, implementation=implementation)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ds4sci.kernels.evoformer_attention import native, op, triton
 from ds4sci.kernels.evoformer_attention.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.evoformer_attention.reference import reference, reference_lse
-from ds4sci.kernels.inputs import check_added_mask, check_pair_bias
+from ds4sci.kernels.input_checks import check_added_mask, check_pair_bias
 from ds4sci.kernels.spec import Implementation, Kernel, runs_anywhere
 
 
@@ -69,25 +69,26 @@ def evoformer_attention(
     """Attention over n within each of s rows, with a bias that all rows share (AlphaFold 2, Algorithms 7, 8, 13, 14).
 
     q ``[b, s, q, h, d]``, k and v ``[b, s, k, h, d]``, any strides: a transposed view is column attention.
-    ``mask`` ``[b, s, k]``: bool, True = key takes part, or a float added to the scores.
-    ``pair_bias`` ``[b, h, q, k]``, any of them 1 to broadcast, in its own dtype. ``gate`` like q: the output is
+    ``mask`` ``[b, s, k]``: bool (True = attend to this key) or a float added to the scores. ``pair_bias``
+    ``[b, h, q, k]``, where any dimension may be 1 to broadcast, in its own dtype. ``gate`` like q: the output is
     multiplied by ``sigmoid(gate)``. ``scale`` defaults to ``d ** -0.5``. Returns ``[b, s, q, h, d]``.
 
-    A query without keys (all False, or scores of -inf alone) gets 0 and gives no gradient. Only -inf means no key: over
-    scores of -1e9 or finfo.min alone the softmax is a mean, as in torch. Mask and bias are added in fp32 at least, so
-    two of finfo.min make -inf. ``native`` scales the product of q and k after it is made: it must be finite in fp32.
-    NaN and +inf give NaN, as in torch; keys that a bool mask drops are not read.
+    A query without keys (mask False everywhere, or only scores of -inf) gets output 0 and gradient 0. Only -inf means
+    "no key": over scores that are all -1e9 or finfo.min the softmax is a mean, as in torch. Mask and bias are added in
+    fp32 or fp64, so the sum of two finfo.min is -inf. ``native`` scales the product of q and k after computing it: it
+    must be finite in fp32. NaN and +inf give NaN, as in torch; keys that a bool mask drops are not read.
 
-    Gradients go to q, k, v, pair_bias, gate and a float mask, those that ask for one. The same inputs give the same
-    bits, whatever the number of threads. Second derivatives: ``implementation="reference"``; the others refuse.
+    Gradients are computed for those of q, k, v, pair_bias, gate and a float mask that require them. The same inputs
+    give the same bits on any number of threads. Second derivatives require ``implementation="reference"``; the other
+    implementations refuse them.
 
     implementation  ``triton``     NVIDIA and AMD GPUs, d ≤ 128; saves its inputs, the output and lse ``[b, s, h, q]``
                     ``native``     C++ on the CPU; saves the same
-                    ``tiled``      plain torch on any device, a bounded piece of the scores at a time; saves the same
-                    ``reference``  readable torch; keeps ``b·s·h·q·k`` scores
+                    ``tiled``      plain torch on any device, a bounded tile of scores at a time; saves the same
+                    ``reference``  readable torch; saves ``b·s·h·q·k`` scores
 
-    Raises ValueError for shapes and dtypes that do not fit together, naming them, and when the named implementation
-    cannot run, with its reason.
+    Raises ValueError for shapes and dtypes that do not match, with the argument's name, and when the named
+    implementation cannot run, with its reason.
     """
     _check(q, k, v, mask, pair_bias, gate)
     return KERNEL(q, k, v, mask, pair_bias, gate, scale=scale, implementation=implementation)
@@ -103,10 +104,10 @@ def evoformer_attention_lse(
     scale: float | None = None,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``evoformer_attention`` without gate, and ``lse = log Σ_k exp(score)`` ``[b, s, h, q]``, differentiable too.
+    """``evoformer_attention`` without a gate, and ``lse = log Σ_k exp(score)`` ``[b, s, h, q]``, both differentiable.
 
-    Two results over different keys merge exactly: ``lse = logaddexp(lse₁, lse₂)``, ``out = Σᵢ exp(lseᵢ - lse) outᵢ``.
-    A query without keys has lse -inf.
+    Results over disjoint sets of keys merge exactly: ``lse = logaddexp(lse₁, lse₂)``,
+    ``out = Σᵢ exp(lseᵢ - lse) outᵢ``. A query without keys has lse -inf.
     """
     _check(q, k, v, mask, pair_bias, None)
     return LSE_KERNEL(q, k, v, mask, pair_bias, scale=scale, implementation=implementation)
@@ -114,7 +115,7 @@ def evoformer_attention_lse(
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None) -> None:
     if q.dim() != 5 or k.dim() != 5:
-        raise ValueError(f"q and k are [b, s, n, h, d]; they came as {tuple(q.shape)} and {tuple(k.shape)}")
+        raise ValueError(f"q and k must be [b, s, n, h, d]; got {tuple(q.shape)} and {tuple(k.shape)}")
     b, s, n, h, d = q.shape
     keys = k.shape[2]
     for name, x, want in (
@@ -124,9 +125,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tens
         ("mask", mask, (b, s, keys)),
     ):
         if x is not None and tuple(x.shape) != want:
-            raise ValueError(f"{name} must be {want} beside q {tuple(q.shape)}; it came as {tuple(x.shape)}")
+            raise ValueError(f"{name} must be {want} for q {tuple(q.shape)}; got {tuple(x.shape)}")
     for name, x in (("k", k), ("v", v), ("gate", gate)):
         if x is not None and x.dtype != q.dtype:
-            raise ValueError(f"{name} must be {q.dtype} like q; it came as {x.dtype}")
+            raise ValueError(f"{name} must be {q.dtype} like q; got {x.dtype}")
     check_pair_bias(pair_bias, (b, h, n, keys), q, "q")
     check_added_mask(mask)

@@ -1,4 +1,4 @@
-"""Named inputs of evoformer attention: the shapes of the field's models, scaled to a test's size, and odd ones."""
+"""Named inputs of evoformer attention: shapes of published models, scaled to the size of a test, and edge cases."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ def _case(
         def strided(n: int) -> torch.Tensor:
             return normal(b, n, s, h, d).transpose(1, 2) if transposed else normal(b, s, n, h, d)
 
-        given: dict[str, Any] = {"q": strided(queries) * spread, "k": strided(keys), "v": strided(keys)}
+        inputs: dict[str, Any] = {"q": strided(queries) * spread, "k": strided(keys), "v": strided(keys)}
         if mask == "float":
-            given["mask"] = normal(b, s, keys)
-        elif mask in ("-1e9", "-1e30"):  # as OpenFold has it: every second row is padding, and its softmax a mean
+            inputs["mask"] = normal(b, s, keys)
+        elif mask in ("-1e9", "-1e30"):  # as in OpenFold: every second row is padding; its softmax is a mean
             lowest = float(mask)
-            given["mask"] = (lowest * (torch.rand(b, s, keys, generator=generator) < 0.25)).to(device, dtype)
-            given["mask"][:, ::2] = lowest
-        elif mask == "lowest":  # in every second row the keys that are there, those not of -inf, have finfo.min
+            inputs["mask"] = (lowest * (torch.rand(b, s, keys, generator=generator) < 0.25)).to(device, dtype)
+            inputs["mask"][:, ::2] = lowest
+        elif mask == "lowest":  # in every second row, keys that are not -inf have finfo.min
             kinds = torch.tensor([0.0, torch.finfo(dtype).min, -torch.inf], dtype=dtype)
             chosen = torch.randint(3, (b, s, keys), generator=generator)
             chosen[:, ::2].clamp_(min=1)
-            given["mask"] = kinds[chosen].to(device)
+            inputs["mask"] = kinds[chosen].to(device)
         elif mask != "none":
             keep = torch.rand(b, s, keys, generator=generator) > 0.25
             if mask == "empty rows":
                 keep[:, ::2] = False
-            given["mask"] = keep.to(device)
+            inputs["mask"] = keep.to(device)
         if bias:
             full = (b, h, queries, keys)
-            given["pair_bias"] = normal(*(x if own else 1 for x, own in zip(full, bias_shape, strict=True)))
-            if bias == "lowest":  # every second query has equal scores; every third one lacks half of its keys
-                given["pair_bias"][:, :, ::2] = torch.finfo(dtype).min
-                given["pair_bias"][:, :, ::3, ::2] = -torch.inf
+            inputs["pair_bias"] = normal(*(x if own else 1 for x, own in zip(full, bias_shape, strict=True)))
+            if bias == "lowest":  # every second query has equal scores; every third has half of the keys
+                inputs["pair_bias"][:, :, ::2] = torch.finfo(dtype).min
+                inputs["pair_bias"][:, :, ::3, ::2] = -torch.inf
         if gate:
-            given["gate"] = strided(queries)
-        return given
+            inputs["gate"] = strided(queries)
+        return inputs
 
     return Case(name, make)
 

@@ -1,6 +1,6 @@
-"""The torch operators behind the fused implementations: forward, backward, shapes for the compiler, vmap.
+"""Custom torch operators of the fused implementations: forward, backward, fake implementations, vmap.
 
-One pair of operators serves every implementation, which is their last argument but one: a name in ``FUSED``.
+All implementations share one pair of operators; the argument ``implementation`` is a key of ``FUSED``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def forward(
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out ``[b, s, q, h, d]`` in q's dtype; lse ``[b, s, h, q]`` and what its rounding left, fp32 (fp64 for fp64).
+    """out ``[b, s, q, h, d]`` in the dtype of q; lse ``[b, s, h, q]`` and its rounding error lse_low, fp32 (fp64).
 
-    The last is empty for bf16 and fp16 without a bias: their own rounding is a thousand times larger."""
+    lse_low is empty for bf16 and fp16 without a bias, whose own rounding is a thousand times larger."""
     out, lse, lse_low = FUSED[implementation].forward(q, k, v, mask, pair_bias, gate, scale)
     return out, lse, lse_low
 
@@ -53,7 +53,7 @@ def backward(
     implementation: str,
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of q, k, v, mask, pair_bias, gate; an empty tensor for what is not ``needs_grad``."""
+    """Gradients of q, k, v, mask, pair_bias and gate; an empty tensor where ``needs_grad`` is False."""
     grads = FUSED[implementation].backward(
         grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale, needs_grad
     )
@@ -76,13 +76,13 @@ def _(grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, lse_low, sca
     ]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, mask, pair_bias, gate, ctx.scale, ctx.implementation = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, mask, pair_bias, gate, *output)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _autograd_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     q, k, v, mask, pair_bias, gate, out, lse, lse_low = ctx.saved_tensors
     if grad_out is None:
         if grad_lse is None:
@@ -95,19 +95,19 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _
     return *(grad if want else None for grad, want in zip(grads, needs_grad, strict=True)), None, None
 
 
-def _no_second(ctx: Any, *grads: Any) -> None:
+def _refuse_double_backward(ctx: Any, *grads: Any) -> None:
     raise NotImplementedError(
-        "evoformer_attention: second derivatives need implementation='reference'; the fused ones have none"
+        "evoformer_attention: second derivatives need implementation='reference'; the fused implementations have none"
     )
 
 
-forward.register_autograd(_differentiate, setup_context=_setup)
-backward.register_autograd(_no_second, setup_context=lambda ctx, inputs, output: None)
+forward.register_autograd(_autograd_backward, setup_context=_setup_context)
+backward.register_autograd(_refuse_double_backward, setup_context=lambda ctx, inputs, output: None)
 
 
-def _folded(size: int, x: Tensor | None, dim: int | None, b: int) -> Tensor | None:
-    """``x`` with the mapped dimension in front of the batch's and folded into it."""
-    if x is None or not x.numel():  # absent, or the lse_low that bf16 has not
+def _fold_batch(size: int, x: Tensor | None, dim: int | None, b: int) -> Tensor | None:
+    """``x`` with the mapped dimension folded into the batch dimension."""
+    if x is None or not x.numel():  # absent, or lse_low of bf16
         return x if x is None else x.new_empty(0)
     x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.expand(size, b, *x.shape[2:]).flatten(0, 1)
@@ -117,7 +117,7 @@ def _folded(size: int, x: Tensor | None, dim: int | None, b: int) -> Tensor | No
 def _(info, in_dims, *args):
     size = info.batch_size
     b = args[0].shape[0 if in_dims[0] is None else int(in_dims[0] == 0)]
-    tensors = [_folded(size, x, dim, b) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
+    tensors = [_fold_batch(size, x, dim, b) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
     out = torch.ops.ds4sci.evoformer_attention(*tensors, *args[6:])
     return tuple(x.unflatten(0, (size, b)) if x.numel() else x.new_empty(size, 0) for x in out), (0, 0, 0)
 
@@ -126,14 +126,14 @@ def _(info, in_dims, *args):
 def _(info, in_dims, *args):
     size = info.batch_size
     b = args[2].shape[0 if in_dims[2] is None else int(in_dims[2] == 0)]
-    tensors = [_folded(size, x, dim, b) for x, dim in zip(args[:11], in_dims[:11], strict=True)]
+    tensors = [_fold_batch(size, x, dim, b) for x, dim in zip(args[:11], in_dims[:11], strict=True)]
     grads = torch.ops.ds4sci.evoformer_attention_backward(*tensors, *args[11:])
     inputs, dims = args[2:8], in_dims[2:8]
     result = []
     for grad, x, dim in zip(grads, inputs, dims, strict=True):
         if grad.numel():
             grad = grad.unflatten(0, (size, b))
-            # a batch of 1 was spread over b
+            # a batch of 1 was expanded to b
             if x.shape[0 if dim is None else int(dim == 0)] == 1 < b:
                 grad = grad.sum(1, keepdim=True)
             result.append(grad)

@@ -29,14 +29,14 @@ def reference_lse(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The output without a gate [b, s, q, h, d], and the logarithm of the softmax's denominator [b, s, h, q]."""
+    """The output without a gate [b, s, q, h, d], and the logarithm of the softmax denominator [b, s, h, q]."""
     scores = torch.einsum("bsqhd,bskhd->bshqk", q * (q.shape[-1] ** -0.5 if scale is None else scale), k)
     if pair_bias is not None:
         scores = scores + pair_bias.unsqueeze(1)
     if mask is not None:
         keys = mask[:, :, None, None, :]
         scores = scores.masked_fill(~keys, -torch.inf) if mask.dtype == torch.bool else scores + keys
-    # a query without keys: softmax of -inf alone would be NaN
+    # for a query without keys, the softmax of only -inf would be NaN
     empty = (scores == -torch.inf).all(-1, keepdim=True)
     scores = scores.masked_fill(empty, 0.0)
     weights = scores.softmax(-1).masked_fill(empty, 0.0)
@@ -45,10 +45,10 @@ def reference_lse(
 
 
 def empty_lse_low(lse: Tensor, dtype: torch.dtype, mask: Tensor | None, pair_bias: Tensor | None) -> Tensor:
-    """An empty tensor for what lse's rounding leaves; of no elements where that cannot matter.
+    """An uninitialized tensor for the rounding error of lse; without elements where the error does not matter.
 
-    For fp32 it is half a digit of the gradients. For 16 bits it matters where a float mask or a bias pushes every score
-    of a query to some -1e9: there lse in fp32 does not even know the logarithm of the number of keys.
+    For fp32 inputs the error costs half a digit of the gradients. For 16 bits it matters where a float mask or a bias
+    moves every score of a query to about -1e9: fp32 then cannot represent the logarithm of the number of keys in lse.
     """
     if dtype == lse.dtype or pair_bias is not None or (mask is not None and mask.is_floating_point()):
         return torch.empty_like(lse)

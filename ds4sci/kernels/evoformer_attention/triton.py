@@ -1,6 +1,6 @@
-"""Evoformer attention by Triton kernels on NVIDIA (Ampere and later) and AMD GPUs: what is launched, and how large.
+"""Launches of the Triton kernels of evoformer attention, on NVIDIA (Ampere and later) and AMD GPUs.
 
-The kernels are in ``triton_forward.py`` and ``triton_backward.py``; importing this module imports no Triton. Under
+The kernels are in ``triton_forward.py`` and ``triton_backward.py``; importing this module does not import Triton. With
 ``TRITON_INTERPRET=1`` they run on CPU tensors in Triton's interpreter, for tests.
 """
 
@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ds4sci.kernels import triton_launch
+from ds4sci.kernels.dtypes import KERNEL_DTYPES, dtype_name
 from ds4sci.kernels.evoformer_attention import triton_configs
 from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
-from ds4sci.kernels.triton_launch import DTYPES, Launch, architecture
+from ds4sci.kernels.triton_launch import Launch, architecture
 
+Choose = Callable[[str, str, int, int, int, int], triton_configs.Config]
+"""Signature of ``triton_configs.choose``."""
 MAX_HEAD_DIM = 128
-"""Channels per head."""
+"""Maximum channels per head."""
 SCRATCH_BYTES = 2**28
-"""Bytes that partial sums of the pair bias's gradient may take. More only where half of q takes more, or one sum."""
+"""Maximum bytes of the partial sums of the pair bias gradient, unless half of q or a single sum takes more."""
 MAX_PROGRAMS = 1024
-"""Programs in a launch for the pair bias's gradient: some waves on any GPU. More groups of rows would cost memory,
-fewer leave processors idle. A constant: sums are made in the same order whatever the number of processors."""
+"""Maximum programs per launch for the pair bias gradient: a few waves on any GPU. More groups of rows would take more
+memory, fewer would leave processors idle. A constant, so that the order of sums does not depend on the GPU."""
 
 
 def why_not(
@@ -44,8 +47,8 @@ def why_not(
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"it takes up to {MAX_HEAD_DIM} channels per head, not {q.shape[-1]}"
     for name, x in (("mask", mask), ("pair_bias", pair_bias)):
-        if x is not None and x.dtype not in DTYPES and x.dtype != torch.bool:
-            return f"{name} is {str(x.dtype).removeprefix('torch.')}; it takes float32, bfloat16 and float16"
+        if x is not None and x.dtype not in KERNEL_DTYPES and x.dtype != torch.bool:
+            return f"{name} is {dtype_name(x.dtype)}; it takes float32, bfloat16 and float16"
     return None
 
 
@@ -84,7 +87,7 @@ def run(launches: Iterable[Launch], device: torch.device) -> None:
 
 @functools.cache
 def kernels() -> dict[str, Any]:
-    """The compiled functions by name; the first call imports Triton."""
+    """Triton functions by name; the first call imports Triton."""
     from ds4sci.kernels.evoformer_attention import triton_backward, triton_forward
 
     return {
@@ -97,12 +100,12 @@ def kernels() -> dict[str, Any]:
 
 def plan_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, out: Tensor,
-    lse: Tensor, lse_low: Tensor, scale: float, arch: str,
+    lse: Tensor, lse_low: Tensor, scale: float, arch: str, choose: Choose | None = None,
 ) -> Launch:  # fmt: skip
-    """What ``forward`` launches. Tensors on the meta device will do: that is how kernels are compiled ahead of time."""
+    """Launch of ``forward``. Accepts tensors on the meta device, for ahead-of-time compilation."""
     b, s, n, h, _ = q.shape
     arguments, constants = _inputs(q, k, v, mask, pair_bias, scale, arch)
-    config = triton_configs.choose(
+    config = (choose or triton_configs.choose)(
         "attend", arch, constants["PADDED"], q.dtype.itemsize * 8, k.shape[2], 1 if pair_bias is None else s
     )
     if gate is None:
@@ -123,15 +126,16 @@ def plan_forward(
 def plan_backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     pair_bias: Tensor | None, gate: Tensor | None, out: Tensor, lse: Tensor, lse_low: Tensor,
-    scale: float, needs_grad: Sequence[bool], arch: str,
+    scale: float, needs_grad: Sequence[bool], arch: str, choose: Choose | None = None,
 ) -> tuple[list[Tensor | None], list[Launch]]:  # fmt: skip
-    """What ``backward`` launches and the gradients that it will fill: the mask's by head ``[b, s, h, k]`` and the pair
-    bias's in partial sums ``[groups, b, h, q, width]``, both fp32."""
+    """Gradients and the launches that fill them: that of the mask per head ``[b, s, h, k]``, that of the pair bias as
+    partial sums ``[groups, b, h, q, width]``, both fp32."""
+    choose = choose or triton_configs.choose
     b, s, n, h, d = q.shape
     keys = k.shape[2]
-    out, lse, lse_low = out.contiguous(), lse.contiguous(), lse_low.contiguous()  # they are, unless vmap moved an axis
+    out, lse, lse_low = out.contiguous(), lse.contiguous(), lse_low.contiguous()  # a copy only if vmap moved an axis
     arguments, constants = _inputs(q, k, v, mask, pair_bias, scale, arch)
-    # for 16 bits what lse's rounding leaves is a factor of dO: the large kernels know nothing of it
+    # for 16 bits the rounding error of lse becomes a factor of dO, and the large kernels do not read it
     constants["EXACT"], fold_lse_low = q.dtype == torch.float32, q.dtype != torch.float32 and lse_low.numel() > 0
     need_q, need_k, need_v, need_mask, need_bias, need_gate = needs_grad
     need_mask &= mask is not None
@@ -184,7 +188,7 @@ def plan_backward(
     arguments["factor"] = scale
     bits, sharing = q.dtype.itemsize * 8, 1 if pair_bias is None else s
     if need_k or need_v or need_mask:
-        config = triton_configs.choose("grad_keys", arch, constants["PADDED"], bits, n, sharing)
+        config = choose("grad_keys", arch, constants["PADDED"], bits, n, sharing)
         grads[3] = empty(b, s, h, keys) if need_mask else None
         launches.append(
             Launch(
@@ -198,7 +202,7 @@ def plan_backward(
         )
     if need_q or need_bias:
         purpose = "grad_bias" if need_bias else "grad_queries"
-        config = triton_configs.choose(purpose, arch, constants["PADDED"], bits, keys, sharing)
+        config = choose(purpose, arch, constants["PADDED"], bits, keys, sharing)
         tiles = b * h * -(-n // config.block_m)
         groups = batches = -(-s // config.rows)
         if need_bias:
@@ -227,7 +231,7 @@ def plan_backward(
 def _inputs(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, scale: float, arch: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments and constants that all three large kernels take."""
+    """Arguments and constants of all three large kernels."""
     b, s, n, h, d = q.shape
     keys = k.shape[2]
     kind = 0 if mask is None else 1 if mask.dtype == torch.bool else 2
@@ -255,10 +259,10 @@ def _inputs(
 
 
 def pad_bias(bias: Tensor, width: int) -> Tensor:
-    """``bias`` itself where a program can load 16 bytes at a time of its rows, else a copy with rows of ``width`` keys.
+    """``bias`` if a program can load its rows 16 bytes at a time, else a copy with rows of ``width`` keys.
 
-    All s rows read the bias, element by element if it is not aligned; the copy is made once per call, and not of
-    dimensions that broadcast. Beyond the last key it has zeros: those scores are -inf by the keys' own bias.
+    All s rows read the bias, and would read an unaligned one element by element. The copy is made once per call,
+    without dimensions that broadcast. It is 0 beyond the last key, where the mask of keys makes the scores -inf.
     """
     keys = bias.shape[-1]
     if keys == 1 < width:
@@ -272,12 +276,12 @@ def pad_bias(bias: Tensor, width: int) -> Tensor:
 
 
 def _needs_64_bit_offsets(strides: Iterable[int]) -> bool:
-    """Whether offsets within a tile, at most 128 by 128, may pass 2³¹."""
+    """Whether offsets within a tile, at most 128 by 128, may exceed 2³¹."""
     return sum(strides) * 128 >= 2**31
 
 
 def _precision(arch: str) -> str:
-    """Of products of fp32: torch's own setting, TF32 only when it is allowed."""
+    """Precision of fp32 products: TF32 only if torch's settings allow it."""
     if not arch.startswith("sm_"):
         return "ieee"
     matmul = torch.backends.cuda.matmul

@@ -1,7 +1,7 @@
-"""Evoformer attention's backward kernels in Triton: what is the same for a whole query, then keys, then queries.
+"""Backward kernels of evoformer attention in Triton: per-query preparation, gradients of keys, gradients of queries.
 
-Two passes over the scores, because each sum has to have one owner for its order to be fixed: the gradients of keys,
-values and mask belong to keys, those of queries and pair bias to queries. No atomics.
+There are two passes over the scores, because one program must own each sum for its order to be fixed: gradients of
+keys, values and mask are summed by a tile of keys, those of queries and pair bias by a tile of queries. No atomics.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ def prepare(
     D: tl.constexpr, PADDED: tl.constexpr, GATE: tl.constexpr, STORE_D_OUT: tl.constexpr, GRAD_GATE: tl.constexpr,
     LSE: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, FOLD_LSE_LOW: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """delta = Σ_d grad_out · out - grad_lse; lse in units of log2 as lse_log2 + lse_log2_low; what the gate does to the
-    gradients.
+    """delta = Σ_d grad_out · out - grad_lse; lse in log2 units as lse_log2 + lse_log2_low; gradients through the gate.
 
-    Gated: σ(gate) stands in out, so delta is the ungated one; ``d_out`` is grad_out · σ(gate) (STORE_D_OUT: when
-    asked). FOLD_LSE_LOW: probs of lse_log2 alone are too large by 2^lse_log2_low; ``d_out`` and delta have the factor
-    2^-lse_log2_low instead of a ``lse_log2_low``.
+    With a gate, out includes σ(gate), so delta is that of the ungated attention; ``d_out`` is grad_out · σ(gate), and
+    is stored if STORE_D_OUT. FOLD_LSE_LOW: weights computed from lse_log2 only are too large by 2^lse_low; ``d_out``
+    and delta are multiplied by 2^-lse_low instead of storing ``lse_log2_low``.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)
@@ -79,7 +78,8 @@ def prepare(
         acc -= tl.load(grad_lse + offset, mask=keep, other=0.0)
     whole = tl.load(lse + offset, mask=keep, other=0.0)
     empty = whole == float("-inf")
-    tl.store(lse_log2 + offset, tl.where(empty, float("inf"), to_log2(whole)), mask=keep)  # no keys: every weight 0
+    # without keys, +inf makes every weight 0
+    tl.store(lse_log2 + offset, tl.where(empty, float("inf"), to_log2(whole)), mask=keep)
     if EXACT:
         left = tl.load(lse_low + offset, mask=keep, other=0.0) * LOG2_E
         tl.store(lse_log2_low + offset, tl.where(empty, 0.0, left), mask=keep)
@@ -97,8 +97,8 @@ def grad_keys(
 ):  # fmt: skip
     """Gradients of BLOCK_N keys, values and float mask (per head, fp32) of one head in ROWS rows.
 
-    Scores are made as k qᵀ, so that probs and grad_scores are the left factors of the products they go into.
-    ``factor`` is the scale, and ``scale`` the scale with log2 e in it.
+    Scores are computed as k qᵀ, so that probs and grad_scores are the left factors of their products. ``factor`` is the
+    scale, ``scale`` the scale times log2 e.
     """
     tiles = tl.cdiv(keys, BLOCK_N)
     groups = tl.cdiv(rows, ROWS)
@@ -114,7 +114,7 @@ def grad_keys(
     sum_k = ()
     sum_v = ()
     sum_mask = ()
-    mask_compensation = ()  # what rounding added to sum_mask: one sum over all tiles of queries, of a few numbers each
+    mask_compensation = ()  # Kahan compensation of sum_mask, which sums over all tiles of queries
     for r in tl.static_range(ROWS):
         row = first_row + r
         limit = tl.where(row < rows, keys, 0)
@@ -221,10 +221,11 @@ def grad_queries(
     GRAD_BIAS: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     EXACT: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of BLOCK_M queries of one head in ROWS rows, and of the pair bias these low_factor.
+    """Gradients of BLOCK_M queries of one head in ROWS rows, and of the pair bias that these rows share.
 
-    A launch takes ``groups`` times ROWS rows, those after the ``done`` ones. A program acc the bias's gradient over
-    rows in registers and writes it to its group's ``partial`` ``[groups, b, h, q, width]``; a later launch ADDs it.
+    A launch processes ``groups`` times ROWS rows after the first ``done`` ones. A program sums the gradient of the bias
+    over its rows in registers and writes it to its group's ``partial`` ``[groups, b, h, q, width]``; later launches ADD
+    to it.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)

@@ -1,6 +1,6 @@
-"""Which tile sizes a Triton kernel of evoformer attention is launched with: a look-up in ``triton_configs.json``.
+"""Tile sizes of the Triton kernels of evoformer attention, from a table (``triton_configs.json``), without autotuning.
 
-No search at run time. Every entry compiles without spills for its architecture: ``tests/kernels/test_triton_aot.py``.
+Every entry compiles without register spills for its architecture: ``tests/kernels/test_triton_aot.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Config:
     stages: int
 
     def constants(self) -> dict[str, Any]:
-        """As the kernels name them."""
+        """Compile-time constants, by their names in the kernels."""
         return {"ROWS": self.rows, "BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
 
 
@@ -39,11 +39,11 @@ def table() -> dict[str, Any]:
 
 
 def family(arch: str) -> str:
-    """The architecture whose entries ``arch`` uses: its own, else the nearest with the same matrix instructions."""
+    """The architecture whose entries ``arch`` uses: itself, else the nearest with the same matrix instructions."""
     if arch in table():
         return arch
     if arch.startswith("gfx"):
-        return "gfx942"  # the least shared memory; every later one has as much or more
+        return "gfx942"  # has the least shared memory of these GPUs
     number = int(arch.removeprefix("sm_")) if arch.startswith("sm_") else 0
     # consumer Blackwell (12.x) has Ampere's matrix instructions, and less shared memory than sm_100
     return "sm_100" if 100 <= number < 120 else "sm_80"
@@ -56,7 +56,7 @@ def entries(purpose: str, arch: str, d: int, bits: int) -> list[tuple[int | None
 
 
 def choose(purpose: str, arch: str, d: int, bits: int, length: int, rows: int) -> Config:
-    """For ``d`` channels (padded to a power of 2), ``length`` positions in the inner loop, ``rows`` with one bias."""
+    """Config for ``d`` channels (a power of 2), ``length`` positions in the inner loop, ``rows`` that share a bias."""
     found = entries(purpose, arch, d, bits)
     config = next(config for longest, config in found if longest is None or length <= longest)
     return replace(config, rows=max(1, min(config.rows, rows)))

@@ -1,4 +1,4 @@
-"""Evoformer attention's forward kernel in Triton."""
+"""Forward kernel of evoformer attention in Triton."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ def attend(
     EVEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M queries of one head in ROWS rows, which low_factor each tile of the pair bias.
+    """BLOCK_M queries of one head in ROWS rows, which share each tile of the pair bias.
 
-    Scores are in units of log2 (``scale`` has log2 e in it). lse is the logarithm of the sum, and lse_low, if EXACT,
-    what its rounding leaves.
-    The bias has ``width`` keys, a multiple of 16. EVEN: BLOCK_N divides the number of keys. Tiles of keys past the last
-    one that any of the rows keeps are left out. Neighbouring programs low_factor keys and values, then the bias: from
-    L2.
+    Scores are in log2 units (``scale`` includes log2 e). lse is the logarithm of the sum; lse_low, if EXACT, its
+    rounding error. The bias has ``width`` keys, a multiple of 16. EVEN: BLOCK_N divides the number of keys. Tiles of
+    keys after the last one that any of the rows attends to are skipped. Neighbouring programs read the same keys and
+    values, then the same bias, from L2.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     groups = tl.cdiv(rows, ROWS)
@@ -90,7 +89,7 @@ def attend(
                     start = mask + plane_offset(mask_strides, entry, row)
                 scores += load_keys_bias(start, mask_strides[2], first_key, limit, MASK, BLOCK_N, WIDE)[None, :]
             tile_max = tl.maximum(row_max[r], tl.max(scores, 1))
-            # a query without keys so far: -inf - -inf would be NaN
+            # for a query without keys so far, -inf - -inf would be NaN
             safe_max = tl.where(tile_max == float("-inf"), 0.0, tile_max)
             probs = tl.exp2(scores - safe_max[:, None])
             rescale = tl.exp2(row_max[r] - safe_max)
@@ -130,5 +129,5 @@ def attend(
         offset = (row_index * heads + head) * queries + query
         tl.store(lse + offset, tl.where(empty, float("-inf"), rounded), mask=query < limit)
         if EXACT:
-            left = (safe_max.to(tl.float64) - to_log2(rounded).to(tl.float64)) * LN_2 + log_sum
-            tl.store(lse_low + offset, tl.where(empty, 0.0, left.to(tl.float32)), mask=query < limit)
+            error = (safe_max.to(tl.float64) - to_log2(rounded).to(tl.float64)) * LN_2 + log_sum
+            tl.store(lse_low + offset, tl.where(empty, 0.0, error.to(tl.float32)), mask=query < limit)

@@ -1,7 +1,7 @@
-"""What every shipped config of the Triton kernels compiles to, on every architecture, without a GPU.
+"""Compilation of every shipped config of the Triton kernels for every architecture, without a GPU.
 
-``python -m ds4sci.bench.triton_static`` writes the whole table; tests hold a part of it in every run, bf16 in the
-slow tier, fp32 in the nightly one.
+``python -m ds4sci.bench.triton_static`` writes the whole table. Every test run checks a part of it, slow tests bf16,
+nightly tests fp32.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ds4sci.kernels import aot
+from ds4sci.kernels.dtypes import dtype_name
 from ds4sci.kernels.evoformer_attention import triton as host
 from ds4sci.kernels.evoformer_attention import triton_configs
 from ds4sci.kernels.evoformer_attention.triton_configs import Config
@@ -19,12 +20,12 @@ from ds4sci.kernels.evoformer_attention.triton_configs import Config
 PURPOSES = ("attend", "grad_keys", "grad_queries", "grad_bias")
 WIDTHS = (16, 32, 64, 128)
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "tcgen05", "gfx942": "mfma"}
-"""The matrix instructions that 16-bit products have to become."""
+"""Matrix instructions that 16-bit products must compile to."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One config of one purpose, for an architecture, padded d, dtype and precision of fp32's products."""
+    """One config of one purpose for an architecture, padded d, dtype and precision of fp32 products."""
 
     purpose: str
     arch: str
@@ -35,7 +36,7 @@ class Point:
     config: Config
 
     def __str__(self) -> str:
-        kind = str(self.dtype).removeprefix("torch.") + (f" {self.precision}" if self.dtype == torch.float32 else "")
+        kind = dtype_name(self.dtype) + (f" {self.precision}" if self.dtype == torch.float32 else "")
         return f"{self.purpose}-{self.arch}-d{self.d}-{kind}-{self.longest or 'any'}"
 
     @property
@@ -48,7 +49,7 @@ def points(
     widths: tuple[int, ...] = WIDTHS,
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32),
 ) -> Iterator[Point]:
-    """Every shipped config; fp32 with exact products and, where there is TF32, with that."""
+    """Every shipped config; fp32 with exact products and, where available, with TF32."""
     for dtype in dtypes:
         for arch in archs:
             precisions = ("ieee", "tf32") if dtype == torch.float32 and arch.startswith("sm_") else ("ieee",)
@@ -60,8 +61,7 @@ def points(
 
 
 def launches(point: Point, *, n: int = 384, s: int = 4096, heads: int = 8) -> list[host.Launch]:
-    """The launches of a point's purpose: all inputs, a bool mask, everything needs_grad, as it is hardest on
-    registers."""
+    """Launches of a point with all inputs, a bool mask and all gradients, which need the most registers."""
     shape = (1, s, n, heads, point.d)
 
     def meta(*size: int, dtype: torch.dtype = point.dtype) -> torch.Tensor:
@@ -71,20 +71,19 @@ def launches(point: Point, *, n: int = 384, s: int = 4096, heads: int = 8) -> li
     mask, bias = meta(1, s, n, dtype=torch.bool), meta(1, heads, n, n)
     lse = meta(1, s, heads, n, dtype=torch.float32)
     lse_low = lse  # there is a bias
-    found = triton_configs.choose
-    triton_configs.choose = lambda *args: point.config
-    try:
-        if point.purpose == "attend":
-            planned = [host.plan_forward(q, k, v, mask, bias, gate, out, lse, lse_low, 0.2, point.arch)]
-        else:
-            needs_grad = [True, True, True, False, point.purpose == "grad_bias", True]
-            _, planned = host.plan_backward(
-                grad, None, q, k, v, mask, bias, gate, out, lse, lse_low, 0.2, needs_grad, point.arch
-            )
-    finally:
-        triton_configs.choose = found
+
+    def choose(*_: object) -> Config:
+        return point.config
+
+    if point.purpose == "attend":
+        planned = [host.plan_forward(q, k, v, mask, bias, gate, out, lse, lse_low, 0.2, point.arch, choose)]
+    else:
+        needs_grad = [True, True, True, False, point.purpose == "grad_bias", True]
+        _, planned = host.plan_backward(
+            grad, None, q, k, v, mask, bias, gate, out, lse, lse_low, 0.2, needs_grad, point.arch, choose
+        )
     name = "grad_queries" if point.purpose == "grad_bias" else point.purpose
-    # all launches after the second differ from it in numbers alone
+    # all launches after the second differ from it only in numbers
     own = [launch for launch in planned if launch.kernel == name][:2]
     for launch in own:
         launch.constants["PRECISION"] = point.precision
@@ -92,7 +91,7 @@ def launches(point: Point, *, n: int = 384, s: int = 4096, heads: int = 8) -> li
 
 
 def build(point: Point, **size: int) -> list[aot.KernelStats]:
-    """What the point's launches compile to."""
+    """Statistics of the point's launches."""
     return [
         aot.kernel_stats(host.kernels()[x.kernel], x.arguments, x.constants, point.arch, warps=x.warps, stages=x.stages)
         for x in launches(point, **size)

@@ -1,6 +1,6 @@
-"""What the Triton kernels of evoformer attention share: tiles in and out of strided tensors, scores in units of log2.
+"""Shared functions of the Triton kernels of evoformer attention: loads and stores of tiles, scores in log2 units.
 
-Offsets: whatever a size multiplies is 64-bit and scalar; within a tile 32 bits do, unless ``WIDE`` (see launch).
+Offsets of tiles are 64-bit scalars. Offsets within a tile have 32 bits, or 64 with ``WIDE``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ FLOAT_MASK = tl.constexpr(2)
 
 @triton.jit
 def to_log2(x):
-    """A bias, fp32, in units of log2. Below -2³² scores differ by hundreds or not at all, so that their unit no longer
-    matters, and are kept as they are: finfo.min times log2 e would be -inf, which is no key."""
+    """A bias, fp32, in log2 units. Below -2³² it is not converted: there scores differ by hundreds or not at all, so
+    the unit does not matter, and finfo.min times log2 e would be -inf, which means "no key"."""
     return tl.maximum(x * LOG2_E, tl.minimum(x, LARGE_NEGATIVE_LOG2), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def to_natural_log(row_max, log_sum):
-    """The logarithm of a sum, fp32, from the highest score in units of log2 and the logarithm of the rest's sum."""
+    """Logarithm of a softmax denominator, fp32, from the maximum score in log2 units and the log of the scaled sum."""
     exact = row_max.to(tl.float64)
     return (tl.where(row_max < LARGE_NEGATIVE_LOG2, exact, exact * LN_2) + log_sum).to(tl.float32)
 
 
 @triton.jit
 def tile_range(BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """0 … BLOCK - 1, in 64 bits if strides need them."""
+    """0 … BLOCK - 1, in 64 bits if ``WIDE``."""
     position = tl.arange(0, BLOCK)
     if WIDE:
         position = position.to(tl.int64)
@@ -42,13 +42,13 @@ def tile_range(BLOCK: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def entry_offset(strides, entry, row, head):
-    """Where (batch entry, row, head) of a ``[b, s, n, h, d]`` tensor begins."""
+    """Offset of (batch entry, row, head) in a ``[b, s, n, h, d]`` tensor."""
     return plane_offset(strides, entry, row) + tl.cast(head, tl.int64) * strides[3]
 
 
 @triton.jit
 def plane_offset(strides, entry, row):
-    """Where (batch entry, row) of a ``[b, s, …]`` tensor begins, or (batch entry, head) of a ``[b, h, …]`` one."""
+    """Offset of (batch entry, row) in a ``[b, s, …]`` tensor, or of (batch entry, head) in a ``[b, h, …]`` tensor."""
     return tl.cast(entry, tl.int64) * strides[0] + tl.cast(row, tl.int64) * strides[1]
 
 
@@ -57,7 +57,7 @@ def load_tile(
     start, stride_n, stride_d, first, size, D: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK, PADDED] from position ``first`` on; 0 past ``size`` positions and past D channels."""
+    """[BLOCK, PADDED] from position ``first``; 0 beyond ``size`` positions and beyond D channels."""
     position, channel = tile_range(BLOCK, WIDE), tile_range(PADDED, WIDE)
     offset = start + tl.cast(first, tl.int64) * stride_n + (position[:, None] * stride_n + channel[None, :] * stride_d)
     keep = first + tl.arange(0, BLOCK) < size
@@ -69,7 +69,7 @@ def load_tile(
 
 @triton.jit
 def store_tile(start, stride_n, first, size, tile, D: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """The inverse of ``load_tile`` for a tensor with dense channels; a tile spans less than 2³¹ elements valid."""
+    """Inverse of ``load_tile`` for a tensor with dense channels, where a tile spans fewer than 2³¹ elements."""
     position, channel = tl.arange(0, BLOCK), tl.arange(0, PADDED)
     offset = start + tl.cast(first, tl.int64) * stride_n + (position[:, None] * stride_n + channel[None, :])
     keep = first + position < size
@@ -84,7 +84,7 @@ def load_bias(
     start, stride_i, stride_j, first_i, first_j, size_i, size_j, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_I, BLOCK_J] of the pair bias in units of log2, fp32; i and j are queries and keys or the other way."""
+    """[BLOCK_I, BLOCK_J] of the pair bias in log2 units, fp32; i and j are queries and keys, or keys and queries."""
     i, j = tile_range(BLOCK_I, WIDE), tile_range(BLOCK_J, WIDE)
     corner = start + tl.cast(first_i, tl.int64) * stride_i + tl.cast(first_j, tl.int64) * stride_j
     keep = (first_i + tl.arange(0, BLOCK_I) < size_i)[:, None] & (first_j + tl.arange(0, BLOCK_J) < size_j)[None, :]
@@ -94,7 +94,7 @@ def load_bias(
 
 @triton.jit
 def load_keys_bias(start, stride, first, size, MASK: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """[BLOCK] to add to the scores of keys, in units of log2: -inf where a key is masked or none."""
+    """[BLOCK] to add to the scores of keys, in log2 units: -inf for masked keys and beyond the last key."""
     valid = first + tl.arange(0, BLOCK) < size
     if MASK == NO_MASK:
         return tl.where(valid, 0.0, float("-inf"))
@@ -108,7 +108,7 @@ def load_keys_bias(start, stride, first, size, MASK: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def last_kept_key(key_ends, entry, first_row, rows, ROWS: tl.constexpr):
-    """How many keys lead up to the last one that any of ROWS rows keeps; ``key_ends`` ``[b, s]`` has it of each row."""
+    """Number of keys up to the last one that any of ROWS rows attends to; ``key_ends`` ``[b, s]`` has it per row."""
     last = 0
     for r in tl.static_range(ROWS):
         row = first_row + r

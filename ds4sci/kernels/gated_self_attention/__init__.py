@@ -10,7 +10,7 @@ from ds4sci.kernels.evoformer_attention import KERNEL as ATTENTION
 from ds4sci.kernels.gated_self_attention import fused
 from ds4sci.kernels.gated_self_attention.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.gated_self_attention.reference import Weights, reference
-from ds4sci.kernels.inputs import check_added_mask, check_linear, check_norm, check_pair_bias, expand_mask
+from ds4sci.kernels.input_checks import check_added_mask, check_linear, check_norm, check_pair_bias, expand_mask
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.tiles import concat_linears
@@ -21,7 +21,7 @@ __all__ = ["KERNEL", "Weights", "gated_self_attention"]
 def _attention(
     name: str, x: Tensor, mask: Tensor | None, pair_bias: Tensor | None, weights: Weights, heads: int, **_: float
 ) -> str | None:
-    """Why the attention inside cannot run as ``name``, or None."""
+    """Why evoformer attention cannot run as ``name``, or None."""
     q = x.new_empty(1).expand(1, *x.shape[1:3], heads, weights.q[0].shape[0] // heads)
     return ATTENTION.get_implementation(name).why_not(q, q, q, mask, pair_bias)
 
@@ -55,22 +55,23 @@ def gated_self_attention(
     """``W_o (sigmoid(g) ⊙ softmax(q kᵀ / √d + mask + pair_bias) v)``; q, k, v, g projections of LN(x).
 
     x ``[b, s, n, c]``: each of s rows attends along its n positions; a transposed view is column attention. ``mask``
-    bool (True = key takes part) or a float that is added to the scores, ``[b, s, n]``; ``pair_bias`` ``[b, h, n, n]``,
-    one for all rows; any dimension of the two may be 1 to broadcast. Without ``weights.norm`` there is no layer norm,
-    without ``weights.g`` no gate. The norm is made in its parameters' dtype or fp32. Returns ``[b, s, n, c]``.
+    ``[b, s, n]``: bool (True = attend to this key) or a float added to the scores. ``pair_bias`` ``[b, h, n, n]``,
+    shared by all rows. Any dimension of mask and bias may be 1 to broadcast. Without ``weights.norm`` there is no layer
+    norm, without ``weights.g`` no gate. The layer norm uses the dtype of its parameters, or fp32. Returns
+    ``[b, s, n, c]``.
 
-    implementation  ``triton``, ``native``, ``tiled``  some rows at a time; saves x, the gated output before its
-                                                   projection and log sums ``b·s·h·n``; q, k, v, g are made again
-                    ``reference``                  readable torch; keeps ``b·s·h·n²`` scores
+    implementation  ``triton``, ``native``, ``tiled``  a few rows at a time; saves x, the gated output before its
+                                                   projection, and lse ``b·s·h·n``; recomputes q, k, v and g
+                    ``reference``                  readable torch; saves ``b·s·h·n²`` scores
 
-    Raises ValueError for a mask, bias or parameters whose shapes do not fit x and each other.
+    Raises ValueError for a mask, bias or parameters whose shapes do not match x and each other.
     """
     if x.dim() != 4:
-        raise ValueError(f"x is [b, s, n, c]; it came as {tuple(x.shape)}")
+        raise ValueError(f"x must be [b, s, n, c]; got {tuple(x.shape)}")
     b, _, n, c = x.shape
     w, inner = weights, weights.q[0].shape[0]
     if heads < 1 or inner % heads:
-        raise ValueError(f"heads must divide the {inner} rows of q's weight; it came as {heads}")
+        raise ValueError(f"heads must divide the {inner} rows of the weight of q; got {heads}")
     check_norm("norm", w.norm, c, x, "x")
     for name, layer in (("q", w.q), ("k", w.k), ("v", w.v), ("g", w.g)):
         if layer is not None:

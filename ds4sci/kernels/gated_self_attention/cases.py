@@ -1,4 +1,4 @@
-"""Named inputs of gated self-attention: the attentions of the field's models, and odd ones."""
+"""Named inputs of gated self-attention: shapes of published models, and edge cases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _case(
         given["mask"] = None
         if mask == "float":
             given["mask"] = normal(b, s, n)
-        elif mask == "lowest":  # every second row is padding, and its softmax a mean
+        elif mask == "lowest":  # every second row is padding; its softmax is a mean
             given["mask"] = torch.zeros(b, s, n, dtype=dtype, device=device)
             given["mask"][:, ::2] = torch.finfo(dtype).min
         elif mask != "none":

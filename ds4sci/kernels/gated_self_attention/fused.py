@@ -1,6 +1,6 @@
-"""Gated self-attention a few rows at a time: q, k, v and the gate are made, used and forgotten, in backward once more.
+"""Gated self-attention a few rows at a time; backward recomputes q, k, v and the gate.
 
-Saved are x, the gated output before its projection [b, s, n, h·d] and the softmax's log sums [b, s, h, n].
+Saves x, the gated output before its projection [b, s, n, h·d], and lse [b, s, h, n].
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.custom_op import define_custom_op
+from ds4sci.kernels.dtypes import accumulation_dtype
 from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
@@ -21,7 +22,6 @@ from ds4sci.kernels.tiles import (
     GradAccumulator,
     MatmulGradAccumulator,
     OptionalLayerNorm,
-    accumulation_dtype,
     empty_in_order,
     fill_missing_grads,
     linear,
@@ -30,17 +30,17 @@ from ds4sci.kernels.tiles import (
 )
 
 TILES = 4
-"""q, k, v and gate of one call of attention take so many tiles' budget: its rows share what it makes of the bias."""
+"""Size of q, k, v and gate of one attention call, in tiles: the rows of a call share the preparation of the bias."""
 
 
-def _results(
+def _empty_results(
     x: Tensor, inner: int, mask: Tensor | None, pair_bias: Tensor | None, heads: int, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Empty: the output, the gated one before its projection, lse and its lse_low.
+    """Empty tensors: the output, the gated output before its projection, lse and lse_low.
 
-    The gated one is fp32 where the implementation can write it: backward takes ``Σ_d dO · o`` from it. Rounded to 16
-    bits it would leave an error that is the same for all keys of a query, which their sum, 0 in truth, and with it the
-    pair bias's gradient, does not average out.
+    The gated output is fp32 where the implementation can write it, because backward computes ``Σ_d dO · o`` from it.
+    In 16 bits its rounding error would be the same for all keys of a query: the gradients of their scores would no
+    longer sum to 0, and the gradient of the pair bias would accumulate the error.
     """
     b, s, n = x.shape[:3]
     gated = x.new_empty(b, s, n, inner, dtype=accumulation_dtype(x.dtype) if implementation == "native" else x.dtype)
@@ -53,7 +53,7 @@ def _tiles(x: Tensor, width: int) -> list[slice]:
 
 
 def _heads(joint: Tensor, shape: tuple[int, int], heads: int, parts: int) -> list[Tensor]:
-    """[rows, parts·h·d] → q, k, v and the gate, views [1, s, n, h, d]."""
+    """[rows, parts·h·d] → views [1, s, n, h, d] of q, k, v and the gate."""
     split = joint.view(1, *shape, parts, heads, joint.shape[-1] // (parts * heads))
     return [split[:, :, :, i] for i in range(parts)]
 
@@ -72,29 +72,29 @@ def forward(
     eps: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, with a gate, of it."""
+    """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, if there is one, the gate."""
     norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps)
     b, _, n, _ = x.shape
     inner = weight_out.shape[1]
     parts = weight_in.shape[0] // inner
-    out, gated, lse, lse_low = _results(x, inner, mask, pair_bias, heads, implementation)
+    out, gated, lse, lse_low = _empty_results(x, inner, mask, pair_bias, heads, implementation)
     for i in range(b):
         bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
         for tile in _tiles(x, weight_in.shape[0]):
-            joint = linear(norm(x[i, tile]), weight_in, bias_in)
+            joint = linear(norm.forward(x[i, tile])[0], weight_in, bias_in)
             rows = tile.stop - tile.start
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
             keep = None if mask is None else mask[i : i + 1, tile]
             o = gated[i : i + 1, tile].unflatten(-1, (heads, inner // heads))
             arguments = (q, k, v, keep, bias, gate[0] if gate else None, (inner // heads) ** -0.5)
             if implementation == "native":
-                _, sums, left = native.forward(*arguments, into=o)
+                _, row_lse, row_lse_low = native.forward(*arguments, into=o)
             else:
-                made, sums, left = FUSED[implementation].forward(*arguments)
-                o.copy_(made)
-            lse[i, tile] = sums[0]
+                attended, row_lse, row_lse_low = FUSED[implementation].forward(*arguments)
+                o.copy_(attended)
+            lse[i, tile] = row_lse[0]
             if lse_low.numel():
-                lse_low[i, tile] = left[0]
+                lse_low[i, tile] = row_lse_low[0]
             linear(o.view(-1, inner).to(x.dtype), weight_out, bias_out, out[i, tile])
     return out, gated, lse, lse_low
 
@@ -134,56 +134,57 @@ def backward(
     out = empty_in_order(x, row_order(x))
     grad_mask = torch.empty_like(mask) if mask is not None and needs_grad[7] else None
     grads: list[Any]
-    sums_pair = [CascadeSum() for _ in range(len(pair_bias))] if pair_bias is not None and needs_grad[8] else []
-    asked = [True, True, True, grad_mask is not None, bool(sums_pair), parts == 4]
+    bias_sums = [CascadeSum() for _ in range(len(pair_bias))] if pair_bias is not None and needs_grad[8] else []
+    attention_needs_grad = [True, True, True, grad_mask is not None, bool(bias_sums), parts == 4]
     for i in range(b):
         shared = pair_bias is not None and len(pair_bias) == 1
         bias = None if pair_bias is None else pair_bias if shared else pair_bias[i : i + 1]
         for tile in _tiles(x, weight_in.shape[0]):
             rows = tile.stop - tile.start
-            y, above, o = norm(x[i, tile]), grad[i, tile].reshape(-1, c), gated[i, tile]
+            y, moments = norm.forward(x[i, tile])
+            grad_rows, o = grad[i, tile].reshape(-1, c), gated[i, tile]
             joint = linear(y, weight_in, bias_in)
             q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
-            grad_weight_out.add(above.t(), o.view(-1, inner).to(x.dtype))
+            grad_weight_out.add(grad_rows.t(), o.view(-1, inner).to(x.dtype))
             if grad_bias_out.total is not None:
-                pointwise.column_sums(above, grad_bias_out.total)
+                pointwise.column_sums(grad_rows, grad_bias_out.total)
             arguments = (
-                (above @ weight_out).view(1, rows, n, heads, inner // heads), None, q, k, v,
+                (grad_rows @ weight_out).view(1, rows, n, heads, inner // heads), None, q, k, v,
                 None if mask is None else mask[i : i + 1, tile], bias, gate[0] if gate else None,
                 o.view(1, rows, n, heads, inner // heads), lse[i : i + 1, tile],
                 lse_low[i : i + 1, tile] if lse_low.numel() else lse_low,
-                (inner // heads) ** -0.5, asked,
+                (inner // heads) ** -0.5, attention_needs_grad,
             )  # fmt: skip
-            made = torch.empty_like(joint)
-            places = _heads(made, (rows, n), heads, parts)
+            grad_joint = torch.empty_like(joint)
+            grad_heads = _heads(grad_joint, (rows, n), heads, parts)
             if implementation == "native":
-                grads = list(native.backward(*arguments, into=(*places[:3], None, None, *places[3:])))
+                grads = list(native.backward(*arguments, into=(*grad_heads[:3], None, None, *grad_heads[3:])))
             else:
                 grads = list(FUSED[implementation].backward(*arguments))
-                for place, part in zip(places, (*grads[:3], grads[5]), strict=False):
-                    place.copy_(part)
+                for target, part in zip(grad_heads, (*grads[:3], grads[5]), strict=False):
+                    target.copy_(part)
             if grad_mask is not None:
                 grad_mask[i, tile] = grads[3][0]
-            if sums_pair:
-                sums_pair[0 if shared else i].add(grads[4])
-            grad_weight_in.add(made.t(), y)
+            if bias_sums:
+                bias_sums[0 if shared else i].add(grads[4])
+            grad_weight_in.add(grad_joint.t(), y)
             if grad_bias_in.total is not None:
-                pointwise.column_sums(made, grad_bias_in.total)
-            norm.backward(made @ weight_in, x[i, tile], out[i, tile])
-    made_of = (grad_weight_in.result(), grad_bias_in.result(), grad_weight_out.result(), grad_bias_out.result())
+                pointwise.column_sums(grad_joint, grad_bias_in.total)
+            norm.backward(grad_joint @ weight_in, x[i, tile], moments, out[i, tile])
+    parameter_grads = (grad_weight_in.result(), grad_bias_in.result(), grad_weight_out.result(), grad_bias_out.result())
     grad_pair = None
-    if pair_bias is not None and sums_pair:
-        totals = [one.result() for one in sums_pair]
-        of_each = [torch.zeros_like(pair_bias[:1]) if total is None else total for total in totals]
-        grad_pair = (torch.cat(of_each) if len(of_each) > 1 else of_each[0]).to(pair_bias.dtype)
-    results = [*norm.results(), *made_of, grad_mask, grad_pair]
+    if pair_bias is not None and bias_sums:
+        totals = [total.result() for total in bias_sums]
+        per_example = [torch.zeros_like(pair_bias[:1]) if total is None else total for total in totals]
+        grad_pair = (torch.cat(per_example) if len(per_example) > 1 else per_example[0]).to(pair_bias.dtype)
+    results = [*norm.grads(), *parameter_grads, grad_mask, grad_pair]
     return fill_missing_grads(x, [out, *results])
 
 
 def fake_impl(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor |
 None, weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
           eps: float, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _results(x, weight_out.shape[1], mask, pair_bias, heads, implementation)
+    return _empty_results(x, weight_out.shape[1], mask, pair_bias, heads, implementation)
 
 
 CUSTOM_OP = define_custom_op("gated_self_attention", forward, backward, fake_impl)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.kernels.inputs import check_norm
+from ds4sci.kernels.input_checks import check_norm
 from ds4sci.kernels.layer_norm import fused
 from ds4sci.kernels.layer_norm.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.pointwise import implementations
@@ -21,7 +21,7 @@ def reference(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
 def _why_not(
     name: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
 ) -> str | None:
-    return "it needs a weight" if weight is None else None
+    return "it requires a weight" if weight is None else None
 
 
 def _fused(name: str) -> Callable[..., Tensor]:
@@ -43,11 +43,12 @@ def layer_norm(
     eps: float = 1e-5,
     implementation: str | None = None,
 ) -> Tensor:
-    """Normalise ``x`` [..., c] over c; ``weight`` and ``bias`` [c]. Returns the shape of x.
+    """Layer norm of ``x`` [..., c] over c, with ``weight`` and ``bias`` [c]. Returns the shape of x.
 
-    implementation  ``triton``, ``native``  one pass each way; sums of the gradients of weight and bias in a fixed order
-                    ``tiled``               the same in plain torch: the check of those two
-                    ``reference``           torch's own
+    implementation  ``triton``, ``native``  one pass forward and one backward; the gradients of weight and bias are
+                                            summed in a fixed order
+                    ``tiled``               the same algorithm in plain torch
+                    ``reference``           ``torch.nn.functional.layer_norm``
 
     Raises ValueError for a weight or bias of another shape.
     """

@@ -1,4 +1,4 @@
-"""Layer norm in one pass each way; x and two numbers a row are saved."""
+"""Layer norm in one forward and one backward pass; saves x and two numbers per row."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.custom_op import define_custom_op
+from ds4sci.kernels.dtypes import accumulation_dtype
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import (
+    Moments,
     OptionalLayerNorm,
-    accumulation_dtype,
     as_rows,
     empty_in_order,
     fill_missing_grads,
@@ -23,7 +24,7 @@ from ds4sci.kernels.tiles import (
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y like x; mean and reciprocal deviation of the rows in their order in memory."""
+    """y like x; mean and reciprocal standard deviation of the rows, in their order in memory."""
     order = row_order(x)
     y, mean, rstd = BACKENDS[implementation].norm(as_rows(x, order), weight, bias, eps)
     return from_rows(y, x, order), mean, rstd
@@ -36,9 +37,8 @@ def backward(
     order = row_order(x)
     out = empty_in_order(x, order)
     norm = OptionalLayerNorm(BACKENDS[implementation], weight, bias, eps, needs_grad[1:3])
-    norm.mean, norm.rstd = mean, rstd
-    norm.backward(as_rows(grad, order), as_rows(x, order), as_rows(out, order))
-    return fill_missing_grads(x, [out, *norm.results()])
+    norm.backward(as_rows(grad, order), as_rows(x, order), Moments(mean, rstd), as_rows(out, order))
+    return fill_missing_grads(x, [out, *norm.grads()])
 
 
 def fake_impl(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ds4sci.kernels.inputs import check_linear, check_shape, expand_mask
+from ds4sci.kernels.input_checks import check_linear, check_shape, expand_mask
 from ds4sci.kernels.outer_product_mean import fused
 from ds4sci.kernels.outer_product_mean.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.outer_product_mean.reference import reference
@@ -42,19 +42,19 @@ def outer_product_mean(
     eps: float | None = 1e-3,
     implementation: str | None = None,
 ) -> Tensor:
-    """``z_ij = (W flatten(Σ_s a_si ⊗ b_sj) + w₀) / (eps + Σ_s m_si m_sj)``, the sums over rows that ``mask`` keeps.
+    """``z_ij = (W flatten(Σ_s a_si ⊗ b_sj) + w₀) / (eps + Σ_s m_si m_sj)``, summed over unmasked rows.
 
     a and b ``[b, s, n, c]`` projections of the MSA, ``mask`` bool or float ``[b, s, n]``, any of them 1 to
-    broadcast (no gradient goes to it), ``weight`` ``[c_z, c·c]``, ``bias`` ``[c_z]``; returns ``[b, n, n, c_z]``. The
-    bias is divided too, as in AlphaFold's code. ``eps=None`` divides by ``max(1, Σ_s m_si m_sj)`` instead.
+    broadcast (it gets no gradient), ``weight`` ``[c_z, c·c]``, ``bias`` ``[c_z]``; returns ``[b, n, n, c_z]``. The bias
+    is divided too, as in AlphaFold's code. ``eps=None`` divides by ``max(1, Σ_s m_si m_sj)`` instead.
 
-    implementation  ``tiled``      some i at a time on any device, matrix products nearly alone; a, b are saved
-                    ``reference``  readable torch; keeps ``b·n·n·c²``
+    implementation  ``tiled``      a few residues i at a time on any device, mostly matrix products; saves a and b
+                    ``reference``  readable torch; saves ``b·n·n·c²``
 
-    Raises ValueError for a mask or parameters whose shapes do not fit a, and for a b of another shape.
+    Raises ValueError for a mask or parameters whose shapes do not match a, and for a b of another shape.
     """
     if a.dim() != 4:
-        raise ValueError(f"a and b are [b, s, n, c]; a came as {tuple(a.shape)}")
+        raise ValueError(f"a and b must be [b, s, n, c]; got a {tuple(a.shape)}")
     check_shape("b", b, a.shape, a, "a")
     check_linear("output", (weight, bias), weight.shape[0] if weight.dim() else 1, a.shape[-1] ** 2, a, "a")
     mask = expand_mask(mask, a.shape[:3], a, "a")

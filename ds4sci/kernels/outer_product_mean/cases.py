@@ -17,14 +17,14 @@ def _case(
         def normal(*size: int, scale: float = 1.0) -> torch.Tensor:
             return (scale * torch.randn(*size, generator=generator, dtype=torch.float64)).to(device, dtype)
 
-        def side() -> torch.Tensor:
+        def projection() -> torch.Tensor:
             return normal(b, n, s, c).transpose(1, 2) if transposed else normal(b, s, n, c)
 
         keep = torch.rand(b, s, n, generator=generator) > (-1.0 if mask == "all" else 0.25)
-        keep[:, 0] = True  # every pair has a row: without one the quotient is by eps, and of rounding errors
+        keep[:, 0] = True  # every pair has an unmasked row; without one, rounding errors would be divided by eps
         return {
-            "a": side(),
-            "b": side(),
+            "a": projection(),
+            "b": projection(),
             "mask": keep.to(device, torch.float32 if mask == "float" else torch.bool),
             "weight": normal(c_z, c * c, scale=1 / c),
             "bias": normal(c_z) if bias else None,

@@ -1,8 +1,8 @@
-"""The outer product mean for a few residues i at a time: of [n, n, c·c] only a tile ever exists.
+"""Outer product mean for a few residues i at a time: only a tile of [n, n, c·c] is materialized.
 
-For one i the products with all j are one matrix product, ``bᵀ a_i``: [n·c, s] by [s, c] gives [n, c·c] with b's
-channel in front of a's, rows of the second product's left side without any copying; the weight is turned to match.
-With few rows the weight is applied to a_i first.
+For one i, the products with all j are one matrix product, ``bᵀ a_i``: [n·c, s] by [s, c] gives [n, c·c] with the
+channel of b before that of a. Without a copy these are the rows of the second matrix product, whose weight is
+transposed to match. With few rows the weight is applied to a_i first.
 """
 
 from __future__ import annotations
@@ -13,49 +13,52 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.custom_op import define_custom_op
+from ds4sci.kernels.dtypes import accumulation_dtype
 from ds4sci.kernels.outer_product_mean.reference import count
-from ds4sci.kernels.tiles import CascadeSum, GradAccumulator, accumulation_dtype, fill_missing_grads, tile_slices
+from ds4sci.kernels.tiles import CascadeSum, GradAccumulator, fill_missing_grads, tile_slices
 
 ROWS = 256
-"""Rows that one matrix product sums over: thin ones, of c columns, add their rows one after another."""
+"""Rows that one matrix product sums over: the BLAS adds the rows of products with few columns one by one."""
 
 
-def _kept(x: Tensor, mask: Tensor) -> Tensor:
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
     return x * mask.to(x.dtype).unsqueeze(-1)
 
 
 class OuterFirst:
-    """``W vec(a_i ⊗ b_j)``, the outer products made first; x and y [s, n, c] are a and b with masked rows 0."""
+    """``W vec(a_i ⊗ b_j)``, outer products first; x and y [s, n, c] are a and b with masked rows set to 0."""
 
     def __init__(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         self.x, self.y, self.weight, self.c = x, y, weight, x.shape[-1]
-        self.turned = weight.unflatten(-1, (self.c, self.c)).transpose(1, 2).flatten(1)
+        self.transposed_weight = weight.unflatten(-1, (self.c, self.c)).transpose(1, 2).flatten(1)
         self.right = y.flatten(1).t().contiguous()  # [j·c, s]
-        self.grad_y = CascadeSum(64)  # as large as y: a second one for many tiles alone
+        self.grad_y = CascadeSum(64)  # each level is as large as y: a second level only for many tiles
 
     @staticmethod
     def bytes_each(x: Tensor, weight: Tensor) -> int:
-        """Of one i."""
+        """Bytes of the largest intermediate of one i."""
         return x.shape[1] * weight.shape[1] * x.itemsize
 
     def _outer(self, tile: slice) -> Tensor:
-        """[i·j, c·c], b's channel in front."""
+        """[i·j, c·c], the channel of b first."""
         left = self.x[:, tile]
         made = self.right.new_empty(left.shape[1], len(self.right), self.c)
         for k in range(len(made)):
             torch.mm(self.right[:, :ROWS], left[:ROWS, k], out=made[k])
             for rows in (slice(begin, begin + ROWS) for begin in range(ROWS, len(left), ROWS)):
-                made[k] += self.right[:, rows] @ left[rows, k]  # by itself first, or it would go on adding row by row
+                made[k] += (
+                    self.right[:, rows] @ left[rows, k]
+                )  # a separate sum: accumulating in place would add row by row
         return made.view(-1, self.c**2)
 
     def forward(self, tile: slice) -> Tensor:
-        return self._outer(tile) @ self.turned.t()
+        return self._outer(tile) @ self.transposed_weight.t()
 
     def backward(self, grad: Tensor, tile: slice, total: CascadeSum | None) -> Tensor:
-        """From ``grad`` [i·j, c_z]: x's gradient [s, i, c]; y's and the weight's are added."""
+        """The gradient of x [s, i, c] from ``grad`` [i·j, c_z]; those of y and the weight are accumulated."""
         if total is not None:
             total.add_matmul(grad.t(), self._outer(tile))
-        # a's channel in front, and in front of j: then both products below are over rows as they lie
+        # the channel of a first, before j: both products below are then over rows as stored
         inner = (grad @ self.weight).view(-1, self.x.shape[1], self.c, self.c).transpose(1, 2)
         inner = inner.reshape(-1, len(self.right))
         self.grad_y.add_matmul(self.x[:, tile].flatten(1), inner)
@@ -71,7 +74,7 @@ class OuterFirst:
 
 
 class WeightFirst:
-    """The same with ``W a_i`` made first: less work where rows are fewer than half the channels."""
+    """The same with ``W a_i`` first: less work where there are fewer rows than half the channels."""
 
     def __init__(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         self.x, self.y, self.c = x, y, x.shape[-1]
@@ -86,7 +89,7 @@ class WeightFirst:
         return max(x.shape[1], x.shape[0] * x.shape[2]) * len(weight) * x.itemsize
 
     def _weighted(self, tile: slice) -> tuple[Tensor, Tensor]:
-        """a's rows [i·s, c], and of each i their products with the weight, [i, s·c, c_z]."""
+        """Rows of a [i·s, c], and for each i their products with the weight, [i, s·c, c_z]."""
         rows = self.x[:, tile].transpose(0, 1).reshape(-1, self.c)
         made = rows @ self.weight
         return rows, made.view(-1, self.right.shape[1], self.weight.shape[1] // self.c)
@@ -96,10 +99,10 @@ class WeightFirst:
 
     def backward(self, grad: Tensor, tile: slice, total: CascadeSum | None) -> Tensor:
         rows, weighted = self._weighted(tile)
-        above = grad.view(len(weighted), -1, grad.shape[-1])
-        for g, w in zip(above, weighted, strict=True):
+        grad_rows = grad.view(len(weighted), -1, grad.shape[-1])
+        for g, w in zip(grad_rows, weighted, strict=True):
             self.grad_y.add_matmul(g, w.t())
-        inner = torch.matmul(self.right.t(), above).view(len(rows), -1)
+        inner = torch.matmul(self.right.t(), grad_rows).view(len(rows), -1)
         if total is not None:
             total.add_matmul(rows.t(), inner)
         return (inner @ self.weight.t()).view(-1, len(self.x), self.c).transpose(0, 1)
@@ -113,7 +116,7 @@ class WeightFirst:
         return total.view(c, c, -1).permute(2, 0, 1).flatten(1)
 
 
-def _way(a: Tensor) -> type[OuterFirst] | type[WeightFirst]:
+def _method(a: Tensor) -> type[OuterFirst] | type[WeightFirst]:
     return WeightFirst if 0 < 2 * a.shape[1] <= a.shape[-1] else OuterFirst
 
 
@@ -127,12 +130,12 @@ def forward(
     implementation: str,
 ) -> Tensor:
     batch, _, n, _ = a.shape
-    way = _way(a)
+    method = _method(a)
     divisor = count(mask, accumulation_dtype(a.dtype), eps)
     out = a.new_empty(batch, n, n, weight.shape[0])
-    for x, y, d, o in zip(_kept(a, mask), _kept(b, mask), divisor, out, strict=True):
-        product = way(x, y, weight)
-        for tile in tile_slices(n, way.bytes_each(x, weight), a.device):
+    for x, y, d, o in zip(_masked(a, mask), _masked(b, mask), divisor, out, strict=True):
+        product = method(x, y, weight)
+        for tile in tile_slices(n, method.bytes_each(x, weight), a.device):
             made = product.forward(tile)
             if bias is not None:
                 made.add_(bias)
@@ -152,24 +155,26 @@ def backward(
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     n = a.shape[2]
-    way = _way(a)
+    method = _method(a)
     divisor = count(mask, accumulation_dtype(a.dtype), eps)
     grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
-    total, sums_bias = CascadeSum() if needs_grad[2] else None, GradAccumulator(bias, needs_grad[3])
-    for x, y, g, d, ga, gb in zip(_kept(a, mask), _kept(b, mask), grad, divisor, grad_a, grad_b, strict=True):
-        product = way(x, y, weight)
-        for tile in tile_slices(n, way.bytes_each(x, weight), a.device):
+    total, grad_bias = CascadeSum() if needs_grad[2] else None, GradAccumulator(bias, needs_grad[3])
+    for x, y, g, d, ga, gb in zip(_masked(a, mask), _masked(b, mask), grad, divisor, grad_a, grad_b, strict=True):
+        product = method(x, y, weight)
+        for tile in tile_slices(n, method.bytes_each(x, weight), a.device):
             scaled = (g[tile] / d[tile]).to(a.dtype).flatten(0, 1)
-            if sums_bias.total is not None:
-                sums_bias.total.add_(scaled.sum(0, dtype=accumulation_dtype(scaled.dtype)))
+            if grad_bias.total is not None:
+                grad_bias.total.add_(scaled.sum(0, dtype=accumulation_dtype(scaled.dtype)))
             ga[:, tile] = product.backward(scaled, tile, total)
         gb.copy_(product.grad_of_y())
     grad_weight: Tensor | None = None
     if total is not None:
         made = total.result()
-        grad_weight = torch.zeros_like(weight) if made is None else way.weight_grad(made, a.shape[-1]).to(weight.dtype)
+        grad_weight = (
+            torch.zeros_like(weight) if made is None else method.weight_grad(made, a.shape[-1]).to(weight.dtype)
+        )
     keep = mask.to(a.dtype).unsqueeze(-1)
-    return fill_missing_grads(a, [grad_a.mul_(keep), grad_b.mul_(keep), grad_weight, sums_bias.result(), None])
+    return fill_missing_grads(a, [grad_a.mul_(keep), grad_b.mul_(keep), grad_weight, grad_bias.result(), None])
 
 
 def fake_impl(a: Tensor, b: Tensor, weight: Tensor, *_: object) -> Tensor:

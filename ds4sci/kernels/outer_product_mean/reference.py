@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def count(mask: Tensor, dtype: torch.dtype, eps: float | None) -> Tensor:
-    """What the sums are divided by, [b, n, n, 1]."""
+    """Divisor of the sums, [b, n, n, 1]."""
     keep = mask.to(dtype)
     both = torch.einsum("bsi,bsj->bij", keep, keep).unsqueeze(-1)
     return both.clamp(min=1.0) if eps is None else both + eps

@@ -1,4 +1,4 @@
-"""The pair bias of an attention: a number per head for every pair (AlphaFold 2, Algorithms 7, 13 and 14, line 3)."""
+"""Pair bias of attention: one number per head and pair (AlphaFold 2, Algorithms 7, 13 and 14, line 3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ds4sci.kernels.inputs import check_norm, check_shape
+from ds4sci.kernels.input_checks import check_norm, check_shape
 from ds4sci.kernels.pair_bias import fused
 from ds4sci.kernels.pair_bias.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.pair_bias.reference import reference
@@ -36,17 +36,17 @@ def pair_bias(
     eps: float = 1e-5,
     implementation: str | None = None,
 ) -> Tensor:
-    """``W LN(z)`` with the heads in front: z ``[b, q, k, c]``, ``weight`` ``[h, c]`` → ``[b, h, q, k]``.
+    """``W LN(z)`` with heads first: z ``[b, q, k, c]``, ``weight`` ``[h, c]`` → ``[b, h, q, k]``.
 
-    Without ``norm_weight`` there is no layer norm. The norm is made in its parameters' dtype.
+    Without ``norm_weight`` there is no layer norm; the layer norm uses the dtype of its parameters.
 
-    implementation  ``triton``, ``native``, ``tiled``  a tile of pairs at a time; z alone is saved
-                    ``reference``                  readable torch; keeps z twice
+    implementation  ``triton``, ``native``, ``tiled``  one tile of pairs at a time; saves only z
+                    ``reference``                  readable torch; saves z twice
 
-    Raises ValueError for a z without four dimensions, and for parameters whose shapes do not fit it.
+    Raises ValueError for a z without four dimensions, and for parameters whose shapes do not match it.
     """
     if z.dim() != 4:
-        raise ValueError(f"z is [b, q, k, c]; it came as {tuple(z.shape)}")
+        raise ValueError(f"z must be [b, q, k, c]; got {tuple(z.shape)}")
     c = z.shape[-1]
     check_norm("norm", (norm_weight, norm_bias), c, z, "z")
     check_shape("weight", weight, (weight.shape[0] if weight.dim() else 1, c), z, "z")

@@ -1,4 +1,4 @@
-"""The pair bias a tile of pairs at a time: z alone is saved, its layer norm never exists whole."""
+"""Pair bias in tiles of pairs: saves only z and never materializes its layer norm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def forward(
     out = z.new_empty(b, len(weight), q, k)
     for x, o in zip(z, out, strict=True):
         for tile in tile_slices(q, k * c * z.itemsize, z.device):
-            torch.mm(weight, norm(x[tile]).t(), out=o.view(len(weight), -1)[:, tile.start * k : tile.stop * k])
+            torch.mm(
+                weight, norm.forward(x[tile])[0].t(), out=o.view(len(weight), -1)[:, tile.start * k : tile.stop * k]
+            )
     return out
 
 
@@ -35,15 +37,15 @@ def backward(
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps, needs_grad[1:3])
-    product = MatmulGradAccumulator(weight, needs_grad[3])
+    grad_weight = MatmulGradAccumulator(weight, needs_grad[3])
     out = torch.empty_like(z)
     q, k, c = z.shape[1:]
     for x, g, o in zip(z, grad, out, strict=True):
         for tile in tile_slices(q, k * c * z.itemsize, z.device):
-            y, above = norm(x[tile]), g[:, tile].flatten(1)
-            product.add(above, y)
-            norm.backward(above.t() @ weight, x[tile], o[tile])
-    return fill_missing_grads(z, [out, *norm.results(), product.result()])
+            (y, moments), grad_tile = norm.forward(x[tile]), g[:, tile].flatten(1)
+            grad_weight.add(grad_tile, y)
+            norm.backward(grad_tile.t() @ weight, x[tile], moments, o[tile])
+    return fill_missing_grads(z, [out, *norm.grads(), grad_weight.result()])
 
 
 def fake_impl(z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, *_: object) -> Tensor:

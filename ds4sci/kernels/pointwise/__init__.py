@@ -1,11 +1,11 @@
-"""What fused operations do between their matrix products, a tile at a time.
+"""Pointwise functions of the fused operations between their matrix products, on one tile at a time. Internal.
 
-Modules with the same functions: ``triton`` (GPUs), ``native`` (C++, CPUs) and ``plain`` (torch, any device). ``plain``
-is the reference. An operation's implementation of a name calls the module that ``BACKENDS`` has for it.
+The modules ``triton`` (GPUs), ``native`` (C++ on CPUs) and ``reference`` (torch, any device) define the same functions;
+``reference`` documents them. ``BACKENDS`` maps the name of an implementation to its module.
 
-Tiles are ``rows``, [rows, c] with stride 1 along c, or ``columns``, [c, columns] with stride 1 along the columns. Their
-other stride is free. Sums over a tile, made in fp32 of few numbers at a time, are *added* to fp64 tensors, in an
-order that depends on shapes alone: rounding does not grow with the number of rows or of tiles.
+Tiles are ``rows``, [rows, c] with stride 1 along c, or ``columns``, [c, columns] with stride 1 along the columns; the
+other stride is arbitrary. Sums over a tile are computed in fp32 over few numbers at a time and *added* to fp64 tensors,
+in an order that depends only on shapes: the rounding error does not grow with the number of rows or tiles.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ds4sci.kernels.pointwise import native, plain, triton
+from ds4sci.kernels.pointwise import native, triton
+from ds4sci.kernels.pointwise import reference as torch_backend
 from ds4sci.kernels.spec import Implementation, runs_anywhere
 
-BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": plain}
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": torch_backend}
 
 
 def implementations(
@@ -27,17 +28,17 @@ def implementations(
     reference: Callable[..., Tensor],
     why_not: Callable[..., str | None] = runs_anywhere,
 ) -> tuple[Implementation, ...]:
-    """Those of an operation whose ``fused(name)`` runs on the backend of that name, and its reference.
+    """Implementations of an operation: ``fused(name)`` on each backend, and the reference.
 
-    ``why_not(name, …)`` tells what else keeps one from running; the first argument's tensor decides for the backend.
+    A backend refuses by the first argument, a tensor. ``why_not(name, …)`` returns further reasons of the operation.
     """
 
-    def refuses(name: str, backend: ModuleType) -> Callable[..., str | None]:
-        def refuse(*args: Any, **kwargs: Any) -> str | None:
+    def refusal(name: str, backend: ModuleType) -> Callable[..., str | None]:
+        def check(*args: Any, **kwargs: Any) -> str | None:
             reason: str | None = backend.why_not(args[0] if args else next(iter(kwargs.values())))
             return reason or why_not(name, *args, **kwargs)
 
-        return refuse
+        return check
 
-    found = [Implementation(name, fused(name), refuses(name, backend)) for name, backend in BACKENDS.items()]
+    found = [Implementation(name, fused(name), refusal(name, backend)) for name, backend in BACKENDS.items()]
     return *found, Implementation("reference", reference, runs_anywhere)

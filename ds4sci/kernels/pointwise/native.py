@@ -1,4 +1,4 @@
-"""The work between matrix products by the C++ of ``kernels/pointwise``: fp32, bf16 and fp16 on a CPU, fp32 inside."""
+"""Pointwise functions between matrix products in the C++ of ``kernels/pointwise``: fp32, bf16, fp16; fp32 inside."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ds4sci.kernels import native
 from ds4sci.kernels.arrays import DTYPE_CODES
+from ds4sci.kernels.dtypes import why_not_dtype
 from ds4sci.kernels.spec import assume_constant_result
 
 NAME = "pointwise"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FUNCTIONS = (
     "norm", "norm_backward", "norm_columns", "norm_columns_backward", "glu_columns", "glu_columns_backward", "gate",
     "gate_backward", "relu", "relu_backward", "swiglu", "swiglu_backward", "column_sums",
@@ -48,9 +48,7 @@ class Params(ctypes.Structure):
 def why_not(x: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"it runs on the CPU, not on {x.device.type}"
-    if x.dtype not in DTYPES:
-        return f"it takes float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
-    return _unavailable()
+    return why_not_dtype(x.dtype) or _unavailable()
 
 
 @assume_constant_result
@@ -62,7 +60,8 @@ def _run(
     function: str, sizes: tuple[int, int, int], tiles: tuple[Tensor, ...], *, vectors: tuple[Tensor | None, ...] = (),
     stats: tuple[Tensor, ...] = (), sums: tuple[Tensor | None, ...] = (), eps: float = 0.0,
 ) -> None:  # fmt: skip
-    """``tiles`` of 2 dimensions, or 3 where the rows are not evenly spaced; ``vectors`` in fp32, ``sums`` in fp64."""
+    """``tiles`` have 2 dimensions, or 3 where rows are not evenly spaced; ``vectors`` become fp32, ``sums`` are
+    fp64."""
     if 0 in sizes:
         return
     params = Params(DTYPE_CODES[tiles[0].dtype], torch.get_num_threads(), native.gomp_parallel(), *sizes, eps)
@@ -81,8 +80,8 @@ def _run(
         raise MemoryError(f"{function}: no memory for a tile's sums")
 
 
-def _spaced(x: Tensor) -> Tensor:
-    """x [..., c] in 2 or 3 dimensions with stride 1 along c, copied if that cannot be."""
+def _strided_rows(x: Tensor) -> Tensor:
+    """x [..., c] in 2 or 3 dimensions with stride 1 along c; a copy if necessary."""
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     return x if x.dim() in (2, 3) else x.reshape(-1, x.shape[-1])
@@ -94,7 +93,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    x = _spaced(x)
+    x = _strided_rows(x)
     sizes = _sizes(x)
     rows = sizes[0] * sizes[1]
     y = torch.empty(rows, sizes[2], dtype=x.dtype)
@@ -107,7 +106,7 @@ def norm_backward(
     grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, out: Tensor,
     sums: tuple[Tensor, Tensor] | None,
 ) -> None:  # fmt: skip
-    x, into = _spaced(x), out if out.dim() in (2, 3) else out.view(-1, out.shape[-1])
+    x, into = _strided_rows(x), out if out.dim() in (2, 3) else out.view(-1, out.shape[-1])
     tiles = (grad, x.view(into.shape), into)
     _run("norm_backward", _sizes(x), tiles, vectors=(weight,), stats=(mean, rstd), sums=sums or ())
 

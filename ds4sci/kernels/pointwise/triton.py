@@ -1,8 +1,8 @@
-"""The work between matrix products by Triton kernels on NVIDIA (Ampere and later) and AMD GPUs.
+"""Pointwise functions between matrix products as Triton kernels on NVIDIA (Ampere and later) and AMD GPUs.
 
-What is launched stands in ``triton_plan.py``, the kernels in ``triton_norms.py``, ``triton_activations.py`` and
-``triton_sums.py``; importing this module imports no Triton. fp32 inside whatever the dtype; sums without atomics, in an
-order that the shapes fix.
+``triton_plan.py`` plans the launches; the kernels are in ``triton_norms.py``, ``triton_activations.py`` and
+``triton_sums.py``. Importing this module does not import Triton. Kernels compute in fp32 and sum without atomics, in an
+order that depends only on shapes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ds4sci.kernels.triton_launch import Launch
 
 
 def why_not(x: Tensor) -> str | None:
-    """Why tiles of x cannot be worked on here, or None."""
+    """One sentence that says why this backend cannot process tiles of x, or None."""
     if x.shape[-1] > MAX_CHANNELS:
         return f"it takes up to {MAX_CHANNELS} channels, not {x.shape[-1]}"
     return triton_launch.why_not(x.device, x.dtype)
@@ -33,10 +33,10 @@ def run(launches: Iterable[Launch], device: torch.device) -> None:
 
 @functools.cache
 def kernels() -> dict[str, Any]:
-    """The compiled functions by name; the first call imports Triton."""
+    """Triton functions by name; the first call imports Triton."""
     from ds4sci.kernels.pointwise import triton_activations, triton_norms, triton_sums
 
-    places = {
+    modules = {
         triton_norms: ("norm", "norm_backward", "norm_columns", "norm_columns_backward"),
         triton_activations: (
             "glu_columns", "glu_columns_backward", "gate", "gate_backward", "relu", "relu_backward", "swiglu",
@@ -44,12 +44,12 @@ def kernels() -> dict[str, Any]:
         ),
         triton_sums: ("column_sums", "add"),
     }  # fmt: skip
-    return {name: getattr(module, name) for module, names in places.items() for name in names}
+    return {name: getattr(module, name) for module, names in modules.items() for name in names}
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     rows = x.numel() // x.shape[-1]
-    y, mean, rstd = _normed(x, rows, x.shape[-1])
+    y, mean, rstd = _empty_norm_results(x, rows, x.shape[-1])
     run(plan.norm(x, weight, bias, eps, y, mean, rstd), x.device)
     return y, mean, rstd
 
@@ -62,7 +62,7 @@ def norm_backward(
 
 
 def norm_columns(p: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, rstd = _normed(p, p.shape[1], len(p))
+    y, mean, rstd = _empty_norm_results(p, p.shape[1], len(p))
     run(plan.norm_columns(p, weight, bias, eps, y, mean, rstd), p.device)
     return y, mean, rstd
 
@@ -121,8 +121,8 @@ def column_sums(x: Tensor, sums: Tensor) -> None:
     run(plan.column_sums(x, sums), x.device)
 
 
-def _normed(x: Tensor, rows: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty y, mean and rstd."""
+def _empty_norm_results(x: Tensor, rows: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialized y, mean and rstd."""
     y = torch.empty((rows, channels), dtype=x.dtype, device=x.device)
     mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
     return y, mean, rstd

@@ -1,7 +1,7 @@
-"""Gates, activations and their gradients in Triton, with the biases before them.
+"""Gates, activations and their gradients in Triton, including the preceding biases.
 
-A backward kernel's programs share a block of channels: each takes every so manieth tile of it and leaves its sums in a
-row of its own, [programs of a block, c].
+In backward kernels several programs share a block of channels: each processes every n-th tile of the block, for n
+programs, and writes its sums to a row of its own, [programs per block, c].
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def glu_columns_backward(
     grad, joint, bias, mask, u_sums, v_sums, grad_strides, joint_strides, mask_stride, channels, columns,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """joint becomes its gradient."""
+    """Replace joint by its gradient."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
     part = program // blocks
@@ -114,7 +114,7 @@ def gate_backward(
     grad, value, value_bias, logits, logits_bias, value_sums, logits_sums,
     grad_strides, value_strides, logits_strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """value and logits become their gradients."""
+    """Replace value and logits by their gradients."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
     part = program // blocks
@@ -156,7 +156,7 @@ def gate_backward(
 
 @triton.jit
 def relu(hidden, bias, strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """hidden becomes max(hidden + b, 0), a [ROWS, CHANNELS] tile."""
+    """Replace hidden by max(hidden + b, 0), a [ROWS, CHANNELS] tile."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, CHANNELS)
     row = program // blocks * ROWS + tl.arange(0, ROWS)
@@ -167,14 +167,14 @@ def relu(hidden, bias, strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl
     tile = load_tile(hidden, down, across, keep)
     if bias is not None:
         tile += load_vector(bias, channel, inside)[None, :]
-    store_tile(hidden, down, across, keep, tl.where(tile <= 0.0, 0.0, tile))  # NaN stays
+    store_tile(hidden, down, across, keep, tl.where(tile <= 0.0, 0.0, tile))  # NaN is kept
 
 
 @triton.jit
 def relu_backward(
     grad, hidden, sums, grad_strides, hidden_strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """grad becomes 0 where hidden is."""
+    """Set grad to 0 where hidden is 0."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
     part = program // blocks
@@ -217,7 +217,7 @@ def swiglu_backward(
     grad, joint, bias, u_sums, v_sums, grad_strides, joint_strides, rows, channels,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """joint becomes its gradient."""
+    """Replace joint by its gradient."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
     part = program // blocks

@@ -1,4 +1,4 @@
-"""Layer norm in Triton, over rows as they lie and over the first axis of [c, columns]; a tile has whole rows."""
+"""Layer norm in Triton, over rows and over the first axis of [c, columns]; a tile has all channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def norm(
     x, weight, bias, y, mean, rstd, x_strides, rows, length, eps,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, PLANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """y = (x - mean) · rstd · weight + bias, ROWS rows a program; y, mean and rstd are dense."""
+    """y = (x - mean) · rstd · weight + bias, ROWS rows per program; y, mean and rstd are dense."""
     first = tl.program_id(0).to(tl.int64) * ROWS
     row, channel = first + tl.arange(0, ROWS), tl.arange(0, PADDED)
     valid, inside = row < rows, channel < CHANNELS
@@ -37,8 +37,8 @@ def norm_backward(
 ):  # fmt: skip
     """out = (g - Σ g / c - s · Σ g s / c) · rstd with g = grad · weight and s = (x - mean) · rstd.
 
-    Σ grad · s and Σ grad over a program's rows go to its row of the sums [programs, c]. Every row of ``grad`` is read
-    before that row of ``out`` is written, by the sums over it: they may be the same memory.
+    Each program writes Σ grad · s and Σ grad over its rows to its row of the sums [programs, c]. ``grad`` and ``out``
+    may be the same memory: the sums over a row of ``grad`` are complete before that row of ``out`` is written.
     """
     program = tl.program_id(0)
     channel = tl.arange(0, PADDED)
@@ -58,7 +58,7 @@ def norm_backward(
         if weight_sums is not None:
             weight_acc += grad_tile * tile
             bias_acc += grad_tile
-        grad_tile *= scale  # 0 outside, and so are the products below
+        grad_tile *= scale  # 0 outside the tile, and so are the products below
         middle = tl.sum(grad_tile, 1) * inv_std / CHANNELS
         slope = tl.sum(grad_tile * tile, 1) * inv_std / CHANNELS
         tile = grad_tile * inv_std[:, None] - (tile * slope[:, None] + middle[:, None])
@@ -76,8 +76,8 @@ def norm_columns(
     p, weight, bias, y, mean, rstd, p_strides, columns, eps,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """``norm`` of COLUMNS columns of p [c, columns]; y [columns, c] is dense: a tile is read along columns, written
-    along channels."""
+    """``norm`` of COLUMNS columns of p [c, columns]; y [columns, c] is dense: tiles are read along columns and
+    written along channels."""
     column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.arange(0, PADDED)
     valid, inside = column < columns, channel < CHANNELS
@@ -118,7 +118,7 @@ def norm_columns_backward(
         if weight_sums is not None:
             weight_acc += tl.sum(grad_tile * tile, 1)
             bias_acc += tl.sum(grad_tile, 1)
-        grad_tile *= scale  # 0 outside, and so are the products below
+        grad_tile *= scale  # 0 outside the tile, and so are the products below
         middle = tl.sum(grad_tile, 0) * inv_std / CHANNELS
         slope = tl.sum(grad_tile * tile, 0) * inv_std / CHANNELS
         tile = grad_tile * inv_std[None, :] - (tile * slope[None, :] + middle[None, :])

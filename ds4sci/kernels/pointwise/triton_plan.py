@@ -1,4 +1,4 @@
-"""What the functions of ``triton.py`` launch. Tensors on the meta device will do: to compile ahead of time."""
+"""Launches of the functions of ``triton.py``. Accepts tensors on the meta device, for ahead-of-time compilation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ds4sci.kernels.pointwise.triton_configs import MAX_CHANNELS, MAX_COLUMN_CHA
 from ds4sci.kernels.triton_launch import Launch
 
 MAX_PROGRAMS = 1024
-"""That make sums: some waves on any GPU. A constant: the order is the same whatever the number of processors."""
+"""Maximum programs that compute sums: a few waves on any GPU. A constant, so that the order does not depend on it."""
 SCRATCH_BYTES = 2**24
-"""Bytes that their partial sums may take; more only where a single one takes more."""
+"""Maximum bytes of their partial sums, unless a single one takes more."""
 PARTIAL_ROWS, CHANNELS = 64, 32
-"""Of a tile of partial sums."""
+"""Tile size of the kernel that adds partial sums."""
 
 Sums = Sequence[Tensor]
 
@@ -79,7 +79,7 @@ def glu_columns(joint: Tensor, bias: Tensor | None, mask: Tensor | None, out: Te
     channels, columns = out.shape
     config = choose("columns", channels, joint.itemsize * 8)
     arguments = {
-        "joint": joint, "bias": _dense(bias), "mask": _numbers(mask), "out": out, "joint_strides": joint.stride(),
+        "joint": joint, "bias": _dense(bias), "mask": _as_uint8(mask), "out": out, "joint_strides": joint.stride(),
         "out_strides": out.stride(), "mask_stride": 0 if mask is None else mask.stride(0), "channels": channels,
         "columns": columns,
     }  # fmt: skip
@@ -95,7 +95,7 @@ def glu_columns_backward(
     blocks = _blocks(channels, config)
     parts, partial = _partial(_tiles(columns, config), blocks, channels, halves, joint.device)
     arguments = {
-        "grad": grad, "joint": joint, "bias": _dense(bias), "mask": _numbers(mask), "u_sums": partial[0],
+        "grad": grad, "joint": joint, "bias": _dense(bias), "mask": _as_uint8(mask), "u_sums": partial[0],
         "v_sums": partial[1], "grad_strides": grad.stride(), "joint_strides": joint.stride(),
         "mask_stride": 0 if mask is None else mask.stride(0), "channels": channels, "columns": columns,
     }  # fmt: skip
@@ -147,14 +147,14 @@ def relu(hidden: Tensor, bias: Tensor | None) -> list[Launch]:
 def relu_backward(grad: Tensor, hidden: Tensor, sums: Tensor | None) -> list[Launch]:
     rows, channels = grad.shape
     config = choose("rows_backward", channels, grad.itemsize * 8)
-    needs_grad = () if sums is None else (sums,)
+    totals = () if sums is None else (sums,)
     blocks = _blocks(channels, config)
-    parts, partial = _partial(_tiles(rows, config), blocks, channels, needs_grad, grad.device)
+    parts, partial = _partial(_tiles(rows, config), blocks, channels, totals, grad.device)
     arguments = {
         "grad": grad, "hidden": hidden, "sums": partial[0], "grad_strides": grad.stride(),
         "hidden_strides": hidden.stride(), "rows": rows, "channels": channels,
     }  # fmt: skip
-    return [_by_rows("relu_backward", parts * blocks, arguments, config), *_add(partial, needs_grad)]
+    return [_by_rows("relu_backward", parts * blocks, arguments, config), *_add(partial, totals)]
 
 
 def swiglu(joint: Tensor, bias: Tensor | None, out: Tensor) -> list[Launch]:
@@ -190,7 +190,7 @@ def column_sums(x: Tensor, sums: Tensor) -> list[Launch]:
 
 
 def _config(purpose: str, x: Tensor, channels: int) -> tuple[Config, dict[str, Any]]:
-    """Of a kernel whose tiles have all channels, with the constants that say how many."""
+    """Config of a kernel whose tiles have all channels, and its constants."""
     limit = MAX_COLUMN_CHANNELS if "columns" in purpose else MAX_CHANNELS
     if channels > limit:
         raise ValueError(f"{purpose} takes up to {limit} channels in Triton, not {channels}; 'tiled' takes any number")
@@ -220,8 +220,8 @@ def _by_columns(kernel: str, programs: int, arguments: dict[str, Any], config: C
 
 
 def _rows(*tensors: Tensor) -> tuple[int, bool, list[tuple[int, ...]]]:
-    """Rows [..., c] as planes of rows: a plane's length, whether there are several, and each tensor's strides of plane,
-    row and channel. Where all rows of all tensors are evenly spaced there is one plane."""
+    """Rows [..., c] as planes of rows: the length of a plane, whether there are several planes, and the strides of
+    plane, row and channel of each tensor. If the rows of all tensors are evenly spaced, there is one plane."""
     views = [_planes(x) for x in tensors]
     length = views[0].shape[1]
     if all(x.stride(0) == length * x.stride(1) or x.shape[0] == 1 for x in views):
@@ -232,13 +232,13 @@ def _rows(*tensors: Tensor) -> tuple[int, bool, list[tuple[int, ...]]]:
 
 
 def _planes(x: Tensor) -> Tensor:
-    """x [..., c] as [planes, rows, c], the same memory."""
+    """x [..., c] as a view [planes, rows, c]."""
     shape = (1, 1, *x.shape)[-3:] if x.dim() < 3 else (math.prod(x.shape[:-2]), *x.shape[-2:])
     try:
         return x.view(shape)
     except RuntimeError as error:
         raise ValueError(
-            f"rows may have two strides of their own; these are {tuple(x.shape)} with strides {x.stride()}"
+            f"rows may have at most two strides; got {tuple(x.shape)} with strides {x.stride()}"
         ) from error
 
 
@@ -246,16 +246,16 @@ def _dense(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.contiguous()
 
 
-def _numbers(mask: Tensor | None) -> Tensor | None:
+def _as_uint8(mask: Tensor | None) -> Tensor | None:
     return mask.view(torch.uint8) if mask is not None and mask.dtype == torch.bool else mask
 
 
 def _partial(
     tiles: int, blocks: int, channels: int, sums: Sums, device: torch.device
 ) -> tuple[int, Tensor | tuple[None, None]]:
-    """How many programs share a block of channels, and what each leaves of the sums: [1 or 2, programs, c].
+    """Number of programs that share a block of channels, and their partial sums [1 or 2, programs, c].
 
-    Without sums every tile has a program of its own.
+    Without sums there is one program per tile.
     """
     if not sums:
         return tiles, (None, None)
@@ -265,7 +265,7 @@ def _partial(
 
 
 def _add(partial: Tensor | tuple[None, None], sums: Sums) -> list[Launch]:
-    """The partial sums in order, added to ``sums``."""
+    """Launch that adds the partial sums to ``sums`` in order."""
     if not isinstance(partial, Tensor) or not partial.shape[1]:
         return []
     count, parts, channels = partial.shape

@@ -1,5 +1,7 @@
-"""What every shipped launch of the Triton kernels between matrix products compiles to, on every architecture, without a
-GPU: all inputs given, all sums needs_grad, as it is hardest on registers."""
+"""Compilation of every shipped launch of the pointwise Triton kernels for every architecture, without a GPU.
+
+Launches have all inputs and compute all sums, which needs the most registers.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels import aot
+from ds4sci.kernels.dtypes import dtype_name
 from ds4sci.kernels.pointwise import triton as host
 from ds4sci.kernels.pointwise import triton_plan as plan
 from ds4sci.kernels.pointwise.triton_configs import FULL_WIDTH, MAX_CHANNELS, MAX_COLUMN_CHANNELS
@@ -20,14 +23,14 @@ KERNELS = (
     "swiglu_backward", "column_sums", "add",
 )  # fmt: skip
 WIDTHS = tuple(2**i for i in range(4, 14))
-"""Channels of the kernels whose tiles have all of them; the others have tiles of one width."""
-USUAL = 128
+"""Channels of the kernels whose tiles have all channels; the other kernels have one tile width."""
+COMMON_WIDTH = 128
 ROWS = 384 * 384
 
 
 @dataclass(frozen=True)
 class Point:
-    """One kernel with c channels of a dtype, for an architecture."""
+    """One kernel with a number of channels, a dtype and an architecture."""
 
     kernel: str
     arch: str
@@ -35,13 +38,13 @@ class Point:
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        return f"{self.kernel}-{self.arch}-c{self.channels}-{str(self.dtype).removeprefix('torch.')}"
+        return f"{self.kernel}-{self.arch}-c{self.channels}-{dtype_name(self.dtype)}"
 
 
 def widths(kernel: str) -> tuple[int, ...]:
-    """Of every shipped config."""
+    """Numbers of channels of every shipped config."""
     if kernel not in FULL_WIDTH:
-        return (USUAL,)
+        return (COMMON_WIDTH,)
     return tuple(c for c in WIDTHS if c <= (MAX_COLUMN_CHANNELS if "columns" in kernel else MAX_CHANNELS))
 
 
@@ -58,7 +61,7 @@ def points(
 
 
 def launches(kernel: str, c: int, dtype: torch.dtype, rows: int = ROWS) -> list[Launch]:
-    """A call's launches; ``add`` comes last of those that make sums."""
+    """Launches of a call; ``add`` is the last launch of calls that compute sums."""
 
     def meta(*size: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(size, dtype=dtype, device="meta")
@@ -92,7 +95,7 @@ def launches(kernel: str, c: int, dtype: torch.dtype, rows: int = ROWS) -> list[
 
 
 def build(point: Point, rows: int = ROWS) -> aot.KernelStats:
-    """What the point's kernel compiles to."""
+    """Statistics of the point's kernel."""
     launch = next(x for x in launches(point.kernel, point.channels, point.dtype, rows) if x.kernel == point.kernel)
     return aot.kernel_stats(
         host.kernels()[launch.kernel], launch.arguments, launch.constants, point.arch,

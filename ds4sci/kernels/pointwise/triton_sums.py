@@ -1,4 +1,4 @@
-"""Sums over rows in Triton, without atomics: programs leave partial sums, which one more kernel adds in order."""
+"""Sums over rows in Triton without atomics: programs write partial sums, which another kernel adds in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ds4sci.kernels.pointwise.triton_tiles import load_tile, offsets
 
 @triton.jit
 def column_sums(x, sums, strides, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Σ over the tiles of rows that a program takes of a block of channels, to its row of ``sums``."""
+    """Sum of a program's tiles of rows in a block of channels, written to its row of ``sums``."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
     part = program // blocks
@@ -26,8 +26,8 @@ def column_sums(x, sums, strides, rows, channels, ROWS: tl.constexpr, CHANNELS: 
 
 @triton.jit
 def add(partial, first, second, strides, parts, channels, PARTIAL_ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """first += Σ partial[0], second += Σ partial[1], a block of channels a program; partial [1 or 2, parts, c], the
-    others fp64."""
+    """first += Σ partial[0], second += Σ partial[1], one block of channels per program; partial is [1 or 2, parts, c],
+    first and second are fp64."""
     blocks = tl.cdiv(channels, CHANNELS)
     program = tl.program_id(0)
     which = program // blocks

@@ -1,6 +1,6 @@
-"""What the Triton kernels between matrix products share: tiles in and out, in fp32 whatever the memory holds.
+"""Shared functions of the pointwise Triton kernels: loads and stores of tiles, in fp32 for any dtype in memory.
 
-Offsets are 64-bit vectors down and across a tile: no stride is too large.
+Offsets along both dimensions of a tile are 64-bit vectors, so strides of any size work.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def row_offsets(strides, first, length, ROWS: tl.constexpr, PLANES: tl.constexpr):
-    """Where ROWS rows from ``first`` (64-bit) on begin. PLANES: they lie in planes of ``length`` rows each."""
+    """Offsets of ROWS rows from row ``first`` (64-bit). PLANES: rows are in planes of ``length`` rows each."""
     inside = tl.arange(0, ROWS)
     if PLANES:
         inside += (first % length).to(tl.int32)
@@ -22,13 +22,13 @@ def row_offsets(strides, first, length, ROWS: tl.constexpr, PLANES: tl.constexpr
 
 @triton.jit
 def offsets(index, stride):
-    """Offsets of elements ``stride`` apart."""
+    """Offsets of the elements ``index`` with this stride."""
     return index.to(tl.int64) * stride
 
 
 @triton.jit
 def load_tile(x, down, across, keep):
-    """fp32 at every offset down and across that is kept, else 0."""
+    """fp32 elements at the offsets down and across where ``keep``, else 0."""
     return tl.load(x + (down[:, None] + across[None, :]), mask=keep, other=0.0).to(tl.float32)
 
 
@@ -39,13 +39,13 @@ def store_tile(x, down, across, keep, tile):
 
 @triton.jit
 def load_vector(x, offset, keep):
-    """fp32; a mask's True is 1."""
+    """fp32 elements; True of a mask becomes 1."""
     return tl.load(x + offset, mask=keep, other=0).to(tl.float32)
 
 
 @triton.jit
 def sigmoid_and_complement(x):
-    """σ(x) and 1 - σ(x), from the exponential of a negative number: no overflow, no difference of near numbers."""
+    """σ(x) and 1 - σ(x), from the exponential of a negative number: no overflow, no cancellation."""
     small = tl.exp(-tl.abs(x))
     larger = 1.0 / (1.0 + small)
     return tl.where(x < 0, small * larger, larger), tl.where(x < 0, larger, small * larger)

@@ -1,4 +1,4 @@
-"""Row- and column-shared dropout (AlphaFold 2, supplement 1.11.6) whose mask comes from counters."""
+"""Row- and column-shared dropout (AlphaFold 2, supplement 1.11.6) with a counter-based random mask."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def shared_dropout(
 ) -> Tensor:
     """x ``[b, i, j, c]`` times a mask shared along ``axis`` (1: row-wise, 2: column-wise), 0 with probability ``p``.
 
-    What is kept is divided by ``1 - p``. The mask of a place depends on ``seed`` (int64, no dimensions) and the place:
-    a recomputation with the same seed drops the same, and a rank that holds rows from ``starts`` on drops what
-    the whole tensor would drop there.
+    Elements that are kept are divided by ``1 - p``. The mask of an element depends only on ``seed`` (int64, no
+    dimensions) and the element's position: a recomputation with the same seed drops the same elements, and a rank that
+    holds the part of a tensor that begins at ``starts`` (b, i, j) drops the same elements as the whole tensor would.
 
-    implementation  ``triton``     NVIDIA and AMD GPUs; the mask never exists whole, the seed alone is saved
-                    ``reference``  torch on any device; keeps the mask. The same bits.
+    implementation  ``triton``     NVIDIA and AMD GPUs; never materializes the mask, saves only the seed
+                    ``reference``  torch on any device; saves the mask. The same bits.
 
-    Raises ValueError for a ``p`` outside [0, 1), an ``axis`` other than 1 and 2, and a seed that is no such tensor.
+    Raises ValueError for ``p`` outside [0, 1), for an ``axis`` other than 1 or 2, and for any other type of seed.
     """
     if not 0.0 <= p < 1.0:
-        raise ValueError(f"p is a probability below 1; it came as {p}")
+        raise ValueError(f"p must be in [0, 1); got {p}")
     if axis not in (1, 2) or x.dim() != 4:
-        raise ValueError(f"x is [b, i, j, c] and axis 1 or 2; they came as {tuple(x.shape)} and {axis}")
+        raise ValueError(f"x must be [b, i, j, c] and axis 1 or 2; got {tuple(x.shape)} and {axis}")
     if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.dim():
-        came = f"{seed.dtype} {tuple(seed.shape)}" if isinstance(seed, Tensor) else f"{seed!r}"
-        raise ValueError(f"seed is one int64 tensor without dimensions; it came as {came}")
+        got = f"{seed.dtype} {tuple(seed.shape)}" if isinstance(seed, Tensor) else f"{seed!r}"
+        raise ValueError(f"seed must be an int64 tensor without dimensions; got {got}")
     return KERNEL(x, p, axis, seed, starts=starts, implementation=implementation)

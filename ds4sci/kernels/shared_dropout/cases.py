@@ -29,6 +29,6 @@ CASES = (
     _case("MSA, transposed", (2, 9, 33, 24), 0.15, 2, transposed=True),
     _case("a rank's rows", (2, 5, 11, 20), 0.4, 1, starts=(3, 64, 7)),
     _case("odd width, most dropped", (1, 3, 5, 9), 0.9, 2, seed=-3),
-    _case("one number", (1, 1, 1, 1), 0.1, 1),
+    _case("one element", (1, 1, 1, 1), 0.1, 1),
     _case("nothing dropped", (1, 2, 3, 4), 0.0, 1),
 )

@@ -1,4 +1,4 @@
-"""Dropout from counters: Philox4x32-10 (Salmon et al. 2011) in torch's integers, and the mask it gives."""
+"""Counter-based dropout in readable torch: Philox4x32-10 (Salmon et al. 2011) and its mask."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(seed: Tensor, counter: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four words of 32 random bits for every counter of four words; int64 that broadcast, ``seed`` the 64-bit key."""
+    """Four 32-bit random words per counter of four words. All are int64 and broadcast; ``seed`` is the 64-bit key."""
     low, high = seed & WORD, (seed >> 32) & WORD
     c0, c1, c2, c3 = counter
     for _ in range(10):
-        first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]  # 64 bits; what a sign means is masked away
+        first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]  # 64 bits; the masks remove the sign
         c0, c1, c2, c3 = (
             ((second >> 32) & WORD) ^ c1 ^ low, second & WORD, ((first >> 32) & WORD) ^ c3 ^ high, first & WORD
         )  # fmt: skip
@@ -26,9 +26,9 @@ def philox(seed: Tensor, counter: Sequence[Tensor]) -> tuple[Tensor, Tensor, Ten
 
 
 def mask(shape: Sequence[int], p: float, seed: Tensor, starts: Sequence[int], device: torch.device) -> Tensor:
-    """fp32 ``shape`` [b, i, j, c]: 0 with probability ``p``, else 1 / (1 - p). ``starts``: where b, i, j begin.
+    """fp32 ``shape`` [b, i, j, c]: 0 with probability ``p``, else 1 / (1 - p). ``starts``: first b, i and j.
 
-    Element (b, i, j, c) has word c % 4 of counter (c // 4, j, i, b): it depends on its place alone, not on the shape.
+    Element (b, i, j, c) uses word c % 4 of counter (c // 4, j, i, b): it depends on its position, not on the shape.
     """
     b, i, j, c = shape
     blocks = -(-c // 4)
@@ -37,7 +37,7 @@ def mask(shape: Sequence[int], p: float, seed: Tensor, starts: Sequence[int], de
         for axis, (begin, size) in enumerate(zip((*starts, 0), (b, i, j, blocks), strict=True))
     ]
     words = torch.stack(torch.broadcast_tensors(*philox(seed.to(device), counter[::-1])), dim=-1).flatten(-2)[..., :c]
-    # a word is below p·2³² with probability p to within 2⁻³²
+    # a word is less than p·2³² with probability p, to within 2⁻³²
     return (words >= round(p * 2**32)).float() / (1 - p)
 
 

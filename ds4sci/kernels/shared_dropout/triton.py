@@ -1,4 +1,4 @@
-"""Shared dropout by a Triton kernel: its own gradient, with the same seed. Importing this module imports no Triton."""
+"""Shared dropout by a Triton kernel, which with the same seed is its own backward. Importing it imports no Triton."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ds4sci.kernels import triton_launch
 from ds4sci.kernels.triton_launch import Launch
 
 PLACES_PER_MASK = 8
-"""Places along the shared axis that use a mask once it is made; making it is as much work as reading 8 numbers is."""
+"""Positions along the shared axis that one program multiplies by its mask. Computing the mask takes as long as reading
+8 numbers."""
 ELEMENTS, WIDTH, WARPS = 2048, 128, 4
-"""Of a tile, and its channels at most; warps of a program."""
+"""Elements of a tile, its maximum number of channels, warps per program."""
 
 
 def why_not(x: Tensor, p: float, axis: int, seed: Tensor, *, starts: tuple[int, int, int] = (0, 0, 0)) -> str | None:
@@ -28,20 +29,20 @@ def run(launches: Iterable[Launch], device: torch.device) -> None:
 
 @functools.cache
 def kernels() -> dict[str, Any]:
-    """The compiled function by name; the first call imports Triton."""
+    """Triton functions by name; the first call imports Triton."""
     from ds4sci.kernels.shared_dropout import triton_drop
 
     return {"drop": triton_drop.drop}
 
 
 def plan(x: Tensor, seed: Tensor, p: float, axis: int, starts: Sequence[int], out: Tensor) -> list[Launch]:
-    """What ``drop`` launches; tensors on the meta device will do."""
+    """Launches of ``drop``. Accepts tensors on the meta device."""
     if axis == 2:
         x, out = x.transpose(1, 2), out.transpose(1, 2)
     b, shared, others, channels = x.shape
     width = min(WIDTH, max(4, 1 << (channels - 1).bit_length()))
     rows = ELEMENTS // width
-    keep_scale = (torch.ones((), device="cpu") / (1 - p)).to(x.dtype).item()  # rounded as the reference's mask is
+    keep_scale = (torch.ones((), device="cpu") / (1 - p)).to(x.dtype).item()  # rounded like the reference's mask
     arguments = {
         "x": x, "seed": seed, "out": out, "x_strides": x.stride(), "out_strides": out.stride(),
         "starts": tuple(starts), "shared": shared, "others": others, "channels": channels,
@@ -72,16 +73,16 @@ def _(x, seed, p, axis, starts):
     return torch.empty_like(x)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, seed, *ctx.options = inputs
     ctx.save_for_backward(seed)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return torch.ops.ds4sci.shared_dropout(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-drop.register_autograd(_differentiate, setup_context=_setup)
+drop.register_autograd(_backward, setup_context=_setup_context)
 
 
 def shared_dropout(x: Tensor, p: float, axis: int, seed: Tensor, *, starts: tuple[int, int, int] = (0, 0, 0)) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shared dropout's kernel in Triton."""
+"""Kernel of shared dropout in Triton."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ def drop(
     x, seed, out, x_strides, out_strides, starts, shared, others, channels, threshold, keep_scale,
     AXIS: tl.constexpr, PLACES_PER_MASK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A mask of [ROWS, CHANNELS], which PLACES_PER_MASK places along the shared axis are multiplied with: 0 or
-    ``keep_scale``.
+    """Multiply PLACES_PER_MASK positions along the shared axis by one mask [ROWS, CHANNELS] of 0 and ``keep_scale``.
 
     x and out are [b, shared, others, c]; AXIS says whether the shared axis is i or j of the counter (c // 4, j, i, b).
-    Random words below ``threshold``, of up to 33 bits, drop.
+    Elements whose random word is below ``threshold`` (up to 33 bits) are dropped.
     """
     program = tl.program_id(0)
     blocks, tiles, groups = tl.cdiv(channels, CHANNELS), tl.cdiv(others, ROWS), tl.cdiv(shared, PLACES_PER_MASK)
@@ -25,7 +24,7 @@ def drop(
     entry = program // (blocks * tiles * groups)
     channel, row = first_channel + tl.arange(0, CHANNELS), first + tl.arange(0, ROWS)
 
-    # a start may need more than 31 bits; a word of the counter has 32
+    # a start may need more than 31 bits; counter words have 32
     position = tl.cast(starts[2 if AXIS == 1 else 1] + row, tl.uint32)[:, None]
     batch = tl.cast(starts[0] + entry, tl.uint32)
     block = (first_channel // 4 + tl.arange(0, CHANNELS // 4))[None, :]
@@ -33,7 +32,7 @@ def drop(
         w0, w1, w2, w3 = tl.philox(tl.load(seed), block, position, 0, batch)
     else:
         w0, w1, w2, w3 = tl.philox(tl.load(seed), block, 0, position, batch)
-    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # channel c has word c % 4
+    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # channel c uses word c % 4
     mask = tl.where(words.to(tl.int64) >= threshold, keep_scale, 0.0)
 
     keep = (row < others)[:, None] & (channel < channels)[None, :]

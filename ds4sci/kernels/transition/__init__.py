@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ds4sci.kernels.inputs import check_linear, check_norm
+from ds4sci.kernels.input_checks import check_linear, check_norm
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.transition import fused
@@ -54,13 +54,13 @@ def transition(
     """``W₂ relu(W₁ LN(x) + b₁) + b₂``, or ``W₂ (silu(u) ⊙ v) + b₂`` with ``[u, v] = W₁ LN(x) + b₁`` (``swiglu``).
 
     x [..., c]; ``weight_1`` [f·c, c], for swiglu [2·f·c, c] with the gate's rows first; ``weight_2`` [c, f·c]; returns
-    [..., c]. Without ``norm_weight`` there is no layer norm. The norm is made in its parameters' dtype.
+    [..., c]. Without ``norm_weight`` there is no layer norm; the layer norm uses the dtype of its parameters.
 
-    implementation  ``triton``, ``native``, ``tiled``  a tile of rows at a time; x alone is saved, the [..., f·c] hidden
-                                                   activation never exists whole
-                    ``reference``                  readable torch; keeps the hidden activation, several times
+    implementation  ``triton``, ``native``, ``tiled``  one tile of rows at a time; saves only x, never materializes the
+                                                   [..., f·c] hidden activation
+                    ``reference``                  readable torch; saves the hidden activation several times
 
-    Raises ValueError for parameters whose shapes do not fit x and each other.
+    Raises ValueError for parameters whose shapes do not match x and each other.
     """
     c = x.shape[-1]
     hidden = weight_2.shape[-1]

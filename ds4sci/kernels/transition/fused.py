@@ -1,4 +1,4 @@
-"""The transition a tile of rows at a time: its input alone is saved, the hidden activation never exists whole."""
+"""Transition in tiles of rows: saves only its input and never materializes the hidden activation."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def forward(
     source, target = as_rows(x, order), as_rows(out, order)
     norm = OptionalLayerNorm(p, norm_weight, norm_bias, eps)
     for tile in tile_slices(len(source), weight_1.shape[0] * x.itemsize, x.device):
-        hidden = _hidden(p, norm(source[tile]), weight_1, bias_1, activation)[1]
+        hidden = _hidden(p, norm.forward(source[tile])[0], weight_1, bias_1, activation)[1]
         linear(hidden, weight_2, bias_2, target[tile])
     return out
 
 
 def _hidden(p: ModuleType, y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
-    """``weight y`` and the activation of it with its bias; for relu one and the same memory."""
+    """``weight y``, and its activation with the bias; with relu both are the same memory."""
     if activation == "swiglu":
         inner = y @ weight.t()
         return inner, p.swiglu(inner, bias)
-    # in 16 bits a product rounded before its bias is added changes sign where the two nearly cancel
-    early = y.itemsize < 4
-    inner = linear(y, weight, bias if early else None)
-    return inner, p.relu(inner, None if early else bias)
+    # in 16 bits, rounding the product before adding the bias changes the sign where the two nbias_in_matmul cancel
+    bias_in_matmul = y.itemsize < 4
+    inner = linear(y, weight, bias if bias_in_matmul else None)
+    return inner, p.relu(inner, None if bias_in_matmul else bias)
 
 
 def backward(
@@ -74,12 +74,12 @@ def backward(
     p = BACKENDS[implementation]
     order = row_order(x)
     out = empty_in_order(x, order)
-    source, above, target = as_rows(x, order), as_rows(grad, order), as_rows(out, order)
+    source, grad_rows, target = as_rows(x, order), as_rows(grad, order), as_rows(out, order)
     norm = OptionalLayerNorm(p, norm_weight, norm_bias, eps, needs_grad[1:3])
     first, first_bias = MatmulGradAccumulator(weight_1, needs_grad[3]), GradAccumulator(bias_1, needs_grad[4])
     second, second_bias = MatmulGradAccumulator(weight_2, needs_grad[5]), GradAccumulator(bias_2, needs_grad[6])
     for tile in tile_slices(len(source), weight_1.shape[0] * x.itemsize, x.device):
-        g, y = above[tile], norm(source[tile])
+        g, (y, moments) = grad_rows[tile], norm.forward(source[tile])
         inner, hidden = _hidden(p, y, weight_1, bias_1, activation)
         second.add(g.t(), hidden)
         if second_bias.total is not None:
@@ -90,10 +90,8 @@ def backward(
         else:
             p.swiglu_backward(torch.mm(g, weight_2, out=hidden), inner, bias_1, first_bias.total)
         first.add(inner.t(), y)
-        norm.backward(inner @ weight_1, source[tile], target[tile])
-    return fill_missing_grads(
-        x, [out, *norm.results(), *(s.result() for s in (first, first_bias, second, second_bias))]
-    )
+        norm.backward(inner @ weight_1, source[tile], moments, target[tile])
+    return fill_missing_grads(x, [out, *norm.grads(), *(s.result() for s in (first, first_bias, second, second_bias))])
 
 
 def fake_impl(x: Tensor, *_: object) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ds4sci.kernels.inputs import check_linear, check_norm, expand_mask
+from ds4sci.kernels.input_checks import check_linear, check_norm, expand_mask
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.tiles import concat_linears
@@ -43,16 +43,17 @@ def triangle_multiplication(
     """``g ⊙ W LN(Σ_k a_ik ⊙ b_jk)`` (outgoing) or ``Σ_k a_ki ⊙ b_kj`` (incoming); a, b gated projections of LN(z).
 
     z ``[b, n, n, c]``, ``mask`` bool or float ``[b, n, n]`` (True or 1 = both residues real; no gradient goes to it),
-    or what broadcasts to that; returns the update ``[b, n, n, c]``. The norms are made in their parameters' dtype.
+    or a shape that broadcasts to it. Returns the update ``[b, n, n, c]``. The layer norms use the dtype of their
+    parameters.
 
-    implementation  ``triton``, ``native``, ``tiled``  the contraction by matrix products, the rest a tile at a time;
-                                                   saves z and the contraction's result ``b·n²·c'``
-                    ``reference``                  readable torch; keeps about ``b·n²·(8 c' + 3 c)``
+    implementation  ``triton``, ``native``, ``tiled``  the contraction as matrix products, everything else in tiles;
+                                                   saves z and the result of the contraction ``b·n²·c'``
+                    ``reference``                  readable torch; saves about ``b·n²·(8 c' + 3 c)``
 
-    Raises ValueError for a mask or parameters whose shapes do not fit z and each other.
+    Raises ValueError for a mask or parameters whose shapes do not match z and each other.
     """
     if z.dim() != 4 or z.shape[1] != z.shape[2]:
-        raise ValueError(f"z is [b, n, n, c]; it came as {tuple(z.shape)}")
+        raise ValueError(f"z must be [b, n, n, c]; got {tuple(z.shape)}")
     w, c = weights, z.shape[-1]
     hidden = w.a_p[0].shape[0]
     for name, norm, channels in (("norm_in", w.norm_in, c), ("norm_out", w.norm_out, hidden)):

@@ -1,8 +1,8 @@
-"""The triangular multiplicative update around a batched matrix product; everything else a tile of rows at a time.
+"""Triangular multiplicative update as a batched matrix product, with everything else in tiles of rows.
 
-The projections a and b are made with their channels first, [2c', n·n]: the product of a weight and of LN(z) transposed,
-so that the contraction over k is one matrix product a channel and nothing is ever transposed in memory. Saved are z,
-the mask and the contraction's result p [c', n, n]; a and b are made again in backward.
+The projections a and b are computed channels first, [2c', n·n], as the product of a weight and LN(z) transposed: the
+contraction over k is then one matrix product per channel, and nothing is transposed in memory. Saves z, the mask and
+the result p [c', n, n] of the contraction; backward recomputes a and b.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ds4sci.kernels.tiles import (
 
 
 def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
-    """``Σ_k a_ik b_jk``, incoming ``Σ_k a_ki b_kj``, for every channel of a, b, out [c', n, n]."""
+    """Write ``Σ_k a_ik b_jk``, incoming ``Σ_k a_ki b_kj``, to ``out``; a, b and out are [c', n, n]."""
     if direction == "outgoing":
         torch.bmm(a, b.transpose(1, 2), out=out)
     else:
@@ -32,7 +32,7 @@ def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
 
 
 def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> None:
-    """From p's gradient: a and b become their own gradients, a few channels at a time."""
+    """Replace a and b by their gradients, from the gradient of p, a few channels at a time."""
     for part in tile_slices(len(a), 2 * a[0].nbytes, a.device):
         g, left, right = grad[part], a[part], b[part]
         if direction == "outgoing":
@@ -46,11 +46,11 @@ def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> Non
 def project(
     z: Tensor, mask: Tensor | None, norm: OptionalLayerNorm, weight: Tensor, bias: Tensor | None, out: Tensor
 ) -> None:
-    """a and b of one example, z [n, n, c], to ``out`` [2c', n·n]."""
+    """Write a and b of one example, z [n, n, c], to ``out`` [2c', n·n]."""
     n = z.shape[1]
     for tile in tile_slices(len(z), n * weight.shape[0] * z.itemsize, z.device):
         columns = slice(tile.start * n, tile.stop * n)
-        joint = weight @ norm(z[tile]).t()
+        joint = weight @ norm.forward(z[tile])[0].t()
         norm.pointwise.glu_columns(joint, bias, None if mask is None else mask[columns], out[:, columns])
 
 
@@ -71,7 +71,7 @@ def forward(
     eps: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """``weight_in`` [4c', c]: the rows of a, b, a's gate and b's gate. Returns the update and p [b, c', n, n]."""
+    """The update, and p [b, c', n, n]. ``weight_in`` [4c', c]: rows of a, b, the gate of a, the gate of b."""
     pointwise = BACKENDS[implementation]
     b, n, _, c = z.shape
     hidden = weight_in.shape[0] // 4
@@ -85,8 +85,8 @@ def forward(
         contract(ab[0], ab[1], direction, p)
         columns = p.view(hidden, n * n)
         for tile in tile_slices(n, n * max(c, hidden) * z.itemsize, z.device):
-            value = norm_out.columns(columns[:, tile.start * n : tile.stop * n]) @ weight_out.t()
-            logits = norm_in(x[tile]) @ weight_gate.t()
+            value = norm_out.forward_columns(columns[:, tile.start * n : tile.stop * n])[0] @ weight_out.t()
+            logits = norm_in.forward(x[tile])[0] @ weight_gate.t()
             pointwise.gate(value, bias_out, logits, bias_gate, o[tile].view(-1, c))
     return out, product
 
@@ -129,29 +129,29 @@ def backward(
         GradAccumulator(bias_gate, needs_grad[10]),
     )
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    ab, above = z.new_empty(2, hidden, n, n), z.new_empty(hidden, n, n)
+    ab, grad_product = z.new_empty(2, hidden, n, n), z.new_empty(hidden, n, n)
     for x, g, keep, p, o in zip(
         z, grad, [None] * b if mask is None else mask.flatten(1), product, out, strict=True
     ):  # fmt: skip
-        # through the output gate and projection, to p's gradient; o takes the gate's part of LN(z)'s gradient
+        # gradient of p through the output gate and projection; o holds the gate's part of the gradient of LN(z)
         for tile in tile_slices(n, n * max(c, hidden) * z.itemsize, z.device):
             columns = slice(tile.start * n, tile.stop * n)
-            y, mixed = norm_in(x[tile]), norm_out.columns(p.view(hidden, -1)[:, columns])
+            y = norm_in.forward(x[tile])[0]
+            mixed, moments = norm_out.forward_columns(p.view(hidden, -1)[:, columns])
             value, logits = mixed @ weight_out.t(), y @ weight_gate.t()
             pointwise.gate_backward(
                 g[tile].reshape(-1, c), value, bias_out, logits, bias_gate, grad_bias_out.total, grad_bias_gate.total
             )
             grad_weight_out.add(value.t(), mixed)
             grad_weight_gate.add(logits.t(), y)
-            norm_out.columns_backward(
-                value @ weight_out, p.view(hidden, -1)[:, columns], above.view(hidden, -1)[:, columns]
-            )
+            grad_columns = grad_product.view(hidden, -1)[:, columns]
+            norm_out.backward_columns(value @ weight_out, p.view(hidden, -1)[:, columns], moments, grad_columns)
             torch.mm(logits, weight_gate, out=o[tile].view(-1, c))
         project(x, keep, norm_in, weight_in, bias_in, ab.view(2 * hidden, n * n))
-        contract_backward(above, ab[0], ab[1], direction)
+        contract_backward(grad_product, ab[0], ab[1], direction)
         for tile in tile_slices(n, n * weight_in.shape[0] * z.itemsize, z.device):
             columns = slice(tile.start * n, tile.stop * n)
-            y = norm_in(x[tile])
+            y, input_moments = norm_in.forward(x[tile])
             joint = weight_in @ y.t()
             pointwise.glu_columns_backward(
                 ab.view(2 * hidden, -1)[:, columns], joint, bias_in, None if keep is None else keep[columns],
@@ -159,10 +159,10 @@ def backward(
             )  # fmt: skip
             grad_weight_in.add(joint, y)
             inner = o[tile].view(-1, c)
-            norm_in.backward(inner.addmm_(joint.t(), weight_in), x[tile], o[tile])
+            norm_in.backward(inner.addmm_(joint.t(), weight_in), x[tile], input_moments, o[tile])
     grads_in = grad_weight_in.result(), grad_bias_in.result()
     grads_out = grad_weight_out.result(), grad_bias_out.result(), grad_weight_gate.result(), grad_bias_gate.result()
-    return fill_missing_grads(z, [out, *norm_in.results(), *grads_in, *norm_out.results(), *grads_out, None])
+    return fill_missing_grads(z, [out, *norm_in.grads(), *grads_in, *norm_out.grads(), *grads_out, None])
 
 
 def fake_impl(

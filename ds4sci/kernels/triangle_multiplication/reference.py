@@ -27,7 +27,7 @@ class Weights(NamedTuple):
 
 
 def _norm(x: Tensor, layer: Layer, eps: float) -> Tensor:
-    """In the parameters' dtype: some models keep those of their norms in fp32."""
+    """Layer norm in the dtype of its parameters: some models keep those in fp32."""
     return F.layer_norm(x.to(layer[0].dtype), x.shape[-1:], *layer, eps).to(x.dtype)
 
 

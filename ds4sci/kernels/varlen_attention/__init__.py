@@ -33,36 +33,42 @@ def varlen_attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    donated: bool = False,
     implementation: str | None = None,
 ) -> Tensor:
-    """Each token attends within its own document; ``causal``: to itself and to what is before it.
+    """Attention of each token within its own document; with ``causal`` only to itself and earlier tokens.
 
-    q ``[t, h, d]``, k and v ``[t, g, d]`` for the t tokens of a packed row, or of a padded batch flattened; any strides
-    (stride 1 along d is read without a copy). g divides h: head i reads keys and values of head ``i·g // h``.
-    ``doc_spans`` ``[m, 2]``, int64, on the CPU: (start, stop) of each document, disjoint, rising. Tokens in no span are
-    padding: output 0, gradient 0. ``scale`` defaults to ``d ** -0.5``. Returns ``[t, h, d]``.
+    q ``[t, h, d]``, k and v ``[t, g, d]`` for the t tokens of a packed row, or of a flattened padded batch. Any
+    strides; stride 1 along d is read without a copy. g divides h: query head i reads key and value head ``i·g // h``.
+    ``doc_spans`` ``[m, 2]``, int64, on the CPU: (start, stop) of each document, disjoint, ascending. Tokens outside
+    all documents are padding: output 0, gradient 0. ``scale`` defaults to ``d ** -0.5``. Returns ``[t, h, d]``.
 
-    Gradients go to q, k, v, those that ask for one. Memory grows linearly with t, but for the reference's.
+    Gradients are computed for those of q, k and v that require them. Memory grows linearly with t, except for the
+    reference.
 
+    donated         backward may overwrite q, k and v with their gradients (``native``; the others ignore it). Set it
+                    only under activation checkpointing and for tensors made in the recomputed function that nothing
+                    else reads: not its inputs, not views of other tensors. Wrong use corrupts gradients silently.
     implementation  ``flash``      the package flash_attn on a GPU, bf16 and fp16
                     ``flex``       torch's flex_attention on a GPU, compiled at the first call
                     ``native``     C++ on the CPU: fp32, bf16, fp16
-                    ``sdpa``       torch's own attention, document by document, anywhere; breaks a compiled graph
+                    ``sdpa``       torch's scaled_dot_product_attention per document, on any device; breaks a compiled
+                                   graph
                     ``reference``  readable torch; keeps ``h·t²`` scores
 
-    Raises ValueError for shapes, dtypes and doc_spans that do not fit together, naming them, and when the named
-    implementation cannot run, with its reason.
+    Raises ValueError for shapes, dtypes and doc_spans that do not fit together, and when the named implementation
+    cannot run, with its reason.
     """
     _check(q, k, v, doc_spans)
-    return KERNEL(q, k, v, doc_spans, causal=causal, scale=scale, implementation=implementation)
+    return KERNEL(q, k, v, doc_spans, causal=causal, scale=scale, donated=donated, implementation=implementation)
 
 
 def forward_backward(
     q: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
 ) -> native.ForwardBackward | None:
-    """``varlen_attention`` as a forward and a backward of their own, where C++ computes it on the CPU; otherwise None.
+    """``varlen_attention`` as separate forward and backward functions, if the C++ implementation can run; else None.
 
-    q is any tensor of the type that q, k and v will have, with their channels last.
+    q is any tensor with the dtype, device and number of channels that q, k and v will have, channels last.
     """
     if native.why_not(q, q, q, doc_spans) is not None:
         return None
@@ -71,15 +77,15 @@ def forward_backward(
 
 def _check(q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor) -> None:
     if q.dim() != 3 or k.dim() != 3:
-        raise ValueError(f"q is [t, h, d], k [t, g, d]; they came as {tuple(q.shape)} and {tuple(k.shape)}")
+        raise ValueError(f"q must be [t, h, d] and k [t, g, d]; got {tuple(q.shape)} and {tuple(k.shape)}")
     (t, h, d), g = q.shape, k.shape[1]
     if not g or h % g:
-        raise ValueError(f"the heads of k must divide those of q; there are {g} and {h}")
+        raise ValueError(f"the number of heads of k must divide that of q; got {g} and {h}")
     for name, x in (("k", k), ("v", v)):
         if tuple(x.shape) != (t, g, d):
-            raise ValueError(f"{name} must be {(t, g, d)} beside q {tuple(q.shape)}; it came as {tuple(x.shape)}")
+            raise ValueError(f"{name} must be {(t, g, d)} for q {tuple(q.shape)}; got {tuple(x.shape)}")
         if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} must be {q.dtype} on {q.device} like q; it came as {x.dtype} on {x.device}")
+            raise ValueError(f"{name} must be {q.dtype} on {q.device} like q; got {x.dtype} on {x.device}")
     if (
         doc_spans.dim() != 2
         or doc_spans.shape[1] != 2
@@ -87,6 +93,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor) -> None:
         or doc_spans.device.type != "cpu"
     ):
         raise ValueError(
-            f"doc_spans must be [m, 2], int64, on the CPU: (start, stop) of each document; it came as "
+            "doc_spans must be [m, 2], int64, on the CPU: (start, stop) of each document; got "
             f"{tuple(doc_spans.shape)}, {doc_spans.dtype} on {doc_spans.device}"
         )

@@ -1,4 +1,4 @@
-"""Named inputs of attention within documents: odd lengths, padding, grouped queries, views, scores that overflow."""
+"""Named inputs of varlen_attention: odd lengths, padding, grouped queries, views, scores that overflow."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from ds4sci.kernels.spec import Case, SizeSweep
 
 Layout = Literal["tokens", "heads", "fused"]
-"""q, k, v as [t, h, d]; as views of [h, t, d]; as views of one [t, h + 2·g, d]."""
+"""Memory layout of q, k and v: [t, h, d]; views of [h, t, d]; views of one [t, h + 2·g, d]."""
 
 
 def _case(
     name: str, lengths: tuple[int, ...], h: int, g: int, d: int, *, causal: bool, layout: Layout = "tokens",
     spread: float = 1.0, scale: float | None = None,
 ) -> Case:  # fmt: skip
-    """``lengths``: documents one after the other, and padding as a negative number."""
+    """``lengths``: tokens of consecutive documents; a negative number is padding."""
 
     def make(generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         tokens = sum(map(abs, lengths))
@@ -35,8 +35,8 @@ def _case(
             if length > 0:
                 doc_spans.append((start, start + length))
             start += abs(length)
-        given = {"q": q * spread if spread != 1.0 else q, "k": k, "v": v}
-        return given | {"doc_spans": torch.tensor(doc_spans).reshape(-1, 2), "causal": causal, "scale": scale}
+        inputs = {"q": q * spread if spread != 1.0 else q, "k": k, "v": v}
+        return inputs | {"doc_spans": torch.tensor(doc_spans).reshape(-1, 2), "causal": causal, "scale": scale}
 
     return Case(name, make)
 

@@ -1,4 +1,4 @@
-"""Attention by torch's ``flex_attention``, compiled, with a block mask of the documents: any GPU that Triton has."""
+"""Attention by torch's compiled ``flex_attention`` with a block mask of the documents, on GPUs that Triton supports."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds4sci.kernels.dtypes import why_not_dtype
 from ds4sci.kernels.varlen_attention.doc_spans import check_doc_spans, document_ids
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(
-    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
-) -> str | None:
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None,
+    donated: bool = False,
+) -> str | None:  # fmt: skip
     if q.device.type != "cuda":
-        return f"torch's flex_attention has a backward on GPUs alone, not on {q.device.type}"
-    if q.dtype not in DTYPES:
-        return f"it takes float32, bfloat16 and float16, not {str(q.dtype).removeprefix('torch.')}"
+        return f"torch's flex_attention has a backward only on GPUs, not on {q.device.type}"
+    if reason := why_not_dtype(q.dtype):
+        return reason
     if not 16 <= q.shape[-1] <= 256:
         return f"it takes 16 to 256 channels per head, not {q.shape[-1]}"
     return None
@@ -34,8 +34,9 @@ def _compiled() -> Callable[..., Any]:
 
 
 def run(
-    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None,
+    donated: bool = False,
+) -> Tensor:  # fmt: skip
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens, compiling = q.shape[0], torch.compiler.is_compiling()
@@ -47,9 +48,9 @@ def run(
         same = (document[query] == document[key]) & (document[query] >= 0)
         return same & (key <= query) if causal else same
 
-    # compiled, or the mask of all pairs of tokens would exist at once
+    # compiled: otherwise the mask of all pairs of tokens is materialized
     blocks = create_block_mask(keep, None, None, tokens, tokens, device=str(q.device), _compile=not compiling)
-    attend: Any = flex_attention if compiling else _compiled()
+    attention: Any = flex_attention if compiling else _compiled()
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    out = attend(q, k, v, block_mask=blocks, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
+    out = attention(q, k, v, block_mask=blocks, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
     return out.squeeze(0).transpose(0, 1)

@@ -1,7 +1,7 @@
 """Attention within documents by the C++ of ``kernels/varlen_attention``: fp32, bf16 and fp16 on a CPU, fp32 inside.
 
-Saved for backward: the inputs, the output, and the logarithm of each softmax's denominator, in fp32 and, for fp32, what
-its rounding left: without that it costs the gradients half a digit.
+Saved for backward: the inputs, the output, and lse, the logarithm of the softmax denominator, in fp32. For fp32 inputs
+lse_low holds the rounding error of lse, without which the gradients lose half a digit.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ds4sci.kernels import native
 from ds4sci.kernels.arrays import Array, array, contiguous_channels
-from ds4sci.kernels.custom_op import alone, define_custom_op, is_non_overlapping
+from ds4sci.kernels.custom_op import define_custom_op, is_non_overlapping
+from ds4sci.kernels.dtypes import why_not_dtype
 from ds4sci.kernels.spec import assume_constant_result
 from ds4sci.kernels.varlen_attention.doc_spans import check_doc_spans, padding_bounds
 
 NAME = "varlen_attention"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Params(ctypes.Structure):
@@ -41,13 +41,12 @@ class Params(ctypes.Structure):
 
 
 def why_not(
-    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
-) -> str | None:
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None,
+    donated: bool = False,
+) -> str | None:  # fmt: skip
     if q.device.type != "cpu":
         return f"it runs on the CPU, not on {q.device.type}"
-    if q.dtype not in DTYPES:
-        return f"it takes float32, bfloat16 and float16, not {str(q.dtype).removeprefix('torch.')}"
-    return _unavailable()
+    return why_not_dtype(q.dtype) or _unavailable()
 
 
 @assume_constant_result
@@ -56,21 +55,19 @@ def _unavailable() -> str | None:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, causal: bool, scale: float
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, causal: bool, scale: float, donated: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out ``[t, h, d]``; lse ``[h, t]`` and what its rounding left, fp32, the last empty for bf16 and fp16."""
+    """out ``[t, h, d]``, lse ``[h, t]`` in fp32, and lse_low: the rounding error of lse, empty for bf16 and fp16."""
     check_doc_spans(doc_spans, q.shape[0])
-    made = _results(q, k, v, doc_spans, causal, scale)
-    if int((doc_spans[:, 1] - doc_spans[:, 0]).sum()) < q.shape[0]:  # there is padding, which nobody writes
-        for x in made:
+    results = _fake_impl(q, k, v)
+    if int((doc_spans[:, 1] - doc_spans[:, 0]).sum()) < q.shape[0]:  # the kernel does not write padding
+        for x in results:
             x.zero_()
-    _run(q, k, v, doc_spans, made, causal, scale)
-    return made
+    _run(q, k, v, doc_spans, results, causal, scale)
+    return results
 
 
-def _results(
-    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_impl(q: Tensor, k: Tensor, v: Tensor, *unused: object) -> tuple[Tensor, Tensor, Tensor]:
     t, h, _ = q.shape
     lse = q.new_empty(h, t, dtype=torch.float32)
     return q.new_empty(q.shape), lse, torch.empty_like(lse) if q.dtype == torch.float32 else lse.new_empty(0)
@@ -78,33 +75,36 @@ def _results(
 
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, out: Tensor, lse: Tensor, lse_low: Tensor,
-    causal: bool, scale: float, needs_grad: Sequence[bool],
+    causal: bool, scale: float, donated: bool, needs_grad: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
-    return _in_place(grad, q, k, v, doc_spans, out, lse, lse_low, causal, scale, needs_grad, (False,) * 4)
+    return _gradients(grad, q, k, v, doc_spans, out, lse, lse_low, causal, scale, False, needs_grad)
 
 
-def _in_place(
+def _gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, out: Tensor, lse: Tensor, lse_low: Tensor,
-    causal: bool, scale: float, needs_grad: Sequence[bool], alone: Sequence[bool],
+    causal: bool, scale: float, donated: bool, needs_grad: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients, written over those inputs that are ``alone``: a head of a document is one task, which has read its
-    queries, and all of its keys and values, when it writes their gradients."""
+    """Gradients of q, k and v, written over the inputs if ``donated``.
+
+    That is possible because one task is one head of a document: when it writes gradients, it has read its queries and
+    all of its keys and values.
+    """
     grads = {
-        name: x.detach() if free and contiguous_channels(x) is x and is_non_overlapping(x) else torch.empty_like(x)
-        for name, x, want, free in zip("qkv", (q, k, v), needs_grad, alone, strict=False)
-        if want
+        name: x.detach() if donated and contiguous_channels(x) is x and is_non_overlapping(x) else torch.empty_like(x)
+        for name, x, needed in zip("qkv", (q, k, v), needs_grad, strict=False)
+        if needed
     }
     for start, stop in padding_bounds(doc_spans, q.shape[0]):
         for x in grads.values():
             x[start:stop] = 0
-    # channels that lie apart, as theirs do, cannot be written to
-    rows = {
+    # the kernel writes only rows with stride 1 along the channels
+    writable = {
         name: x if contiguous_channels(x) is x else torch.zeros(x.shape, dtype=x.dtype) for name, x in grads.items()
     }
-    _run(q, k, v, doc_spans, (out, lse, lse_low), causal, scale, grad, rows)
+    _run(q, k, v, doc_spans, (out, lse, lse_low), causal, scale, grad, writable)
     for name, x in grads.items():
-        if rows[name] is not x:
-            x.copy_(rows[name])
+        if writable[name] is not x:
+            x.copy_(writable[name])
     return [grads.get(name, grad.new_empty(0)) for name in ("q", "k", "v", "doc_spans")]
 
 
@@ -112,17 +112,17 @@ def _run(
     q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, results: tuple[Tensor, ...], causal: bool, scale: float,
     grad: Tensor | None = None, grads: dict[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Forward, or with ``grad`` backward into ``grads``."""
+    """Run forward, or with ``grad`` backward, which writes ``grads``."""
     (t, h, d), (out, lse, lse_low) = q.shape, results
-    given = {"q": contiguous_channels(q), "k": contiguous_channels(k), "v": contiguous_channels(v), "out": out}
+    arrays = {"q": contiguous_channels(q), "k": contiguous_channels(k), "v": contiguous_channels(v), "out": out}
     if grad is not None:
-        given["grad_out"] = contiguous_channels(grad)
-    given |= {f"grad_{name}": x for name, x in (grads or {}).items()}
+        arrays["grad_out"] = contiguous_channels(grad)
+    arrays |= {f"grad_{name}": x for name, x in (grads or {}).items()}
     doc_spans = doc_spans.contiguous()
     params = Params(t, h, k.shape[1], d, len(doc_spans), doc_spans.data_ptr(), causal, max(1, torch.get_num_threads()))
     params.gomp_parallel, params.scale, params.lse = native.gomp_parallel(), scale, lse.data_ptr()
     params.lse_low = lse_low.data_ptr() if lse_low.numel() else None
-    for name, x in given.items():
+    for name, x in arrays.items():
         setattr(params, name, array(x, (0, 0, *x.stride()[:2])))
     function = getattr(native.load(NAME, Array, Params), f"ds4sci_varlen_attention_{native.isa().name}")
     if function(ctypes.byref(params), ctypes.c_int(grad is not None)):
@@ -132,52 +132,45 @@ def _run(
         )
 
 
-CUSTOM_OP = define_custom_op("varlen_attention", _forward, _backward, _results, save_output=True, in_place=_in_place)
+CUSTOM_OP = define_custom_op(
+    "varlen_attention", _forward, _backward, _fake_impl, save_output=True, donated_backward=_gradients
+)
 
 
 def run(
-    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
-) -> Tensor:
-    out, _, _ = CUSTOM_OP(q, k, v, doc_spans, causal, q.shape[-1] ** -0.5 if scale is None else scale)
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None,
+    donated: bool = False,
+) -> Tensor:  # fmt: skip
+    out, _, _ = CUSTOM_OP(q, k, v, doc_spans, causal, q.shape[-1] ** -0.5 if scale is None else scale, donated)
     return out
 
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    """Forward and backward apart, on ``[b, n, h, d]``, for who keeps the output in another place than where it is made:
-    attention that is spread over ranks keeps that of its own tokens."""
+    """Attention on ``[b, n, h, d]`` as two separate functions, for callers that store the output themselves.
+
+    Attention over a sequence that is spread over ranks stores only the output of its own tokens.
+    """
 
     doc_spans: Tensor
     causal: bool
     scale: float
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, lse, lse_low) as the operator makes them."""
+        """(out, lse, lse_low) as returned by the custom operator."""
         rows, keys, values = (x.flatten(0, 1) for x in (q, k, v))
         out, lse, lse_low = _forward(rows, keys, values, self.doc_spans, self.causal, self.scale)
         return out.view(q.shape), lse, lse_low
 
-    alone = staticmethod(alone)
-    """For what the backward pass is given: which of q, k and v may be ``free``."""
-
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lse_low: Tensor,
-        needs_grad: Sequence[bool], free: Sequence[bool],
+        needs_grad: Sequence[bool], donated: bool,
     ) -> list[Tensor]:  # fmt: skip
-        """Gradients of q, k, v, an empty one where it is not needs_grad; written over those that are ``free``."""
+        """Gradients of q, k and v, an empty tensor where ``needs_grad`` is False; over q, k and v if ``donated``."""
         grad, out, *rows = (x.flatten(0, 1) for x in (grad, out, q, k, v))
-        grads = _in_place(
-            grad,
-            rows[0],
-            rows[1],
-            rows[2],
-            self.doc_spans,
-            out,
-            lse,
-            lse_low,
-            self.causal,
-            self.scale,
+        grads = _gradients(
+            grad, rows[0], rows[1], rows[2], self.doc_spans, out, lse, lse_low, self.causal, self.scale, donated,
             [*needs_grad, False],
-            free,
-        )
-        return [one.view(x.shape) if want else one for one, x, want in zip(grads, (q, k, v), needs_grad, strict=False)]
+        )  # fmt: skip
+        shapes = (x.shape for x in (q, k, v))
+        return [g.view(shape) if needs else g for g, shape, needs in zip(grads, shapes, needs_grad, strict=False)]

@@ -1,7 +1,8 @@
-"""Attention by torch's ``scaled_dot_product_attention``, document by document: no mask, so torch's flash kernels serve
-and memory stays linear in length. Any device and dtype. On a CPU the last bit may depend on the number of threads.
+"""Attention by torch's ``scaled_dot_product_attention``, one call per document.
 
-Documents are known when it runs, not when it is compiled: under ``torch.compile`` it breaks the graph.
+No mask is needed, so torch's flash kernels apply and memory stays linear in length. Any device and dtype. On a CPU the
+last bit may depend on the number of threads. The documents are not known at compile time: under ``torch.compile`` this
+breaks the graph.
 """
 
 from __future__ import annotations
@@ -14,24 +15,30 @@ from ds4sci.kernels.varlen_attention.doc_spans import document_bounds, empty_out
 
 
 def run(
-    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None
-) -> Tensor:
-    own = document_bounds(doc_spans, q.shape[0])
-    if not own:
+    q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, *, causal: bool = False, scale: float | None = None,
+    donated: bool = False,
+) -> Tensor:  # fmt: skip
+    bounds = document_bounds(doc_spans, q.shape[0])
+    if not bounds:
         return empty_output(q, k, v)
     sizes, is_document, end = [], [], 0
-    for start, stop in [*own, (q.shape[0], q.shape[0])]:
+    for start, stop in [*bounds, (q.shape[0], q.shape[0])]:
         sizes += [start - end, stop - start]
         is_document += [False, True]
         end = stop
     group = q.shape[1] // k.shape[1]
-    # one split, whose gradient is one concatenation: a slice for each document would add up whole rows
-    pieces = zip(q.split(sizes), k.split(sizes), v.split(sizes), is_document, strict=True)
-    return torch.cat([_one(a, b, c, group, causal, scale) if real else torch.zeros_like(a) for a, b, c, real in pieces])
+    # one split, whose gradient is one concatenation; the gradients of separate slices would each be a whole row
+    parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), is_document, strict=True)
+    return torch.cat(
+        [
+            _attend_document(a, b, c, group, causal, scale) if is_doc else torch.zeros_like(a)
+            for a, b, c, is_doc in parts
+        ]
+    )
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, group: int, causal: bool, scale: float | None) -> Tensor:
-    """One document; its keys are repeated for a group's heads, as torch's CPU kernel takes as many heads of each."""
+def _attend_document(q: Tensor, k: Tensor, v: Tensor, group: int, causal: bool, scale: float | None) -> Tensor:
+    """Attention of one document. Keys are repeated for the heads of a group: torch's CPU kernel needs equal counts."""
     if not q.shape[0]:
         return q
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,10 +36,14 @@ _UNSUPPORTED_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """The documents of a batch (``LanguageBatch.doc_spans``) and the ranks that its rows are sharded across."""
+    """The documents of a batch (``LanguageBatch.doc_spans``) and the ranks that its rows are sharded across.
+
+    checkpointed  the running layer is recomputed in the backward pass (``checkpoint_layer``)
+    """
 
     doc_spans: Tensor
     group: SequenceGroup
+    checkpointed: bool = False
 
 
 _current: Layout | None = None
@@ -61,7 +65,7 @@ def checkpoint_layer(function: Callable[..., Any], *args: Any, offload: bool = F
 
     offload  keep the layer's inputs in host memory until the backward pass
     """
-    layout = _current
+    layout = None if _current is None else replace(_current, checkpointed=True)
 
     def run(*inputs: Any) -> Any:
         with use_layout(layout) if layout is not None else contextlib.nullcontext():
@@ -121,7 +125,7 @@ def packed_attention(
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, n, _, _ = q.shape
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        return varlen_attention(q, k, v, doc_spans, causal=causal, scale=scaling).unflatten(0, (b, n))
+        return varlen_attention(q, k, v, doc_spans, causal=causal, scale=scaling, donated=donated).unflatten(0, (b, n))
 
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if torch.is_autocast_enabled(q.device.type):  # rotary embeddings return fp32; SDPA casts its inputs, so do we
@@ -130,7 +134,11 @@ def packed_attention(
     if d_qk != d_v:  # zero padding adds nothing to the logits and is cut off the output
         scaling = d_qk**-0.5 if scaling is None else scaling
         q, k, v = (F.pad(x, (0, max(d_qk, d_v) - x.shape[-1])) for x in (q, k, v))
-    out = ulysses_attention(
-        attend, q, k, v, _current.group, forward_backward(q, doc_spans, causal=causal, scale=scaling)
-    )
+    separate = forward_backward(q, doc_spans, causal=causal, scale=scaling)
+    # in a checkpointed layer the saved q, k and v are recomputed, and their gradients may overwrite them; the layer may
+    # still read the tensors that it passed, so attention donates copies; between ranks, those that it has received
+    donated = _current.checkpointed and separate is not None
+    if donated and _current.group.size == 1:
+        q, k, v = (x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
+    out = ulysses_attention(attend, q, k, v, _current.group, separate, donated=donated)
     return out[..., :d_v], None

@@ -1,4 +1,4 @@
-"""The work between matrix products in plain torch: any device, any dtype."""
+"""Pointwise functions between matrix products in plain torch, for any device and dtype."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.kernels.tiles import accumulation_dtype
+from ds4sci.kernels.dtypes import accumulation_dtype
 
 
 def why_not(x: Tensor) -> str | None:
-    """Why tiles of x cannot be worked on here, or None."""
+    """One sentence that says why this backend cannot process tiles of x, or None."""
     return None
 
 
@@ -26,9 +26,9 @@ def norm_backward(
     grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, out: Tensor,
     sums: tuple[Tensor, Tensor] | None,
 ) -> None:  # fmt: skip
-    """From ``grad`` [rows, c] of y: x's gradient to ``out`` (like x; may be ``grad``'s memory).
+    """Write the gradient of x to ``out`` (like x; may share memory with ``grad``), from ``grad`` [rows, c] of y.
 
-    Those of weight and bias are added to ``sums``.
+    The gradients of weight and bias are added to ``sums``.
     """
     kind = accumulation_dtype(x.dtype)
     g, centred = grad.to(kind), x.reshape(-1, x.shape[-1]).to(kind) - mean.unsqueeze(-1)
@@ -42,7 +42,7 @@ def norm_backward(
 
 
 def norm_columns(p: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer norm over the first axis of p [c, columns]; y comes as rows [columns, c]."""
+    """Layer norm over the first axis of p [c, columns]; y is rows [columns, c]."""
     return norm(p.t(), weight, bias, eps)
 
 
@@ -65,7 +65,7 @@ def glu_columns(joint: Tensor, bias: Tensor | None, mask: Tensor | None, out: Te
 def glu_columns_backward(
     grad: Tensor, joint: Tensor, bias: Tensor | None, mask: Tensor | None, sums: Tensor | None
 ) -> None:
-    """``joint`` becomes its gradient, from ``grad`` [c, columns]; the bias's is added to ``sums`` [2c]."""
+    """Replace ``joint`` by its gradient, from ``grad`` [c, columns]; add that of the bias to ``sums`` [2c]."""
     u, v = (joint if bias is None else joint + bias.unsqueeze(-1)).chunk(2)
     gate = torch.sigmoid(v)
     g = grad if mask is None else grad * mask
@@ -86,11 +86,11 @@ def gate_backward(
     grad: Tensor, value: Tensor, value_bias: Tensor | None, logits: Tensor, logits_bias: Tensor | None,
     value_sums: Tensor | None, logits_sums: Tensor | None,
 ) -> None:  # fmt: skip
-    """``value`` and ``logits`` become their gradients; the biases' are added to the sums [c]."""
+    """Replace ``value`` and ``logits`` by their gradients; add those of the biases to the sums [c]."""
     shifted = value if value_bias is None else value + value_bias
-    opened = torch.sigmoid(logits if logits_bias is None else logits + logits_bias)
-    torch.mul(grad, shifted * opened * (1 - opened), out=logits)
-    torch.mul(grad, opened, out=value)
+    gate = torch.sigmoid(logits if logits_bias is None else logits + logits_bias)
+    torch.mul(grad, shifted * gate * (1 - gate), out=logits)
+    torch.mul(grad, gate, out=value)
     for x, sums in ((value, value_sums), (logits, logits_sums)):
         if sums is not None:
             sums.add_(x.sum(0, dtype=accumulation_dtype(x.dtype)))
@@ -102,7 +102,7 @@ def relu(hidden: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def relu_backward(grad: Tensor, hidden: Tensor, sums: Tensor | None) -> None:
-    """``grad`` [rows, f] becomes 0 where relu's result ``hidden`` is; the bias's gradient is added to ``sums`` [f]."""
+    """Set ``grad`` [rows, f] to 0 where the output ``hidden`` of relu is 0; add the bias gradient to ``sums`` [f]."""
     grad.mul_(hidden > 0)
     if sums is not None:
         sums.add_(grad.sum(0, dtype=accumulation_dtype(grad.dtype)))
@@ -115,15 +115,15 @@ def swiglu(joint: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def swiglu_backward(grad: Tensor, joint: Tensor, bias: Tensor | None, sums: Tensor | None) -> None:
-    """``joint`` becomes its gradient, from ``grad`` [rows, f]; the bias's is added to ``sums`` [2f]."""
+    """Replace ``joint`` by its gradient, from ``grad`` [rows, f]; add that of the bias to ``sums`` [2f]."""
     u, v = (joint if bias is None else joint + bias).chunk(2, dim=-1)
-    opened = torch.sigmoid(u)
-    both = torch.cat([grad * v * opened * (1 + u * (1 - opened)), grad * u * opened], dim=-1)
+    gate = torch.sigmoid(u)
+    both = torch.cat([grad * v * gate * (1 + u * (1 - gate)), grad * u * gate], dim=-1)
     joint.copy_(both)
     if sums is not None:
         sums.add_(both.sum(0, dtype=accumulation_dtype(both.dtype)))
 
 
 def column_sums(x: Tensor, sums: Tensor) -> None:
-    """Σ over the rows of x [rows, c], added to ``sums`` [c]."""
+    """Add the sum over the rows of x [rows, c] to ``sums`` [c]."""
     sums.add_(x.sum(0, dtype=accumulation_dtype(x.dtype)))

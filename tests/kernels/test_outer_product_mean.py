@@ -1,0 +1,49 @@
+"""Outer product mean: the kernel contract, its definition, its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ds4sci import kernels
+from ds4sci.kernels import KERNELS, outer_product_mean
+from tests.support.kernel_contract import BroadcastMaskContract, normal, peak_in_outputs
+
+
+class TestContract(BroadcastMaskContract):
+    kernel = kernels.KERNELS["outer_product_mean"]
+    small_case = "few rows"
+
+    @staticmethod
+    def empty_inputs() -> list[dict[str, Any]]:
+        shapes = ((0, 3, 4), (1, 0, 4), (1, 3, 0), (1, 0, 0))
+        parameters = {"weight": torch.ones(3, 64), "bias": torch.ones(3)}
+        return [
+            {"a": torch.randn(*shape, 8), "b": torch.randn(*shape, 8), "mask": torch.ones(shape)} | parameters
+            for shape in shapes
+        ]
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_outer_product_mean_is_its_definition_for_few_and_many_rows(rows: int) -> None:
+    """Below c / 2 rows the weight is applied first."""
+    b, n, c, c_z = 2, 5, 4, 3
+    a, other = normal(b, rows, n, c), normal(b, rows, n, c, seed=1)
+    weight, bias = normal(c_z, c * c), normal(c_z)
+    mask = torch.rand(b, rows, n, generator=torch.Generator().manual_seed(0)) > 0.2
+    want = torch.zeros(b, n, n, c_z, dtype=torch.float64)
+    for i in range(n):
+        for j in range(n):
+            both = (mask[:, :, i] & mask[:, :, j]).double()
+            outer = torch.einsum("bs,bsc,bsd->bcd", both, a[:, :, i], other[:, :, j])
+            want[:, i, j] = (outer.flatten(1) @ weight.T + bias) / (1e-3 + both.sum(1, keepdim=True))
+    torch.testing.assert_close(outer_product_mean(a, other, mask, weight, bias), want)
+
+
+def test_the_outer_product_is_never_materialized() -> None:
+    """[n, n, c·c] would take 16 outputs."""
+    a = torch.randn(1, 8, 384, 16, requires_grad=True)
+    mask, weight = torch.ones(1, 8, 384, dtype=torch.bool), torch.randn(16, 256)
+    assert peak_in_outputs(lambda: KERNELS["outer_product_mean"](a, a, mask, weight, None)) < 4.0
