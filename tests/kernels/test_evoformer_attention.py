@@ -17,8 +17,9 @@ from ds4sci.kernels import evoformer_attention, evoformer_attention_lse, native
 from ds4sci.kernels.evoformer_attention import KERNEL, LSE_KERNEL
 from ds4sci.kernels.evoformer_attention import tiled as tiled_module
 from ds4sci.kernels.spec import Case, Implementation
-from tests.support.kernel_contract import GrowthContract, ThreadContract, cpu_names, floats, make_inputs, runnable_names
-from tests.support.kernel_contract import normal as normal64
+from tests.support.kernel_contract import GrowthContract, ThreadContract
+from tests.support.kernel_runs import cpu_names, floats, make_inputs, runnable_names
+from tests.support.kernel_runs import normal as normal64
 
 FUSED = runnable_names(KERNEL, ("triton", "native", "tiled"))
 ON_CPU = runnable_names(KERNEL, ("native", "tiled"))

@@ -9,7 +9,8 @@ import torch
 
 from ds4sci import kernels
 from ds4sci.kernels.gated_self_attention import Weights
-from tests.support.kernel_contract import BroadcastMaskContract, cpu_names
+from tests.support.kernel_contract import BroadcastMaskContract
+from tests.support.kernel_runs import cpu_names
 
 KERNEL = kernels.KERNELS["gated_self_attention"]
 

@@ -9,7 +9,8 @@ import torch
 
 from ds4sci import kernels
 from ds4sci.kernels import KERNELS, outer_product_mean
-from tests.support.kernel_contract import BroadcastMaskContract, normal, peak_in_outputs
+from tests.support.kernel_contract import BroadcastMaskContract
+from tests.support.kernel_runs import normal, peak_in_outputs
 
 
 class TestContract(BroadcastMaskContract):

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from ds4sci.kernels import shared_dropout
 from ds4sci.kernels.shared_dropout import KERNEL, philox
 from ds4sci.nn.pair import SharedDropout
-from tests.support.kernel_contract import KernelContract, runnable_names
+from tests.support.kernel_contract import KernelContract
+from tests.support.kernel_runs import runnable_names
 
 IMPLEMENTATIONS = runnable_names(KERNEL)
 needs_triton = pytest.mark.skipif("triton" not in IMPLEMENTATIONS, reason="needs a GPU or TRITON_INTERPRET=1")

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from ds4sci import kernels
 from ds4sci.kernels import KERNELS, transition
-from tests.support.kernel_contract import FusedContract, normal, peak_in_outputs
+from tests.support.kernel_contract import FusedContract
+from tests.support.kernel_runs import normal, peak_in_outputs
 
 
 class TestContract(FusedContract):

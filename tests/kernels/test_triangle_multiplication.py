@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ds4sci import kernels
 from ds4sci.kernels import triangle_multiplication
 from ds4sci.kernels.triangle_multiplication import Weights
-from tests.support.kernel_contract import BroadcastMaskContract, normal
+from tests.support.kernel_contract import BroadcastMaskContract
+from tests.support.kernel_runs import normal
 
 
 class TestContract(BroadcastMaskContract):

@@ -23,7 +23,8 @@ from ds4sci.kernels.varlen_attention import KERNEL, flash, flex
 from ds4sci.kernels.varlen_attention import native as native_attention
 from ds4sci.kernels.varlen_attention.cases import CASES
 from ds4sci.kernels.varlen_attention.doc_spans import document_bounds, document_ids, padding_bounds
-from tests.support.kernel_contract import GrowthContract, ThreadContract, runnable_names
+from tests.support.kernel_contract import GrowthContract, ThreadContract
+from tests.support.kernel_runs import runnable_names
 
 ROOT = Path(__file__).resolve().parents[2]
 LINEAR = runnable_names(KERNEL, ("native", "sdpa"))

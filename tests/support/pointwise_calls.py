@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.support.kernel_contract import FEW_ELEMENTS
+from tests.support.kernel_runs import FEW_ELEMENTS
 
 Given = dict[str, Any]
 Outcome = dict[str, Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.pointwise import reference, triton, triton_configs, triton_plan
-from tests.support.kernel_contract import uninitialized_memory_is_nan
+from tests.support.kernel_runs import uninitialized_memory_is_nan
 from tests.support.pointwise_calls import CALLS, Call, Given, assert_as_right, copied, numbers, spread, sums, widened
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
