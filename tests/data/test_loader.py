@@ -1,4 +1,4 @@
-"""The order of examples is a function of (seed, step): not of ranks, micro-batches, workers or a resume."""
+"""Order of the examples: depends on (seed, step), not on ranks, micro-batches, workers or a resume."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stream(chains: Any, **changes: Any) -> Iterator[Batch]:
 
 
 def samples(batch: Batch) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """Each example of a batch without its padding."""
+    """The examples of a batch without padding."""
     out = []
     for row, name in enumerate(batch.ids):
         keep = batch.token_mask[row]
@@ -66,7 +66,7 @@ def assert_same(one: list[tuple[str, dict[str, np.ndarray]]], other: list[tuple[
 
 
 def step_samples(chains: ChainSet, world: int, accumulation: int, start: int = 0, workers: int = 0) -> list[list[Any]]:
-    """The samples of four steps, put together from all ranks in the order of the global batch."""
+    """The samples of four steps, collected from all ranks in the order of the global batch."""
     ranks = [
         stream(chains, rank=rank, world_size=world, micro_batch_size=8 // world // accumulation,
                accumulation_steps=accumulation, start_step=start, workers=workers)
@@ -87,12 +87,12 @@ def step_samples(chains: ChainSet, world: int, accumulation: int, start: int = 0
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (4, 1), (1, 4), (2, 2)])
-def test_the_split_over_ranks_changes_no_sample(chains: ChainSet, world: int, accumulation: int) -> None:
+def test_samples_do_not_depend_on_the_split_over_ranks(chains: ChainSet, world: int, accumulation: int) -> None:
     for one, other in zip(step_samples(chains, 1, 1), step_samples(chains, world, accumulation), strict=True):
         assert_same(one, other)
 
 
-def test_a_resume_continues_the_same_line(chains: ChainSet) -> None:
+def test_a_resume_continues_the_same_sequence(chains: ChainSet) -> None:
     whole = [samples(batch) for batch in islice(stream(chains), 8)]
     resumed = [samples(batch) for batch in islice(stream(chains, start_step=5), 3)]
     for one, other in zip(whole[5:], resumed, strict=True):
@@ -100,14 +100,14 @@ def test_a_resume_continues_the_same_line(chains: ChainSet) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_workers_change_nothing(chains: ChainSet, workers: int) -> None:
-    ahead = stream(chains, workers=workers, accumulation_steps=2)
-    for one, other in zip(islice(stream(chains, accumulation_steps=2), 12), islice(ahead, 12), strict=True):
+def test_batches_do_not_depend_on_workers(chains: ChainSet, workers: int) -> None:
+    prefetched = stream(chains, workers=workers, accumulation_steps=2)
+    for one, other in zip(islice(stream(chains, accumulation_steps=2), 12), islice(prefetched, 12), strict=True):
         assert (one.step, one.recycling, one.progress) == (other.step, other.recycling, other.progress)
         for field in fields(Batch):
             a, b = getattr(one, field.name), getattr(other, field.name)
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
-    ahead.close()  # type: ignore[attr-defined]
+    prefetched.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ds4sci-loader")]
 
 
@@ -116,7 +116,7 @@ def test_seeds_and_epochs_differ(chains: ChainSet) -> None:
         return [name for batch in islice(stream(chains, **changes), 80) for name in batch.ids]
 
     first = order()
-    assert Counter(first[:160]) == Counter(chains.ids) == Counter(first[160:])  # each chain once an epoch
+    assert Counter(first[:160]) == Counter(chains.ids) == Counter(first[160:])  # each chain once per epoch
     assert first[:160] != first[160:]
     assert first != order(seed=8)
     assert first == order()
@@ -128,7 +128,7 @@ def test_an_epoch_may_end_within_a_batch(chains: ChainSet) -> None:
     assert Counter(names) == {record.id: 8 for record in few}
 
 
-def test_plan_is_drawn_alike_and_by_its_weights() -> None:
+def test_plan_draws_follow_the_weights() -> None:
     draws = [PLAN.draw(3, step, 0.0) for step in range(3000)]
     share = sum(crop == 16 for crop, _ in draws) / 3000
     assert abs(share - 2 / 3) < 4.5 * np.sqrt(2 / 9 / 3000)  # 4.5 σ
@@ -138,7 +138,7 @@ def test_plan_is_drawn_alike_and_by_its_weights() -> None:
     assert {PLAN.draw(3, step, 0.5)[0] for step in range(50)} == {32}
 
 
-def test_phases_follow_progress_and_padding_the_multiple(chains: ChainSet) -> None:
+def test_phases_follow_progress_and_padding_follows_the_multiple(chains: ChainSet) -> None:
     plan = PLAN.model_copy(update={"pad_multiple": 20})
     for step, batch in enumerate(islice(stream(chains, plan=plan), 12)):
         assert batch.step == step
@@ -148,7 +148,7 @@ def test_phases_follow_progress_and_padding_the_multiple(chains: ChainSet) -> No
         assert batch.aatype.shape[1] == -(-int(crop) // 20) * 20
 
 
-def test_a_record_without_its_input_is_named(chains: ChainSet) -> None:
+def test_a_record_without_an_input_is_named(chains: ChainSet) -> None:
     for workers in (0, 2):
         broken = stream([fasta_records.make_record("lone", "ACDEF")], workers=workers)
         with pytest.raises(ValueError, match="lone"):
@@ -160,7 +160,7 @@ def test_a_record_without_its_input_is_named(chains: ChainSet) -> None:
     [({"rank": 2}, "rank must be"), ({"micro_batch_size": 0}, "micro_batch_size"), ({"steps": 0}, "steps"),
      ({"seed": -1}, "seed"), ({"workers": -1}, "workers")],
 )  # fmt: skip
-def test_impossible_arguments_are_refused_at_the_call(chains: ChainSet, changes: dict[str, int], message: str) -> None:
+def test_invalid_arguments_raise_at_the_call(chains: ChainSet, changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stream(chains, **changes)
     with pytest.raises(ValueError, match="empty"):
@@ -172,7 +172,7 @@ def test_impossible_arguments_are_refused_at_the_call(chains: ChainSet, changes:
     [[], [{"crops": []}], [{"crops": [0]}], [{"crops": [8], "weights": [1, 2]}], [{"crops": [8], "from_progress": 0.1}],
      [{"crops": [8]}, {"crops": [9]}], [{"crops": [8], "weights": [0]}], [{"crop": 8}]],
 )  # fmt: skip
-def test_wrong_plans_are_refused(phases: list[dict[str, Any]]) -> None:
+def test_invalid_plans_are_rejected(phases: list[dict[str, Any]]) -> None:
     with pytest.raises(ValidationError):
         Plan(phases=phases)
 

@@ -1,4 +1,4 @@
-"""Sequence files for tests, and what a store made of them."""
+"""Sequence files for tests, and the records of a store as text."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def cased(store: SequenceStore, record: int) -> str:
-    """A record as its file had it: small letters where the mask is."""
+def sequence_with_case(store: SequenceStore, record: int) -> str:
+    """The sequence of a record as in its file: lower case where it is soft-masked."""
     upper = store.residues(record)
     return np.where(store.soft_mask(record), upper | 32, upper).astype(np.uint8).tobytes().decode()
 
 
 def records_of(store: SequenceStore) -> list[tuple[str, str]]:
-    return [(store.name(i), cased(store, i)) for i in range(len(store))]
+    return [(store.name(i), sequence_with_case(store, i)) for i in range(len(store))]
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def file_contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def bgzip(data: bytes, block: int = 1000) -> bytes:
-    """As bgzip writes it: gzip members with their size in an extra field, the last one empty."""
+    """``data`` as bgzip writes it: gzip members with their size in an extra field, the last one empty."""
     members = []
     for at in [*range(0, len(data), block), len(data)]:
         part = data[at : at + block]

@@ -1,5 +1,4 @@
-"""Documents and batches of language models: masks, labels, weights, and an order that depends on seed and step
-alone."""
+"""Documents and batches of language models: masks, labels, weights, and an order that depends only on (seed, step)."""
 
 from __future__ import annotations
 
@@ -35,14 +34,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SequenceStore:
     return SequenceStore.open(folder / "store")
 
 
-def reader(store: SequenceStore, **more: Any) -> DocumentReader:
+def make_reader(store: SequenceStore, **more: Any) -> DocumentReader:
     return DocumentReader(
         store, open_tokenizer(None, {"kind": "nucleotide"}, causal=False), soft_masked_weight=0.25, **more
     )
 
 
-def made(store: SequenceStore, policy: MaskingPolicy, **given: Any) -> Any:
-    own = reader(store, reverse_complement=0.5)
+def make_batches(store: SequenceStore, policy: MaskingPolicy, **given: Any) -> Any:
+    own = make_reader(store, reverse_complement=0.5)
     rows = make_rows(
         Regions.whole(store.lengths, range(len(store))), own.tokenizer, document_tokens=64, row_tokens=128, seed=1
     )
@@ -58,37 +57,37 @@ def made(store: SequenceStore, policy: MaskingPolicy, **given: Any) -> Any:
     return batches(own, policy, [TrainingPhase(0, rows, 128, 8)], **settings | given)
 
 
-def masked(store: SequenceStore) -> MaskingPolicy:
-    tokenizer = reader(store).tokenizer
+def masked_policy(store: SequenceStore) -> MaskingPolicy:
+    tokenizer = make_reader(store).tokenizer
     return MaskingPolicy(0.15, tokenizer.mask_id, tokenizer.residue_ids)
 
 
-def test_a_document_has_weights_and_marks_of_its_residues(store) -> None:
-    own = reader(store)
+def test_document_weights_and_soft_mask(store) -> None:
+    own = make_reader(store)
     found = own.document(1, 10, 40)
     ends = len(own.tokenizer.encoder.prefix), len(own.tokenizer.encoder.suffix)
     inner = slice(ends[0], len(found.ids) - ends[1])
     assert found.name == "r1:11-40"
     assert "".join(own.tokenizer.tokens[i] for i in found.ids[inner]) == store.residues(1, 10, 40).tobytes().decode()
     assert found.soft_masked[inner].tolist() == [True] * 10 + [False] * 20
-    assert found.weights[inner].tolist() == [0.25] * 10 + [1.0] * 18 + [0.0] * 2  # N counts nothing
+    assert found.weights[inner].tolist() == [0.25] * 10 + [1.0] * 18 + [0.0] * 2  # N has weight 0
     assert (found.size == 0).sum() == sum(ends)
 
 
-def test_the_other_strand(store) -> None:
-    own = reader(store, reverse_complement=1.0)
+def test_reverse_complement(store) -> None:
+    own = make_reader(store, reverse_complement=1.0)
     found, plain = own.document(2, 0, 90, np.random.default_rng(0)), own.document(2, 0, 90)
     size = len(own.tokenizer.encoder.prefix)
     letters = [own.tokenizer.tokens[i] for i in plain.ids[size : size + 90]]
-    turned = [own.tokenizer.tokens[i] for i in found.ids[size : size + 90]]
-    assert turned == [{"A": "T", "C": "G", "G": "C", "T": "A", "N": "N"}[x] for x in letters[::-1]]
+    reversed_letters = [own.tokenizer.tokens[i] for i in found.ids[size : size + 90]]
+    assert reversed_letters == [{"A": "T", "C": "G", "G": "C", "T": "A", "N": "N"}[x] for x in letters[::-1]]
     assert found.weights[size : size + 90].tolist() == plain.weights[size : size + 90][::-1].tolist()
     assert found.name.endswith("-")
 
 
-def test_masks_are_those_of_bert(store) -> None:
-    policy, seen = masked(store), np.zeros(4)
-    for batch in islice(made(store, policy), 150):
+def test_masking_proportions_are_those_of_bert(store) -> None:
+    policy, seen = masked_policy(store), np.zeros(4)
+    for batch in islice(make_batches(store, policy), 150):
         chosen = batch.labels != IGNORE_INDEX
         assert not (chosen & (batch.labels < 4)).any(), "special tokens are never predicted"
         given = batch.input_ids[chosen]
@@ -101,7 +100,7 @@ def test_masks_are_those_of_bert(store) -> None:
 
 
 def test_causal_labels_are_the_next_tokens_of_the_same_document(store) -> None:
-    for batch in islice(made(store, MaskingPolicy()), 10):
+    for batch in islice(make_batches(store, MaskingPolicy()), 10):
         flat, labels = batch.input_ids.flatten(), batch.labels.flatten()
         inside = torch.zeros(len(flat), dtype=torch.bool)
         for start, stop in batch.doc_spans.tolist():
@@ -118,38 +117,44 @@ def equal(one: Any, other: Any) -> bool:
     return one.ids == other.ids and all(torch.equal(getattr(one, n), getattr(other, n)) for n in names)
 
 
-def test_a_step_is_the_same_for_any_ranks_accumulation_and_workers(store) -> None:
-    policy = masked(store)
-    whole = list(islice(made(store, policy), 6))
-    for ranks, micro, turns in ((2, 2, 1), (4, 1, 1), (1, 2, 2), (2, 1, 2)):
+def test_a_step_does_not_depend_on_ranks_accumulation_or_workers(store) -> None:
+    policy = masked_policy(store)
+    whole = list(islice(make_batches(store, policy), 6))
+    for ranks, micro, accumulation in ((2, 2, 1), (4, 1, 1), (1, 2, 2), (2, 1, 2)):
         own = [
             list(
                 islice(
-                    made(store, policy, rank=r, world_size=ranks, micro_batch_size=micro, accumulation_steps=turns),
-                    6 * turns,
+                    make_batches(
+                        store, policy, rank=r, world_size=ranks, micro_batch_size=micro, accumulation_steps=accumulation
+                    ),
+                    6 * accumulation,
                 )
             )
             for r in range(ranks)
         ]
         for step in range(6):
-            parts = [own[r][step * turns + turn] for turn in range(turns) for r in range(ranks)]
+            parts = [
+                own[r][step * accumulation + micro_batch] for micro_batch in range(accumulation) for r in range(ranks)
+            ]
             assert all(part.step == step for part in parts)
             assert torch.equal(torch.cat([part.input_ids for part in parts]), whole[step].input_ids)
             assert torch.equal(torch.cat([part.labels for part in parts]), whole[step].labels)
     for workers in (1, 3):
-        stream = made(store, policy, workers=workers)
+        stream = make_batches(store, policy, workers=workers)
         assert all(equal(a, b) for a, b in zip(islice(stream, 6), whole, strict=True))
         stream.close()
 
 
-def test_resuming_in_the_middle_of_an_epoch(store) -> None:
-    policy = masked(store)
-    whole = list(islice(made(store, policy), 12))
-    assert all(equal(a, b) for a, b in zip(islice(made(store, policy, start_step=5), 7), whole[5:], strict=True))
+def test_resume_in_the_middle_of_an_epoch(store) -> None:
+    policy = masked_policy(store)
+    whole = list(islice(make_batches(store, policy), 12))
+    assert all(
+        equal(a, b) for a, b in zip(islice(make_batches(store, policy, start_step=5), 7), whole[5:], strict=True)
+    )
 
 
 def test_evaluation_predicts_every_residue_once(store) -> None:
-    own, policy = reader(store), masked(store)
+    own, policy = make_reader(store), masked_policy(store)
     rows = make_rows(
         Regions.whole(store.lengths, range(len(store))), own.tokenizer, document_tokens=64, row_tokens=128, seed=1
     )
@@ -175,7 +180,7 @@ def test_evaluation_predicts_every_residue_once(store) -> None:
     assert total == int(store.lengths.sum())
 
 
-def test_words_of_three_bases(store) -> None:
+def test_k_mers_of_three_bases(store) -> None:
     own = DocumentReader(store, open_tokenizer(None, {"kind": "kmer", "k": 3}, causal=True), soft_masked_weight=0.5)
     tokenizer = own.tokenizer
     found = own.document(0, 0, 300)
@@ -184,18 +189,18 @@ def test_words_of_three_bases(store) -> None:
     assert set(found.weights[found.size > 0].tolist()) == {0.5, 1.0, 0.0}
 
 
-def test_one_record_is_parted_at_its_end(tmp_path) -> None:
+def test_a_single_record_is_split_near_its_end(tmp_path) -> None:
     file = tmp_path / "g.fa"
     file.write_text(">chromosome\n" + "ACGTTGCA" * 500 + "\n")
-    sides = corpus.open_train_valid(file, None, alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0)
-    assert sides.train_regions.stop.tolist() == [3600]
-    assert (sides.valid_regions.start.tolist(), sides.valid_regions.stop.tolist()) == ([3600], [4000])
+    split = corpus.open_train_valid(file, None, alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0)
+    assert split.train_regions.stop.tolist() == [3600]
+    assert (split.valid_regions.start.tolist(), split.valid_regions.stop.tolist()) == ([3600], [4000])
     again = corpus.open_store(file)
     assert len(again) == 1
     assert Path(str(file) + ".ds4sci").is_dir()
 
 
-def test_a_run_warns_of_relatives_across_its_two_files(tmp_path, monkeypatch) -> None:
+def test_homologs_across_two_files_give_a_warning(tmp_path, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     chains = ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 80)) for _ in range(4)]
     train, leaking, clean = (tmp_path / name for name in ("train.fa", "leaking.fa", "clean.fa"))
@@ -213,7 +218,7 @@ def test_a_run_warns_of_relatives_across_its_two_files(tmp_path, monkeypatch) ->
         corpus.open_train_valid(train, leaking, **settings)
 
 
-def test_what_cannot_be_opened(tmp_path) -> None:
+def test_errors_of_opening(tmp_path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         corpus.open_store(tmp_path / "none.fa")
     with pytest.raises(ValueError, match="kind is missing"):
@@ -228,8 +233,8 @@ def test_what_cannot_be_opened(tmp_path) -> None:
         )
 
 
-def test_evaluation_hides_everything_that_it_asks_for(store) -> None:
-    own, policy = reader(store), masked(store)
+def test_evaluation_masks_all_predicted_tokens(store) -> None:
+    own, policy = make_reader(store), masked_policy(store)
     rows = make_rows(
         Regions.whole(store.lengths, range(len(store))), own.tokenizer, document_tokens=64, row_tokens=128, seed=1
     )
@@ -247,8 +252,8 @@ def test_evaluation_hides_everything_that_it_asks_for(store) -> None:
     assert sum(batch.tokens for batch in batches_made) / len(asked) == pytest.approx(policy.num_passes(), rel=0.2)
 
 
-def test_codes_for_several_bases_weigh_as_n(tmp_path) -> None:
-    """They are read as N, and to tell N from a base is to know none."""
+def test_ambiguity_codes_have_the_weight_of_n(tmp_path) -> None:
+    """They are read as N, and predicting N needs no knowledge of the base."""
     (tmp_path / "r.fa").write_text(">r\nACGTRYKMACGTNACGTBDHVSWACGT\n")
     tokenizer = open_tokenizer(None, {"kind": "nucleotide"}, causal=False)
     own = DocumentReader(corpus.open_store(tmp_path / "r.fa", alphabet="dna"), tokenizer)

@@ -1,8 +1,7 @@
-"""Every residue is accounted for, for any tokenizer and length: read = given − left out, and no document is cut."""
+"""Coverage of residues by windows: read = given − left out for any tokenizer and length, and no document is cut."""
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -19,66 +18,17 @@ from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
 from ds4sci.data.language.windows import NO_TOKEN, Regions, cut_windows
 from ds4sci.types import IGNORE_INDEX
-from tests.support.trained_tokenizers import LEARNT, learnt
+from tests.support.in_memory_sequences import TOKENIZERS, InMemoryStore, random_dna, tokenizer_adapter
+from tests.support.trained_tokenizers import LEARNED
 
-SCHEMES: dict[str, dict[str, Any]] = {
-    "esm": {"kind": "esm"},
-    "nucleotide": {"kind": "nucleotide", "ends": "bos_eos"},
-    "byte": {"kind": "byte", "ends": "eos"},
-    "kmer-1": {"kind": "kmer", "k": 1},
-    "kmer-3": {"kind": "kmer", "k": 3, "ends": "bos_eos"},
-    "kmer-6": {"kind": "kmer", "k": 6},
-    "kmer-4/1": {"kind": "kmer", "k": 4, "stride": 1, "ends": "bos_eos"},
-    "kmer-3/2": {"kind": "kmer", "k": 3, "stride": 2},
-    "kmer-6/1": {"kind": "kmer", "k": 6, "stride": 1},
-    "kmer-3/1": {"kind": "kmer", "k": 3, "stride": 1, "ends": "bos"},
-    "codon": {"kind": "codon", "ends": "bos_eos"},
-    "codon+1": {"kind": "codon", "frame": 1},
-    "codon+2": {"kind": "codon", "frame": 2},
-}
-EVERY = [*SCHEMES, *LEARNT]
+EVERY = [*TOKENIZERS, *LEARNED]
 
 
-@cache
-def adapter(name: str) -> TokenizerAdapter:
-    if name in LEARNT:
-        return TokenizerAdapter(learnt(name))
-    options = dict(SCHEMES[name])
-    return TokenizerAdapter(tokenizers.build(options.pop("kind"), **options))
-
-
-class Memory:
-    """Sequences as a store has them."""
-
-    alphabet = "dna"
-
-    def __init__(self, texts: list[np.ndarray]) -> None:
-        self.texts = texts
-        self.lengths = np.array([len(text) for text in texts])
-
-    def name(self, record: int) -> str:
-        return f"r{record}"
-
-    def residues(self, record: int, start: int, stop: int) -> np.ndarray:
-        return self.texts[record][start:stop]
-
-    def soft_mask(self, record: int, start: int, stop: int) -> np.ndarray:
-        return np.zeros(stop - start, bool)
-
-    def unknown_mask(self, record: int, start: int, stop: int) -> np.ndarray:
-        return self.texts[record][start:stop] == ord("N")
-
-
-def bases(rng: np.random.Generator, lengths: list[int], letters: str = "ACGT") -> Memory:
-    alphabet = np.frombuffer(letters.encode(), np.uint8)
-    return Memory([rng.choice(alphabet, length) for length in lengths])
-
-
-def of_no_token(name: str, store: Memory) -> int:
-    """Residues that the tokenizer itself, called on each whole record, has in no token."""
-    encode = adapter(name).encoder.token_spans
+def residues_without_token(name: str, store: InMemoryStore) -> int:
+    """Residues that are in no token if the tokenizer is called on each whole record."""
+    encode = tokenizer_adapter(name).encoder.token_spans
     total = 0
-    for text in store.texts:
+    for text in store.sequences:
         held = np.zeros(len(text), bool)
         for a, n in zip(*encode(text), strict=True):
             held[a : a + n] = True
@@ -95,8 +45,11 @@ def of_no_token(name: str, store: Memory) -> int:
     gaps=st.booleans(),
 )
 @pytest.mark.parametrize("name", EVERY)
-def test_any_length_gives_the_same_count_of_residues(name, lengths, document, seed, strands, gaps) -> None:
-    own, store = adapter(name), bases(np.random.default_rng(seed), lengths, "ACGTACGTACGTN" if gaps else "ACGT")
+def test_windows_hold_every_residue_with_a_token(name, lengths, document, seed, strands, gaps) -> None:
+    own, store = (
+        tokenizer_adapter(name),
+        random_dna(np.random.default_rng(seed), lengths, "ACGTACGTACGTN" if gaps else "ACGT"),
+    )
     reader = DocumentReader(store, own)
     found = cut_windows(
         Regions.whole(store.lengths, range(len(lengths))),
@@ -109,8 +62,8 @@ def test_any_length_gives_the_same_count_of_residues(name, lengths, document, se
     held = [np.zeros(length, int) for length in lengths]
     for region, start, stop, tokens in zip(found.region, found.start, found.stop, found.tokens, strict=True):
         for strand in (0.0, 1.0) if strands else (0.0,):
-            turned = DocumentReader(store, own, reverse_complement=strand)
-            one = turned.document(int(region), int(start), int(stop), np.random.default_rng(0))
+            reversed_reader = DocumentReader(store, own, reverse_complement=strand)
+            one = reversed_reader.document(int(region), int(start), int(stop), np.random.default_rng(0))
             assert len(one.ids) <= tokens <= document
             assert one.ids[: ends[0]].tolist() == own.encoder.prefix.tolist()
             assert one.ids[len(one.ids) - ends[1] :].tolist() == own.encoder.suffix.tolist()
@@ -121,20 +74,20 @@ def test_any_length_gives_the_same_count_of_residues(name, lengths, document, se
     covered = sum(int(h.sum()) for h in held)
     assert covered == found.coverage.read
     assert found.coverage.given == sum(lengths) == covered + found.coverage.left_out.get(NO_TOKEN, 0)
-    # Cutting loses what the tokenizer's own rule leaves out of whole records, and at most the rest of a stride.
+    # Windows lose the residues that the tokenizer leaves out of whole records, and at most the rest of a stride.
     step = (
         own.fixed_stride.stride
         if own.fixed_stride is not None and own.fixed_stride.stride < own.fixed_stride.width
         else 1
     )
-    assert sum(lengths) - covered <= of_no_token(name, store) + (step - 1) * len(lengths)
+    assert sum(lengths) - covered <= residues_without_token(name, store) + (step - 1) * len(lengths)
     silent = {i for i, h in enumerate(held) if not h.any()}
     assert set(found.coverage.unread_records) == silent
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_training_and_evaluation_read_what_was_given(name) -> None:
-    own, store = adapter(name), bases(np.random.default_rng(1), [700, 331, 64])
+def test_training_and_evaluation_read_all_given_residues(name) -> None:
+    own, store = tokenizer_adapter(name), random_dna(np.random.default_rng(1), [700, 331, 64])
     policy = MaskingPolicy(0.15, own.mask_id, own.residue_ids)
     reader = DocumentReader(store, own, reverse_complement=0.5)
     rows = make_rows(
@@ -147,7 +100,7 @@ def test_training_and_evaluation_read_what_was_given(name) -> None:
         both_strands=True,
     )
     assert rows.coverage.given == 1095
-    assert rows.coverage.read >= 1095 - 3 * 4  # frame 2, and two bases behind the last codon
+    assert rows.coverage.read >= 1095 - 3 * 4  # frame 2, and two bases after the last codon
     scored = {}
     for fraction in (0.15, 0.0):
         made = evaluation_batches(
@@ -185,7 +138,7 @@ def test_training_and_evaluation_read_what_was_given(name) -> None:
         accumulation_steps=1,
         pad_id=own.pad_id,
     )
-    for batch in islice(stream, 3):  # epochs: windows moved and turned around; never cut off at an end
+    for batch in islice(stream, 3):  # several epochs: shifted and reversed windows, never truncated
         for start, stop in batch.doc_spans.tolist():
             ids = batch.input_ids.flatten()[start:stop]
             if own.num_special_tokens > own.num_prefix_tokens:
@@ -194,8 +147,8 @@ def test_training_and_evaluation_read_what_was_given(name) -> None:
 
 
 def test_a_bpe_tokenizer_reads_all_of_12_000_bases() -> None:
-    """It read 1,375 of them, by an estimate of tokens from a run of A."""
-    own, store = adapter("bpe"), bases(np.random.default_rng(2), [3000] * 4)
+    """An estimate of the number of tokens from a run of A would read only 1,375 of them."""
+    own, store = tokenizer_adapter("bpe"), random_dna(np.random.default_rng(2), [3000] * 4)
     rows = make_rows(
         Regions.whole(store.lengths, range(4)),
         own,
@@ -209,9 +162,9 @@ def test_a_bpe_tokenizer_reads_all_of_12_000_bases() -> None:
     assert int((rows.stop - rows.start).sum()) == 12_000
 
 
-def test_codons_stay_in_frame_and_windows_of_k_mers_overlap_only_where_they_must() -> None:
+def test_codons_stay_in_frame_and_k_mer_windows_overlap_only_if_needed() -> None:
     text = np.frombuffer(b"ACGTTGCAAGCTTAGCCGATATCGGATCCTAGGCATTA", np.uint8)
-    store = Memory([text])
+    store = InMemoryStore([text])
     for frame in (0, 1, 2):
         own = TokenizerAdapter(tokenizers.build("codon", frame=frame))
         rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document_tokens=4, row_tokens=None, seed=0)
@@ -224,13 +177,13 @@ def test_codons_stay_in_frame_and_windows_of_k_mers_overlap_only_where_they_must
         assert words == [whole[i : i + 3] for i in range(0, len(whole) - 2, 3)]
         assert rows.coverage.left_out.get(NO_TOKEN, 0) == len(text) - 3 * len(words)
     own = TokenizerAdapter(tokenizers.build("kmer", k=6, stride=1))
-    store = bases(np.random.default_rng(0), [28])  # 25 and a tail of 3 would lose the tail
+    store = random_dna(np.random.default_rng(0), [28])  # windows of 25 and 3 bases would lose the last 3
     rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document_tokens=20, row_tokens=None, seed=0)
     assert list(zip(rows.start.tolist(), rows.stop.tolist(), strict=True)) == [(0, 22), (22, 28)]
 
 
-def test_what_has_no_token_is_named() -> None:
-    own, store = adapter("kmer-6/1"), bases(np.random.default_rng(0), [4, 30, 5])
+def test_records_without_tokens_are_reported() -> None:
+    own, store = tokenizer_adapter("kmer-6/1"), random_dna(np.random.default_rng(0), [4, 30, 5])
     rows = make_rows(Regions.whole(store.lengths, range(3)), own, None, document_tokens=64, row_tokens=64, seed=0)
     assert rows.coverage.unread_records == (0, 2)
     assert rows.coverage.describe("base") == "30 of 39 bases read, 9 in no token, nothing read of 2 records"
@@ -238,10 +191,10 @@ def test_what_has_no_token_is_named() -> None:
         make_rows(Regions.whole(store.lengths, [0, 2]), own, None, document_tokens=64, row_tokens=64, seed=0)
 
 
-def test_windows_that_cost_a_tokenizer_are_cut_once(tmp_path, monkeypatch) -> None:
-    """By the first rank of the first run; another tokenizer or length has its own."""
+def test_windows_of_a_learned_tokenizer_are_cached(tmp_path, monkeypatch) -> None:
+    """The first rank of the first run cuts them; another tokenizer or length has its own cache."""
     (tmp_path / "g.fa").write_text(
-        f">g\n{bases(np.random.default_rng(0), [600]).texts[0].tobytes().decode()}\n>h\nNNN\n"
+        f">g\n{random_dna(np.random.default_rng(0), [600]).sequences[0].tobytes().decode()}\n>h\nNNN\n"
     )
     store, calls = corpus.open_store(tmp_path / "g.fa"), []
     monkeypatch.setattr(corpus, "cut_windows", lambda *given, **named: calls.append(1) or cut_windows(*given, **named))
@@ -249,7 +202,7 @@ def test_windows_that_cost_a_tokenizer_are_cut_once(tmp_path, monkeypatch) -> No
 
     def made(name: str, document: int = 48) -> Any:
         return corpus.cut_windows_cached(
-            store, regions, adapter(name), store.residues, document_tokens=document, both_strands=False
+            store, regions, tokenizer_adapter(name), store.residues, document_tokens=document, both_strands=False
         )
 
     first, again = made("bpe"), made("bpe")

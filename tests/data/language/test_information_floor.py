@@ -1,7 +1,7 @@
-"""No score below what information theory allows: random bases cost ln 4 nats each, whatever the tokenizer and task.
+"""Lower bound of the evaluation loss: random bases cost ln 4 nats each, for any tokenizer and task.
 
-The oracle knows every base that a visible token holds and nothing of the others, so what it pays is the least that any
-model can. It goes through the evaluation of a run, in place of the model.
+The oracle knows every base that a visible token contains and nothing about the others, so its loss is the minimum that
+any model can reach. It replaces the model in the evaluation of a run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ds4sci.data.language.windows import Regions
 from ds4sci.tasks import causal_lm, masked_lm
 from ds4sci.tasks.language_modeling import LanguageModelingTask
 from ds4sci.types import IGNORE_INDEX, LanguageBatch, LanguageOutput
-from tests.data.language.test_coverage import SCHEMES, Memory, bases
-from tests.support.trained_tokenizers import LEARNT, learnt
+from tests.support.in_memory_sequences import TOKENIZERS, InMemoryStore, random_dna
+from tests.support.trained_tokenizers import LEARNED, learned_tokenizer
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
@@ -35,12 +35,14 @@ BERT = {
     "model_type": "bert", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 2, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0,
 }  # fmt: skip
-DNA = [name for name in SCHEMES if name != "esm"]
+DNA = [name for name in TOKENIZERS if name != "esm"]
 
 
-def task_of(kind: str, tokenizer: str, fraction: float = 0.15) -> LanguageModelingTask:
+def make_task(kind: str, tokenizer: str, fraction: float = 0.15) -> LanguageModelingTask:
     options = (
-        {"kind": "tests.support.trained_tokenizers", "name": tokenizer} if tokenizer in LEARNT else SCHEMES[tokenizer]
+        {"kind": "tests.support.trained_tokenizers", "name": tokenizer}
+        if tokenizer in LEARNED
+        else TOKENIZERS[tokenizer]
     )
     data: dict[str, Any] = {"path": Path("none"), "tokenizer": options, "phases": [{"length": 48, "row_length": 96}]}
     if kind == "masked":
@@ -52,9 +54,9 @@ def task_of(kind: str, tokenizer: str, fraction: float = 0.15) -> LanguageModeli
 
 
 class Oracle(nn.Module):
-    """ln 4 for each base of a label that no visible token holds; what is visible it knows."""
+    """A model whose loss is ln 4 for each base of a label that no visible token contains, and 0 for visible bases."""
 
-    def __init__(self, task: LanguageModelingTask, store: Memory) -> None:
+    def __init__(self, task: LanguageModelingTask, store: InMemoryStore) -> None:
         super().__init__()
         self.task, self.store = task, store
         self.paid = np.zeros(0)
@@ -83,10 +85,10 @@ class Oracle(nn.Module):
         )  # fmt: skip
 
 
-def score(task: LanguageModelingTask, model: nn.Module, store: Memory) -> tuple[list[dict[str, Any]], Any]:
+def score(task: LanguageModelingTask, model: nn.Module, store: InMemoryStore) -> tuple[list[dict[str, Any]], Any]:
     reader = DocumentReader(store, task.tokenizer)
     rows = make_rows(
-        Regions.whole(store.lengths, range(len(store.texts))),
+        Regions.whole(store.lengths, range(len(store.sequences))),
         task.tokenizer,
         reader.residues,
         document_tokens=48,
@@ -98,15 +100,15 @@ def score(task: LanguageModelingTask, model: nn.Module, store: Memory) -> tuple[
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.15, 0.6], ids=["causal", "masked", "masked-60"])
-@pytest.mark.parametrize("name", [*DNA, *LEARNT])
-def test_the_best_model_pays_ln_4_for_every_base_once(name, fraction) -> None:
-    task = task_of("masked" if fraction else "causal", name, fraction)
-    if name in LEARNT and fraction:
+@pytest.mark.parametrize("name", [*DNA, *LEARNED])
+def test_the_oracle_loss_is_ln_4_for_every_base_once(name, fraction) -> None:
+    task = make_task("masked" if fraction else "causal", name, fraction)
+    if name in LEARNED and fraction:
         assert not task.reports_nats_per_residue
         return
     assert task.reports_nats_per_residue
     rng = np.random.default_rng(3)
-    store = Memory([*bases(rng, [90, 17]).texts, *bases(rng, [60], "ACGTACGTACGTN").texts])
+    store = InMemoryStore([*random_dna(rng, [90, 17]).sequences, *random_dna(rng, [60], "ACGTACGTACGTN").sequences])
     parts, rows = score(task, Oracle(task, store), store)
     residues = sum(part["residues"] for part in parts)
     assert sum(part["residue_nats"] for part in parts) == pytest.approx(residues * math.log(4), rel=1e-6)
@@ -115,15 +117,15 @@ def test_the_best_model_pays_ln_4_for_every_base_once(name, fraction) -> None:
     if fraction == 0.0 and not task.tokenizer.num_prefix_tokens:
         assert 0 < unscored <= 6 * len(rows.record)
     elif fraction == 0.6 and "/" in name:
-        assert 0 <= unscored < rows.coverage.read / 2  # two passes: what lies between k-mers stays unpredicted
+        assert 0 <= unscored < rows.coverage.read / 2  # two passes: residues between k-mers are not predicted
     else:
         assert unscored == 0
     assert 0 < weightless <= 60  # WordPiece reads the whole record with an N as one unknown word
 
 
-def test_training_masks_hide_what_they_ask_for() -> None:
-    """Chosen, hidden k-mers: no visible token holds a base that counts. The share of bases is that of the config."""
-    task, store = task_of("masked", "kmer-6/1"), bases(np.random.default_rng(4), [400])
+def test_training_masks_hide_predicted_residues() -> None:
+    """No visible token contains a base that counts; the fraction of predicted bases is ``mlm_probability``."""
+    task, store = make_task("masked", "kmer-6/1"), random_dna(np.random.default_rng(4), [400])
     one, rng = DocumentReader(store, task.tokenizer).document(0, 0, 400), np.random.default_rng(0)
     policy, asked, hidden_of_all = MaskingPolicy(0.15, task.tokenizer.mask_id, task.tokenizer.residue_ids), 0, 0
     for _ in range(200):
@@ -143,23 +145,23 @@ def test_training_masks_hide_what_they_ask_for() -> None:
     assert hidden_of_all / (200 * len(one.ids)) < 0.3
 
 
-class Soft(Memory):
-    """Every third stretch of five bases is soft-masked."""
+class SoftMaskedStore(InMemoryStore):
+    """A store in which every third interval of five bases is soft-masked."""
 
     def soft_mask(self, record: int, start: int, stop: int) -> np.ndarray:
         return np.arange(start, stop) // 5 % 3 == 0
 
 
 @pytest.mark.parametrize("name", ["nucleotide", "kmer-3", "kmer-6/1", "kmer-3/2", "codon"])
-def test_the_other_strand_and_bases_that_do_not_count(name) -> None:
-    task, store = task_of("masked", name), Soft(bases(np.random.default_rng(6), [150]).texts)
+def test_reverse_complement_and_bases_without_weight(name) -> None:
+    task, store = make_task("masked", name), SoftMaskedStore(random_dna(np.random.default_rng(6), [150]).sequences)
     reader = DocumentReader(store, task.tokenizer, soft_masked_weight=0.0, reverse_complement=1.0)
     one = reader.document(0, 0, 150, np.random.default_rng(0))
     assert one.name.endswith("-")
     soft = store.soft_mask(0, 0, 150)[::-1]
     counted = np.zeros(150, int)
-    for turn in range(task.masking_policy.num_passes()):
-        made = task.masking_policy.apply_pass(one, turn, np.random.default_rng(1))
+    for pass_index in range(task.masking_policy.num_passes()):
+        made = task.masking_policy.apply_pass(one, pass_index, np.random.default_rng(1))
         shown = np.zeros(150, bool)
         for j in np.flatnonzero((made.inputs == one.ids) & (one.size > 0)):
             shown[one.start[j] : one.start[j] + one.size[j]] = True
@@ -172,9 +174,9 @@ def test_the_other_strand_and_bases_that_do_not_count(name) -> None:
     assert 0 < counted.sum() <= (~soft).sum()
 
 
-def test_n_grams_do_not_get_below_the_floor() -> None:
+def test_n_gram_losses_are_above_the_lower_bound() -> None:
     rng = np.random.default_rng(8)
-    train, test = bases(rng, [4000, 900]).texts, bases(rng, [3000, 1]).texts
+    train, test = random_dna(rng, [4000, 900]).sequences, random_dna(rng, [3000, 1]).sequences
     model = fit(train, 4)
     losses = model.losses(test)
     error = losses.std(axis=1) / math.sqrt(losses.shape[1])
@@ -182,7 +184,7 @@ def test_n_grams_do_not_get_below_the_floor() -> None:
     assert (losses.mean(axis=1) < 1.5).all()
 
 
-def test_units_part_the_residues() -> None:
+def test_prediction_units_partition_the_residues() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         k = int(rng.integers(1, 7))
@@ -197,9 +199,9 @@ def test_units_part_the_residues() -> None:
         assert len(np.unique(units.label[~unknown[units.label]])) >= 1 or unknown.all()
 
 
-def test_tokens_beside_a_masked_learnt_one_tell_about_it() -> None:
-    """Why a masked model with such a tokenizer has no nats per base: the best one pays less than ln 4 for each."""
-    own, rng = learnt("bpe"), np.random.default_rng(0)
+def test_tokens_next_to_a_masked_learned_token_reveal_information() -> None:
+    """The best masked model with a learned tokenizer has a loss below ln 4 per base, so nats per base mean nothing."""
+    own, rng = learned_tokenizer("bpe"), np.random.default_rng(0)
     words = [token for token in own.get_vocab() if set(token) <= set("ACGT")]
     paid = count = 0.0
     for _ in range(12):
@@ -219,15 +221,15 @@ def test_tokens_beside_a_masked_learnt_one_tell_about_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["masked", "causal"])
-def test_a_trained_model_does_not_get_below_the_floor(kind) -> None:
-    """Overlapping k-mers, of which a model of a few thousand weights soon copies the neighbours' letters."""
+def test_the_loss_of_a_trained_model_is_above_the_lower_bound(kind) -> None:
+    """Overlapping k-mers: a model with a few thousand weights soon copies the letters of visible adjacent tokens."""
     torch.manual_seed(0)
-    task = task_of(kind, "kmer-3/1")
+    task = make_task(kind, "kmer-3/1")
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
     task.model.train()
     for step in range(60):
-        store = bases(rng, [46 * 8])
+        store = random_dna(rng, [46 * 8])
         reader = DocumentReader(store, task.tokenizer)
         rows = make_rows(
             Regions.whole(store.lengths, [0]), task.tokenizer, None, document_tokens=48, row_tokens=96, seed=step
@@ -243,7 +245,7 @@ def test_a_trained_model_does_not_get_below_the_floor(kind) -> None:
         optimizer.step()
     task.model.eval()
     with torch.no_grad():
-        parts, _ = score(task, task.model, bases(np.random.default_rng(9), [600]))
+        parts, _ = score(task, task.model, random_dna(np.random.default_rng(9), [600]))
     means = np.array([part["residue_nats"] / part["residues"] for part in parts if part["residues"]])
     error = means.std(ddof=1) / math.sqrt(len(means))
     mean = sum(p["residue_nats"] for p in parts) / sum(p["residues"] for p in parts)

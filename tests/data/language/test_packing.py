@@ -17,8 +17,8 @@ from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.tokenizers.schemes import FixedStride
 
 
-class TwoEnds:
-    """A coder of single letters with <cls> and <eos>."""
+class ResidueTokenizer:
+    """A tokenizer with one token per residue, <cls> and <eos>."""
 
     num_prefix_tokens, num_special_tokens, fixed_stride = 1, 2, FixedStride()
 
@@ -31,21 +31,25 @@ class TwoEnds:
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=300), st.integers(0, 5))
-def test_packing_keeps_every_document_whole_and_once(sizes, seed) -> None:
+def test_packing_holds_every_document_once(sizes, seed) -> None:
     tokens = np.array(sizes)
     order, bounds = pack(tokens, 64, np.random.default_rng(seed))
     assert sorted(order.tolist()) == list(range(len(sizes)))
     sums = [int(tokens[order[a:b]].sum()) for a, b in pairwise(bounds)]
     assert max(sums) <= 64
     assert min(sums) > 0
-    # best fit opens a new row only where a document fits no other one: two rows never fit into one
+    # best fit opens a row only for a document that fits in no open row, so no two rows fit into one
     assert sorted(sums)[0] + sorted(sums)[1] > 64 if len(sums) > 1 else True
 
 
 def test_real_proteins_fill_rows() -> None:
     chains = ChainSet.open(Path(__file__).parents[3] / "examples/fold/data/chains_train.npz")
     rows = make_rows(
-        Regions.whole(chains.lengths, range(len(chains))), TwoEnds(), document_tokens=1024, row_tokens=1024, seed=0
+        Regions.whole(chains.lengths, range(len(chains))),
+        ResidueTokenizer(),
+        document_tokens=1024,
+        row_tokens=1024,
+        seed=0,
     )
     assert rows.packing_efficiency > 0.98
     assert int(rows.tokens.sum()) == int(chains.lengths.sum()) + 2 * len(chains)
@@ -53,7 +57,9 @@ def test_real_proteins_fill_rows() -> None:
 
 def test_long_records_are_cut_into_windows_that_cover_them() -> None:
     lengths = np.array([1000, 50, 98])
-    rows = make_rows(Regions.whole(lengths, [0, 1, 2]), TwoEnds(), document_tokens=100, row_tokens=None, seed=0)
+    rows = make_rows(
+        Regions.whole(lengths, [0, 1, 2]), ResidueTokenizer(), document_tokens=100, row_tokens=None, seed=0
+    )
     assert len(rows) == len(rows.record)
     first = [(a, b) for r, a, b in zip(rows.record, rows.start, rows.stop, strict=True) if r == 0]
     assert first[0] == (0, 98)
@@ -62,10 +68,10 @@ def test_long_records_are_cut_into_windows_that_cover_them() -> None:
     assert rows.tokens.max() == 100
 
 
-def test_windows_move_within_their_region_alone() -> None:
+def test_windows_are_shifted_within_their_region() -> None:
     rows = make_rows(
         Regions(np.array([4]), np.array([500]), np.array([900])),
-        TwoEnds(),
+        ResidueTokenizer(),
         document_tokens=102,
         row_tokens=None,
         seed=0,
@@ -75,21 +81,23 @@ def test_windows_move_within_their_region_alone() -> None:
     assert min(a for a, _ in seen) == 500
     assert max(b for _, b in seen) == 900
     assert {b - a for a, b in seen} == {100}
-    whole = make_rows(Regions.whole(np.array([80]), [0]), TwoEnds(), document_tokens=102, row_tokens=None, seed=0)
+    whole = make_rows(
+        Regions.whole(np.array([80]), [0]), ResidueTokenizer(), document_tokens=102, row_tokens=None, seed=0
+    )
     assert draw_window(whole, 0, rng) == (0, 80)
 
 
-def test_every_epoch_has_every_row_once_in_another_order() -> None:
+def test_every_epoch_has_each_row_once_in_another_order() -> None:
     epochs = [[shuffled_index(3, epoch * 50 + i, 50) for i in range(50)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 
-def test_sizes_that_cannot_be() -> None:
+def test_impossible_sizes() -> None:
     regions = Regions.whole(np.array([30]), [0])
     with pytest.raises(ValueError, match="row of 50 tokens cannot hold a document of 60"):
-        make_rows(regions, TwoEnds(), document_tokens=60, row_tokens=50, seed=0)
+        make_rows(regions, ResidueTokenizer(), document_tokens=60, row_tokens=50, seed=0)
     with pytest.raises(ValueError, match="2 tokens holds no residue"):
-        make_rows(regions, TwoEnds(), document_tokens=2, row_tokens=None, seed=0)
+        make_rows(regions, ResidueTokenizer(), document_tokens=2, row_tokens=None, seed=0)
     with pytest.raises(ValueError, match="no sequence"):
-        make_rows(Regions.whole(np.array([], int), []), TwoEnds(), document_tokens=9, row_tokens=None, seed=0)
+        make_rows(Regions.whole(np.array([], int), []), ResidueTokenizer(), document_tokens=9, row_tokens=None, seed=0)

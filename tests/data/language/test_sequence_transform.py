@@ -1,4 +1,4 @@
-"""The other strand against Biopython, masks that turn with it, and weights of residues."""
+"""Reverse complement against Biopython, masks that are reversed with it, and loss weights of residues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def array(text: str) -> np.ndarray:
 
 
 @given(nucleotides)
-def test_equals_biopython_and_undoes_itself(text: str) -> None:
+def test_equals_biopython_and_is_its_own_inverse(text: str) -> None:
     letters = array(text)
     mask = np.arange(len(letters)) % 3 == 0
     other, turned = reverse_complement(letters, mask)
@@ -30,7 +30,7 @@ def test_equals_biopython_and_undoes_itself(text: str) -> None:
     np.testing.assert_array_equal(mask_back, mask)
 
 
-def test_uracil_and_what_has_no_complement() -> None:
+def test_uracil_and_letters_without_a_complement() -> None:
     assert complement(array("UuAa")).tobytes() == b"AaTt"
     with pytest.raises(ValueError, match=r"'E' at position 3 is not an IUPAC nucleotide"):
         reverse_complement(array("ACGE"))
@@ -38,14 +38,14 @@ def test_uracil_and_what_has_no_complement() -> None:
         reverse_complement(array("ACGT"), np.zeros(2))
 
 
-def test_labels_of_more_axes_turn_with_the_letters() -> None:
+def test_labels_with_more_axes_are_reversed_with_the_letters() -> None:
     values = np.arange(8).reshape(4, 2)
     letters, turned = reverse_complement(array("AACG"), values)
     assert letters.tobytes() == b"CGTT"
     np.testing.assert_array_equal(turned, values[::-1])
 
 
-def test_strands_are_drawn_reproducibly_and_half_of_the_time() -> None:
+def test_half_of_the_strands_are_reversed_reproducibly() -> None:
     letters = array("AACG")
 
     def draws(seed: int) -> list[bytes]:
@@ -59,7 +59,7 @@ def test_strands_are_drawn_reproducibly_and_half_of_the_time() -> None:
     always = np.random.default_rng(0)
     assert draw_strand(always, letters, probability=1)[0].tobytes() == b"CGTT"
     assert draw_strand(always, letters, probability=0)[0] is letters
-    # One number either way: the next draw does not depend on the outcome.
+    # Both outcomes draw one number, so later draws do not depend on the outcome.
     assert always.random() == np.random.default_rng(0).random(3)[2]
     with pytest.raises(ValueError, match="expected 0 to 1"):
         draw_strand(always, letters, probability=1.5)

@@ -29,7 +29,7 @@ from ds4sci.data.sequences import (
     write_subset,
 )
 from ds4sci.data.structures.chain_set import ChainSet
-from tests.support.sequence_files import bgzip, content, records_of, write
+from tests.support.sequence_files import bgzip, file_contents, records_of, write
 
 CHAINS = Path(__file__).parents[3] / "examples" / "fold" / "data" / "chains_train.npz"
 shared_folder = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -93,7 +93,7 @@ def test_packings_give_the_same_bytes(tmp_path: Path) -> None:
     for name, data in packed.items():
         out = tmp_path / f"{name}.store"
         index([write(tmp_path / name, data)], out, jobs=1)
-        stores.append(content(out))
+        stores.append(file_contents(out))
         manifest = json.loads(stores[-1].pop("manifest.json"))
         assert manifest["sources"][0]["sha256"] == layout.fingerprint(tmp_path / name)["sha256"]
     assert all(store == stores[0] for store in stores)
@@ -246,7 +246,7 @@ def test_jobs_give_the_same_bytes_and_nothing_is_done_twice(tmp_path: Path) -> N
     index(paths, tmp_path / "one", jobs=1, progress=lambda done, files: calls.append((done, files)))
     assert calls == [(i, 5) for i in range(6)]
     index(paths, tmp_path / "two", jobs=2)
-    assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert file_contents(tmp_path / "one") == file_contents(tmp_path / "two")
     assert not (tmp_path / "one.work").exists()
 
     before = (tmp_path / "one" / "manifest.json").stat().st_mtime_ns
@@ -269,7 +269,7 @@ def test_a_copy_of_all_records_is_the_same_store(tmp_path: Path) -> None:
     index([path], tmp_path / "out", jobs=1)
     store = SequenceStore.open(tmp_path / "out")
     write_subset(store, range(len(store)), tmp_path / "copy")
-    one, other = content(tmp_path / "out"), content(tmp_path / "copy")
+    one, other = file_contents(tmp_path / "out"), file_contents(tmp_path / "copy")
     assert one.pop("manifest.json") != other.pop("manifest.json")
     assert one == other
 
@@ -315,7 +315,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "1 of them reused from an earlier run" in str(summary)
     monkeypatch.undo()
     index(paths, tmp_path / "fresh", jobs=1)
-    assert content(out) == content(tmp_path / "fresh")
+    assert file_contents(out) == file_contents(tmp_path / "fresh")
     assert not (tmp_path / "out.work").exists()
 
 
