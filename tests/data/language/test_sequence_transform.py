@@ -22,12 +22,12 @@ def array(text: str) -> np.ndarray:
 def test_equals_biopython_and_is_its_own_inverse(text: str) -> None:
     letters = array(text)
     mask = np.arange(len(letters)) % 3 == 0
-    other, turned = reverse_complement(letters, mask)
-    assert other.tobytes().decode() == str(Seq(text).reverse_complement())
+    reverse, reversed_mask = reverse_complement(letters, mask)
+    assert reverse.tobytes().decode() == str(Seq(text).reverse_complement())
     assert complement(letters).tobytes().decode() == str(Seq(text).complement())
-    back, mask_back = reverse_complement(other, turned)
-    np.testing.assert_array_equal(back, letters)
-    np.testing.assert_array_equal(mask_back, mask)
+    original, original_mask = reverse_complement(reverse, reversed_mask)
+    np.testing.assert_array_equal(original, letters)
+    np.testing.assert_array_equal(original_mask, mask)
 
 
 def test_uracil_and_letters_without_a_complement() -> None:
@@ -40,9 +40,9 @@ def test_uracil_and_letters_without_a_complement() -> None:
 
 def test_labels_with_more_axes_are_reversed_with_the_letters() -> None:
     values = np.arange(8).reshape(4, 2)
-    letters, turned = reverse_complement(array("AACG"), values)
+    letters, reversed_mask = reverse_complement(array("AACG"), values)
     assert letters.tobytes() == b"CGTT"
-    np.testing.assert_array_equal(turned, values[::-1])
+    np.testing.assert_array_equal(reversed_mask, values[::-1])
 
 
 def test_half_of_the_strands_are_reversed_reproducibly() -> None:

@@ -1,4 +1,4 @@
-"""Bad sequence files: each fault is an error that names file, line and record, or is left out and counted."""
+"""Invalid sequence files: each error names file, line and record, or the record is skipped and counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN = "ACGTTGCAACGTGCA"
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 17 bytes, so that every record, header and line end is cut somewhere."""
+    """Blocks of 17 bytes, so that records, headers and line ends are cut at every position."""
     monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (17,))
 
 
@@ -63,7 +63,7 @@ def attempt(path: Path, out: Path, bad: Any) -> tuple[SequenceStore | None, str]
 
 GOOD = f">good\n{PLAIN}\n"
 BAD: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
-    # what is wrong: the file, the error, options
+    # kind of error: the file, the message, options
     "inside stop": (">p\nMKV\nMW*LL\n>good\nMKWL\n", r"line 3: record 'p': '\*' at letter 6 is a stop inside", {}),
     "stop, then blank lines": (
         ">p\nMKV*\n" + "\n" * 60 + "MW\n>good\nMKWL\n", r"line 2: record 'p': '\*' at letter 4 is a stop inside", {}
@@ -115,7 +115,7 @@ BAD: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
 @pytest.mark.parametrize("block", [17, 1 << 20])
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_record(what: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error with file, line and record, or with skip all the others and a count with the same words."""
+    """``error`` raises with file, line and record; ``skip`` keeps the other records and counts the same message."""
     monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (block,))
     data, message, options = BAD[what]
     path = write(tmp_path / "in.fa", data)
@@ -151,7 +151,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("what", UNREADABLE)
 def test_a_file_that_cannot_be_read(what: str, tmp_path: Path) -> None:
-    """An error that names it; with skip it is left out whole and counted, an error where nothing is left."""
+    """``error`` names the file; ``skip`` skips and counts it, and raises if no record is left."""
     make, message = UNREADABLE[what]
     path, good = tmp_path / "in.gz", write(tmp_path / "good.fa", GOOD)
     make(path)
@@ -164,8 +164,8 @@ def test_a_file_that_cannot_be_read(what: str, tmp_path: Path) -> None:
         index([path], tmp_path / "nothing", jobs=1, bad="skip")
 
 
-def test_what_is_no_error(tmp_path: Path) -> None:
-    """Comments, blank lines, a byte order mark, a stop at the end, rare letters, names that are Latin-1."""
+def test_unusual_but_valid_input(tmp_path: Path) -> None:
+    """Comments, blank lines, a byte order mark, a final stop, rare letters, names in Latin-1."""
     data = b"\xef\xbb\xbf;c\n\n> M\xfcller of K\xf6ln  \r\n\nMK v w\tBZ\n;c\nJUO*\n\n>two;three\nMKWL*\n\n"
     summary = index([write(tmp_path / "p.fa", data)], tmp_path / "out", jobs=1)
     store = SequenceStore.open(tmp_path / "out")
@@ -191,7 +191,7 @@ def test_names_used_in_two_files(tmp_path: Path) -> None:
     assert summary.skipped["name used before"]["count"] == 1
 
 
-def test_calls_that_make_no_sense(tmp_path: Path) -> None:
+def test_invalid_arguments(tmp_path: Path) -> None:
     dna, protein = write(tmp_path / "d.fa", GOOD), write(tmp_path / "p.fa", ">q\nMKWLLPEE\n")
     with pytest.raises(ValueError, match=r"dna \(.*d\.fa\) and protein \(.*p\.fa\); a store has one alphabet"):
         index([dna, protein], tmp_path / "out", jobs=1)
@@ -209,14 +209,14 @@ def test_calls_that_make_no_sense(tmp_path: Path) -> None:
             call()
 
 
-def test_a_header_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_without_a_line_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fasta_blocks, "LONGEST_HEADER", 100)
     with pytest.raises(ValueError, match="line 3: a header of over 100 bytes"):
         list(fasta_blocks.read_chunks([b">a\nAC\n", *[b">" + b"x" * 30] * 5], "in.fa"))
 
 
-def test_a_record_without_its_locus_line_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head of a release file may stand ahead of the first record; a record's own lines may not."""
+def test_a_record_without_its_locus_line_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text of a release file may precede the first record; lines of a record may not."""
     monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (100,))
     whole = f"LOCUS       good\nORIGIN\n  1 {PLAIN}\n//\n"
     damaged = f"\nLOC?S       x  4 bp\nORIGIN\n  1 acgt\n//\n{whole.replace('good', 'last')}"

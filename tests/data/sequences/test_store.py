@@ -1,4 +1,4 @@
-"""The sequence store: what is written comes back, whatever it is packed in, however the run that makes it goes."""
+"""The sequence store: round trips of files in all compressions, killed and repeated runs, subsets."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def letters(store: SequenceStore, record: int, start: int = 0, stop: int | None 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 17 bytes, so that every record, header and line end is cut somewhere."""
+    """Blocks of 17 bytes, so that records, headers and line ends are cut at every position."""
     monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (17,))
 
 
-# --- what is written comes back -----------------------------------------------------------------------------------
+# --- round trips --------------------------------------------------------------------------------------------------
 
 word = st.text(st.characters(min_codepoint=33, exclude_categories=("Z", "C")), min_size=1, max_size=12)
 residues = st.text("ACDEFGHIKLMNPQRSTVWYXBZJUOacdefghiklmnpqrstvwyx", min_size=1, max_size=70)
@@ -54,10 +54,10 @@ entries = st.lists(st.tuples(word, residues), min_size=1, max_size=8, unique_by=
 
 @given(entries, st.integers(1, 80), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.integers(1, 40))
 @shared_folder
-def test_any_fasta_comes_back(
+def test_any_fasta_file_round_trips(
     tmp_path: Path, listed: list[tuple[str, str]], width: int, end: str, last_end: bool, block: int
 ) -> None:
-    """Any names and letters, lines of any width, line ends of three systems, blocks of any size."""
+    """Any names and letters, any line width, line ends of three systems, any block size."""
     shutil.rmtree(tmp_path, ignore_errors=True)
     tmp_path.mkdir()
     text = end.join(
@@ -79,8 +79,8 @@ def test_any_fasta_comes_back(
         np.testing.assert_array_equal(store.unknown_mask(record), np.array([letter in "Xx" for letter in one]))
 
 
-def test_packings_give_the_same_bytes(tmp_path: Path) -> None:
-    """Plain, gzip, gzip of several members and bgzip, under whatever name, in blocks of whatever size."""
+def test_compressions_give_the_same_bytes(tmp_path: Path) -> None:
+    """Plain, gzip, gzip with several members and bgzip, under any name."""
     chains = ChainSet.open(CHAINS)
     plain = "".join(f">{chains.ids[i]} chain {i}\n{chains.sequence(i)}\n" for i in range(40)).encode()
     packed = {
@@ -100,8 +100,8 @@ def test_packings_give_the_same_bytes(tmp_path: Path) -> None:
     assert stores[0]["residues.bin"].decode() == "".join(chains.sequence(i) for i in range(40))
 
 
-def test_formats_agree(tmp_path: Path) -> None:
-    """FASTA, FASTQ and GenBank of the same sequences; GenBank's small letters are no mask."""
+def test_formats_give_the_same_records(tmp_path: Path) -> None:
+    """FASTA, FASTQ and GenBank files with the same sequences; lower case in GenBank is no soft mask."""
     one, other = "ACGTN" * 31, "TTGCA" * 7
     fasta = write(tmp_path / "a", f">X1.2 first of two\n{one}\n>X2 \n{other}\n")
     wrapped = f"@X1.2 first of two\n{one[:99]}\n{one[99:]}\n+\n{'@' * 99}\n{'+' * 56}\n@X2\n{other}\n+X2\n{'I' * 35}\n"
@@ -131,7 +131,7 @@ def test_formats_agree(tmp_path: Path) -> None:
 # --- the store ----------------------------------------------------------------------------------------------------
 
 
-def test_stretches_and_masks(tmp_path: Path) -> None:
+def test_residues_and_masks(tmp_path: Path) -> None:
     text = "NNacgtnACGT" * 40
     path = write(tmp_path / "g.fa", f">chr1 x\n{text}\n>chr2\nacg\n>chr3\nNACGu\n")
     summary = index([path], tmp_path / "out", jobs=1)
@@ -162,8 +162,8 @@ def test_stretches_and_masks(tmp_path: Path) -> None:
     assert records_of(again) == records_of(store)
 
 
-def test_names_are_found_among_equal_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a hash that is the same for all, only slower."""
+def test_lookup_with_equal_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lookup works, only slower, if all names have the same hash."""
     monkeypatch.setattr(name_index, "_mix", lambda value: np.zeros_like(value))
     path = write(tmp_path / "g.fa", "".join(f">n{i}\nACGT\n" for i in range(20)))
     index([path], tmp_path / "out", jobs=1)
@@ -174,7 +174,7 @@ def test_names_are_found_among_equal_hashes(tmp_path: Path, monkeypatch: pytest.
 
 
 @given(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=30))
-def test_hashes_depend_on_the_name_alone(listed: list[str]) -> None:
+def test_hashes_depend_only_on_the_name(listed: list[str]) -> None:
     blobs = [name.encode("utf-8", "surrogatepass") for name in listed]
     offsets = np.concatenate([[0], np.cumsum([len(blob) for blob in blobs])])
     together = name_index.hash_names(np.frombuffer(b"".join(blobs), np.uint8), offsets)
@@ -184,8 +184,8 @@ def test_hashes_depend_on_the_name_alone(listed: list[str]) -> None:
 
 
 @given(st.lists(st.booleans(), max_size=40), st.lists(st.integers(0, 40), max_size=4), st.data())
-def test_runs(values: list[bool], cuts: list[int], data: st.DataObject) -> None:
-    """Found in pieces and joined, they are those of the whole; and back."""
+def test_intervals(values: list[bool], cuts: list[int], data: st.DataObject) -> None:
+    """Intervals of parts, merged, are those of the whole array, and convert back to masks."""
     whole = np.array(values, bool)
     bounds = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
     found = [intervals.from_mask(whole[a:b]) + a for a, b in pairwise(bounds)]
@@ -229,8 +229,8 @@ def test_checksums_and_sizes(tmp_path: Path) -> None:
 # --- building -----------------------------------------------------------------------------------------------------
 
 
-def several(folder: Path, count: int = 5) -> list[Path]:
-    """Files of real chains."""
+def write_chain_files(folder: Path, count: int = 5) -> list[Path]:
+    """FASTA files of real chains."""
     chains = ChainSet.open(CHAINS)
     paths = []
     for file in range(count):
@@ -240,8 +240,8 @@ def several(folder: Path, count: int = 5) -> list[Path]:
     return paths
 
 
-def test_jobs_give_the_same_bytes_and_nothing_is_done_twice(tmp_path: Path) -> None:
-    paths = several(tmp_path)
+def test_jobs_give_the_same_bytes_and_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
+    paths = write_chain_files(tmp_path)
     calls: list[tuple[int, int]] = []
     index(paths, tmp_path / "one", jobs=1, progress=lambda done, files: calls.append((done, files)))
     assert calls == [(i, 5) for i in range(6)]
@@ -264,8 +264,8 @@ def test_jobs_give_the_same_bytes_and_nothing_is_done_twice(tmp_path: Path) -> N
 
 
 def test_a_copy_of_all_records_is_the_same_store(tmp_path: Path) -> None:
-    """What is made by joining stretches has the bytes of what was written in one go; only the manifests differ."""
-    (path,) = several(tmp_path, 1)
+    """Intervals merged from copies give the same bytes as one write; only the manifests differ."""
+    (path,) = write_chain_files(tmp_path, 1)
     index([path], tmp_path / "out", jobs=1)
     store = SequenceStore.open(tmp_path / "out")
     write_subset(store, range(len(store)), tmp_path / "copy")
@@ -278,7 +278,7 @@ def _die_at_the_third(path: Path, folder: Path, rules: Any) -> None:
     if path.name == "2.fa":
         import os
 
-        os._exit(9)  # as a kill does: nothing is tidied up
+        os._exit(9)  # like a kill: no cleanup
     from ds4sci.data.sequences.shard_writer import write_shard
 
     write_shard(path, folder, rules)
@@ -289,17 +289,17 @@ def _killed_run(paths: list[Path], out: Path) -> None:
     index(paths, out, jobs=1)
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that were finished are kept if their files still are what they were; the store is that of one run."""
-    paths = several(tmp_path)
+def test_a_killed_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished shards are reused if their files have not changed; the store equals that of a single run."""
+    paths = write_chain_files(tmp_path)
     out = tmp_path / "out"
     run = multiprocessing.get_context("fork").Process(target=_killed_run, args=(paths, out))
     run.start()
     run.join(60)
     assert run.exitcode == 9
     assert not out.exists()
-    write(paths[0], ">other\nMKWL\n")  # since then, one file has changed
-    (tmp_path / "out.work" / "0123.partial").mkdir()  # what a kill in the middle of a part leaves
+    write(paths[0], ">other\nMKWL\n")  # one file changes after the kill
+    (tmp_path / "out.work" / "0123.partial").mkdir()  # left by a kill in the middle of a shard
     read: list[str] = []
 
     def counted(path: Path, folder: Path, rules: Any) -> None:
@@ -319,8 +319,8 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (tmp_path / "out.work").exists()
 
 
-def test_a_damaged_part_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = several(tmp_path, 2)
+def test_a_damaged_shard_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_chain_files(tmp_path, 2)
     monkeypatch.setattr(build, "_merge_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         index(paths, tmp_path / "out", jobs=1)
@@ -331,8 +331,8 @@ def test_a_damaged_part_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     SequenceStore.open(tmp_path / "out").verify()
 
 
-def test_two_runs_into_one_store(tmp_path: Path) -> None:
-    (path,) = several(tmp_path, 1)
+def test_two_concurrent_runs_into_one_store(tmp_path: Path) -> None:
+    (path,) = write_chain_files(tmp_path, 1)
     with build._exclusive_lock(tmp_path / "out.work", tmp_path / "out"), pytest.raises(ValueError, match="another run"):
         index([path], tmp_path / "out", jobs=1)
 

@@ -1,4 +1,4 @@
-"""Tokenizers: golden ids, the vectorised way equal to the Hugging Face API, saved and loaded by anyone."""
+"""Tokenizers: golden ids, the vectorized encoder against the Hugging Face API, saving and loading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ds4sci.data.tokenizers import KINDS, build, codon_amino_acids, load, residu
 from ds4sci.data.tokenizers.encoder import TokenizerScheme
 from ds4sci.data.tokenizers.schemes import PerResidue
 
-RECIPES: list[tuple[str, dict[str, Any]]] = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     ("esm", {}),
     ("nucleotide", {"ends": "bos_eos"}),
     ("byte", {"ends": "eos"}),
@@ -35,8 +35,8 @@ RECIPES: list[tuple[str, dict[str, Any]]] = [
     ("codon", {"frame": 1, "genetic_code": 11, "ends": "bos_eos"}),
     ("codon", {"frame": 2}),
 ]
-BUILT = [(build(kind, **options), kind) for kind, options in RECIPES]
-NAMES = ["-".join([kind, *(f"{k}{v}" for k, v in options.items())]) for kind, options in RECIPES]
+BUILT = [(build(kind, **options), kind) for kind, options in CASES]
+NAMES = ["-".join([kind, *(f"{k}{v}" for k, v in options.items())]) for kind, options in CASES]
 each = pytest.mark.parametrize(("tokenizer", "kind"), BUILT, ids=NAMES)
 
 
@@ -70,12 +70,12 @@ def test_golden_ids() -> None:
     assert api(build("nucleotide", ends="bos_eos"), "AC<mask>", special=True) == [2, 5, 6, 4, 3]
     assert api(build("byte"), "Aa\n é") == [70, 102, 15, 37, 200, 174]
     assert api(build("byte", ends="eos"), "A", special=True) == [70, 3]
-    # AAC = 1, TTT = 63 after ten single tokens; N starts the words afresh, leftovers go base by base.
+    # AAC = 1, TTT = 63 after ten single tokens; a new word starts after N, leftover bases are single tokens.
     assert api(build("kmer", k=3), "AACTTTGNAACRA") == [11, 73, 7, 9, 11, 9, 5]
-    # Windows of 3 every 2: AAC, CTT, T left over; every window with the N is unknown.
+    # Windows of 3, stride 2: AAC, CTT, T left over; every window with an N is unknown.
     assert api(build("kmer", k=3, stride=2), "AACTTT") == [6, 5 + 31]
     assert api(build("kmer", k=3, stride=1), "AACTN") == [6, 5 + 7, 1]
-    # ATG = 14, TAA = 48, then two letters that are no codon.
+    # ATG = 14, TAA = 48, then two letters that are not a codon.
     assert api(build("codon"), "ATGTAANNNAC") == [19, 53, 1]
     assert api(build("codon", frame=1), "CATGTAA") == [19, 53]
     assert api(build("codon", frame=2), "CAUGUAAUGA") == [5 + 59, 5 + 3]
@@ -84,7 +84,7 @@ def test_golden_ids() -> None:
 @each
 @settings(max_examples=60)
 @given(data=st.data())
-def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.DataObject) -> None:
+def test_the_encoder_gives_the_ids_of_the_api(tokenizer: Any, kind: str, data: st.DataObject) -> None:
     encoder = residue_encoder_of(tokenizer)
     assert not isinstance(encoder.scheme, TokenizerScheme)
     if kind == "esm":
@@ -93,7 +93,7 @@ def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.D
         letters = "".join(map(chr, [*range(128), 228, 8491, 128512]))
     else:
         mixed = "ACGT" * 12 + "acgtNnUuRYWSKMBDHVrywskmbdhvEx*-. \n\r"
-        letters = data.draw(st.sampled_from(["ACGT", mixed]))  # bases alone have a way of their own
+        letters = data.draw(st.sampled_from(["ACGT", mixed]))  # sequences of bases only have their own code path
     text = data.draw(st.text(letters, max_size=120))
     assume(not any(name in text for name in tokenizer.all_special_tokens))
     ids = encoder.encode_residues(array(text))
@@ -103,7 +103,7 @@ def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.D
     start, length = encoder.token_spans(array(text))
     assert len(start) == len(length) == len(ids)
     assert encoder.one_per_residue == (len(ids) == len(array(text)) and isinstance(encoder.scheme, PerResidue))
-    # Each token's letters, taken alone, are that token: the spans are the right ones.
+    # The spans are correct: the letters of each span are the text of its token.
     names = tokenizer.convert_ids_to_tokens(ids.tolist())
     if kind in ("nucleotide", "kmer", "codon"):
         for name, a, n in zip(names, start, length, strict=True):
@@ -111,18 +111,18 @@ def test_the_fast_path_gives_the_api_s_ids(tokenizer: Any, kind: str, data: st.D
             assert name == folded or (name == "<unk>" and re.search("[^ACGT]", folded))
 
 
-_ENCODERS: dict[int, Any] = {}
+_ENCODER_CACHE: dict[int, Any] = {}
 
 
 def residue_encoder_of(tokenizer: Any) -> Any:
-    """One for each tokenizer: building it compares thousands of letters."""
-    if id(tokenizer) not in _ENCODERS:
-        _ENCODERS[id(tokenizer)] = residue_encoder(tokenizer)
-    return _ENCODERS[id(tokenizer)]
+    """The encoder of a tokenizer, built once: building compares thousands of letters."""
+    if id(tokenizer) not in _ENCODER_CACHE:
+        _ENCODER_CACHE[id(tokenizer)] = residue_encoder(tokenizer)
+    return _ENCODER_CACHE[id(tokenizer)]
 
 
 @each
-def test_saved_and_loaded_it_is_the_same(tokenizer: Any, kind: str, tmp_path: Path) -> None:
+def test_save_and_load(tokenizer: Any, kind: str, tmp_path: Path) -> None:
     text = "ACGTTGCATGNNACGATCGATTAGC"
     tokenizer.save_pretrained(tmp_path)
     for again in (load(tmp_path), load(tmp_path)):
@@ -136,20 +136,20 @@ def test_saved_and_loaded_it_is_the_same(tokenizer: Any, kind: str, tmp_path: Pa
         assert again.mask_token_id == tokenizer.mask_token_id
         batch = again(["ACGTACGT", "ACGTACGTACGT"], padding=True)
         assert set(batch) == {"input_ids", "attention_mask"}
-        again.save_pretrained(tmp_path)  # what was loaded can be saved again
+        again.save_pretrained(tmp_path)  # a loaded tokenizer can be saved again
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, EsmConfig])
 @pytest.mark.parametrize("index", [1, 4, 6, 8], ids=lambda i: NAMES[i])
-def test_beside_a_model_s_config_it_stays_itself(config: Any, index: int, tmp_path: Path) -> None:
-    """AutoTokenizer looks at config.json first, and Llama and ESM have tokenizers of their own."""
+def test_load_next_to_a_model_config(config: Any, index: int, tmp_path: Path) -> None:
+    """AutoTokenizer reads config.json first, and Llama and ESM have tokenizers of their own."""
     config().save_pretrained(tmp_path)
     tokenizer = BUILT[index][0]
     tokenizer.save_pretrained(tmp_path)
     assert api(load(tmp_path), "ACGTTGCATGNN", special=True) == api(tokenizer, "ACGTTGCATGNN", special=True)
 
 
-STRANGER = """
+LOAD_WITHOUT_DS4SCI = """
 import json, sys
 sys.modules["ds4sci"] = None  # importing it is an error
 from transformers import AutoTokenizer
@@ -160,22 +160,25 @@ print(json.dumps([
 """
 
 
-def test_a_stranger_without_ds4sci_loads_all_of_them(tmp_path: Path) -> None:
+def test_transformers_loads_all_kinds_without_ds4sci(tmp_path: Path) -> None:
     folders = []
-    for (tokenizer, _), (_, options), name in zip(BUILT, RECIPES, NAMES, strict=True):
+    for (tokenizer, _), (_, options), name in zip(BUILT, CASES, NAMES, strict=True):
         tokenizer.save_pretrained(tmp_path / name)
         folders.append((str(tmp_path / name), options.get("stride", options.get("k")) != options.get("k")))
     text = "ACGTTGCATGNNACGATCGATTAGC"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, json.dumps(folders), text], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", LOAD_WITHOUT_DS4SCI, json.dumps(folders), text],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [api(tokenizer, text, special=True) for tokenizer, _ in BUILT]
 
 
 @each
-def test_decoding_gives_the_letters_back(tokenizer: Any, kind: str) -> None:
+def test_decoding_is_the_inverse_of_encoding(tokenizer: Any, kind: str) -> None:
     text = "ACGTTGCATAACACGATCGATTAGC"
     decoded = tokenizer.decode(api(tokenizer, text)).replace(" ", "")
     start, length = residue_encoder_of(tokenizer).token_spans(array(text))
@@ -184,7 +187,7 @@ def test_decoding_gives_the_letters_back(tokenizer: Any, kind: str) -> None:
     assert special == decoded
 
 
-def test_small_letters_are_read_as_capitals() -> None:
+def test_lower_case_is_read_as_upper_case() -> None:
     for tokenizer, kind in BUILT:
         encoder = residue_encoder_of(tokenizer)
         if kind == "byte":
@@ -196,14 +199,14 @@ def test_small_letters_are_read_as_capitals() -> None:
     assert residue_encoder_of(BUILT[0][0]).encode_residues(array("j*L")).tolist() == [3, 3, 4]
 
 
-def test_letters_that_spell_a_special_token_are_letters() -> None:
+def test_text_of_a_special_token_is_encoded_as_residues() -> None:
     tokenizer = BUILT[2][0]
     assert api(tokenizer, "<pad>") == [0]
     assert residue_encoder_of(tokenizer).encode_residues(array("<pad>")).tolist() == [65, 117, 102, 105, 67]
 
 
 @pytest.mark.parametrize("code", [1, 2, 11, 25])
-def test_codons_mean_what_the_genetic_code_says(code: int) -> None:
+def test_codon_amino_acids_follow_the_genetic_code(code: int) -> None:
     tokenizer = build("codon", genetic_code=code)
     letters = codon_amino_acids(tokenizer)
     assert len(letters) == len(tokenizer)
@@ -215,7 +218,7 @@ def test_codons_mean_what_the_genetic_code_says(code: int) -> None:
         codon_amino_acids(build("nucleotide"))
 
 
-def test_codons_after_saving_still_know_their_code(tmp_path: Path) -> None:
+def test_a_loaded_codon_tokenizer_keeps_its_genetic_code(tmp_path: Path) -> None:
     build("codon", genetic_code=2).save_pretrained(tmp_path)
     tokenizer = load(tmp_path)
     assert chr(codon_amino_acids(tokenizer)[api(tokenizer, "TGA")[0]]) == "W"
@@ -223,7 +226,7 @@ def test_codons_after_saving_still_know_their_code(tmp_path: Path) -> None:
 
 
 def foreign(vocabulary: list[str], pattern: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that ds4sci has no settings of, as a hub model's own."""
+    """A tokenizer without ds4sci's settings, such as that of a hub model."""
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
@@ -238,7 +241,7 @@ def test_a_foreign_tokenizer_of_letters_gets_a_table() -> None:
 
 
 def test_a_foreign_tokenizer_of_words_is_called() -> None:
-    """Single letters have tokens, but not where a word fits: the table would be wrong, and is not taken."""
+    """Single letters have tokens, but not where a word fits: the table would be wrong, so it is not used."""
     tokenizer = foreign(["[UNK]", *"ACGT", "ACG"], "ACG|.")
     encoder = residue_encoder(tokenizer)
     assert isinstance(encoder.scheme, TokenizerScheme)
@@ -251,8 +254,8 @@ def test_a_foreign_tokenizer_of_words_is_called() -> None:
         encoder.encode_residues(np.array([65, 200], np.uint8))
 
 
-def test_a_tokenizer_in_python_without_offsets(tmp_path: Path) -> None:
-    """The Nucleotide Transformer's own: EsmTokenizer over words of bases."""
+def test_a_python_tokenizer_without_offsets(tmp_path: Path) -> None:
+    """The tokenizer of the Nucleotide Transformer: EsmTokenizer over words of bases."""
     file = tmp_path / "vocab.txt"
     file.write_text("\n".join(["<unk>", "<pad>", "<mask>", "<cls>", "<eos>", "<bos>", "ACG", "CGT", *"ATCGN"]))
     tokenizer = EsmTokenizer(str(file), eos_token=None)
@@ -267,8 +270,8 @@ def test_a_tokenizer_in_python_without_offsets(tmp_path: Path) -> None:
     assert encoder.prefix.tolist() == [3]
 
 
-def test_a_tokenizer_that_wants_spaces_gets_a_table() -> None:
-    """As ProtBert: without them it would say one [UNK] of a whole protein."""
+def test_a_tokenizer_that_needs_spaces_gets_a_table() -> None:
+    """Such as ProtBert's: without spaces it returns one [UNK] for a whole protein."""
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(["[UNK]", *"LAGVX"])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
@@ -277,7 +280,7 @@ def test_a_tokenizer_that_wants_spaces_gets_a_table() -> None:
     assert encoder.encode_residues(array("LAGvZ")).tolist() == [*api(fast, "L A G V"), 0] == [1, 2, 3, 4, 0]
 
 
-def test_transformers_own_byte_tokenizer_gets_a_table() -> None:
+def test_the_byte_tokenizer_of_transformers_gets_a_table() -> None:
     encoder = residue_encoder(ByT5Tokenizer())
     assert encoder.one_per_residue
     ids = encoder.encode_residues(array("MKt-"))
@@ -286,7 +289,7 @@ def test_transformers_own_byte_tokenizer_gets_a_table() -> None:
         PerResidue(np.where(np.arange(256) == 10, -1, 5).astype(np.int32)).ids(array("A\nA"))
 
 
-def test_a_learnt_vocabulary_is_called() -> None:
+def test_a_learned_vocabulary_is_called() -> None:
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     rng = np.random.default_rng(0)
     proteins = ["".join(rng.choice(list("LAGVSERTIDPKQNFYMHWC"), 200)) for _ in range(50)]
@@ -302,7 +305,7 @@ def test_a_learnt_vocabulary_is_called() -> None:
     assert max(map(len, words)) > 1
 
 
-def test_settings_that_do_not_fit_the_vocabulary_are_not_believed() -> None:
+def test_settings_that_contradict_the_vocabulary_are_ignored() -> None:
     tokenizer = build("codon")
     tokenizer.init_kwargs["ds4sci"]["frame"] = 1
     encoder = residue_encoder(tokenizer)
@@ -310,7 +313,7 @@ def test_settings_that_do_not_fit_the_vocabulary_are_not_believed() -> None:
     assert encoder.encode_residues(array("ATGTAA")).tolist() == [19, 53]
 
 
-def test_errors_say_what_is_known(tmp_path: Path) -> None:
+def test_error_messages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"'bpe'; expected one of {', '.join(KINDS)}"):
         build("bpe")
     with pytest.raises(ValueError, match="no option 'window'; it has k, stride, ends"):
