@@ -178,8 +178,8 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
             continue
         try:
             record, files = alignment_files.attach_files(record, paths)
-            left_out = alignment_files.summarize(files)
-            notes = (*entry.notes, left_out) if left_out else entry.notes
+            summary = alignment_files.summarize(files)
+            notes = (*entry.notes, summary) if summary else entry.notes
             job = replace(job, record=record, alignments=tuple(files), notes=notes)
         except (ValueError, OSError) as error:
             job = replace(job, error=str(error))

@@ -1,4 +1,4 @@
-"""Train the tiny structure model on the bundled chains, from Python, and fold three chains that it never saw."""
+"""Train the tiny structure model on the bundled chains and predict three validation chains, from Python."""
 
 from __future__ import annotations
 

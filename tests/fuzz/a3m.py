@@ -1,4 +1,4 @@
-"""A3M as HH-suite, ColabFold and MMseqs2 write it, and worse."""
+"""Fuzz test of the A3M reader, from files of HH-suite, ColabFold and MMseqs2."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def check(data: bytes) -> None:
 
 
 def check_rows(data: bytes, name: str, count: Callable[[bytes], int]) -> None:
-    """Every row of the alignments in a file called ``name`` is kept or left out; ``count``: rows in its text."""
+    """Check that every row of a file called ``name`` is kept or excluded. ``count`` counts the rows of its text."""
     alignments = read(data, name, msa.read_all)
     if alignments is None:
         return
     for one in alignments:
-        assert_equal("rows", len(one.msa.names) + sum(one.left_out.values()), one.rows)
-        whole(one.msa)
+        assert_equal("rows", len(one.msa.names) + sum(one.excluded.values()), one.rows)
+        check_alignment(one.msa)
     text = plain_text(data)
     if text is not None:
         assert_equal("rows", sum(one.rows for one in alignments), count(text))
 
 
-def whole(alignment: msa.Msa) -> None:
-    """Arrays of one shape, letters and counts that are some, and the same again after it was written as A3M."""
+def check_alignment(alignment: msa.Msa) -> None:
+    """Check shapes, letters and deletion counts, and that the alignment is unchanged after writing and reading A3M."""
     shape = (len(alignment.names), alignment.sequences.shape[1])
     if (
         alignment.sequences.shape != shape
@@ -56,7 +56,7 @@ def whole(alignment: msa.Msa) -> None:
     ):
         raise Violation(f"names {shape[0]}, letters {alignment.sequences.shape}, deletions {alignment.deletions.shape}")
     if (alignment.sequences > GAP).any() or (alignment.deletions < 0).any():
-        raise Violation("letters beyond the gap, or a negative number of deletions")
+        raise Violation("codes above the gap, or negative deletion counts")
     again = temporary_folder() / "again.a3m"
     msa.write_a3m(again, alignment)
     back = msa.read(again)

@@ -1,4 +1,4 @@
-"""Stockholm as HMMER writes it, in one block or wrapped, one alignment or several, and worse."""
+"""Fuzz test of the Stockholm reader: one block or wrapped, one alignment or several."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check(data: bytes) -> None:
 
 
 def count(text: bytes) -> int:
-    """Names in all alignments: first words of the lines that are neither blank nor marked."""
+    """Count the names of all alignments: first words of lines that are neither blank nor annotations."""
     names: set[bytes] = set()
     total = 0
     for line in text.replace(b"\0", b"\n").split(b"\n"):

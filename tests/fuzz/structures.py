@@ -1,4 +1,4 @@
-"""Damaged mmCIF and PDB files: chains with every atom record accounted for, or a ``ValueError`` that names the file."""
+"""Fuzz test of the mmCIF and PDB parsers: a status for every atom record, or a ``ValueError`` with the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ds4sci.data.structures.parsers import mmcif, pdb
 
 DATA = Path(__file__).parents[1] / "fixtures"
 RECORDS = 120
-"""Atom records of a seed at most: small files meet more of the reader in the same time."""
+"""Maximum number of atom records of a seed. Small files cover more of the parser in the same time."""
 TOKENS = (
     *(b"? . nan inf -1 0 1 9999 10000 99999999999 1e400 1.0 ******** HOH ALA MSE UNK HSE NMET ACE DA ZN CA N C O OXT H"
       b" OT1 SE ATOM HETATM TER END MODEL ENDMDL loop_ data_y A B AA # ; ' \" _atom_site.id _entity.id polymer water"
@@ -28,7 +28,7 @@ TOKENS = (
 
 @cache
 def seeds() -> list[bytes]:
-    """Cut-down entries in both formats, with and without their entity tables, and the situations of the cases."""
+    """Shortened entries in both formats, with and without entity tables, and the special cases of the fixtures."""
     found = [path.read_bytes() for path in sorted((DATA / "structures").iterdir())]
     for path in sorted((DATA / "mmcif").glob("*.cif.gz")):
         text = gzip.decompress(path.read_bytes()).decode()
@@ -40,7 +40,7 @@ def seeds() -> list[bytes]:
 
 
 def _cut(text: bytes) -> bytes:
-    """A run of atom records at the start, some from the middle and the last ones, and what is told besides them."""
+    """Keep the first atom records, some from the middle, the last ones, and the header."""
     lines = text.split(b"\n")
     atoms = [at for at, line in enumerate(lines) if line.startswith((b"ATOM", b"HETATM"))]
     middle = len(atoms) // 2
@@ -72,7 +72,8 @@ def _cut(text: bytes) -> bytes:
 
 
 def inputs(rng: np.random.Generator) -> bytes:
-    """One of the seeds with up to eight changes: bytes, fields, columns, lines, blocks of lines, two seeds joined."""
+    """One of the seeds with up to eight changes to bytes, fields, columns, lines and blocks, or two seeds
+    concatenated."""
     draw = random.Random(int(rng.integers(2**63)))
     data = draw.choice(seeds())
     for _ in range(draw.choice((0, 1, 1, 1, 2, 2, 3, 5, 8))):
@@ -122,7 +123,7 @@ def shift_columns(data: bytes, rng: random.Random) -> bytes:
 
 
 def overwrite_columns(data: bytes, rng: random.Random) -> bytes:
-    """The same bytes in one place of many lines: a chain id, an altloc, a record name, a number."""
+    """Write the same bytes at one position of many lines: a chain id, an altloc, a record name or a number."""
     lines, at = _line(data, rng)
     where, text = rng.randrange(80), rng.choice(TOKENS)
     for one in range(at, min(at + rng.randrange(1, 40), len(lines))):
@@ -149,7 +150,7 @@ def insert_line(data: bytes, rng: random.Random) -> bytes:
 
 
 def drop_column(data: bytes, rng: random.Random) -> bytes:
-    """A tag of a loop renamed or removed."""
+    """Rename or remove the tag of a loop."""
     tags = re.findall(rb"(?m)^_\S+", data)
     if not tags:
         return data
@@ -172,7 +173,7 @@ MUTATIONS = (
 
 
 def check(data: bytes) -> None:
-    """Read ``data`` as the format it looks like; raises ``AssertionError`` on a violation."""
+    """Parse ``data`` in the format that it resembles. Raise ``AssertionError`` on a violation."""
     is_cif = b"_atom_site" in data or data.lstrip(b"\xef\xbb\xbf \n").startswith(b"data_")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -206,6 +207,6 @@ def _lines(data: bytes) -> int:
 
 
 def _rows(data: bytes) -> int:
-    """Rows of all _atom_site loops, by gemmi's CIF syntax."""
+    """Count the rows of all _atom_site loops with gemmi's CIF parser."""
     text = data.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace").replace("\ufffd", "?")
     return sum(len(block.find_mmcif_category("_atom_site.")) for block in gemmi.cif.read_string(text))

@@ -38,19 +38,19 @@ _ALPHAFOLD2_SUBFOLDER = "msas"
 
 @dataclass(frozen=True)
 class AlignmentFileReport:
-    """Row counts of one file, ``rows == kept + sum(left_out.values())``, or the reason why it was skipped."""
+    """Row counts of one file, ``rows == kept + sum(excluded.values())``, or the reason why it was skipped."""
 
     file: str
     rows: int = 0
     kept: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
     skip_reason: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object of the build report."""
         if self.skip_reason is not None:
             return {"file": self.file, "skipped": self.skip_reason}
-        return {"file": self.file, "rows": self.rows, "kept": self.kept, "left_out": dict(self.left_out)}
+        return {"file": self.file, "rows": self.rows, "kept": self.kept, "excluded": dict(self.excluded)}
 
 
 def index_folder(folder: str | Path) -> dict[str, list[Path]]:
@@ -125,7 +125,7 @@ def attach_files(
             except ValueError:
                 if len(alignments) == 1:
                     raise
-                files[-1].left_out[OTHER_QUERY] += alignment.rows
+                files[-1].excluded[OTHER_QUERY] += alignment.rows
                 continue
             assert attached is not None
             own.append((len(files) - 1, alignment, attached))
@@ -145,10 +145,10 @@ def attach_files(
     first = msa.unique_row_indices(letters)
     keep = first[:max_rows]
     for file, alignment, _ in parts:
-        files[file].left_out.update(alignment.left_out)
+        files[file].excluded.update(alignment.excluded)
     for reason, rows in ((msa.DUPLICATE, set(range(len(names))) - set(first)), (BEYOND_LIMIT, set(first[len(keep) :]))):
         for file in owner[sorted(rows)].tolist():
-            files[file].left_out[reason] += 1
+            files[file].excluded[reason] += 1
     kept = np.bincount(owner[keep], minlength=len(files))
     files = [replace(file, kept=int(count)) for file, count in zip(files, kept, strict=True)]
     deletions = np.concatenate([attached.deletions for *_, attached in parts])[keep]
@@ -159,7 +159,7 @@ def summarize(files: Sequence[AlignmentFileReport]) -> str:
     """Return one line of text about skipped files and rows. Duplicate rows are not mentioned."""
     rows: Counter[str] = Counter()
     for file in files:
-        rows.update(file.left_out)
+        rows.update(file.excluded)
     rows.pop(msa.DUPLICATE, None)
     skipped = [f"{file.file} skipped: {file.skip_reason}" for file in files if file.skip_reason is not None]
-    return "; ".join([*skipped, *(f"{count} rows left out: {reason}" for reason, count in rows.items())])
+    return "; ".join([*skipped, *(f"{count} rows excluded: {reason}" for reason, count in rows.items())])

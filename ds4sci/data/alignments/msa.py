@@ -19,7 +19,7 @@ SUFFIXES = (".a3m", *STOCKHOLM_SUFFIXES)
 
 DUPLICATE = "duplicate of an earlier row"
 ANNOTATION = "annotation row (such as ss_pred)"
-"""Reasons for rows that are left out."""
+"""Reasons for excluded rows."""
 
 _ANNOTATION_NAMES = ("ss_pred", "ss_conf", "ss_dssp", "sa_dssp", "aa_pred", "aa_dssp")
 """Names of rows in HH-suite A3M files that are annotations such as secondary structure."""
@@ -29,16 +29,16 @@ _COMPLEX_HEADER = re.compile(r"#\d+(,\d+)+\t\d+(,\d+)+\s*")
 
 @dataclass(frozen=True)
 class Alignment:
-    """One alignment of a file with its row counts: ``rows == len(msa.names) + sum(left_out.values())``.
+    """One alignment of a file with its row counts: ``rows == len(msa.names) + sum(excluded.values())``.
 
     msa       the alignment; row 0 is the query, in which B, J, O, U and Z are replaced by X
     rows      number of rows in the file
-    left_out  reason → number of rows
+    excluded  reason → number of rows
     """
 
     msa: Msa
     rows: int
-    left_out: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
 
 
 def read(path: str | Path) -> Msa:
@@ -71,7 +71,7 @@ def _read_a3m(path: str | Path) -> list[Alignment]:
     """Read A3M or A2M: upper-case letters and ``-`` are columns, lower-case letters are insertions ("deletions").
 
     Row 0 is the query; residues in columns where the query has a gap count as deletions. ``.`` is padding (A2M), or a
-    gap if the row has the length of the query only then. Duplicate rows are left out. Raises ``ValueError`` with the
+    gap if the row has the length of the query only then. Duplicate rows are excluded. Raises ``ValueError`` with the
     file, line and row for rows of different lengths, invalid characters, or a lower-case query.
     """
     return [_a3m_entry(text, first, path) for first, text in split_entries(read_text(path), path)]
@@ -81,7 +81,7 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
     names: list[str] = []
     lines: list[int] = []
     parts: list[list[str]] = []
-    left_out: Counter[str] = Counter()
+    excluded: Counter[str] = Counter()
     begun = keep = False
     for number, line in enumerate(text.split("\n"), start=first):
         if line.startswith(">"):
@@ -92,7 +92,7 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
                 lines.append(number)
                 parts.append([])
             else:
-                left_out[ANNOTATION] += 1
+                excluded[ANNOTATION] += 1
         elif line.startswith("#"):
             if not begun and _COMPLEX_HEADER.fullmatch(line):
                 raise ValueError(
@@ -130,7 +130,7 @@ def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
             row = _query_codes(row, codes[places])
         letters.append(row)
         deletions.append(np.diff(places, prepend=-1) - 1)
-    return _to_query_columns(np.stack(letters), np.stack(deletions), names, left_out, f"{path}: line {lines[0]}")
+    return _to_query_columns(np.stack(letters), np.stack(deletions), names, excluded, f"{path}: line {lines[0]}")
 
 
 def _columns(raw: bytes) -> int:
@@ -141,7 +141,7 @@ def _columns(raw: bytes) -> int:
 def _read_stockholm(path: str | Path) -> list[Alignment]:
     """Read Stockholm 1.0, in one block or wrapped. The first sequence is the query.
 
-    Residues in columns where the query has a gap count as deletions. Duplicate rows are left out. Raises ``ValueError``
+    Residues in columns where the query has a gap count as deletions. Duplicate rows are excluded. Raises ``ValueError``
     with the file, line and row for a missing header, a missing ``//`` at the end (truncated file), rows of different
     lengths, or invalid characters.
     """
@@ -273,7 +273,7 @@ def _query_codes(row: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def _to_query_columns(
-    letters: np.ndarray, deletions: np.ndarray, names: list[str], left_out: Counter[str], where: str
+    letters: np.ndarray, deletions: np.ndarray, names: list[str], excluded: Counter[str], where: str
 ) -> Alignment:
     """Keep the columns of the query; residues of other rows between two of them count as deletions before the
     second."""
@@ -285,8 +285,8 @@ def _to_query_columns(
         deletions = deletions[:, own] + np.diff(between, axis=1, prepend=0)
         letters = letters[:, own]
     keep = unique_row_indices(letters)
-    rows = len(names) + sum(left_out.values())
+    rows = len(names) + sum(excluded.values())
     if len(keep) < len(names):
-        left_out[DUPLICATE] += len(names) - len(keep)
+        excluded[DUPLICATE] += len(names) - len(keep)
     msa = Msa(letters[keep], deletions[keep].astype(np.int32), tuple(names[index] for index in keep))
-    return Alignment(msa, rows, left_out)
+    return Alignment(msa, rows, excluded)

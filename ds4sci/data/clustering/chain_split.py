@@ -40,7 +40,7 @@ def split(chains: Chains, fraction: float, threshold: float = 0.3, seed: int = 0
     """Return sorted (training, validation) indices. Clusters and PDB entries are never divided.
 
     Clusters are visited in a random order given by ``seed`` and selected for validation while they fit into
-    ``fraction`` of the chains. If none fits, the smallest is selected. Raises ``ValueError`` if there is one cluster.
+    ``fraction`` of the chains. If none fits, the smallest is selected. Raises ``ValueError`` if all are one cluster.
     """
     check_fraction(fraction, "chains")
     groups_of = UnionFind(len(chains))

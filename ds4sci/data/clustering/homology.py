@@ -207,8 +207,8 @@ def _extend_ungapped(
         best[first : first + _CHUNK] = top
     one, other = letters.owner[left].astype(np.int64), letters.owner[right].astype(np.int64)
     area = letters.lengths[one] * letters.lengths[other]
-    worth = best >= ungapped_score_threshold(expected, area)
-    return Candidates(one[worth], other[worth], best[worth], shift[worth])
+    passes = best >= ungapped_score_threshold(expected, area)
+    return Candidates(one[passes], other[passes], best[passes], shift[passes])
 
 
 def _best_per_pair(found: list[Candidates], split: int | None) -> Candidates:

@@ -62,7 +62,7 @@ def split_by_cluster(
     """Return sorted (training, validation) indices of proteins, int64. Clusters are never divided.
 
     ``fraction``: maximum fraction of the records for validation. ``seed`` gives the order of the clusters
-    (``ds4sci.data.clustering.union_find.sample_groups``). Raises ``ValueError`` if there is one cluster.
+    (``ds4sci.data.clustering.union_find.sample_groups``). Raises ``ValueError`` if all are one cluster.
     """
     check_fraction(fraction, "records")
     groups = clusters(store, identity)
@@ -87,12 +87,12 @@ def split_by_record(
     whole = [Range(record, 0, length) for record, length in enumerate(store.lengths.tolist())]
     if isinstance(valid, float | int):
         check_fraction(valid, "residues")
-        taken, room = set(), valid * store.total
+        selected, room = set(), valid * store.total
         for record in np.random.default_rng(seed).permutation(len(store)).tolist():
             if whole[record].stop <= room:
-                taken.add(record)
+                selected.add(record)
                 room -= whole[record].stop
-        if not taken:
+        if not selected:
             longest = max(whole, key=lambda part: part.stop)
             cut = longest.stop - max(1, round(valid * store.total))
             if cut < 1:
@@ -104,17 +104,17 @@ def split_by_record(
             return train, [Range(longest.record, cut, longest.stop)]
     else:
         try:
-            taken = {store.find(name) for name in valid}
+            selected = {store.find(name) for name in valid}
         except KeyError as error:
             raise ValueError(
                 f"{error.args[0]}; it has {', '.join(map(store.name, range(min(5, len(store)))))}, …"
             ) from None
-        if not taken or len(taken) == len(store):
+        if not selected or len(selected) == len(store):
             raise ValueError(
-                f"{store.folder}: {len(taken)} of {len(store)} records for validation; expected at least one record on"
-                " each side"
+                f"{store.folder}: {len(selected)} of {len(store)} records for validation; expected at least one record"
+                " on each side"
             )
-    return [part for part in whole if part.record not in taken], [part for part in whole if part.record in taken]
+    return [part for part in whole if part.record not in selected], [part for part in whole if part.record in selected]
 
 
 def split_store(

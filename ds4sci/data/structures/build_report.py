@@ -49,12 +49,12 @@ class BuildReport:
         return dict(total.most_common())
 
     @property
-    def alignment_rows_left_out(self) -> dict[str, int]:
+    def excluded_alignment_rows(self) -> dict[str, int]:
         """Number of alignment rows and alignment files that are not in the set, by reason."""
         counts: Counter[str] = Counter()
         for row in self.rows:
             for file in row.get("alignments", ()):
-                counts.update({f"rows: {reason}": count for reason, count in file.get("left_out", {}).items()})
+                counts.update({f"rows: {reason}": count for reason, count in file.get("excluded", {}).items()})
                 if "skipped" in file:
                     counts[f"files: {file['skipped']}"] += 1
         return dict(counts)
@@ -86,10 +86,10 @@ class BuildReport:
             lines.append(
                 f"  {len(self.unused_alignments)} alignments match no chain, such as {self.unused_alignments[0]}"
             )
-        left_out = self.alignment_rows_left_out
-        if left_out:
+        excluded = self.excluded_alignment_rows
+        if excluded:
             lines.append(
-                "  left out of alignments: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+                "  excluded from alignments: " + ", ".join(f"{count} {reason}" for reason, count in excluded.items())
             )
         return "\n".join([*lines, f"  report of all files and chains: {self.report}"])
 

@@ -33,7 +33,7 @@ def attached(
     kept = 0 if record.msa is None else len(record.msa.names)
     assert sum(file.kept for file in files) == kept
     for file in files:
-        assert file.rows == file.kept + sum(file.left_out.values())
+        assert file.rows == file.kept + sum(file.excluded.values())
     return record, {file.file: file for file in files}
 
 
@@ -50,7 +50,7 @@ def test_template_hits_of_an_openfold_folder_are_skipped() -> None:
         "q1": QUERY, "h": QUERY.replace("QR", "Q-"), "UniRef90_X/1-28": QUERY.replace("YI", "YG"),
     }  # fmt: skip
     assert files["hmm_output.sto"].skip_reason == TEMPLATE_HITS
-    assert files["uniref90_hits.sto"].left_out == {msa.DUPLICATE: 1}
+    assert files["uniref90_hits.sto"].excluded == {msa.DUPLICATE: 1}
     assert f"hmm_output.sto skipped: {TEMPLATE_HITS}" in alignment_files.summarize(list(files.values()))
     # read as an alignment, the hits raise an error that names the file
     with pytest.raises(ValueError, match=r"hmm_output\.sto: the query is not the sequence of q1: at residue 29"):
@@ -82,7 +82,7 @@ def test_u_and_x_in_the_query_match_the_chain(letter: str, tmp_path: Path) -> No
     assert bool(entry.notes) == (letter == "U")
     found, files = attached(entry.sequence, sorted((CASES / "selenocysteine/q1").iterdir()))
     assert rows(found) == {"q1": entry.sequence, "h": QUERY}
-    assert files["uniref90_hits.sto"].left_out == {msa.DUPLICATE: 2}
+    assert files["uniref90_hits.sto"].excluded == {msa.DUPLICATE: 2}
 
 
 @pytest.mark.parametrize("letter", "BJOUZ")
@@ -107,7 +107,7 @@ def test_alignments_of_one_file_are_selected_by_query(tmp_path: Path) -> None:
     path = write(tmp_path / "x.a3m", "\0".join(blocks) + "\0")
     found, files = attached("ACDE", [path])
     assert rows(found) == {"101": "ACDE", "a": "ACDF", "d": "A-DE"}
-    assert files["x.a3m"].left_out == {alignment_files.OTHER_QUERY: 2, msa.DUPLICATE: 2}
+    assert files["x.a3m"].excluded == {alignment_files.OTHER_QUERY: 2, msa.DUPLICATE: 2}
     assert files["x.a3m"].rows == 7
     assert rows(attached("WWWWW", [path])[0]) == {"102": "WWWWW", "c": "WW-WW"}
     with pytest.raises(ValueError, match=r"x\.a3m: none of the 3 alignments \(queries '101', '102', '101' …\) has the"):
@@ -126,7 +126,7 @@ def test_concatenated_stockholm_alignments(tmp_path: Path) -> None:
         path = write(tmp_path / "x.sto", one + between + other)
         found, files = attached("ACDE", [path])
         assert rows(found) == {"q": "ACDE", "h": "A-DF"}
-        assert files["x.sto"].left_out == {alignment_files.OTHER_QUERY: 1}
+        assert files["x.sto"].excluded == {alignment_files.OTHER_QUERY: 1}
 
 
 def test_nul_bytes_in_damaged_files_raise(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_every_row_of_real_files_is_kept_or_counted(limit: int | None) -> None:
             assert files[path.name].skip_reason == PAIRING_HITS
         else:
             assert files[path.name].rows == count
-    beyond = sum((file.left_out for file in files.values()), Counter())[alignment_files.BEYOND_LIMIT]
+    beyond = sum((file.excluded for file in files.values()), Counter())[alignment_files.BEYOND_LIMIT]
     assert beyond == distinct - len(found.msa.names)
     assert json.loads(json.dumps([file.as_json() for file in files.values()]))[0]["file"] == "bfd_uniclust_hits.a3m"
 
@@ -245,7 +245,7 @@ def test_every_row_of_real_files_is_kept_or_counted(limit: int | None) -> None:
 def test_annotation_rows_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "x.a3m", ">ss_pred\nCCCC\n>ss_conf\n9999\n>q\nACDE\n>h\nAC-E\n")
     _, files = attached("ACDE", [path])
-    assert files["x.a3m"].left_out == {msa.ANNOTATION: 2}
+    assert files["x.a3m"].excluded == {msa.ANNOTATION: 2}
 
 
 def test_a_chain_without_alignment_files_has_no_msa(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_leakage_reports_the_highest_pairs_and_shared_entries() -> None:
     train = [
         fasta_records.make_record("1ABC_A", founder),
         fasta_records.make_record("2ABC_A", random_sequence(rng, 90)),
-        fasta_records.make_record("lone", random_sequence(rng, 50)),
+        fasta_records.make_record("single", random_sequence(rng, 50)),
     ]
     valid = [
         fasta_records.make_record("3ABC_A", mutate(rng, founder, 0.5)),

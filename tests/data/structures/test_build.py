@@ -79,12 +79,12 @@ def test_accepted_and_rejected_chains(source: Path, alignments: Path, tmp_path: 
     assert read.keys() == {"1kd8.cif.gz", "1ubq.cif.gz", "deeper/2q2k.cif.gz", "copy_of_1ubq.cif"}
     assert read["1ubq.cif.gz"] == {"kept": 602, "water": 58}
     assert sum(report.atoms.values()) == 1992 + 660 + 1184 + 660  # rows of _atom_site
-    held = sum(int(record.atom_mask.sum()) for record in ChainSet.open(report.out))
-    assert (report.atoms["kept"], report.atoms["chain not accepted"]) == (held, 3664 - held)
-    told = (
+    stored = sum(int(record.atom_mask.sum()) for record in ChainSet.open(report.out))
+    assert (report.atoms["kept"], report.atoms["chain not accepted"]) == (stored, 3664 - stored)
+    expected = (
         "4,496 atom records: 947 kept (21.1%); 2,717 chain not accepted, 407 nucleic acid, 404 water, 15 ligand, 6 side"
     )
-    assert told in report.summary()
+    assert expected in report.summary()
 
     chains = ChainSet.open(report.out)
     assert chains.ids == ["1KD8_A", "1KD8_B", "2Q2K_A"]
@@ -115,14 +115,14 @@ def test_every_alignment_row_is_kept_or_counted(source: Path, alignments: Path, 
     assert {name for name, file in files.items() if "skipped" in file} == {"hmm_output.sto", "uniprot_hits.sto"}
     read = [file for file in files.values() if "skipped" not in file]
     assert sum(file["kept"] for file in read) == 10
-    assert all(file["rows"] == file["kept"] + sum(file["left_out"].values()) for file in read)
-    counts = report.alignment_rows_left_out
+    assert all(file["rows"] == file["kept"] + sum(file["excluded"].values()) for file in read)
+    counts = report.excluded_alignment_rows
     assert counts["rows: beyond the maximum number of rows"] == 10
     assert counts["rows: duplicate of an earlier row"] >= 2  # the query of each file except the first
     assert counts["files: template hits (PDB), not an alignment"] == 1
     assert report.unused_alignments == ["nobody_Z"]
     assert "1 alignments match no chain, such as nobody_Z" in report.summary()
-    assert "left out of alignments: " in report.summary()
+    assert "excluded from alignments: " in report.summary()
 
 
 def test_an_id_in_two_files_is_accepted_once(source: Path, tmp_path: Path) -> None:

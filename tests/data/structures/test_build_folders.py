@@ -32,8 +32,8 @@ def test_atoms_of_rejected_chains_are_not_counted_as_kept(tmp_path: Path) -> Non
     (tmp_path / "in" / "twice.pdb").write_text(twice + other)
     report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1, settings=SETTINGS)
     assert report.atoms == {"kept": 4 * 56, "chain not accepted": 4 * (3 + 28)}
-    held = sum(int(record.atom_mask.sum()) for record in ChainSet.open(tmp_path / "set.npz"))
-    assert held == report.atoms["kept"]
+    stored = sum(int(record.atom_mask.sum()) for record in ChainSet.open(tmp_path / "set.npz"))
+    assert stored == report.atoms["kept"]
     assert "348 atom records: 224 kept (64.4%); 124 chain not accepted" in report.summary()
 
 
@@ -47,8 +47,8 @@ def test_predictions_with_the_same_id_are_named_after_their_files(tmp_path: Path
         path = structure(tmp_path / "in" / f"{name}.pdb", sequence)
         path.write_text(header + path.read_text())
     report = build(tmp_path / "in", tmp_path / "set.npz", jobs=1)
-    held = {record.id: record.sequence for record in ChainSet.open(tmp_path / "set.npz")}
-    assert held == {
+    stored = {record.id: record.sequence for record in ChainSet.open(tmp_path / "set.npz")}
+    assert stored == {
         "ranked_0_A": ONE, "T2_ranked_0_A": OTHER, "T3_ranked_0_A": third, "MODL_A": ONE, "y_A": fourth,
     }  # fmt: skip
     rows = [(row["file"], row["chain"], row["status"]) for row in report.rows if row["chain"]]

@@ -112,7 +112,7 @@ def test_indices_slices_and_names() -> None:
 
 
 def test_concatenated_parts_equal_the_whole() -> None:
-    records = [*rich_records(), fasta_records.make_record("lone", "ACDEFGHIKLX")]
+    records = [*rich_records(), fasta_records.make_record("single", "ACDEFGHIKLX")]
     whole = chain_file.pack_all_arrays(records)
     joined = chain_file.concatenate(
         [
@@ -124,7 +124,7 @@ def test_concatenated_parts_equal_the_whole() -> None:
     assert whole.keys() == joined.keys()
     for key, array in whole.items():
         np.testing.assert_array_equal(joined[key], array, err_msg=key)
-    with pytest.raises(ValueError, match="two records have the id 'lone'"):
+    with pytest.raises(ValueError, match="two records have the id 'single'"):
         chain_file.concatenate([chain_file.pack_all_arrays(records[2:])] * 2)
 
 
@@ -169,9 +169,9 @@ def test_other_files_raise(tmp_path: Path) -> None:
     np.savez(path, **plain_arrays(ids=np.array(["a", None], dtype=object)))
     with pytest.raises(ValueError, match=r"set\.npz: not a chain set"):  # pickles are never loaded
         ChainSet.open(path)
-    np.save(tmp_path / "lone.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"lone\.npy: not a chain set"):
-        ChainSet.open(tmp_path / "lone.npy")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"array\.npy: not a chain set"):
+        ChainSet.open(tmp_path / "array.npy")
 
 
 @pytest.mark.parametrize(

@@ -25,14 +25,14 @@ def test_against_dssp_on_160_chains() -> None:
     that the other lacks.
     """
     chains = ChainSet.open(BUNDLED)
-    ours = "".join(assign_secondary_structure([record])[0] for record in chains)
-    theirs = "".join(record.dssp or "" for record in chains)
-    classes = secondary_classes(ours) == secondary_classes(theirs)
+    assigned = "".join(assign_secondary_structure([record])[0] for record in chains)
+    reference = "".join(record.dssp or "" for record in chains)
+    classes = secondary_classes(assigned) == secondary_classes(reference)
     assert classes.mean() >= 0.95
-    single = np.array([a not in "EB" and b not in "EB" for a, b in zip(ours, theirs, strict=True)])
-    same = np.array(list(ours)) == np.array(list(theirs))
+    single = np.array([a not in "EB" and b not in "EB" for a, b in zip(assigned, reference, strict=True)])
+    same = np.array(list(assigned)) == np.array(list(reference))
     assert same[single].mean() >= 0.999
-    false_strands = (secondary_classes(ours) == 1) & (secondary_classes(theirs) != 1)
+    false_strands = (secondary_classes(assigned) == 1) & (secondary_classes(reference) != 1)
     assert not false_strands.any()
 
 

@@ -212,13 +212,13 @@ def test_crops_contain_resolved_residues(record: Record) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("msa", "lone: msa_input='msa' needs an alignment"), ("profile", "lone: .*msa_input='sequence'")],
+    [("msa", "single: msa_input='msa' needs an alignment"), ("profile", "single: .*msa_input='sequence'")],
 )
 def test_records_without_the_input_raise(kind: str, message: str) -> None:
-    lone = fasta_records.make_record("lone", "ACDEF")
+    single = fasta_records.make_record("single", "ACDEF")
     with pytest.raises(ValueError, match=message):
-        featurize(lone, FeatureConfig(msa_input=kind), rng())
-    got = featurize(with_msa_input(lone, kind), FeatureConfig(msa_input=kind), rng())
+        featurize(single, FeatureConfig(msa_input=kind), rng())
+    got = featurize(with_msa_input(single, kind), FeatureConfig(msa_input=kind), rng())
     assert got.msa_feat.shape == (1, 5, 49)
 
 
@@ -235,13 +235,13 @@ def test_profiles() -> None:
     assert got[0, RESIDUES.index("A")] == 1.0
     assert got[1, [RESIDUES.index("W"), RESIDUES.index("C")]].tolist() == [0.5, 0.5]
     np.testing.assert_allclose(got.sum(1), 1.0, atol=1e-6)
-    lone = sequence_profile("WLX")
-    assert (lone[:2].argmax(1) == encode("WL")).all()
-    np.testing.assert_allclose(lone.sum(1), 1.0, atol=1e-6)
-    ratio = lone[1, RESIDUES.index("I")] / lone[1, RESIDUES.index("D")]
+    single = sequence_profile("WLX")
+    assert (single[:2].argmax(1) == encode("WL")).all()
+    np.testing.assert_allclose(single.sum(1), 1.0, atol=1e-6)
+    ratio = single[1, RESIDUES.index("I")] / single[1, RESIDUES.index("D")]
     # p_I 2^(2/2) / (p_D 2^(-4/2)): BLOSUM62 has L–I 2 and L–D -4
     np.testing.assert_allclose(ratio, 0.062 / 0.052 * 2 ** (6 / 2), rtol=1e-5)
-    np.testing.assert_allclose(lone[2, RESIDUES.index("L")], 0.092 / 0.999, rtol=2e-3)
+    np.testing.assert_allclose(single[2, RESIDUES.index("L")], 0.092 / 0.999, rtol=2e-3)
 
 
 @pytest.mark.parametrize(

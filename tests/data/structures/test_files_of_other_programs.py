@@ -149,7 +149,7 @@ ONE_CONFORMER = ("biotite", "openmm")
 """Programs that write one conformer. Their entries have no alternate locations of the protein."""
 
 
-def theirs_by_gemmi(path: Path) -> dict[tuple[str, str], list[np.ndarray]]:
+def atoms_by_gemmi(path: Path) -> dict[tuple[str, str], list[np.ndarray]]:
     """Map (chain, residue number with insertion code and atom name) to the positions of amino-acid atoms."""
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for chain in gemmi.read_structure(str(path))[0]:
@@ -162,7 +162,7 @@ def theirs_by_gemmi(path: Path) -> dict[tuple[str, str], list[np.ndarray]]:
     return found
 
 
-def theirs_by_biopython(path: Path) -> dict[tuple[str, str], list[np.ndarray]]:
+def atoms_by_biopython(path: Path) -> dict[tuple[str, str], list[np.ndarray]]:
     parser = PDBParser(QUIET=True) if path.suffix == ".pdb" else MMCIFParser(QUIET=True)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for chain in parser.get_structure("x", str(path))[0]:
@@ -174,25 +174,27 @@ def theirs_by_biopython(path: Path) -> dict[tuple[str, str], list[np.ndarray]]:
     return found
 
 
-def assert_same_atoms(record: Record, theirs: dict[tuple[str, str], list[np.ndarray]]) -> None:
+def assert_same_atoms(record: Record, reference: dict[tuple[str, str], list[np.ndarray]]) -> None:
     """Check that every atom has its name and position in the other reading, which has no other amino-acid atoms."""
     chain = record.id.split("_")[-1]
-    mine = {(float(x), float(y), float(z)) for x, y, z in record.atom_positions[record.atom_mask].astype(np.float64)}
-    places = {
+    positions = {
+        (float(x), float(y), float(z)) for x, y, z in record.atom_positions[record.atom_mask].astype(np.float64)
+    }
+    reference_positions = {
         tuple(np.asarray(place, np.float32).astype(np.float64).tolist()): key
-        for key, several in theirs.items()
+        for key, several in reference.items()
         if key[0] == chain
         for place in several
     }
     caps = {
         tuple(place) for place in record.atom_positions[np.array(list(record.sequence)) == "X"].reshape(-1, 3).tolist()
     }
-    assert mine - caps <= set(places)
-    names = {key[1].split()[1] for place, key in places.items() if place in mine}
+    assert positions - caps <= set(reference_positions)
+    names = {key[1].split()[1] for place, key in reference_positions.items() if place in positions}
     assert names <= {*ATOM37, "SE"}
-    lost = {key for place, key in places.items() if place not in mine}
+    lost = {key for place, key in reference_positions.items() if place not in positions}
     heavy = {key for key in lost if key[1].split()[1] in ATOM37}
-    assert all(len(theirs[key]) > 1 for key in heavy), heavy  # another alternate location of the atom is present
+    assert all(len(reference[key]) > 1 for key in heavy), heavy  # another alternate location of the atom is present
 
 
 @pytest.mark.parametrize("name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
@@ -205,7 +207,7 @@ def test_written_by_other_programs(writer: str, name: str, tmp_path: Path) -> No
     records = parse_and_check(path).records
     expected = mmcif.read(ENTRY[name])
     assert [record.id.split("_")[-1] for record in records] == [record.id.split("_")[1] for record in expected]
-    references = theirs_by_gemmi(path), theirs_by_biopython(path)
+    references = atoms_by_gemmi(path), atoms_by_biopython(path)
     for record, full in zip(records, expected, strict=True):
         there = full.atom_mask.any(1)
         rows = np.arange(len(there)) if len(record.sequence) == len(there) else np.flatnonzero(there)
@@ -213,5 +215,5 @@ def test_written_by_other_programs(writer: str, name: str, tmp_path: Path) -> No
         np.testing.assert_array_equal(record.atom_mask, full.atom_mask[rows])
         np.testing.assert_allclose(record.atom_positions, full.atom_positions[rows], atol=0.5001e-3)
         np.testing.assert_array_equal(np.diff(record.residue_index), np.diff(full.residue_index[rows]))
-        for theirs in references:
-            assert_same_atoms(record, theirs)
+        for reference in references:
+            assert_same_atoms(record, reference)

@@ -47,8 +47,8 @@ def biopython_atoms(path: Path, chain: str) -> dict[tuple[int, str], tuple[np.nd
         best = min(labels, key=lambda label: (-len(heavy[label]), -mean[label], label)) if labels else " "
         for atom in atoms:
             name = "SD" if residue.resname == "MSE" and atom.name == "SE" else atom.name
-            wanted = name in CAP_ATOMS if residue.resname == "ACE" else name in ATOM37
-            if wanted and atom.altloc in (" ", best):
+            expected = name in CAP_ATOMS if residue.resname == "ACE" else name in ATOM37
+            if expected and atom.altloc in (" ", best):
                 found[number, name] = (atom.coord, atom.bfactor)
         if residue.resname == "ARG" and {(number, a) for a in ("CD", "NH1", "NH2")} <= set(found):
             far1, far2 = (np.linalg.norm(found[number, a][0] - found[number, "CD"][0]) for a in ("NH1", "NH2"))
@@ -62,10 +62,10 @@ def test_all_atoms_agree_with_biopython(path: Path) -> None:
     records = mmcif.read(path)
     assert records
     for record in records:
-        theirs = biopython_atoms(path, record.id.split("_")[1])
-        ours = {(int(r) + 1, ATOM37[a]) for r, a in np.argwhere(record.atom_mask)}
-        assert ours == set(theirs)
-        for (number, name), (position, b_factor) in theirs.items():
+        reference = biopython_atoms(path, record.id.split("_")[1])
+        parsed = {(int(r) + 1, ATOM37[a]) for r, a in np.argwhere(record.atom_mask)}
+        assert parsed == set(reference)
+        for (number, name), (position, b_factor) in reference.items():
             at = number - 1, ATOM37_INDEX[name]
             np.testing.assert_array_equal(record.atom_positions[at], position.astype(np.float32))
             assert record.b_factors is not None
@@ -159,10 +159,10 @@ def test_mmcif_with_only_atoms(drop: tuple[str, ...], tmp_path: Path) -> None:
     loop = document.add_new_block("x").init_loop("_atom_site.", tags)
     for row in whole.find("_atom_site.", tags):
         loop.add_row(list(row))
-    document.write_file(str(tmp_path / "lone.cif"))
-    got = mmcif.read(tmp_path / "lone.cif")
+    document.write_file(str(tmp_path / "atoms.cif"))
+    got = mmcif.read(tmp_path / "atoms.cif")
     names = "BC" if "auth_asym_id" in drop else "AB"
-    assert [record.id for record in got] == [f"lone_{name}" for name in names]
+    assert [record.id for record in got] == [f"atoms_{name}" for name in names]
     for record, full in zip(got, mmcif.read(ENTRY["2q2k"]), strict=True):
         resolved = full.atom_mask.any(1)
         assert record.sequence == "".join(np.array(list(full.sequence))[resolved])

@@ -108,18 +108,18 @@ def to_atom37(
     order = order[fits[order]]
     _, first = np.unique(slot[order], return_index=True)  # of two atoms with the same name the first is kept
     status[fits] = STATUS_CODE["duplicate atom"]
-    taken = order[first]
-    status[taken] = STATUS_CODE[KEPT]
+    kept = order[first]
+    status[kept] = STATUS_CODE[KEPT]
     table.status[atom] = status
 
     n = len(sequence)
     positions = np.zeros((n, 37, 3), np.float32)
     mask = np.zeros((n, 37), bool)
     b_factors = np.zeros((n, 37), np.float32)
-    where = residue[taken], column[taken]
-    positions[where] = table.positions[atom[taken]]
+    where = residue[kept], column[kept]
+    positions[where] = table.positions[atom[kept]]
     mask[where] = True
-    b_factors[where] = table.b_factors[atom[taken]]
+    b_factors[where] = table.b_factors[atom[kept]]
     _swap_arginine_names(letters, positions, mask, b_factors)
     return positions, mask, b_factors
 
