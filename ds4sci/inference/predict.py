@@ -167,11 +167,11 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
     entries = fasta_records.read_entries(fasta)
     if all(entry.error for entry in entries):
         raise ValueError(entries[0].error)
-    found = {} if msa_dir is None else alignment_files.index_folder(msa_dir)
+    alignments = {} if msa_dir is None else alignment_files.index_folder(msa_dir)
     jobs: list[Job] = []
     for entry, stem in zip(entries, file_stems([entry.name for entry in entries]), strict=True):
         record = fasta_records.make_record(entry.name, entry.sequence)
-        paths = found.get(alignment_files.chain_key(entry.name), [])
+        paths = alignments.get(alignment_files.chain_key(entry.name), [])
         job = Job(record, stem, entry.notes, error=entry.error)
         if entry.error is not None:
             jobs.append(job)
@@ -184,7 +184,7 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
         except (ValueError, OSError) as error:
             job = replace(job, error=str(error))
         jobs.append(job)
-    if msa_dir is not None and not any(found.get(alignment_files.chain_key(entry.name)) for entry in entries):
+    if msa_dir is not None and not any(alignments.get(alignment_files.chain_key(entry.name)) for entry in entries):
         raise ValueError(
             f"{msa_dir}: no alignment for any record of {fasta}; name the files by record, such as "
             f"{entries[0].name}.a3m or {entries[0].name}.sto.gz."
@@ -195,15 +195,15 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
 def file_stems(names: Sequence[str]) -> list[str]:
     """Return a file name for each record: safe on every system, and unique regardless of case."""
     safe = [_UNSAFE.sub("_", name)[:200] for name in names]
-    taken = {stem.lower() for name, stem in zip(names, safe, strict=True) if stem == name}
-    given: set[str] = set()
+    unchanged = {stem.lower() for name, stem in zip(names, safe, strict=True) if stem == name}
+    used: set[str] = set()
     stems = []
     for name, stem in zip(names, safe, strict=True):
         number, chosen = 2, stem
         # a name that is already safe is kept, unless an earlier name differs from it only in case
-        while chosen.lower() in given or (chosen != name and chosen.lower() in taken):
+        while chosen.lower() in used or (chosen != name and chosen.lower() in unchanged):
             chosen, number = f"{stem}_{number}", number + 1
-        given.add(chosen.lower())
+        used.add(chosen.lower())
         stems.append(chosen)
     return stems
 
@@ -227,7 +227,7 @@ def _attempt(
     task: StructurePredictor, device: torch.device, job: Job, row: dict[str, Any], out_dir: Path, check_memory: bool
 ) -> None:
     """Predict one record and fill in its row, whether it succeeds or fails."""
-    made: list[Path] = []
+    written_paths: list[Path] = []
     failure: str | None = None
     try:
         _remove([out_dir / f"{job.stem}{suffix}" for suffix in (".cif", ".pdb")])  # of an earlier run
@@ -245,21 +245,21 @@ def _attempt(
             )
         (prediction,) = task.predict([task.featurize(record)], device)
         prediction = replace(prediction, id=record.id)
-        made.append(writers.write_mmcif(prediction, out_dir / f"{job.stem}.cif"))
+        written_paths.append(writers.write_mmcif(prediction, out_dir / f"{job.stem}.cif"))
         try:
-            made.append(writers.write_pdb(prediction, out_dir / f"{job.stem}.pdb"))
+            written_paths.append(writers.write_pdb(prediction, out_dir / f"{job.stem}.pdb"))
         except writers.PdbLimitError as error:
             row["no_pdb"] = str(error)
         row |= {"status": PREDICTED, "plddt": round(float(np.mean(prediction.plddt)), 2)}
-        row["files"] = [path.name for path in made]
+        row["files"] = [path.name for path in written_paths]
     except Exception as error:  # any error fails one record only; the summary and the exit code report it
         failure = describe_error(error, row["length"])
     except BaseException:  # interrupted
-        _remove(made)
+        _remove(written_paths)
         raise
     if failure is not None:  # outside the handler, where no traceback keeps tensors alive
         row |= {"status": FAILED, "error": failure}
-        _remove(made)
+        _remove(written_paths)
         release_memory()
 
 

@@ -194,14 +194,14 @@ class LanguageModelingTask(LanguageTask):
         """
         if self._readers is None:
             data = self.config.data
-            found = corpus.open_train_valid(
+            split = corpus.open_train_valid(
                 resolve_data_path(data.path), data.valid and resolve_data_path(data.valid), alphabet=data.alphabet,
                 bad=data.on_bad_record, fraction=data.valid_fraction, identity=data.identity, seed=self.seed,
             )  # fmt: skip
             weights = {"soft_masked_weight": data.soft_masked_weight, "unknown_weight": data.unknown_weight}
-            train = DocumentReader(found.train, self.tokenizer, reverse_complement=data.reverse_complement, **weights)
-            valid = DocumentReader(found.valid, self.tokenizer, **weights)
-            self._readers = train, found.train_regions, valid, found.valid_regions
+            train = DocumentReader(split.train, self.tokenizer, reverse_complement=data.reverse_complement, **weights)
+            valid = DocumentReader(split.valid, self.tokenizer, **weights)
+            self._readers = train, split.train_regions, valid, split.valid_regions
         return self._readers
 
     def _rows(self, phase: LengthPhase, *, train: bool) -> Rows:
@@ -223,16 +223,16 @@ class LanguageModelingTask(LanguageTask):
         Raises ValueError if all residues of a part are unknown to the tokenizer.
         """
         phases = self.config.data.phases
-        found = {f"training, length {phase.length}": self._rows(phase, train=True).coverage for phase in phases}
-        found["held out"] = self._rows(self.last_phase, train=False).coverage
-        for name, one in found.items():
+        coverage = {f"training, length {phase.length}": self._rows(phase, train=True).coverage for phase in phases}
+        coverage["held out"] = self._rows(self.last_phase, train=False).coverage
+        for name, one in coverage.items():
             if one.unknown == one.read:
                 raise ValueError(
                     f"data, {name}: the tokenizer reads all {one.read:,} residues as <unk>; check that it was made for "
                     "this kind of sequence, and that it accepts words as long as a document (WordPiece's "
                     "max_input_chars_per_word)"
                 )
-        return found
+        return coverage
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
@@ -307,13 +307,13 @@ class LanguageModelingTask(LanguageTask):
             )
         nats = sum(row["nats"] for row in rows) / tokens
         accuracy = sum(row["correct"] for row in rows) / tokens
-        found = {
+        metrics = {
             "score": -nats, "nats": nats, "perplexity": math.exp(min(nats, 700.0)), "accuracy": accuracy,
             "tokens": float(tokens),
         }  # fmt: skip
         if residues and self.reports_nats_per_residue:
-            found["nats_per_residue"] = sum(row["residue_nats"] for row in rows) / residues
-        return found
+            metrics["nats_per_residue"] = sum(row["residue_nats"] for row in rows) / residues
+        return metrics
 
     def evaluations(self) -> dict[str, Evaluation]:
         return super().evaluations() | {
@@ -347,11 +347,11 @@ class LanguageModelingTask(LanguageTask):
     @torch.no_grad()
     def embed(self, residues: np.ndarray, name: str) -> SequenceEmbedding:
         """Embed ``residues`` as one document, split over the ranks of the parallel group. See ``SequenceEmbedder``."""
-        ids, place, size = self.tokenizer.encode(residues)
+        ids, start, size = self.tokenizer.encode(residues)
         real = np.flatnonzero(size)
         unknown = self.tokenizer.is_unknown(ids[real])
         if unknown.all():
-            return SequenceEmbedding(torch.zeros(0), place[real], size[real], unknown)
+            return SequenceEmbedding(torch.zeros(0), start[real], size[real], unknown)
         n = -(-len(ids) // self.row_multiple) * self.row_multiple
         batch = as_batch([ids], n, self.tokenizer.pad_id, name, rope_factor=self.rope_factor)
         hidden = self.language.hidden(batch.to(next(self.model.parameters()).device)).float()
@@ -359,4 +359,4 @@ class LanguageModelingTask(LanguageTask):
             parts = [torch.empty_like(hidden) for _ in range(self.group.size)]
             dist.all_gather(parts, hidden.contiguous(), group=self.group.handle)
             hidden = torch.cat(parts, dim=1)
-        return SequenceEmbedding(hidden[0, : len(ids)].cpu()[real].contiguous(), place[real], size[real], unknown)
+        return SequenceEmbedding(hidden[0, : len(ids)].cpu()[real].contiguous(), start[real], size[real], unknown)

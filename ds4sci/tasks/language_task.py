@@ -96,12 +96,12 @@ class LanguageTask(Task):
         every_token  predict every token once, in as many passes as ``policy`` needs
         """
         shard = shard_rows(chosen, rank, world_size)
-        given = evaluation_batches(
+        batches_of_rows = evaluation_batches(
             reader, policy, rows, shard.rows, seed=self.seed, pad_id=self.tokenizer.pad_id, batch_size=1,
             token_budget=budget or (int(rows.tokens.max()) if world_size > 1 else None), pad_multiple=self.row_multiple,
             every_token=every_token, rope_factor=self.rope_factor,
         )  # fmt: skip
-        return forward_rows(model, given, shard, device, policy.num_passes() if every_token else 1)
+        return forward_rows(model, batches_of_rows, shard, device, policy.num_passes() if every_token else 1)
 
     def save_assets(self, folder: Path) -> None:
         """Write the configuration of the model and the tokenizer into ``folder``."""

@@ -115,15 +115,15 @@ class ResidualModel(nn.Module):
     def forward(self, batch: OperatorBatch) -> Tensor | tuple[Tensor, ...]:
         if not batch.residuals:
             return self.network(batch.functions, batch.points["grid"])
-        made: dict[str, Fields] = {}
+        cache: dict[str, Fields] = {}
 
-        def at(name: str) -> Fields:
-            if name not in made:
-                made[name] = self.fields(batch.functions, batch.points[name], self.pde.orders[name])
-            return made[name]
+        def fields_at(name: str) -> Fields:
+            if name not in cache:
+                cache[name] = self.fields(batch.functions, batch.points[name], self.pde.orders[name])
+            return cache[name]
 
-        found = self.pde.residuals(at, batch.given)
-        return tuple(found[name] for name in self.pde.weights)  # DeepSpeed's hooks see tuples, not dictionaries
+        residuals = self.pde.residuals(fields_at, batch.given)
+        return tuple(residuals[name] for name in self.pde.weights)  # DeepSpeed's hooks see tuples, not dictionaries
 
     def fields(self, functions: Tensor, points: Tensor, orders: tuple[str, ...]) -> Fields:
         """Return u and its derivatives at one set of points."""
@@ -239,8 +239,8 @@ class NeuralOperatorTask(Task):
             raise ValueError("no function was evaluated, so there is no error to report; increase data.valid_functions")
         each = {name: float(np.mean([row["errors"][name] for row in rows])) for name in self.pde.components}
         mean = float(np.mean(list(each.values())))
-        found = {"relative_l2": mean, "score": -mean}
-        return found | ({f"relative_l2_{name}": x for name, x in each.items()} if len(each) > 1 else {})
+        metrics = {"relative_l2": mean, "score": -mean}
+        return metrics | ({f"relative_l2_{name}": x for name, x in each.items()} if len(each) > 1 else {})
 
 
 def relative_l2(predicted: np.ndarray, reference: np.ndarray, free: Sequence[bool] | None = None) -> np.ndarray:

@@ -53,9 +53,9 @@ def sum_by_class(
     """
     keep = ((output.labels >= 0) & (output.weights > 0)).flatten().cpu()
     labels = output.labels.clamp(min=0).flatten().cpu()
-    place = (output.soft_masked.flatten().cpu().long() * num_classes + labels)[keep]
+    index = (output.soft_masked.flatten().cpu().long() * num_classes + labels)[keep]
     ones = torch.ones_like(output.losses)
     columns = (output.losses, ones, output.correct, ones if residues is None else residues)
     values = torch.stack([x.detach().flatten().double().cpu()[keep] for x in columns], dim=1)
-    table = torch.zeros(2 * num_classes, 4, dtype=torch.float64).index_add_(0, place, values).view(2, num_classes, 4)
+    table = torch.zeros(2 * num_classes, 4, dtype=torch.float64).index_add_(0, index, values).view(2, num_classes, 4)
     return group.total(table.to(output.losses.device)).cpu()

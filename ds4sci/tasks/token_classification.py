@@ -83,11 +83,11 @@ class LabelReader:
         letters = np.frombuffer(chain.sequence.encode("ascii"), np.uint8)[start:stop]
         dssp = chain.dssp or "?" * len(chain.sequence)
         classes = secondary_classes(dssp) if self.states == "3" else _dssp_classes(dssp)
-        ids, place, size = self.tokenizer.encode(letters)
-        own = classes[start:stop][np.minimum(place, len(letters) - 1)]
-        labels = np.where((size == 1) & (own >= 0), own, IGNORE_INDEX)
+        ids, first, size = self.tokenizer.encode(letters)
+        token_classes = classes[start:stop][np.minimum(first, len(letters) - 1)]
+        labels = np.where((size == 1) & (token_classes >= 0), token_classes, IGNORE_INDEX)
         return Document(
-            ids, np.ones(len(ids), np.float32), np.zeros(len(ids), bool), place, size, self.tokenizer.is_unknown(ids),
+            ids, np.ones(len(ids), np.float32), np.zeros(len(ids), bool), first, size, self.tokenizer.is_unknown(ids),
             f"{chain.id}:{start + 1}-{stop}", labels,
         )  # fmt: skip
 
@@ -172,10 +172,10 @@ class TokenClassificationTask(LanguageTask):
             world_size=world_size,
             device=device,
         )
-        found = []
+        results = []
         for number, _, output in scored:
             table = sum_by_class(output, len(self.names), self.group)
-            found.append(
+            results.append(
                 {
                     "id": f"row {number}",
                     "nats": float(table[..., 0].sum()),
@@ -187,7 +187,7 @@ class TokenClassificationTask(LanguageTask):
                     },
                 }
             )
-        return found
+        return results
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         tokens = sum(row["tokens"] for row in rows)
@@ -196,12 +196,12 @@ class TokenClassificationTask(LanguageTask):
                 f"data.valid = {str(self.config.data.valid)!r}: no residue of its {len(rows)} rows has a class, so "
                 "there is nothing to score; name a chain set with secondary structure (DSSP)"
             )
-        found = {
+        metrics = {
             "accuracy": sum(row["correct"] for row in rows) / tokens,
             "nats": sum(row["nats"] for row in rows) / tokens,
         }
         for name in self.names:
             correct, count = (sum(row["classes"][name][i] for row in rows) for i in range(2))
             if count:
-                found[f"recall_{name}"] = correct / count
-        return found
+                metrics[f"recall_{name}"] = correct / count
+        return metrics

@@ -95,8 +95,10 @@ def select_evaluation(
     offered = "; ".join(f"{name} ({one.usage()})" for name, one in evaluations.items()) or "none"
     matching = [(name, one) for name, one in evaluations.items() if set(one.inputs) == inputs]
     if not matching:
-        given = f"takes {', '.join(f'--{name}' for name in sorted(inputs))}" if inputs else "runs without an input file"
-        raise ValueError(f"no evaluation {given}; this task has the evaluations: {offered}")
+        problem = (
+            f"takes {', '.join(f'--{name}' for name in sorted(inputs))}" if inputs else "runs without an input file"
+        )
+        raise ValueError(f"no evaluation {problem}; this task has the evaluations: {offered}")
     name, evaluation = matching[0]
     if unknown := sorted(options - set(evaluation.options)):
         raise ValueError(

@@ -39,16 +39,16 @@ def contact_evaluation(task: LanguageModelingTask, *, num_train: int = 20, max_l
             raise ValueError("contact prediction needs a tokenizer with one token per residue")
         chains = ChainSet.open(path)
         order = np.random.default_rng(0).permutation(len(chains))
-        kept = [int(i) for i in order if MIN_LENGTH <= chains.lengths[i] <= max_length]
-        if len(kept) <= num_train:
+        eligible = [int(i) for i in order if MIN_LENGTH <= chains.lengths[i] <= max_length]
+        if len(eligible) <= num_train:
             raise ValueError(
-                f"{path}: {len(kept)} chains of {MIN_LENGTH} to {max_length} residues; expected at least "
+                f"{path}: {len(eligible)} chains of {MIN_LENGTH} to {max_length} residues; expected at least "
                 f"{num_train + 1}: {num_train} to fit the regression and one to score"
             )
         examples, tables, chance, unmeasured = [], [], [], []
         model: contact_metrics.ContactRegression | None = None
-        for number, place in enumerate(kept):
-            record = chains[place]
+        for number, index in enumerate(eligible):
+            record = chains[index]
             points, present = pseudo_beta(record.atom_positions, record.atom_mask, record.sequence)
             contacts = contact_metrics.contact_map(points, present)
             ids, _, size = task.tokenizer.encode(np.frombuffer(record.sequence.encode(), np.uint8))
@@ -74,7 +74,7 @@ def contact_evaluation(task: LanguageModelingTask, *, num_train: int = 20, max_l
         columns = {key: [table[key] for table in tables if not np.isnan(table[key])] for key in tables[0]}
         precision = {key: float(np.mean(column)) if column else None for key, column in columns.items()}
         values = {
-            "chains": str(path), "train_chains": num_train, "scored": len(tables), "excluded": len(chains) - len(kept),
+            "chains": str(path), "train_chains": num_train, "scored": len(tables), "excluded": len(chains) - len(eligible),
             "unmeasured": unmeasured, "precision": precision, "chance": float(np.mean(chance)),
             "heads_used": int((model.weight != 0).sum()) if model else 0,
         }  # fmt: skip

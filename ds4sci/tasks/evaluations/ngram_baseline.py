@@ -24,10 +24,10 @@ def score_ngrams(task: LanguageModelingTask, store: SequenceStore) -> dict[str, 
     """
     reader, regions, _, _ = task.train_valid_readers()
     counts_unknown = task.config.data.unknown_weight > 0
-    places = zip(regions.record.tolist(), regions.start.tolist(), regions.stop.tolist(), strict=True)
-    train = [part for place in places for part in _parts(reader.store, *place, counts_unknown=counts_unknown)]
-    whole = [(i, 0, int(length)) for i, length in enumerate(store.lengths)]
-    test = [part for place in whole for part in _parts(store, *place, counts_unknown=counts_unknown)]
+    train_ranges = zip(regions.record.tolist(), regions.start.tolist(), regions.stop.tolist(), strict=True)
+    train = [part for one in train_ranges for part in _parts(reader.store, *one, counts_unknown=counts_unknown)]
+    test_ranges = [(i, 0, int(length)) for i, length in enumerate(store.lengths)]
+    test = [part for one in test_ranges for part in _parts(store, *one, counts_unknown=counts_unknown)]
     known = np.unique(np.concatenate([np.unique(s) for s in train])) if train else np.zeros(0, np.uint8)
     scored = [part for s in test for part in _split(s, np.isin(s, known))]
     if not scored:

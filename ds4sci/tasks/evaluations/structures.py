@@ -53,7 +53,7 @@ def structure_evaluation(
                 if is_validation:
                     arrays |= report_arrays(prediction, record)
                 advance()
-        order = {name: place for place, name in enumerate(chains.ids)}
+        order = {name: index for index, name in enumerate(chains.ids)}
         rows.sort(key=lambda row: order[row["id"]])
         values = {"chains": str(path), "checksum": checksum, "mean": mean_metrics(rows), "per_chain": rows}
         return EvaluationResult(

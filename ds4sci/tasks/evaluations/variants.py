@@ -87,7 +87,7 @@ def residue_log_probabilities(
     """
     if not task.tokenizer.encoder.one_per_residue:
         raise ValueError("variant effects need a tokenizer with one token per residue")
-    ids, place, size = task.tokenizer.encode(residues)
+    ids, start, size = task.tokenizer.encode(residues)
     if missing := [letter for letter in RESIDUES if letter not in task.tokenizer.tokens]:
         raise ValueError(
             "variants are amino-acid substitutions, and the tokenizer has no token for "
@@ -96,7 +96,7 @@ def residue_log_probabilities(
     device = next(task.model.parameters()).device
     columns = [task.tokenizer.tokens.index(letter) for letter in RESIDUES]
     at = np.flatnonzero(size == 1)
-    found = np.full((len(residues), len(RESIDUES)), np.nan)
+    log_probabilities = np.full((len(residues), len(RESIDUES)), np.nan)
     task.model.eval()
     if masked is None:
         batch = as_batch([ids], len(ids), task.tokenizer.pad_id, rope_factor=task.rope_factor).to(device)
@@ -104,8 +104,8 @@ def residue_log_probabilities(
         shift = 1 if task.is_causal else 0  # a causal model predicts a token at the position before it
         source = at - shift
         exists = source >= 0
-        found[place[at][exists]] = values[source[exists]][:, columns]
-        return found
+        log_probabilities[start[at][exists]] = values[source[exists]][:, columns]
+        return log_probabilities
     for first in range(0, len(masked), BATCH_SIZE):
         group = masked[first : first + BATCH_SIZE]
         copies = []
@@ -116,5 +116,5 @@ def residue_log_probabilities(
         batch = as_batch(copies, len(ids), task.tokenizer.pad_id, rope_factor=task.rope_factor).to(device)
         values = task.language.log_probabilities(batch).double().cpu().numpy()
         for row, position in enumerate(group):
-            found[position] = values[row, at[position]][columns]
-    return found
+            log_probabilities[position] = values[row, at[position]][columns]
+    return log_probabilities
