@@ -226,9 +226,9 @@ class LanguageModelingTask(LanguageTask):
         coverage = {f"training, length {phase.length}": self._rows(phase, train=True).coverage for phase in phases}
         coverage["held out"] = self._rows(self.last_phase, train=False).coverage
         for name, one in coverage.items():
-            if one.unknown == one.read:
+            if one.unknown == one.tokenized_residues:
                 raise ValueError(
-                    f"data, {name}: the tokenizer reads all {one.read:,} residues as <unk>; check that it was made for "
+                    f"data, {name}: the tokenizer reads all {one.unknown:,} residues as <unk>; check that it was made for "
                     "this kind of sequence, and that it accepts words as long as a document (WordPiece's "
                     "max_input_chars_per_word)"
                 )

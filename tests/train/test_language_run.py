@@ -78,7 +78,7 @@ def test_rows_shared_by_two_ranks_train_as_on_one_and_resume_on_either(tmp_path,
     assert "Data, held out: 150 of 150 residues read" in " ".join(ended.output.split())
     runs = tmp_path / "runs"
     start = json.loads((runs / "one" / "metrics.jsonl").read_text().splitlines()[0])
-    assert start["data"]["held out"]["read"] == 150
+    assert start["data"]["held out"]["tokenized_residues"] == 150
     assert_alike(losses(runs / "run"), losses(runs / "one"))
     for name, ranks in (("run", 1), ("one", 2)):
         again = runs / f"{name}_again"

@@ -89,8 +89,8 @@ def make_rows(
     windows = window_fn(regions, tokenizer, read_residues, document_tokens=document_tokens, both_strands=both_strands)
     if not len(windows.tokens):
         raise ValueError(
-            f"there is no sequence to make rows of: {windows.coverage.given:,} residues in {len(regions.record)} "
-            "records, none of them in a token; use longer sequences or another tokenizer"
+            f"there is no sequence to make rows of: {windows.coverage.total_residues:,} residues in "
+            f"{len(regions.record)} records, none of them in a token; use longer sequences or another tokenizer"
         )
     if row_tokens is None:
         order, row_offsets = np.arange(len(windows.tokens)), np.arange(len(windows.tokens) + 1)

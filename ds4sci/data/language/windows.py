@@ -60,29 +60,31 @@ class Regions:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Number of residues given and read, and the reasons for the difference: given = read + Σ left_out.
+    """Numbers of residues: total_residues = tokenized_residues + Σ excluded.
 
-    read            residues that are in a token of a document
-    unknown         residues read that are in ``<unk>`` tokens (counted if windows are cut by tokenizing)
-    unread_records  records of which no residue is read
+    total_residues       residues of the sequences
+    tokenized_residues   residues that are in a token of a document
+    excluded             reason → residues that are in no token
+    unknown              tokenized residues in ``<unk>`` tokens (counted if windows are cut by tokenizing)
+    untokenized_records  records without a tokenized residue
     """
 
-    given: int
-    read: int
-    left_out: dict[str, int] = field(default_factory=dict)
+    total_residues: int
+    tokenized_residues: int
+    excluded: dict[str, int] = field(default_factory=dict)
     unknown: int = 0
-    unread_records: tuple[int, ...] = ()
+    untokenized_records: tuple[int, ...] = ()
 
     def counts(self) -> dict[str, object]:
         """The numbers, for a log."""
-        return vars(self) | {"unread_records": len(self.unread_records)}
+        return vars(self) | {"untokenized_records": len(self.untokenized_records)}
 
     def describe(self, unit: str = "residue") -> str:
         """``12,000 of 12,000 bases read``, followed by the reasons for the others."""
-        parts = [f"{self.read:,} of {self.given:,} {unit}s read"]
-        parts += [f"{count:,} {reason}" for reason, count in self.left_out.items() if count]
+        parts = [f"{self.tokenized_residues:,} of {self.total_residues:,} {unit}s read"]
+        parts += [f"{count:,} {reason}" for reason, count in self.excluded.items() if count]
         parts += [f"{self.unknown:,} read as <unk>"] if self.unknown else []
-        parts += [f"nothing read of {len(self.unread_records):,} records"] if self.unread_records else []
+        parts += [f"nothing read of {len(self.untokenized_records):,} records"] if self.untokenized_records else []
         return ", ".join(parts)
 
 
@@ -109,16 +111,16 @@ class Windows:
             "start": self.start,
             "stop": self.stop,
             "tokens": self.tokens,
-            "numbers": np.array([coverage.given, coverage.read, coverage.unknown], np.int64),
-            "silent": np.array(coverage.unread_records, np.int64),  # the key of existing files
+            "numbers": np.array([coverage.total_residues, coverage.tokenized_residues, coverage.unknown], np.int64),
+            "silent": np.array(coverage.untokenized_records, np.int64),  # the key of existing files
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Windows:
         """Inverse of ``arrays``."""
-        given, read, unknown = arrays["numbers"].tolist()
-        left_out = {NO_TOKEN: given - read} if given > read else {}
-        coverage = Coverage(given, read, left_out, unknown, tuple(arrays["silent"].tolist()))
+        total, tokenized, unknown = arrays["numbers"].tolist()
+        excluded = {NO_TOKEN: total - tokenized} if total > tokenized else {}
+        coverage = Coverage(total, tokenized, excluded, unknown, tuple(arrays["silent"].tolist()))
         return cls(arrays["region"], arrays["start"], arrays["stop"], arrays["tokens"], coverage)
 
 
@@ -245,9 +247,9 @@ def _reverse_complement_tokens(letters: np.ndarray, tokenizer: Tokenizer) -> int
 
 
 def _coverage(regions: Regions, region: np.ndarray, read: np.ndarray, unknown: int = 0) -> Coverage:
-    given, total = int((regions.stop - regions.start).sum()), int(read.sum())
+    total, tokenized = int((regions.stop - regions.start).sum()), int(read.sum())
     per_region = np.bincount(region, read, minlength=len(regions.record))
-    read_records = np.unique(regions.record[per_region > 0])
-    unread_records = np.setdiff1d(regions.record, read_records)
-    left_out = {NO_TOKEN: given - total} if given > total else {}
-    return Coverage(given, total, left_out, unknown, tuple(unread_records.tolist()))
+    tokenized_records = np.unique(regions.record[per_region > 0])
+    untokenized_records = np.setdiff1d(regions.record, tokenized_records)
+    excluded = {NO_TOKEN: total - tokenized} if total > tokenized else {}
+    return Coverage(total, tokenized, excluded, unknown, tuple(untokenized_records.tolist()))

@@ -74,9 +74,9 @@ def contact_evaluation(task: LanguageModelingTask, *, num_train: int = 20, max_l
         columns = {key: [table[key] for table in tables if not np.isnan(table[key])] for key in tables[0]}
         precision = {key: float(np.mean(column)) if column else None for key, column in columns.items()}
         values = {
-            "chains": str(path), "train_chains": num_train, "scored": len(tables), "excluded": len(chains) - len(eligible),
-            "unmeasured": unmeasured, "precision": precision, "chance": float(np.mean(chance)),
-            "heads_used": int((model.weight != 0).sum()) if model else 0,
+            "chains": str(path), "train_chains": num_train, "scored": len(tables),
+            "excluded": len(chains) - len(eligible), "unmeasured": unmeasured, "precision": precision,
+            "chance": float(np.mean(chance)), "heads_used": int((model.weight != 0).sum()) if model else 0,
         }  # fmt: skip
         lines = [f"{name}  {'–' if value is None else f'{value:.3f}'}" for name, value in precision.items()]
         return EvaluationResult(values, "\n".join(lines))

@@ -94,14 +94,14 @@ def _summarize(
     not_scored = {
         "unknown or of weight 0": weightless,
         "not predicted: the first token of a window" if task.is_causal else "not predicted: between k-mers":
-            coverage.read - residues - weightless,
+            coverage.tokenized_residues - residues - weightless,
     }  # fmt: skip
     return {
         "alphabet": store.alphabet,
-        "total_residues": coverage.given,
-        "tokenized_residues": coverage.read,
-        "excluded": coverage.left_out,
-        "untokenized_records": [store.name(record) for record in coverage.unread_records],
+        "total_residues": coverage.total_residues,
+        "tokenized_residues": coverage.tokenized_residues,
+        "excluded": coverage.excluded,
+        "untokenized_records": [store.name(record) for record in coverage.untokenized_records],
         "residues": residues,
         "not_scored": {reason: count for reason, count in not_scored.items() if count},
         "tokens": tokens,

@@ -72,8 +72,8 @@ def test_windows_hold_every_residue_with_a_token(name, lengths, document, seed, 
             held[region][start + a : start + a + n] = 1
         read += stop - start
     covered = sum(int(h.sum()) for h in held)
-    assert covered == found.coverage.read
-    assert found.coverage.given == sum(lengths) == covered + found.coverage.left_out.get(NO_TOKEN, 0)
+    assert covered == found.coverage.tokenized_residues
+    assert found.coverage.total_residues == sum(lengths) == covered + found.coverage.excluded.get(NO_TOKEN, 0)
     # Windows lose the residues that the tokenizer leaves out of whole records, and at most the rest of a stride.
     step = (
         own.fixed_stride.stride
@@ -82,7 +82,7 @@ def test_windows_hold_every_residue_with_a_token(name, lengths, document, seed, 
     )
     assert sum(lengths) - covered <= residues_without_token(name, store) + (step - 1) * len(lengths)
     silent = {i for i, h in enumerate(held) if not h.any()}
-    assert set(found.coverage.unread_records) == silent
+    assert set(found.coverage.untokenized_records) == silent
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -99,8 +99,8 @@ def test_training_and_evaluation_read_all_given_residues(name) -> None:
         seed=0,
         both_strands=True,
     )
-    assert rows.coverage.given == 1095
-    assert rows.coverage.read >= 1095 - 3 * 4  # frame 2, and two bases after the last codon
+    assert rows.coverage.total_residues == 1095
+    assert rows.coverage.tokenized_residues >= 1095 - 3 * 4  # frame 2, and two bases after the last codon
     scored = {}
     for fraction in (0.15, 0.0):
         made = evaluation_batches(
@@ -116,7 +116,7 @@ def test_training_and_evaluation_read_all_given_residues(name) -> None:
             every_token=True,
         )
         scored[fraction] = sum(int(batch.residues.sum()) for batch in made)
-    assert scored[0.15] == rows.coverage.read
+    assert scored[0.15] == rows.coverage.tokenized_residues
     unseen = (
         0
         if own.num_prefix_tokens
@@ -125,7 +125,7 @@ def test_training_and_evaluation_read_all_given_residues(name) -> None:
             for r, a, b in zip(rows.record, rows.start, rows.stop, strict=True)
         )
     )
-    assert scored[0.0] == rows.coverage.read - unseen
+    assert scored[0.0] == rows.coverage.tokenized_residues - unseen
     stream = batches(
         reader,
         policy,
@@ -175,7 +175,7 @@ def test_codons_stay_in_frame_and_k_mer_windows_overlap_only_if_needed() -> None
         words = [own.tokens[i] for one in read for i in one.ids]
         whole = text.tobytes().decode()[frame:]
         assert words == [whole[i : i + 3] for i in range(0, len(whole) - 2, 3)]
-        assert rows.coverage.left_out.get(NO_TOKEN, 0) == len(text) - 3 * len(words)
+        assert rows.coverage.excluded.get(NO_TOKEN, 0) == len(text) - 3 * len(words)
     own = TokenizerAdapter(tokenizers.build("kmer", k=6, stride=1))
     store = random_dna(np.random.default_rng(0), [28])  # windows of 25 and 3 bases would lose the last 3
     rows = make_rows(Regions.whole(store.lengths, [0]), own, None, document_tokens=20, row_tokens=None, seed=0)
@@ -185,7 +185,7 @@ def test_codons_stay_in_frame_and_k_mer_windows_overlap_only_if_needed() -> None
 def test_records_without_tokens_are_reported() -> None:
     own, store = tokenizer_adapter("kmer-6/1"), random_dna(np.random.default_rng(0), [4, 30, 5])
     rows = make_rows(Regions.whole(store.lengths, range(3)), own, None, document_tokens=64, row_tokens=64, seed=0)
-    assert rows.coverage.unread_records == (0, 2)
+    assert rows.coverage.untokenized_records == (0, 2)
     assert rows.coverage.describe("base") == "30 of 39 bases read, 9 in no token, nothing read of 2 records"
     with pytest.raises(ValueError, match="no sequence to make rows of: 9 residues in 2 records, none of them in a"):
         make_rows(Regions.whole(store.lengths, [0, 2]), own, None, document_tokens=64, row_tokens=64, seed=0)

@@ -113,11 +113,13 @@ def test_the_oracle_loss_is_ln_4_for_every_base_once(name, fraction) -> None:
     residues = sum(part["residues"] for part in parts)
     assert sum(part["residue_nats"] for part in parts) == pytest.approx(residues * math.log(4), rel=1e-6)
     weightless = sum(part["weightless"] for part in parts)
-    unscored = rows.coverage.read - residues - weightless
+    unscored = rows.coverage.tokenized_residues - residues - weightless
     if fraction == 0.0 and not task.tokenizer.num_prefix_tokens:
         assert 0 < unscored <= 6 * len(rows.record)
     elif fraction == 0.6 and "/" in name:
-        assert 0 <= unscored < rows.coverage.read / 2  # two passes: residues between k-mers are not predicted
+        assert (
+            0 <= unscored < rows.coverage.tokenized_residues / 2
+        )  # two passes: residues between k-mers are not predicted
     else:
         assert unscored == 0
     assert 0 < weightless <= 60  # WordPiece reads the whole record with an N as one unknown word
