@@ -228,8 +228,8 @@ class LanguageModelingTask(LanguageTask):
         for name, one in coverage.items():
             if one.unknown == one.tokenized_residues:
                 raise ValueError(
-                    f"data, {name}: the tokenizer reads all {one.unknown:,} residues as <unk>; check that it was made for "
-                    "this kind of sequence, and that it accepts words as long as a document (WordPiece's "
+                    f"data, {name}: the tokenizer reads all {one.unknown:,} residues as <unk>; check that it was made "
+                    "for this kind of sequence, and that it accepts words as long as a document (WordPiece's "
                     "max_input_chars_per_word)"
                 )
         return coverage

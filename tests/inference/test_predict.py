@@ -70,7 +70,7 @@ def test_records_too_large_for_pdb_get_only_mmcif(run: Path, tmp_path: Path, mon
     summary = predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out", show=False)
     first, second = summary["records"]
     assert first["files"] == ["first.cif"]
-    assert "residue number of 22, at most 20" in first["no_pdb"]
+    assert "a residue number of 22; the limit is 20" in first["no_pdb"]
     assert second["files"] == ["second.X.cif", "second.X.pdb"]
 
 
@@ -123,7 +123,7 @@ def test_a_bad_alignment_fails_only_its_record(run: Path, tmp_path: Path) -> Non
     (alignments / "first.a3m").write_text(">first\nMKTAWIAKQRQISFVKSHFSRQ\n")
     first, second = predict.predict_run(run, fasta, tmp_path / "out", alignments, show=False)["records"]
     assert first["status"] == predict.FAILED
-    assert f"{alignments / 'first.a3m'}: its query is not the sequence of first: at residue 5 the" in first["error"]
+    assert f"{alignments / 'first.a3m'}: the query is not the sequence of first: at residue 5 the" in first["error"]
     assert second["status"] == predict.PREDICTED
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*second["files"], "summary.json"}
 
