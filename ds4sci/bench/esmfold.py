@@ -34,8 +34,8 @@ MAX_DIFFERENCE = {"float32": 1e-4, "bfloat16": 5e-2}
 TIME_BUDGET_S = 10.0
 """Seconds after which no further round begins."""
 COLUMNS = [
-    "n", "dtype", "direction", "unpatched (s)", "patched (s)", "speed-up", "peak memory, unpatched (MB)",
-    "peak memory, patched (MB)", "memory reduction",
+    "n", "dtype", "direction", "unpatched (s)", "patched (s)", "speed-up", "unpatched peak (MB)",
+    "patched peak (MB)", "memory reduction",
 ]  # fmt: skip
 
 

@@ -71,14 +71,14 @@ def _one_file(path: Path, folder: Path, rounds: int, reads: int) -> list[list[An
     from pyfaidx import Faidx
 
     copy, store = folder / path.name, folder / f"{path.name}.store"
-    shutil.copyfile(path, copy)  # pyfaidx writes its index beside the file
+    shutil.copyfile(path, copy)  # pyfaidx writes its index to the folder of the file
     fai = copy.with_name(f"{copy.name}.fai")
 
     def biopython() -> None:
         for _ in SeqIO.parse(copy, "fasta"):
             pass
 
-    def ours() -> None:
+    def ds4sci() -> None:
         shutil.rmtree(store, ignore_errors=True)
         index([copy], store, jobs=1)
 
@@ -89,7 +89,7 @@ def _one_file(path: Path, folder: Path, rounds: int, reads: int) -> list[list[An
     megabytes = path.stat().st_size / 1e6
     rates: dict[str, list[float]] = {"ds4sci": [], "Biopython": [], "pyfaidx": []}
     for _ in range(rounds):
-        for name, action in zip(rates, (ours, biopython, faidx), strict=True):
+        for name, action in zip(rates, (ds4sci, biopython, faidx), strict=True):
             rates[name].append(megabytes / _seconds(action))
 
     opened, other = SequenceStore.open(store), Faidx(str(copy))

@@ -67,12 +67,12 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pair_bias: Tensor | None
     """FlexAttention with mask and bias applied by its ``score_mod``. Fast only when compiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    kept, rows = mask.flatten(0, 1), q.shape[1]
+    allowed, rows = mask.flatten(0, 1), q.shape[1]
 
     def score(value: Tensor, row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if pair_bias is not None:
             value = value + pair_bias[row // rows, head, i, j]
-        return torch.where(kept[row, j], value, -float("inf"))
+        return torch.where(allowed[row, j], value, -float("inf"))
 
     queries, keys, values = (x.transpose(2, 3).flatten(0, 1).contiguous() for x in (q, k, v))
     out: Tensor = flex_attention(queries, keys, values, score_mod=score)

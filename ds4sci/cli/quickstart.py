@@ -1,8 +1,7 @@
-"""What ``launch/quickstart.sh`` runs: train the tiny fold model, score chains it never saw, fold a FASTA, show it all.
+"""Stages of ``launch/quickstart.sh``: train a small structure model, score held-out chains, predict a FASTA, report.
 
-With ``--config configs/fold/cpu_hour.toml`` the same for a longer training.
-Every stage leaves its result in ``runs/quickstart`` and is skipped when that result is there already; a training that
-was interrupted goes on where it stopped.
+``--config configs/fold/cpu_hour.toml`` trains for longer. Every stage writes its result to ``runs/quickstart`` and is
+skipped if the result already exists. An interrupted training resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ds4sci.config import run_version
 from ds4sci.config.run_file import RunConfig
 
 CONFIG = Path("configs/fold/tiny_cpu.toml")
-MANY_GPUS = Path("configs/deepspeed/tiny_gpus.json")
+MANY_GPUS_JSON = Path("configs/deepspeed/tiny_gpus.json")
 CHAINS = Path("examples/fold/data/chains_valid.npz")
 FASTA = Path("examples/fold/example.fasta")
 TRAIN_CHAINS = Path("examples/fold/data/chains_train.npz")
@@ -36,14 +35,14 @@ COLUMNS = {
     "bond_ok": "Cα–Cα bonds",
     "clash": "clashing residues",
 }
-SHARES = ("right_handed", "bond_ok", "clash")
-"""Columns shown in per cent."""
+PERCENT_COLUMNS = ("right_handed", "bond_ok", "clash")
+"""Columns shown as a percentage."""
 
 Means = dict[str, float]
 
 
-def position(run: Path) -> int:
-    """Step of the newest checkpoint of a run; 0 when there is none."""
+def last_step(run: Path) -> int:
+    """Step of the last checkpoint of a run, or 0 without a checkpoint."""
     latest = run / "checkpoints" / "latest"
     if not latest.exists():
         return 0
@@ -52,40 +51,40 @@ def position(run: Path) -> int:
 
 
 def same_settings(run: Path, wanted: RunConfig) -> bool:
-    """Whether the run in the folder was made with the run file as it is now; the folder's name does not matter."""
+    """Whether the run was started with these settings. Its name and folder do not matter."""
     file = run / "config.json"
     if not file.exists():
         return False
-    saved, asked = json.loads(file.read_text(encoding="utf-8")), wanted.resolved()
+    saved, current = json.loads(file.read_text(encoding="utf-8")), wanted.resolved()
     if not run_version.is_readable(saved.pop(run_version.KEY, None)):
         return False
-    for tree in (saved, asked):
+    for tree in (saved, current):
         tree["deepspeed"] = ""
         tree["train"] = {key: value for key, value in tree["train"].items() if key not in ("name", "output")}
     return (
-        saved == json.loads(json.dumps(asked))
+        saved == json.loads(json.dumps(current))
         and wanted.deepspeed.read_bytes() == (run / "deepspeed.json").read_bytes()
     )
 
 
 def train(say: Callable[[str], None], config: Path, run: Path, overrides: list[str]) -> None:
-    """Bring ``run`` to its last step, doing no more than is missing. Raises ValueError when training fails."""
+    """Train ``run`` to its last step, starting or resuming it as needed. Raises ValueError if training fails."""
     import torch
 
     from ds4sci.train import launch
 
-    # The tiny batch of 4 is 2 ranks × 2 chains; where there are more GPUs each takes 2.
-    json_file = MANY_GPUS if config == CONFIG and torch.cuda.device_count() > 2 else None
+    # the batch of 4 is 2 ranks × 2 chains; with more GPUs, each takes 2 chains
+    json_file = MANY_GPUS_JSON if config == CONFIG and torch.cuda.device_count() > 2 else None
     overrides = [*overrides, f"train.output={json.dumps(str(run.parent))}", f"train.name={run.name}"]
     wanted = RunConfig.load(config, overrides, deepspeed=json_file)
-    done = position(run)
+    done = last_step(run)
     if run.exists() and not (done and same_settings(run, wanted)):
-        aside = run.with_name(f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        run.rename(aside)
-        say(f"{run} has no checkpoint of these settings: moved to {aside}")
+        renamed = run.with_name(f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        run.rename(renamed)
+        say(f"{run} has no checkpoint with these settings; the folder was renamed to {renamed}")
         done = 0
     if done >= wanted.train.steps:
-        say(f"[green]reused[/] the finished training in {run}; remove the folder to train anew")
+        say(f"[green]reused[/] the finished training in {run}; delete the folder to train again")
         return
     ranks = launch.default_rank_count()
     what = f"--resume {run}" if done else f"--config {config} {' '.join(overrides)}"
@@ -94,16 +93,16 @@ def train(say: Callable[[str], None], config: Path, run: Path, overrides: list[s
         code = launch.train(None, resume=run, ranks=ranks)
     else:
         code = launch.train(config, overrides, deepspeed_config=json_file, ranks=ranks)
-    # A rank may still abort in gloo's teardown when everything is saved: the saved result counts, not the code.
-    if position(run) < wanted.train.steps:
+    # a rank may abort in gloo's teardown after everything is saved: the checkpoint decides, not the exit code
+    if last_step(run) < wanted.train.steps:
         raise ValueError(
-            f"training ended with code {code} at step {position(run)} of {wanted.train.steps}, see above; "
-            "the same command goes on from the last checkpoint"
+            f"training stopped at step {last_step(run)} of {wanted.train.steps} with exit code {code}, see the log "
+            "above; run the same command again to resume from the last checkpoint"
         )
 
 
-def kept(say: Callable[[str], None], path: Path, run: Path, make: Callable[[], object]) -> dict[str, Any]:
-    """The JSON at ``path``; ``make`` writes it first, unless it is there and newer than the run's last checkpoint."""
+def load_or_make(say: Callable[[str], None], path: Path, run: Path, make: Callable[[], object]) -> dict[str, Any]:
+    """JSON at ``path``. ``make`` writes it if it does not exist or is older than the last checkpoint of the run."""
     latest = run / "checkpoints" / "latest"
     if path.exists() and path.stat().st_mtime >= latest.stat().st_mtime:
         say(f"[green]reused[/] {path}")
@@ -113,7 +112,7 @@ def kept(say: Callable[[str], None], path: Path, run: Path, make: Callable[[], o
 
 
 def baselines(path: Path) -> None:
-    """Measure what needs no model, learnt from the training chains, with a progress bar."""
+    """Measure the baselines, which use the training chains and no model, with a progress bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ds4sci.baselines import measure_baselines
@@ -130,7 +129,7 @@ def baselines(path: Path) -> None:
 
 
 def stages(console: Console, config: Path, run: Path, overrides: list[str], *, record: bool) -> None:
-    """Train, score, fold, report; each only as far as it is not done yet. Raises ValueError or OSError."""
+    """Train, score, predict, report. Skips finished stages. Raises ValueError or OSError."""
 
     def say(text: str) -> None:
         console.print(text)
@@ -145,33 +144,33 @@ def stages(console: Console, config: Path, run: Path, overrides: list[str], *, r
 
     files = evaluation_files(run)
     chains = {"chains": CHAINS}
-    say(f"[bold]2 · score[/]  the chains of {CHAINS}, which it never saw")
-    trained = kept(say, files["held_out"], run, lambda: evaluate_run(run, files=chains))
+    say(f"[bold]2 · score[/]  the held-out chains of {CHAINS}")
+    trained = load_or_make(say, files["held_out"], run, lambda: evaluate_run(run, files=chains))
     raw = run / "evaluations" / "unrefined.json"
-    as_built = kept(say, raw, run, lambda: evaluate_run(run, raw, files=chains, overrides=UNREFINED))
-    before = kept(say, files[UNTRAINED], run, lambda: evaluate_run(run, files=chains, which=UNTRAINED))
-    simple = kept(say, files["baselines"], run, lambda: baselines(files["baselines"]))
+    as_built = load_or_make(say, raw, run, lambda: evaluate_run(run, raw, files=chains, overrides=UNREFINED))
+    before = load_or_make(say, files[UNTRAINED], run, lambda: evaluate_run(run, files=chains, which=UNTRAINED))
+    simple = load_or_make(say, files["baselines"], run, lambda: baselines(files["baselines"]))
 
-    say(f"[bold]3 · fold[/]  the sequences of {FASTA}")
+    say(f"[bold]3 · predict[/]  the sequences of {FASTA}")
     folded = run / "predictions"
-    kept(say, folded / "summary.json", run, lambda: list(predict_fasta(run, FASTA, folded)))
+    load_or_make(say, folded / "summary.json", run, lambda: list(predict_fasta(run, FASTA, folded)))
 
     say("[bold]4 · report[/]")
     page = write_report(run)
     rows = [("before training", before["mean"])]
     rows += [(entry["label"], entry["mean"]) for entry in simple["baselines"].values()]
-    rows.append((f"trained, {trained['step']} steps, as the structure module builds it", as_built["mean"]))
+    rows.append((f"trained, {trained['step']} steps, without refinement", as_built["mean"]))
     rows.append((f"trained, {trained['step']} steps", trained["mean"]))
     console.print(result_table(rows, trained=len(rows) - 1))
     result = measurement(rows, config, run)
     result.save(run)
     if record:
-        say(f"wrote {result.save()}; python -m ds4sci.bench.tables takes it into README.md")
+        say(f"wrote {result.save()}; python -m ds4sci.bench.tables adds it to README.md and docs/results.md")
     say(f"structures: {folded}    report: {Path(page).resolve()}")
 
 
 def result_table(rows: list[tuple[str, Means]], trained: int) -> Any:
-    """The table at the end; ``trained`` is the row of the model."""
+    """Final table. ``trained`` is the index of the model's row."""
     from rich.table import Table
 
     table = Table(title="held-out chains at full length, means", title_justify="left", header_style="bold")
@@ -185,18 +184,18 @@ def result_table(rows: list[tuple[str, Means]], trained: int) -> Any:
 
 
 def cell(key: str, value: float | None) -> str:
-    """A score as people read it: shares in per cent, Å with one digit, the others with three."""
+    """Score as text: percentages without decimals, Å with one decimal, other scores with three."""
     if value is None:
         return "–"
-    if key in SHARES:
+    if key in PERCENT_COLUMNS:
         return f"{100 * value:.0f} %"
     return f"{value:.1f}" if key == "rmsd" else f"{value:.3f}"
 
 
 def measurement(rows: list[tuple[str, Means]], file: Path, run: Path) -> Measurement:
-    """The table as one of ``benchmarks/``, with how long the training took."""
+    """The table as a JSON file for ``benchmarks/``, with the duration of the training."""
     config = RunConfig.load(run / "config.json")
-    state = json.loads((run / "checkpoints" / f"step_{position(run):06d}" / "state.json").read_text(encoding="utf-8"))
+    state = json.loads((run / "checkpoints" / f"step_{last_step(run):06d}" / "state.json").read_text(encoding="utf-8"))
     return Measurement(
         name="quickstart" if file == CONFIG else file.stem,
         title=f"{'Quickstart' if file == CONFIG else f'`{file.stem}`'}: 160 held-out chains at full length, means",
@@ -209,12 +208,19 @@ def measurement(rows: list[tuple[str, Means]], file: Path, run: Path) -> Measure
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Every stage in order; returns the exit code."""
+    """Run all stages. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="quickstart.sh", description=__doc__.split("\n")[0])
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run file, such as train.steps=200")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="run file of the task fold (default: %(default)s)")
-    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/quickstart, or runs/ and its name)")
-    parser.add_argument("--record", action="store_true", help="write the table to benchmarks/ too")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace those of the run file, such as train.steps=200",
+    )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="run file of task fold (default: %(default)s)")
+    parser.add_argument(
+        "--run", type=Path, help="run folder (default: runs/quickstart, or runs/NAME for another run file)"
+    )
+    parser.add_argument("--record", action="store_true", help="also write the table to benchmarks/")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -226,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         console.print(f"[red]quickstart:[/] {escape(str(error))}")
         return 2
-    console.print(f"quickstart took {(time.monotonic() - started) / 60:.1f} minutes (without the environment)")
+    console.print(f"quickstart took {(time.monotonic() - started) / 60:.1f} minutes (without installation)")
     return 0
 
 

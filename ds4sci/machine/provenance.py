@@ -1,4 +1,4 @@
-"""What a measurement was made on: the machine, the versions, the commit."""
+"""Description of the machine, the package versions and the commit, for the provenance of results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ PACKAGES = ("ds4sci", "torch", "deepspeed", "numpy", "transformers", "triton")
 
 
 def describe() -> dict[str, Any]:
-    """Plain values: ``cpu`` model, ``cores`` usable and present, ``memory_gb``, ``gpus`` (name, memory), ``system``,
-    ``python``, ``versions`` of the packages that matter, ``commit`` of ds4sci."""
+    """Description of this machine as JSON values.
+
+    Keys: ``cpu`` (model), ``cores`` (usable), ``cores_present``, ``memory_gb``, ``gpus`` (name, memory), ``system``,
+    ``python``, ``versions`` (of ``PACKAGES``), ``commit`` (of ds4sci).
+    """
     return {
         "cpu": processor.model_name(),
         "cores": processor.usable_cores(),
@@ -31,14 +34,17 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The git commit that ds4sci's source stands at, with ``+changes`` when files differ from it; else its version."""
+    """Git commit of the source of ds4sci, with ``+changes`` if tracked files differ from it.
+
+    Without git or a checkout, the version of ds4sci.
+    """
     here = Path(__file__).resolve().parents[1]
     if (here.parent / ".git").exists():
         try:
             head = _git(here, "rev-parse", "HEAD")
             return head + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
         except (OSError, subprocess.SubprocessError):
-            pass  # a checkout without git installed: the version has to do
+            pass  # git is not installed: the version is used instead
     from ds4sci import __version__
 
     return f"ds4sci {__version__}"

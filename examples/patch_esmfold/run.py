@@ -25,4 +25,4 @@ if __name__ == "__main__":
 
     measured = [row for backward in (False, True) for row in compare(plain, patched, n, backward=backward, rounds=3)]
     for row in [COLUMNS, *table(measured)]:
-        print(" ".join(f"{shown(value):>18}" for value in row))
+        print(" ".join(f"{shown(value):>20}" for value in row))

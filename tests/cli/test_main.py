@@ -1,4 +1,4 @@
-"""The command line: what it offers, how it refuses, and what ``doctor`` finds."""
+"""The command line: commands, error messages, and the findings of ``doctor``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def call(*arguments: str) -> int:
-    """``ds4sci ARGUMENTS``; the exit code."""
+    """Exit code of ``ds4sci ARGUMENTS``."""
     with pytest.raises(SystemExit) as stopped:
         main.main(list(arguments))
     return int(stopped.value.code or 0)
@@ -41,19 +41,19 @@ def test_commands_keep_their_names(command: list[str], words: list[str], capsys:
     assert [word for word in words if word not in shown] == []
 
 
-def test_a_user_error_is_one_message_and_exit_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_user_error_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert call("train", str(tmp_path / "absent.toml")) == 2
     shown = capsys.readouterr().err
     assert "absent.toml" in shown
     assert "Traceback" not in shown
 
 
-def test_debug_shows_where_it_went_wrong(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=r"absent\.toml"):
         main.main(["--debug", "train", str(tmp_path / "absent.toml")])
 
 
-def test_train_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_without_arguments_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("train") == 2
     assert "--resume RUN" in capsys.readouterr().err
 
@@ -69,7 +69,7 @@ def test_doctor_reports_every_section(capsys: pytest.CaptureFixture[str]) -> Non
     assert "evoformer_attention" in shown
 
 
-def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_lists_missing_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = doctor.installed
     monkeypatch.setattr(doctor, "installed", lambda name: None if name == "gemmi" else real(name))
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
@@ -79,7 +79,7 @@ def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "apt-get install -y g++" in shown
 
 
-def test_doctor_tells_a_killed_build_from_a_running_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_distinguishes_interrupted_and_running_builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     for name in ("killed", "running", "done"):
         (tmp_path / name).mkdir()
@@ -94,9 +94,7 @@ def test_doctor_tells_a_killed_build_from_a_running_one(monkeypatch: pytest.Monk
     assert seen["done"] == "built"
 
 
-def test_data_split_parts_by_clusters_and_leakage_finds_relatives(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_split_by_clusters_and_leakage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = ChainSet.open(ROOT / "examples/fold/data/chains_valid.npz")[:12]
     twin = replace(records[0], id="9TWN_A")
     ChainSet.write(tmp_path / "all.npz", [*records, twin])
@@ -104,7 +102,7 @@ def test_data_split_parts_by_clusters_and_leakage_finds_relatives(
     assert call("data", "split", str(tmp_path / "all.npz"), *sides, "--fraction", "0.3") == 0
     train, valid = (set(ChainSet.open(side).ids) for side in sides)
     assert len(train) + len(valid) == 13
-    assert (twin.id in train) == (records[0].id in train)  # the two are one cluster
+    assert (twin.id in train) == (records[0].id in train)  # both are in one cluster
     assert call("data", "leakage", *sides) == 0
     capsys.readouterr()
     assert call("data", "leakage", str(tmp_path / "all.npz"), sides[1]) == 1

@@ -1,4 +1,4 @@
-"""The quickstart does only what is missing, says so, and leaves what the README and the report are made from."""
+"""The quickstart skips finished stages, resumes an interrupted training, and writes its results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OVERRIDES = ["train.steps=10"]
 
 @pytest.fixture(autouse=True)
 def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quickstart names its files from the repository's root."""
+    """The paths in the quickstart are relative to the root of the repository."""
     monkeypatch.chdir(ROOT)
 
 
-def leave_checkpoint(run: Path, step: int) -> None:
-    """What the quickstart reads of a checkpoint."""
+def write_checkpoint(run: Path, step: int) -> None:
+    """Files of a checkpoint that the quickstart reads."""
     folder = run / "checkpoints" / f"step_{step:06d}"
     folder.mkdir(parents=True)
     (folder / "state.json").write_text(json.dumps({"step": step, "seconds": 90.0}), encoding="utf-8")
@@ -37,7 +37,7 @@ def leave_checkpoint(run: Path, step: int) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """Calls of a launcher that brings the run to step 4 the first time, and to its end when it resumes."""
+    """Calls of a fake launcher: a new run stops at step 4, a resumed run finishes."""
     seen: list[Any] = []
 
     def train(config: Any, overrides: Any = (), *, resume: Path | None = None, **others: Any) -> int:
@@ -46,43 +46,43 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         if resume is None:
             run.mkdir(parents=True)
             RunConfig.load(config, list(overrides)).save(run)
-        leave_checkpoint(run, 10 if resume else 4)
+        write_checkpoint(run, 10 if resume else 4)
         return 0
 
     monkeypatch.setattr(launch, "train", train)
     return seen
 
 
-def test_training_goes_on_and_is_then_reused(calls: list[Any], tmp_path: Path) -> None:
-    run, said = tmp_path / "run", []
-    with pytest.raises(ValueError, match=r"step 4 of 10.*goes on from the last checkpoint"):
-        quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
-    quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
+def test_training_resumes_and_is_then_reused(calls: list[Any], tmp_path: Path) -> None:
+    run, messages = tmp_path / "run", []
+    with pytest.raises(ValueError, match=r"step 4 of 10.*resume from the last checkpoint"):
+        quickstart.train(messages.append, quickstart.CONFIG, run, OVERRIDES)
+    quickstart.train(messages.append, quickstart.CONFIG, run, OVERRIDES)
     assert calls[1:] == [("resume", run)]
-    assert not any("reused" in line for line in said)
-    quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
+    assert not any("reused" in line for line in messages)
+    quickstart.train(messages.append, quickstart.CONFIG, run, OVERRIDES)
     assert len(calls) == 2, "a finished training is not run again"
-    assert "reused" in said[-1]
+    assert "reused" in messages[-1]
 
 
-def test_other_settings_keep_the_old_run_aside(calls: list[Any], tmp_path: Path) -> None:
-    run, said = tmp_path / "run", []
+def test_other_settings_rename_the_old_run(calls: list[Any], tmp_path: Path) -> None:
+    run, messages = tmp_path / "run", []
     for step in ("first", "resumed"):
         if step == "first":
             with pytest.raises(ValueError, match="step 4"):
-                quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
+                quickstart.train(messages.append, quickstart.CONFIG, run, OVERRIDES)
         else:
-            quickstart.train(said.append, quickstart.CONFIG, run, OVERRIDES)
+            quickstart.train(messages.append, quickstart.CONFIG, run, OVERRIDES)
     with pytest.raises(ValueError, match="step 4"):
-        quickstart.train(said.append, quickstart.CONFIG, run, [*OVERRIDES, "seed=1"])
+        quickstart.train(messages.append, quickstart.CONFIG, run, [*OVERRIDES, "seed=1"])
     assert calls[-1][0] == "train"
-    (aside,) = (folder for folder in tmp_path.iterdir() if folder != run)
-    assert (aside / "checkpoints" / "latest").exists()
-    assert str(aside) in "".join(said)
+    (renamed,) = (folder for folder in tmp_path.iterdir() if folder != run)
+    assert (renamed / "checkpoints" / "latest").exists()
+    assert str(renamed) in "".join(messages)
 
 
-def test_results_older_than_the_weights_are_made_again(tmp_path: Path) -> None:
-    leave_checkpoint(tmp_path, 10)
+def test_results_older_than_the_checkpoint_are_recomputed(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 10)
     result, made = tmp_path / "evaluations" / "x.json", []
 
     def make(value: int) -> Callable[[], None]:
@@ -93,12 +93,12 @@ def test_results_older_than_the_weights_are_made_again(tmp_path: Path) -> None:
 
         return write
 
-    said: list[str] = []
-    assert quickstart.kept(said.append, result, tmp_path, make(1)) == {"value": 1}
-    assert quickstart.kept(said.append, result, tmp_path, make(2)) == {"value": 1}
-    assert "reused" in said[-1]
+    messages: list[str] = []
+    assert quickstart.load_or_make(messages.append, result, tmp_path, make(1)) == {"value": 1}
+    assert quickstart.load_or_make(messages.append, result, tmp_path, make(2)) == {"value": 1}
+    assert "reused" in messages[-1]
     os.utime(result, (1, 1))
-    assert quickstart.kept(said.append, result, tmp_path, make(3)) == {"value": 3}
+    assert quickstart.load_or_make(messages.append, result, tmp_path, make(3)) == {"value": 3}
     assert made == [1, 3]
 
 
@@ -126,17 +126,17 @@ def test_table_and_record(tmp_path: Path, calls: list[Any]) -> None:
     assert "10 steps in 1.5 minutes" in table
 
 
-def test_json_for_many_gpus_differs_in_the_batch_alone() -> None:
+def test_json_for_many_gpus_differs_only_in_batch_size() -> None:
     trees = [
         json.loads((ROOT / name).read_text(encoding="utf-8"))
-        for name in (str(RunConfig.load(quickstart.CONFIG).deepspeed), quickstart.MANY_GPUS)
+        for name in (str(RunConfig.load(quickstart.CONFIG).deepspeed), quickstart.MANY_GPUS_JSON)
     ]
     assert trees[0].pop("train_batch_size") == 2 * trees[0]["train_micro_batch_size_per_gpu"]
     assert trees[0] == trees[1]
 
 
 @pytest.mark.slow
-def test_the_whole_way_in_a_few_steps(
+def test_all_stages_in_a_few_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sets = {"TRAIN_CHAINS": 60, "CHAINS": 8}

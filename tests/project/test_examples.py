@@ -1,4 +1,4 @@
-"""The examples' scripts run as their pages say."""
+"""The scripts of the examples run as documented."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def test_patch_esmfold() -> None:
     assert report == "ds4sci: 16 modules of Trunk are patched"
     found = re.search(r"outputs differ by (\S+) of their size, gradients by (\S+)\n", numbers)
     assert found
-    assert all(0 < float(apart) < 1e-5 for apart in found.groups())
+    assert all(0 < float(difference) < 1e-5 for difference in found.groups())
     assert re.search(r"\n +9 +float32 +forward .+\n +9 +float32 +forward \+ backward ", numbers)
