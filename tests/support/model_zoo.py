@@ -1,10 +1,10 @@
-"""Every masked and causal architecture of transformers, tiny, against itself untouched: ``docs/language_models.md``.
+"""Comparison of every masked and causal architecture of transformers with itself: ``docs/language_models.md``.
 
-    python -m tests.support.model_zoo                 # all of them, into the table: minutes
-    python -m tests.support.model_zoo esm llama …     # some, on the terminal
+    python -m tests.support.model_zoo                 # all architectures, written to the table (minutes)
+    python -m tests.support.model_zoo esm llama …     # some architectures, printed
 
-A tiny model of random weights is saved, loaded by ds4sci, and either refused by name or compared with the untouched
-model called as its users call it: one document at a time, without position ids, with attention of its own.
+A miniature with random weights is saved and loaded by ds4sci. It is either refused with a reason, or compared with the
+original model, called one document at a time, without position ids, with its own attention.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -32,7 +33,7 @@ from ds4sci.types import IGNORE_INDEX, LanguageBatch
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "language_models.md"
 KINDS = {"masked": "masked_lm", "causal": "causal_lm"}
 WINDOW = 64
-"""Windows of the tiny models: a long document exceeds them, the short ones do not."""
+"""Windows of the miniatures: shorter than a long document, longer than the short ones."""
 SHORT, LONG = 50, 150
 DOCUMENTS = {LONG: (17, 150, 40), SHORT: (17, 50, 40)}
 
@@ -54,7 +55,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "xlstm": {"qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
 }  # fmt: skip
-"""Settings without which the default config makes no model, or not the one that it is known for."""
+"""Settings of architectures whose default config creates no model, or not the published one."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "esm, absolute positions": ("esm", GIVEN["esm"] | {"position_embedding_type": "absolute", "token_dropout": False}),
@@ -68,15 +69,17 @@ DECODERS = (
     "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod", "bert-generation",
     "reformer",
 )  # fmt: skip
-"""Encoders that are causal models with ``is_decoder`` alone."""
+"""Encoders that are causal only with ``is_decoder``."""
 
 
 @dataclass
 class Row:
-    """What was found of one architecture.
+    """Result of one architecture.
 
-    packed, padded, accumulated, lora, sharded  the largest difference to the untouched model, relative: of the loss, of
-                                                each parameter's gradient; or why there is none
+    verdict                                     ``correct``, ``correct unpacked``, ``refused`` or ``not tested``
+    packed, padded, accumulated, lora, sharded  largest relative difference of the loss and of the gradient of each
+                                                parameter to the original model, or ``refused``
+    correct                                     whether all differences are within rounding
     """
 
     name: str
@@ -88,11 +91,11 @@ class Row:
     lora: str = "–"
     sharded: str = "–"
     folder: str = ""
-    right: bool = True
+    correct: bool = True
 
 
 def architectures() -> list[tuple[str, str, str, dict[str, Any]]]:
-    """(row, masked or causal, architecture, settings) of all."""
+    """(row, masked or causal, architecture, settings) of all rows."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -109,7 +112,7 @@ def architectures() -> list[tuple[str, str, str, dict[str, Any]]]:
 
 
 def tiny_config(name: str, given: dict[str, Any]) -> Any:
-    """A tiny config of the architecture without dropout."""
+    """A miniature config of the architecture, without dropout."""
     from transformers import AutoConfig
 
     config = miniature.shrink(AutoConfig.for_model(name, **given), 2**60, window=WINDOW)
@@ -122,7 +125,7 @@ def tiny_config(name: str, given: dict[str, Any]) -> Any:
 
 
 def make(name: str, kind: str, given: dict[str, Any], folder: Path) -> None:
-    """Save a tiny model with random weights."""
+    """Save a miniature with random weights."""
     torch.manual_seed(0)
     config, new = tiny_config(name, given), loading.auto_class(KINDS[kind]).from_config  # type: ignore[arg-type]
     check_size(new, config)
@@ -130,20 +133,20 @@ def make(name: str, kind: str, given: dict[str, Any], folder: Path) -> None:
     randomize_weights(model).save_pretrained(folder)
 
 
-def untouched(kind: str, folder: Path) -> Any:
-    """The model as transformers' users have it, without the cache of generation, which has no gradient."""
+def original(kind: str, folder: Path) -> Any:
+    """The original model, without the generation cache, which has no gradient."""
     model = loading.auto_class(KINDS[kind]).from_pretrained(folder).eval()  # type: ignore[arg-type]
     model.config.use_cache = False
     return model
 
 
 def padding(model: Any) -> int:
-    """Token to fill rows with."""
+    """Padding token."""
     return getattr(model.config.get_text_config(), "pad_token_id", None) or 0
 
 
 def documents(config: Any, kind: str, lengths: tuple[int, ...]) -> list[Any]:
-    """Documents and what is predicted of them."""
+    """Documents and their masked-out or next-token targets."""
     rng = np.random.default_rng(0)
     text = config.get_text_config()
     special = {
@@ -161,12 +164,12 @@ def documents(config: Any, kind: str, lengths: tuple[int, ...]) -> list[Any]:
     return made
 
 
-def theirs(model: Any, batch: LanguageBatch) -> Tensor:
-    """Σ weight · nats / Σ weight by the untouched model, a document at a time."""
+def original_loss(model: Any, batch: LanguageBatch) -> Tensor:
+    """Σ weight · nats / Σ weight by the original model, one document at a time."""
     total, count = [], 0.0
     for start, stop in batch.doc_spans.tolist():
         tokens, labels, weights = (x.flatten()[start:stop] for x in (batch.input_ids, batch.labels, batch.weights))
-        fresh = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # some models remember calls
+        fresh = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # some models keep state between calls
         logits = fresh(input_ids=tokens[None]).logits[0]
         nats = nn.functional.cross_entropy(logits.double(), labels, reduction="none", ignore_index=IGNORE_INDEX)
         total.append((nats * weights).sum())
@@ -175,7 +178,7 @@ def theirs(model: Any, batch: LanguageBatch) -> Tensor:
 
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
-    """By name; parameters that the loss does not reach have none."""
+    """Gradients by parameter name, without those of parameters that the loss does not depend on."""
     inner = model.model if isinstance(model, language.LanguageModel) else model
     named = {name: p for name, p in inner.named_parameters() if p.requires_grad}
     if not loss.requires_grad:
@@ -184,27 +187,29 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}
 
 
-def distance(loss: Tensor, found: dict[str, Tensor], right: Tensor, wanted: dict[str, Tensor]) -> float:
-    """The largest relative difference of the loss and of the gradients of each parameter; those far below the whole
-    gradient's norm are measured by a thousandth of that."""
-    if not wanted:
+def distance(loss: Tensor, found: dict[str, Tensor], reference: Tensor, expected: dict[str, Tensor]) -> float:
+    """The largest relative difference of the loss and of the gradient of each parameter.
+
+    A gradient is measured relative to its norm plus a thousandth of the norm of all gradients.
+    """
+    if not expected:
         return float("inf")
-    whole = float(torch.stack([g.double().norm() for g in wanted.values()]).norm())
-    worst = abs(float(loss.detach()) - float(right.detach())) / abs(float(right.detach()))
-    for name, gradient in wanted.items():
+    whole = float(torch.stack([g.double().norm() for g in expected.values()]).norm())
+    worst = abs(float(loss.detach()) - float(reference.detach())) / abs(float(reference.detach()))
+    for name, gradient in expected.items():
         other = found.get(name)
         off = float((gradient if other is None else gradient.double() - other.double()).norm())
         worst = max(worst, off / (float(gradient.norm()) + 1e-3 * whole))
     return worst
 
 
-def ours(model: language.LanguageModel, batch: LanguageBatch, count: float) -> Tensor:
+def packed_loss(model: language.LanguageModel, batch: LanguageBatch, count: float) -> Tensor:
     output = model(batch)
     return (output.losses * output.weights).sum() / count
 
 
 def examine(row: Row, folder: Path, settings: dict[str, Any] | None = None) -> Row:
-    """Compare the model in ``folder`` in every way that it is not refused in."""
+    """Compare the model in ``folder`` in every mode that ds4sci accepts for it."""
     kind = KINDS[row.kind]
     refusals: dict[str, str] = {}
     longest, packing, built = 0, True, None
@@ -216,21 +221,21 @@ def examine(row: Row, folder: Path, settings: dict[str, Any] | None = None) -> R
         except ValueError as error:
             refusals[f"{longest} {packing}"] = str(error)
     if built is None:
-        row.verdict = "refused: " + list(refusals.values())[-1]
+        row.verdict = "refused: " + short_reason(list(refusals.values())[-1])
         return row
-    row.verdict = "right" if packing else "right, `data.packing = false`"
+    row.verdict = "correct" if packing else "correct unpacked"
     if not packing:
-        row.verdict += ": " + refusals[f"{SHORT} True"]
+        row.verdict += ": " + short_reason(refusals[f"{SHORT} True"])
         row.packed = "refused"
     if longest == SHORT:
-        row.verdict += f"; documents no longer than `{built.convention.limit_key}`"
-    own = untouched(row.kind, folder)
+        row.verdict += f"; up to `{built.convention.limit_key}` tokens"
+    own = original(row.kind, folder)
     try:
         own, built = own.double().train(), built.double().train()
-        theirs(own, collate([documents(own.config, row.kind, (9,))], 16, 0))
+        original_loss(own, collate([documents(own.config, row.kind, (9,))], 16, 0))
         bound = 1e-5
     except Exception:
-        own, built = untouched(row.kind, folder).train(), built.float().train()
+        own, built = original(row.kind, folder).train(), built.float().train()
         bound = 2e-3
     examples = documents(own.config, row.kind, DOCUMENTS[longest])
     pad = padding(own)
@@ -238,27 +243,27 @@ def examine(row: Row, folder: Path, settings: dict[str, Any] | None = None) -> R
     high = -(-max(DOCUMENTS[longest]) // 8) * 8 + 8
     count = float(sum(collate([[one]], len(one[0].ids), 0).weights.sum() for one in examples))
     packed, padded = collate([examples], width, pad), collate([[one] for one in examples], high, pad)
-    right = theirs(own, packed)
-    wanted = gradients(own, right)
+    reference = original_loss(own, packed)
+    expected = gradients(own, reference)
 
     def measured(
-        model: Any, batches: list[LanguageBatch], right: Tensor, wanted: dict[str, Tensor], honest: float = 0.0
+        model: Any, batches: list[LanguageBatch], reference: Tensor, expected: dict[str, Tensor], rounding: float = 0.0
     ) -> str:
         total, sums = torch.zeros((), dtype=torch.double), dict[str, Tensor]()
         for batch in batches:
-            loss = ours(model, batch, count)
+            loss = packed_loss(model, batch, count)
             for name, gradient in gradients(model, loss).items():
                 sums[name] = sums[name] + gradient if name in sums else gradient
             total += loss.detach()
-        off = distance(total, sums, right, wanted)
-        row.right &= off <= max(bound, 3 * honest)
+        off = distance(total, sums, reference, expected)
+        row.correct &= off <= max(bound, 3 * rounding)
         return f"{off:.0e}"
 
     micro_batches = [examples[:1], examples[1:]] if packing else [examples[:1], examples[1:2], examples[2:]]
-    row.padded = measured(built, [padded], right, wanted)
+    row.padded = measured(built, [padded], reference, expected)
     if packing:
-        row.packed = measured(built, [packed], right, wanted)
-    row.accumulated = measured(built, [collate([one], width, pad) for one in micro_batches], right, wanted)
+        row.packed = measured(built, [packed], reference, expected)
+    row.accumulated = measured(built, [collate([one], width, pad) for one in micro_batches], reference, expected)
     row.lora = _lora(row, folder, kind, longest, packing, own, packed if packing else padded, measured)
     row.folder = str(folder) if packing and built.convention.shardable else ""
     if packing and not built.convention.shardable:
@@ -271,7 +276,7 @@ def _lora(row: Row, folder: Path, kind: str, longest: int, packing: bool, own: A
     try:
         adapted = language.build(config, kind, vocabulary=8, special={}, longest=longest, packing=packing)  # type: ignore[arg-type]
     except ValueError as error:
-        row.verdict += f". LoRA: {error}"
+        row.verdict += f"; no LoRA: {short_reason(str(error))}"
         return "refused"
     assert config.lora is not None
     plain = parts.add_lora(copy.deepcopy(own), config.lora.model_dump(), trains_head=False)
@@ -282,34 +287,33 @@ def _lora(row: Row, folder: Path, kind: str, longest: int, packing: bool, own: A
     with torch.no_grad():
         for name, parameter in adapted.model.named_parameters():
             parameter.copy_(values[name])
-    right = theirs(plain, batch)
-    wanted = gradients(plain, right)
-    # some compute in fp32 inside whatever their type: as far as fp32 is from fp64, three times, is their own error
+    reference = original_loss(plain, batch)
+    expected = gradients(plain, reference)
+    # some models compute in fp32 for any dtype: the bound is then three times the difference of fp32 and fp64
     narrow = copy.deepcopy(plain).float()
-    loss = theirs(narrow, batch)
-    honest = distance(loss, gradients(narrow, loss), right, wanted)
-    return str(measured(adapted, [batch], right, wanted, honest))
+    loss = original_loss(narrow, batch)
+    rounding = distance(loss, gradients(narrow, loss), reference, expected)
+    return str(measured(adapted, [batch], reference, expected, rounding))
 
 
 def row_of(name: str, kind: str, architecture: str, given: dict[str, Any], folder: Path) -> Row:
-    """The row of one architecture, without the comparison on two ranks."""
+    """The row of one architecture, except for the comparison on two ranks."""
     row = Row(name, kind)
     try:
         make(architecture, kind, given, folder)
-        untouched(kind, folder)
+        original(kind, folder)
     except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0][:160]
-        row.verdict = f"not built tiny: {reason}"
+        row.verdict = f"not tested: {short_reason(f'{type(error).__name__}: {error}')}"
         return row
     try:
         return examine(row, folder)
     except Exception as error:
-        row.verdict, row.right = f"fails: {type(error).__name__}: {error}".split("\n")[0], False
+        row.verdict, row.correct = f"fails: {type(error).__name__}: {error}".split("\n")[0], False
         return row
 
 
-def share(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> None:
-    """On two ranks: losses and summed gradients of packed rows spread over both, of each model."""
+def compare_sharded(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> None:
+    """Worker of two ranks: losses and summed gradients of packed rows that are sharded across both, for each model."""
     import torch.distributed as dist
 
     from ds4sci.parallel.groups import SequenceGroup
@@ -321,7 +325,7 @@ def share(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> Non
     group = SequenceGroup(rank, 2, 0, 1, dist.group.WORLD)
     found = {}
     for folder, kind in folders:
-        own = untouched(kind, Path(folder)).train()
+        own = original(kind, Path(folder)).train()
         longest = LONG
         try:
             built = language.build(language.Config(path=folder), KINDS[kind], vocabulary=8, special={}, longest=LONG)  # type: ignore[arg-type]
@@ -332,38 +336,38 @@ def share(rank: int, port: int, folders: list[tuple[str, str]], out: str) -> Non
         width = -(-sum(DOCUMENTS[longest]) // 16) * 16
         packed = collate([examples], width, padding(own))
         count = float(packed.weights.sum())
-        right = theirs(own, packed)
-        wanted = gradients(own, right)
+        reference = original_loss(own, packed)
+        expected = gradients(own, reference)
         built.train().group = group
-        loss = ours(built, packed, count)
+        loss = packed_loss(built, packed, count)
         sums = gradients(built, loss)
-        for name in wanted:
-            sums[name] = group.total(sums.get(name, torch.zeros_like(wanted[name])))
-        found[folder] = distance(group.total(loss), sums, right, wanted)
+        for name in expected:
+            sums[name] = group.total(sums.get(name, torch.zeros_like(expected[name])))
+        found[folder] = distance(group.total(loss), sums, reference, expected)
     if rank == 0:
         Path(out).write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
 
 def sharded(rows: list[Row]) -> None:
-    """Fill in the comparison on two ranks, all models in one pair of processes."""
+    """Fill in the comparison on two ranks, for all models in one pair of processes."""
     from torch.multiprocessing import spawn
 
     from ds4sci.train.distributed import free_port
 
-    chosen = [(row.folder, row.kind) for row in rows if row.folder and row.right]
+    chosen = [(row.folder, row.kind) for row in rows if row.folder and row.correct]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        spawn(share, (free_port(), chosen, str(out)), nprocs=2)
+        spawn(compare_sharded, (free_port(), chosen, str(out)), nprocs=2)
         found = json.loads(out.read_text(encoding="utf-8"))
     for row in rows:
         if row.folder in found:
             row.sharded = f"{found[row.folder]:.0e}"
-            row.right &= found[row.folder] <= 2e-3  # fp32
+            row.correct &= found[row.folder] <= 2e-3  # fp32
 
 
 def quiet() -> None:
-    """transformers, without its advice."""
+    """Silence transformers' warnings and progress bars."""
     import transformers
 
     transformers.logging.set_verbosity(50)
@@ -372,7 +376,7 @@ def quiet() -> None:
 
 
 def examine_all(names: list[str], folder: Path) -> list[Row]:
-    """Rows of the architectures ``names``, or of all."""
+    """Rows of the architectures ``names``, or of all if empty."""
     quiet()
     rows = []
     for number, (name, kind, architecture, given) in enumerate(architectures()):
@@ -380,26 +384,82 @@ def examine_all(names: list[str], folder: Path) -> list[Row]:
             continue
         rows.append(row_of(name, kind, architecture, given, folder / f"{number}"))
         print(rows[-1].name, rows[-1].kind, rows[-1].packed, rows[-1].padded, rows[-1].accumulated, rows[-1].lora,
-              "" if rows[-1].right else "WRONG", rows[-1].verdict[:200], file=sys.stderr, flush=True)  # fmt: skip
+              "" if rows[-1].correct else "WRONG", rows[-1].verdict[:200], file=sys.stderr, flush=True)  # fmt: skip
     sharded(rows)
     return rows
 
 
+REASONS = (
+    (r"has its own attention code", "own attention code"),
+    (r"takes no position_ids", "no position_ids"),
+    (r"uses attention sinks", "attention sinks"),
+    (r"uses capped attention logits", "capped attention logits"),
+    (r"uses a position bias", "position bias"),
+    (r"uses a sliding window", "sliding window"),
+    (r"passes a mask or bias", "own mask or bias"),
+    (r"LoRA adapters .* differ from merged weights", "reads weights of layers without calling them"),
+    (r"LoRA adapters .* do not change the logits", "no effect on the logits"),
+    (r"LoRA adapters .* 'tuple' object has no attribute", "the router returns a tuple, which peft does not support"),
+    (r"LoRA adapters .* do not work", "peft does not support all of its linear layers"),
+    (r"No modules were targeted", "no linear layers"),
+    (r"is incompatible with Mamba", "peft does not support Mamba layers"),
+    (r"logits in a packed row differ", "packed rows change the logits"),
+    (r"logits in a padded row differ", "padded rows change the logits"),
+    (r"attends to the tokens that it predicts", "attention is not causal"),
+    (r"its loss is not the cross entropy", "loss is not the cross entropy of the labels"),
+    (r"does not compute logits for each token", "no logits per token"),
+    (r"computes no loss", "computes no loss"),
+    (r"no miniature of it runs", "no miniature runs"),
+    (r"different settings per layer", "settings per layer"),
+    (r"Unrecognized configuration class", "transformers has no model with this head"),
+    (r"ValidationError", "its default config is invalid"),
+    (r"parameters, more than", "its miniature is too large"),
+    (r"fails with (\w+)", r"raises \1"),
+)
+"""Patterns of error messages, and short reasons for the table."""
+
+
+def short_reason(message: str) -> str:
+    """The reason of an error message in a few words."""
+    both = re.search(r"Packed: (.*)\. Padded, with its own attention: (.*)", message, re.DOTALL)
+    if both:
+        reasons = [short_reason(part) for part in both.groups()]
+        if reasons == ["packed rows change the logits", "padded rows change the logits"]:
+            return "packed and padded rows change the logits"
+        return "; ".join(dict.fromkeys(reasons))
+    for pattern, reason in REASONS:
+        found = re.search(pattern, message, re.DOTALL)
+        if found:
+            return found.expand(reason)
+    return f"raises {message.split(':')[0]}"
+
+
 def markdown(rows: list[Row]) -> str:
-    """The page."""
+    """The page ``docs/language_models.md``."""
     import transformers
 
-    right = sum(row.verdict.startswith("right") and row.right for row in rows)
+    correct = sum(row.verdict.startswith("correct") and row.correct for row in rows)
     lines = [
-        "# Language models of transformers",
+        "# Supported language models",
         "",
-        f"Every masked and causal architecture of transformers {transformers.__version__}, tiny and with random "
-        "weights, against the untouched model called one document at a time. Figures are the largest relative "
-        "difference of the loss and of any parameter's gradient (fp64 where the model has it; two ranks: fp32). "
-        "*refused* is said when a run starts, with the reason. Made by `python -m tests.support.model_zoo`.",
+        f"Every masked and causal architecture of transformers {transformers.__version__}, as a miniature with random "
+        "weights, compared with the original model called one document at a time. Numbers are the largest relative "
+        "difference of the loss and of the gradient of any parameter, in fp64 if the model supports it (two ranks: "
+        "fp32). Generated by `python -m tests.support.model_zoo`.",
         "",
-        f"{right} of {len(rows)} rows are right; the others are refused when the model is loaded, or could not be made "
-        "tiny, which is refused too.",
+        "| verdict | meaning |",
+        "|---|---|",
+        "| correct | packed rows, padded rows, gradient accumulation and LoRA give the loss and gradients of the "
+        "original model |",
+        "| correct unpacked | correct with `data.packing = false`: one document per row, the model's own attention; "
+        "packed rows are refused for the reason given |",
+        "| up to `key` tokens | correct for documents no longer than this value of the model's config |",
+        "| no LoRA | adapters on all linear layers are refused for the reason given; other `model.lora.target_modules` "
+        "may work |",
+        "| refused | loading the model raises an error with the reason |",
+        "| not tested | no miniature could be created; loading the model raises an error |",
+        "",
+        f"{correct} of {len(rows)} rows are correct.",
         "",
         "| architecture | head | packed | padded | accumulated | LoRA | two ranks | verdict |",
         "|---|---|---|---|---|---|---|---|",
@@ -418,7 +478,7 @@ def main(names: list[str]) -> None:
         print(markdown(rows))
     else:
         TABLE.write_text(markdown(rows), encoding="utf-8")
-    wrong = [row.name for row in rows if not row.right]
+    wrong = [row.name for row in rows if not row.correct]
     if wrong:
         raise SystemExit(f"silently wrong: {', '.join(wrong)}")
 

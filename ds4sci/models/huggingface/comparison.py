@@ -175,6 +175,18 @@ class Comparison:
 
     def _compare_adapters(self, convention: CallConvention, rows: list[list[int]]) -> str | None:
         """Compare LoRA adapters with merged weights: adapters of layers that are never called have no effect."""
+        try:
+            return self._adapter_difference(convention, rows)
+        except ValueError:
+            raise
+        except Exception as error:  # such as peft on a linear layer whose forward returns a tuple
+            reason = f"{type(error).__name__}: {error}".split("\n")[0]
+            return (
+                f"LoRA adapters (model.lora) do not work on some target layers ({reason}): name other layers in "
+                "model.lora.target_modules"
+            )
+
+    def _adapter_difference(self, convention: CallConvention, rows: list[list[int]]) -> str | None:
         assert self.add_adapters is not None
         adapted = self.add_adapters(copy.deepcopy(self.model))
         randomize_weights(adapted, only="lora_")

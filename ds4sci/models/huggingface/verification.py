@@ -110,6 +110,8 @@ def _verify(factory: ModelFactory, longest: int | None, packing: bool) -> CallCo
                 "document per row, with the model's own attention, is correct"
                 + (_window_advice(factory) if "window" in packed else "")
             )
+    if reason is not None and "model.lora" in reason:
+        raise ValueError(f"{unbounded.model_name}: {reason}")
     raise ValueError(
         f"{unbounded.model_name}: packed and padded rows both change its output. Packed: {packed}. Padded, with its "
         f"own attention: {reason}"
