@@ -118,14 +118,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tens
         raise ValueError(f"q and k must be [b, s, n, h, d]; got {tuple(q.shape)} and {tuple(k.shape)}")
     b, s, n, h, d = q.shape
     keys = k.shape[2]
-    for name, x, want in (
+    for name, x, expected in (
         ("k", k, (b, s, keys, h, d)),
         ("v", v, (b, s, keys, h, d)),
         ("gate", gate, (b, s, n, h, d)),
         ("mask", mask, (b, s, keys)),
     ):
-        if x is not None and tuple(x.shape) != want:
-            raise ValueError(f"{name} must be {want} for q {tuple(q.shape)}; got {tuple(x.shape)}")
+        if x is not None and tuple(x.shape) != expected:
+            raise ValueError(f"{name} must be {expected} for q {tuple(q.shape)}; got {tuple(x.shape)}")
     for name, x in (("k", k), ("v", v), ("gate", gate)):
         if x is not None and x.dtype != q.dtype:
             raise ValueError(f"{name} must be {q.dtype} like q; got {x.dtype}")

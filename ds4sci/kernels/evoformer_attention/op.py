@@ -71,8 +71,8 @@ def _(q, k, v, mask, pair_bias, gate, scale, implementation):
 @backward.register_fake
 def _(grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, lse_low, scale, implementation, needs_grad):
     return [
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) if x is not None and want else q.new_empty(0)
-        for x, want in zip((q, k, v, mask, pair_bias, gate), needs_grad, strict=True)
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) if x is not None and needed else q.new_empty(0)
+        for x, needed in zip((q, k, v, mask, pair_bias, gate), needs_grad, strict=True)
     ]
 
 
@@ -92,7 +92,7 @@ def _autograd_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | Non
     grads = torch.ops.ds4sci.evoformer_attention_backward(
         grad_out, grad_lse, q, k, v, mask, pair_bias, gate, out, lse, lse_low, ctx.scale, ctx.implementation, needs_grad
     )
-    return *(grad if want else None for grad, want in zip(grads, needs_grad, strict=True)), None, None
+    return *(grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)), None, None
 
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> None:

@@ -65,28 +65,30 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pair_bias: Tensor | None, gate: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     b, s, n, h, _ = q.shape
-    wide = accumulation_dtype(q.dtype)
+    acc_dtype = accumulation_dtype(q.dtype)
     out = q.new_empty(q.shape)
-    lse = torch.empty(b, s, h, n, dtype=wide, device=q.device)
+    lse = torch.empty(b, s, h, n, dtype=acc_dtype, device=q.device)
     lse_low = empty_lse_low(lse, q.dtype, mask, pair_bias)
     for p in tiles(q, k):
-        scores = _scores(p, q[p.b, p.rows, p.queries].to(wide) * scale, k[p.b, p.rows].to(wide), mask, pair_bias)
+        scores = _scores(
+            p, q[p.b, p.rows, p.queries].to(acc_dtype) * scale, k[p.b, p.rows].to(acc_dtype), mask, pair_bias
+        )
         row_max = scores.amax(-1, keepdim=True) if k.shape[2] else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
         row_max = row_max.masked_fill(row_max == -torch.inf, 0.0)
         weights = scores.sub_(row_max).exp_()
         total = weights.sum(-1)
-        tile_out = torch.einsum("shqk,skhd->sqhd", weights, v[p.b, p.rows].to(wide))
+        tile_out = torch.einsum("shqk,skhd->sqhd", weights, v[p.b, p.rows].to(acc_dtype))
         tile_out = tile_out / total.masked_fill(total == 0, 1.0).transpose(1, 2).unsqueeze(-1)
         if gate is not None:
-            tile_out = tile_out * _sigmoid(gate[p.b, p.rows, p.queries].to(wide))
+            tile_out = tile_out * _sigmoid(gate[p.b, p.rows, p.queries].to(acc_dtype))
         out[p.b, p.rows, p.queries] = tile_out.to(q.dtype)
         exact = row_max.squeeze(-1).double() + total.double().log()
-        rounded = exact.to(wide)
+        rounded = exact.to(acc_dtype)
         lse[p.b, p.rows, :, p.queries] = rounded
         if lse_low.numel():
             # the logarithm of the sum is added last: fp64 would lose it beside -1e30. -inf - -inf means no keys
             error = (row_max.squeeze(-1).double() - rounded.double()) + total.double().log()
-            lse_low[p.b, p.rows, :, p.queries] = error.nan_to_num(0.0).to(wide)
+            lse_low[p.b, p.rows, :, p.queries] = error.nan_to_num(0.0).to(acc_dtype)
     return out, lse, lse_low
 
 
@@ -96,23 +98,23 @@ def backward(
     scale: float, needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of q, k, v, mask, pair_bias and gate; None where ``needs_grad`` is False."""
-    wide = accumulation_dtype(q.dtype)
+    acc_dtype = accumulation_dtype(q.dtype)
     inputs = (q, k, v, mask, pair_bias, gate)
     sums: list[Tensor | None] = [
-        torch.zeros(x.shape, dtype=wide, device=q.device) if x is not None and want else None
-        for x, want in zip(inputs, needs_grad, strict=True)
+        torch.zeros(x.shape, dtype=acc_dtype, device=q.device) if x is not None and needed else None
+        for x, needed in zip(inputs, needs_grad, strict=True)
     ]
     dq, dk, dv, dmask, dbias, dgate = sums
     bias_sums: dict[tuple[int, ...], CascadeSum] = {}  # by the part of dbias that tiles share
     bias_parts: dict[tuple[int, ...], Tensor] = {}
     for p in tiles(q, k):
-        queries = q[p.b, p.rows, p.queries].to(wide) * scale
-        keys, values = k[p.b, p.rows].to(wide), v[p.b, p.rows].to(wide)
-        d_out = grad_out[p.b, p.rows, p.queries].to(wide)
+        queries = q[p.b, p.rows, p.queries].to(acc_dtype) * scale
+        keys, values = k[p.b, p.rows].to(acc_dtype), v[p.b, p.rows].to(acc_dtype)
+        d_out = grad_out[p.b, p.rows, p.queries].to(acc_dtype)
         if gate is not None:
-            gate_sigmoid = _sigmoid(gate[p.b, p.rows, p.queries].to(wide))
+            gate_sigmoid = _sigmoid(gate[p.b, p.rows, p.queries].to(acc_dtype))
             if dgate is not None:  # out includes σ(g)
-                dgate[p.b, p.rows, p.queries] = d_out * out[p.b, p.rows, p.queries].to(wide) * (1 - gate_sigmoid)
+                dgate[p.b, p.rows, p.queries] = d_out * out[p.b, p.rows, p.queries].to(acc_dtype) * (1 - gate_sigmoid)
             d_out = d_out * gate_sigmoid
         tile_lse = lse[p.b, p.rows, :, p.queries]
         tile_lse = tile_lse.masked_fill(tile_lse == -torch.inf, torch.inf)  # without keys every weight is 0
@@ -124,7 +126,7 @@ def backward(
             dv[p.b, p.rows] += torch.einsum("shqk,sqhd->skhd", weights, d_out)
         grad_scores = torch.einsum("sqhd,skhd->shqk", d_out, values)
         # Σ P dP over all keys; computed from the rounded output, its error would be the same for all keys
-        delta = (weights * grad_scores).double().sum(-1).to(wide)
+        delta = (weights * grad_scores).double().sum(-1).to(acc_dtype)
         if grad_lse is not None:
             delta = delta - grad_lse[p.b, p.rows, :, p.queries]
         grad_scores = grad_scores.sub_(delta.unsqueeze(-1)).mul_(weights)

@@ -146,8 +146,8 @@ def plan_backward(
         return torch.empty(shape, dtype=dtype, device=q.device)
 
     grads: list[Tensor | None] = [
-        empty(*x.shape, dtype=x.dtype) if want and x is not None else None
-        for x, want in zip((q, k, v, None, None, gate), needs_grad, strict=True)
+        empty(*x.shape, dtype=x.dtype) if needed and x is not None else None
+        for x, needed in zip((q, k, v, None, None, gate), needs_grad, strict=True)
     ]
     lse_log2, delta = (empty(b, s, h, n) for _ in range(2))
     lse_log2_low = empty(b, s, h, n) if constants["EXACT"] else None

@@ -54,8 +54,8 @@ def prepare(
     keep = query < queries
     low_factor = tl.full([BLOCK_M], 1.0, tl.float32)
     if FOLD_LSE_LOW:
-        left = tl.load(lse_low + offset, mask=keep, other=0.0) * LOG2_E
-        low_factor = tl.exp2(-left)
+        error = tl.load(lse_low + offset, mask=keep, other=0.0) * LOG2_E
+        low_factor = tl.exp2(-error)
     gate_sigmoid = tl.full([BLOCK_M, PADDED], 1.0, tl.float32)
     if GATE:
         tile_gate = load_tile(
@@ -76,13 +76,13 @@ def prepare(
         acc = tl.sum(tile_grad.to(tl.float32) * tile_out.to(tl.float32), 1)
     if LSE:
         acc -= tl.load(grad_lse + offset, mask=keep, other=0.0)
-    whole = tl.load(lse + offset, mask=keep, other=0.0)
-    empty = whole == float("-inf")
+    tile_lse = tl.load(lse + offset, mask=keep, other=0.0)
+    empty = tile_lse == float("-inf")
     # without keys, +inf makes every weight 0
-    tl.store(lse_log2 + offset, tl.where(empty, float("inf"), to_log2(whole)), mask=keep)
+    tl.store(lse_log2 + offset, tl.where(empty, float("inf"), to_log2(tile_lse)), mask=keep)
     if EXACT:
-        left = tl.load(lse_low + offset, mask=keep, other=0.0) * LOG2_E
-        tl.store(lse_log2_low + offset, tl.where(empty, 0.0, left), mask=keep)
+        error = tl.load(lse_low + offset, mask=keep, other=0.0) * LOG2_E
+        tl.store(lse_log2_low + offset, tl.where(empty, 0.0, error), mask=keep)
     tl.store(delta + offset, acc * low_factor, mask=keep)
 
 

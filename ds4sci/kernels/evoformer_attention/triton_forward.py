@@ -110,8 +110,8 @@ def attend(
         row = first_row + r
         limit = tl.where(row < rows, queries, 0)
         empty = row_sum[r] == 0
-        whole = tl.where(empty, 1.0, row_sum[r])
-        result = acc[r] / whole[:, None]
+        safe_sum = tl.where(empty, 1.0, row_sum[r])
+        result = acc[r] / safe_sum[:, None]
         if GATE:
             tile_gate = load_tile(
                 gate + entry_offset(gate_strides, entry, row, head), gate_strides[2], gate_strides[4], first_query,
@@ -123,7 +123,7 @@ def attend(
             out + (row_index * queries * heads + head) * D, heads * D, first_query, limit, result, D, PADDED, BLOCK_M
         )
         safe_max = tl.where(empty, 0.0, row_max[r])
-        log_sum = tl.log(whole.to(tl.float64))
+        log_sum = tl.log(safe_sum.to(tl.float64))
         rounded = to_natural_log(safe_max, log_sum)
         query = first_query + tl.arange(0, BLOCK_M)
         offset = (row_index * heads + head) * queries + query

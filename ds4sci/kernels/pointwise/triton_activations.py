@@ -51,7 +51,7 @@ def glu_columns_backward(
     """Replace joint by its gradient."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
-    part = program // blocks
+    group = program // blocks
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     if bias is not None:
@@ -59,7 +59,7 @@ def glu_columns_backward(
         v_bias = load_vector(bias, channel + channels, inside)[:, None]
     u_acc = tl.zeros([CHANNELS, COLUMNS], tl.float32)
     v_acc = tl.zeros([CHANNELS, COLUMNS], tl.float32)
-    for block in range(part, tl.cdiv(columns, COLUMNS), tl.num_programs(0) // blocks):
+    for block in range(group, tl.cdiv(columns, COLUMNS), tl.num_programs(0) // blocks):
         column = tl.cast(block, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
         valid = column < columns
         keep = inside[:, None] & valid[None, :]
@@ -74,14 +74,14 @@ def glu_columns_backward(
             grad_tile *= load_vector(mask, offsets(column, mask_stride), valid)[None, :]
         sigmoid, complement = sigmoid_and_complement(v)
         grad_tile *= sigmoid
-        slope = grad_tile * u * complement
+        grad_gate = grad_tile * u * complement
         store_tile(joint, offsets(channel, joint_strides[0]), across, keep, grad_tile)
-        store_tile(joint, offsets(channel + channels, joint_strides[0]), across, keep, slope)
+        store_tile(joint, offsets(channel + channels, joint_strides[0]), across, keep, grad_gate)
         if u_sums is not None:
             u_acc += grad_tile
-            v_acc += slope
+            v_acc += grad_gate
     if u_sums is not None:
-        offset = tl.cast(part, tl.int64) * channels + channel
+        offset = tl.cast(group, tl.int64) * channels + channel
         tl.store(u_sums + offset, tl.sum(u_acc, 1), mask=inside)
         tl.store(v_sums + offset, tl.sum(v_acc, 1), mask=inside)
 
@@ -117,7 +117,7 @@ def gate_backward(
     """Replace value and logits by their gradients."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
-    part = program // blocks
+    group = program // blocks
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     if value_bias is not None:
@@ -126,7 +126,7 @@ def gate_backward(
         logits_shift = load_vector(logits_bias, channel, inside)[None, :]
     value_acc = tl.zeros([ROWS, CHANNELS], tl.float32)
     logits_acc = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
+    for block in range(group, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         keep = (row < rows)[:, None] & inside[None, :]
         value_down, value_across = offsets(row, value_strides[0]), offsets(channel, value_strides[1])
@@ -147,7 +147,7 @@ def gate_backward(
             value_acc += grad_tile
         if logits_sums is not None:
             logits_acc += tile
-    offset = tl.cast(part, tl.int64) * channels + channel
+    offset = tl.cast(group, tl.int64) * channels + channel
     if value_sums is not None:
         tl.store(value_sums + offset, tl.sum(value_acc, 0), mask=inside)
     if logits_sums is not None:
@@ -177,21 +177,21 @@ def relu_backward(
     """Set grad to 0 where hidden is 0."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
-    part = program // blocks
+    group = program // blocks
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     total = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
+    for block in range(group, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         keep = (row < rows)[:, None] & inside[None, :]
         down, across = offsets(row, grad_strides[0]), offsets(channel, grad_strides[1])
-        made = load_tile(hidden, offsets(row, hidden_strides[0]), offsets(channel, hidden_strides[1]), keep)
-        tile = tl.where(made > 0.0, load_tile(grad, down, across, keep), 0.0)
+        output = load_tile(hidden, offsets(row, hidden_strides[0]), offsets(channel, hidden_strides[1]), keep)
+        tile = tl.where(output > 0.0, load_tile(grad, down, across, keep), 0.0)
         store_tile(grad, down, across, keep, tile)
         if sums is not None:
             total += tile
     if sums is not None:
-        tl.store(sums + tl.cast(part, tl.int64) * channels + channel, tl.sum(total, 0), mask=inside)
+        tl.store(sums + tl.cast(group, tl.int64) * channels + channel, tl.sum(total, 0), mask=inside)
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def swiglu_backward(
     """Replace joint by its gradient."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)
-    part = program // blocks
+    group = program // blocks
     channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     left, right = offsets(channel, joint_strides[1]), offsets(channel + channels, joint_strides[1])
@@ -229,7 +229,7 @@ def swiglu_backward(
         v_bias = load_vector(bias, channel + channels, inside)[None, :]
     u_acc = tl.zeros([ROWS, CHANNELS], tl.float32)
     v_acc = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for block in range(part, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
+    for block in range(group, tl.cdiv(rows, ROWS), tl.num_programs(0) // blocks):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         keep = (row < rows)[:, None] & inside[None, :]
         down = offsets(row, joint_strides[0])
@@ -248,6 +248,6 @@ def swiglu_backward(
             u_acc += v
             v_acc += grad_tile
     if u_sums is not None:
-        offset = tl.cast(part, tl.int64) * channels + channel
+        offset = tl.cast(group, tl.int64) * channels + channel
         tl.store(u_sums + offset, tl.sum(u_acc, 0), mask=inside)
         tl.store(v_sums + offset, tl.sum(v_acc, 0), mask=inside)
