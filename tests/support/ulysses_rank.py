@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import product
 
 import torch
@@ -22,17 +23,19 @@ def doubled(function, *x):
 
 
 def check() -> None:
-    """Output and gradients of each rank's part are those of one process, for every pair of ``HEADS``: in fp64, and in
-    fp32 by the C++ whose forward_backward are called apart, in a layer that is computed again, too."""
+    """Output and gradients of each rank's part equal those of one process, for every pair in ``HEADS``.
+
+    In fp64, and in fp32 by the C++ with separate forward and backward functions, also in a checkpointed layer.
+    """
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     group = SequenceGroup(rank, size, 0, 1, dist.group.WORLD)
     doc_spans = torch.tensor([[0, 9], [9, 22], [24, 40], [40, 48]])
-    for causal, apart in product((False, True), repeat=2):
+    for causal, in_cpp in product((False, True), repeat=2):
         for heads, keys in HEADS:
             generator = torch.Generator().manual_seed(heads)
-            dtype = torch.float32 if apart else torch.float64
-            near = {"rtol": 1e-4, "atol": 1e-5} if apart else {"rtol": 1e-10, "atol": 1e-12}
+            dtype = torch.float32 if in_cpp else torch.float64
+            near = {"rtol": 1e-4, "atol": 1e-5} if in_cpp else {"rtol": 1e-10, "atol": 1e-12}
             whole = [torch.randn(2, 24, n, 4, generator=generator, dtype=dtype) for n in (heads, keys, keys)]
             weight = torch.randn(2, 24, heads, 4, generator=generator, dtype=dtype)
 
@@ -45,16 +48,19 @@ def check() -> None:
             out = attend(*exact)
             (out * weight).sum().backward()
             mine = [group.shard(x).clone().requires_grad_() for x in whole]
-            two = forward_backward(whole[0], doc_spans, causal=causal)
-            assert (two is not None) == apart  # in C++, which has no fp64
-            calls = {"plain": lambda *x, two=two: ulysses_attention(attend, *x, group, two)}
-            if apart:
-                calls["recomputed"] = lambda *x, f=calls["plain"]: checkpoint(doubled, f, *x, use_reentrant=False)
-            for way, call in calls.items():
+            separate = forward_backward(whole[0], doc_spans, causal=causal)
+            assert (separate is not None) == in_cpp  # in C++, which has no fp64
+            run = functools.partial(ulysses_attention, attend, group=group, forward_backward=separate)
+            calls = {"plain": run}
+            if in_cpp:
+                for donated in (False, True):
+                    layer = functools.partial(doubled, functools.partial(run, donated=donated))
+                    calls[f"recomputed, donated {donated}"] = functools.partial(checkpoint, layer, use_reentrant=False)
+            for name, call in calls.items():
                 for x in mine:
                     x.grad = None
                 part = call(*mine)
                 (part * group.shard(weight)).sum().backward()
-                assert torch.allclose(part, group.shard(out), **near), (heads, keys, way)
+                assert torch.allclose(part, group.shard(out), **near), (heads, keys, name)
                 for x, y in zip(mine, exact, strict=True):
-                    assert torch.allclose(x.grad, group.shard(y.grad), **near), (heads, keys, way)
+                    assert torch.allclose(x.grad, group.shard(y.grad), **near), (heads, keys, name)
