@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes .venv when it is missing or stale, and puts it first on PATH.
-# PYTHON=/path/to/python3.12 chooses the interpreter; otherwise the first of the usual names that is >= 3.11.
+# Creates or updates .venv and puts it first on PATH. The other scripts source this file.
+# PYTHON=/path/to/python3.12 selects the interpreter; the default is the first of the usual names with version >= 3.11.
 
 ds4sci_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -11,9 +11,9 @@ ds4sci_python() {
             return
         fi
     done
-    echo "[environment] no Python >= 3.11 found (looked for: ${PYTHON:-python3 python3.12 python3.11 python3.13})." >&2
+    echo "[environment] no Python >= 3.11 found (tried: ${PYTHON:-python3 python3.12 python3.11 python3.13})." >&2
     echo "  Debian 12, Ubuntu 24.04 and later:  sudo apt-get install -y python3 python3-venv" >&2
-    echo "  another place:                      PYTHON=/path/to/python3.11 bash launch/…" >&2
+    echo "  another interpreter:                PYTHON=/path/to/python3.11 bash launch/…" >&2
     return 1
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train the tiny fold model on real chains, score and fold chains it never saw, write a report page.
-# Everything that an earlier run left is reused. Arguments are overrides of the run file: train.steps=200
+# Trains the tiny structure model on real chains, evaluates and predicts held-out chains, and writes a report page.
+# Results of an earlier call are reused. Arguments are overrides of the run file, such as train.steps=200.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ds4sci_root"

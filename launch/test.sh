@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole CPU test suite on two processes, slow tests included, nightly ones not; arguments go to pytest:
-# bash launch/test.sh tests/project/test_layers.py -x, and -n 0 for one process.
+# Runs the CPU test suite in two processes, including slow tests, without nightly and GPU tests. Arguments go to pytest,
+# for example: bash launch/test.sh tests/project/test_layers.py -x. -n 0 uses one process.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ds4sci_root"

@@ -1,4 +1,4 @@
-"""What ``deepspeed`` starts: ``deepspeed --num_accelerators 2 launch/train.py --config configs/fold/tiny_cpu.toml``."""
+"""Training program for DeepSpeed's launcher: ``deepspeed launch/train.py --config configs/fold/tiny_cpu.toml``."""
 
 from ds4sci.train.__main__ import exit_process, main
 

@@ -17,7 +17,7 @@ from ds4sci.machine import provenance
 from ds4sci.tasks.build import default_kernels
 from ds4sci.tasks.evaluations import EvaluationRequest, EvaluationResult, select_evaluation
 from ds4sci.train.metric_log import to_plain
-from ds4sci.train.progress import counted
+from ds4sci.train.progress import progress_bar
 
 
 def evaluate_run(
@@ -54,7 +54,7 @@ def evaluate_run(
         raise ValueError(f"{run}, task {loaded.config.task.name}: {error}") from None
     began = time.monotonic()
     request = EvaluationRequest(
-        loaded.device, paths, options or {}, progress=lambda label, total: counted(label, total, shown=show)
+        loaded.device, paths, options or {}, progress=lambda label, total: progress_bar(label, total, shown=show)
     )
     with default_kernels(loaded.config):
         result = evaluation.run(request)

@@ -31,7 +31,7 @@ def export_run(run: Path | str, out: Path | str, *, which: str = "best", adapter
     if not isinstance(task, Exportable):
         raise loaded.lacks("be exported", "the method `export`")
     task.model.cpu()
-    folder = checkpoint.chosen(run, which)
+    folder = checkpoint.select_checkpoint(run, which)
     started_with = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with new_folder(out) as temporary:
         task.export(temporary, adapter=adapter, started_with=started_with)

@@ -25,7 +25,7 @@ from ds4sci.machine import memory, provenance
 from ds4sci.machine.memory_errors import describe_error, release_memory
 from ds4sci.tasks import StructurePredictor
 from ds4sci.tasks.build import default_kernels
-from ds4sci.train.progress import counted
+from ds4sci.train.progress import progress_bar
 from ds4sci.types import Record
 
 PREDICTED, FAILED, NOT_ATTEMPTED = "predicted", "failed", "not attempted"
@@ -118,7 +118,7 @@ def predict_run(
     out_dir.mkdir(parents=True, exist_ok=True)
     written = time.monotonic()
     try:
-        with default_kernels(loaded.config), counted("folding", len(jobs), shown=show) as advance:
+        with default_kernels(loaded.config), progress_bar("folding", len(jobs), shown=show) as advance:
             for job, row in zip(jobs, rows, strict=True):
                 _attempt(task, loaded.device, job, row, out_dir, check_memory)
                 if show:

@@ -44,13 +44,13 @@ class TrainedRun:
         """
         run = Path(run)
         if which == UNTRAINED:
-            config = RunConfig.load(checkpoint.chosen(run, "latest") / "config.json", list(overrides))
+            config = RunConfig.load(checkpoint.select_checkpoint(run, "latest") / "config.json", list(overrides))
             task = build_task(config)
             task.model.eval()
             step = 0
         else:
             config, task = checkpoint.load_run(run, which=which, overrides=overrides)
-            step = int(checkpoint.chosen(run, which).name.removeprefix("step_"))
+            step = int(checkpoint.select_checkpoint(run, which).name.removeprefix("step_"))
         task.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(run, config, task, which, step)
 

@@ -24,7 +24,7 @@ from ds4sci.models.huggingface.parts import unwrap_peft
 from ds4sci.models.huggingface.verification import verify
 from ds4sci.nn import activation_memory
 from ds4sci.nn.token_loss import token_losses
-from ds4sci.parallel.groups import ALONE, SequenceGroup
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.types import LanguageBatch, LanguageOutput
 
 
@@ -84,7 +84,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         attention.register()
         self.model, self.config, self.kind, self.convention = model, config, kind, convention
-        self._group: SequenceGroup = ALONE
+        self._group: SequenceGroup = SINGLE_RANK
         inner = unwrap_peft(model)
         self._original_attention = inner.config._attn_implementation
         packed = convention.attention == "packed"

@@ -41,7 +41,7 @@ class SequenceGroup:
         return x.chunk(self.size, dim)[self.rank] if self.size > 1 else x
 
     @torch.no_grad()
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         """Return the sum of ``x`` over the group, without gradient. ``x`` is not modified."""
         x = x.detach().clone()
         if self.size > 1:
@@ -49,11 +49,11 @@ class SequenceGroup:
         return x
 
 
-ALONE = SequenceGroup()
+SINGLE_RANK = SequenceGroup()
 """A single rank that holds whole rows: no sequence parallelism."""
 
 
-def sequence_groups(size: int) -> SequenceGroup:
+def create_sequence_group(size: int) -> SequenceGroup:
     """Divide the world into groups of ``size`` and return this rank's group.
 
     Every rank calls this once, after ``init_distributed``. The groups are DeepSpeed's own, so that ZeRO shards over the

@@ -290,7 +290,9 @@ class LanguageModelingTask(LanguageTask):
         }
         own = table[:, table[..., 3].sum(0) > 0]
         nats, tokens, correct, scored = table.sum((0, 1)).tolist()
-        weightless = self.group.total((counted * ((output.labels >= 0) & (output.weights <= 0))).sum().double())
+        weightless = self.group.all_reduce_sum(
+            (counted * ((output.labels >= 0) & (output.weights <= 0))).sum().double()
+        )
         return {
             "nats": nats, "tokens": int(tokens), "correct": int(correct), "classes": classes,
             "residues": int(scored), "residue_nats": float(own[..., 0].sum()),

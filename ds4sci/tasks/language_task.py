@@ -17,7 +17,7 @@ from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
-from ds4sci.parallel.groups import ALONE, SequenceGroup
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.tasks import ASSETS_DIR, Task
 from ds4sci.tasks.row_evaluation import forward_rows, shard_rows
 from ds4sci.types import LanguageBatch, LanguageOutput
@@ -44,7 +44,7 @@ class LanguageTask(Task):
     def __init__(self, model: language.LanguageModel) -> None:
         self.language = model
         self.model: nn.Module = model
-        self.group: SequenceGroup = ALONE
+        self.group: SequenceGroup = SINGLE_RANK
 
     @property
     def document_length(self) -> int:

@@ -58,4 +58,4 @@ def sum_by_class(
     columns = (output.losses, ones, output.correct, ones if residues is None else residues)
     values = torch.stack([x.detach().flatten().double().cpu()[keep] for x in columns], dim=1)
     table = torch.zeros(2 * num_classes, 4, dtype=torch.float64).index_add_(0, index, values).view(2, num_classes, 4)
-    return group.total(table.to(output.losses.device)).cpu()
+    return group.all_reduce_sum(table.to(output.losses.device)).cpu()

@@ -246,7 +246,7 @@ def _universal_conversion(folder: Path) -> str:
     )
 
 
-def chosen(run: Path, which: str = "best") -> Path:
+def select_checkpoint(run: Path, which: str = "best") -> Path:
     """Return the folder of a checkpoint of ``run``.
 
     which  ``best``, ``latest``, ``step_NNNNNN`` or a step number; without a best one, the latest with a warning
@@ -277,12 +277,12 @@ def chosen(run: Path, which: str = "best") -> Path:
 def load_run(run: Path | str, *, which: str = "best", overrides: Sequence[str] = ()) -> tuple[RunConfig, Task]:
     """Load a trained task for evaluation and prediction: EMA weights in fp32, eval mode, on the CPU, no deepspeed.
 
-    which      see ``chosen``
+    which      see ``select_checkpoint``
     overrides  ``key=value`` overrides of the run's configuration, such as ``data.evaluation_recycling=3``
 
     Raises ValueError if the run or checkpoint does not exist, or if its weights do not fit the configured model.
     """
-    folder = chosen(Path(run), which)
+    folder = select_checkpoint(Path(run), which)
     config = RunConfig.load(folder / "config.json", list(overrides))
     asset_overrides = import_task(config.task.name).asset_overrides(Path(run).resolve())
     if asset_overrides:
@@ -295,7 +295,7 @@ def load_run(run: Path | str, *, which: str = "best", overrides: Sequence[str] =
 
 def weights_file(path: Path) -> Path:
     """Return ``model.safetensors`` of the best checkpoint of the run folder ``path``, or ``path`` if it is a file."""
-    return chosen(path) / "model.safetensors" if path.is_dir() else path
+    return select_checkpoint(path) / "model.safetensors" if path.is_dir() else path
 
 
 def load_weights(model: torch.nn.Module, file: Path) -> None:

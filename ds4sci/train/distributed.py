@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ds4sci.machine.processor import usable_cores
-from ds4sci.parallel.groups import ALONE, SequenceGroup, sequence_groups
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup, create_sequence_group
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class DistributedContext:
     local_rank: int
     device: torch.device
     control: Any
-    sequence: SequenceGroup = ALONE
+    sequence: SequenceGroup = SINGLE_RANK
 
     @property
     def is_main(self) -> bool:
@@ -54,7 +54,7 @@ class DistributedContext:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return tuple(bool(x) for x in tensor.tolist())
 
-    def total(self, value: float) -> float:
+    def all_reduce_sum(self, value: float) -> float:
         """Return the sum of ``value`` over the ranks."""
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, group=self.control)
@@ -109,7 +109,7 @@ def create_context(device: torch.device, sequence: int = 1) -> DistributedContex
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
-    group = sequence_groups(sequence)
+    group = create_sequence_group(sequence)
     return DistributedContext(
         dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device, control, group
     )

@@ -189,7 +189,7 @@ class TrainingLoop:
                     f"the task returned a batch of step {batch.step} at step {self.state.step}; see Task.batches"
                 )
         weights = [batch_weight(self.task, batch) for batch in made]
-        total = self.context.total(sum(weights)) / self.group.size  # every rank of a group counted them
+        total = self.context.all_reduce_sum(sum(weights)) / self.group.size  # every rank of a group counted them
         return [(batch, weight / total if total else 0.0) for batch, weight in zip(made, weights, strict=True)]
 
     def _record_skipped_step(self, seen: list[dict[str, Any]], what: str) -> None:

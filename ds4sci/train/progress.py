@@ -97,7 +97,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def counted(what: str, total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
+def progress_bar(what: str, total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
     """Show a bar over ``total`` chains. Yields a function that advances it by one."""
     columns = (
         TextColumn(f"{what} chains"),

@@ -1,4 +1,4 @@
-"""The launch scripts: the environment is made once and only when needed; Slurm's starts, resumes and requeues."""
+"""Launch scripts: the environment is created only when necessary; the Slurm script starts, resumes and requeues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAUNCH = ROOT / "launch"
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """``launch/environment.py`` of a small tree in ``tmp_path``, whose pip only leaves a note of what it was asked."""
+    """``launch/environment.py`` of a small tree in ``tmp_path``, with a pip that only records its arguments."""
     spec = importlib.util.spec_from_file_location("environment_under_test", LAUNCH / "environment.py")
     assert spec is not None
     assert spec.loader is not None
@@ -36,39 +36,39 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "MAKE_VENV": [*module.MAKE_VENV, "--without-pip"],
     }.items():
         monkeypatch.setattr(module, name, value)
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(module, "pip", lambda *arguments: asked.append(arguments))
+    pip_calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "pip", lambda *arguments: pip_calls.append(arguments))
     monkeypatch.setattr(module, "kind_of_machine", lambda: "cpu")
-    monkeypatch.setattr(module, "answers", lambda index: False)
-    module.asked = asked  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "is_reachable", lambda index: False)
+    module.pip_calls = pip_calls  # type: ignore[attr-defined]
     return module
 
 
-def test_environment_is_made_once(environment: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_environment_is_created_once(environment: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     environment.main()
-    assert len(environment.asked) == 1
+    assert len(environment.pip_calls) == 1
     assert (environment.VENV / "bin" / "python").exists()
-    assert "does not answer" in capsys.readouterr().out
+    assert "is not reachable" in capsys.readouterr().out
     environment.main()
-    assert len(environment.asked) == 1
-    assert capsys.readouterr().out == "", "a current environment is quiet"
+    assert len(environment.pip_calls) == 1
+    assert capsys.readouterr().out == "", "an up-to-date environment prints nothing"
 
 
-def test_environment_follows_its_requirements(environment: ModuleType) -> None:
+def test_environment_is_updated_with_its_requirements(environment: ModuleType) -> None:
     environment.main()
     mark = environment.VENV / "kept"
     mark.touch()
     (environment.ROOT / "setup.py").write_text("# other requirements\n", encoding="utf-8")
     environment.main()
-    assert len(environment.asked) == 2
-    assert mark.exists(), "new requirements alone do not throw away what is installed"
+    assert len(environment.pip_calls) == 2
+    assert mark.exists(), "new requirements alone keep the installed packages"
     environment.kind_of_machine = lambda: "cuda"
     environment.main()
-    assert not mark.exists(), "another kind of machine gets an environment of its own"
-    assert environment.asked[-1] == ("--editable", ".[dev]"), "a CUDA machine takes torch from PyPI"
+    assert not mark.exists(), "another kind of machine gets a new environment"
+    assert environment.pip_calls[-1] == ("--editable", ".[dev]"), "a CUDA machine installs torch from PyPI"
 
 
-def test_interrupted_installation_is_done_again(environment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_installation_is_repeated(environment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: str) -> None:
         raise KeyboardInterrupt
 
@@ -77,48 +77,48 @@ def test_interrupted_installation_is_done_again(environment: ModuleType, monkeyp
         with pytest.raises(KeyboardInterrupt):
             environment.main()
     environment.main()
-    assert len(environment.asked) == 1
+    assert len(environment.pip_calls) == 1
 
 
-def test_cpu_index_is_added_where_it_answers(environment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "answers", lambda index: True)
+def test_cpu_index_is_added_if_it_is_reachable(environment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "is_reachable", lambda index: True)
     environment.main()
-    (arguments,) = environment.asked
+    (arguments,) = environment.pip_calls
     assert arguments[arguments.index("--extra-index-url") + 1] == "https://download.pytorch.org/whl/cpu"
     assert "--constraint" in arguments
 
 
 def test_a_second_caller_waits(environment: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    inside, go_on = threading.Event(), threading.Event()
+    locked, release = threading.Event(), threading.Event()
 
     def first() -> None:
         with environment.locked():
-            inside.set()
-            go_on.wait(20)
+            locked.set()
+            release.wait(20)
 
     holder = threading.Thread(target=first)
     holder.start()
-    assert inside.wait(20)
+    assert locked.wait(20)
     second = threading.Thread(target=environment.main)
     second.start()
     second.join(1)
     assert second.is_alive(), "it must wait for the lock"
-    assert environment.asked == []
-    go_on.set()
+    assert environment.pip_calls == []
+    release.set()
     second.join(60)
     holder.join(20)
-    assert len(environment.asked) == 1
+    assert len(environment.pip_calls) == 1
     assert "waiting" in capsys.readouterr().out
 
 
-def test_missing_venv_names_the_package(environment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_venv_module_names_the_package(environment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ensurepip" else real(name))
     with pytest.raises(SystemExit, match=r"apt-get install -y python3(\.\d+)?-venv"):
         environment.main()
 
 
-def test_no_recent_python_is_said(tmp_path: Path) -> None:
+def test_missing_python_is_reported(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
     old.chmod(0o755)
@@ -135,14 +135,14 @@ def test_scripts_parse(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_hostfile_is_what_deepspeed_reads() -> None:
+def test_deepspeed_reads_the_hostfile() -> None:
     from deepspeed.launcher.runner import fetch_hostfile
 
     assert dict(fetch_hostfile(str(LAUNCH / "hostfile.example"))) == {"node1": 8, "node2": 8}
 
 
 class Cluster:
-    """A Slurm whose ``srun`` is a stand-in for training: it notes how it was called and leaves a checkpoint."""
+    """A fake Slurm whose ``srun`` records its arguments and writes a checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.log = folder, folder / "log"
@@ -157,7 +157,7 @@ class Cluster:
         path.chmod(0o755)
 
     def reach(self, step: int, steps: int = 100) -> str:
-        """Shell that leaves a run at ``step`` of ``steps``."""
+        """Return a shell command that writes a run at ``step`` of ``steps``."""
         source = self.folder / f"at{step}"
         checkpoint = source / "checkpoints" / f"step_{step:06d}"
         checkpoint.mkdir(parents=True)
@@ -167,7 +167,7 @@ class Cluster:
         return f"mkdir -p runs/fold; cp -r {source}/. runs/fold/"
 
     def submit(self, training: str) -> tuple[int, str]:
-        """Exit code of the batch script and what it called."""
+        """Run the batch script; return its exit code and the recorded calls."""
         self.log.write_text("", encoding="utf-8")
         variables = {
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -190,7 +190,7 @@ def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
 
 
-def test_slurm_starts_resumes_and_ends(cluster: Cluster) -> None:
+def test_slurm_script_starts_and_resumes(cluster: Cluster) -> None:
     code, calls = cluster.submit(cluster.reach(40) + "; exit 143")
     assert code == 0
     assert "--nnodes=2 --nproc-per-node=8" in calls
@@ -203,7 +203,7 @@ def test_slurm_starts_resumes_and_ends(cluster: Cluster) -> None:
     assert "requeue" not in calls
 
 
-def test_slurm_does_not_requeue_a_run_that_stands_still(cluster: Cluster) -> None:
+def test_slurm_script_does_not_requeue_without_progress(cluster: Cluster) -> None:
     code, calls = cluster.submit("exit 2")
     assert (code, "requeue" in calls) == (2, False)
     cluster.submit(cluster.reach(40))
@@ -211,7 +211,7 @@ def test_slurm_does_not_requeue_a_run_that_stands_still(cluster: Cluster) -> Non
     assert (code, "requeue" in calls) == (1, False)
 
 
-def test_test_script_passes_arguments_on(tmp_path: Path) -> None:
+def test_test_script_forwards_arguments(tmp_path: Path) -> None:
     shutil.copy(LAUNCH / "test.sh", tmp_path)
     (tmp_path / "env.sh").write_text('ds4sci_root="$PWD"; python() { :; }; exec() { echo "$@"; }\n', encoding="utf-8")
     done = subprocess.run(

@@ -14,6 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ds4sci import __version__
+from ds4sci.config import run_version
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.losses.fold import fold_loss
@@ -107,7 +109,8 @@ def configure(task: str, folder: Path, **more: Any) -> RunConfig:
     """The run file of a task, in fp32 with clipping and plain SGD; weights to begin with lie in ``folder`` too."""
     file = folder / f"{task.replace(' ', '_')}.json"
     tree = {
-        "deepspeed": str(folder / "plain.json"), "seed": 3, "task": {"name": task.split()[0]},
+        run_version.KEY: __version__, "deepspeed": str(folder / "plain.json"), "seed": 3,
+        "task": {"name": task.split()[0]},
         "train": {"steps": STEPS, "ema_decay": 0.0, "log_every": 1, "output": str(folder / "runs")},
     } | sections(task, folder)  # fmt: skip
     for section, values in more.items():

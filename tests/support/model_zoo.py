@@ -342,8 +342,8 @@ def compare_sharded(rank: int, port: int, folders: list[tuple[str, str]], out: s
         loss = packed_loss(built, packed, count)
         sums = gradients(built, loss)
         for name in expected:
-            sums[name] = group.total(sums.get(name, torch.zeros_like(expected[name])))
-        found[folder] = distance(group.total(loss), sums, reference, expected)
+            sums[name] = group.all_reduce_sum(sums.get(name, torch.zeros_like(expected[name])))
+        found[folder] = distance(group.all_reduce_sum(loss), sums, reference, expected)
     if rank == 0:
         Path(out).write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()

@@ -54,7 +54,7 @@ def _step(case: dict[str, Any], file: Path, context: Any) -> dict[str, Any]:
     mine = part(oracle.batch(kind, all_rows, 64), group.data_rank * share, (group.data_rank + 1) * share)
     loss = weighted_mean(engine.deepspeed(mine), mine)
     count = float(mine.weights.double().sum())
-    share = count / (context.total(count) / group.size)
+    share = count / (context.all_reduce_sum(count) / group.size)
     engine.backward(loss, share)
     grads = {}
     for name, p in engine.module.named_parameters():
@@ -62,7 +62,7 @@ def _step(case: dict[str, Any], file: Path, context: Any) -> dict[str, Any]:
         grads[name] = grad.detach().double().clone() if grad is not None else None
     engine.step()
     engine.deepspeed.destroy()
-    return {"loss": context.total(share * float(loss.detach())), "norm": engine.grad_norm, "grads": grads}
+    return {"loss": context.all_reduce_sum(share * float(loss.detach())), "norm": engine.grad_norm, "grads": grads}
 
 
 def part(batch: Any, first: int, last: int) -> Any:

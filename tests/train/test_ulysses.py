@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds4sci.parallel.groups import ALONE, SequenceGroup
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.parallel.ulysses import head_range, key_head_range
 from tests.support import rank_processes, ulysses_rank
 
@@ -28,4 +28,4 @@ def test_every_head_has_one_rank() -> None:
 def test_a_row_that_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="10 tokens cannot be divided among 4 ranks"):
         SequenceGroup(0, 4).shard(torch.zeros(1, 10))
-    assert ALONE.shard(torch.zeros(1, 10)).shape == (1, 10)
+    assert SINGLE_RANK.shard(torch.zeros(1, 10)).shape == (1, 10)
