@@ -46,10 +46,9 @@ class BlockStep:
     def __init__(self, config: BlockConfig, n: int, dtype: torch.dtype, device: torch.device, rows: int = ROWS) -> None:
         torch.manual_seed(0)
         block = EvoformerBlock(config)
+        # the last layers are initialized with 0, so that half of the backward pass would multiply zeros
         for parameter in block.parameters():
-            if (
-                parameter.dim() == 2
-            ):  # the last layers start at 0, so that half of the backward pass would multiply zeros
+            if parameter.dim() == 2:
                 torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         self.block = block.to(device, dtype).train()
         self.m = torch.randn(1, rows, n, config.c_m).to(device, dtype).requires_grad_()
@@ -78,6 +77,7 @@ class BlockStep:
         return grads[0], grads[1]
 
     def compiled(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """The block compiled by torch.compile, once."""
         if not hasattr(self, "_compiled"):
             self._compiled = torch.compile(self.block, dynamic=False)
         return self._compiled
@@ -139,14 +139,14 @@ def growth(config: BlockConfig, device: torch.device, limit_mb: float) -> list[d
             return bool(known[n]["memory_mb"] <= limit_mb)
 
         for n in GROWTH_LENGTHS:
-            mine = list(known.values())
-            if len(mine) > 1 and _extrapolate(mine, "memory_mb", n) > limit_mb:
+            measured = list(known.values())
+            if len(measured) > 1 and _extrapolate(measured, "memory_mb", n) > limit_mb:
                 break
             fits(n)
-        mine = list(known.values())
-        # at least n²: the pair representation grows so in the limit, whatever the last two lengths show
-        power = max(2.0, slope(mine, "memory_mb"))
-        expected = mine[-1]["n"] * (limit_mb / mine[-1]["memory_mb"]) ** (1 / power)
+        measured = list(known.values())
+        # at least n², the growth of the pair representation for large n
+        power = max(2.0, slope(measured, "memory_mb"))
+        expected = measured[-1]["n"] * (limit_mb / measured[-1]["memory_mb"]) ** (1 / power)
         n = max(LENGTH_STEP, LENGTH_STEP * int(expected / LENGTH_STEP))
         while fits(n):
             n += LENGTH_STEP

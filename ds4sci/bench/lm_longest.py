@@ -139,11 +139,10 @@ def find_longest(peak: Callable[[int], int], step: int = 1024, first: int = 3276
     quadratic = (second_slope - first_slope) / (c - a) if second_slope > 1.15 * first_slope else 0.0
     slope = first_slope - quadratic * (a + b) if quadratic else (known[c] - known[a]) / (c - a)
     available = 0.99 * MEMORY_LIMIT - known[a] + slope * a + quadratic * a * a  # = slope·n + quadratic·n²
-    n = (
-        available / slope
-        if not quadratic
-        else (math.sqrt(slope * slope + 4 * quadratic * available) - slope) / (2 * quadratic)
-    )
+    if quadratic:
+        n = (math.sqrt(slope * slope + 4 * quadratic * available) - slope) / (2 * quadratic)
+    else:
+        n = available / slope
     for _ in range(6):
         n = int(n) // step * step
         if n in known or 0.98 * MEMORY_LIMIT <= measured(n) <= MEMORY_LIMIT:
@@ -157,4 +156,5 @@ def find_longest(peak: Callable[[int], int], step: int = 1024, first: int = 3276
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed in Python or in torch's CPU allocator."""
     return isinstance(error, MemoryError) or "allocate memory" in str(error)

@@ -56,9 +56,8 @@ def measure(
     rows = make_rows(
         regions, task.tokenizer, reader.residues, document_tokens=phase.length, row_tokens=row, seed=task.seed
     )
-    chosen = (
-        np.random.default_rng(task.seed).permutation(len(rows)).tolist()
-    )  # the first rows hold the longest documents
+    # shuffled, because the first rows hold the longest documents
+    chosen = np.random.default_rng(task.seed).permutation(len(rows)).tolist()
     examples: list[tuple[int, Any]] = []  # (row, document with its inputs and labels)
     taken = 0
     while len(examples) < documents and taken < len(chosen):
