@@ -70,6 +70,7 @@ def measure(chosen: list[Point]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Write the table, or with ``--arch`` print figures. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder to write the JSON to")
     parser.add_argument(
