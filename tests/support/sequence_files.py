@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from ds4sci.data.sequences import SequenceStore
+from ds4sci.types import RESIDUES
 
 
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def random_sequence(rng: np.random.Generator, length: int, letters: str = RESIDUES) -> str:
+    """Return ``length`` uniformly sampled letters."""
+    return "".join(rng.choice(list(letters), length))
 
 
 def sequence_with_case(store: SequenceStore, record: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+from ds4sci.chemistry.residue_constants import RESTYPE_1TO3
 from ds4sci.data.structures.parsers import mmcif, pdb
 from ds4sci.data.structures.parsers.records import ParsedStructure
 
@@ -58,6 +59,15 @@ BACKBONE = {"N": (0.0, 0.0, 0.0), "CA": (1.46, 0.0, 0.0), "C": (2.0, 1.42, 0.0),
 def residue_lines(residue: str, number: str, shift: float, **more: object) -> list[str]:
     """Return the backbone of a residue. Residues 3.8 Å apart along x with consecutive numbers are bonded."""
     return [atom_line(name, residue, number, (x + shift, y, z), **more) for name, (x, y, z) in BACKBONE.items()]
+
+
+def chain_lines(sequence: str, first: int = 1, shift: float = 0.0, **more: object) -> list[str]:
+    """Return PDB lines of bonded residues along x, numbered from ``first``."""
+    return [
+        line
+        for at, letter in enumerate(sequence)
+        for line in residue_lines(RESTYPE_1TO3[letter], str(first + at), shift + 3.8 * at, **more)
+    ]
 
 
 def write_pdb(path: Path, lines: list[str]) -> Path:

@@ -2,27 +2,29 @@
 
 Arrays with all chains concatenated (n residues in total; chain i has rows ``offsets[i]:offsets[i + 1]``):
 
-=========================  ==================  =====================================================================
-``ids``                    str [chains]        required
-``offsets``                int [chains + 1]    required
-``sequence``               S1 [n]              required; ``RESIDUES`` and X
-``backbone_centi_angstrom``  int16 [n, 4, 3]   required; N, CA, C, O in 0.01 Å from the centroid of the CA atoms
-``dssp``                   S1 [n]              8 DSSP states, C loop, ``?`` unknown
-``profile_e4``             uint16 [n, 20]      frequency × 10⁴, columns in the order ``PROFILE_ORDER``; all zero: no
-profile ``atom37_mask``            bool [n, 37]        True = atom present; without this array the backbone is complete
-``atom37_centi_angstrom``  int32 [atoms, 3]    0.01 Å in the frame of the structure file, in the order of the True
-entries of ``atom37_mask``; the dense form [n, 37, 3] is accepted too
-``residue_index``          int32 [n]           position in the entity; without this array 0 … n-1 in each chain
-``resolution_angstrom``    float32 [chains]    Å, 0 = unknown
-``msa_depth``              int32 [chains]      number of alignment rows, 0 = no alignment; the next five arrays belong
-to it ``msa_letters``            uint8 [Σ depth·n]   indices into ``MSA_ALPHABET``, row-major
-``msa_deletion_at``        int64 [k]           flat positions in ``msa_letters`` that follow deleted residues
-``msa_deletion_count``     int32 [k]           number of deleted residues at these positions; 0 elsewhere
-``msa_names``              uint8               UTF-8, one name per line
-``msa_names_offsets``      int64 [chains + 1]  start and end of each chain's bytes in ``msa_names``
-=========================  ==================  =====================================================================
+===========================  ==================  ==================================================================
+``ids``                      str [chains]        required
+``offsets``                  int [chains + 1]    required
+``sequence``                 S1 [n]              required; ``RESIDUES`` and X
+``backbone_centi_angstrom``  int16 [n, 4, 3]     required; N, CA, C, O in 0.01 Å from the centroid of the CA atoms
+``dssp``                     S1 [n]              8 DSSP states, C loop, ``?`` unknown
+``profile_e4``               uint16 [n, 20]      frequency × 10⁴ in ``PROFILE_ORDER``; all zero = no profile
+``atom37_mask``              bool [n, 37]        True = present; without this array: complete backbones
+``atom37_centi_angstrom``    int32 [atoms, 3]    0.01 Å in the frame of the structure file, in the order of
+                                                 the True entries of ``atom37_mask``; the dense form
+                                                 [n, 37, 3] is accepted too
+``residue_index``            int32 [n]           position in the entity; without this array: 0 … n-1
+``resolution_angstrom``      float32 [chains]    Å, 0 = unknown
+``msa_depth``                int32 [chains]      number of alignment rows, 0 = no alignment
+``msa_letters``              uint8 [Σ depth·n]   indices into ``MSA_ALPHABET``, row-major
+``msa_deletion_at``          int64 [k]           flat positions in ``msa_letters`` that follow deleted residues
+``msa_deletion_count``       int32 [k]           number of deleted residues there; 0 elsewhere
+``msa_names``                uint8               UTF-8, one name per line
+``msa_names_offsets``        int64 [chains + 1]  start and end of each chain's bytes in ``msa_names``
+===========================  ==================  ==================================================================
 
-The alignment arrays are read on first use, so opening a set is fast. B-factors are not stored.
+The last five arrays accompany ``msa_depth``. They are read on first use, so opening a set is fast. B-factors are not
+stored.
 """
 
 from __future__ import annotations

@@ -19,15 +19,11 @@ from ds4sci.data.alignments import alignment_files, msa
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.parsers import mmcif, pdb
 from ds4sci.types import RESIDUES, Msa, Record
+from tests.support.sequence_files import write
 
 DATA = Path(__file__).parents[2] / "fixtures"
 QUERY = "MGSSHHHHHHSSGLVPGSHMDKKETKHLLKIKKEDYPQIFDFLENVPRGTKTAHIREALRRYIEEIGENP"
 shared_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
 
 
 # --- real files ---------------------------------------------------------------------------------------------------

@@ -14,10 +14,7 @@ from ds4sci.data.clustering.identity import candidates, identity, similar_pairs
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.types import RESIDUES, Record
-
-
-def random_sequence(rng: np.random.Generator, n: int) -> str:
-    return "".join(rng.choice(list(RESIDUES), n))
+from tests.support.sequence_files import random_sequence
 
 
 def mutate(rng: np.random.Generator, sequence: str, kept: float) -> str:

@@ -14,6 +14,7 @@ from ds4sci.data.clustering.shared_kmers import kmer_identities
 from ds4sci.data.clustering.union_find import UnionFind, sample_groups
 from ds4sci.data.sequences import Range, SequenceStore, index, write_subset
 from ds4sci.types import RESIDUES
+from tests.support.sequence_files import random_sequence
 
 
 def stored(folder: Path, name: str, sequences: dict[str, str]) -> SequenceStore:
@@ -21,10 +22,6 @@ def stored(folder: Path, name: str, sequences: dict[str, str]) -> SequenceStore:
     path.write_text("".join(f">{key}\n{one}\n" for key, one in sequences.items()))
     index([path], folder / name, jobs=1)
     return SequenceStore.open(folder / name)
-
-
-def random_sequence(rng: np.random.Generator, length: int, letters: str = RESIDUES) -> str:
-    return "".join(rng.choice(list(letters), length))
 
 
 def mutate(rng: np.random.Generator, sequence: str, share: float, letters: str = RESIDUES) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds4sci.chemistry.residue_constants import RESTYPE_1TO3
 from ds4sci.data.structures.build import build
 from ds4sci.data.structures.chain_filters import BuildSettings
 from ds4sci.data.structures.chain_set import ChainSet
-from tests.support.structure_inputs import residue_lines, write_pdb
+from tests.support.structure_inputs import chain_lines, write_pdb
 
 ONE, OTHER = "MKTAYIAKQRQISFVKSHFSRQLEERLG", "GDVNWKLPEETARHYCQSIVDTLFKMGA"
 SETTINGS = BuildSettings(min_length=5)
@@ -16,12 +15,7 @@ SETTINGS = BuildSettings(min_length=5)
 
 def structure(path: Path, sequence: str, chain: str = "A") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        line
-        for at, letter in enumerate(sequence)
-        for line in residue_lines(RESTYPE_1TO3[letter], str(at + 1), 3.8 * at, chain=chain)
-    ]
-    return write_pdb(path, lines)
+    return write_pdb(path, chain_lines(sequence, chain=chain))
 
 
 def test_atoms_of_rejected_chains_are_not_counted_as_kept(tmp_path: Path) -> None:

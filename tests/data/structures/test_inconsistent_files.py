@@ -8,19 +8,10 @@ from pathlib import Path
 import pytest
 
 from ds4sci.chemistry.residue_constants import RESTYPE_1TO3
-from tests.support.structure_inputs import BACKBONE, parse_and_check, residue_lines, write_pdb
+from tests.support.structure_inputs import BACKBONE, chain_lines, parse_and_check, residue_lines, write_pdb
 
 ONE = "MKTAYIAKQRQISFVKSHFSRQLEERLG"
 OTHER = "GDVNWKLPEETARHYCQSIVDTLFKMGA"
-
-
-def chain_lines(sequence: str, first: int, shift: float, **more: object) -> list[str]:
-    """Return PDB lines of bonded residues along x."""
-    return [
-        line
-        for at, letter in enumerate(sequence)
-        for line in residue_lines(RESTYPE_1TO3[letter], str(first + at), shift + 3.8 * at, **more)
-    ]
 
 
 CIF = """data_x
