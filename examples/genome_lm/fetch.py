@@ -1,6 +1,7 @@
-"""*E. coli* NC_008253 as FASTA: ``python examples/genome_lm/fetch.py OUT.fa`` (6 MB from Debian's archive, by apt-get).
+"""Download of *E. coli* NC_008253 as FASTA: ``python examples/genome_lm/fetch.py OUT.fa``.
 
-Also writes OUT.fa.valid.fa, the last tenth, which ``genome_tiny.toml`` holds out: for ``ds4sci eval``.
+Downloads 6 MB from Debian's archive with apt-get. Also writes OUT.fa.valid.fa for ``ds4sci eval``: the last 10 % of the
+genome, which ``genome_tiny.toml`` holds out.
 """
 
 import gzip

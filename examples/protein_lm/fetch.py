@@ -1,8 +1,7 @@
-"""78,233 real protein chains as FASTA: ``python examples/protein_lm/fetch.py OUT.fasta`` (48 MB by pip, nothing
-installed).
+"""Download of 78,233 protein chains as FASTA: ``python examples/protein_lm/fetch.py OUT.fasta``.
 
-The sequences are those of sidechainnet 1.0.1 (King and Koes, BSD-3; from the PDB, CC0), each once, of 30 residues or
-more.
+Downloads 48 MB with pip and installs nothing. The sequences are the unique ones of sidechainnet 1.0.1 (King and Koes,
+BSD-3; from the PDB, CC0) with 30 residues or more.
 """
 
 import json

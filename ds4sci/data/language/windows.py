@@ -142,7 +142,8 @@ def cut_windows(
     max_tokens = document_tokens - tokenizer.num_special_tokens
     if max_tokens < 1:
         raise ValueError(
-            f"a document of {document_tokens} tokens holds no residue beside the special tokens; raise data.length"
+            f"a document of {document_tokens} tokens has no space for residues beside its special tokens; raise"
+            " data.length"
         )
     if tokenizer.fixed_stride is not None:
         return _cut_by_length(regions, tokenizer.fixed_stride, max_tokens, tokenizer.num_special_tokens)

@@ -43,6 +43,6 @@ def detect_format(head: bytes, path: str | Path) -> str:
     if not text:
         raise ValueError(f"{path}: no record; expected FASTA ('>'), FASTQ ('@') or GenBank ('LOCUS')")
     raise ValueError(
-        f"{path}: line {1 + head[: len(head) - len(text)].count(10)}: {first!r} begins no FASTA ('>'),"
-        " FASTQ ('@') or GenBank ('LOCUS') record"
+        f"{path}: line {1 + head[: len(head) - len(text)].count(10)}: expected a FASTA ('>'), FASTQ ('@')"
+        f" or GenBank ('LOCUS') record, got {first!r}; pass a file of one of these formats"
     )

@@ -97,7 +97,7 @@ def test_impossible_sizes() -> None:
     regions = Regions.whole(np.array([30]), [0])
     with pytest.raises(ValueError, match="row of 50 tokens cannot hold a document of 60"):
         make_rows(regions, ResidueTokenizer(), document_tokens=60, row_tokens=50, seed=0)
-    with pytest.raises(ValueError, match="2 tokens holds no residue"):
+    with pytest.raises(ValueError, match="2 tokens has no space for residues"):
         make_rows(regions, ResidueTokenizer(), document_tokens=2, row_tokens=None, seed=0)
     with pytest.raises(ValueError, match="no sequence"):
         make_rows(Regions.whole(np.array([], int), []), ResidueTokenizer(), document_tokens=9, row_tokens=None, seed=0)
