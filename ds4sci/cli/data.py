@@ -75,7 +75,7 @@ def data_index(
         raise ValueError(
             "data index needs at least two paths: ds4sci data index FASTA… OUT_DIR, with the folder of the store last"
         )
-    done = index(paths[:-1], paths[-1], alphabet=alphabet, bad=bad, max_length=max_length, jobs=jobs)  # type: ignore[arg-type]
+    done = index(paths[:-1], paths[-1], alphabet=alphabet, on_bad_record=bad, max_length=max_length, jobs=jobs)  # type: ignore[arg-type]
     typer.echo(str(done))
 
 

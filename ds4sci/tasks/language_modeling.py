@@ -183,7 +183,9 @@ class LanguageModelingTask(LanguageTask):
         store = (
             self._readers[0].store
             if self._readers is not None
-            else corpus.open_store(resolve_data_path(data.path), alphabet=data.alphabet, bad=data.on_bad_record)
+            else corpus.open_store(
+                resolve_data_path(data.path), alphabet=data.alphabet, on_bad_record=data.on_bad_record
+            )
         )
         (folder / SEQUENCES_FILE).write_text(json.dumps({"alphabet": store.alphabet}) + "\n", encoding="utf-8")
 
@@ -196,7 +198,7 @@ class LanguageModelingTask(LanguageTask):
             data = self.config.data
             split = corpus.open_train_valid(
                 resolve_data_path(data.path), data.valid and resolve_data_path(data.valid), alphabet=data.alphabet,
-                bad=data.on_bad_record, fraction=data.valid_fraction, identity=data.identity, seed=self.seed,
+                on_bad_record=data.on_bad_record, fraction=data.valid_fraction, identity=data.identity, seed=self.seed,
             )  # fmt: skip
             weights = {"soft_masked_weight": data.soft_masked_weight, "unknown_weight": data.unknown_weight}
             train = DocumentReader(split.train, self.tokenizer, reverse_complement=data.reverse_complement, **weights)
@@ -343,7 +345,7 @@ class LanguageModelingTask(LanguageTask):
             return store
         if not path.is_file():
             raise ValueError(f"--fasta {path}: no such file")
-        index([path], folder / "store", alphabet=self.alphabet, bad=self.config.data.on_bad_record, jobs=1)  # type: ignore[arg-type]
+        index([path], folder / "store", alphabet=self.alphabet, on_bad_record=self.config.data.on_bad_record, jobs=1)  # type: ignore[arg-type]
         return SequenceStore.open(folder / "store")
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ def _index(path: Path, out: str, bad: str) -> SequenceStore | None:
     for old in (place, place.with_name(f"{place.name}.work")):
         shutil.rmtree(old, ignore_errors=True)
     try:
-        index([path], place, bad=bad, jobs=1)  # type: ignore[arg-type]
+        index([path], place, on_bad_record=bad, jobs=1)  # type: ignore[arg-type]
     except ValueError as error:
         check_error(error, path)
         return None

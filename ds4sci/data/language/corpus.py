@@ -36,7 +36,7 @@ class TrainValidSplit:
     valid_regions: Regions
 
 
-def open_store(path: Path, *, alphabet: str = "auto", bad: str = "error") -> SequenceStore:
+def open_store(path: Path, *, alphabet: str = "auto", on_bad_record: str = "error") -> SequenceStore:
     """Open the store at ``path``; index a sequence file first.
 
     The index is written to ``path``.ds4sci, or to the cache if that folder is read-only. One process writes it; the
@@ -52,12 +52,12 @@ def open_store(path: Path, *, alphabet: str = "auto", bad: str = "error") -> Seq
         )
     out = derived_path(path, ".ds4sci", kind="sequences")
     with locks.exclusive(out.with_name(f".{out.name}.lock")):
-        index([path], out, alphabet=alphabet, bad=bad, jobs=1)  # type: ignore[arg-type]
+        index([path], out, alphabet=alphabet, on_bad_record=on_bad_record, jobs=1)  # type: ignore[arg-type]
     return SequenceStore.open(out)
 
 
 def open_train_valid(
-    path: Path, valid: Path | None, *, alphabet: str, bad: str, fraction: float, identity: float, seed: int
+    path: Path, valid: Path | None, *, alphabet: str, on_bad_record: str, fraction: float, identity: float, seed: int
 ) -> TrainValidSplit:
     """Training and validation sequences: the stores ``path`` and ``valid``, or a split of ``path``.
 
@@ -65,9 +65,9 @@ def open_train_valid(
     ``identity``, genomes by records; a single record is split near its end. Two stores with ``LEAKAGE_CHECK_LIMIT``
     residues or less are checked for homologous sequences, with a warning if there are any.
     """
-    store = open_store(path, alphabet=alphabet, bad=bad)
+    store = open_store(path, alphabet=alphabet, on_bad_record=on_bad_record)
     if valid is not None:
-        valid_store = open_store(valid, alphabet=alphabet, bad=bad)
+        valid_store = open_store(valid, alphabet=alphabet, on_bad_record=on_bad_record)
         if valid_store.alphabet != store.alphabet:
             raise ValueError(
                 f"data.valid: {valid} has {valid_store.alphabet} sequences, and data.path {store.alphabet} sequences; "

@@ -75,20 +75,20 @@ def index(
     out: str | Path,
     *,
     alphabet: Literal["auto", "protein", "dna"] = "auto",
-    bad: Literal["error", "skip"] = "error",
+    on_bad_record: Literal["error", "skip"] = "error",
     max_length: int | None = None,
     jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> IndexSummary:
     """Read FASTA, FASTQ and GenBank files into the store ``out``.
 
-    files       plain, gzip or bgzip; format and compression are detected from the content
-    alphabet    ``auto`` guesses it from the beginning of each file; all files must agree
-    bad         ``error``: an error of a record or a file raises ``ValueError`` (file, line, record, remedy); ``skip``:
-                the record or file is skipped and counted
-    max_length  maximum number of residues of a record
-    jobs        number of processes, by default one per usable core
-    progress    ``progress(done, files)`` is called after each file
+    files          plain, gzip or bgzip; format and compression are detected from the content
+    alphabet       ``auto`` guesses it from the beginning of each file; all files must agree
+    on_bad_record  ``error``: an error of a record or a file raises ``ValueError`` (file, line, record, remedy);
+                   ``skip``: the record or file is skipped and counted
+    max_length     maximum number of residues of a record
+    jobs           number of processes, by default one per usable core
+    progress       ``progress(done, files)`` is called after each file
 
     Records keep the order of ``files`` and of the records in them. ``out`` is written atomically. A run with the same
     files and rules does nothing; a run with changed files replaces the store. Memory: 150 bytes per record, and a few
@@ -96,10 +96,10 @@ def index(
     or ``out`` exists and is not a store.
     """
     paths, out = [Path(file) for file in files], Path(out)
-    _check_arguments(paths, out, alphabet, bad, max_length)
+    _check_arguments(paths, out, alphabet, on_bad_record, max_length)
     work = out.with_name(f"{out.name}.work")
-    name, guessed = _guess_alphabet(paths) if alphabet == "auto" else (alphabet, None)
-    rules = IndexRules(name, bad, max_length, guessed)
+    name, guessed_from = _guess_alphabet(paths) if alphabet == "auto" else (alphabet, None)
+    rules = IndexRules(name, on_bad_record, max_length, guessed_from)
     checksum = cache(fingerprint)  # computed only if there is a shard or store to compare with
     if out.exists() and any(out.iterdir()):
         store = SequenceStore.open(out)
@@ -128,7 +128,7 @@ def index(
     return _summary(out, manifest, unchanged=False, reused_files=reused)
 
 
-def _check_arguments(paths: list[Path], out: Path, alphabet: str, bad: str, max_length: int | None) -> None:
+def _check_arguments(paths: list[Path], out: Path, alphabet: str, on_bad_record: str, max_length: int | None) -> None:
     if not paths:
         raise ValueError("no files to index; pass FASTA, FASTQ or GenBank files")
     for index, path in enumerate(paths):
@@ -136,7 +136,7 @@ def _check_arguments(paths: list[Path], out: Path, alphabet: str, bad: str, max_
             raise ValueError(f"{path}: given twice; pass each file once")
     for argument, value, allowed in (
         ("alphabet", alphabet, ("auto", *ALPHABETS)),
-        ("bad", bad, ("error", "skip")),
+        ("on_bad_record", on_bad_record, ("error", "skip")),
     ):
         if value not in allowed:
             raise ValueError(f"{argument} must be one of {', '.join(allowed)}; got {value!r}")
@@ -172,7 +172,7 @@ def _guess_alphabet(paths: list[Path]) -> tuple[str, str | None]:
 
 def _manifest_rules(rules: IndexRules) -> dict[str, Any]:
     """The rules that determine the content of a store."""
-    return rules._replace(guessed=None)._asdict()
+    return rules._replace(guessed_from=None).to_manifest()
 
 
 def _shard_name(path: Path, rules: IndexRules) -> str:
@@ -269,8 +269,8 @@ def _mask_duplicates(shards: list[SequenceStore], rules: IndexRules, skipped: di
             f"{shard.location(local)}: the name was used in {first_shard.sources[0]},"
             f" line {first_shard.arrays['lines'][first_local]}; names must be unique: rename one"
         )
-        if rules.bad != "skip":
-            raise ValueError(f"{message}, or keep the first with bad='skip'")
+        if rules.on_bad_record != "skip":
+            raise ValueError(f"{message}, or keep the first with on_bad_record='skip' (`--bad skip`)")
         keep[record] = False
         entry = skipped.setdefault("name used before", {"count": 0, "examples": []})
         entry["count"] += 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,12 +25,16 @@ STOP = ord("*")
 
 
 class IndexRules(NamedTuple):
-    """Requirements on records. ``guessed``: the file from which the alphabet was guessed, or None."""
+    """Requirements on records. ``guessed_from``: the file from which the alphabet was guessed, or None."""
 
     alphabet: str
-    bad: str
+    on_bad_record: str
     max_length: int | None
-    guessed: str | None
+    guessed_from: str | None
+
+    def to_manifest(self) -> dict[str, Any]:
+        """The rules under their keys in a manifest, which are part of the format of a store."""
+        return dict(zip(("alphabet", "bad", "max_length", "guessed"), self, strict=True))
 
 
 class RecordHeaders(NamedTuple):
@@ -72,8 +76,8 @@ class Skipped:
 def write_shard(path: Path, folder: Path, rules: IndexRules) -> None:
     """Read the file ``path`` into the store ``folder``, which is written atomically.
 
-    ``ValueError`` names file, line and record of the first error. With ``rules.bad = "skip"``, a record with an error
-    is skipped and counted in the manifest, and so is a whole file that cannot be read.
+    ``ValueError`` names file, line and record of the first error. With ``rules.on_bad_record = "skip"``, a record with
+    an error is skipped and counted in the manifest, and so is a whole file that cannot be read.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     source = BlockReader(path)
@@ -84,7 +88,7 @@ def write_shard(path: Path, folder: Path, rules: IndexRules) -> None:
         shard.close()
     except ValueError as error:
         shard.discard()
-        if rules.bad != "skip":
+        if rules.on_bad_record != "skip":
             raise
         shard = ShardWriter(partial, path, rules)
         shard.skip("unreadable file", str(error))
@@ -169,7 +173,7 @@ class ShardWriter:
         self._writer.finish(
             {
                 "alphabet": self.alphabet.name,
-                "rules": self.rules._asdict(),
+                "rules": self.rules.to_manifest(),
                 "sources": [{"path": str(self.path), "size": source.size, "sha256": source.sha256}],
                 "skipped": {kind: vars(skipped) for kind, skipped in self.skipped.items()},
                 "replaced": dict(self.replaced),
@@ -251,9 +255,10 @@ class ShardWriter:
         message = f"{where} is not a valid {self.alphabet.residue_name}; expected {self.alphabet.letters}"
         if chr(byte).isascii() and chr(byte).isalpha() and self.alphabet.name == "dna":
             message += "; is it protein?"
-        if self.rules.guessed:
+        if self.rules.guessed_from:
             message += (
-                f" (alphabet {self.alphabet.name!r} was guessed from {self.rules.guessed}; set alphabet= to change it)"
+                f" (alphabet {self.alphabet.name!r} was guessed from {self.rules.guessed_from};"
+                " set alphabet= to change it)"
             )
         return ParseError(segment, line, f"not a valid {self.alphabet.residue_name}", message)
 
@@ -276,7 +281,7 @@ class ShardWriter:
         """Raise ``error``, or count the record as skipped."""
         record = f" record {name.decode('utf-8', 'replace')!r}:" if name else ""
         message = f"{self.path}: line {error.line}:{record} {error.message}"
-        if self.rules.bad != "skip":
+        if self.rules.on_bad_record != "skip":
             raise ValueError(message)
         self.skip(error.kind, message)
 

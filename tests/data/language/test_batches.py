@@ -192,7 +192,9 @@ def test_k_mers_of_three_bases(store) -> None:
 def test_a_single_record_is_split_near_its_end(tmp_path) -> None:
     file = tmp_path / "g.fa"
     file.write_text(">chromosome\n" + "ACGTTGCA" * 500 + "\n")
-    split = corpus.open_train_valid(file, None, alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0)
+    split = corpus.open_train_valid(
+        file, None, alphabet="auto", on_bad_record="error", fraction=0.1, identity=0.5, seed=0
+    )
     assert split.train_regions.stop.tolist() == [3600]
     assert (split.valid_regions.start.tolist(), split.valid_regions.stop.tolist()) == ([3600], [4000])
     again = corpus.open_store(file)
@@ -207,7 +209,13 @@ def test_homologs_across_two_files_give_a_warning(tmp_path, monkeypatch) -> None
     train.write_text(f">a\n{chains[0]}\n>b\n{chains[1]}\n")
     leaking.write_text(f">c\n{chains[2]}\n>d\n{chains[1][5:]}\n")
     clean.write_text(f">e\n{chains[3]}\n")
-    settings: dict[str, Any] = {"alphabet": "auto", "bad": "error", "fraction": 0.1, "identity": 0.5, "seed": 0}
+    settings: dict[str, Any] = {
+        "alphabet": "auto",
+        "on_bad_record": "error",
+        "fraction": 0.1,
+        "identity": 0.5,
+        "seed": 0,
+    }
     with pytest.warns(UserWarning, match=r"1 of 2 validation records have homologs with at least 50%.*d and b"):
         corpus.open_train_valid(train, leaking, **settings)
     with warnings.catch_warnings():
@@ -229,7 +237,13 @@ def test_errors_of_opening(tmp_path) -> None:
     (tmp_path / "d.fa").write_text(">d\nACGTACGTACGTACGTACGTACGTACGTACGTACGT\n")
     with pytest.raises(ValueError, match=r"d.fa has dna sequences, and data.path protein sequences"):
         corpus.open_train_valid(
-            tmp_path / "p.fa", tmp_path / "d.fa", alphabet="auto", bad="error", fraction=0.1, identity=0.5, seed=0
+            tmp_path / "p.fa",
+            tmp_path / "d.fa",
+            alphabet="auto",
+            on_bad_record="error",
+            fraction=0.1,
+            identity=0.5,
+            seed=0,
         )
 
 

@@ -55,7 +55,7 @@ def test_any_bytes_give_a_store_or_a_value_error(tmp_path: Path, data: bytes) ->
 def attempt(path: Path, out: Path, bad: Any) -> tuple[SequenceStore | None, str]:
     """The store, or None and the ValueError's text."""
     try:
-        index([path], out, bad=bad, jobs=1)
+        index([path], out, on_bad_record=bad, jobs=1)
     except ValueError as error:
         return (SequenceStore.open(out) if out.exists() else None), str(error)
     return SequenceStore.open(out), ""
@@ -122,7 +122,7 @@ def test_a_bad_record(what: str, block: int, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
         index([path], tmp_path / "out", jobs=1, **options)
     assert not (tmp_path / "out").exists()
-    summary = index([path], tmp_path / "out", jobs=1, bad="skip", **options)
+    summary = index([path], tmp_path / "out", jobs=1, on_bad_record="skip", **options)
     store = SequenceStore.open(tmp_path / "out")
     store.verify()
     assert "good" in [store.name(i) for i in range(len(store))]
@@ -157,11 +157,11 @@ def test_a_file_that_cannot_be_read(what: str, tmp_path: Path) -> None:
     make(path)
     with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
         index([good, path], tmp_path / "out", jobs=1)
-    summary = index([path, good], tmp_path / "out", jobs=1, bad="skip")
+    summary = index([path, good], tmp_path / "out", jobs=1, on_bad_record="skip")
     assert (summary.records, summary.skipped["unreadable file"]["count"]) == (1, 1)
-    assert index([path, good], tmp_path / "out", jobs=1, bad="skip").unchanged
+    assert index([path, good], tmp_path / "out", jobs=1, on_bad_record="skip").unchanged
     with pytest.raises(ValueError, match="no valid record in 1 files.*" + message):
-        index([path], tmp_path / "nothing", jobs=1, bad="skip")
+        index([path], tmp_path / "nothing", jobs=1, on_bad_record="skip")
 
 
 def test_unusual_but_valid_input(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_names_used_in_two_files(tmp_path: Path) -> None:
     b = write(tmp_path / "b.fa", ">z\nGGGG\n\n>x\nTTTT\n>w\nCC\n")
     with pytest.raises(ValueError, match=r"b\.fa: line 4: record 'x': the name was used in .*a\.fa, line 1"):
         index([a, b], tmp_path / "out", jobs=1)
-    summary = index([a, b], tmp_path / "out", jobs=1, bad="skip")
+    summary = index([a, b], tmp_path / "out", jobs=1, on_bad_record="skip")
     store = SequenceStore.open(tmp_path / "out")
     assert records_of(store) == [("x", "ACGT"), ("y", "AC"), ("z", "GGGG"), ("w", "CC")]
     assert store.location(3) == f"{b}: line 6: record 'w'"
@@ -200,7 +200,7 @@ def test_invalid_arguments(tmp_path: Path) -> None:
         (lambda: index([], tmp_path / "x"), "no files"),
         (lambda: index([dna, dna], tmp_path / "x"), "given twice"),
         (lambda: index([dna], tmp_path / "x", alphabet="rna"), "alphabet must be one of auto, protein, dna"),  # type: ignore[arg-type]
-        (lambda: index([dna], tmp_path / "x", bad="ignore"), "bad must be one of"),  # type: ignore[arg-type]
+        (lambda: index([dna], tmp_path / "x", on_bad_record="ignore"), "on_bad_record must be one of"),  # type: ignore[arg-type]
         (lambda: index([dna], tmp_path / "x", max_length=0), "max_length"),
         (lambda: index([dna], tmp_path), "exists and is not a sequence store"),
         (lambda: index([dna], dna), "exists and is not a sequence store"),
@@ -224,7 +224,7 @@ def test_a_record_without_its_locus_line_is_an_error(tmp_path: Path, monkeypatch
     path = write(tmp_path / "in.gb", head + whole + damaged)
     with pytest.raises(ValueError, match=r"in\.gb: line 9: 'ORIGIN' belongs to no record: a LOCUS line is missing"):
         index([path], tmp_path / "out", jobs=1)
-    summary = index([path], tmp_path / "out", jobs=1, bad="skip")
+    summary = index([path], tmp_path / "out", jobs=1, on_bad_record="skip")
     assert (summary.records, summary.skipped["text outside records"]["count"]) == (2, 1)
     assert index([write(tmp_path / "whole.gb", head + whole)], tmp_path / "whole", jobs=1).records == 1
 
