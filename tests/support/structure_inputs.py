@@ -73,3 +73,28 @@ def chain_lines(sequence: str, first: int = 1, shift: float = 0.0, **more: objec
 def write_pdb(path: Path, lines: list[str]) -> Path:
     path.write_text("\n".join([*lines, "END", ""]))
     return path
+
+
+ATOM_SITE = """data_x
+loop_
+_atom_site.group_PDB
+_atom_site.id
+_atom_site.label_atom_id
+_atom_site.label_comp_id
+{tags}
+_atom_site.Cartn_x
+_atom_site.Cartn_y
+_atom_site.Cartn_z
+"""
+
+
+def write_cif(path: Path, tags: list[str], rows: list[str], before: str = "", after: str = "") -> Path:
+    """Write an mmCIF file with the rows of ``_atom_site``; ``tags`` are its columns between names and coordinates."""
+    head = ATOM_SITE.format(tags="\n".join(f"_atom_site.{tag}" for tag in tags))
+    path.write_text(head.replace("data_x\n", f"data_x\n{before}") + "\n".join(rows) + f"\n#\n{after}")
+    return path
+
+
+def cif_residue(name: str, ids: str, shift: float, group: str = "ATOM") -> list[str]:
+    """Return the rows of a backbone; ``ids`` are the values of the columns in ``tags``."""
+    return [f"{group} 1 {atom} {name} {ids} {x + shift:.3f} {y:.3f} {z:.3f}" for atom, (x, y, z) in BACKBONE.items()]

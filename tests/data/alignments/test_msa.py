@@ -1,12 +1,10 @@
-"""Readers of alignments and FASTA, and damaged files of every format (hypothesis)."""
+"""Readers of A3M and Stockholm alignments, merging and attachment."""
 
 from __future__ import annotations
 
 import gzip
 import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +12,9 @@ from Bio import AlignIO
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ds4sci.chemistry.residue_codes import GAP, decode, encode
+from ds4sci.chemistry.residue_codes import decode, encode
 from ds4sci.data.alignments import alignment_files, msa
 from ds4sci.data.sequences import fasta_records
-from ds4sci.data.structures.parsers import mmcif, pdb
 from ds4sci.types import RESIDUES, Msa, Record
 from tests.support.sequence_files import write
 
@@ -163,43 +160,6 @@ def test_attach_names_the_first_difference(query: str, message: str) -> None:
         msa.attach(record_of("ACDEF"), alignment, "x.a3m")
 
 
-def test_fasta(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.fa", ">one two three\nACDE\n FGH \n\n>2\nacdx*\n")
-    assert fasta_records.read_fasta(path) == [("one", "ACDEFGH"), ("2", "ACDX")]
-    record = fasta_records.make_record("one", "ACDEFGH")
-    assert not record.atom_mask.any()
-    assert record.residue_index.tolist() == list(range(7))
-    zipped = tmp_path / "x.fa.gz"
-    zipped.write_bytes(gzip.compress(path.read_bytes()))
-    assert fasta_records.read_fasta(zipped) == fasta_records.read_fasta(path)
-
-
-def test_fasta_warns_about_replaced_letters(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.fa", ">one\nABZJUOC\n")
-    with pytest.warns(UserWarning, match=r"line 1: 'one': 5 of 7 letters"):
-        assert fasta_records.read_fasta(path) == [("one", "AXXXXXC")]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no FASTA entry"),
-        ("ACDE\n", "line 1: no '>' before"),
-        (">one\nACDE\nAC1E\n", "line 3: '1' at letter 3 of 'one'"),
-        (">one\nAC-E\n", "line 2: '-' .*alignment"),
-        (">one\nA*CE\n", r"line 2: '\*' at letter 2"),
-        (">one\n>two\nAC\n", "line 1: 'one' has no sequence"),
-        (">one\nAC\n>one\nAC\n", "line 3: the name 'one' was used on line 1"),
-        ("> \nAC\n", "line 1: '>' without a name"),
-    ],
-)
-def test_invalid_fasta_raises_with_the_line(text: str, message: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "x.fa", text)
-    with pytest.raises(ValueError, match=message) as caught:
-        fasta_records.read_fasta(path)
-    assert str(path) in str(caught.value)
-
-
 # --- properties ---------------------------------------------------------------------------------------------------
 
 
@@ -248,74 +208,3 @@ def test_stockholm_in_any_wrapping(tmp_path: Path, alignment: Msa, width: int, s
         lines += ["#=GC RF   " + "x" * width, ""]
     write(tmp_path / "x.sto", "\n".join([*lines, "//", ""]))
     assert_same(msa.read(tmp_path / "x.sto"), alignment)
-
-
-names = st.text("abcXYZ019_|.", min_size=1, max_size=8)
-
-
-@shared_folder
-@given(st.dictionaries(names, st.text(RESIDUES + "X", min_size=1, max_size=30), min_size=1), st.integers(1, 10))
-def test_fasta_round_trip_in_any_wrapping(tmp_path: Path, entries: dict[str, str], width: int) -> None:
-    lines = []
-    for name, sequence in entries.items():
-        lines += [f">{name} note", *(sequence[at : at + width] for at in range(0, len(sequence), width))]
-    assert fasta_records.read_fasta(write(tmp_path / "x.fa", "\n".join(lines))) == list(entries.items())
-
-
-def small_pdb() -> bytes:
-    from tests.support.structure_inputs import residue_lines
-
-    lines = ["SEQRES   1 A    3  GLY ALA MSE", *residue_lines("GLY", "1", 0.0), *residue_lines("ALA", "1A", 3.8)]
-    return "\n".join([*lines, *residue_lines("MSE", "3", 7.6, kind="HETATM"), "TER", "END", ""]).encode()
-
-
-WHOLE = {
-    "x.cif": (gzip.decompress((DATA / "mmcif" / "1ubq.cif.gz").read_bytes()), mmcif.read),
-    "x.pdb": (small_pdb(), pdb.read),
-    "x.a3m": ((DATA / "msa" / "bfd_uniclust_hits.a3m").read_bytes(), msa.read),
-    "x.sto": ((DATA / "msa" / "mgnify_hits.sto").read_bytes(), msa.read),
-    "x.cif.gz": ((DATA / "mmcif" / "1ubq.cif.gz").read_bytes(), mmcif.read),
-    "x.fa": (b">one\nACDEFG\n>two x\nACD\nEFG\n", fasta_records.read_fasta),
-}
-
-
-def outcome(read: Callable[[Path], Any], path: Path) -> Any:
-    """The result of the reader, or the text of its ``ValueError``."""
-    try:
-        return read(path)
-    except ValueError as error:
-        return str(error)
-
-
-@pytest.mark.parametrize("name", list(WHOLE))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    cut=st.floats(0, 1),
-    damage=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=4)), max_size=4),
-)
-def test_damage_gives_a_result_or_an_error_that_names_the_file(
-    name: str, cut: float, damage: list[tuple[float, bytes]], tmp_path: Path
-) -> None:
-    """Files truncated at any byte and overwritten anywhere raise only ``ValueError``."""
-    whole, read = WHOLE[name]
-    content = bytearray(whole[: int(cut * len(whole))] if cut < 0.9 else whole)
-    for where, replacement in damage:
-        at = int(where * len(content))
-        content[at : at + len(replacement)] = replacement
-    path = tmp_path / name
-    path.write_bytes(content)
-    result = outcome(read, path)
-    assert isinstance(result, list | Msa) or str(path) in result
-    if isinstance(result, Msa):
-        assert (result.sequences <= GAP).all()
-        assert (result.deletions >= 0).all()
-
-
-@pytest.mark.parametrize("name", ["x.pdb", "x.a3m", "x.sto", "x.fa"])
-def test_truncation_at_every_byte(name: str, tmp_path: Path) -> None:
-    whole, read = WHOLE[name]
-    path = tmp_path / name
-    for size in range(0, len(whole), 1 if len(whole) < 1000 else 7):
-        path.write_bytes(whole[:size])
-        result = outcome(read, path)
-        assert isinstance(result, list | Msa) or str(path) in result
