@@ -1,4 +1,4 @@
-"""Evoformer attention beyond the contract: derivatives by differences, lse, torch.compile, func, refusals, builds."""
+"""Evoformer attention: the kernel contract, gradcheck, lse, torch.compile, vmap, refusals, builds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestContract(ThreadContract, GrowthContract):
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (7, 7), (5, 17), (63, 2)])
-def test_attention_is_torchs_with_summed_biases(queries: int, keys: int) -> None:
+def test_equals_sdpa_with_summed_biases(queries: int, keys: int) -> None:
     b, s, h, d = 2, 3, 2, 8
     q, k, v = normal64(b, s, queries, h, d), normal64(b, s, keys, h, d, seed=1), normal64(b, s, keys, h, d, seed=2)
     bias, gate = normal64(b, h, queries, keys), normal64(b, s, queries, h, d, seed=3)
@@ -77,7 +77,7 @@ def test_attention_is_torchs_with_summed_biases(queries: int, keys: int) -> None
     torch.testing.assert_close(evoformer_attention(q, k, v, added, bias, gate), got)
 
 
-def test_a_query_without_keys_gives_nothing_and_gets_no_gradient() -> None:
+def test_a_query_without_keys_has_output_0_and_gradient_0() -> None:
     q, k, v = (normal64(1, 2, 5, 2, 8, seed=i).requires_grad_() for i in range(3))
     bias = normal64(1, 2, 5, 5).requires_grad_()
     mask = torch.ones(1, 2, 5, dtype=torch.bool)
@@ -104,7 +104,7 @@ MAX = torch.finfo(torch.float32).max
 @pytest.mark.parametrize("name", cpu_names(KERNEL))
 @pytest.mark.parametrize("value", [MAX, 2.5e38, 1e38, 1e12, 1e9])
 @pytest.mark.parametrize("as_mask", [True, False], ids=["mask", "pair bias"])
-def test_a_key_with_a_huge_score_is_the_only_one(name: str, value: float, as_mask: bool) -> None:
+def test_a_key_with_a_huge_score_gets_all_the_weight(name: str, value: float, as_mask: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1, 5, 2, 8, generator=generator).requires_grad_() for _ in range(3))
     added = torch.zeros(5).index_fill(0, torch.tensor(1), value)
@@ -120,7 +120,7 @@ def test_a_key_with_a_huge_score_is_the_only_one(name: str, value: float, as_mas
 
 
 @pytest.mark.parametrize("name", cpu_names(KERNEL))
-def test_plus_infinity_stays_nan(name: str) -> None:
+def test_plus_infinity_gives_nan(name: str) -> None:
     q = torch.ones(1, 1, 3, 1, 8)
     assert evoformer_attention(q, q, q, torch.tensor([[[0, math.inf, 0]]]), implementation=name).isnan().all()
 
@@ -150,10 +150,10 @@ def test_second_derivatives_are_refused_by_name(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", [*FUSED, "reference"])
-def test_two_halves_of_the_keys_merge(implementation: str) -> None:
+def test_results_over_two_halves_of_the_keys_merge(implementation: str) -> None:
     given = example(n=12)
     del given["gate"]
-    given["mask"][:, 1, :6] = False  # a half without keys for one row
+    given["mask"][:, 1, :6] = False  # no keys in this half for one row
     leaves = {name: x.clone().requires_grad_() for name, x in given.items() if x.is_floating_point()}
     whole = evoformer_attention(**leaves, mask=given["mask"], implementation="reference")
     weight = normal(*whole.shape, seed=9)
@@ -177,7 +177,7 @@ def test_two_halves_of_the_keys_merge(implementation: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("implementation", FUSED)
-def test_torch_agrees_that_the_operators_are_sound(implementation: str, dtype: torch.dtype) -> None:
+def test_opcheck(implementation: str, dtype: torch.dtype) -> None:
     given = example(dtype=dtype)
     q, k, v, gate, bias = (given[x].requires_grad_() for x in ("q", "k", "v", "gate", "pair_bias"))
     torch.library.opcheck(
@@ -186,7 +186,7 @@ def test_torch_agrees_that_the_operators_are_sound(implementation: str, dtype: t
 
 
 @pytest.mark.parametrize("implementation", FUSED)
-def test_compiles_without_a_break(implementation: str) -> None:
+def test_compiles_without_graph_breaks(implementation: str) -> None:
     given = example()
 
     def function(**x: torch.Tensor) -> torch.Tensor:
@@ -204,11 +204,11 @@ def test_compiles_without_a_break(implementation: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("implementation", FUSED)
-def test_vmap_is_a_loop(implementation: str, dtype: torch.dtype) -> None:
-    """torch.func.grad over custom operators is more than torch 2.13 allows; vmap it does."""
+def test_vmap_equals_a_loop(implementation: str, dtype: torch.dtype) -> None:
+    """torch 2.13 supports vmap, but not torch.func.grad, over custom operators."""
     one = example(b=2, dtype=dtype)
     other = {name: x.flip(1) for name, x in one.items()}
-    bias = one["pair_bias"][:1]  # the same for both, and for the batch
+    bias = one["pair_bias"][:1]  # shared by both and by the batch
     many = {name: torch.stack([one[name], other[name]], dim=1) for name in one if name != "pair_bias"}
 
     def function(x: dict[str, torch.Tensor], bias: torch.Tensor) -> torch.Tensor:
@@ -220,7 +220,7 @@ def test_vmap_is_a_loop(implementation: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("implementation", FUSED)
-def test_under_activation_checkpointing(implementation: str) -> None:
+def test_activation_checkpointing(implementation: str) -> None:
     from torch.utils.checkpoint import checkpoint
 
     given = example()
@@ -237,8 +237,8 @@ def test_under_activation_checkpointing(implementation: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("implementation", ON_CPU)
 @pytest.mark.parametrize("d", [8, 16])
-def test_a_high_bias_reaches_no_query_past_the_last(implementation: str, d: int, dtype: torch.dtype) -> None:
-    """e^200 is more than fp32 holds: a tile's empty places must not make it and multiply it by 0."""
+def test_a_high_bias_does_not_overflow_beyond_the_last_query(implementation: str, d: int, dtype: torch.dtype) -> None:
+    """e^200 overflows fp32: empty positions of a tile must not compute it and multiply it by 0."""
     given = example(n=33, d=d, dtype=dtype)
     given["pair_bias"] += 200.0
     given["mask"] = torch.full((1, 3, 33), 200.0, dtype=dtype)
@@ -251,7 +251,7 @@ def test_a_high_bias_reaches_no_query_past_the_last(implementation: str, d: int,
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", ["q", "k", "v", "pair_bias", "mask"])
 @pytest.mark.parametrize("implementation", FUSED)
-def test_nan_and_infinity_are_seen_where_torch_sees_them(implementation: str, name: str, bad: float) -> None:
+def test_nan_and_infinity_propagate_as_in_torch(implementation: str, name: str, bad: float) -> None:
     given = example(n=12)
     given["mask"] = torch.zeros(1, 3, 12)
     given[name].view(-1)[5] = bad
@@ -278,7 +278,7 @@ def test_tiles_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_wrong_shapes_are_named() -> None:
+def test_wrong_shapes_are_refused_by_name() -> None:
     given = example()
     for name, wrong, words in (
         ("v", normal(1, 3, 9, 2, 8), r"v must be \(1, 3, 10, 2, 8\)"),
@@ -336,7 +336,7 @@ def test_every_instruction_set_of_this_machine(name: str, tmp_path: Path) -> Non
     assert "building" not in done.stderr, f"built again, though {built} is there"
 
 
-def test_without_a_compiler_the_tiled_one_runs(tmp_path: Path) -> None:
+def test_without_a_compiler_tiled_runs(tmp_path: Path) -> None:
     script = (
         "import torch; from ds4sci.kernels import KERNELS, evoformer_attention as f; x = torch.ones(1, 1, 2, 1, 8);"
         "print(KERNELS['evoformer_attention'].get_implementation('native').why_not(x, x, x)); f(x, x, x)"
@@ -348,8 +348,8 @@ def test_without_a_compiler_the_tiled_one_runs(tmp_path: Path) -> None:
     assert "no C++ compiler found" in done.stdout
 
 
-def test_sixteen_lanes_are_right_on_any_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The width of AVX-512, compiled for what is here: the same code, two registers to a vector."""
+def test_sixteen_lanes_on_any_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vector width of AVX-512 compiled for this machine: the same code, with two registers per vector if needed."""
     wide = native.Isa("avx512", 16, 12, native.isa().flags, frozenset())
     try:
         monkeypatch.setenv("DS4SCI_CACHE", str(tmp_path))

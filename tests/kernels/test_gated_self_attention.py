@@ -33,7 +33,7 @@ class TestContract(BroadcastMaskContract):
 
 
 @pytest.mark.parametrize("name", cpu_names(KERNEL))
-def test_the_gradient_of_a_mask_that_broadcasts_has_its_shape(name: str) -> None:
+def test_the_gradient_of_a_broadcast_mask_has_its_shape(name: str) -> None:
     given = KERNEL.cases[0].make(torch.Generator().manual_seed(0), torch.float32, torch.device("cpu"))
     mask = torch.zeros(1, 1, given["x"].shape[2], requires_grad=True)
     grads = []

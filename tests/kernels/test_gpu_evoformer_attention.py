@@ -1,6 +1,6 @@
-"""Evoformer attention on a GPU, what no interpreter shows: ``pytest -m gpu``. The contract tests use a GPU, too.
+"""Evoformer attention on a GPU: ``pytest -m gpu``. The contract tests run on a GPU too.
 
-Long lengths are compared in pieces of rows and queries, in fp64, so that the oracle fits.
+For long lengths the oracle is the tiled implementation in fp64, which fits in memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def example(
     given["pair_bias"] = normal(b, h, n, n, dtype=dtype)
     given["mask"] = normal(b, s, n, seed=9) > -1
     reason = KERNEL.get_implementation("triton").why_not(**given)
-    assert reason is None, f"there is a GPU, and yet: {reason}"
+    assert reason is None, f"refused on a GPU: {reason}"
     return given
 
 
@@ -51,8 +51,8 @@ def widened(given: dict[str, Any]) -> dict[str, Any]:
     return {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
 
 
-def as_right(got: list[torch.Tensor], plain: list[torch.Tensor], want: list[torch.Tensor]) -> None:
-    """The rule of the contract test."""
+def assert_accurate(got: list[torch.Tensor], plain: list[torch.Tensor], want: list[torch.Tensor]) -> None:
+    """The error is at most 3 times that of plain torch, as in ``KernelContract``."""
     for one, other, oracle in zip(got, plain, want, strict=True):
         eps = torch.finfo(one.dtype).eps
         assert one.isfinite().all()
@@ -63,22 +63,24 @@ def as_right(got: list[torch.Tensor], plain: list[torch.Tensor], want: list[torc
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [1, 17, 63, 64, 191, 384])
 @pytest.mark.parametrize("d", [8, 32, 64, 96, 128])
-def test_as_right_as_plain_torch(dtype: torch.dtype, n: int, d: int) -> None:
-    """Every config's widths and ranges, with the tiles that are shipped; exact products for fp32."""
+def test_accuracy(dtype: torch.dtype, n: int, d: int) -> None:
+    """All widths and length ranges of the shipped configs; exact products for fp32."""
     given = example(dtype, s=5, n=n, d=d)
-    as_right(outcome(by_triton, given), outcome(KERNEL.reference, given), outcome(KERNEL.reference, widened(given)))
+    assert_accurate(
+        outcome(by_triton, given), outcome(KERNEL.reference, given), outcome(KERNEL.reference, widened(given))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("n", [2048, 4096])
-def test_long(dtype: torch.dtype, n: int) -> None:
-    """tiled is plain torch in pieces: in the same dtype the measure, in fp64 the oracle."""
+def test_long_sequences(dtype: torch.dtype, n: int) -> None:
+    """``tiled`` in fp64 is the oracle."""
     given = example(dtype, s=3, n=n, h=2)
     tiled = KERNEL.get_implementation("tiled").run
-    as_right(outcome(by_triton, given), outcome(KERNEL.reference, given), outcome(tiled, widened(given)))
+    assert_accurate(outcome(by_triton, given), outcome(KERNEL.reference, given), outcome(tiled, widened(given)))
 
 
-def test_tf32_is_followed() -> None:
+def test_tf32_setting_is_respected() -> None:
     given = example(n=256)
     exact = outcome(by_triton, given)
     allowed = torch.backends.cuda.matmul.allow_tf32
@@ -88,32 +90,32 @@ def test_tf32_is_followed() -> None:
         plain = outcome(KERNEL.reference, given)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
-    as_right(fast, plain, outcome(KERNEL.reference, widened(given)))
+    assert_accurate(fast, plain, outcome(KERNEL.reference, widened(given)))
     if torch.version.hip is None:
         assert not torch.equal(exact[0], fast[0])
 
 
 def test_more_than_2_31_elements() -> None:
-    """b·s·n·h·d = 2.2·10⁹ for each of q, k, v: the last rows are those of a call with these alone."""
+    """b·s·n·h·d = 2.2·10⁹ for each of q, k, v: the last rows equal those of a call with only these rows."""
     s, n, h, d = 16500, 512, 8, 32
     free, _ = torch.cuda.mem_get_info()
     if free < 9 * s * n * h * d * 2:
-        pytest.skip(f"wants {9 * s * n * h * d * 2 / 2**30:.0f} GiB of free GPU memory, there are {free / 2**30:.0f}")
+        pytest.skip(f"needs {9 * s * n * h * d * 2 / 2**30:.0f} GiB of free GPU memory, available {free / 2**30:.0f}")
     given = {x: torch.randn(1, s, n, h, d, device="cuda", dtype=torch.bfloat16) for x in ("q", "k", "v")}
     given["pair_bias"] = normal(1, h, n, n, dtype=torch.bfloat16)
     whole = {name: x.requires_grad_() for name, x in given.items()}
     out = by_triton(**whole)
     grads = torch.autograd.grad(out, [whole[x] for x in ("q", "k", "v")], out.detach())
     last = {x: given[x][:, -4:].detach().requires_grad_() for x in ("q", "k", "v")}
-    alone = by_triton(**last, pair_bias=given["pair_bias"].detach())
-    assert torch.equal(out[:, -4:], alone)
-    for one, other in zip(grads, torch.autograd.grad(alone, list(last.values()), alone.detach()), strict=True):
+    separate = by_triton(**last, pair_bias=given["pair_bias"].detach())
+    assert torch.equal(out[:, -4:], separate)
+    for one, other in zip(grads, torch.autograd.grad(separate, list(last.values()), separate.detach()), strict=True):
         assert torch.equal(one[:, -4:], other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_same_bits_again(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen times, beside other work, in one launch and in many."""
+def test_results_are_reproducible(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen times, with concurrent work, in one launch and in many."""
     for scratch in (host.SCRATCH_BYTES, 0):
         monkeypatch.setattr(host, "SCRATCH_BYTES", scratch)
         given = example(dtype, s=37, n=200)
@@ -125,13 +127,13 @@ def test_the_same_bits_again(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
                 assert torch.equal(one, other)
 
 
-def test_on_a_stream_of_its_own() -> None:
+def test_non_default_stream() -> None:
     given = example(torch.bfloat16, s=64, n=256)
     want = outcome(by_triton, given)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(10**7)  # work that comes before, so that a launch on another stream would read too early
+        torch.cuda._sleep(10**7)  # earlier work, so that a launch on another stream would read too early
         moved = {name: x.clone() for name, x in given.items()}
         got = outcome(by_triton, moved)
     stream.synchronize()
@@ -139,7 +141,7 @@ def test_on_a_stream_of_its_own() -> None:
         assert torch.equal(one, other)
 
 
-def test_on_another_device_than_the_current() -> None:
+def test_device_other_than_the_current() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     given = example()
@@ -148,19 +150,19 @@ def test_on_another_device_than_the_current() -> None:
     assert torch.equal(by_triton(**there).cpu(), by_triton(**given).cpu())
 
 
-def test_compiles_without_a_break() -> None:
+def test_compiles_without_graph_breaks() -> None:
     given = example(torch.bfloat16)
     compiled = torch.compile(lambda **x: by_triton(**x).square(), fullgraph=True)
     for one, other in zip(outcome(compiled, given), outcome(lambda **x: by_triton(**x).square(), given), strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_it_is_chosen_first() -> None:
+def test_triton_is_the_default() -> None:
     given = example()
     assert torch.equal(evoformer_attention(**given), by_triton(**given))
 
 
-def test_torch_agrees_that_the_operators_are_sound() -> None:
+def test_opcheck() -> None:
     given = example(n=10, d=8)
     q, k, v, gate, bias = (given[x].requires_grad_() for x in ("q", "k", "v", "gate", "pair_bias"))
     torch.library.opcheck(
@@ -168,8 +170,8 @@ def test_torch_agrees_that_the_operators_are_sound() -> None:
     )
 
 
-def test_memory_is_what_it_says() -> None:
-    """Nothing of size s·h·n²: outputs, lse, and in the backward three numbers a query and the partial sums."""
+def test_memory_is_bounded() -> None:
+    """Nothing of size s·h·n²: outputs, lse, and in backward three numbers per query and the partial sums."""
     given = example(torch.bfloat16, s=256, n=512)
     leaves = {name: x.requires_grad_() for name, x in given.items() if x.is_floating_point()}
     out = by_triton(**given)  # compiles

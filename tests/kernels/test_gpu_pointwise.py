@@ -1,6 +1,6 @@
-"""The work between matrix products and dropout on a GPU, what no interpreter shows: ``pytest -m gpu``.
+"""Pointwise and dropout kernels on a GPU: ``pytest -m gpu``.
 
-The contract tests run the operations made of these functions there, too.
+The contract tests run the operations that use these functions on a GPU too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.support.pointwise_calls import (
     Call,
     Given,
     Outcome,
-    assert_as_right,
+    assert_accurate,
     copied,
     numbers,
     spread,
@@ -34,12 +34,12 @@ BACKWARD = [call for call in CALLS if "backward" in call.name]
 def outcome(call: Call, given: Given) -> Outcome:
     tensor = next(iter(given.values()))
     reason = triton.why_not(tensor if tensor.dim() == 2 else tensor.unsqueeze(0))
-    assert reason is None, f"there is a GPU, and yet: {reason}"
+    assert reason is None, f"refused on a GPU: {reason}"
     return call.run(triton, **given)
 
 
 def compare(call: Call, given: Given) -> None:
-    assert_as_right(outcome(call, given), call.run(reference, **given), call.run(reference, **widened(given)))
+    assert_accurate(outcome(call, given), call.run(reference, **given), call.run(reference, **widened(given)))
 
 
 def same(one: Outcome, other: Outcome) -> None:
@@ -49,8 +49,8 @@ def same(one: Outcome, other: Outcome) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
-def test_as_right_as_plain_torch(call: Call, dtype: torch.dtype) -> None:
-    """The tiles that are shipped, and more tiles than programs that make sums."""
+def test_accuracy(call: Call, dtype: torch.dtype) -> None:
+    """Shipped tiles, with more tiles than programs that compute sums."""
     for rows, c in ((1, 1), (17, 9), (191, 24), (63, 300), (1000, 128), (2**16 + 3, 32)):
         compare(call, call.make(rows, c, dtype, DEVICE))
 
@@ -65,16 +65,16 @@ def test_every_width_of_a_norm(call: Call, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
-def test_strides_of_every_kind(call: Call) -> None:
-    """Not the bits of dense tensors: where less is aligned, threads hold other elements and add in another order."""
+def test_strides(call: Call) -> None:
+    """The bits differ from dense tensors: with less alignment, threads add other elements in another order."""
     given = call.make(300, 21, torch.bfloat16, DEVICE)
     compare(call, {name: x if name in ("mean", "rstd") else spread(x) for name, x in given.items()})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("c", [1, 9, 32, 128, 200, 1024, 4096])
-def test_the_gradient_of_a_norm_takes_the_place_of_its_results(c: int, dtype: torch.dtype) -> None:
-    """Dense and in planes, whatever share of a tile a thread has."""
+def test_the_gradient_of_a_norm_may_overwrite_the_output_gradient(c: int, dtype: torch.dtype) -> None:
+    """Dense rows and rows in planes, with various numbers of elements per thread."""
     rows = numbers(40, 50, c, dtype=dtype, device=DEVICE)
     for x in (rows, rows.transpose(0, 1)):
         given = BY_NAME["norm_backward"].make(2000, c, dtype, DEVICE) | {"x": x}
@@ -92,8 +92,8 @@ def test_the_gradient_of_a_norm_takes_the_place_of_its_results(c: int, dtype: to
 
 
 @pytest.mark.parametrize("call", BACKWARD, ids=lambda call: call.name)
-def test_the_same_bits_again(call: Call) -> None:
-    """Sixteen times, beside other work; in place, so that a thread that reads what another wrote is seen."""
+def test_results_are_reproducible(call: Call) -> None:
+    """Sixteen times, with concurrent work; in place, so that a read after another thread's write is detected."""
     given = call.make(2**15 + 5, 100, torch.bfloat16, DEVICE)
     first = outcome(call, given)
     for _ in range(16):
@@ -102,20 +102,20 @@ def test_the_same_bits_again(call: Call) -> None:
         same(outcome(call, given), first)
 
 
-def test_on_a_stream_of_its_own() -> None:
+def test_non_default_stream() -> None:
     call = BY_NAME["norm_backward"]
     given = call.make(2**15, 128, torch.bfloat16, DEVICE)
     want = outcome(call, given)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(10**7)  # work that comes before, so that a launch on another stream would read too early
+        torch.cuda._sleep(10**7)  # earlier work, so that a launch on another stream would read too early
         got = outcome(call, {name: copied(x) for name, x in given.items()})
     stream.synchronize()
     same(got, want)
 
 
-def test_on_another_device_than_the_current() -> None:
+def test_device_other_than_the_current() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     call = BY_NAME["norm_backward"]
@@ -126,20 +126,20 @@ def test_on_another_device_than_the_current() -> None:
 
 
 def test_more_than_2_31_elements() -> None:
-    """[17·10⁶, 128] in bf16: the last rows are those of a call with these alone, aligned alike; so are the columns."""
+    """[17·10⁶, 128] in bf16: the last rows and columns equal those of a call with only these, of equal alignment."""
     rows, c = 17 * 10**6, 128
     free, _ = torch.cuda.mem_get_info()
     if free < 4 * rows * c * 2:
-        pytest.skip(f"wants {4 * rows * c * 2 / 2**30:.0f} GiB of free GPU memory, there are {free / 2**30:.0f}")
+        pytest.skip(f"needs {4 * rows * c * 2 / 2**30:.0f} GiB of free GPU memory, available {free / 2**30:.0f}")
     x = torch.randn(rows, c, device=DEVICE, dtype=torch.bfloat16)
     weight, bias = (numbers(c, seed=seed, device=DEVICE) for seed in range(2))
     for a, b in zip(triton.norm(x, weight, bias, 1e-5), triton.norm(x[-48:], weight, bias, 1e-5), strict=True):
         assert torch.equal(a[-48:], b)
     columns = x.view(c, rows)
-    whole, alone = (triton.norm_columns(p, weight, bias, 1e-5) for p in (columns, columns[:, -48:]))
-    for a, b in zip(whole, alone, strict=True):
+    whole, separate = (triton.norm_columns(p, weight, bias, 1e-5) for p in (columns, columns[:, -48:]))
+    for a, b in zip(whole, separate, strict=True):
         assert torch.equal(a[-48:], b)
-    del whole, alone
+    del whole, separate
     want = x[-48:].clone().add_(bias.bfloat16()).relu_()
     triton.relu(x, bias.bfloat16())
     torch.testing.assert_close(x[-48:], want, rtol=1e-2, atol=1e-2)
@@ -167,7 +167,7 @@ def test_scratch_is_bounded() -> None:
         ("gated_self_attention", "MSA row"), ("layer_norm", "pair"), ("shared_dropout", "a rank's rows"),
     ],
 )  # fmt: skip
-def test_operations_choose_it_first(kernel: str, name: str) -> None:
+def test_triton_is_the_default(kernel: str, name: str) -> None:
     operation = KERNELS[kernel]
     case = next(case for case in operation.cases if case.name == name)
     given = case.make(torch.Generator().manual_seed(0), torch.bfloat16, torch.device(DEVICE))
@@ -177,7 +177,7 @@ def test_operations_choose_it_first(kernel: str, name: str) -> None:
 
 @pytest.mark.parametrize("axis", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dropout_gives_the_references_bits(dtype: torch.dtype, axis: int) -> None:
+def test_dropout_has_the_bits_of_the_reference(dtype: torch.dtype, axis: int) -> None:
     x = numbers(2, 67, 130, 100, dtype=dtype, device=DEVICE)
     for seed in (torch.tensor(2**53 + 11), torch.tensor(-5, device=DEVICE)):
         for one in (x, x.transpose(1, 2), x[:, ::2, 1:, ::3]):
@@ -189,8 +189,8 @@ def test_dropout_gives_the_references_bits(dtype: torch.dtype, axis: int) -> Non
                 assert torch.equal(got, want)
 
 
-def test_dropout_waits_for_nothing() -> None:
-    """The seed is read on the GPU: no synchronization, forward or backward, wherever the seed lies."""
+def test_dropout_does_not_synchronize() -> None:
+    """The seed is read on the GPU: no synchronization in forward or backward, for a seed on either device."""
     x = numbers(1, 64, 64, 128, device=DEVICE).requires_grad_()
 
     def step(seed: Tensor) -> None:

@@ -28,7 +28,7 @@ class TestContract(BroadcastMaskContract):
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_outer_product_mean_is_its_definition_for_few_and_many_rows(rows: int) -> None:
+def test_equals_its_definition_for_few_and_many_rows(rows: int) -> None:
     """Below c / 2 rows the weight is applied first."""
     b, n, c, c_z = 2, 5, 4, 3
     a, other = normal(b, rows, n, c), normal(b, rows, n, c, seed=1)

@@ -1,4 +1,4 @@
-"""Dropout from counters: Random123's known answers, a mask that is shared, repeated and the same on any rank."""
+"""Shared dropout: the kernel contract, known answers of Random123, sharing and reproducibility of the mask."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def drop(x: torch.Tensor, p: float, axis: int, name: str, seed: torch.Tensor = S
     ],
 )
 def test_known_answers(key: str, counter: str, answer: str) -> None:
-    """philox4x32, 10 rounds, of Random123's kat_vectors; the key's low word first."""
+    """philox4x32 with 10 rounds from Random123's kat_vectors; the low word of the key is first."""
     low, high = (int(word, 16) for word in key.split())
     seed = (high << 32 | low) - (2**64 if high >> 31 else 0)
     words = philox(torch.tensor(seed), [torch.tensor(int(word, 16)) for word in counter.split()])
@@ -58,7 +58,7 @@ def test_known_answers(key: str, counter: str, answer: str) -> None:
 
 @pytest.mark.parametrize("axis", [1, 2])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_the_mask_is_shared_along_the_axis_and_nowhere_else(name: str, axis: int) -> None:
+def test_the_mask_is_shared_along_the_axis_only(name: str, axis: int) -> None:
     out = drop(ones(2, 30, 30, 8), 0.3, axis, name)
     assert (out == out.narrow(axis, 0, 1)).all()
     for other in {0, 1, 2, 3} - {axis}:
@@ -68,7 +68,7 @@ def test_the_mask_is_shared_along_the_axis_and_nowhere_else(name: str, axis: int
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.25, 0.9])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_rate_and_scale(name: str, p: float) -> None:
-    """Of n places n p are dropped, to within five standard deviations; the mean stays."""
+    """Of n elements n p are dropped, to within five standard deviations."""
     out = drop(ones(1, 1, 250, 64), p, 1, name)
     n = out.numel()
     assert abs((out == 0).sum() - n * p) <= 5 * (n * p * (1 - p)) ** 0.5
@@ -77,18 +77,18 @@ def test_rate_and_scale(name: str, p: float) -> None:
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_the_seed_alone_decides(name: str) -> None:
+def test_only_the_seed_determines_the_mask(name: str) -> None:
     x = ones(1, 3, 20, 16)
     first = drop(x, 0.5, 1, name)
     torch.manual_seed(5)
     assert torch.equal(drop(x, 0.5, 1, name), first)
-    for seed in (2**53 + 12, 11, -(2**53) - 11):  # another low word, another high word
+    for seed in (2**53 + 12, 11, -(2**53) - 11):  # a different low word, a different high word
         assert not torch.equal(drop(x, 0.5, 1, name, torch.tensor(seed)), first)
 
 
 @pytest.mark.parametrize("axis", [1, 2])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_a_rank_drops_what_the_whole_would(name: str, axis: int) -> None:
+def test_a_rank_drops_the_elements_of_the_whole_tensor(name: str, axis: int) -> None:
     x = torch.randn(3, 10, 12, 9, generator=torch.Generator().manual_seed(0))
     whole = drop(x, 0.4, axis, name)
     part = drop(x[1:, 4:9, 7:], 0.4, axis, name, starts=(1, 4, 7))
@@ -103,7 +103,7 @@ def test_the_gradient_is_the_mask_times_the_gradient(name: str) -> None:
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     mask = drop(torch.ones_like(x), 0.4, 2, name)
     assert torch.equal(torch.autograd.grad(out, x, weight, retain_graph=True)[0], weight * mask)
-    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], mask)  # a gradient with strides of 0
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], mask)  # the gradient has strides of 0
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -127,7 +127,7 @@ def test_errors() -> None:
             shared_dropout(x, 0.1, 1, seed)
 
 
-def test_the_module_draws_from_torchs_generator_and_is_still_in_evaluation() -> None:
+def test_the_module_uses_torchs_generator_and_is_the_identity_in_evaluation() -> None:
     module, x = SharedDropout(0.5, axis=1), ones(1, 4, 20, 8)
     torch.manual_seed(0)
     first, second = module(x), module(x)
@@ -138,7 +138,7 @@ def test_the_module_draws_from_torchs_generator_and_is_still_in_evaluation() -> 
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_recomputation_drops_the_same(reentrant: bool) -> None:
+def test_a_recomputation_drops_the_same_elements(reentrant: bool) -> None:
     module = SharedDropout(0.5, axis=2)
     x = torch.randn(1, 6, 20, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
@@ -149,7 +149,7 @@ def test_a_recomputation_drops_the_same(reentrant: bool) -> None:
     (want,) = torch.autograd.grad(block(x).sum(), x)
     torch.manual_seed(3)
     out = checkpoint(block, x, use_reentrant=reentrant)
-    torch.rand(7)  # other draws in between
+    torch.rand(7)  # other random numbers in between
     out.sum().backward()
     assert torch.equal(x.grad, want)
 
@@ -159,8 +159,8 @@ def test_a_recomputation_drops_the_same(reentrant: bool) -> None:
     ("p", "dtype"),
     [(p, torch.float32) for p in (0.0, 0.15, 0.75, 1 - 2**-33)] + [(0.15, torch.bfloat16), (0.15, torch.float16)],
 )
-def test_triton_gives_the_references_bits(p: float, dtype: torch.dtype) -> None:
-    """Also where x is no number, for which 0 times x is none."""
+def test_triton_has_the_bits_of_the_reference(p: float, dtype: torch.dtype) -> None:
+    """Also for infinities and NaN, where 0 times x is NaN."""
     x = torch.randn(2, 11, 9, 21, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0, 0, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
     for axis in (1, 2):
@@ -172,7 +172,7 @@ def test_triton_gives_the_references_bits(p: float, dtype: torch.dtype) -> None:
 
 
 @needs_triton
-def test_triton_saves_the_seed_alone_and_its_operator_is_sound() -> None:
+def test_triton_saves_only_the_seed_and_passes_opcheck() -> None:
     x = torch.randn(1, 3, 5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
@@ -182,7 +182,7 @@ def test_triton_saves_the_seed_alone_and_its_operator_is_sound() -> None:
 
 
 @needs_triton
-def test_triton_compiles_without_a_break() -> None:
+def test_triton_compiles_without_graph_breaks() -> None:
     x = torch.randn(1, 3, 5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     want = drop(x, 0.4, 1, "triton")
     compiled = torch.compile(lambda x: drop(x, 0.4, 1, "triton"), fullgraph=True, backend="aot_eager")
@@ -190,6 +190,6 @@ def test_triton_compiles_without_a_break() -> None:
     assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], torch.autograd.grad(want.sum(), x)[0])
 
 
-def test_a_seed_that_is_no_tensor_is_refused() -> None:
+def test_a_seed_that_is_not_a_tensor_is_refused() -> None:
     with pytest.raises(ValueError, match="got 3"):
         shared_dropout(torch.randn(1, 2, 2, 4), 0.3, 1, 3)  # type: ignore[arg-type]

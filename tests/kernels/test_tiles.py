@@ -8,7 +8,7 @@ from ds4sci.kernels import tiles
 from ds4sci.kernels.tiles import tile_slices
 
 
-def test_a_cascade_loses_no_more_than_torchs_own_sum() -> None:
+def test_a_cascade_is_as_accurate_as_torch_sum() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(5_000, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
         cascade, product = tiles.CascadeSum(), tiles.CascadeSum(4)

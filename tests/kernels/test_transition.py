@@ -26,7 +26,7 @@ class TestContract(FusedContract):
         return [{"x": torch.randn(shape)} | parameters for shape in ((0, 3, 8), (3, 0, 8))]
 
 
-def test_transition_is_its_definition() -> None:
+def test_equals_its_definition() -> None:
     x = normal(2, 3, 4)
     norm, first, second = (normal(4, seed=1), normal(4, seed=2)), (normal(8, 4), normal(8)), (normal(4, 8), normal(4))
     hidden = F.linear(F.layer_norm(x, (4,), *norm), *first).clamp(min=0)

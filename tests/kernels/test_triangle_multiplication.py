@@ -34,7 +34,7 @@ class TestContract(BroadcastMaskContract):
 
 
 @pytest.mark.parametrize("direction", ["outgoing", "incoming"])
-def test_triangle_multiplication_is_its_definition(direction: str) -> None:
+def test_equals_its_definition(direction: str) -> None:
     n, c, hidden = 5, 6, 4
     z = normal(1, n, n, c)
     real = torch.tensor([[True] * 4 + [False]])

@@ -1,5 +1,7 @@
-"""Triton kernels compiled for GPUs that are not here: every shipped config, without spills, within shared memory, on
-the matrix instructions of its architecture. ``python -m ds4sci.bench.triton_static`` makes the table."""
+"""Evoformer attention in Triton compiled ahead of time: no spills, shared memory limits, matrix instructions.
+
+Every shipped config for every architecture. ``python -m ds4sci.bench.triton_static`` writes the table.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,15 @@ from ds4sci.kernels.evoformer_attention.triton_static import Point, points
 
 pytestmark = pytest.mark.aot
 TABLE = Path(__file__).resolve().parents[2] / "benchmarks" / "triton_evoformer_attention_static.json"
-OFTEN = {str(x) for x in points(widths=(32,), dtypes=(torch.bfloat16,))} | {
+EVERY_RUN = {str(x) for x in points(widths=(32,), dtypes=(torch.bfloat16,))} | {
     str(x) for x in points(archs=("sm_90",), dtypes=(torch.bfloat16,)) if x.longest is None
 }
-"""Compiled in every run: the width that models have, on every architecture, and every width on sm_90. The other ones of
-bf16 are compiled before a push, those of fp32 by night: they take as long again."""
+"""Points compiled in every run: the most common width on every architecture, and every width on sm_90. Slow tests
+compile the others in bf16, nightly tests those in fp32."""
 
 
 def tier(point: Point) -> list[pytest.MarkDecorator]:
-    if str(point) in OFTEN:
+    if str(point) in EVERY_RUN:
         return []
     return [pytest.mark.slow if point.dtype == torch.bfloat16 else pytest.mark.nightly]
 
@@ -43,8 +45,8 @@ def test_a_shipped_config(point: Point) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", [pytest.param(x, id=str(x)) for x in points(widths=(32,), dtypes=(torch.bfloat16,))])
-def test_a_length_that_nothing_divides(point: Point) -> None:
-    """The bias's rows begin off alignment: other loads, other registers."""
+def test_an_odd_length(point: Point) -> None:
+    """The rows of the bias are unaligned, which needs other loads and registers."""
     for stats in triton_static.build(point, n=383, s=5, heads=3):
         assert stats.violations(matrix=point.matrix) == []
 
@@ -54,7 +56,7 @@ def sm_90(config: Config, purpose: str = "grad_queries") -> list[str]:
     return [violation for stats in triton_static.build(point) for violation in stats.violations(matrix=point.matrix)]
 
 
-def test_the_gate_can_fail() -> None:
+def test_violations_are_detected() -> None:
     """Tiles too large for registers and shared memory; tiles too small for a warp group's matrix instructions."""
     violations = sm_90(Config(2, 128, 64, 8, 3))
     assert any("spills" in x for x in violations)
@@ -62,7 +64,7 @@ def test_the_gate_can_fail() -> None:
     assert {"no HGMMA", "HMMA"} <= {x.lstrip("0123456789 ") for x in sm_90(Config(1, 32, 32, 4, 1), "attend")}
 
 
-def test_an_atomic_is_seen() -> None:
+def test_an_atomic_is_detected() -> None:
     import triton
     import triton.language as tl
 
@@ -76,10 +78,10 @@ def test_an_atomic_is_seen() -> None:
 
 
 def test_arguments_are_specialized_as_at_launch() -> None:
-    """Against Triton's own rule, where this version lets it be asked."""
+    """Comparison with Triton's own rule, if this version exposes it."""
     jit = pytest.importorskip("triton.runtime.jit")
     if not hasattr(jit, "native_specialize_impl"):
-        pytest.skip("this Triton keeps its rule elsewhere")
+        pytest.skip("this version of Triton does not expose its rule")
     from triton.backends.nvidia.compiler import CUDABackend
 
     aligned = torch.empty(64, dtype=torch.bfloat16)
@@ -106,10 +108,10 @@ def test_every_length_and_width_has_a_config() -> None:
                     for length in (1, 32, 33, 10**6):
                         config = triton_configs.choose(purpose, arch, d, bits, length, 10**6)
                         assert triton_configs.choose(purpose, arch, d, bits, length, 1).rows == 1
-                        assert max(config.block_m, config.block_n) <= 128, "host._needs_64_bit_offsets counts on it"
+                        assert max(config.block_m, config.block_n) <= 128, "host._needs_64_bit_offsets relies on it"
 
 
-def test_the_table_is_of_the_shipped_configs() -> None:
+def test_the_table_has_the_shipped_configs() -> None:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     assert [row["point"] for row in table["points"]] == [str(x) for x in points()]
     for row, point in zip(table["points"], points(), strict=True):
@@ -117,7 +119,7 @@ def test_the_table_is_of_the_shipped_configs() -> None:
 
 
 def test_scratch_is_bounded() -> None:
-    """Partial sums: at most 256 MiB, half of q, or one sum, whichever is most."""
+    """Partial sums take at most 256 MiB, half of q, or one sum, whichever is largest."""
     for n, s, h in ((64, 4096, 8), (384, 5120, 8), (1024, 1024, 4), (2048, 2048, 4), (4096, 16, 16)):
         q = torch.empty(1, s, n, h, 32, dtype=torch.bfloat16, device="meta")
         bias = torch.empty(1, h, n, n, dtype=torch.bfloat16, device="meta")
@@ -131,36 +133,36 @@ def test_scratch_is_bounded() -> None:
         assert sum(x.kernel == "grad_queries" for x in launches) <= 200
 
 
-AWKWARD = {
-    "everything is one": {"s": 1, "n": 1, "h": 1, "d": 8},
+EDGE_CASES = {
+    "all sizes are 1": {"s": 1, "n": 1, "h": 1, "d": 8},
     "a column": {"s": 50, "n": 5, "transposed": True, "bias": False, "gate": False},
     "a float mask": {"d": 24, "mask": torch.float32, "needs_grad": (False, False, False, True, False, False)},
     "no mask, bias of the keys": {"n": 48, "mask": None, "per_query": False, "kind": torch.float16},
-    "far apart": {"n": 40, "far": True},
+    "large strides": {"n": 40, "large_strides": True},
     "fp32 with lse's gradient": {"n": 33, "d": 40, "kind": torch.float32, "lse": True},
     "only the gate": {"needs_grad": (False, False, False, False, False, True)},
 }
 
 
 @pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", AWKWARD)
-def test_awkward_calls_compile(case: str, arch: str) -> None:
-    """Sizes and strides of 1, and absent tensors, are constants to the compiler: other code than interpreted."""
-    for launch in awkward(arch, **AWKWARD[case]):
+@pytest.mark.parametrize("case", EDGE_CASES)
+def test_edge_cases_compile(case: str, arch: str) -> None:
+    """Sizes and strides of 1 and missing tensors are constants for the compiler, but not for the interpreter."""
+    for launch in edge_case_launches(arch, **EDGE_CASES[case]):
         kernel = host.kernels()[launch.kernel]
         aot.kernel_stats(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
 
 
-def awkward(
+def edge_case_launches(
     arch: str, *, s: int = 3, n: int = 17, h: int = 2, d: int = 32, kind: torch.dtype = torch.bfloat16,
     mask: torch.dtype | None = torch.bool, bias: bool = True, gate: bool = True, transposed: bool = False,
-    per_query: bool = True, far: bool = False, lse: bool = False, needs_grad: tuple[bool, ...] | None = None,
+    per_query: bool = True, large_strides: bool = False, lse: bool = False, needs_grad: tuple[bool, ...] | None = None,
 ) -> list[host.Launch]:  # fmt: skip
     def meta(*size: int, dtype: torch.dtype = kind) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta")
 
     def like_q() -> torch.Tensor:
-        if far:
+        if large_strides:
             return meta(2**40).as_strided((1, s, n, h, d), (0, 2**33, 2**31 + 8, d, 1))
         return meta(1, n, s, h, d).transpose(1, 2) if transposed else meta(1, s, n, h, d)
 

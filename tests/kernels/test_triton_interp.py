@@ -1,6 +1,6 @@
-"""The Triton kernels on Triton's CPU interpreter, in processes of their own: it is chosen before kernels are imported.
+"""The Triton kernels on Triton's CPU interpreter, in subprocesses, because it is chosen when kernels are imported.
 
-By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted/numerics.py``, or any other test that names ``triton``.
+Manually: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted/numerics.py``, or any other test with ``-k triton``.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ BLOCK = tuple(
 )
 """Tests of the block's operations with Triton kernels, except evoformer attention."""
 LARGE = "MSA or triangle or AF3 or template or past"
-"""Cases of evoformer attention that take the interpreter seconds each."""
+"""Cases of evoformer attention that take seconds each on the interpreter."""
 BLOCK_LARGE = "several or MSA or ending or single or AF2 or incoming"
-"""Cases of the block's other operations that take seconds."""
+"""Cases of the other operations that take seconds each."""
 
 
 def run(*arguments: str) -> None:
-    """pytest with these arguments on the interpreter; its report if it fails, or if it ran nothing."""
+    """Run pytest with these arguments on the interpreter; fail with its report if it fails, skips or runs nothing."""
     done = subprocess.run(
         [
             sys.executable,
@@ -67,7 +67,7 @@ def test_on_the_interpreter(part: str) -> None:
 
 
 @pytest.mark.interp
-def test_the_contract_of_kernels() -> None:
+def test_accuracy_of_evoformer_attention() -> None:
     run(EVOFORMER, "-k", f"triton and test_accuracy and not ({LARGE})")
 
 
@@ -76,38 +76,38 @@ def test_the_contract_of_kernels() -> None:
 @pytest.mark.parametrize(
     "dtype", ["float32", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("bfloat16", "float16"))]
 )
-def test_the_contract_on_large_cases(dtype: str) -> None:
+def test_accuracy_of_evoformer_attention_on_large_cases(dtype: str) -> None:
     only = f"{dtype} and not bfloat16" if dtype == "float16" else dtype
     run(EVOFORMER, "-k", f"triton and test_accuracy and ({LARGE}) and {only}")
 
 
 @pytest.mark.interp
 @pytest.mark.slow
-def test_the_contract_beyond_numbers() -> None:
+def test_contract_of_evoformer_attention() -> None:
     run(EVOFORMER, "-k", f"TestContract and triton and not test_accuracy and not ({LARGE})")
 
 
 @pytest.mark.interp
-def test_the_operators() -> None:
-    """lse, torch.compile, vmap, checkpointing, opcheck: what every fused implementation keeps."""
+def test_operators_of_evoformer_attention() -> None:
+    """lse, torch.compile, vmap, checkpointing, opcheck."""
     run(EVOFORMER, "-k", "triton and not TestContract")
 
 
 @pytest.mark.interp
-def test_the_contract_of_the_blocks_operations() -> None:
+def test_accuracy_of_the_block_operations() -> None:
     run(*BLOCK, "-k", f"triton and test_accuracy and not ({BLOCK_LARGE})")
 
 
 @pytest.mark.interp
 @pytest.mark.nightly
 @pytest.mark.parametrize("gated", ["gated", "not gated"])
-def test_the_contract_of_the_blocks_operations_on_large_cases(gated: str) -> None:
+def test_accuracy_of_the_block_operations_on_large_cases(gated: str) -> None:
     run(*BLOCK, "-k", f"triton and test_accuracy and ({BLOCK_LARGE}) and {gated}")
 
 
 @pytest.mark.interp
 @pytest.mark.nightly
-def test_the_block_gives_the_gradients_that_are_asked_for() -> None:
+def test_separate_gradients_of_the_block_operations() -> None:
     run(*BLOCK, "-k", f"triton and test_separate_gradients and not ({BLOCK_LARGE})")
 
 

@@ -1,5 +1,4 @@
-"""The Triton kernels between matrix products and of dropout, compiled for GPUs that are not here: every shipped launch
-without spills, within shared memory, without atomics."""
+"""Pointwise and dropout kernels in Triton compiled ahead of time: no spills, shared memory limits, no atomics."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ pytestmark = pytest.mark.aot
 
 
 def tier(point: Point) -> list[pytest.MarkDecorator]:
-    """In every run the width that models have, in bf16, for one GPU of NVIDIA and one of AMD; before a push the others;
-    other widths and fp32 by night."""
+    """Every run: the most common width in bf16 for one NVIDIA and one AMD GPU. Slow: the other GPUs. Nightly: other
+    widths and fp32."""
     if point.dtype != torch.bfloat16 or point.channels != COMMON_WIDTH:
         return [pytest.mark.nightly]
     return [] if point.arch in ("sm_90", "gfx942") else [pytest.mark.slow]
@@ -56,8 +55,8 @@ def test_dropout(arch: str, dtype: torch.dtype, axis: int) -> None:
         assert stats.violations() == []
 
 
-def caught(call: Call, given: Given, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
-    """What a call would launch."""
+def planned_launches(call: Call, given: Given, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Launches of a call, without running them."""
     launches: list[Launch] = []
     monkeypatch.setattr(host, "run", lambda planned, device: launches.extend(planned))
     call.run(host, **given)
@@ -68,9 +67,9 @@ def bare(given: Given) -> Given:
     return given | {name: None for name in given if "bias" in name or name == "mask"}
 
 
-AWKWARD = {
-    "one of everything": lambda call: call.make(1, 1, torch.float16),
-    "odd and apart": lambda call: {
+EDGE_CASES = {
+    "all sizes are 1": lambda call: call.make(1, 1, torch.float16),
+    "odd and strided": lambda call: {
         name: x if name in ("mean", "rstd") else spread(x) for name, x in call.make(37, 21, torch.bfloat16).items()
     },
     "no biases, no mask": lambda call: bare(call.make(64, 200, torch.float16)),
@@ -84,14 +83,14 @@ AWKWARD = {
 @pytest.mark.parametrize(
     ("case", "arch"),
     [
-        pytest.param(case, arch, marks=[] if (case, arch) == ("odd and apart", "sm_90") else [pytest.mark.nightly])
-        for case in AWKWARD
+        pytest.param(case, arch, marks=[] if (case, arch) == ("odd and strided", "sm_90") else [pytest.mark.nightly])
+        for case in EDGE_CASES
         for arch in ("sm_90", "gfx942")
     ],
 )
-def test_awkward_calls_compile(case: str, arch: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes and strides of 1, and absent tensors, are constants to the compiler: other code than interpreted."""
-    for x in caught(call, AWKWARD[case](call), monkeypatch):
+def test_edge_cases_compile(case: str, arch: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and strides of 1 and missing tensors are constants for the compiler, but not for the interpreter."""
+    for x in planned_launches(call, EDGE_CASES[case](call), monkeypatch):
         if x.kernel != "add":
             aot.kernel_stats(host.kernels()[x.kernel], x.arguments, x.constants, arch, warps=x.warps, stages=x.stages)
 
@@ -118,7 +117,7 @@ def test_rows_in_planes_compile(arch: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", [*FULL_WIDTH, "glu_columns_backward", "gate_backward", "swiglu_backward"])
 def test_tensors_beyond_2_gib_on_amd(kernel: str) -> None:
-    """Other loads than for what 32 bits can address."""
+    """Tensors beyond 32-bit offsets use other loads."""
     assert triton_static.build(Point(kernel, "gfx942", COMMON_WIDTH, torch.bfloat16), rows=2**24).violations() == []
 
 
@@ -127,10 +126,12 @@ IN_PLACE = ("glu_columns_backward", "gate_backward", "relu", "relu_backward", "s
 
 @pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", IN_PLACE)
-def test_in_place_a_thread_writes_what_it_alone_read(name: str, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tile is stored by the addresses, hence in the layout, that it was loaded by; no element has two threads."""
+def test_in_place_kernels_store_with_the_layout_of_their_loads(
+    name: str, arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile is stored at the addresses, and so in the layout, of its load: each element belongs to one thread."""
     call = next(x for x in CALLS if x.name == name)
-    (launch, *_) = caught(call, call.make(64, 21, torch.bfloat16), monkeypatch)
+    (launch, *_) = planned_launches(call, call.make(64, 21, torch.bfloat16), monkeypatch)
     text = aot.compile_kernel(
         host.kernels()[name], launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages
     ).asm["ttgir"]
@@ -141,7 +142,7 @@ def test_in_place_a_thread_writes_what_it_alone_read(name: str, arch: str, monke
     assert set(stores) <= loads
 
 
-def test_every_width_has_a_tile_with_an_element_for_every_thread() -> None:
+def test_tiles_have_at_least_one_element_per_thread() -> None:
     for bits in (16, 32):
         for purpose in (*FULL_WIDTH, *BLOCKED):
             limit = triton_configs.MAX_COLUMN_CHANNELS if "columns" in purpose else triton_configs.MAX_CHANNELS
@@ -153,8 +154,8 @@ def test_every_width_has_a_tile_with_an_element_for_every_thread() -> None:
                     assert config.channels >= channels
 
 
-def test_the_gate_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles too large for registers, and for shared memory."""
+def test_violations_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles too large for registers or for shared memory."""
     monkeypatch.setattr(triton_plan, "choose", lambda *args: Config(128, 256, 4))
     found = triton_static.build(Point("norm_columns_backward", "sm_90", 128, torch.float32)).violations()
     assert any("spills" in x for x in found)
@@ -164,7 +165,7 @@ def test_the_gate_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scratch_is_bounded() -> None:
-    """Partial sums: 16 MiB, or what a single program leaves; and never more programs than tiles."""
+    """Partial sums take 16 MiB or those of a single program; there are never more programs than tiles."""
     for kernel in triton_static.KERNELS:
         for channels in triton_static.widths(kernel):
             for rows in (1, 1000, 2**22):

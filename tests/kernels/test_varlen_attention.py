@@ -1,4 +1,4 @@
-"""Attention within documents beyond the contract: what may not reach a token, memory, compilers, refusals, builds."""
+"""varlen_attention: the kernel contract, isolation of documents, donated tensors, memory, refusals, builds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.kernel_runs import runnable_names
 
 ROOT = Path(__file__).resolve().parents[2]
 LINEAR = runnable_names(KERNEL, ("native", "sdpa"))
-BOTH_WAYS = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+CAUSAL_AND_BIDIRECTIONAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -38,7 +38,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 
 
 def example(t: int = 40, h: int = 4, g: int = 2, d: int = 16, **other: Any) -> dict[str, Any]:
-    """Documents with padding before, between and behind them."""
+    """Documents with padding before, between and after them."""
     given: dict[str, Any] = {
         name: normal(t, n, d, seed=i, **other) for i, (name, n) in enumerate(zip("qkv", (h, g, g), strict=True))
     }
@@ -61,7 +61,7 @@ def with_gradients(
     return [out.detach(), *torch.autograd.grad(out, list(leaves.values()), weight)]
 
 
-@BOTH_WAYS
+@CAUSAL_AND_BIDIRECTIONAL
 @pytest.mark.parametrize("implementation", ["sdpa", "reference"])
 def test_gradcheck(implementation: str, causal: bool) -> None:
     given = example(t=12, h=2, g=1, d=3, dtype=torch.float64)
@@ -76,9 +76,9 @@ def test_gradcheck(implementation: str, causal: bool) -> None:
         assert torch.autograd.gradgradcheck(function, tensors)
 
 
-@BOTH_WAYS
+@CAUSAL_AND_BIDIRECTIONAL
 @pytest.mark.parametrize("implementation", [*LINEAR, "reference"])
-def test_it_is_torchs_attention_of_each_document_alone(implementation: str, causal: bool) -> None:
+def test_equals_sdpa_of_each_document(implementation: str, causal: bool) -> None:
     given = example()
     weight = normal(40, 4, 16, seed=9)
     got = with_gradients(lambda **x: varlen_attention(**x, causal=causal, implementation=implementation), given, weight)
@@ -95,13 +95,11 @@ def test_it_is_torchs_attention_of_each_document_alone(implementation: str, caus
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@BOTH_WAYS
+@CAUSAL_AND_BIDIRECTIONAL
 @pytest.mark.parametrize("implementation", LINEAR)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_lies_outside_a_document_changes_no_bit_of_it(
-    implementation: str, causal: bool, dtype: torch.dtype
-) -> None:
-    """Padding may even be NaN; of a causal document the end does not reach the beginning."""
+def test_tokens_outside_a_document_change_no_bit_of_it(implementation: str, causal: bool, dtype: torch.dtype) -> None:
+    """Padding may be NaN; in a causal document later tokens do not change earlier ones."""
     given = example(t=300, dtype=dtype)
     weight = normal(300, 4, 16, seed=9, dtype=dtype)
     function = lambda **x: varlen_attention(**x, causal=causal, implementation=implementation)  # noqa: E731
@@ -126,7 +124,7 @@ def test_what_lies_outside_a_document_changes_no_bit_of_it(
 
 
 @pytest.mark.parametrize("implementation", LINEAR)
-def test_grouped_heads_are_repeated_keys(implementation: str) -> None:
+def test_grouped_heads_equal_repeated_keys(implementation: str) -> None:
     given = example()
     weight = normal(40, 4, 16, seed=9)
     function = lambda **x: varlen_attention(**x, causal=True, implementation=implementation)  # noqa: E731
@@ -138,9 +136,9 @@ def test_grouped_heads_are_repeated_keys(implementation: str) -> None:
         torch.testing.assert_close(one, other)
 
 
-@BOTH_WAYS
-def test_a_document_that_is_cut_into_tasks(causal: bool) -> None:
-    """The forward cuts documents behind 4,096 queries."""
+@CAUSAL_AND_BIDIRECTIONAL
+def test_a_document_split_into_tasks(causal: bool) -> None:
+    """Forward splits documents after 4,096 queries."""
     given = example(t=4205, h=2, g=1, d=8)
     given["doc_spans"] = torch.tensor([[3, 4200]])
     weight = normal(4205, 2, 8, seed=9)
@@ -176,7 +174,7 @@ def test_memory_grows_linearly(implementation: str) -> None:
         peak = peak_memory_mb(lambda: with_gradients(function, given, weight), torch.device("cpu"))  # noqa: B023
         assert peak is not None
         peaks.append(peak)
-    assert peaks[1] < 3.2 * peaks[0]  # 2 by the tensors, 4 for anything that grows as t²; the heap adds its own
+    assert peaks[1] < 3.2 * peaks[0]  # 2 for the tensors, 4 for anything that grows as t²; plus the heap
     assert peaks[1] < 20 * weight.nbytes / 1e6
 
 
@@ -207,18 +205,18 @@ def test_second_derivatives_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_torch_agrees_that_the_operator_is_sound(dtype: torch.dtype) -> None:
+def test_opcheck(dtype: torch.dtype) -> None:
     given = example(dtype=dtype)
     tensors = [given[name].requires_grad_() for name in "qkv"]
     torch.library.opcheck(native_attention.CUSTOM_OP, (*tensors, given["doc_spans"], True, 0.3, False))
-    fused = normal(40, 8, 16, dtype=dtype).requires_grad_()  # views of one tensor: gradients' strides are theirs
+    fused = normal(40, 8, 16, dtype=dtype).requires_grad_()  # views of one tensor, whose strides the gradients have
     torch.library.opcheck(
         native_attention.CUSTOM_OP, (*fused.split([4, 2, 2], 1), given["doc_spans"], False, 0.3, False)
     )
 
 
 @pytest.mark.parametrize("implementation", ["native", "reference"])
-def test_compiles_without_a_break(implementation: str) -> None:
+def test_compiles_without_graph_breaks(implementation: str) -> None:
     given = example()
 
     def function(**x: torch.Tensor) -> torch.Tensor:
@@ -230,7 +228,7 @@ def test_compiles_without_a_break(implementation: str) -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_under_activation_checkpointing() -> None:
+def test_activation_checkpointing() -> None:
     given = example()
     function = lambda **x: varlen_attention(**x, implementation="native")  # noqa: E731
     weight = normal(40, 4, 16, seed=9)
@@ -348,18 +346,18 @@ def test_overlapping_elements_are_detected() -> None:
     assert not is_non_overlapping(x.view(-1).unfold(0, 3, 1))
 
 
-def test_channels_that_lie_apart() -> None:
-    """Stride 1 along d is read in place; any other is copied, and its gradient is right too."""
+def test_strided_channels() -> None:
+    """Channels with stride 1 are read in place; others are copied, with the right gradient."""
     given = example()
-    apart = given | {name: given[name].transpose(1, 2).contiguous().transpose(1, 2) for name in "qkv"}
+    strided = given | {name: given[name].transpose(1, 2).contiguous().transpose(1, 2) for name in "qkv"}
     weight = normal(40, 16, 4, seed=9).transpose(1, 2)
     function = lambda **x: varlen_attention(**x, implementation="native")  # noqa: E731
-    for one, other in zip(*(with_gradients(function, x, weight) for x in (given, apart)), strict=True):
+    for one, other in zip(*(with_gradients(function, x, weight) for x in (given, strided)), strict=True):
         assert torch.equal(one, other)
 
 
-def test_flex_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uncompiled, which is what a graph around it would see: mask, layout and grouped heads, not its GPU kernel."""
+def test_flex_equals_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncompiled, as within a compiled graph: checks mask, layout and grouped heads, not the GPU kernel."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     given = example(t=300)
     for causal in (False, True):
@@ -367,8 +365,8 @@ def test_flex_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(got, varlen_attention(**given, causal=causal, implementation="reference"))
 
 
-def test_flash_gets_whole_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in with flash_attn's interface, written by its documentation: padding never reaches it."""
+def test_flash_gets_documents_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for flash_attn's documented interface."""
 
     def varlen(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor,
@@ -393,7 +391,7 @@ def test_flash_gets_whole_documents(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(one, other)
 
 
-def test_refusals_say_why() -> None:
+def test_refusals_have_reasons() -> None:
     given = example(dtype=torch.float64)
     with pytest.raises(ValueError, match=r"flash.*runs on a GPU, not on cpu"):
         varlen_attention(**given, implementation="flash")
@@ -405,7 +403,7 @@ def test_refusals_say_why() -> None:
     assert "not on meta" in str(native_attention.why_not(**elsewhere, doc_spans=given["doc_spans"]))
 
 
-def test_wrong_shapes_are_named() -> None:
+def test_wrong_shapes_are_refused_by_name() -> None:
     given = example()
     for name, wrong, words in (
         ("q", normal(1, 40, 4, 16), r"q must be \[t, h, d\]"),
@@ -433,13 +431,13 @@ def test_wrong_spans_are_named_by_document(implementation: str) -> None:
             varlen_attention(**given, implementation=implementation)
 
 
-def test_what_is_in_no_document() -> None:
+def test_padding_bounds() -> None:
     assert padding_bounds(torch.tensor([[1, 9], [12, 13], [13, 15]]), 20) == [(0, 1), (9, 12), (15, 20)]
     assert padding_bounds(torch.tensor([[0, 20]]), 20) == []
     assert padding_bounds(torch.zeros(0, 2, dtype=torch.int64), 3) == [(0, 3)]
 
 
-def test_tokens_know_their_documents() -> None:
+def test_document_ids_and_bounds() -> None:
     doc_spans = torch.tensor([[1, 3], [3, 3], [3, 4], [6, 7]])
     assert document_ids(doc_spans, 8, doc_spans.device).tolist() == [-1, 0, 0, 2, -1, -1, 3, -1]
     assert document_bounds(doc_spans, 8) == [(1, 3), (3, 4), (6, 7)]

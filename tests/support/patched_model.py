@@ -1,4 +1,4 @@
-"""A model beside its patched twin, by the rule of tests/kernels/test_contract.py.
+"""A model beside its patched twin, by the rule of tests/support/kernel_contract.py.
 
 The patched one may err by 3 times what the model itself errs in the same dtype, measured against the model in fp64, in
 every output and in the gradient of every weight.

@@ -1,4 +1,4 @@
-"""A call of every function between matrix products, for any module that has them: inputs by name, outputs by name."""
+"""Calls of every pointwise function, for any backend module: inputs and outputs by name."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, devi
 
 
 def copied(x: Tensor) -> Tensor:
-    """The same numbers with the same strides in memory of their own."""
+    """A copy with the same strides."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
 def spread(x: Tensor) -> Tensor:
-    """The same numbers with every stride other than a dense tensor's, off alignment."""
+    """A copy in which no stride is that of a dense tensor, unaligned."""
     far = x.new_empty([2 * size + 1 for size in x.shape])
     view = far[tuple(slice(1, None, 2) for _ in x.shape)]
     return view.copy_(x)
 
 
 def sums(like: Tensor, size: int) -> Tensor:
-    """What is added to: no zeros, so that an assignment is seen."""
+    """Initial sums, not zero, so that an assignment instead of an addition is detected."""
     return torch.linspace(-1, 1, size, dtype=torch.float64, device=like.device)
 
 
@@ -115,7 +115,7 @@ def column_sums(module: Any, x: Tensor) -> Outcome:
 
 @dataclass(frozen=True)
 class Call:
-    """``run(module, **make(rows, c, dtype, device))``; rows are columns where the function's name says so."""
+    """``run(module, **make(rows, c, dtype, device))``; functions named ``columns`` treat rows as columns."""
 
     run: Callable[..., Outcome]
     make: Callable[[int, int, torch.dtype, str], Given]
@@ -191,11 +191,11 @@ def widened(given: Given) -> Given:
     return {n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in given.items()}
 
 
-def assert_as_right(got: Outcome, plain: Outcome, want: Outcome) -> None:
-    """The rule of the contract test: at most 3 times as wrong, against fp64, as plain torch in the same dtype.
+def assert_accurate(got: Outcome, plain: Outcome, want: Outcome) -> None:
+    """The error against fp64 is at most 3 times that of plain torch in the same dtype, as in ``KernelContract``.
 
-    Or as rounding the result alone; of few elements, where plain torch errs little by luck, as eps. Sums in fp64 are
-    made of numbers in fp32.
+    Plain torch's error counts at least as rounding the result; with few elements, where it may be small by chance, at
+    least as eps. Sums in fp64 have fp32 terms.
     """
     assert got.keys() == want.keys()
     for name, expected in want.items():

@@ -1,8 +1,9 @@
-"""Triton's CPU interpreter made fit for tests: bf16 that rounds, calls that cost less, and probes of every access.
+"""Triton's CPU interpreter adapted for tests: bf16 rounding, cheaper calls, probes of memory accesses.
 
-The interpreter (3.3 to 3.9) keeps bf16 as the bits in uint16: it truncates where a GPU rounds, and multiplies the bits
-as integers. ``repair`` mends casts and products; other arithmetic in bf16, which no kernel here does, it refuses.
-And it sums along a first axis one by one, which errs more than a GPU's tree; ``repair`` makes all sums alike.
+The interpreter (3.3 to 3.9) stores bf16 as bits in uint16: it truncates where a GPU rounds, and multiplies the bits as
+integers. ``repair`` fixes casts and products, and refuses other bf16 arithmetic, which no kernel here uses. The
+interpreter also sums sequentially along a first axis, with larger errors than the tree of a GPU; ``repair`` sums
+pairwise along all axes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Builder = interpreter.InterpreterBuilder
 
 
 plain: dict[str, Any] = {}
-"""The methods that ``repair`` replaced, as Triton has them."""
+"""Triton's original methods, which ``repair`` replaced."""
 
 
 def is_bf16(x: Any) -> bool:
@@ -58,7 +59,7 @@ def _refusing(method: Any) -> Any:
 
 
 def repair() -> None:
-    """Mend bf16 in this process, and make calls between kernels' functions cheap; once."""
+    """Repair bf16 in this process and make calls of inner functions cheaper. Repeated calls have no effect."""
     if hasattr(Builder, "ds4sci_repaired"):
         return
     Builder.ds4sci_repaired = True
@@ -79,14 +80,14 @@ def repair() -> None:
 
     def summed(self: Any, given: Any) -> Any:
         lines = np.ascontiguousarray(np.moveaxis(given.handle.data, self.axis, -1))
-        total = lines.sum(-1)  # pairwise, for the axis lies densely
+        total = lines.sum(-1)  # pairwise, because the axis is contiguous
         return self.to_tensor(np.expand_dims(total, self.axis) if self.keep_dims else total, given.dtype)
 
     Builder.cast_impl, Builder.create_dot = cast_impl, create_dot
     interpreter.ReduceOps.sum = summed
     for name in ("binary_op", "unary_op"):
         setattr(Builder, name, _refusing(getattr(Builder, name)))
-    # Every call of an inner function patches triton.language anew, a third of the time: once in a launch will do.
+    # The interpreter patches triton.language for every call of an inner function, a third of the time. Once suffices.
     patched: set[Any] = set()
     launch = interpreter.GridExecutor.__call__
 
@@ -102,21 +103,21 @@ def repair() -> None:
 
     interpreter.InterpretedFunction.__call__ = call
     interpreter.GridExecutor.__call__ = launched
-    # Arguments are on the CPU already; copying every storage onto itself would touch all of a huge one.
+    # Arguments are on the CPU already; copying a huge storage onto itself would touch all of it.
     interpreter.GridExecutor._init_args_hst = lambda self, args, kwargs: (list(args), dict(kwargs))
     interpreter.GridExecutor._restore_args_dev = lambda self, *args: None
 
 
 def check_overflow(check: bool) -> None:
-    """Whether integer sums and products that overflow are errors; it takes a third of the time."""
-    for name in ("sanitize_overflow", "debug"):  # the check is made by one and heeded by the other
+    """Set whether overflow of integer sums and products is an error. The check takes a third of the time."""
+    for name in ("sanitize_overflow", "debug"):  # one enables the check, the other its assertion
         object.__setattr__(interpreter.interpreter_builder.options, name, check)
 
 
 def small_tiles() -> None:
-    """Several tiles, tails, row groups and launches even in small cases, whatever the kernels are tuned to.
+    """Use small tiles of attention, so that small cases have several tiles, tails, row groups and launches.
 
-    Tiles between matrix products are larger than on a GPU: a program takes as long, whatever the size of its tile.
+    Pointwise tiles are larger than on a GPU: the time of a program does not depend on the size of its tile.
     """
     rows = {"attend": 4, "grad_keys": 2, "grad_queries": 2, "grad_bias": 2}
 
@@ -137,7 +138,7 @@ def small_tiles() -> None:
 
 
 def addresses(x: torch.Tensor) -> np.ndarray:
-    """Of every element of ``x``, distinct and sorted."""
+    """Distinct addresses of the elements of ``x``, sorted."""
     place = np.array([x.data_ptr()], dtype=np.int64)
     for size, stride in zip(x.shape, x.stride(), strict=True):
         place = (place[:, None] + (np.arange(size) * stride * x.element_size())[None, :]).ravel()
@@ -145,23 +146,23 @@ def addresses(x: torch.Tensor) -> np.ndarray:
 
 
 @dataclass
-class Seen:
-    """What one launch did: bytes read and written by argument (of lanes that a mask let through), and offences."""
+class Accesses:
+    """Accesses of one launch: bytes read and written by unmasked lanes, by argument, and violations."""
 
     kernel: str
     read: Counter[str] = field(default_factory=Counter)
     written: Counter[str] = field(default_factory=Counter)
     outside: Counter[str] = field(default_factory=Counter)
-    """Lanes, by "load" or "store", that touch no element of any argument."""
+    """Lanes, by "load" or "store", that access no element of any argument."""
     races: Counter[str] = field(default_factory=Counter)
-    """Elements, by argument, that one program wrote and another read or wrote: their order is not fixed on a GPU."""
+    """Elements, by argument, that one program wrote and another read or wrote, in an order that a GPU does not fix."""
 
 
 class Probe:
-    """The accesses of one launch with these tensors, none of which may overlap another."""
+    """Recorder of the accesses of one launch with these tensors, which must not overlap."""
 
     def __init__(self, kernel: str, tensors: dict[str, torch.Tensor]) -> None:
-        self.seen = Seen(kernel)
+        self.seen = Accesses(kernel)
         parts = [(name, addresses(x), x.element_size()) for name, x in tensors.items()]
         self.names = [name for name, _, _ in parts]
         self.place = np.concatenate([place for _, place, _ in parts])
@@ -169,7 +170,7 @@ class Probe:
         self.bytes = np.concatenate([np.full(len(p), size) for _, p, size in parts])
         order = np.argsort(self.place, kind="stable")
         self.place, self.owner, self.bytes = self.place[order], self.owner[order], self.bytes[order]
-        assert (np.diff(self.place) > 0).all(), "arguments share memory: the probe could not tell them apart"
+        assert (np.diff(self.place) > 0).all(), "arguments share memory, which the probe cannot distinguish"
         self.writer = np.full(len(self.place), -1)
         self.reader = np.full(len(self.place), -1)  # -2: several programs
         self.program = -1
@@ -200,7 +201,7 @@ class Probe:
 
 @contextlib.contextmanager
 def watched(probe: Probe) -> Iterator[None]:
-    """Let ``probe`` see every access. A lane that touches no argument is counted and kept from memory."""
+    """Within the block, ``probe`` records every access. Lanes out of bounds are counted and suppressed."""
     names = ("create_masked_load", "create_masked_store", "set_grid_idx")
     load, store, set_grid = plain = [getattr(Builder, name) for name in names]
 
@@ -230,9 +231,9 @@ def watched(probe: Probe) -> Iterator[None]:
             setattr(Builder, name, method)
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, module: Any = host) -> list[Seen]:
-    """What each launch of a module that has ``run`` does from now on, in order."""
-    seen: list[Seen] = []
+def watch(monkeypatch: pytest.MonkeyPatch, module: Any = host) -> list[Accesses]:
+    """Accesses of each future launch of a module with a function ``run``, in order."""
+    seen: list[Accesses] = []
     run = module.run
 
     def probing(launches: Iterable[Launch], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The mended interpreter itself: bf16 that rounds as torch does, and no arithmetic on its bits."""
+"""The repaired Triton interpreter: bf16 rounds as in torch, and arithmetic on bf16 bits is refused."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def add_up(x, y, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXIS: tl.constexpr):
 def numbers(size: int) -> torch.Tensor:
     x = torch.randn(size, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, size)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.00390625, 1.01171875, 3.4e38, 1e-40])
-    x[: len(special)] = special  # among them ties, a rounding to infinity, a denormal
+    x[: len(special)] = special  # includes ties, a value that rounds to infinity, a denormal
     return x
 
 
-def test_casts_round_as_torchs() -> None:
+def test_casts_round_as_in_torch() -> None:
     x = numbers(256)
     y = torch.empty(256, dtype=torch.bfloat16)
     convert[(1,)](x, y, 256)
@@ -57,8 +57,8 @@ def test_casts_round_as_torchs() -> None:
     torch.testing.assert_close(half, y.half(), rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_plain_interpreter_truncates() -> None:
-    """Why there is a repair: the day this fails, Triton has its own."""
+def test_the_unrepaired_interpreter_truncates() -> None:
+    """The reason for the repair. If this fails, Triton has fixed it."""
     x = torch.tensor([1.0 + 2**-8 + 2**-9])
     cast = triton_interpreter.plain["cast_impl"]
     handle = triton_interpreter.Handle(x.numpy(), tl.float32)
@@ -66,19 +66,19 @@ def test_the_plain_interpreter_truncates() -> None:
     assert bits.view(np.int16)[0] != x.bfloat16().view(torch.int16)[0]
 
 
-def test_products_are_of_the_numbers() -> None:
+def test_products_use_the_values() -> None:
     a, b = (torch.randn(16, 16, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(2))
     c = torch.empty(16, 16)
     multiply[(1,)](a, b, c, 16)
     torch.testing.assert_close(c, a.float() @ b.float())
 
 
-def test_other_arithmetic_is_refused() -> None:
+def test_other_bf16_arithmetic_is_refused() -> None:
     with pytest.raises(InterpreterError, match="arithmetic in bf16"):
         double[(1,)](torch.ones(16).bfloat16(), torch.ones(16).bfloat16(), 16)
 
 
-def test_sums_err_the_same_along_either_axis() -> None:
+def test_sums_have_the_same_error_along_both_axes() -> None:
     x = torch.rand(4096, 2)
     down, across = torch.empty(2), torch.empty(2)
     add_up[(1,)](x, down, 4096, 2, 0)

@@ -1,4 +1,4 @@
-"""Numbers of the Triton kernels on the interpreter: small cases with several tiles, tails, row groups and launches."""
+"""Numerical results of the Triton kernels on the interpreter: several tiles, tails, row groups and launches."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def outcome(run: Any, given: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def compare(given: dict[str, Any], kernel: Any = KERNEL) -> None:
-    """The rule of the contract test: at most 3 times as wrong, against fp64, as plain torch in the same dtype."""
+    """The error against fp64 is at most 3 times that of plain torch in the same dtype, as in ``KernelContract``."""
     wide = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
     want, plain = outcome(kernel.reference, wide), outcome(kernel.reference, given)
     got = outcome(kernel.get_implementation("triton").run, given)
@@ -60,11 +60,11 @@ def compare(given: dict[str, Any], kernel: Any = KERNEL) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_everything_at_once(dtype: torch.dtype) -> None:
+def test_all_inputs(dtype: torch.dtype) -> None:
     compare(example(dtype))
 
 
-def test_batches_each_with_a_bias_or_one_for_all() -> None:
+def test_batches_with_separate_or_shared_bias() -> None:
     given = example(torch.float32, b=2, s=3, n=20, keys=33)
     compare(given)
     compare(given | {"pair_bias": given["pair_bias"][:1]})
@@ -73,7 +73,7 @@ def test_batches_each_with_a_bias_or_one_for_all() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 @pytest.mark.parametrize("scratch", [0, 2**28])
 def test_rows_that_share_a_bias(rows: int, scratch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """7 rows by 1 to 4, their bias's gradient in as many launches as batches of rows, or in one."""
+    """7 rows in groups of 1 to 4; the bias gradient in one launch per group, or in a single launch."""
     monkeypatch.setattr(triton.triton_configs, "choose", lambda *args: Config(min(rows, args[-1]), 16, 32, 4, 1))
     monkeypatch.setattr(triton, "SCRATCH_BYTES", scratch)
     monkeypatch.setattr(triton, "MAX_PROGRAMS", 2**20)
@@ -85,8 +85,8 @@ def test_rows_that_share_a_bias(rows: int, scratch: int, monkeypatch: pytest.Mon
     assert sum(x.kernel == "grad_queries" for x in launched) == (1 if scratch else batches)
 
 
-def test_strides_of_every_kind() -> None:
-    """Transposed views, channels apart, stride 0, a slice that begins off alignment, a bias seen from the side."""
+def test_strides() -> None:
+    """Transposed views, strided channels, stride 0, an unaligned slice, a transposed bias."""
     q = normal(1, 33, 4, 2, 8).transpose(1, 2)
     k = normal(1, 4, 35, 8, 2).transpose(3, 4)
     v = normal(1, 1, 35, 2, 8, seed=1).expand(1, 4, 35, 2, 8)
@@ -100,8 +100,8 @@ def test_strides_of_every_kind() -> None:
         assert torch.equal(x, dense[name]), name
 
 
-def test_a_gradient_that_is_one_number() -> None:
-    """``out.sum()`` sends a gradient with strides of 0."""
+def test_a_broadcast_output_gradient() -> None:
+    """The gradient of ``out.sum()`` has strides of 0."""
     given = example(torch.float32, n=9, keys=9)
     q = given["q"].requires_grad_()
     got = torch.autograd.grad(TRITON.run(**given).sum(), q)[0]
@@ -131,7 +131,7 @@ def test_a_bias_in_its_own_dtype(kind: torch.dtype) -> None:
     compare(given)
 
 
-def test_only_gradients_that_were_asked_for() -> None:
+def test_separate_gradients() -> None:
     given = example(torch.float32, s=3, n=17, keys=33)
     given["mask"] = normal(1, 3, 33)
     everything = outcome(TRITON.run, given)
@@ -144,7 +144,7 @@ def test_only_gradients_that_were_asked_for() -> None:
 
 
 def test_short_lengths() -> None:
-    for n, keys in ((1, 40), (40, 2), (2, 3)):  # over one key gradients are 0: the contract's "one residue"
+    for n, keys in ((1, 40), (40, 2), (2, 3)):  # gradients over one key are 0: case "one residue" of the contract
         compare(example(torch.float32, s=2, n=n, keys=keys, d=8))
 
 
@@ -155,10 +155,10 @@ def test_a_softmax_that_would_overflow() -> None:
     compare(given)
 
 
-def test_outputs_do_not_hold_what_memory_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every element of every result is written: buffers are full of NaN before."""
+def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers are filled with NaN first."""
     given = example(torch.float32)
-    given["mask"][:, 0, 20:] = False  # rows 0 and 1 together leave out the second tile of keys
+    given["mask"][:, 0, 20:] = False  # rows 0 and 1 both mask the second tile of keys
     want = outcome(TRITON.run, given)
     empty = torch.empty
 
@@ -174,7 +174,7 @@ def test_outputs_do_not_hold_what_memory_held(monkeypatch: pytest.MonkeyPatch) -
     compare(given)
 
 
-def test_what_it_refuses_here() -> None:
+def test_refusals() -> None:
     q = normal(1, 2, 3, 1, 8)
     implementation: Implementation = TRITON
     assert implementation.why_not(q, q, q) is None

@@ -1,5 +1,7 @@
-"""Offsets past 2³¹ elements, with the interpreter's check for overflow on. The storage is huge, and takes no memory:
-almost all of it is never touched."""
+"""Offsets beyond 2³¹ elements, with the interpreter's overflow check enabled.
+
+The storage is huge but takes no memory, because almost all of it is never touched.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def _checked() -> Iterator[None]:
 
 
 def spread(strides: tuple[int, ...], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same numbers with ``strides`` and dense."""
+    """The same values with ``strides``, and dense."""
     dense = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
     size = 1 + sum((n - 1) * stride for n, stride in zip(SHAPE, strides, strict=True))
     far = torch.empty(size).as_strided(SHAPE, strides)
@@ -36,7 +38,7 @@ def spread(strides: tuple[int, ...], seed: int) -> tuple[torch.Tensor, torch.Ten
     "strides", [(0, 32, FAR, 8, 1), (0, FAR, 32, 8, 1), (0, 8, 32, FAR * 2, 1), (0, 48, 16, 8, FAR // 4)],
     ids=["positions", "rows", "heads", "channels"],
 )  # fmt: skip
-def test_far_apart_is_as_near(strides: tuple[int, ...]) -> None:
+def test_large_strides_give_the_results_of_dense_tensors(strides: tuple[int, ...]) -> None:
     results = []
     tensors = [spread(strides, seed) for seed in range(4)]
     bias = [torch.empty(2 * FAR + 16).as_strided((1, 2, 3, 3), (0, 3, FAR, 1)), torch.randn(1, 2, 3, 3)]
@@ -51,7 +53,7 @@ def test_far_apart_is_as_near(strides: tuple[int, ...]) -> None:
         assert torch.equal(far, near)
 
 
-def test_the_check_sees_32_bits_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_detects_32_bit_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     q, _ = spread((0, 32, FAR, 8, 1), 0)
     monkeypatch.setattr(triton, "_needs_64_bit_offsets", lambda strides: False)
     with pytest.raises(InterpreterError, match="overflow"):

@@ -1,4 +1,4 @@
-"""The Triton kernels between matrix products on the interpreter: numbers beside plain torch's, strides, aliases."""
+"""The pointwise Triton kernels on the interpreter: results compared with plain torch, strides, aliasing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ds4sci.kernels.pointwise import reference, triton, triton_configs, triton_plan
 from tests.support.kernel_runs import uninitialized_memory_is_nan
-from tests.support.pointwise_calls import CALLS, Call, Given, assert_as_right, copied, numbers, spread, sums, widened
+from tests.support.pointwise_calls import CALLS, Call, Given, assert_accurate, copied, numbers, spread, sums, widened
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 IDS = [call.name for call in CALLS]
@@ -18,8 +18,8 @@ BY_NAME = {call.name: call for call in CALLS}
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 16 by 16 and two programs for all sums: several tiles everywhere, and programs with several."""
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 16 by 16 and two programs for all sums, so that every program processes several tiles."""
 
     def tile(purpose: str, channels: int, bits: int) -> triton_configs.Config:
         whole = purpose in triton_configs.FULL_WIDTH
@@ -37,15 +37,15 @@ def _shipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compare(call: Call, given: Given) -> None:
-    """Uninitialized memory is full of NaN."""
+    """Compare with plain torch; uninitialized memory is NaN."""
     with uninitialized_memory_is_nan():
         got = call.run(triton, **given)
-    assert_as_right(got, call.run(reference, **given), call.run(reference, **widened(given)))
+    assert_accurate(got, call.run(reference, **given), call.run(reference, **widened(given)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("call", CALLS, ids=IDS)
-def test_as_right_as_plain_torch(call: Call, dtype: torch.dtype) -> None:
+def test_accuracy(call: Call, dtype: torch.dtype) -> None:
     for rows, c in ((1, 1), (63, 9), (40, 33)):
         compare(call, call.make(rows, c, dtype))
 
@@ -53,13 +53,13 @@ def test_as_right_as_plain_torch(call: Call, dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("_shipped")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("call", CALLS, ids=IDS)
-def test_with_the_tiles_that_are_shipped(call: Call, dtype: torch.dtype) -> None:
+def test_shipped_tiles(call: Call, dtype: torch.dtype) -> None:
     for rows, c in ((191, 24), (17, 300)):
         compare(call, call.make(rows, c, dtype))
 
 
 @pytest.mark.usefixtures("_shipped")
-def test_as_wide_as_it_takes() -> None:
+def test_maximum_widths() -> None:
     for name, c in (("norm", 8192), ("norm_backward", 8192), ("norm_columns", 1024), ("norm_columns_backward", 1024)):
         compare(BY_NAME[name], BY_NAME[name].make(3, c, torch.float32))
 
@@ -90,10 +90,10 @@ def test_parameters_in_their_own_dtype(call: Call, kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS, ids=IDS)
-def test_strides_of_every_kind(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strides(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     given = call.make(37, 21, torch.bfloat16)
     want = call.run(triton, **given)
-    # results that the call makes itself and hands to the module lie like their inputs
+    # outputs that the call allocates have the strides of their inputs
     monkeypatch.setattr(torch, "empty_like", copied)
     apart = {name: spread(x) for name, x in given.items() if name not in ("mean", "rstd")}
     assert not any(x.is_contiguous() for x in apart.values())
@@ -106,8 +106,8 @@ def planes(n: int, s: int, c: int, dtype: torch.dtype = torch.float32, seed: int
 
 
 @pytest.mark.parametrize(("n", "s"), [(7, 9), (1, 40), (40, 1), (3, 33)])
-def test_rows_in_planes_are_read_and_written_where_they_are(n: int, s: int) -> None:
-    """x[tile] of a transposed view, nothing copied; out lies another way."""
+def test_rows_in_planes_are_read_and_written_without_copies(n: int, s: int) -> None:
+    """x is a tile of a transposed view; out has another layout."""
     x, c = planes(n, s, 12), 12
     weight, bias, grad = numbers(c), numbers(c, seed=1), numbers(n * s, c, seed=2)
     y, mean, rstd = triton.norm(x, weight, bias, 1e-5)
@@ -135,8 +135,8 @@ def test_more_dimensions_where_rows_are_evenly_spaced() -> None:
         triton.norm(x.permute(2, 0, 1, 3), weight, None, 1e-5)
 
 
-def test_a_gradient_that_is_one_number() -> None:
-    """``out.sum()`` sends a gradient with strides of 0."""
+def test_a_broadcast_output_gradient() -> None:
+    """The gradient of ``out.sum()`` has strides of 0."""
     one = torch.ones(()).expand(33, 20)
     for name in ("norm_backward", "gate_backward", "swiglu_backward"):
         given = BY_NAME[name].make(33, 20, torch.float32)
@@ -149,7 +149,7 @@ def test_a_gradient_that_is_one_number() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_gradient_of_a_norm_takes_the_place_of_its_results(dtype: torch.dtype) -> None:
+def test_the_gradient_of_a_norm_may_overwrite_the_output_gradient(dtype: torch.dtype) -> None:
     for rows in (numbers(40, 20, dtype=dtype), planes(5, 8, 20, dtype)):
         given = BY_NAME["norm_backward"].make(40, 20, dtype) | {"x": rows}
         want = BY_NAME["norm_backward"].run(triton, **given)
@@ -162,16 +162,16 @@ def test_the_gradient_of_a_norm_takes_the_place_of_its_results(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("call", [c for c in CALLS if "backward" in c.name], ids=lambda c: c.name)
-def test_sums_that_nobody_asks_for_change_no_other_result(call: Call) -> None:
-    class Unasked:
-        """The module, handed no sums."""
+def test_omitted_sums_change_no_other_result(call: Call) -> None:
+    class WithoutSums:
+        """The module, called without sums."""
 
         def __getattr__(self, name: str) -> Any:
             count = 2 if name == "gate_backward" else 1
             return lambda *args: getattr(triton, name)(*args[:-count], *[None] * count)
 
     given = call.make(70, 20, torch.bfloat16)
-    want, got = call.run(triton, **given), call.run(Unasked(), **given)
+    want, got = call.run(triton, **given), call.run(WithoutSums(), **given)
     for name, x in got.items():
         if name.endswith("bias") or name == "weight":
             assert torch.equal(x, sums(x, len(x))), name
@@ -197,7 +197,7 @@ def test_the_number_of_programs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("_shipped")
 @pytest.mark.parametrize("rows", [2_000, 60_000, pytest.param(1_000_000, marks=pytest.mark.nightly)])
 def test_errors_of_sums_do_not_grow_with_the_rows(rows: int) -> None:
-    """In units of the sums' own size, the root of ``rows``; added one after another they would lose that many eps."""
+    """In units of the sums, √rows. Sequential addition would lose about √rows eps."""
     x = numbers(rows, 16)
     made = torch.zeros(16, dtype=torch.float64)
     triton.column_sums(x, made)
@@ -205,7 +205,7 @@ def test_errors_of_sums_do_not_grow_with_the_rows(rows: int) -> None:
     assert error < 6 * torch.finfo(torch.float32).eps
 
 
-def test_nothing_of_nothing() -> None:
+def test_empty_inputs() -> None:
     for call in CALLS:
         for name, x in call.run(triton, **call.make(0, 5, torch.float32)).items():
             assert not x.numel() or torch.equal(x, sums(x, len(x))), name
@@ -217,7 +217,7 @@ def test_relu_keeps_nan() -> None:
     ]
 
 
-def test_what_it_refuses() -> None:
+def test_refusals() -> None:
     assert triton.why_not(torch.empty(3, 8192)) is None
     assert "up to 8192 channels, not 8193" in str(triton.why_not(torch.empty(3, 8193)))
     assert "not float64" in str(triton.why_not(torch.empty(3, 8, dtype=torch.float64)))

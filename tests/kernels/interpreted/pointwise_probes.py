@@ -1,7 +1,6 @@
-"""Every access of the kernels between matrix products and of dropout: inside their arguments, by one program where it
-writes, in all the bytes of the model; and offsets past 2³¹ elements.
+"""Memory accesses of the pointwise and dropout kernels: bounds, races, bytes, and offsets beyond 2³¹ elements.
 
-What is counted are bytes asked for, of lanes that a mask lets through.
+Counts the bytes that unmasked lanes request.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ds4sci.kernels.pointwise import triton, triton_configs, triton_plan
 from ds4sci.kernels.shared_dropout import triton as dropout
 from tests.support import triton_interpreter
 from tests.support.pointwise_calls import CALLS, Call, numbers
-from tests.support.triton_interpreter import Seen, watch
+from tests.support.triton_interpreter import Accesses, watch
 
 ROWS, C = 39, 37
 TILE = 16
@@ -28,8 +27,8 @@ BY_NAME = {call.name: call for call in CALLS}
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 16 by 16, but of all channels in norms, and two programs to share the sums of a block."""
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 16 by 16, in norms of all channels, and two programs per block of sums."""
 
     def tile(purpose: str, channels: int, bits: int) -> triton_configs.Config:
         whole = purpose in triton_configs.FULL_WIDTH
@@ -39,7 +38,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_plan, "SCRATCH_BYTES", 2**20)
 
 
-def launched(call: Call, monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
+def launched(call: Call, monkeypatch: pytest.MonkeyPatch) -> list[Accesses]:
     whole = call.name in triton_configs.FULL_WIDTH
     monkeypatch.setattr(triton_plan, "MAX_PROGRAMS", PROGRAMS if whole else PROGRAMS * BLOCKS)
     seen = watch(monkeypatch, triton)
@@ -48,14 +47,14 @@ def launched(call: Call, monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
 
 
 def model(kernel: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes read and written by argument: every tile once; parameters once a program; sums once a program."""
+    """Bytes read and written by argument: every tile once; parameters and sums once per program."""
     half, single = 2, 4
     tile, row, channel = ROWS * C * half, ROWS * single, C * half
     partial = PROGRAMS * C * single
     moments = {"mean": row, "rstd": row}
     made = dict.fromkeys(("weight_sums", "bias_sums"), partial)
-    halves = dict.fromkeys(("u_sums", "v_sums"), partial)
-    mask = ROWS * BLOCKS  # a byte each, for every block of channels
+    both_sums = dict.fromkeys(("u_sums", "v_sums"), partial)
+    mask = ROWS * BLOCKS  # one byte each per block of channels
     models = {
         "norm": ({"x": tile, "weight": channel * TILES, "bias": channel * TILES}, {"y": tile} | moments),
         "norm_backward": ({"x": tile, "grad": tile, "weight": channel * PROGRAMS} | moments, {"out": tile} | made),
@@ -66,7 +65,7 @@ def model(kernel: str) -> tuple[dict[str, int], dict[str, int]]:
         "glu_columns": ({"joint": 2 * tile, "bias": 2 * channel * TILES, "mask": mask}, {"out": tile}),
         "glu_columns_backward": (
             {"joint": 2 * tile, "grad": tile, "bias": 2 * channel * PROGRAMS, "mask": mask},
-            {"joint": 2 * tile} | halves,
+            {"joint": 2 * tile} | both_sums,
         ),
         "gate": (
             {"value": tile, "logits": tile, "value_bias": channel * TILES, "logits_bias": channel * TILES},
@@ -81,7 +80,7 @@ def model(kernel: str) -> tuple[dict[str, int], dict[str, int]]:
         "relu_backward": ({"grad": tile, "hidden": tile}, {"grad": tile, "sums": partial}),
         "swiglu": ({"joint": 2 * tile, "bias": 2 * channel * TILES}, {"out": tile}),
         "swiglu_backward": (
-            {"joint": 2 * tile, "grad": tile, "bias": 2 * channel * PROGRAMS}, {"joint": 2 * tile} | halves,
+            {"joint": 2 * tile, "grad": tile, "bias": 2 * channel * PROGRAMS}, {"joint": 2 * tile} | both_sums,
         ),
         "column_sums": ({"x": tile}, {"sums": partial}),
     }  # fmt: skip
@@ -90,11 +89,11 @@ def model(kernel: str) -> tuple[dict[str, int], dict[str, int]]:
 
 ADDED = {"norm_backward": 2, "norm_columns_backward": 2, "glu_columns_backward": 2, "gate_backward": 2,
          "relu_backward": 1, "swiglu_backward": 2, "column_sums": 1}  # fmt: skip
-"""How many sums each call makes."""
+"""Number of sums that each call computes."""
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
-def test_bytes_are_those_of_the_model_inside_and_without_a_race(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accesses_match_the_model_without_races(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = launched(call, monkeypatch)
     assert [x.kernel for x in seen] == [call.name] + ["add"] * (call.name in ADDED)
     read, written = model(call.name)
@@ -110,8 +109,8 @@ def test_bytes_are_those_of_the_model_inside_and_without_a_race(call: Call, monk
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
-def test_one_row_too_many_is_seen(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probe can fail: each kernel, told of one row or column more than there is."""
+def test_one_row_too_many_is_detected(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe can fail: each kernel gets one row or column more than exists."""
     run = triton.run
 
     def lying(launches: Any, device: torch.device) -> None:
@@ -149,7 +148,7 @@ def _checked(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def far(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    """The same numbers with these strides, in storage that is huge and takes no memory: hardly any is touched."""
+    """The same values with these strides, in huge storage that takes no memory because little of it is touched."""
     size = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, strides, strict=True))
     return torch.empty(size, dtype=x.dtype).as_strided(x.shape, strides).copy_(x)
 
@@ -157,8 +156,10 @@ def far(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.usefixtures("_checked")
 @pytest.mark.parametrize("strides", [(FAR, 1), (8, FAR // 2)], ids=["rows", "channels"])
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
-def test_far_apart_is_as_near(call: Call, strides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the interpreter's check for overflow on."""
+def test_large_strides_give_the_results_of_dense_tensors(
+    call: Call, strides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the interpreter's overflow check enabled."""
     given = call.make(5, 6, torch.float16)
     want = call.run(triton, **given)
     apart = {name: far(x, strides) for name, x in given.items() if x.dim() == 2}
@@ -167,7 +168,7 @@ def test_far_apart_is_as_near(call: Call, strides: tuple[int, int], monkeypatch:
 
 
 @pytest.mark.usefixtures("_checked")
-def test_planes_far_apart() -> None:
+def test_large_strides_of_planes() -> None:
     x, weight = numbers(3, 5, 6), numbers(6)
     apart = far(x, (FAR, 2**28, 1))
     for one, other in zip(triton.norm(apart, weight, None, 1e-5), triton.norm(x, weight, None, 1e-5), strict=True):
@@ -175,8 +176,8 @@ def test_planes_far_apart() -> None:
 
 
 @pytest.mark.usefixtures("_checked")
-def test_the_check_sees_32_bits_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A norm whose channels' offsets were 32-bit."""
+def test_the_check_detects_32_bit_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A norm with 32-bit offsets of channels."""
     from ds4sci.kernels.pointwise import triton_norms
 
     monkeypatch.setitem(triton_norms.norm.fn.__globals__, "offsets", lambda index, stride: index * stride)

@@ -1,6 +1,6 @@
-"""Every access of the kernels: inside their arguments, by one program where it writes, in all the bytes of the model.
+"""Memory accesses of the evoformer attention kernels: within bounds, without races, and as many bytes as modelled.
 
-What is counted are bytes asked for, of lanes that a mask lets through; a cache may spare memory some of them.
+Counts the bytes that unmasked lanes request; caches may reduce the memory traffic.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import triton.language as tl
 from ds4sci.kernels.evoformer_attention import triton as host
 from ds4sci.kernels.evoformer_attention import triton_configs
 from ds4sci.kernels.evoformer_attention.triton_configs import Config
-from tests.support.triton_interpreter import Probe, Seen, watch, watched
+from tests.support.triton_interpreter import Accesses, Probe, watch, watched
 
 B, S, N, KEYS, H, D = 1, 5, 37, 45, 2, 10
-WIDTH = 48  # of the pair bias's rows: the next multiple of 16 from KEYS
+WIDTH = 48  # of the rows of the pair bias: KEYS rounded up to a multiple of 16
 ROWS, M, K = 2, 16, 32
-"""The config: rows that share a bias, queries and keys of a tile."""
+"""Config: rows that share a bias, queries and keys per tile."""
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -30,7 +30,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def launched(
     monkeypatch: pytest.MonkeyPatch, *, rows: int = ROWS, groups: int = 2, mask: torch.Tensor | None = None
-) -> list[Seen]:
+) -> list[Accesses]:
     """Forward and backward of one case, everything d_out and needs_grad. The bool mask keeps every row's last key."""
     monkeypatch.setattr(triton_configs, "choose", lambda *args: Config(rows, M, K, 4, 1))
     monkeypatch.setattr(host, "SCRATCH_BYTES", groups * 4 * B * H * N * WIDTH)
@@ -50,7 +50,7 @@ def launched(
 
 
 def model(kernel: str, *, rows: int = ROWS, done: int = 0, taken: int = S, float_mask: bool = False) -> tuple[Any, Any]:
-    """Bytes read and written by argument: the whole traffic between the kernel and its tensors, in half precision.
+    """Bytes read and written by argument in half precision.
 
     Keys and values are read once for each tile of queries and queries once for each tile of keys; the bias once for
     each group of rows. With a bias lse is two numbers, for 16 bits up to ``prepare``.
@@ -85,8 +85,8 @@ def model(kernel: str, *, rows: int = ROWS, done: int = 0, taken: int = S, float
 
 
 @pytest.mark.parametrize("float_mask", [False, True])
-def test_bytes_are_those_of_the_model(float_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """5 rows by 2 in 2 groups: rows 0 to 3 in the first launch for the bias's gradient, row 4 in the second."""
+def test_bytes_match_the_model(float_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 rows, 2 per program, 2 groups: the first launch for the bias gradient has rows 0 to 3, the second row 4."""
     expected = [
         ("attend", {}),
         ("prepare", {}),
@@ -102,22 +102,22 @@ def test_bytes_are_those_of_the_model(float_mask: bool, monkeypatch: pytest.Monk
         assert +x.written == +Counter(written), f"{kernel} {part} writes"
 
 
-def test_a_bias_that_is_not_shared_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unshared_bias_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = launched(monkeypatch, rows=1)
     assert seen[0].read["bias"] == model("attend", rows=1)[0]["bias"] > model("attend", rows=2)[0]["bias"]
 
 
-def test_nothing_outside_and_no_race(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = torch.zeros(B, S, KEYS, dtype=torch.bool)
-    few[:, 0, :5] = True
-    for mask in (normal(B, S, KEYS), None, few):
+def test_accesses_are_within_bounds_and_without_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    first_keys = torch.zeros(B, S, KEYS, dtype=torch.bool)
+    first_keys[:, 0, :5] = True
+    for mask in (normal(B, S, KEYS), None, first_keys):
         for x in launched(monkeypatch, rows=3, groups=1, mask=mask):
             assert not +x.outside, f"{x.kernel}: {x.outside}"
             assert not +x.races, f"{x.kernel}: {x.races}"
 
 
-def test_keys_that_all_rows_mask_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first tile of keys is kept by rows 0 and 1, and none by the others."""
+def test_keys_masked_by_all_rows_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 0 and 1 attend to the first tile of keys, the others to no key."""
     mask = torch.zeros(B, S, KEYS, dtype=torch.bool)
     mask[:, :2, :K] = True
     tile, tiles_q = B * 2 * H * K * D * 2, -(-N // M)
@@ -127,12 +127,12 @@ def test_keys_that_all_rows_mask_are_not_read(monkeypatch: pytest.MonkeyPatch) -
         elif x.kernel != "prepare":
             assert x.read["k"] == x.read["v"] == tile * tiles_q
         if x.kernel == "grad_queries":
-            assert x.written["partial"] == 3 * B * H * N * WIDTH * 4, "a tile left out has a gradient of 0"
+            assert x.written["partial"] == 3 * B * H * N * WIDTH * 4, "a skipped tile has gradient 0"
 
 
 @pytest.mark.parametrize("kernel", ["attend", "prepare", "grad_keys", "grad_queries"])
-def test_a_length_too_long_by_one_is_seen(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probe can fail: each of our kernels, told of one query more than there is."""
+def test_a_length_too_long_by_one_is_detected(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe can fail: each kernel gets one query more than exists."""
     run = host.run
 
     def lying(launches: Any, device: torch.device) -> None:
@@ -148,22 +148,22 @@ def test_a_length_too_long_by_one_is_seen(kernel: str, monkeypatch: pytest.Monke
 
 @triton.jit
 def clash(x, y):
-    """Each program adds to the same number: what an atomic-free sum must not do."""
+    """All programs add to the same element, which a sum without atomics must not do."""
     tl.store(x, tl.load(x) + tl.program_id(0))
     tl.store(y + tl.program_id(0), 1.0)
 
 
-def test_a_race_is_seen() -> None:
+def test_a_race_is_detected() -> None:
     x, y = torch.zeros(1), torch.zeros(3)
     probe = Probe("clash", {"x": x, "y": y})
     with watched(probe):
         clash[(3,)](x, y)
-    assert probe.seen.races["x"] == 4  # programs 1 and 2 each read and write what another wrote
+    assert probe.seen.races["x"] == 4  # programs 1 and 2 each read and write an element that another wrote
     assert not probe.seen.races["y"]
     assert probe.seen.read["x"] == probe.seen.written["x"] == 12
 
 
-def test_a_store_outside_is_seen_and_does_no_harm() -> None:
+def test_a_store_out_of_bounds_is_detected_and_suppressed() -> None:
     y = torch.zeros(4)
     probe = Probe("clash", {"x": torch.zeros(1), "y": y[:2]})
     with watched(probe):
