@@ -226,7 +226,7 @@ def test_what_fails_leaves_no_folder_of_embeddings(tmp_path, run, monkeypatch) -
     def fails(rank: int, port: int, run: str, fasta: str, out: str, *more: Any) -> int:
         (Path(out) / "000000.safetensors").write_bytes(b"")
         if "asked" in fasta:
-            raise ValueError("its residues are in no token")
+            raise ValueError("residues by kind: in no token")
         return 1
 
     monkeypatch.setattr(embed_module, "ProcessPoolExecutor", lambda ranks, mp_context: ThreadPoolExecutor(ranks))

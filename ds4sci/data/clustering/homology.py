@@ -64,7 +64,7 @@ class Candidates(NamedTuple):
 
 
 class _EncodedStores(NamedTuple):
-    codes: np.ndarray  # uint8, _END before each record and after the last
+    codes: np.ndarray  # uint8, with _SEPARATOR before each record and after the last
     owner: np.ndarray  # int32, record of each position
     begins: np.ndarray  # int64, position of each record's first residue
     lengths: np.ndarray

@@ -72,7 +72,7 @@ def test_accepted_and_rejected_chains(source: Path, alignments: Path, tmp_path: 
     assert "not mmCIF" in rows["letter.cif"]["reason"]
     assert "at residue 1 the alignment has A, the chain M" in rows["1UBQ_A"]["reason"]
     assert report.counts == {"accepted": 3, "duplicate": 5, "unreadable": 2, "alignment": 2, "not a protein": 1}
-    assert rows["2Q2K_F"]["reason"] == "its residues are 20 nucleic acid"
+    assert rows["2Q2K_F"]["reason"] == "residues by kind: 20 nucleic acid"
     assert "3 chains, 142 residues from 6 files" in report.summary()
     assert "5 duplicate" in report.summary()
     read = {row["file"]: row["atoms"] for row in report.rows if row["status"] == "read"}

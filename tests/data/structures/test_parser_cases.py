@@ -141,7 +141,7 @@ def test_every_excluded_atom_has_its_status(tmp_path: Path) -> None:
         "atom not in the residue": 1,
     }  # fmt: skip
     assert [(one.chain, one.kind, one.reason) for one in parsed.excluded] == [
-        ("B", "not a protein", "its residues are 1 nucleic acid")
+        ("B", "not a protein", "residues by kind: 1 nucleic acid")
     ]
 
 
@@ -192,7 +192,7 @@ def test_chains_of_d_amino_acids_are_excluded(tmp_path: Path) -> None:
     lines = [line for at, name in enumerate(["DAL", "DSN", "DVA"]) for line in residue_lines(name, str(at), 3.8 * at)]
     parsed = parse_and_check(write_pdb(tmp_path / "x.pdb", lines))
     assert parsed.records == []
-    assert parsed.excluded == [("A", "not a protein", "its residues are 3 other polymer")]
+    assert parsed.excluded == [("A", "not a protein", "residues by kind: 3 other polymer")]
     assert parsed.atoms == {"kept": 0, "other polymer": 12}
 
 

@@ -288,7 +288,7 @@ def find_excluded_chains(table: AtomTable, used: set[str], reasons: Sequence[str
             found.setdefault(residue.author, Counter())[reasons[table.status[residue.atoms[0]]]] += 1
     return [
         ExcludedChain(
-            author, "not a protein", "its residues are " + ", ".join(f"{n} {what}" for what, n in kinds.items())
+            author, "not a protein", "residues by kind: " + ", ".join(f"{n} {what}" for what, n in kinds.items())
         )
         for author, kinds in found.items()
     ] + [
