@@ -1,1 +1,1 @@
-"""Files that several processes share: atomic writes, locks, cache folders."""
+"""Files shared by several processes: atomic writes, locks, the cache folder."""

@@ -1,4 +1,4 @@
-"""Files that are on the disk before anyone relies on them."""
+"""Atomic and synced writes of files and folders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 
 class Writer:
-    """Writes one rank's files of a checkpoint: each synced to the disk, with size and checksum, errors kept.
+    """Writer of one rank's files of a checkpoint. It syncs each file to the disk and records its size and checksum.
 
-    An error does not interrupt: the ranks must reach the end of the checkpoint together, since DeepSpeed waits for
-    all of them inside ``save_checkpoint``. ``error`` is the first one.
+    A failed write raises nothing: DeepSpeed waits for all ranks inside ``save_checkpoint``, so every rank must reach
+    the end. ``error`` holds the first error; after it nothing is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,11 +25,11 @@ class Writer:
         self.error: str | None = None
 
     def write_bytes(self, path: Path, content: bytes) -> None:
-        """Write ``content`` as the file ``path``."""
+        """Write ``content`` to the file ``path`` and sync it."""
         self.write(path, lambda handle: handle.write(content))
 
     def write(self, path: Path, fill: Callable[[Any], Any]) -> None:
-        """Let ``fill(handle)`` write the binary file ``path``, then sync it."""
+        """Write the binary file ``path`` with ``fill(handle)`` and sync it."""
         if self.error is not None:
             return
         try:
@@ -39,18 +39,18 @@ class Writer:
                 os.fsync(handle.fileno())
             self.files[str(path.relative_to(self.folder))] = fingerprint(path)
         except Exception as error:
-            # torch turns a write that failed into RuntimeErrors of several texts; what matters is that it failed.
+            # torch raises RuntimeErrors with various texts for a failed write.
             self.error = f"{path}: {error} ({free_space(path.parent)})"
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file."""
+    """Size in bytes and SHA-256 of a file: ``{"size": …, "sha256": …}``."""
     with path.open("rb") as handle:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
 def free_space(folder: Path) -> str:
-    """``3.1 MB free`` on the disk of ``folder``."""
+    """Free space on the disk of ``folder``, such as ``3.1 MB free``."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
@@ -82,15 +82,16 @@ def replace_text(path: Path, text: str, *, sync: bool = True) -> None:
 
 
 def refuse_full(out: Path) -> None:
-    """Raise ValueError where ``out`` cannot become a new folder."""
+    """Raise ValueError if ``out`` exists and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "is not empty" if out.is_dir() else "is no folder"
-        raise ValueError(f"{out}: exists already and {what}; name a new folder")
+        what = "is not empty" if out.is_dir() else "is not a folder"
+        raise ValueError(f"{out}: already exists and {what}; choose a new folder")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` to write into: it becomes ``out`` in the end, or is removed where something fails."""
+    """A temporary folder next to ``out``. It is renamed to ``out`` at the end of the block, and removed after an
+    error."""
     refuse_full(out)
     aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     aside.mkdir(parents=True)
@@ -104,7 +105,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in ``folder`` to the disk; some file systems cannot, which is no reason to fail."""
+    """Sync the directory entries of ``folder`` to the disk. Warns if the file system cannot."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:

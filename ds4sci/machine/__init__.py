@@ -1,1 +1,1 @@
-"""The machine a run or a benchmark executes on: what it is, and the memory that is left."""
+"""The machine that a run or a benchmark executes on: processor, available memory, provenance."""

@@ -1,4 +1,4 @@
-"""Memory that this process can still take."""
+"""Memory that is available to this process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def available_bytes(device: Any = "cpu") -> int | None:
-    """Memory that this process can still take, on the machine or on the GPU ``device``; None where nothing tells.
+    """Memory in bytes that this process can still allocate, on the host or on the GPU ``device``; None if unknown.
 
-    On the machine the least of what the kernel calls available, what the control groups (containers, batch systems)
-    leave of their limits, and what ``ulimit -v`` and ``ulimit -d`` leave.
+    On the host it is the smallest of the kernel's MemAvailable, the remaining limits of the control groups (containers,
+    batch systems), and the remaining limits of ``ulimit -v`` and ``ulimit -d``.
     """
     if getattr(device, "type", device) == "cuda":
         import torch
@@ -22,14 +22,14 @@ def available_bytes(device: Any = "cpu") -> int | None:
 
 
 def from_proc(file: str, key: str) -> int | None:
-    """Bytes that a line ``key: … kB`` of a file in ``/proc`` tells; None where there is none."""
+    """Bytes in the line ``key: … kB`` of a file in ``/proc``; None without such a line."""
     path = Path("/proc") / file
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
 
 
 def _left_by_control_groups() -> list[int]:
-    """Of this process's groups and all above them; in a container the outermost one is the container's own."""
+    """Remaining memory of the control groups of this process and of all their parents, as far as they have a limit."""
     own, root = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
     found: list[int | None] = []
     for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
@@ -50,7 +50,7 @@ def _left_by_control_groups() -> list[int]:
 
 
 def _left(limit: Path, usage: Path, stat: Path, cache: str) -> int | None:
-    """What a control group leaves: its limit less its usage, of which the file cache can be taken back."""
+    """Limit of a control group minus its usage, plus the file cache, which can be reclaimed."""
     try:
         most = int(limit.read_text())
         kept = dict(line.split() for line in stat.read_text().splitlines())

@@ -238,5 +238,5 @@ def test_what_fails_leaves_no_folder_of_embeddings(tmp_path, run, monkeypatch) -
     assert embed(made, tmp_path / "corrected.fa", out) == 1
     assert [file.name for file in out.parent.iterdir()] == ["out"]
     assert [file.name for file in out.iterdir()] == ["000000.safetensors"]
-    with pytest.raises(ValueError, match="out: exists already and is not empty"):
+    with pytest.raises(ValueError, match="out: already exists and is not empty"):
         embed(made, tmp_path / "corrected.fa", out)

@@ -115,7 +115,7 @@ def test_what_is_exported_is_what_was_trained(tmp_path, genome, write) -> None:
     assert found["residues"] == len(bases)
     assert found["nats"] == pytest.approx(float(nats[bases].mean()), rel=1e-5)
     assert json.loads((tmp_path / "one.json").read_text())["classes"].keys() >= set("ACGT")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         export.export_run(run, out)
 
 

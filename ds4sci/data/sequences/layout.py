@@ -20,7 +20,6 @@ The bytes depend only on the sequences, not on the compression of the files or t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ import numpy as np
 
 from ds4sci.data.sequences import intervals, name_index
 from ds4sci.data.sequences.alphabet import ALPHABETS
+from ds4sci.files.atomic_files import fingerprint, replace_text
 
 FORMAT = 1
 KIND = "ds4sci sequence store"
@@ -135,17 +135,9 @@ class StoreWriter:
         return full_manifest
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write a store's manifest atomically."""
-    temporary = folder / f".{MANIFEST}"
-    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    replace_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", sync=False)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

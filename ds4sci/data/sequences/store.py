@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data.sequences import intervals, layout, name_index
+from ds4sci.files.atomic_files import fingerprint
 
 
 def _names_store(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,7 +134,7 @@ class SequenceStore:
     def verify(self) -> None:
         """Compare the checksum of every file with the manifest; ``ValueError`` names the first that differs."""
         for name, expected in self.manifest["files"].items():
-            found = layout.fingerprint(self.folder / name)
+            found = fingerprint(self.folder / name)
             if found != expected:
                 raise ValueError(
                     f"{self.folder / name}: SHA-256 {found['sha256'][:12]}…, expected {expected['sha256'][:12]}…:"

@@ -24,11 +24,11 @@ from ds4sci.data.sequences import (
     build,
     index,
     intervals,
-    layout,
     name_index,
     write_subset,
 )
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.files.atomic_files import fingerprint
 from tests.support.sequence_files import bgzip, file_contents, records_of, write
 
 CHAINS = Path(__file__).parents[3] / "examples" / "fold" / "data" / "chains_train.npz"
@@ -95,7 +95,7 @@ def test_compressions_give_the_same_bytes(tmp_path: Path) -> None:
         index([write(tmp_path / name, data)], out, jobs=1)
         stores.append(file_contents(out))
         manifest = json.loads(stores[-1].pop("manifest.json"))
-        assert manifest["sources"][0]["sha256"] == layout.fingerprint(tmp_path / name)["sha256"]
+        assert manifest["sources"][0]["sha256"] == fingerprint(tmp_path / name)["sha256"]
     assert all(store == stores[0] for store in stores)
     assert stores[0]["residues.bin"].decode() == "".join(chains.sequence(i) for i in range(40))
 
