@@ -125,6 +125,10 @@ CLAIMS = (
         _block("memory reduction by ds4sci"), "the same block in plain torch, compiled",
     ),
     Claim(f"Longest Evoformer block in 8 GB, fp32, {BOTH}", "evoformer_block", _longest_block, "plain torch"),
+    Claim(
+        f"Operations of the Evoformer block, 256 residues, {BOTH}: speed-up", "operations",
+        lambda figures: span(row["speed-up"] for row in records(figures, direction=BOTH)), "plain torch, not compiled",
+    ),
     Claim("Structure-model training step, crop 256", "step_small_256_against", _fold_step, "plain torch kernels"),
     Claim(
         f"ESMFold trunk with `ds4sci.integrations.patch`, 256 residues, {BOTH}", "esmfold", _patched,
