@@ -184,7 +184,7 @@ def grad_keys(
                     new_k = new_k + (tl.dot(grad_scores.to(tile_q.dtype), tile_q, sum_k[r], input_precision=PRECISION),)
                 if GRAD_MASK:
                     increment = tl.sum(grad_scores, 1)
-                    if tile_q.dtype == tl.float32:  # Kahan's sum; 16 bits err increment than the sum does
+                    if tile_q.dtype == tl.float32:  # Kahan summation; 16-bit rounding is larger than the error of a sum
                         increment = increment - mask_compensation[r]
                         new_compensation = new_compensation + (((sum_mask[r] + increment) - sum_mask[r]) - increment,)
                     else:

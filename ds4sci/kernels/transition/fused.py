@@ -51,7 +51,7 @@ def _hidden(p: ModuleType, y: Tensor, weight: Tensor, bias: Tensor | None, activ
     if activation == "swiglu":
         inner = y @ weight.t()
         return inner, p.swiglu(inner, bias)
-    # in 16 bits, rounding the product before adding the bias changes the sign where the two nbias_in_matmul cancel
+    # in 16 bits, rounding the product before adding the bias changes the sign where the two nearly cancel
     bias_in_matmul = y.itemsize < 4
     inner = linear(y, weight, bias if bias_in_matmul else None)
     return inner, p.relu(inner, None if bias_in_matmul else bias)
