@@ -31,7 +31,8 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def launched(
     monkeypatch: pytest.MonkeyPatch, *, rows: int = ROWS, groups: int = 2, mask: torch.Tensor | None = None
 ) -> list[Accesses]:
-    """Forward and backward of one case, all inputs given and all gradients computed. The bool mask keeps every row's last key."""
+    """Forward and backward of one case, all inputs given and all gradients computed. The bool mask keeps every row's
+    last key."""
     monkeypatch.setattr(triton_configs, "choose", lambda *args: Config(rows, M, K, 4, 1))
     monkeypatch.setattr(host, "SCRATCH_BYTES", groups * 4 * B * H * N * WIDTH)
     monkeypatch.setattr(host, "MAX_PROGRAMS", 2**20)
