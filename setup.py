@@ -1,8 +1,8 @@
-"""Packaging: names, ranges and what the wheel carries besides Python.
+"""Package metadata, requirements, and the files of the wheel that are not Python.
 
-The native sources in ``kernels/`` and the run files in ``configs/`` lie at the top of the repository, where people
-look for them, and travel in the wheel as ``ds4sci._csrc`` and ``ds4sci._configs``. Code finds both by path: the
-packaged folder first, then the repository's (an editable install has only the latter).
+The C++ sources in ``kernels/`` and the run files in ``configs/`` are at the top of the repository. The wheel contains
+them as ``ds4sci._csrc`` and ``ds4sci._configs``. Code finds both by path: first the packaged folder, then that of the
+repository, which is the only one in an editable install.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
-# A lower bound is the oldest release that has what we call; an upper bound guards an interface known to move.
+# A lower bound is the oldest release with the functions in use; an upper bound, an interface that is known to change.
 REQUIRES = [
     "deepspeed>=0.19.8,<0.20",  # the engine; 0.x minors remove modules (elasticity went in 0.19)
     "torch>=2.6,<2.14",  # torch.library custom ops with autograd and weights_only=True by default; 2.13 is tested
@@ -73,7 +73,7 @@ EXTRAS = {
 }
 
 PREBUILD = os.environ.get("DS4SCI_PREBUILD") == "1"
-"""Carry the native code built for every instruction set: a wheel for one kind of processor that needs no compiler."""
+"""Put native code, built for every instruction set, into the wheel: a wheel for one platform that needs no compiler."""
 
 
 class Build(build_py):
@@ -84,7 +84,11 @@ class Build(build_py):
             assert spec
             assert spec.loader
             native = sys.modules["native"] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(native)
+            sys.path.insert(0, str(ROOT))  # native.py imports ds4sci.files, which needs the standard library only
+            try:
+                spec.loader.exec_module(native)
+            finally:
+                sys.path.remove(str(ROOT))
             native.prebuild(Path(self.build_lib).absolute() / "ds4sci" / native.BUILT)
 
 

@@ -73,7 +73,8 @@ static void pack_gradients(const Params& p, int64_t b, int64_t s, int64_t h, int
     }
 #endif
   if (w.paired)
-    for (auto* rows : {L::PER_LANE == 2 ? &w.qz : &w.q, L::PER_LANE == 2 ? &w.gz : &w.g}) pair_rows(*rows, QB / L::PER_LANE, w.dp);
+    for (auto* rows : {L::PER_LANE == 2 ? &w.qz : &w.q, L::PER_LANE == 2 ? &w.gz : &w.g})
+      pair_rows(*rows, QB / L::PER_LANE, w.dp);
 }
 
 // The gradients of one row of the MSA; that of the pair bias is added to `grad_bias`.

@@ -15,8 +15,7 @@ namespace DS4SCI_ISA {
 
 using ds4sci::Params;
 
-// Sums over more rows or queries than this are sums of partial sums. The rounding error then grows with the square root of both
-// numbers instead of with their product.
+// Sums over more rows or queries than this are sums of partial sums: each summand then takes part in fewer roundings.
 constexpr int64_t ROWS_PER_PARTIAL = 64, QUERIES_PER_PARTIAL = 1024;
 
 // The buffers of one thread. Their sizes depend on the problem only.

@@ -65,7 +65,8 @@ struct NormBackward {
       Vec sum = {}, inner = {};
       for_each_vector(end - begin, [&](int64_t j, auto lanes) {
         const int64_t k = begin + j;
-        const Vec grad = read(g + k, lanes), scaled = (read(x + k, lanes) - mean) * rstd, a = grad * read(c.vector[0] + k, lanes);
+        const Vec grad = read(g + k, lanes), scaled = (read(x + k, lanes) - mean) * rstd;
+        const Vec a = grad * read(c.vector[0] + k, lanes);
         sum += a;
         inner += a * scaled;
         if (sums) {
@@ -91,7 +92,8 @@ struct GateForward {
     const T *value = row_pointer<T>(c.tile[0], c.rows, i), *logits = row_pointer<T>(c.tile[1], c.rows, i);
     T* out = row_pointer<T>(c.tile[2], c.rows, i);
     for_each_vector(c.channels, [&](int64_t k, auto lanes) {
-      const Vec v = add_bias(read(value + k, lanes), c.vector[0], k, lanes), l = add_bias(read(logits + k, lanes), c.vector[1], k, lanes);
+      const Vec v = add_bias(read(value + k, lanes), c.vector[0], k, lanes);
+      const Vec l = add_bias(read(logits + k, lanes), c.vector[1], k, lanes);
       write(out + k, v * sigmoid(l).value, lanes);
     });
   }
@@ -156,7 +158,8 @@ struct Swiglu {  // c.channels is the number of channels of the result
     const T* joint = row_pointer<T>(c.tile[0], c.rows, i);
     T* out = row_pointer<T>(c.tile[1], c.rows, i);
     for_each_vector(n, [&](int64_t k, auto lanes) {
-      const Vec u = add_bias(read(joint + k, lanes), c.vector[0], k, lanes), v = add_bias(read(joint + n + k, lanes), c.vector[0], n + k, lanes);
+      const Vec u = add_bias(read(joint + k, lanes), c.vector[0], k, lanes);
+      const Vec v = add_bias(read(joint + n + k, lanes), c.vector[0], n + k, lanes);
       write(out + k, u * sigmoid(u).value * v, lanes);
     });
   }
@@ -191,7 +194,9 @@ struct ColumnSums {
   const Params& c;
   void operator()(int64_t i, float* sums) const {
     const T* x = row_pointer<T>(c.tile[0], c.rows, i);
-    for_each_vector(c.channels, [&](int64_t k, auto lanes) { write(sums + k, read(sums + k, lanes) + read(x + k, lanes), lanes); });
+    for_each_vector(c.channels, [&](int64_t k, auto lanes) {
+      write(sums + k, read(sums + k, lanes) + read(x + k, lanes), lanes);
+    });
   }
 };
 
