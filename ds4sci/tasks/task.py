@@ -35,7 +35,8 @@ class Task(ABC):
     """
 
     model: nn.Module
-    """Called by the engine as ``model(batch)``; the result is passed to ``loss``."""
+    """Called by the engine as ``model(batch)``; the result is passed to ``loss``. A module that cannot be trained with
+    ZeRO stage 3 has the attribute ``why_not_zero3``: the reason, as text."""
 
     target: str
     """Key of the result of ``summarize`` by which the best checkpoint is chosen; higher is better."""

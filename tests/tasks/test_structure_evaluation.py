@@ -68,6 +68,16 @@ def test_other_checkpoints_and_other_sets(run: Path, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "o.json").read_text())["per_chain"]) == 1
 
 
+def test_without_a_file_the_held_out_chains_are_scored(run: Path, tmp_path: Path) -> None:
+    result = evaluate_run(run, tmp_path / "out.json", show=False)
+    assert result["evaluation"] == "held_out"
+    assert result["mean"].keys() >= {"lddt_ca", "tm_score"}
+    with pytest.raises(
+        ValueError, match=r"no evaluation takes --fasta; .*: held_out \(no input\); structures \(--chains\)"
+    ):
+        evaluate_run(run, files={"fasta": tmp_path / "in.fa"}, show=False)
+
+
 def test_missing_inputs_are_named(run: Path, tmp_path: Path) -> None:
     chains = run.parents[1] / "valid.npz"
     with pytest.raises(ValueError, match="run"):
