@@ -148,7 +148,7 @@ def _check_arguments(paths: list[Path], out: Path, alphabet: str, on_bad_record:
 
 def _guess_alphabet(paths: list[Path]) -> tuple[str, str | None]:
     """The alphabet of the files, guessed from their beginnings, and the first file with that alphabet."""
-    found: dict[str, Path] = {}
+    first_files: dict[str, Path] = {}
     for path in paths:
         letters = b""
         try:
@@ -160,13 +160,13 @@ def _guess_alphabet(paths: list[Path]) -> tuple[str, str | None]:
             continue  # write_shard reports the error, or skips the file
         name = guess_alphabet(letters)
         if name is not None:
-            found.setdefault(name, path)
-    if len(found) > 1:
-        both = " and ".join(f"{name} ({path})" for name, path in found.items())
+            first_files.setdefault(name, path)
+    if len(first_files) > 1:
+        both = " and ".join(f"{name} ({path})" for name, path in first_files.items())
         raise ValueError(
             f"the files contain {both}; a store has one alphabet: index them into separate stores, or set alphabet="
         )
-    name, path = next(iter(found.items()), ("protein", paths[0]))
+    name, path = next(iter(first_files.items()), ("protein", paths[0]))
     return name, str(path)
 
 

@@ -60,9 +60,9 @@ class StoreWriter:
     def extend(self, letters: np.ndarray, soft: np.ndarray, unknown: np.ndarray) -> None:
         """Append letters (uint8, upper case) and their intervals, as positions in ``letters``."""
         self._files["residues"].write(letters.data)
-        for name, found in (("soft", soft), ("unknown", unknown)):
-            if len(found):
-                self._intervals[name].append(found + self.total)
+        for name, new_intervals in (("soft", soft), ("unknown", unknown)):
+            if len(new_intervals):
+                self._intervals[name].append(new_intervals + self.total)
         self.total += len(letters)
 
     def close_records(

@@ -127,18 +127,18 @@ def _copy_residues(writer: layout.StoreWriter, store: SequenceStore, begin: int,
 def _merge_adjacent(chosen: Iterable[int | Range], store: SequenceStore) -> Iterator[tuple[int, int] | Range]:
     """Merge consecutive indices into (first, last + 1), as one copy of many records is faster; yield ranges as is."""
     first = last = 0
-    for one in chosen:
-        if not isinstance(one, tuple) and not 0 <= one < len(store):
-            raise IndexError(f"{store.folder} has {len(store)} records; there is no record {one}")
-        if not isinstance(one, tuple) and first < last == one:
+    for item in chosen:
+        if not isinstance(item, tuple) and not 0 <= item < len(store):
+            raise IndexError(f"{store.folder} has {len(store)} records; there is no record {item}")
+        if not isinstance(item, tuple) and first < last == item:
             last += 1
             continue
         if first < last:
             yield first, last
-        first, last = (0, 0) if isinstance(one, tuple) else (int(one), int(one) + 1)
-        if isinstance(one, tuple):
-            if not len(store.residues(*one)):  # raises if the record has no such part
-                raise ValueError(f"{store.location(one[0])}: an empty range was chosen; choose one residue or more")
-            yield Range(*one)
+        first, last = (0, 0) if isinstance(item, tuple) else (int(item), int(item) + 1)
+        if isinstance(item, tuple):
+            if not len(store.residues(*item)):  # raises if the record has no such part
+                raise ValueError(f"{store.location(item[0])}: an empty range was chosen; choose one residue or more")
+            yield Range(*item)
     if first < last:
         yield first, last

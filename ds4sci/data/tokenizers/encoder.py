@@ -104,11 +104,11 @@ class TokenizerScheme:
         """
         text = _text(letters)
         if self.tokenizer.is_fast:
-            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            bounds = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2)
+            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            bounds = np.asarray(encoding["offset_mapping"], np.int64).reshape(-1, 2)
             # SentencePiece's word-start mark has the offset of the letter after it.
             bounds[:-1, 1] = np.minimum(bounds[:-1, 1], bounds[1:, 0])
-            return np.asarray(found["input_ids"], np.int32), bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+            return np.asarray(encoding["input_ids"], np.int32), bounds[:, 0], bounds[:, 1] - bounds[:, 0]
         tokens = self.tokenizer.tokenize(text)
         if "".join(tokens) != text:
             raise ValueError(
@@ -130,17 +130,17 @@ def residue_encoder(tokenizer: PreTrainedTokenizerBase) -> ResidueEncoder:
     """
     prefix, suffix = _special_tokens_around(tokenizer)
     settings: dict[str, Any] = tokenizer.init_kwargs.get(SETTINGS) or {}
-    found: TokenizationScheme | None = None
+    scheme: TokenizationScheme | None = None
     kind = KINDS.get(settings.get("kind", ""))
     if kind is not None and kind.scheme is not None:
-        found, letters = kind.scheme(settings), kind.sample_letters
+        scheme, letters = kind.scheme(settings), kind.sample_letters
     else:
-        found, letters = _letter_table(tokenizer)
-    if found is None or not (
-        _matches_tokenizer(tokenizer, found, letters) or (not settings and _needs_spaces(tokenizer, found, letters))
+        scheme, letters = _letter_table(tokenizer)
+    if scheme is None or not (
+        _matches_tokenizer(tokenizer, scheme, letters) or (not settings and _needs_spaces(tokenizer, scheme, letters))
     ):
-        found = TokenizerScheme(tokenizer)
-    return ResidueEncoder(found, np.asarray(prefix, np.int32), np.asarray(suffix, np.int32))
+        scheme = TokenizerScheme(tokenizer)
+    return ResidueEncoder(scheme, np.asarray(prefix, np.int32), np.asarray(suffix, np.int32))
 
 
 def _letter_table(tokenizer: PreTrainedTokenizerBase) -> tuple[PerResidue | None, str]:
