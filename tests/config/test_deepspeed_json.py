@@ -57,7 +57,7 @@ def test_comments_are_read_as_deepspeed_reads_them(tmp_path: Path) -> None:
         ({"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 2}, 4, (24, 3, 2)),
     ],
 )
-def test_batch_sizes_follow_deepspeeds_rule(tmp_path: Path, given: dict, ranks: int, expected: tuple) -> None:
+def test_batch_sizes_follow_deepspeed(tmp_path: Path, given: dict, ranks: int, expected: tuple) -> None:
     assert deepspeed_json.batch_sizes(given, ranks, tmp_path) == expected
 
 
@@ -70,14 +70,14 @@ def test_batch_sizes_follow_deepspeeds_rule(tmp_path: Path, given: dict, ranks: 
         ({"train_batch_size": 1}, 4),
     ],
 )
-def test_sizes_that_do_not_fit_the_ranks(tmp_path: Path, given: dict, ranks: int) -> None:
+def test_batch_sizes_that_do_not_fit_the_ranks_are_refused(tmp_path: Path, given: dict, ranks: int) -> None:
     with pytest.raises(ValueError, match=f"does not fit {ranks} ranks") as caught:
         deepspeed_json.batch_sizes(given, ranks, tmp_path / "x.json")
     assert f"train_batch_size = {given['train_batch_size']}" in str(caught.value)
     assert "x.json" in str(caught.value)
 
 
-def test_a_size_that_is_no_whole_number(tmp_path: Path) -> None:
+def test_a_fractional_batch_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train_batch_size must be a whole number above 0, got 2\.5"):
         deepspeed_json.batch_sizes({"train_batch_size": 2.5}, 1, tmp_path)
 
@@ -95,5 +95,5 @@ def test_offload_devices() -> None:
 )
 def test_the_jsons_that_we_ship_are_sound(file: Path) -> None:
     config = deepspeed_json.read(file)
-    groups = 1 if file.name == "cpu_extend.json" else 2  # there two ranks share each row
+    groups = 1 if file.name == "cpu_extend.json" else 2  # it uses two sequence-parallel ranks per row
     deepspeed_json.batch_sizes(config, groups, file)

@@ -1,4 +1,4 @@
-"""The run file: what it accepts, and what it says about what it does not."""
+"""The run file: loading, overrides, validation messages, saved copies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ width = 16
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with run.toml, ds.json and a task of its own."""
+    """A folder with run.toml, ds.json and a task module."""
     package = tmp_path / "config_lab"
     package.mkdir()
     (package / "task.py").write_text(TASK)
@@ -59,7 +59,7 @@ def refused(lab: Path, text: str, *overrides: str) -> str:
     (lab / "run.toml").write_text(text)
     with pytest.raises(ValueError, match=r".") as caught:
         RunConfig.load("run.toml", list(overrides))
-    assert type(caught.value) is ValueError  # never pydantic's or the parser's own
+    assert type(caught.value) is ValueError  # not a subclass of pydantic or of the parser
     return str(caught.value)
 
 
@@ -86,13 +86,13 @@ def test_an_override_is_a_toml_value_and_a_bare_word_is_a_string(lab: Path) -> N
 @pytest.mark.parametrize(
     "override", ["train.steps", "=3", "train..steps=3", "train.steps=", "train.name=two words", "a b=1"]
 )
-def test_a_malformed_override_is_shown_with_an_example(lab: Path, override: str) -> None:
+def test_a_malformed_override_is_refused_with_an_example(lab: Path, override: str) -> None:
     message = refused(lab, TOML, override)
     assert f"override {override!r}" in message
     assert "train." in message
 
 
-def test_an_override_that_goes_through_a_value(lab: Path) -> None:
+def test_an_override_inside_a_value_is_refused(lab: Path) -> None:
     assert "train.steps.x=1" in (message := refused(lab, TOML, "train.steps.x=1"))
     assert "steps is a value, not a section" in message
 
@@ -136,7 +136,7 @@ def test_a_key_of_the_json_in_the_toml_names_its_owner(lab: Path, key: str, owne
     assert f"owned by the DeepSpeed JSON: set {owner} in the file" in message
 
 
-def test_the_keys_of_our_own_schema_are_nobody_elses() -> None:
+def test_run_file_keys_are_not_owned_by_the_json() -> None:
     for name in [*RunConfig.__dataclass_fields__, *TrainConfig.model_fields]:
         assert errors.owner_in_json(name) is None, name
 
@@ -151,7 +151,7 @@ def test_the_keys_of_our_own_schema_are_nobody_elses() -> None:
         ("kernels.varlen_attention=3", ["kernels.varlen_attention", "string"]),
     ],
 )
-def test_a_wrong_value_names_line_key_and_what_came(lab: Path, override: str, expected: list[str]) -> None:
+def test_a_wrong_value_names_location_key_and_value(lab: Path, override: str, expected: list[str]) -> None:
     message = refused(lab, TOML, override)
     assert all(part in message for part in expected), message
 
@@ -161,7 +161,7 @@ def test_a_wrong_value_in_the_file_names_its_line(lab: Path) -> None:
     assert "run.toml:11: model.width" in message
 
 
-def test_missing_pieces(lab: Path) -> None:
+def test_missing_keys_and_files(lab: Path) -> None:
     assert "train.steps is missing" in refused(lab, TOML.replace("steps = 10", ""))
     assert "deepspeed is missing" in refused(lab, TOML.replace('deepspeed = "ds.json"', ""))
     assert "[task]" in refused(lab, 'deepspeed = "ds.json"\n')
@@ -181,14 +181,14 @@ def test_malformed_toml_names_the_line(lab: Path) -> None:
 
 
 def test_a_byte_order_mark_changes_nothing(lab: Path) -> None:
-    """As Windows' editors write it, in the run file and in DeepSpeed's JSON."""
+    """Editors on Windows write it, in the run file and in the DeepSpeed JSON."""
     plain = RunConfig.load(lab / "run.toml").resolved()
     for file, text in (("run.toml", TOML), ("ds.json", JSON)):
         (lab / file).write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert RunConfig.load(lab / "run.toml").resolved() == plain
 
 
-def test_the_error_inside_a_task_module_is_not_taken_for_a_missing_task(lab: Path) -> None:
+def test_an_import_error_inside_a_task_module_is_raised(lab: Path) -> None:
     (lab / "config_lab" / "broken.py").write_text("import no_such_package_at_all\n")
     (lab / "run.toml").write_text(TOML.replace("config_lab.task", "config_lab.broken"))
     with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
@@ -206,13 +206,13 @@ def test_saved_copies_load_again_and_the_json_is_byte_for_byte(lab: Path, monkey
     assert (run / "commit.txt").read_text().strip()
     moved = lab / "elsewhere"
     run.rename(moved)
-    (lab / "deepspeed.json").write_text("{}")  # one in the current folder must not be taken for the run's own
+    (lab / "deepspeed.json").write_text("{}")  # must not be used instead of that of the run
     again = RunConfig.load(moved / "config.json")
     assert again == saved.moved_to(moved)
     assert again.train.steps == 33
 
 
-def test_the_json_is_found_beside_the_run_file_and_above_configs(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_json_is_found_next_to_the_run_file_and_above_configs(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nested = lab / "project" / "configs" / "fold"
     nested.mkdir(parents=True)
     (nested.parent / "deepspeed").mkdir()
@@ -228,7 +228,7 @@ def test_packaged_configs_are_found_from_anywhere(lab: Path) -> None:
 
 
 @given(st.text(max_size=40))
-def test_any_override_is_taken_or_refused_with_a_valueerror(text: str) -> None:
+def test_any_override_is_accepted_or_raises_a_value_error(text: str) -> None:
     from ds4sci.config.run_file import _apply_override
 
     tree: dict = {"train": {"steps": 1}}

@@ -1,4 +1,4 @@
-"""A run folder as the trainer leaves it, made in a second: real chains, a small untrained model, made-up curves."""
+"""A run folder of the fold task, made in a second: real chains, a small untrained model, synthetic curves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = [
 
 
 def make_fold_run(folder: Path, *, chains: int = 6) -> Path:
-    """``folder/runs/small_fold`` with checkpoint ``step_000200``, config, machine and metrics."""
+    """Write ``folder/runs/small_fold`` with checkpoint ``step_000200``, configuration, machine and metrics."""
     records = ChainSet.open(CHAINS)
     ChainSet.write(folder / "train.npz", records[:40])
     ChainSet.write(folder / "valid.npz", sorted(records[40:], key=lambda record: len(record.sequence))[:chains])
@@ -36,7 +36,7 @@ def make_fold_run(folder: Path, *, chains: int = 6) -> Path:
     checkpoint = run / "checkpoints" / "step_000200"
     checkpoint.mkdir(parents=True)
     task = import_task("fold").build(config.settings, seed=11, steps=200)
-    # Fresh weights end in zeros, whatever the seed: a nudge makes them as different as training would.
+    # Initial weights of the last layers are zero for any seed; noise makes the predictions differ, as training does.
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in task.model.parameters():

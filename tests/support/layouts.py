@@ -1,4 +1,4 @@
-"""The same training on many layouts: run files, what one rank does, and what fp64 torch makes of the whole batch."""
+"""Training on many layouts: run files, the program of one rank, and the reference in fp64 torch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.support import language_oracle as oracle
 from tests.support.fold_run import CHAINS
 
 BATCH, STEPS, RATE, CLIP = 16, 4, 0.3, 0.25
-"""Samples of a step; steps; of plain SGD; norm that gradients are clipped to, below that of every task's."""
+"""Samples per step; number of steps; learning rate of SGD; clipping norm, below the gradient norm of every task."""
 
 SPLITS = {1: ((16, 1), (4, 4), (1, 16)), 2: ((8, 1), (2, 4), (1, 8)), 4: ((4, 1), (2, 2), (1, 4))}
-"""Ranks → (micro-batch, accumulation), all of ``BATCH`` samples."""
+"""Number of ranks → (micro-batch, accumulation) pairs with ``BATCH`` samples per step."""
 
 SMALL_FOLD: dict[str, Any] = {
     "c_m": 16, "c_z": 8, "c_s": 12, "c_plddt": 8, "heads": ["masked_msa", "experimentally_resolved", "secondary"],
@@ -57,7 +57,7 @@ TASKS = (
 
 
 def sections(task: str, folder: Path) -> dict[str, Any]:
-    """The task's own sections of a run file, with its data written into ``folder``."""
+    """Return the sections of the task in a run file; its data is written into ``folder``."""
     name, packing = task.split()[0], "unpacked" not in task
     if name == "fold":
         _chains(folder)
@@ -91,7 +91,7 @@ def _chains(folder: Path) -> None:
     if not (folder / "train.npz").exists():
         records = sorted(ChainSet.open(CHAINS), key=lambda record: len(record.sequence))
         for number, record in enumerate(records[:24]):
-            records[number] = replace(record, resolution=1.5 + number % 3)  # two of three are out of range
+            records[number] = replace(record, resolution=1.5 + number % 3)  # two of three resolutions are out of range
         ChainSet.write(folder / "train.npz", records[:24])
         ChainSet.write(folder / "valid.npz", records[:1])
 
@@ -106,7 +106,7 @@ def _proteins(file: Path) -> None:
 
 
 def configure(task: str, folder: Path, **more: Any) -> RunConfig:
-    """The run file of a task, in fp32 with clipping and plain SGD; weights to begin with lie in ``folder`` too."""
+    """Write the run file of a task, in fp32 with clipping and SGD, and its initial weights into ``folder``."""
     file = folder / f"{task.replace(' ', '_')}.json"
     tree = {
         run_version.KEY: __version__, "deepspeed": str(folder / "plain.json"), "seed": 3,
@@ -120,14 +120,14 @@ def configure(task: str, folder: Path, **more: Any) -> RunConfig:
     config = RunConfig.load(file)
     weights = file.with_suffix(".safetensors")
     if not weights.exists():
-        safetensors.torch.save_file(_nudged(build_task(config).model), weights)
+        safetensors.torch.save_file(_perturbed_weights(build_task(config).model), weights)
     tree["train"]["weights"] = str(weights)
     file.write_text(json.dumps(tree))
     return RunConfig.load(file)
 
 
-def _nudged(model: nn.Module) -> dict[str, Tensor]:
-    """Weights such that nothing is zero: layers that begin at zero would hide what is wrong behind them."""
+def _perturbed_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return weights with added noise: layers initialised to zero would hide errors in earlier layers."""
     noise = torch.Generator().manual_seed(1)
     weights = {name: p.detach() + 0.1 * torch.randn(p.shape, generator=noise) for name, p in model.named_parameters()}
     persistent = model.state_dict().keys()
@@ -146,7 +146,7 @@ def deepspeed(stage: int, micro: int, accumulation: int, **more: Any) -> dict[st
 
 @dataclass(frozen=True)
 class Case:
-    """One run: of a task, on one layout."""
+    """A run of a task on one layout."""
 
     task: str
     stage: int
@@ -158,18 +158,18 @@ class Case:
 
 
 def run(cases_file: str) -> None:
-    """Every case of the file, one after the other, on this rank."""
+    """Train every case of the file on this rank."""
     from ds4sci.train import loop
     from ds4sci.train.run import Session
 
-    loop.peak_rate = lambda device, dtype: None  # it is shown, and takes longer than the training here
+    loop.peak_rate = lambda device, dtype: None  # only displayed, and measuring it takes longer than this training
     for case in json.loads(Path(cases_file).read_text()):
         config = RunConfig.load(case["config"], [f"train.name={case['name']}"], deepspeed=case["deepspeed"])
         Session.join(config).train()
 
 
 def curve(run_folder: Path) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """(losses, gradient norms, weights at the end) of a run."""
+    """Return (losses, gradient norms, final weights) of a run."""
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
     weights = safetensors.torch.load_file(run_folder / f"checkpoints/step_{STEPS:06d}/model.safetensors")
@@ -177,7 +177,7 @@ def curve(run_folder: Path) -> tuple[list[float], list[float], dict[str, Tensor]
 
 
 def plain(config: RunConfig) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """The same by fp64 torch in one process: the whole batch of a step at once, ``torch.optim.SGD``, no DeepSpeed."""
+    """Return the same from fp64 torch in one process: the whole batch at once, ``torch.optim.SGD``, no DeepSpeed."""
     task = build_task(config)
     assert config.train.weights is not None
     task.model.load_state_dict(safetensors.torch.load_file(config.train.weights), strict=False)
@@ -207,7 +207,7 @@ def _plain_loss(task: Any, model: nn.Module, batch: Any) -> Tensor:
 
 
 def in_double(batch: Any) -> Any:
-    """``batch`` with what a model in fp64 must have in fp64."""
+    """Return ``batch`` with the tensors that a model in fp64 needs in fp64."""
     if isinstance(batch, Batch):
         return replace(batch, atom_positions=batch.atom_positions.double())
     if isinstance(batch, OperatorBatch):
@@ -217,7 +217,7 @@ def in_double(batch: Any) -> Any:
 
 
 def part(batch: Any, first: int, last: int) -> Any:
-    """Samples ``first`` … ``last`` − 1 of a batch, a structure without the padding of the others."""
+    """Return samples ``first`` … ``last`` − 1 of a batch; structures lose padding that only the other samples need."""
     ids = batch.ids[first:last]
     if isinstance(batch, Batch):
         n = int(batch.token_mask[first:last].sum(-1).max())
@@ -237,7 +237,7 @@ def part(batch: Any, first: int, last: int) -> Any:
 
 
 def splits(size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
-    """Ways to cut ``size`` samples into pieces: all at once, one at a time, and unequal ones drawn at random."""
+    """Yield divisions of ``size`` samples: all at once, one at a time, and random unequal parts."""
     rng = np.random.default_rng(seed)
     drawn = [sorted(rng.choice(np.arange(1, size), rng.integers(1, size - 1), replace=False)) for _ in range(3)]
     for cuts in [[], list(range(1, size)), *drawn]:

@@ -1,4 +1,4 @@
-"""What one rank does in the tests of operator learning: a step through DeepSpeed, its gradients kept."""
+"""Program of one rank in the tests of neural operators: a step on DeepSpeed, with its gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def task(pde: str, derivatives: str = "zcs") -> neural_operator.NeuralOperatorTa
 
 
 def batch(made: neural_operator.NeuralOperatorTask, rank: int = 0, world: int = 1) -> Any:
-    """This rank's share of the functions of step 0."""
+    """Return this rank's functions of step 0."""
     return next(
         made.batches(
             start_step=0, rank=rank, world_size=world, micro_batch_size=FUNCTIONS // world, accumulation_steps=1
@@ -34,7 +34,7 @@ def batch(made: neural_operator.NeuralOperatorTask, rank: int = 0, world: int = 
 
 
 def steps(cases_file: str, out: str) -> None:
-    """One step of each case; rank 0 saves loss and whole gradients to ``out``."""
+    """Do one step of each case; rank 0 saves loss and unsharded gradients to ``out``."""
     from deepspeed.utils import safe_get_full_grad
 
     set_rank_environment()

@@ -1,7 +1,7 @@
-"""Ranks for tests, without a launcher: processes forked from a server that has once imported torch, DeepSpeed
-and what of transformers the tests train.
+"""Ranks for tests without a launcher: processes forked from a server that has imported torch, DeepSpeed and the
+transformers models under test.
 
-A two-rank run takes about a second this way, instead of fifteen.
+A two-rank run takes about a second instead of fifteen.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from ds4sci.train.distributed import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-_environment = dict(os.environ)  # now, before a test has changed anything: the server keeps that of its start
+_environment = dict(os.environ)  # at import, before a test changes it: the server keeps the environment it starts with
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    # muon_optimizer is what deepspeed.initialize imports late: torch's compiler, four seconds; the rest are imported
-    # when a language model is built: four seconds too
+    # deepspeed.initialize imports muon_optimizer, and with it torch's compiler, which takes four seconds; building a
+    # language model imports the others, which takes four seconds as well
     ["deepspeed", "ds4sci.train.run", "ds4sci.train.checkpoint_engine", "deepspeed.runtime.zero.muon.muon_optimizer",
      "ds4sci.tasks.masked_lm", "ds4sci.data.tokenizers", "transformers.models.auto.modeling_auto",
      "transformers.models.auto.tokenization_auto", "transformers.models.esm.modeling_esm",
@@ -32,7 +32,7 @@ _server.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class RankResults:
-    """How the ranks ended: exit codes (−n: killed by signal n) and what each printed, stdout and stderr together."""
+    """Exit codes of the ranks (−n: killed by signal n), and the output of each, stdout and stderr together."""
 
     codes: list[int | None]
     outputs: list[str]
@@ -55,8 +55,11 @@ class RankProcesses:
         launcher: bool = True,
         target: Callable[..., None] | None = None,
     ) -> None:
-        """``launcher``: whether the ranks find the variables that a launcher sets. ``target``: a function of a module,
-        called with ``arguments`` in place of ``ds4sci.train``."""
+        """Start the ranks.
+
+        launcher  whether to set the environment variables that a launcher sets
+        target    function to call with ``arguments`` instead of running ``ds4sci.train``
+        """
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         port = str(free_port())
         self.logs = [folder / f".rank{rank}.log" for rank in range(size)]
@@ -75,15 +78,15 @@ class RankProcesses:
             self.processes.append(process)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Until ``condition`` holds; fails when the ranks end first or time is up."""
+        """Wait until ``condition`` holds. Fails if the ranks end first or the time is up."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, "the ranks did not get there in time:\n" + self._outputs_text()
-            assert any(p.is_alive() for p in self.processes), "the ranks ended before:\n" + self._outputs_text()
+            assert time.monotonic() < end, "the condition did not hold in time:\n" + self._outputs_text()
+            assert any(p.is_alive() for p in self.processes), "the ranks ended first:\n" + self._outputs_text()
             time.sleep(0.02)
 
     def join(self, seconds: float = 90) -> RankResults:
-        """Wait for the end of all ranks; those that take longer are killed and fail the test."""
+        """Wait for all ranks to end. Ranks that take longer are killed and fail the test."""
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
@@ -107,7 +110,7 @@ def run(
     launcher: bool = True,
     code: int | None = 0,
 ) -> RankResults:
-    """Run the ranks to their end; every rank must leave with ``code`` (None: whatever)."""
+    """Run the ranks to their end; every rank must exit with ``code``, or with any code if it is None."""
     ended = RankProcesses(size, arguments, folder, environment, launcher=launcher).join()
     if code is not None:
         assert ended.codes == [code] * size, f"exit codes {ended.codes}:\n{ended.output}"
@@ -117,7 +120,7 @@ def run(
 def call(
     size: int, target: Callable[..., None], arguments: list[str], folder: Path, *, seconds: float = 90
 ) -> RankResults:
-    """``target(*arguments)`` on every rank; all must come to its end."""
+    """Call ``target(*arguments)`` on every rank; all must succeed."""
     ended = RankProcesses(size, arguments, folder, target=target).join(seconds)
     assert ended.codes == [0] * size, f"exit codes {ended.codes}:\n{ended.output}"
     return ended

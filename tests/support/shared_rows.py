@@ -1,4 +1,4 @@
-"""What one rank does in the tests of sequence parallelism: a step of a language model, its gradients kept."""
+"""Program of one rank in the tests of sequence parallelism: a step of a language model, with its gradients."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LENGTHS = {"packed": [[17, 9, 30], [25, 31], [40, 20], [50, 11]], "padded": [[40
 
 
 def rows(case: dict[str, Any]) -> tuple[str, dict[str, Any], list[list[int]]]:
-    """(kind, model config, documents) of a case."""
+    """Return (kind, model config, documents) of a case."""
     return case["kind"], oracle.ESM if case["kind"] == "masked_lm" else oracle.LLAMA, LENGTHS[case["rows"]]
 
 
 def steps(cases_file: str, out: str) -> None:
-    """One micro-batch of each case through DeepSpeed; rank 0 saves loss, norm and whole gradients to ``out``.
+    """Train one micro-batch of each case; rank 0 saves loss, norm and unsharded gradients to ``out``.
 
-    The cases have the same ``sequence``: groups are made once.
+    All cases have the same ``sequence``, since groups are created once.
     """
     set_rank_environment()
     engines.silence_deepspeed()
@@ -66,7 +66,7 @@ def _step(case: dict[str, Any], file: Path, context: Any) -> dict[str, Any]:
 
 
 def part(batch: Any, first: int, last: int) -> Any:
-    """Rows ``first`` … ``last`` − 1 of a batch."""
+    """Return rows ``first`` … ``last`` − 1 of a batch."""
     from dataclasses import replace
 
     n = batch.input_ids.shape[1]

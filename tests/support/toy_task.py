@@ -29,13 +29,13 @@ class DataConfig(BaseModel):
     nan_at: list[int] = []
     """Steps at which sample 1 (of the global batch) has a NaN in its input."""
     bad_gradient_at: list[int] = []
-    """Steps at which the loss is finite and its gradient is not."""
+    """Steps at which the loss is finite but its gradient is not."""
     kill_at: int = -1
-    """Step at which rank 1 kills itself with SIGKILL, unless the file KILLED exists."""
+    """Step at which rank 1 sends itself SIGKILL, unless the file KILLED exists."""
     raise_at: int = -1
     """Step at which rank 1 raises."""
     full_disk_at: int = -1
-    """Step from which rank 1 can write no file of more than 1000 bytes."""
+    """Step from which rank 1 cannot write files of more than 1000 bytes."""
     step_seconds: float = 0.0
 
 
@@ -88,7 +88,7 @@ class ToyTask(Task):
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[ToyBatch]:
-        torch.rand(1)  # as a DataLoader does when it starts
+        torch.rand(1)  # a DataLoader draws from the generator when it starts
         step = start_step
         while True:
             for k in range(accumulation_steps):
@@ -113,7 +113,7 @@ class ToyTask(Task):
         square = (output - batch.y).square().mean()
         loss = square
         if batch.step in data.bad_gradient_at and batch.rank == 0:
-            # sqrt has an infinite slope at 0: the value is finite, its gradient is not
+            # sqrt has an infinite slope at 0: the loss is finite, its gradient is not
             loss = loss + (output - output.detach()).square().sum().sqrt()
         return loss, {"square": square.detach(), "mean": output.detach().mean()}
 
@@ -123,7 +123,7 @@ class ToyTask(Task):
             rng = np.random.default_rng([self.seed, 10_000, i])
             x = torch.tensor(rng.normal(size=(1, 8)), dtype=torch.float32, device=device)
             output = model(ToyBatch((f"v{i}",), x, x.sum(-1).sin(), 0, rank))
-            torch.rand(3)  # draws that must not be felt in training
+            torch.rand(3)  # draws that must not affect training
             rows.append({"id": f"v{i}", "score": -float((output - x.sum(-1).sin()).square().mean())})
             if self.config.data.step_seconds:
                 time.sleep(self.config.data.step_seconds)

@@ -1,4 +1,4 @@
-"""What one rank does in the test of attention across ranks."""
+"""Program of one rank in the test of Ulysses attention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.ulysses import ulysses_attention
 
 HEADS = [(5, 5), (6, 2), (1, 1), (7, 1), (8, 4)]
-"""(query heads, key heads), some of them fewer than ranks."""
+"""(query heads, key heads); some are fewer than the ranks."""
 
 
 def doubled(function, *x):
@@ -49,7 +49,7 @@ def check() -> None:
             (out * weight).sum().backward()
             mine = [group.shard(x).clone().requires_grad_() for x in whole]
             separate = forward_backward(whole[0], doc_spans, causal=causal)
-            assert (separate is not None) == in_cpp  # in C++, which has no fp64
+            assert (separate is not None) == in_cpp  # the C++ implementation has no fp64
             run = functools.partial(ulysses_attention, attend, group=group, forward_backward=separate)
             calls = {"plain": run}
             if in_cpp:

@@ -1,4 +1,4 @@
-"""Run files for the toy task."""
+"""Fixtures: run files of the toy task, and a trained run folder."""
 
 from __future__ import annotations
 
@@ -13,25 +13,10 @@ import torch
 ADAM = {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}}
 SCHEDULE = {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-2, "warmup_num_steps": 10, "warmup_type": "linear"}}
 
-ZERO = {
-    "stage 0": {},
-    "stage 0 bf16": {"bf16": {"enabled": True}},
-    "stage 1": {"zero_optimization": {"stage": 1}},
-    "stage 1 accumulating": {
-        "zero_optimization": {"stage": 1}, "train_batch_size": 8, "gradient_accumulation_steps": 2,
-    },
-    "stage 2 bf16": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}},
-    "stage 3": {"zero_optimization": {"stage": 3}},
-    "stage 3 bf16, small parameters kept": {
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 20}, "bf16": {"enabled": True},
-    },
-}  # fmt: skip
-"""Ways to train that must all give exact resumption, and all skip a non-finite step."""
-
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> Callable[..., Path]:
-    """Writes toy.toml and ds.json into ``tmp_path``; keywords are ``[train]`` keys, ``data`` the toy's, ``ds`` JSON."""
+    """Function that writes toy.toml and ds.json. Keywords: ``[train]`` keys; ``data``: TOML; ``ds``: JSON keys."""
 
     def write(*, data: str = "", ds: dict[str, Any] | None = None, **train: Any) -> Path:
         config = {
@@ -51,7 +36,7 @@ def run_file(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Callable[..., Path]:
-    """A run folder as training leaves it, of a task whose adapters have values of their own."""
+    """Function that makes a run folder of a task, as training does, with trainable weights changed by noise."""
     import safetensors.torch
 
     from ds4sci.config.run_file import RunConfig

@@ -1,4 +1,4 @@
-"""Every key of a DeepSpeed JSON has its effect or is refused, by the nearest key that has one."""
+"""Unknown keys and wrong values of a DeepSpeed JSON are refused with the nearest valid key."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def adam(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/deepspeed").glob("*.json")), ids=lambda file: file.name)
-def test_the_configurations_of_this_project_pass(file: Path) -> None:
+def test_shipped_configurations_pass(file: Path) -> None:
     check(deepspeed_json.read(file), file)
 
 
-def test_every_section_that_deepspeed_understands_passes() -> None:
-    """Those of its documentation, with all keys."""
+def test_every_documented_section_passes() -> None:
+    """Sections of DeepSpeed's documentation, with all keys."""
     file = ROOT / "tests/fixtures/deepspeed_every_section.json"
     check(deepspeed_json.read(file), file)
 
@@ -58,7 +58,7 @@ def test_every_section_that_deepspeed_understands_passes() -> None:
         ({"scheduler": {"type": "WarmLR"}}, "scheduler.type = 'WarmLR': .* did you mean WarmupLR?"),
     ],
 )
-def test_what_would_do_nothing_is_refused(wrong: dict[str, Any], words: str) -> None:
+def test_keys_without_effect_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check(PLAIN | wrong, Path("ds.json"))
 
@@ -109,8 +109,8 @@ FREE = (
 TYPOS = [p for p in paths(EVERYTHING) if not set(p[:-1]) & set(FREE) and p[-1] not in FREE]
 
 
-def test_a_slip_in_any_key_of_any_section_is_refused() -> None:
-    """Two letters of each key change places: hundreds of typing errors, in place of the right key."""
+def test_a_typing_error_in_any_key_is_refused() -> None:
+    """Two adjacent letters of each key are swapped, which gives hundreds of typing errors."""
     tried = 0
     for path in TYPOS:
         key = path[-1]
@@ -129,7 +129,7 @@ def test_a_slip_in_any_key_of_any_section_is_refused() -> None:
     assert tried > 200
 
 
-def test_auto_is_refused_where_deepspeed_does_not_fill_it_in(tmp_path: Path) -> None:
+def test_auto_is_refused_unless_deepspeed_supports_it(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps(PLAIN | {"pipeline": {"stages": "auto"}}))
     deepspeed_json.read(file)
@@ -138,7 +138,7 @@ def test_auto_is_refused_where_deepspeed_does_not_fill_it_in(tmp_path: Path) -> 
         deepspeed_json.read(file)
 
 
-def test_bytes_that_are_no_text_and_a_byte_order_mark(tmp_path: Path) -> None:
+def test_invalid_utf8_and_a_byte_order_mark(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode())
     assert deepspeed_json.read(file) == PLAIN

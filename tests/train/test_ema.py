@@ -1,4 +1,4 @@
-"""The running mean of the weights."""
+"""Exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_mean_is_the_recurrence_with_its_warm_up() -> None:
             assert (tensor.double() - expected[name]).abs().max() < 20 * 10 * torch.finfo(torch.float32).eps
 
 
-def test_swapped_shows_the_mean_and_brings_the_weights_back_bit_for_bit() -> None:
+def test_swapped_shows_the_mean_and_restores_the_weights_exactly() -> None:
     net = model().to(torch.bfloat16)
     ema = Ema(net, decay=0.9)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_swapped_shows_the_mean_and_brings_the_weights_back_bit_for_bit() -> Non
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
 
 
-def test_swapped_brings_the_weights_back_after_an_error() -> None:
+def test_swapped_restores_the_weights_after_an_error() -> None:
     net = model()
     ema = Ema(net, decay=0.9)
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
@@ -57,7 +57,7 @@ def test_swapped_brings_the_weights_back_after_an_error() -> None:
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
 
 
-def test_full_holds_frozen_parameters_and_buffers_and_restores() -> None:
+def test_full_tensors_include_frozen_parameters_and_buffers_and_can_be_restored() -> None:
     net = model()
     net[0].weight.requires_grad_(False)
     ema = Ema(net, decay=0.5)

@@ -1,4 +1,4 @@
-"""eval and embed of a run: every residue of the file read, or named with its reason; no score of nothing."""
+"""Evaluation and embedding read every residue of a file or name the reason; empty inputs have no score."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def fasta(folder: Path, *records: str) -> Path:
     return file
 
 
-def test_all_of_12_000_bases_are_read_by_a_bpe_tokenizer(tmp_path, run) -> None:
-    """1,375 of them were, and called all."""
+def test_a_bpe_tokenizer_reads_all_12_000_bases(tmp_path, run) -> None:
+    """Regression test: 1,375 bases were read and reported as all."""
     asked = fasta(tmp_path, *(bases(3000, seed) for seed in range(4)))
     found = evaluate_run(run("causal_lm", BPE), files={"fasta": asked}, show=True)
     assert (found["total_residues"], found["tokenized_residues"], found["residues"]) == (12_000, 12_000, 12_000)
@@ -67,7 +67,7 @@ def test_all_of_12_000_bases_are_read_by_a_bpe_tokenizer(tmp_path, run) -> None:
     assert found["nats"] == pytest.approx(math.log(found["perplexity"]))
 
 
-def test_a_masked_model_with_such_tokens_has_no_nats_per_base(tmp_path, run) -> None:
+def test_a_masked_model_with_bpe_has_no_nats_per_base(tmp_path, run) -> None:
     found = evaluate_run(run("masked_lm", BPE), files={"fasta": fasta(tmp_path, bases(700))}, show=True)
     assert (found["tokenized_residues"], found["residues"]) == (700, 700)
     assert found["nats"] is None
@@ -75,7 +75,7 @@ def test_a_masked_model_with_such_tokens_has_no_nats_per_base(tmp_path, run) -> 
     assert found["nats_per_token"] > 1
 
 
-def test_overlapping_words_count_each_base_once(tmp_path, run) -> None:
+def test_overlapping_kmers_count_each_base_once(tmp_path, run) -> None:
     asked = fasta(tmp_path, bases(500), bases(4), "ACGTNACGTACGTTN" + bases(30))
     found = evaluate_run(run("masked_lm", K6, length=64), files={"fasta": asked}, show=True)
     assert found["total_residues"] == 549
@@ -87,7 +87,7 @@ def test_overlapping_words_count_each_base_once(tmp_path, run) -> None:
 
 
 @pytest.mark.slow
-def test_n_grams_leave_unknown_bases_out_too(tmp_path, run) -> None:
+def test_ngrams_skip_unknown_bases(tmp_path, run) -> None:
     asked = fasta(tmp_path, "ACGTNNNNNNNNNNNNNNNNACGTACGTTN" + bases(30))
     made = run("causal_lm", '{kind = "nucleotide", ends = "bos"}')
     found = evaluate_run(made, files={"fasta": asked}, options={"ngrams": True}, show=False)
@@ -101,7 +101,7 @@ def test_n_grams_leave_unknown_bases_out_too(tmp_path, run) -> None:
         score_ngrams(task, store)
 
 
-def test_nothing_to_score_is_no_number(tmp_path, run) -> None:
+def test_empty_evaluations_are_refused(tmp_path, run) -> None:
     made = run("masked_lm", K6, length=64)
     with pytest.raises(ValueError, match=r"4 residues in 1 records, none of them in a token; .*record 'r0'"):
         evaluate_run(made, files={"fasta": fasta(tmp_path, "ACGT")}, show=False)
@@ -120,7 +120,7 @@ def test_a_record_without_a_token_has_no_embedding(tmp_path, run) -> None:
 
 
 @pytest.mark.slow
-def test_records_without_a_token_are_left_out_by_name(tmp_path, run) -> None:
+def test_records_without_a_token_are_skipped_by_name(tmp_path, run) -> None:
     asked = fasta(tmp_path, bases(50), "ACGT", bases(31), "N" * 20)
     assert embed(run("masked_lm", K6, length=64, on_bad_record="skip"), asked, tmp_path / "out", mean=True) == 2
     index = json.loads((tmp_path / "out" / "index.json").read_text())
@@ -133,7 +133,7 @@ def test_records_without_a_token_are_left_out_by_name(tmp_path, run) -> None:
     assert np.isfinite(means.numpy()).all()
 
 
-def test_a_first_residue_of_which_the_model_says_nothing(tmp_path, run) -> None:
+def test_the_first_residue_of_a_causal_model_without_bos(tmp_path, run) -> None:
     protein = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
     (tmp_path / "p.fa").write_text("".join(f">p{i}\n{protein[i:]}{protein[:i]}\n" for i in range(20)))
     made = run("causal_lm", '{kind = "byte"}', data=str(tmp_path / "p.fa"))
@@ -149,7 +149,7 @@ def test_a_first_residue_of_which_the_model_says_nothing(tmp_path, run) -> None:
         evaluate_run(made, files=files, options={"marginal": "wildtype"})
 
 
-def test_a_run_says_what_its_rows_hold(tmp_path, run) -> None:
+def test_a_run_reports_its_coverage(tmp_path, run) -> None:
     from ds4sci.config.run_file import RunConfig
     from ds4sci.tasks.build import build_task
 
@@ -167,8 +167,8 @@ def test_a_run_says_what_its_rows_hold(tmp_path, run) -> None:
     assert task.coverage()["held out"].unknown > 0
 
 
-def test_a_tokenizer_that_knows_no_word_as_long_as_a_document(tmp_path, run) -> None:
-    """WordPiece's limit of 100 letters to a word: all is <unk>, which a model predicts without knowing any base."""
+def test_a_tokenizer_that_maps_long_words_to_unk_is_refused(tmp_path, run) -> None:
+    """WordPiece maps words over 100 letters to <unk>, which a model predicts without reading any base."""
     short = '{kind = "tests.support.trained_tokenizers", name = "wordpiece", longest = 100}'
     made = run("causal_lm", short)
     with pytest.raises(ValueError, match=r"reads all 2,850 residues as <unk>.*max_input_chars_per_word"):
@@ -188,7 +188,7 @@ def test_a_tokenizer_that_knows_no_word_as_long_as_a_document(tmp_path, run) -> 
 def test_files_are_read_in_the_alphabet_of_the_run(
     tokenizer, trained_on, asked, alphabet, unknown, tmp_path, run
 ) -> None:
-    """By their letters, the first two look like proteins, and the last like DNA."""
+    """By their letters the first two files look like proteins and the last like DNA."""
     (tmp_path / "own.fa").write_text("".join(f">p{i}\n{trained_on[i:]}{trained_on[:i]}\n" for i in range(20)))
     made = run("causal_lm", tokenizer, data=str(tmp_path / "own.fa"))
     task = TrainedRun.load(made).task
@@ -220,8 +220,8 @@ def test_a_tokenizer_of_all_letters_has_the_alphabet_of_the_run(tmp_path, run) -
     assert TrainedRun.load(made).task.alphabet == "auto"
 
 
-def test_what_fails_leaves_no_folder_of_embeddings(tmp_path, run, monkeypatch) -> None:
-    """The corrected command is not refused for what the first one left."""
+def test_a_failed_embedding_leaves_no_folder(tmp_path, run, monkeypatch) -> None:
+    """The corrected command is not refused because of the first one."""
 
     def fails(rank: int, port: int, run: str, fasta: str, out: str, *more: Any) -> int:
         (Path(out) / "000000.safetensors").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""DeepSpeed's extensions: what is built, under which lock, and what happens where nothing can be built."""
+"""Builds of DeepSpeed's extensions: selection, locking, stale builds, and missing compilers."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cp
         (TORCH_ADAM | {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {"async_io"}),
     ],
 )
-def test_only_what_the_json_asks_for_is_built(config: dict, names: set[str]) -> None:
+def test_only_required_extensions_are_built(config: dict, names: set[str]) -> None:
     wanted = extension_builds.required_extensions(config, accelerator="cpu")
     assert set(wanted) == names
     assert all(wanted.values())
 
 
-def test_the_folder_is_ours_unless_the_user_has_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_and_its_environment_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/some/where")
     assert extension_builds.cache_folder() == Path("/some/where")
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
@@ -49,7 +49,7 @@ def test_the_folder_is_ours_unless_the_user_has_one(monkeypatch: pytest.MonkeyPa
 
 
 def _torch_builds(folder: Path, seconds: float) -> None:
-    """What torch.utils.cpp_extension does around a build: take the baton, or wait for it without end."""
+    """Imitate torch.utils.cpp_extension: take the lock file, or wait for it forever."""
     folder.mkdir(parents=True, exist_ok=True)
     baton = FileBaton(str(folder / "lock"))
     if baton.try_acquire():
@@ -91,8 +91,8 @@ def test_a_killed_build_does_not_hang_the_next(tmp_path: Path) -> None:
     assert not compilers[0].is_running()
 
 
-def test_a_build_by_another_program_is_waited_for(tmp_path: Path) -> None:
-    """One that knows nothing of our lock, such as a plain DeepSpeed script with the same TORCH_EXTENSIONS_DIR."""
+def test_waits_for_a_build_by_another_program(tmp_path: Path) -> None:
+    """A program without the ds4sci lock, such as a plain DeepSpeed script with the same TORCH_EXTENSIONS_DIR."""
     (tmp_path / "thing").mkdir()
     other = multiprocessing.get_context("fork").Process(target=_torch_builds, args=(tmp_path / "thing", 1.5))
     other.start()
@@ -104,7 +104,7 @@ def test_a_build_by_another_program_is_waited_for(tmp_path: Path) -> None:
     assert other.exitcode == 0
 
 
-def test_builders_wait_for_each_other_and_say_so(tmp_path: Path) -> None:
+def test_builders_wait_for_each_other_and_report_it(tmp_path: Path) -> None:
     said: list[str] = []
     first = multiprocessing.get_context("fork").Process(target=_build, args=(tmp_path, 1.0))
     first.start()
@@ -117,7 +117,7 @@ def test_builders_wait_for_each_other_and_say_so(tmp_path: Path) -> None:
     assert said == ["Waiting for another process to build DeepSpeed's thing …"]
 
 
-def test_a_build_says_what_why_and_how_long(tmp_path: Path) -> None:
+def test_a_build_reports_name_reason_and_time(tmp_path: Path) -> None:
     said: list[str] = []
     extension_builds.build(tmp_path, "thing", lambda: None, reason="the JSON asks for it", log=said.append)
     assert "Building DeepSpeed's thing once" in said[0]
@@ -125,7 +125,7 @@ def test_a_build_says_what_why_and_how_long(tmp_path: Path) -> None:
     assert said[1].startswith("Built thing in ")
 
 
-def test_a_build_that_fails_names_the_way_around(tmp_path: Path) -> None:
+def test_a_failed_build_names_the_workaround(tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("error: no such header")
 
@@ -136,7 +136,7 @@ def test_a_build_that_fails_names_the_way_around(tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_training_works_and_needs_no_build(tmp_path, run_file, monkeypatch) -> None:
-    """PATH has no compiler and the extension folder is empty: the run goes through, and nothing was built."""
+    """Without a compiler on PATH and with an empty extension folder the run succeeds without a build."""
     bare = {"PATH": "/nonexistent", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CXX", raising=False)
@@ -145,7 +145,7 @@ def test_without_a_compiler_training_works_and_needs_no_build(tmp_path, run_file
     assert not (tmp_path / "extensions").exists()
 
 
-def test_without_a_compiler_a_json_that_needs_a_build_is_refused(tmp_path, run_file) -> None:
+def test_without_a_compiler_a_json_that_requires_a_build_is_refused(tmp_path, run_file) -> None:
     bare = {"PATH": "/nonexistent", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "CXX": ""}
     ended = rank_processes.run(2, ["--config", str(run_file(ds=ADAM))], tmp_path, environment=bare, code=2)
     assert ended.output.count("error:") == 1
@@ -158,8 +158,8 @@ def test_without_a_compiler_a_json_that_needs_a_build_is_refused(tmp_path, run_f
 @pytest.mark.skipif(
     extension_builds.why_no_build() is not None, reason=f"cannot build here: {extension_builds.why_no_build()}"
 )
-def test_deepspeeds_own_adam_is_built_once_in_sight_even_after_a_kill(tmp_path, run_file) -> None:
-    """The real thing: ranks killed in the middle of building cpu_adam, and started again."""
+def test_deepspeed_cpu_adam_is_built_once_also_after_a_kill(tmp_path, run_file) -> None:
+    """Ranks are killed during the build of cpu_adam and started again."""
     folder = tmp_path / "extensions"
     environment = {"TORCH_EXTENSIONS_DIR": str(folder)}
     file = run_file(steps=3, ds=ADAM | {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}})

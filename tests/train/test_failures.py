@@ -1,4 +1,4 @@
-"""What ends a run, or would: a full disk, a broken checkpoint, signals, errors, other numbers of ranks."""
+"""Failures of a run: full disk, corrupt checkpoint, signals, exceptions, and another number of ranks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import safetensors.torch
 
 from ds4sci.train import checkpoint
 from tests.support import rank_processes
-from tests.train.test_resume import digest, metrics
+from tests.support.run_files import digest, metrics
 
 
 def steps(run: Path) -> list[int]:
     return checkpoint.checkpoint_steps(run)
 
 
-def test_a_full_disk_at_checkpoint_time(tmp_path, run_file) -> None:
-    """From step 7 on rank 1 cannot write its part: all ranks say so and leave; the checkpoint of step 5 stays."""
+def test_a_full_disk_during_a_checkpoint(tmp_path, run_file) -> None:
+    """From step 7 rank 1 cannot write its part: the run ends with one error, and the checkpoint of step 5 remains."""
     file = run_file(data="full_disk_at = 7", evaluate_every=0, ds={"zero_optimization": {"stage": 1}})
     ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=2)
     run = tmp_path / "runs/run"
@@ -40,22 +40,22 @@ def test_a_full_disk_at_checkpoint_time(tmp_path, run_file) -> None:
     assert steps(run)[-1] == 12
 
 
-@pytest.mark.parametrize("break_it", ["truncate", "flip", "remove", "no manifest"])
-def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(break_it, tmp_path, run_file) -> None:
+@pytest.mark.parametrize("corruption", ["truncate", "flip", "remove", "no manifest"])
+def test_a_corrupt_checkpoint_is_skipped_for_the_previous_one(corruption, tmp_path, run_file) -> None:
     file = run_file(steps=10, evaluate_every=0, ds={"zero_optimization": {"stage": 1}})
     rank_processes.run(1, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
     assert steps(run) == [5, 10]
-    (run / "checkpoints/.step_000011.partial").mkdir()  # as a process killed while it saves leaves it
+    (run / "checkpoints/.step_000011.partial").mkdir()  # as left by a process killed while saving
     expected = digest(run / "checkpoints/step_000010/model.safetensors")
     victim = next((run / "checkpoints/step_000010/deepspeed").glob("*optim_states.pt"))
-    if break_it == "truncate":
+    if corruption == "truncate":
         victim.write_bytes(victim.read_bytes()[:-10])
-    elif break_it == "flip":
+    elif corruption == "flip":
         content = bytearray(victim.read_bytes())
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
-    elif break_it == "remove":
+    elif corruption == "remove":
         victim.unlink()
     else:
         (run / "checkpoints/step_000010/manifest.json").unlink()
@@ -92,17 +92,17 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(number, tmp_path, run_f
     assert steps(tmp_path / "runs/run")[-1] == stopped + 2
 
 
-def test_a_signal_before_the_first_step_ends_a_rank_at_once(tmp_path, run_file) -> None:
-    """Rank 0 waits for a second rank that never comes: there is nothing to save, and no reason to hold on."""
-    alone = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    ranks = rank_processes.RankProcesses(1, ["--config", str(run_file())], tmp_path, alone)
+def test_a_signal_before_the_first_step_ends_a_rank_immediately(tmp_path, run_file) -> None:
+    """Rank 0 waits for a second rank that does not start; there is nothing to save."""
+    missing_rank = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    ranks = rank_processes.RankProcesses(1, ["--config", str(run_file())], tmp_path, missing_rank)
     port = int(ranks.environment["MASTER_PORT"])
     ranks.wait_for(lambda: any(c.laddr.port == port for c in psutil.Process(ranks.processes[0].pid).net_connections()))
     ranks.processes[0].terminate()
     assert ranks.join(10).codes == [-signal.SIGTERM]
 
 
-def test_a_stop_interrupts_an_evaluation_which_the_resumed_run_makes_up_for(tmp_path, run_file) -> None:
+def test_the_resumed_run_repeats_an_interrupted_evaluation(tmp_path, run_file) -> None:
     slow = "step_seconds = 0.3"
     file = run_file(steps=4, evaluate_every=2, save_every=0, log_every=1, data="")
     rank_processes.run(2, ["--config", str(file), "train.name=whole"], tmp_path)
@@ -138,7 +138,7 @@ def test_too_many_nonfinite_steps_stop_the_run_with_a_checkpoint(tmp_path, run_f
     assert sorted(p.name for p in (run / "nonfinite").iterdir()) == [f"step_00000{s}.json" for s in (2, 4, 5)]
 
 
-def test_another_number_of_ranks_is_refused_with_both_ways_out(tmp_path, run_file) -> None:
+def test_another_number_of_ranks_is_refused_with_both_remedies(tmp_path, run_file) -> None:
     file = run_file(steps=2, ds={"zero_optimization": {"stage": 2}})
     rank_processes.run(2, ["--config", str(file)], tmp_path)
     ended = rank_processes.run(1, ["--resume", "runs/run"], tmp_path, code=2)
@@ -148,8 +148,8 @@ def test_another_number_of_ranks_is_refused_with_both_ways_out(tmp_path, run_fil
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_converted_checkpoint_goes_on_with_another_number_of_ranks(stage, tmp_path, run_file) -> None:
-    """2 → 1 ranks through DeepSpeed's universal checkpoint, by the command that the refusal prints."""
+def test_a_converted_checkpoint_resumes_with_another_number_of_ranks(stage, tmp_path, run_file) -> None:
+    """From 2 ranks to 1 through DeepSpeed's universal checkpoint, by the command in the error message."""
     file = run_file(steps=4, data="", ds={"zero_optimization": {"stage": stage}}, save_every=2, evaluate_every=0)
     rank_processes.run(2, ["--config", str(file), "train.name=two"], tmp_path)
     shutil.copytree(tmp_path / "runs/two", tmp_path / "runs/run")
@@ -183,9 +183,7 @@ def test_another_zero_stage_or_batch_is_refused(tmp_path, run_file) -> None:
     assert f"{other}: train_batch_size is 8 (ranks × micro batch × accumulation = 1 × 2 × 4)" in ended.output
     assert "step_000002 was written with 4" in ended.output
     assert "Resume with train_batch_size = 4" in ended.output
-    rank_processes.run(
-        1, ["--resume", "runs/run"], tmp_path
-    )  # the refused JSON has not taken the place of the run's own
+    rank_processes.run(1, ["--resume", "runs/run"], tmp_path)  # the refused JSON has not replaced that of the run
 
 
 def test_a_run_is_never_overwritten(tmp_path, run_file) -> None:
@@ -195,7 +193,7 @@ def test_a_run_is_never_overwritten(tmp_path, run_file) -> None:
     assert "this run exists already; resume it with --resume runs/run" in ended.output
 
 
-def test_a_batch_that_does_not_fit_the_ranks_makes_no_run_folder(tmp_path, run_file) -> None:
+def test_a_batch_size_that_does_not_fit_the_ranks_creates_no_run_folder(tmp_path, run_file) -> None:
     file = run_file(ds={"train_batch_size": 5})
     ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=2)
     assert ended.output.count("error:") == 1
@@ -203,7 +201,7 @@ def test_a_batch_that_does_not_fit_the_ranks_makes_no_run_folder(tmp_path, run_f
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_deepspeed_itself_refuses_names_the_file(tmp_path, run_file) -> None:
+def test_a_configuration_that_deepspeed_rejects_names_the_file(tmp_path, run_file) -> None:
     file = run_file(ds={"optimizer": {"type": "SGD", "params": {"lr": 1e-3}}, "zero_optimization": {"stage": 1}})
     ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=2)
     assert ended.output.count("error:") == 1
@@ -211,7 +209,7 @@ def test_what_deepspeed_itself_refuses_names_the_file(tmp_path, run_file) -> Non
     assert "zero_allow_untested_optimizer" in ended.output
 
 
-def test_what_no_deepspeed_knows_makes_no_run_folder(tmp_path, run_file) -> None:
+def test_an_unknown_key_of_the_json_creates_no_run_folder(tmp_path, run_file) -> None:
     ended = rank_processes.run(2, ["--config", str(run_file(ds={"gradient_cliping": 1.0}))], tmp_path, code=2)
     assert ended.output.count("error:") == 1
     assert "ds.json: unknown key gradient_cliping" in ended.output
@@ -219,7 +217,7 @@ def test_what_no_deepspeed_knows_makes_no_run_folder(tmp_path, run_file) -> None
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_config_error_is_said_by_one_rank(tmp_path, run_file) -> None:
+def test_a_configuration_error_is_printed_by_one_rank(tmp_path, run_file) -> None:
     ended = rank_processes.run(2, ["--config", str(run_file()), "train.lr=1e-3"], tmp_path, code=2)
     assert ended.output.count("owned by the DeepSpeed JSON") == 1
     ended = rank_processes.run(1, ["--resume", "runs/nowhere"], tmp_path, code=2)

@@ -1,4 +1,4 @@
-"""The fold task through the real engine: ZeRO stages agree, a tiny set is learnt by heart, weights carry over."""
+"""The fold task on DeepSpeed: ZeRO stages agree, a tiny set is memorised, weights are loaded for fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.support.fold_run import CHAINS, CONFIG, SMALL
 
 
 def arrange(folder: Path, stage: int, *, lr: float = 1e-3) -> list[str]:
-    """Two small chain sets and a DeepSpeed JSON in ``folder``; the arguments of a two-rank run of a small model."""
+    """Write two small chain sets and a DeepSpeed JSON into ``folder``; return the arguments of a run of a small
+    model."""
     records = sorted(ChainSet.open(CHAINS), key=lambda record: len(record.sequence))
     ChainSet.write(folder / "train.npz", records[:4])
     ChainSet.write(folder / "valid.npz", records[4:8])
@@ -28,8 +29,18 @@ def arrange(folder: Path, stage: int, *, lr: float = 1e-3) -> list[str]:
     small = [setting for setting in SMALL if not setting.startswith("train.")]
     data = [f"data.train={folder / 'train.npz'}", f"data.valid={folder / 'valid.npz'}", "data.plan.max_recycling=1"]
     plan = "data.plan.phases=[{crops=[24]}]"
-    alone = "model.stem.stem_only_fraction=0"
-    return ["--config", str(CONFIG), "--deepspeed_config", "ds.json", *small, *data, plan, alone, "train.log_every=1"]
+    no_stem_phase = "model.stem.stem_only_fraction=0"
+    return [
+        "--config",
+        str(CONFIG),
+        "--deepspeed_config",
+        "ds.json",
+        *small,
+        *data,
+        plan,
+        no_stem_phase,
+        "train.log_every=1",
+    ]
 
 
 def losses(run: Path) -> list[float]:
@@ -37,8 +48,8 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-def test_zero_3_trains_the_model_that_zero_1_trains(tmp_path: Path) -> None:
-    """Kernels read their modules' children's parameters: ZeRO-3 must have gathered them, in recycling passes too."""
+def test_zero_3_trains_as_zero_1(tmp_path: Path) -> None:
+    """Modules pass the parameters of their children to kernels: ZeRO-3 must gather them, also in recycling passes."""
     for stage in (1, 3):
         rank_processes.run(2, [*arrange(tmp_path, stage), "train.steps=3", f"train.name=zero{stage}"], tmp_path)
     first, third = (losses(tmp_path / f"runs/zero{stage}") for stage in (1, 3))
@@ -46,13 +57,13 @@ def test_zero_3_trains_the_model_that_zero_1_trains(tmp_path: Path) -> None:
     assert third == pytest.approx(first, rel=1e-5)
 
 
-def test_zero_3_is_refused_where_the_stem_trains_alone(tmp_path: Path) -> None:
+def test_zero_3_is_refused_with_a_stem_only_phase(tmp_path: Path) -> None:
     arguments = [*arrange(tmp_path, 3), "train.steps=3", "train.name=stem", "model.stem.stem_only_fraction=0.5"]
     ended = rank_processes.run(2, arguments, tmp_path, code=2)
     assert "model.stem.stem_only_fraction=0" in ended.output
 
 
-def test_the_stem_trains_alone_then_the_trunk_joins(tmp_path: Path) -> None:
+def test_the_stem_only_phase_ends_at_its_fraction(tmp_path: Path) -> None:
     arguments = [*arrange(tmp_path, 1), "train.steps=4", "train.name=stem", "model.stem.stem_only_fraction=0.5"]
     rank_processes.run(2, arguments, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "runs/stem/metrics.jsonl").read_text().splitlines()]
@@ -62,14 +73,19 @@ def test_the_stem_trains_alone_then_the_trunk_joins(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_crops_are_learnt_by_heart(tmp_path: Path) -> None:
-    arguments = [*arrange(tmp_path, 1, lr=3e-3), "train.steps=150", "train.name=heart", "loss.geometry_from_progress=0"]
+def test_four_crops_are_memorised(tmp_path: Path) -> None:
+    arguments = [
+        *arrange(tmp_path, 1, lr=3e-3),
+        "train.steps=150",
+        "train.name=memorised",
+        "loss.geometry_from_progress=0",
+    ]
     rank_processes.run(2, arguments, tmp_path)
-    loss = losses(tmp_path / "runs/heart")
+    loss = losses(tmp_path / "runs/memorised")
     assert sum(loss[-10:]) < 0.75 * sum(loss[:10])
 
 
-def test_fine_tuning_begins_with_the_weights_of_a_run(tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_the_weights_of_a_run(tmp_path: Path) -> None:
     arguments = [*arrange(tmp_path, 1), "train.steps=1"]
     rank_processes.run(2, [*arguments, "train.name=first"], tmp_path)
     (tmp_path / "ds.json").write_text((tmp_path / "ds.json").read_text().replace("0.001", "0.0"))

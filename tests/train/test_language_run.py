@@ -1,4 +1,4 @@
-"""Language runs from end to end: shared rows, resuming on other ranks, adapters, export, evaluation."""
+"""Language-model runs from end to end: sequence parallelism, resume, adapters, export, evaluation."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ds4sci.tasks.evaluations.variants import residue_log_probabilities
 from ds4sci.train import checkpoint
 from tests.support import language_oracle as oracle
 from tests.support import rank_processes
+from tests.support.run_files import losses
 
 SEED = "ACGTTGCAAGCTTAGCCGATATCGGATCCTAGGCAT"
 LLAMA = "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in oracle.LLAMA.items()) + "}"
@@ -37,7 +38,7 @@ def genome(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes run.toml and ds.json."""
+    """Function that writes run.toml and ds.json."""
 
     def run_file(task: str, model: str, data: str, *, stage: int = 0, steps: int = 8, **train: Any) -> Path:
         config = {
@@ -56,18 +57,13 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return run_file
 
 
-def losses(run: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
-
-
-def assert_alike(one: dict[int, float], other: dict[int, float]) -> None:
+def assert_close_losses(one: dict[int, float], other: dict[int, float]) -> None:
     assert one.keys() == other.keys()
     for step, loss in one.items():
         assert loss == pytest.approx(other[step], rel=2e-5), step
 
 
-def test_rows_shared_by_two_ranks_train_as_on_one_and_resume_on_either(tmp_path, genome, write) -> None:
+def test_sequence_parallel_runs_equal_single_rank_runs_and_resume_on_both(tmp_path, genome, write) -> None:
     data = (
         f'path = "{genome}"\ntokenizer = {{kind = "nucleotide"}}\nreverse_complement = 0.5\nphases = [{{length = 128}}]'
     )
@@ -79,19 +75,19 @@ def test_rows_shared_by_two_ranks_train_as_on_one_and_resume_on_either(tmp_path,
     runs = tmp_path / "runs"
     start = json.loads((runs / "one" / "metrics.jsonl").read_text().splitlines()[0])
     assert start["data"]["held out"]["tokenized_residues"] == 150
-    assert_alike(losses(runs / "run"), losses(runs / "one"))
+    assert_close_losses(losses(runs / "run"), losses(runs / "one"))
     for name, ranks in (("run", 1), ("one", 2)):
         again = runs / f"{name}_again"
         shutil.copytree(runs / name, again)
         shutil.rmtree(checkpoint.checkpoint_folder(again, 8))
         rank_processes.run(ranks, ["--resume", str(again), f"parallel.sequence={ranks}"], tmp_path)
-        assert_alike(losses(again), losses(runs / name))
+        assert_close_losses(losses(again), losses(runs / name))
     line = json.loads((runs / "run" / "metrics.jsonl").read_text().splitlines()[-2])
     assert line["tokens_per_second"] > 0
     assert 0 < line["utilization"] < 1
 
 
-def test_what_is_exported_is_what_was_trained(tmp_path, genome, write) -> None:
+def test_the_exported_model_is_the_trained_one(tmp_path, genome, write) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     data = f'path = "{genome}"\ntokenizer = {{kind = "nucleotide"}}\nphases = [{{length = 128}}]'
@@ -120,7 +116,7 @@ def test_what_is_exported_is_what_was_trained(tmp_path, genome, write) -> None:
 
 
 def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, genome, write) -> None:
-    """Three bases a token, five heads' worth of rows on two ranks, sequences longer than those of training."""
+    """Three bases per token, five heads on two ranks, and sequences longer than those of training."""
     from safetensors.torch import load_file
 
     from ds4sci.inference.embed import embed
@@ -163,7 +159,7 @@ def proteins(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A small ESM with its tokenizer, as a folder."""
+    """Folder with a small ESM and its tokenizer."""
     from ds4sci.data import tokenizers
 
     model = oracle.model("masked_lm", oracle.ESM)
@@ -240,7 +236,7 @@ def test_masked_models_score_every_residue_variants_and_contacts(tmp_path, prote
     assert 0 <= contacts["precision"]["P@L, ≥ 6"] <= 1
 
 
-def test_masked_marginals_are_those_of_one_mask_at_a_time(tmp_path, proteins, base, write) -> None:
+def test_masked_marginals_equal_those_of_one_mask_at_a_time(tmp_path, proteins, base, write) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     data = f'path = "{proteins}"\nvalid = "{proteins}"\nphases = [{{length = 128}}]'
@@ -271,7 +267,7 @@ def test_masked_marginals_are_those_of_one_mask_at_a_time(tmp_path, proteins, ba
         (1, "data.alphabet=dna", "proteins.fa"),
     ],
 )  # fmt: skip
-def test_what_a_run_refuses(ranks, override, words, tmp_path, proteins, write) -> None:
+def test_refused_configurations(ranks, override, words, tmp_path, proteins, write) -> None:
     data = f'path = "{proteins}"\nvalid = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = [{{length = 128}}]'
     file = write("masked_lm", f"config = {ESM}", data, steps=1)
     ended = rank_processes.run(ranks, ["--config", str(file), override], tmp_path, code=2)
@@ -279,14 +275,14 @@ def test_what_a_run_refuses(ranks, override, words, tmp_path, proteins, write) -
     assert "Traceback" not in ended.output
 
 
-def test_a_task_that_cannot_share_rows(tmp_path, run_file) -> None:
+def test_a_task_without_sequence_parallelism_is_refused(tmp_path, run_file) -> None:
     ended = rank_processes.run(2, ["--config", str(run_file()), "parallel.sequence=2"], tmp_path, code=2)
     assert "the task tests.support.toy_task cannot split a row over ranks" in ended.output
 
 
 @pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "token_classification"])
 def test_an_exported_adapter_finds_its_base_model(kind, tmp_path, proteins, write, trained) -> None:
-    """With peft's AutoPeftModel classes, from the folder alone; logits as the run's."""
+    """peft's AutoPeftModel classes load the folder; the logits equal those of the run."""
     import peft
 
     from ds4sci.data import tokenizers
@@ -323,7 +319,7 @@ def test_an_exported_adapter_finds_its_base_model(kind, tmp_path, proteins, writ
     assert not torch.allclose(found, before, rtol=1e-3, atol=1e-3)
 
 
-def test_an_adapter_of_a_new_model_is_not_exported_alone(tmp_path, proteins, write, trained) -> None:
+def test_an_adapter_of_a_new_model_is_not_exported_without_its_base(tmp_path, proteins, write, trained) -> None:
     data = f'path = "{proteins}"\ntokenizer = {{kind = "esm"}}\nphases = [{{length = 128}}]'
     run = trained(write("masked_lm", f"config = {ESM}\n[model.lora]\nrank = 2", data))
     with pytest.raises(
@@ -333,8 +329,9 @@ def test_an_adapter_of_a_new_model_is_not_exported_alone(tmp_path, proteins, wri
     export.export_run(run, tmp_path / "merged")
 
 
-def test_interpolated_positions_are_those_of_the_exported_model(tmp_path, proteins, write, trained) -> None:
-    """``rope_factor`` of the last phase in embeddings, variants and attention maps, as in training and the export."""
+def test_interpolated_positions_equal_those_of_the_exported_model(tmp_path, proteins, write, trained) -> None:
+    """Embeddings, variant scores and attention maps use the ``rope_factor`` of the last phase, as training and export
+    do."""
     from transformers import AutoModelForCausalLM
 
     phases = "[{length = 64}, {from_progress = 0.5, length = 128, rope_factor = 4.0}]"

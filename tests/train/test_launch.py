@@ -1,4 +1,4 @@
-"""The launchers themselves: `deepspeed … launch/train.py`, and `ds4sci train`."""
+"""The launchers: `deepspeed … launch/train.py` and `ds4sci train`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def deepspeed(*arguments: str) -> list[str]:
     return [*launcher, "--master_port", str(free_port()), str(rank_processes.ROOT / "launch/train.py"), *arguments]
 
 
-def through_the_command(file: Path, folder: Path) -> subprocess.Popen:
-    """``ds4sci train``, without its command line."""
+def start_by_command(file: Path, folder: Path) -> subprocess.Popen:
+    """Start ``ds4sci.train.launch.train`` in a process."""
     program = f"import sys; from ds4sci.train import launch; sys.exit(launch.train({str(file)!r}, ranks=2))"
     return subprocess.Popen(
         [sys.executable, "-c", program], cwd=folder, env=environment(), text=True,
@@ -46,7 +46,7 @@ def wait_for_steps(run: Path, process: subprocess.Popen) -> None:
 
 
 def assert_nothing_left(folder: Path) -> None:
-    """No process with ``folder`` as its working directory."""
+    """Assert that no process has ``folder`` as its working directory."""
     end = time.monotonic() + 15
     while True:
         left = [p for p in psutil.process_iter() if working_folder(p) == str(folder)]
@@ -63,7 +63,7 @@ def working_folder(process: psutil.Process) -> str | None:
         return None
 
 
-def test_a_rank_killed_in_mid_run_ends_the_launch_promptly_and_the_run_resumes(tmp_path, run_file) -> None:
+def test_a_killed_rank_ends_the_launcher_promptly_and_the_run_resumes(tmp_path, run_file) -> None:
     file = run_file(data="kill_at = 8", evaluate_every=0)
     command = deepspeed("--config", str(file))
     process = subprocess.Popen(
@@ -85,9 +85,9 @@ def test_a_rank_killed_in_mid_run_ends_the_launch_promptly_and_the_run_resumes(t
     assert checkpoint.checkpoint_steps(tmp_path / "runs/run")[-1] == 12
 
 
-def test_ctrl_c_on_the_command_saves_and_leaves_with_0(tmp_path, run_file) -> None:
+def test_ctrl_c_saves_and_exits_with_0(tmp_path, run_file) -> None:
     file = run_file(steps=2000, data="step_seconds = 0.02", evaluate_every=0, save_every=0)
-    process = through_the_command(file, tmp_path)
+    process = start_by_command(file, tmp_path)
     wait_for_steps(tmp_path / "runs/run", process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
@@ -104,7 +104,7 @@ def test_ctrl_c_on_the_command_saves_and_leaves_with_0(tmp_path, run_file) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ctrl-c", "TERM to deepspeed", "TERM to its launcher"])
 def test_signals_to_deepspeeds_own_launcher(how, tmp_path, run_file) -> None:
-    """The launcher's exit code is its own; what counts is that the ranks save before they go."""
+    """The ranks save before they exit; the exit code is that of DeepSpeed's launcher."""
     file = run_file(steps=2000, data="step_seconds = 0.02", evaluate_every=0, save_every=0)
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen(
@@ -126,7 +126,7 @@ def test_signals_to_deepspeeds_own_launcher(how, tmp_path, run_file) -> None:
     assert checkpoint.find_corruption(checkpoint.checkpoint_folder(tmp_path / "runs/run", step)) is None
 
 
-def test_what_is_wrong_with_the_config_is_found_before_anything_starts(run_file, monkeypatch, tmp_path) -> None:
+def test_configuration_errors_are_found_before_any_process_starts(run_file, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(launch, "run_launcher", lambda *a: pytest.fail("started"))
     with pytest.raises(ValueError, match=r"did you mean train\.evaluate_every"):
         launch.train(run_file(), ["train.evaluate_evry=3"])
@@ -134,7 +134,7 @@ def test_what_is_wrong_with_the_config_is_found_before_anything_starts(run_file,
         launch.train(None, resume=tmp_path / "nowhere")
 
 
-def test_the_command_is_an_argument_list_and_cores_are_shared_out(monkeypatch) -> None:
+def test_the_command_is_an_argument_list_and_cores_are_divided(monkeypatch) -> None:
     command = launch.launcher_command(3, ["--config", "a b.toml", "train.name=x;y"])
     assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "3"]
     assert command[-5:] == ["--module", "ds4sci.train", "--config", "a b.toml", "train.name=x;y"]

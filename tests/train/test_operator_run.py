@@ -1,4 +1,4 @@
-"""Operator learning through DeepSpeed: every ZeRO stage on two ranks gives one process's gradients; whole runs."""
+"""Neural operators on DeepSpeed: gradients of every ZeRO stage on two ranks, and complete runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.report.run_report import write_report
 from ds4sci.train import checkpoint
 from tests.support import operator_step, rank_processes
-from tests.train.test_language_run import losses
+from tests.support.run_files import losses
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 PDES = ("burgers", "plate", "stokes")
 
 
 def plain(case: dict[str, Any], dtype: torch.dtype) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of all functions on one process, without DeepSpeed."""
+    """Loss and gradients of all functions in one process, without DeepSpeed."""
     made = operator_step.task(case["pde"], "func_loop")
     made.model.to(dtype)
     batch = operator_step.batch(made)
@@ -91,7 +91,7 @@ def run_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_run_resumes_scores_and_draws(tmp_path: Path, run_file: Path) -> None:
+def test_a_run_resumes_and_is_evaluated_and_plotted(tmp_path: Path, run_file: Path) -> None:
     rank_processes.run(2, ["--config", str(run_file)], tmp_path)
     run = tmp_path / "runs/run"
     again = tmp_path / "runs/again"
@@ -130,7 +130,7 @@ def test_the_error_is_that_of_the_definition(tmp_path: Path, run_file: Path) -> 
     assert lifted == pytest.approx(np.zeros((2, 1)), abs=1e-12)
 
 
-def test_mistakes_are_named(tmp_path: Path, run_file: Path) -> None:
+def test_configuration_errors_name_the_key(tmp_path: Path, run_file: Path) -> None:
     from ds4sci.config.run_file import RunConfig
     from ds4sci.tasks.build import build_task
 

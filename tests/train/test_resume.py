@@ -1,61 +1,38 @@
-"""A run that was killed and resumed equals the one that was not, bit for bit, for every kind of ZeRO."""
+"""Exact resume: a killed and resumed run equals an uninterrupted one, bit for bit, for each ZeRO stage."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path
 
 import pytest
-import torch
 
 from tests.support import rank_processes
-from tests.train.conftest import ZERO
+from tests.support.run_files import assert_same_tree, deepspeed_files, digest, metrics
 
-TIMES = {"seconds", "cpu_seconds", "samples_per_second", "memory_mb"}
-
-
-def metrics(run: Path, *kinds: str) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines if line["kind"] in kinds]
-
-
-def digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def assert_same_tree(a: object, b: object, where: str = "", ignore: tuple[str, ...] = ()) -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a.keys() - set(ignore):
-            assert_same_tree(a[key], b[key], f"{where}.{key}", ignore)
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same_tree(x, y, f"{where}[{i}]", ignore)
-    elif isinstance(a, (int, float, str, bool, type(None))):
-        assert a == b, where
-
-
-def deepspeed_files(run: Path, step: int) -> dict[str, dict]:
-    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
-
-    folder = run / "checkpoints" / f"step_{step:06d}" / "deepspeed"
-    return {file.name: SyncedCheckpointEngine().load(str(file), "cpu") for file in sorted(folder.glob("*.pt"))}
+ZERO = {
+    "stage 0": {},
+    "stage 0 bf16": {"bf16": {"enabled": True}},
+    "stage 1": {"zero_optimization": {"stage": 1}},
+    "stage 1 accumulating": {
+        "zero_optimization": {"stage": 1}, "train_batch_size": 8, "gradient_accumulation_steps": 2,
+    },
+    "stage 2 bf16": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}},
+    "stage 3": {"zero_optimization": {"stage": 3}},
+    "stage 3 bf16, small parameters kept": {
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 20}, "bf16": {"enabled": True},
+    },
+}  # fmt: skip
+"""ZeRO stages and precisions; each must resume exactly and skip non-finite steps."""
 
 
 def kinds(*plain: str) -> list:
-    """Every kind of ZeRO; all but the ``plain`` ones are slow tests."""
+    """All keys of ``ZERO``; those not in ``plain`` are slow tests."""
     return [kind if kind in plain else pytest.param(kind, marks=pytest.mark.slow) for kind in ZERO]
 
 
 @pytest.mark.parametrize("kind", kinds("stage 1 accumulating", "stage 3 bf16, small parameters kept"))
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(kind, tmp_path, run_file) -> None:
-    """12 steps, checkpoints at 5 and 10, a skipped step at 7; rank 1 dies by SIGKILL in step 9."""
+    """12 steps, checkpoints at 5 and 10, a skipped step at 7; rank 1 is killed by SIGKILL in step 9."""
     file = run_file(ds=ZERO[kind], data="nan_at = [7]\nkill_at = 8")
     rank_processes.run(2, ["--config", str(file), "train.name=whole", "data.kill_at=-1"], tmp_path)
     ended = rank_processes.run(2, ["--config", str(file), "train.name=broken"], tmp_path, code=None)
@@ -82,8 +59,8 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(kind, tmp_path, r
 
 @pytest.mark.parametrize("fault", ["nan_at = [5]", "bad_gradient_at = [5]"], ids=["loss", "gradient"])
 @pytest.mark.parametrize("kind", kinds("stage 0", "stage 2 bf16"))
-def test_a_step_that_is_not_finite_changes_nothing_on_any_rank(kind, fault, tmp_path, run_file) -> None:
-    """Weights, optimizer state, schedule and EMA of the checkpoint after step 6 are those after step 5."""
+def test_a_non_finite_step_changes_nothing_on_any_rank(kind, fault, tmp_path, run_file) -> None:
+    """Weights, optimizer state, schedule and EMA of the checkpoints after steps 5 and 6 are equal."""
     file = run_file(ds=ZERO[kind], data=fault, steps=6, save_every=1, keep_last=6, evaluate_every=0)
     ended = rank_processes.run(2, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"

@@ -1,4 +1,4 @@
-"""A whole run: what lies in its folder, and that it can be used without DeepSpeed."""
+"""A complete run: the files in its folder, its messages, and loading it without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from ds4sci.train import checkpoint
 from tests.support import rank_processes
-from tests.train.test_resume import digest, metrics
+from tests.support.run_files import digest, metrics
 
 
-def test_what_a_run_leaves(tmp_path, run_file) -> None:
+def test_files_and_messages_of_a_run(tmp_path, run_file) -> None:
     file = run_file(keep_last=1, save_every=3, ds={"zero_optimization": {"stage": 1}})
     other = tmp_path / "mine.json"
     other.write_text(
@@ -52,7 +52,7 @@ def test_what_a_run_leaves(tmp_path, run_file) -> None:
         copy = run / "checkpoints/step_000012" / name
         assert copy.read_bytes() == (run / name).read_bytes()
 
-    # what the user sees: nothing of DeepSpeed's, one report for each interval
+    # output: nothing from DeepSpeed, and one report per interval
     assert ended.outputs[1] == ""
     note = "runs/run/deepspeed.json does not set gradient_clipping, so DeepSpeed clips gradients to norm 1.0"
     assert ended.output.count(note) == 1
@@ -62,7 +62,7 @@ def test_what_a_run_leaves(tmp_path, run_file) -> None:
     assert "Done: 12 steps" in ended.output
 
 
-def test_the_launcherless_program_is_a_run_of_one_rank(tmp_path, run_file) -> None:
+def test_without_a_launcher_a_run_has_one_rank(tmp_path, run_file) -> None:
     schedule = {"type": "WarmupCosineLR", "params": {"total_num_steps": 100, "warmup_num_steps": 2}}
     file = run_file(steps=3, ds={"scheduler": schedule})
     ended = rank_processes.run(1, ["--config", str(file)], tmp_path, launcher=False)
@@ -70,8 +70,8 @@ def test_the_launcherless_program_is_a_run_of_one_rank(tmp_path, run_file) -> No
     assert "1 × cpu" in ended.output
 
 
-def test_one_and_two_ranks_see_the_same_samples(tmp_path, run_file) -> None:
-    """In fp32 the weights agree to rounding: the same global batches and dropout, whatever the number of ranks."""
+def test_one_and_two_ranks_train_on_the_same_samples(tmp_path, run_file) -> None:
+    """In fp32 the weights agree to rounding: global batches and dropout do not depend on the number of ranks."""
     import safetensors.torch
 
     file = run_file(data="", steps=5, evaluate_every=0)
@@ -87,7 +87,7 @@ def test_one_and_two_ranks_see_the_same_samples(tmp_path, run_file) -> None:
         assert (one[name] - two[name]).abs().max() < 1e-5, name  # fp32 sums of four terms in another order
 
 
-def test_load_run_gives_the_evaluated_weights_without_deepspeed(tmp_path, run_file) -> None:
+def test_load_run_returns_the_evaluated_weights_without_deepspeed(tmp_path, run_file) -> None:
     file = run_file(steps=6, evaluate_every=2)
     rank_processes.run(2, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
@@ -110,7 +110,7 @@ assert "deepspeed" not in sys.modules
     assert best == pytest.approx(max(scores.values()), rel=1e-6)
 
 
-def test_deepspeeds_monitors_get_the_scalars(tmp_path, run_file) -> None:
+def test_deepspeed_monitors_get_the_scalars(tmp_path, run_file) -> None:
     monitor = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "toy"}}
     rank_processes.run(2, ["--config", str(run_file(steps=6, ds=monitor))], tmp_path)
     written = {p.name: p.read_text() for p in (tmp_path / "csv/toy").glob("*.csv")}
@@ -123,7 +123,7 @@ def test_deepspeeds_monitors_get_the_scalars(tmp_path, run_file) -> None:
     assert [float(value) for _, value in losses] == pytest.approx(logged)
 
 
-def test_weights_do_not_depend_on_how_often_one_looks(tmp_path, run_file) -> None:
+def test_weights_do_not_depend_on_evaluations_and_checkpoints(tmp_path, run_file) -> None:
     file = run_file(evaluate_every=0, save_every=0)
     for name, every in (("rarely", 0), ("often", 1)):
         arguments = [f"train.name={name}", f"train.evaluate_every={every}", f"train.save_every={every}"]
@@ -132,7 +132,7 @@ def test_weights_do_not_depend_on_how_often_one_looks(tmp_path, run_file) -> Non
     assert digest(rarely) == digest(often)
 
 
-def test_loading_what_is_no_run(tmp_path: Path) -> None:
+def test_load_run_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a run folder"):
         checkpoint.load_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()

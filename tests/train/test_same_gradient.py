@@ -1,4 +1,4 @@
-"""One loss and one gradient on any layout: ranks, ZeRO stages, micro-batches, accumulation, against fp64 torch."""
+"""Losses and gradients do not depend on ranks, ZeRO stage, micro-batch and accumulation; reference: fp64 torch."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def exact(task: str, home: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+def fp64_reference(task: str, home: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     return layouts.plain(layouts.configure(task, home))
 
 
-def _run(home: Path, ranks: int, asked: dict[str, tuple[RunConfig, dict[str, Any]]]) -> dict[str, list[float]]:
-    """Losses of each named run of (config, DeepSpeed JSON) on ``ranks`` ranks."""
+def _run(home: Path, ranks: int, wanted_runs: dict[str, tuple[RunConfig, dict[str, Any]]]) -> dict[str, list[float]]:
+    """Train each named (config, DeepSpeed JSON) on ``ranks`` ranks and return its losses."""
     rows = []
-    for name, (config, tree) in asked.items():
+    for name, (config, tree) in wanted_runs.items():
         (home / f"{name}.json").write_text(json.dumps(tree))
         rows.append({"config": str(config.source), "deepspeed": str(home / f"{name}.json"), "name": name})
     (home / "cases.json").write_text(json.dumps(rows))
     rank_processes.call(ranks, layouts.run, [str(home / "cases.json")], home, seconds=300)
-    return {name: layouts.curve(home / "runs" / name)[0] for name in asked}
+    return {name: layouts.curve(home / "runs" / name)[0] for name in wanted_runs}
 
 
 def check(cases: list[Case], ranks: int, home: Path, **more: Any) -> dict[str, tuple[float, float, float]]:
-    """Train every case on ``ranks`` ranks; returns the relative errors of loss, gradient norm and weights.
+    """Train every case on ``ranks`` ranks. Returns the relative errors of loss, gradient norm and weights.
 
     more  sections of the run file
     """
@@ -53,8 +53,8 @@ def check(cases: list[Case], ranks: int, home: Path, **more: Any) -> dict[str, t
     errors = {}
     for case in cases:
         losses, norms, weights = layouts.curve(home / "runs" / case.name(ranks))
-        want_losses, want_norms, want_weights = exact(case.task, home)
-        assert min(want_norms) > layouts.CLIP, "every step is to be clipped"
+        want_losses, want_norms, want_weights = fp64_reference(case.task, home)
+        assert min(want_norms) > layouts.CLIP, "every step must be clipped"
         size = torch.stack([w.norm() for w in want_weights.values()]).norm()
         off = torch.stack([(weights[name].double() - w).norm() for name, w in want_weights.items()]).norm()
         errors[case.name(ranks)] = (
@@ -70,14 +70,14 @@ def check(cases: list[Case], ranks: int, home: Path, **more: Any) -> dict[str, t
 
 
 def stages(task: str) -> list[int]:
-    """Networks that differentiate themselves refuse stage 3."""
+    """ZeRO stages of a task; networks with derivatives by their inputs refuse stage 3."""
     return [0, 1, 2] if task == "neural_operator" else [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_as_fp64_torch_in_one_process(ranks, home) -> None:
-    """Every kind of task, stages and splits in turn."""
-    tasks = ("fold", "masked_lm", "causal_lm unpacked", "token_classification", "neural_operator")
+    """One stage and one split for every kind of task."""
+    tasks = ("fold", "mwanted_runs_lm", "causal_lm unpacked", "token_classification", "neural_operator")
     cases = [
         Case(task, min((number + ranks // 2) % 4, stages(task)[-1]), *SPLITS[ranks][(number + ranks) % 3])
         for number, task in enumerate(tasks)
@@ -86,27 +86,27 @@ def test_ranks_train_as_fp64_torch_in_one_process(ranks, home) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_share_rows_train_so_too(tmp_path) -> None:
-    """Each gives its part of the loss; DeepSpeed's stage 3 scales gradients as no other stage does."""
+def test_sequence_parallel_ranks_train_as_fp64_torch(tmp_path) -> None:
+    """Each rank computes its part of the loss; DeepSpeed's stage 3 scales gradients differently from the others."""
     check([Case("token_classification", 3, 8, 2)], 2, tmp_path, parallel={"sequence": 2})
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("task", layouts.TASKS)
 @pytest.mark.parametrize("ranks", SPLITS)
-def test_every_layout_trains_so(task, ranks, home) -> None:
+def test_every_layout_trains_as_fp64_torch(task, ranks, home) -> None:
     check([Case(task, stage, *split) for stage in stages(task) for split in SPLITS[ranks]], ranks, home)
 
 
 @pytest.mark.slow
 def test_dropout_does_not_depend_on_ranks(tmp_path) -> None:
-    """The same micro-batches have the same masks on one rank and on two."""
+    """The same micro-batches have the same dropout masks on one rank and on two."""
     fold, esm = layouts.SMALL_FOLD, layouts.SMALL_ESM | {"hidden_dropout_prob": 0.5}
     dropped = fold["evoformer"] | {"dropout_msa": 0.5, "dropout_pair": 0.5}
     structure = fold["structure"] | {"dropout": 0.5}
     configs = {
         "fold": layouts.configure("fold", tmp_path, model={"evoformer": dropped, "structure": structure}),
-        "masked_lm": layouts.configure("masked_lm", tmp_path, model={"config": esm}),
+        "mwanted_runs_lm": layouts.configure("mwanted_runs_lm", tmp_path, model={"config": esm}),
     }
     found = {
         ranks: _run(tmp_path, ranks, {
@@ -121,10 +121,10 @@ def test_dropout_does_not_depend_on_ranks(tmp_path) -> None:
         assert all(abs(a / b - 1) > 1e-3 for a, b in zip(one, still, strict=True)), "there is dropout"
 
 
-def test_bf16_without_zero_takes_no_step_of_its_own(home) -> None:
-    """DeepSpeed's optimizer of stage 0 does, on zero gradients, when it is made; stage 1 does not."""
+def test_bf16_without_zero_takes_no_initial_step(home) -> None:
+    """DeepSpeed's optimizer of stage 0 steps on zero gradients at construction; that of stage 1 does not."""
     adam = {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1, "torch_adam": True}}
-    config = layouts.configure("masked_lm", home)
+    config = layouts.configure("mwanted_runs_lm", home)
     found = _run(home, 1, {
         f"bf16_{stage}": (config, layouts.deepspeed(stage, 4, 4, bf16={"enabled": True}, optimizer=adam))
         for stage in (0, 1)
@@ -136,8 +136,8 @@ def test_bf16_without_zero_takes_no_step_of_its_own(home) -> None:
 
 
 @pytest.mark.parametrize("task", layouts.TASKS)
-def test_any_split_of_a_batch_gives_the_same_gradient(task, home) -> None:
-    """Σ share · ∇ loss over pieces of any sizes is ∇ loss of the whole batch, in fp64."""
+def test_any_split_of_a_batch_has_the_same_gradient(task, home) -> None:
+    """Σ share · ∇ loss over parts of any size equals ∇ loss of the whole batch, in fp64."""
     made = build_task(layouts.configure(task, home))
     size = 7
     whole = layouts.in_double(

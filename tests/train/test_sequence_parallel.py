@@ -1,4 +1,4 @@
-"""Rows spread over ranks, on every ZeRO stage: loss, every gradient and its norm are those of one process."""
+"""Sequence parallelism on every ZeRO stage: loss, gradients and their norm equal those of one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 
 
 def plain(case: dict[str, Any], dtype: torch.dtype) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients by transformers on one process."""
+    """Loss and gradients of transformers in one process."""
     kind, sizes, rows = shared_rows.rows(case)
     model = oracle.model(kind, sizes, dtype)
     loss = oracle.plain_loss(model, oracle.batch(kind, rows, 64))
@@ -36,7 +36,7 @@ def run(cases: list[dict[str, Any]], world: int, folder: Path) -> list[dict[str,
 
 
 def assert_as_right_as_one_process(case: dict[str, Any], found: dict[str, Any]) -> None:
-    """Against fp64, nothing errs by more than 3 times what transformers errs in fp32 on one process."""
+    """Errors against fp64 are at most 3 times those of transformers in fp32 in one process."""
     exact_loss, exact = plain(case, torch.float64)
     one_loss, one = plain(case, torch.float32)
     allowed = 3 * max(float((one[name] - grad).norm() / grad.norm()) for name, grad in exact.items())
@@ -64,11 +64,11 @@ def check(asked: list[dict[str, Any]], world: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_share_rows(stage, tmp_path) -> None:
+def test_two_ranks_per_row(stage, tmp_path) -> None:
     check(cases(2, stage), 2, tmp_path)
 
 
-def test_layers_recomputed_and_mlps_in_tiles(tmp_path) -> None:
+def test_recomputed_layers_and_tiled_mlps(tmp_path) -> None:
     check(cases(2, 3, checkpoint_min_tokens=0), 2, tmp_path)
 
 
@@ -76,17 +76,17 @@ def test_layers_recomputed_and_mlps_in_tiles(tmp_path) -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(("world", "sequence"), [(4, 4), (4, 2)])
 def test_four_ranks(world, sequence, stage, tmp_path) -> None:
-    """Two heads read one key head, one rank has one head of five; then two groups, each with rows of its own."""
+    """Two heads read one key head, and one rank has one head of five; then two groups with different rows."""
     check(cases(sequence, stage), world, tmp_path)
 
 
 @pytest.mark.slow
-def test_stage_3_without_its_reduce_scatter(tmp_path) -> None:
-    """DeepSpeed scales that way right, and the measured correction is 1."""
+def test_stage_3_without_reduce_scatter(tmp_path) -> None:
+    """Here DeepSpeed scales gradients correctly, and the measured correction is 1."""
     check(cases(2, 3, zero={"reduce_scatter": False}), 2, tmp_path)
 
 
-def test_a_model_that_skips_layers_by_chance_is_not_shared() -> None:
+def test_a_model_with_layerdrop_is_refused() -> None:
     """Its ranks would wait for each other in different layers."""
     import transformers
 

@@ -1,4 +1,4 @@
-"""Attention of rows that ranks share, in fp64, to round-off."""
+"""Ulysses attention over ranks against attention in one process, in fp64, to rounding."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def test_any_number_of_heads(size, tmp_path) -> None:
 def test_every_head_has_one_rank() -> None:
     for heads in range(1, 25):
         for size in range(1, 9):
-            shares = [head_range(heads, size, rank) for rank in range(size)]
-            assert [head for share in shares for head in share] == list(range(heads))
-            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+            head_ranges = [head_range(heads, size, rank) for rank in range(size)]
+            assert [head for heads_of_rank in head_ranges for head in heads_of_rank] == list(range(heads))
+            assert max(map(len, head_ranges)) - min(map(len, head_ranges)) <= 1
     assert key_head_range(range(3, 6), 4) == range(2)
     assert key_head_range(range(0), 4) == range(0)
 
 
-def test_a_row_that_cannot_be_split() -> None:
+def test_a_row_that_the_ranks_do_not_divide() -> None:
     with pytest.raises(ValueError, match="10 tokens cannot be divided among 4 ranks"):
         SequenceGroup(0, 4).shard(torch.zeros(1, 10))
     assert SINGLE_RANK.shard(torch.zeros(1, 10)).shape == (1, 10)
