@@ -37,7 +37,8 @@ _MAX_CHANCE_OCCURRENCES = 2.0
 """Maximum expected number of other chance occurrences of a word. With more, unrelated occurrences would fill the
 ``_MATCHES_PER_WORD`` comparisons and hide homologs."""
 _MATCHES_PER_WORD = 12
-"""Number of following occurrences of the same word that each occurrence is compared with."""
+"""Number of following occurrences of the same word that each occurrence is compared with. The number of matches in a
+family is then linear in its size, not quadratic."""
 _MIN_DISTINCT_GROUPS = 4
 """Minimum number of different groups in a word. Words with fewer groups are repeats that many proteins share."""
 _EXTENSION = 40
