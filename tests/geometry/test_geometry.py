@@ -26,7 +26,7 @@ from ds4sci.geometry import (
     torsion_to_frames,
 )
 
-UBIQUITIN = Path(__file__).parent / "fixtures" / "mmcif" / "1ubq.cif.gz"
+UBIQUITIN = Path(__file__).parents[1] / "fixtures" / "mmcif" / "1ubq.cif.gz"
 
 
 @pytest.fixture(scope="module")
