@@ -46,19 +46,19 @@ def random_rigid(*shape: int) -> Rigid:
     return Rigid(rotation_from_6d(six), torch.randn(*shape, 3, generator=generator, dtype=torch.float64))
 
 
-def test_a_structure_is_rebuilt_from_its_torsions(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_structure_is_rebuilt_from_torsion_angles(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
     angles, _ = torsion_angles(atoms, mask, aatype, ubiquitin["index"])
     backbone = backbone_frames(*(atoms[..., k, :] for k in range(3)))
     rebuilt = atom14_to_atom37(frames_to_atom14(torsion_to_frames(backbone, angles, aatype), aatype), aatype)
-    kept = mask & torch.tensor(residue_constants.ATOM37_MASK)[aatype]  # the C-terminal OXT has no ideal position
-    error = (rebuilt - atoms).norm(dim=-1)[kept]
-    # a crystal structure does not have ideal bond lengths and angles; the ends of long side chains differ most
+    compared = mask & torch.tensor(residue_constants.ATOM37_MASK)[aatype]  # the C-terminal OXT has no ideal position
+    error = (rebuilt - atoms).norm(dim=-1)[compared]
+    # a crystal structure has no ideal bond lengths and angles; the ends of long side chains differ most
     assert error.square().mean().sqrt() < 0.3
     assert error.median() < 0.12
 
 
-def test_rigid_groups_agree_with_torsion_frames(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_rigid_groups_equal_torsion_frames(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
     angles, _ = torsion_angles(atoms, mask, aatype, ubiquitin["index"])
     ideal = atom14_to_atom37(
@@ -77,7 +77,7 @@ def test_rigid_groups_agree_with_torsion_frames(ubiquitin: dict[str, torch.Tenso
     torch.testing.assert_close(frames.translation[present], want.translation[present], atol=5e-3, rtol=0)
 
 
-def test_atom_layouts_are_inverse(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_atom_layouts_are_inverses(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, aatype = ubiquitin["atoms"], ubiquitin["aatype"]
     known = torch.tensor(residue_constants.ATOM37_MASK)[aatype]
     torch.testing.assert_close(
@@ -86,7 +86,7 @@ def test_atom_layouts_are_inverse(ubiquitin: dict[str, torch.Tensor]) -> None:
     assert torch.equal(atom37_to_atom14(ubiquitin["mask"], aatype).sum(), (ubiquitin["mask"] & known).sum())
 
 
-def test_torsions_in_a_helix_and_at_a_chain_break(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_torsion_angles_in_a_helix_and_at_a_chain_break(ubiquitin: dict[str, torch.Tensor]) -> None:
     angles, mask = torsion_angles(**{k: ubiquitin[k] for k in ("mask", "aatype")}, atom37=ubiquitin["atoms"],
                                   residue_index=ubiquitin["index"])  # fmt: skip
     degrees = torch.rad2deg(torch.atan2(angles[..., 0], angles[..., 1]))[0]
@@ -102,7 +102,7 @@ def test_torsions_in_a_helix_and_at_a_chain_break(ubiquitin: dict[str, torch.Ten
     assert mask[0, 41, :2].all()
 
 
-def test_dihedral_has_the_iupac_sign() -> None:
+def test_dihedral_sign_is_iupac() -> None:
     a, b, c = (torch.tensor(x, dtype=torch.float64) for x in ([1.0, 0, 0], [0.0, 0, 0], [0.0, 0, 1]))
     for degrees in (-120.0, -30.0, 0.0, 45.0, 179.0):
         angle = np.deg2rad(degrees)
@@ -124,7 +124,7 @@ def test_rigid_algebra() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64, 65])
-def test_compose_along_chain_is_the_cumulative_product(n: int) -> None:
+def test_compose_along_chain_equals_the_cumulative_product(n: int) -> None:
     steps = random_rigid(2, n)
     chain = compose_along_chain(steps)
     total = Rigid(steps.rotation[:, 0], steps.translation[:, 0])
@@ -135,7 +135,7 @@ def test_compose_along_chain_is_the_cumulative_product(n: int) -> None:
         torch.testing.assert_close(chain.translation[:, i], total.translation)
 
 
-def test_degenerate_frames_are_finite_with_finite_gradients() -> None:
+def test_degenerate_frames_have_finite_gradients() -> None:
     points = torch.zeros(3, 4, 3, dtype=torch.float64, requires_grad=True)
     frames = backbone_frames(*points.unbind(0))
     frames.rotation.sum().backward()
@@ -143,7 +143,7 @@ def test_degenerate_frames_are_finite_with_finite_gradients() -> None:
     assert points.grad.isfinite().all()
 
 
-def test_a_missing_cb_gets_its_ideal_position(ubiquitin: dict[str, torch.Tensor]) -> None:
+def test_missing_cb_has_its_ideal_position(ubiquitin: dict[str, torch.Tensor]) -> None:
     atoms, mask, aatype = ubiquitin["atoms"], ubiquitin["mask"], ubiquitin["aatype"]
     bare = mask.clone()
     bare[..., residue_constants.ATOM37_INDEX["CB"]] = False

@@ -1,5 +1,4 @@
-"""AlphaFold 3-style modules, patched, beside themselves; kernels that their calls name; the report of what ran; dtypes
-beside each other outside autocast."""
+"""Patched modules of Boltz, OpenFold3 and Protenix: error, kernel options, report of calls, and mixed dtypes."""
 
 from __future__ import annotations
 
@@ -76,12 +75,12 @@ def call(name: str) -> Callable[[nn.Module, Callable[[Tensor], Tensor]], list[Te
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "autocast"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_as_right_as_itself(name: str, autocast: torch.dtype | None) -> None:
+def test_error_against_fp64(name: str, autocast: torch.dtype | None) -> None:
     check_accuracy(MAKERS[name][0](), call(name), widen=widen, autocast=autocast, draws=4)
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_call_that_names_the_models_own_torch_is_served(name: str) -> None:
+def test_torch_options_run_on_the_kernels(name: str) -> None:
     model = randomize(MAKERS[name][0]())
     report = patch(model, verbose=False)
     first, others = given(name)
@@ -97,7 +96,7 @@ def test_dtypes_under_autocast() -> None:
     assert len(check_autocast_dtypes(modules)) == 9
 
 
-def test_kernels_of_gpus_that_a_call_names_are_ours_and_unknown_ones_its_own() -> None:
+def test_gpu_kernel_options_run_on_the_kernels_and_unknown_ones_fall_back() -> None:
     attention, multiply = (
         randomize(af3.ProtenixTriangleAttention(C, 8, 4)),
         randomize(af3.ProtenixMultiplication(C, 16)),
@@ -118,7 +117,7 @@ def test_kernels_of_gpus_that_a_call_names_are_ours_and_unknown_ones_its_own() -
 
 
 class GlobalAttention(nn.Module):
-    """Has the name of what is known, and nothing else."""
+    """Has a name similar to a supported module, but other attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +135,7 @@ class Model(nn.Module):
         return self.block(m, z, MSA_MASK, PAIR_MASK, **options)
 
 
-def test_the_report_says_what_ran_and_what_looks_alike() -> None:
+def test_report_counts_calls_and_lists_unrecognized_modules() -> None:
     model = randomize(Model())
     report = patch(model, verbose=False)
     assert report.unrecognized == {"GlobalAttention": 2}
@@ -156,15 +155,15 @@ def test_the_report_says_what_ran_and_what_looks_alike() -> None:
     assert "3 of 4 calls on kernels; 1 by the original method: its linear has hooks" in str(report)
 
 
-def test_a_model_of_which_nothing_is_known_is_an_error_that_names_what_looks_alike() -> None:
+def test_patching_only_unrecognized_modules_raises() -> None:
     with pytest.raises(ValueError, match=r"no module to patch \(2 GlobalAttention: not a supported module type\)"):
         patch(nn.ModuleList([GlobalAttention(), GlobalAttention()]))
 
 
-def test_a_model_of_which_nothing_is_served_says_so_once() -> None:
+def test_warning_if_all_modules_fall_back() -> None:
     model = randomize(nn.Sequential(openfold.PairTransition(C, 2), openfold.PairTransition(C, 2)))
     report = patch(model, verbose=False)
-    x = Z.half()  # beside weights in fp32: its own affair
+    x = Z.half()  # the weights are fp32
     seen = []
     for _ in range(3):
         with warnings.catch_warnings(record=True) as caught:
@@ -179,8 +178,8 @@ def test_a_model_of_which_nothing_is_served_says_so_once() -> None:
     )
 
 
-def test_fp32_weights_beside_bf16_activations() -> None:
-    """OpenFold's layers cast their weights then, outside autocast: so is ours served, and as right."""
+def test_fp32_weights_with_bf16_activations() -> None:
+    """OpenFold's layers cast their weights outside autocast; the kernels run and the error bound holds."""
     m, z = M.bfloat16(), Z.bfloat16()
 
     def run(model: nn.Module, leaf: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -191,8 +190,8 @@ def test_fp32_weights_beside_bf16_activations() -> None:
     check_accuracy(block, run, widen=widen, dtype=torch.bfloat16, draws=4)
 
 
-def test_fp32_masks_beside_bf16_activations_and_fp32_weights() -> None:
-    """What is multiplied by a wider mask becomes as wide: dtypes are the module's own."""
+def test_fp32_masks_with_bf16_activations_and_fp32_weights() -> None:
+    """A product with a wider mask has the wider dtype; output dtypes equal those of the original."""
     model = randomize(Model()).eval()
     with torch.no_grad():
         want = model(M.bfloat16(), Z.bfloat16())
@@ -204,7 +203,7 @@ def test_fp32_masks_beside_bf16_activations_and_fp32_weights() -> None:
         assert (one - other).norm() < 0.02 * other.norm()
 
 
-def test_layers_that_do_not_cast_or_that_compute_in_a_precision_of_their_own() -> None:
+def test_layers_without_casts_or_with_fixed_precision_fall_back() -> None:
     plain = randomize(af3.BoltzTransition(C, 48))
     patch(plain, verbose=False)
     with (

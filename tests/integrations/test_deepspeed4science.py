@@ -1,4 +1,4 @@
-"""The drop-in functions against their formulas, gradients of both biases included."""
+"""Drop-in functions against their formulas, including gradients of both biases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def same(got: torch.Tensor, want: torch.Tensor, leaves: list[torch.Tensor]) -> N
 
 
 @pytest.mark.parametrize("which", [(), (0,), (1,), (0, 1)])
-def test_upstreams_function(which: tuple[int, ...]) -> None:
+def test_deepspeed_function_against_formula(which: tuple[int, ...]) -> None:
     b, s, n, h, d = 2, 3, 9, 4, 8
     q, k, v = (normal(b, s, n, h, d, seed=i) for i in range(3))
     all_biases = [normal(b, s, 1, 1, n, seed=3), normal(b, 1, h, n, n, seed=4)]
@@ -43,13 +43,15 @@ def test_upstreams_function(which: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 17, 17, 4, 32), (1, 9, 33, 4, 32)])
-def test_as_deepspeeds_own_test_calls_it(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """tests/unit/ops/deepspeed4science of DeepSpeed: a mask of -1e9 (in fp16 -inf), gradients of Q, K, V and bias 2,
-    against plain attention in fp32 within its 2 % of the largest."""
+def test_case_of_deepspeeds_test_suite(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """tests/unit/ops/deepspeed4science of DeepSpeed: a mask of -1e9 (-inf in fp16), gradients of Q, K, V and bias 2.
+
+    The reference is plain attention in fp32; the tolerance is 2 % of the largest value, as in DeepSpeed.
+    """
     b, s, n, h, d = shape
     given = [normal(*shape, seed=i).detach().to(dtype).requires_grad_() for i in range(3)]
     mask = torch.randint(0, 2, (b, s, 1, 1, n), generator=torch.Generator().manual_seed(5))
-    mask[..., 0] = 1  # a row without keys is NaN there
+    mask[..., 0] = 1  # DeepSpeed returns NaN for a row without keys
     bias = normal(b, 1, h, n, n, seed=6).detach().to(dtype).requires_grad_()
     mask_bias = (1e9 * (mask - 1)).to(dtype)
     weight = normal(*shape, seed=7).detach().to(dtype)
@@ -66,7 +68,7 @@ def test_as_deepspeeds_own_test_calls_it(shape: tuple[int, ...], dtype: torch.dt
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3, 2)])
-def test_any_leading_axes_without_biases(lead: tuple[int, ...]) -> None:
+def test_leading_axes_without_biases(lead: tuple[int, ...]) -> None:
     q, k, v = (normal(*lead, 7, 2, 8, seed=i) for i in range(3))
     got = DS4Sci_EvoformerAttention(q, k, v, [])
     same(got, plain(*(x.transpose(-2, -3) for x in (q * 8**-0.5, k, v)), []).transpose(-2, -3), [q, k, v])
@@ -74,7 +76,7 @@ def test_any_leading_axes_without_biases(lead: tuple[int, ...]) -> None:
         DS4Sci_EvoformerAttention(q, k, v, [normal(1)])
 
 
-def test_wrong_biases_are_named() -> None:
+def test_wrong_bias_shapes_raise() -> None:
     q = normal(1, 2, 5, 2, 8)
     with pytest.raises(ValueError, match=r"biases\[0\] must be \(1, 2, 1, 1, 5\)"):
         DS4Sci_EvoformerAttention(q, q, q, [normal(1, 2, 5)])
@@ -86,7 +88,7 @@ def test_wrong_biases_are_named() -> None:
 
 @pytest.mark.parametrize("lead", [(3,), (2, 3), (2, 2, 3)])
 @pytest.mark.parametrize("kinds", [[], ["mask"], ["pair"], ["mask", "pair"], ["full"], ["mask", "mask"]])
-def test_openfolds_function(lead: tuple[int, ...], kinds: list[str]) -> None:
+def test_openfold_function_against_formula(lead: tuple[int, ...], kinds: list[str]) -> None:
     h, n, keys, d = 2, 6, 7, 8
     q, k, v = normal(*lead, h, n, d), normal(*lead, h, keys, d, seed=1), normal(*lead, h, keys, d, seed=2)
     shapes = {"mask": (*lead, 1, 1, keys), "pair": (*lead[:-1], 1, h, n, keys), "full": (*lead, h, n, keys)}

@@ -1,4 +1,5 @@
-"""ESMFold of transformers, patched, beside itself: blocks, trunk, whole model; masks, dropout, autocast, in place."""
+"""Patched ESMFold of transformers: blocks, trunk and whole model, with masks, dropout, autocast and in-place
+updates."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ class Blocks(nn.Module):
 
 
 def padded(n: int) -> torch.Tensor:
-    """As tokenizers give it: int64, the second of two sequences shorter."""
+    """Mask as from a tokenizer: int64, the second of two sequences is shorter."""
     mask = torch.ones(2, n, dtype=torch.int64)
     mask[1, n - 5 :] = 0
     return mask
@@ -64,7 +65,7 @@ def blocks_call(n: int, mask: torch.Tensor | None, dtype: torch.dtype = torch.fl
 
 @contextlib.contextmanager
 def widen(model: nn.Module) -> Iterator[None]:
-    """Masked keys weigh as little in fp64 as in fp32, and frames do not cast themselves to fp32."""
+    """The fp64 model with a mask value for fp64, and frames that do not cast to fp32."""
     for module in model.modules():
         if isinstance(module, esm.EsmFoldTriangleAttention):
             module.inf = BIG
@@ -96,7 +97,7 @@ def test_dtypes_under_autocast() -> None:
     assert len(check_autocast_dtypes(Blocks())) == 5
 
 
-def test_sums_of_a_multiplication_under_fp16_autocast_are_its_own() -> None:
+def test_multiplication_under_fp16_autocast_falls_back() -> None:
     module = esm.EsmFoldTriangleMultiplicativeUpdate(trunk_config())
     patch(module, verbose=False)
     with (
@@ -160,11 +161,11 @@ def fold(model: nn.Module) -> list[torch.Tensor]:
     return [out[name] for name in names]
 
 
-def test_the_whole_model() -> None:
+def test_whole_model() -> None:
     check_accuracy(whole(), lambda model, leaf: fold(model), widen=widen, draws=8)
 
 
-def test_the_whole_model_is_saved_and_restored(tmp_path: Path) -> None:
+def test_patched_model_is_saved_and_restored(tmp_path: Path) -> None:
     model = whole()
     before, keys = fold(model), list(model.state_dict())
     report = patch(model, verbose=False)
@@ -179,7 +180,7 @@ def test_the_whole_model_is_saved_and_restored(tmp_path: Path) -> None:
     assert all(torch.equal(x, y) for x, y in zip(fold(model), before, strict=True))
 
 
-def test_somebody_who_looks_at_the_attention_map_sees_it() -> None:
+def test_attention_map_is_available() -> None:
     module = randomize(esm.EsmFoldSelfAttention(C_S, 4, 16, gated=True))
     x, bias = normal(2, 17, C_S).requires_grad_(), normal(2, 17, 17, 4, seed=1).requires_grad_()
     weight = normal(2, 17, 4, 17, seed=2)
@@ -194,24 +195,24 @@ def test_somebody_who_looks_at_the_attention_map_sees_it() -> None:
         torch.testing.assert_close(got, want)
 
 
-class Halved(esm.EsmFoldResidueMLP):
+class HalvedOutput(esm.EsmFoldResidueMLP):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) / 2
 
 
-def test_a_subclass_with_a_forward_of_its_own_is_left_alone() -> None:
-    model = nn.ModuleList([Halved(C_Z, 2 * C_Z), esm.EsmFoldResidueMLP(C_Z, 2 * C_Z)])
+def test_subclass_that_overrides_forward_is_skipped() -> None:
+    model = nn.ModuleList([HalvedOutput(C_Z, 2 * C_Z), esm.EsmFoldResidueMLP(C_Z, 2 * C_Z)])
     report = patch(model, verbose=False)
-    assert report.skipped == {("Halved", "a subclass that overrides forward"): 1}
+    assert report.skipped == {("HalvedOutput", "a subclass that overrides forward"): 1}
     assert report.replaced == {"EsmFoldResidueMLP": (1, ("transition",))}
 
 
-def test_nothing_could_be_replaced_is_an_error_with_reasons() -> None:
-    with pytest.raises(ValueError, match=r"\(1 Halved: a subclass that overrides forward\)\. Supported are"):
-        patch(Halved(C_Z, C_Z))
+def test_patching_nothing_raises_with_reasons() -> None:
+    with pytest.raises(ValueError, match=r"\(1 HalvedOutput: a subclass that overrides forward\)\. Supported are"):
+        patch(HalvedOutput(C_Z, C_Z))
 
 
-def test_a_model_without_storage_is_patched() -> None:
+def test_meta_model_is_patched() -> None:
     with torch.device("meta"):
         model = Blocks()
     assert len(patch(model, verbose=False).replaced) == 5

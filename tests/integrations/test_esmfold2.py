@@ -156,7 +156,7 @@ def features() -> dict[str, torch.Tensor]:
     return found
 
 
-def test_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trunk, one denoising step, confidence head."""
     model = esm2.EsmFold2Model(config())
     given = features()

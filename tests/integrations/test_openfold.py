@@ -1,4 +1,4 @@
-"""OpenFold-style modules, known by their attributes, patched, beside themselves; what only looks alike is left."""
+"""Patched OpenFold-style modules: error, arguments, and modules with the same attributes but different results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def masks(*lead: int, n: int) -> tuple[Tensor, Tensor]:
-    """Of the MSA and of the pairs: the last residues are padding, some places of the MSA are empty."""
+    """Masks of MSA and pairs: the last residues are padding, some MSA positions are masked."""
     real = torch.ones(*lead, n)
     real[..., n - 3 :] = 0
     msa = (torch.rand(*lead, ROWS, n, generator=torch.Generator().manual_seed(3)) > 0.2).float()
@@ -76,7 +76,7 @@ def test_dtypes_under_autocast() -> None:
     assert len(check_autocast_dtypes(Evoformer())) == 5
 
 
-def test_everything_of_the_evoformer_is_replaced() -> None:
+def test_all_evoformer_modules_are_replaced() -> None:
     report = patch(Evoformer(), verbose=False)
     assert {name: count for name, (count, _) in report.replaced.items()} == {
         "MSARowAttentionWithPairBias": 2, "MSAAttention": 2, "MSATransition": 2, "OuterProductMean": 2,
@@ -88,7 +88,7 @@ def test_everything_of_the_evoformer_is_replaced() -> None:
 
 
 class Unscaled(openfold.Attention):
-    """Looks like the attention; its queries are not scaled."""
+    """Attention without the scaling of queries."""
 
     def forward(self, q_x: Tensor, kv_x: Tensor, biases: list[Tensor]) -> Tensor:
         return super().forward(q_x=q_x, kv_x=kv_x, biases=[self.c_hidden * bias for bias in biases])
@@ -100,27 +100,27 @@ class BiasNotDivided(openfold.OuterProductMean):
         return super().forward(m, mask) + self.linear_out.bias * (1 - 1 / (self.eps + count))
 
 
-class Opposite(openfold.TriangleAttention):
-    """Its mask says where padding is."""
+class InvertedMask(openfold.TriangleAttention):
+    """Triangle attention whose mask is 1 at padding."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
         return super().forward(x, None if mask is None else 1 - mask)
 
 
-class Refusing(openfold.TriangleAttention):
+class ExtraArgument(openfold.TriangleAttention):
     def forward(self, x: Tensor, mask: Tensor, recycle: Tensor) -> Tensor:
         return super().forward(x, mask) + recycle
 
 
-class Dropping(openfold.PairTransition):
-    """Drops values within, in training."""
+class WithDropout(openfold.PairTransition):
+    """Transition with dropout in training."""
 
     def forward(self, z: Tensor, mask: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
         return super().forward(nn.functional.dropout(z, 0.5, self.training), mask)
 
 
-class Stopping(openfold.PairTransition):
-    """Lets no gradient through to its input."""
+class StoppedGradient(openfold.PairTransition):
+    """Transition that detaches its input."""
 
     def forward(self, z: Tensor, mask: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
         return super().forward(z.detach(), mask)
@@ -143,14 +143,14 @@ def unscaled() -> nn.Module:
     [
         (unscaled, "its output differs"),
         (lambda: BiasNotDivided(C_M, C_Z, 4), "its output differs"),
-        (lambda: Opposite(C_Z, 8, 4), "its output differs"),
-        (lambda: Dropping(C_Z, 2), "its output in training differs"),
-        (lambda: Stopping(C_Z, 2), "its gradients differ"),
+        (lambda: InvertedMask(C_Z, 8, 4), "its output differs"),
+        (lambda: WithDropout(C_Z, 2), "its output in training differs"),
+        (lambda: StoppedGradient(C_Z, 2), "its gradients differ"),
         (lambda: with_dropout(0.5), "its mha.dropout applies dropout in training"),
-        (lambda: Refusing(C_Z, 8, 4), "missing 1 required positional argument: 'recycle'"),
+        (lambda: ExtraArgument(C_Z, 8, 4), "missing 1 required positional argument: 'recycle'"),
     ],
 )
-def test_what_looks_alike_and_is_not_is_left_alone(make: Callable[[], nn.Module], why: str) -> None:
+def test_modules_with_different_results_are_skipped(make: Callable[[], nn.Module], why: str) -> None:
     model = nn.ModuleList([make(), openfold.PairTransition(C_Z, 2)])
     report = patch(model, verbose=False)
     assert list(report.replaced) == ["PairTransition"]
@@ -168,7 +168,7 @@ def test_what_looks_alike_and_is_not_is_left_alone(make: Callable[[], nn.Module]
         (lambda: openfold.OuterProductMean(C_M, C_Z, 4), 3, C_M),
     ],
 )
-def test_a_mask_that_wants_a_gradient_gets_the_modules_own(make: Callable[[], nn.Module], rows: int, c: int) -> None:
+def test_mask_with_gradient_falls_back(make: Callable[[], nn.Module], rows: int, c: int) -> None:
     module, x = randomize(make()), normal(rows, 5, c)
     mask = torch.rand(rows, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     (want,) = torch.autograd.grad(module(x, mask).square().sum(), mask)
@@ -181,7 +181,7 @@ def test_a_mask_that_wants_a_gradient_gets_the_modules_own(make: Callable[[], nn
         module(x, mask)
 
 
-def test_in_place() -> None:
+def test_in_place_update() -> None:
     module = randomize(openfold.TriangleMultiplicativeUpdate(C_Z, 16))
     z, mask = normal(7, 7, C_Z), masks(n=7)[1]
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_in_place() -> None:
             torch.testing.assert_close(given, expected)
 
 
-def test_arguments_by_name_and_by_place() -> None:
+def test_positional_and_keyword_arguments() -> None:
     module, m = randomize(openfold.MSATransition(C_M, 2)), normal(3, 4, C_M)
     mask = masks(n=4)[0][:3]
     want = module(m, mask)
@@ -211,7 +211,7 @@ def test_arguments_by_name_and_by_place() -> None:
         module(m, z=mask)
 
 
-def test_a_kernel_chosen_by_the_model_is_ours_and_an_unknown_option_is_its_own() -> None:
+def test_kernel_options_are_ignored_and_unknown_options_fall_back() -> None:
     module = randomize(openfold.TriangleAttention(C_Z, 8, 4))
     x = normal(5, 5, C_Z)
     want = module(x)

@@ -1,4 +1,4 @@
-"""Blocks of the real OpenFold, OpenFold3, Boltz and Protenix, patched, beside themselves; see ``original_models``."""
+"""Patched blocks of the original OpenFold, OpenFold3, Boltz and Protenix (see ``original_models``)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MSA_MASK = (torch.rand(1, ROWS, N, generator=torch.Generator().manual_seed(3)) >
 
 @contextlib.contextmanager
 def widen(model: nn.Module) -> Iterator[None]:
-    """The model in fp64 throughout: masked keys weigh as little as in fp32, and nothing casts itself to fp32."""
+    """The model in fp64 throughout: a mask value for fp64, and no casts to fp32."""
     for module in model.modules():
         if hasattr(module, "inf"):
             module.inf = BIG
@@ -104,11 +104,11 @@ def without_dropout(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "autocast"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_block_as_right_as_itself(name: str, training: bool, autocast: torch.dtype | None) -> None:
-    """With the model's own dropout (OpenFold's multiplies in place) where it trains, in chunks where it does not.
+def test_block_error_against_fp64(name: str, training: bool, autocast: torch.dtype | None) -> None:
+    """In training with the model's dropout (OpenFold's multiplies in place), in inference with chunks.
 
-    Under autocast without dropout: with it single places that a sign's change in a ReLU magnifies decide the whole
-    error, the model's own or ours.
+    Under autocast without dropout: with it, single values where a ReLU changes its sign dominate the error of both
+    models.
     """
     make, call, chunks, _ = MODELS[name]
     options = {} if training else chunks
@@ -119,7 +119,7 @@ def test_a_block_as_right_as_itself(name: str, training: bool, autocast: torch.d
     )  # fmt: skip
 
 
-def test_openfold_trains_under_autocast_with_its_dropout() -> None:
+def test_openfold_trains_under_autocast_with_dropout() -> None:
     model = randomize(evoformer_block()).train()
     patch(model, verbose=False)
     m, z = (x.detach().clone().requires_grad_() for x in (M, Z))
@@ -130,7 +130,7 @@ def test_openfold_trains_under_autocast_with_its_dropout() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_patched_module_is_served(name: str) -> None:
+def test_every_patched_module_runs_on_the_kernels(name: str) -> None:
     make, call, chunks, count = MODELS[name]
     model = randomize(make()).train()
     report = patch(model, verbose=False)
@@ -152,14 +152,14 @@ def test_every_patched_module_is_served(name: str) -> None:
         ("Boltz", {"use_kernels": True}),
     ],
 )
-def test_a_models_own_kernels_are_ours(name: str, options: dict[str, Any]) -> None:
-    """The kernels of GPUs alone that these calls name make the same numbers as the model's own torch."""
+def test_kernel_options_of_the_models_run_on_the_kernels(name: str, options: dict[str, Any]) -> None:
+    """Calls that select GPU-only kernels give the same results as the model's torch code."""
     make, call, _, _ = MODELS[name]
     model = randomize(make()).eval()
     with torch.no_grad():
         want = call(model, lambda x: x.clone())
         report = patch(model, verbose=False)
-        if name == "OpenFold3":  # whose attention with single representations asks for them, too
+        if name == "OpenFold3":  # its attention with single representation uses them too
             report = patch(model.pair_stack, verbose=False)
             model.pair_stack(Z.clone(), PAIR_MASK, **options)
         else:
@@ -171,7 +171,7 @@ def test_a_models_own_kernels_are_ours(name: str, options: dict[str, Any]) -> No
 
 
 def test_openfold_with_fp32_weights_and_bf16_activations() -> None:
-    """OpenFold casts its weights to bf16 beside bf16 activations, outside autocast."""
+    """OpenFold casts its weights to bf16 for bf16 activations, also outside autocast."""
 
     def call(model: nn.Module, leaf: Leaf) -> list[Tensor]:
         m, z = leaf(M.bfloat16()), leaf(Z.bfloat16())
@@ -180,8 +180,8 @@ def test_openfold_with_fp32_weights_and_bf16_activations() -> None:
     check_accuracy(evoformer_block().train(), call, widen=widen, dtype=torch.bfloat16, draws=8)
 
 
-def test_openfolds_fp32_masks_beside_bf16_activations() -> None:
-    """Its products with a mask of fp32 are fp32: those of ours are, too."""
+def test_openfold_fp32_masks_with_bf16_activations() -> None:
+    """Products with an fp32 mask are fp32 in both versions."""
     model = randomize(evoformer_block()).eval()
     m, z = M.bfloat16(), Z.bfloat16()
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_dtypes_under_autocast(name: str) -> None:
     assert check_autocast_dtypes(MODELS[name][0]())
 
 
-def test_what_looks_alike_is_named() -> None:
+def test_unrecognized_modules_are_listed() -> None:
     block = original("openfold.model.evoformer").ExtraMSABlock(
         c_m=24, c_z=32, c_hidden_msa_att=8, c_hidden_opm=6, c_hidden_mul=16, c_hidden_pair_att=8, no_heads_msa=3,
         no_heads_pair=4, transition_n=2, msa_dropout=0.15, pair_dropout=0.25, opm_first=False,
@@ -221,8 +221,8 @@ def test_what_looks_alike_is_named() -> None:
     assert "skipped: 1 MSAColumnGlobalAttention: not a supported module type" in str(report)
 
 
-def test_openfolds_stack_trains_with_checkpoints_and_dropout() -> None:
-    """Blocks made again in backward draw the same dropout and multiply it in place; by the rule in fp32."""
+def test_openfold_stack_trains_with_checkpoints_and_dropout() -> None:
+    """Blocks recomputed in the backward pass use the same dropout, multiplied in place."""
     stack = original("openfold.model.evoformer").EvoformerStack(
         c_m=24, c_z=32, c_hidden_msa_att=8, c_hidden_opm=6, c_hidden_mul=16, c_hidden_pair_att=8, c_s=20,
         no_heads_msa=3, no_heads_pair=4, no_blocks=2, transition_n=2, msa_dropout=0.15, pair_dropout=0.25,

@@ -1,4 +1,4 @@
-"""What patch() does to a model and what it leaves: weights, names, classes, copies, pickles, hooks, strangers."""
+"""Effects of patch() on a model: weights, names, classes, copies, pickles, hooks and unsupported modules."""
 
 from __future__ import annotations
 
@@ -24,39 +24,22 @@ from ds4sci import kernels
 from ds4sci.integrations import patch, patching, unpatch, verification
 from ds4sci.integrations.attention_map import LazyAttentionMap
 from tests.support import openfold_modules as openfold
+from tests.support.openfold_modules import PairModel
 from tests.support.patched_model import randomize
 
 C_Z, N = 16, 6
 
 
-class Model(nn.Module):
-    """Three modules that are known, and two that are not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(C_Z, C_Z)
-        self.start = openfold.TriangleAttention(C_Z, 8, 2)
-        self.end = openfold.TriangleAttention(C_Z, 8, 2, starting=False)
-        self.transition = openfold.PairTransition(C_Z, 2)
-        self.head = nn.LayerNorm(C_Z)
-
-    def forward(self, z: Tensor) -> Tensor:
-        z = self.embed(z)
-        z = z + self.start(z)
-        z = z + self.end(z)
-        return self.head(z + self.transition(z))
-
-
 @pytest.fixture
 def model() -> nn.Module:
-    return randomize(Model())
+    return randomize(PairModel(C_Z))
 
 
 Z = torch.randn(2, N, N, C_Z, generator=torch.Generator().manual_seed(0))
 
 
 def patched(model: nn.Module) -> set[str]:
-    """Names of modules with a method of ours, each pointing back at its own module."""
+    """Names of the patched modules. Checks that each method refers to its own module."""
     found = {name: m.__dict__["forward"] for name, m in model.named_modules() if "forward" in m.__dict__}
     for name, forward in found.items():
         assert forward.module() is model.get_submodule(name)
@@ -69,7 +52,7 @@ KNOWN = {"start", "end", "transition"}
 def test_report(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     report = patch(model)
     assert capsys.readouterr().out == (
-        "ds4sci: 3 modules of Model are patched\n"
+        "ds4sci: 3 modules of PairModel are patched\n"
         "  TriangleAttention     2  pair_bias, gated_self_attention  no calls yet\n"
         "  PairTransition        1  transition                       no calls yet\n"
     )
@@ -78,7 +61,7 @@ def test_report(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_patched_and_unpatched(model: nn.Module) -> None:
+def test_patch_and_unpatch(model: nn.Module) -> None:
     before, classes = model(Z), [type(m) for m in model.modules()]
     keys, attributes = list(model.state_dict()), [set(m.__dict__) for m in model.modules()]
     patch(model, verbose=False)
@@ -95,17 +78,17 @@ def test_patched_and_unpatched(model: nn.Module) -> None:
     unpatch(model)
 
 
-def test_weights_travel_both_ways(model: nn.Module) -> None:
-    other = randomize(Model(), seed=1)
+def test_state_dict_is_unchanged(model: nn.Module) -> None:
+    other = randomize(PairModel(C_Z), seed=1)
     patch(other, verbose=False)
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other(Z), model(Z))
-    fresh = Model()
+    fresh = PairModel(C_Z)
     fresh.load_state_dict(other.state_dict())
     assert torch.equal(fresh(Z), model(Z))
 
 
-def test_a_copy_is_patched_and_has_its_own_weights(model: nn.Module) -> None:
+def test_copy_is_patched_and_has_its_own_weights(model: nn.Module) -> None:
     patch(model, verbose=False)
     twin = copy.deepcopy(model)
     before = model(Z)
@@ -119,7 +102,7 @@ def test_a_copy_is_patched_and_has_its_own_weights(model: nn.Module) -> None:
     assert patched(model) == KNOWN
 
 
-def test_a_pickle_is_patched(model: nn.Module) -> None:
+def test_pickle_is_patched(model: nn.Module) -> None:
     patch(model, verbose=False)
     file = io.BytesIO()
     torch.save(model, file)
@@ -130,8 +113,8 @@ def test_a_pickle_is_patched(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_a_deleted_model_is_gone_at_once(copied: bool) -> None:
-    own = randomize(Model())
+def test_deleted_model_is_freed_without_garbage_collection(copied: bool) -> None:
+    own = randomize(PairModel(C_Z))
     patch(own, verbose=False)
     if copied:
         own = copy.deepcopy(own)
@@ -145,20 +128,20 @@ def test_a_deleted_model_is_gone_at_once(copied: bool) -> None:
         gc.enable()
 
 
-def test_nothing_known_is_an_error() -> None:
+def test_model_without_supported_modules_raises() -> None:
     with pytest.raises(
         ValueError, match=r"Linear has no module to patch. Supported are ESMFold.*EsmFoldTriangleAttention"
     ):
         patch(nn.Linear(2, 2))
 
 
-def test_unknown_implementation_changes_nothing(model: nn.Module) -> None:
+def test_unknown_implementation_raises_and_changes_nothing(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="has no implementation 'cutlass'; expected one of: "):
         patch(model, implementation="cutlass")
     assert patched(model) == set()
 
 
-def test_the_kernels_run_in_the_implementation_named(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_implementation_is_passed_to_the_kernels(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     patch(model, implementation="reference", verbose=False)
     asked: list[tuple[str, str | None]] = []
     for name in ("pair_bias", "gated_self_attention", "transition"):
@@ -178,17 +161,17 @@ def test_the_kernels_run_in_the_implementation_named(model: nn.Module, monkeypat
     assert asked[-1] == ("transition", None)
 
 
-def test_somebody_elses_forward_stays(model: nn.Module) -> None:
-    theirs = model.start.forward = lambda z: torch.zeros_like(z)
+def test_forward_replaced_by_other_code_is_kept(model: nn.Module) -> None:
+    foreign = model.start.forward = lambda z: torch.zeros_like(z)
     report = patch(model, verbose=False)
     assert report.skipped == {("TriangleAttention", "its forward is already replaced by other code"): 1}
-    assert model.start.forward is theirs
+    assert model.start.forward is foreign
     unpatch(model)
-    assert model.start.forward is theirs
+    assert model.start.forward is foreign
 
 
 class Adapter(nn.Linear):
-    """As adapters are: a linear layer and something beside it."""
+    """An adapter: a linear layer plus another one."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
@@ -199,7 +182,7 @@ class Adapter(nn.Linear):
         return super().forward(x) + nn.functional.linear(x, self.low)
 
 
-def test_adapters_are_not_passed_by(model: nn.Module) -> None:
+def test_adapters_cause_a_fallback(model: nn.Module) -> None:
     patch(model, verbose=False)
     model.start.mha.linear_v = Adapter(model.start.mha.linear_v)
     with pytest.warns(
@@ -214,7 +197,7 @@ def test_adapters_are_not_passed_by(model: nn.Module) -> None:
     torch.testing.assert_close(model(Z), got)
 
 
-def test_hooks_run(model: nn.Module) -> None:
+def test_hooks_are_called(model: nn.Module) -> None:
     seen = []
     model.start.register_forward_hook(lambda module, args, out: seen.append("start"))
     patch(model, verbose=False)
@@ -234,16 +217,16 @@ def test_hooks_run(model: nn.Module) -> None:
         model(Z)
 
 
-class Tripling(openfold.Attention):
-    """A wrapper with the same attributes."""
+class TripledOutput(openfold.Attention):
+    """A wrapper with the attributes of the attention."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return 3 * super().forward(*args, **kwargs)
 
 
 @pytest.mark.parametrize("part", ["mha", "mha.sigmoid"])
-def test_what_becomes_of_parts_that_are_not_read_is_not_passed_by(model: nn.Module, part: str) -> None:
-    """The attention around the projections, and its sigmoid, are neither called nor read by the kernels."""
+def test_hooks_of_unread_submodules_cause_a_fallback(model: nn.Module, part: str) -> None:
+    """The kernels neither call nor read the attention module around the projections and its sigmoid."""
     own = copy.deepcopy(model)
     patch(model, verbose=False)
     for one in (own, model):
@@ -254,25 +237,25 @@ def test_what_becomes_of_parts_that_are_not_read_is_not_passed_by(model: nn.Modu
         assert torch.equal(model.start(Z), own.start(Z))
 
 
-def test_an_attention_of_another_class_is_not_passed_by(model: nn.Module) -> None:
+def test_replaced_attention_causes_a_fallback(model: nn.Module) -> None:
     patch(model, verbose=False)
-    attention = Tripling(C_Z, C_Z, C_Z, 8, 2)
+    attention = TripledOutput(C_Z, C_Z, C_Z, 8, 2)
     attention.load_state_dict(model.start.mha.state_dict())
     want = 3 * model.start(Z)
     model.start.mha = attention
-    with pytest.warns(RuntimeWarning, match="its mha was replaced by a Tripling"):
+    with pytest.warns(RuntimeWarning, match="its mha was replaced by a TripledOutput"):
         torch.testing.assert_close(model.start(Z), want)
 
 
-def test_a_rehearsal_calls_and_copies_no_hook(model: nn.Module) -> None:
-    lock = threading.Lock()  # which cannot be copied
+def test_verification_does_not_call_or_copy_hooks(model: nn.Module) -> None:
+    lock = threading.Lock()  # cannot be copied
     model.start.linear.register_forward_hook(lambda module, args, out: pytest.fail("called"))
     model.end.mha.register_forward_pre_hook(partial(lambda held, module, args: pytest.fail("called"), lock))
     assert len(patch(model, verbose=False).replaced) == 2
 
 
-class OfGpus(openfold.PairTransition):
-    """Its code runs on one kind of device alone: here that is told by counting its calls."""
+class GpuOnly(openfold.PairTransition):
+    """A module that fails on the CPU. The test simulates this: the first call fails."""
 
     calls = 0
 
@@ -283,18 +266,18 @@ class OfGpus(openfold.PairTransition):
         return super().forward(z, mask)
 
 
-def test_code_that_the_cpu_does_not_run_is_rehearsed_where_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verification._devices(OfGpus(C_Z, 2)) == [torch.device("cpu")]
+def test_modules_that_do_not_run_on_a_cpu_are_verified_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verification._devices(GpuOnly(C_Z, 2)) == [torch.device("cpu")]
     with pytest.raises(
-        ValueError, match="1 OfGpus: a small call of its original forward fails: no kernel for CPU tensors"
+        ValueError, match="1 GpuOnly: a small call of its original forward fails: no kernel for CPU tensors"
     ):
-        patch(OfGpus(C_Z, 2), verbose=False)
-    OfGpus.calls = 0
+        patch(GpuOnly(C_Z, 2), verbose=False)
+    GpuOnly.calls = 0
     monkeypatch.setattr(verification, "_devices", lambda module: [torch.device("cpu")] * 2)
-    assert list(patch(OfGpus(C_Z, 2), verbose=False).replaced) == ["OfGpus"]
+    assert list(patch(GpuOnly(C_Z, 2), verbose=False).replaced) == ["GpuOnly"]
 
 
-def test_mixed_dtypes_are_the_models_own_affair(model: nn.Module) -> None:
+def test_mixed_dtypes_fall_back(model: nn.Module) -> None:
     patch(model, verbose=False)
     model.transition.bfloat16()
     with (
@@ -304,29 +287,29 @@ def test_mixed_dtypes_are_the_models_own_affair(model: nn.Module) -> None:
         model(Z)
 
 
-class Renamed(openfold.TriangleAttention):
-    """A subclass that changes nothing is of its parent's kind."""
+class EmptySubclass(openfold.TriangleAttention):
+    """A subclass without changes, treated like its parent."""
 
 
-def test_subclasses() -> None:
-    assert list(patch(Renamed(C_Z, 8, 2), verbose=False).replaced) == ["Renamed"]
+def test_subclass_is_patched() -> None:
+    assert list(patch(EmptySubclass(C_Z, 8, 2), verbose=False).replaced) == ["EmptySubclass"]
 
 
-def test_modules_alike_are_rehearsed_once_and_unlike_ones_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsed = []
-    monkeypatch.setattr(patching, "verify", lambda replacement, module: rehearsed.append(module.starting))
+def test_modules_of_equal_configuration_are_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified = []
+    monkeypatch.setattr(patching, "verify", lambda replacement, module: verified.append(module.starting))
     patch(nn.ModuleList([openfold.TriangleAttention(C_Z, 8, 2, starting=i % 2 == 0) for i in range(6)]), verbose=False)
-    assert rehearsed == [True, False]
+    assert verified == [True, False]
 
 
-def test_patching_draws_no_random_number_and_changes_no_weight(model: nn.Module) -> None:
+def test_patching_preserves_random_state_and_weights(model: nn.Module) -> None:
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     patch(model, verbose=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
-def test_the_compiler_traces_through(model: nn.Module) -> None:
+def test_torch_compile_without_graph_breaks(model: nn.Module) -> None:
     patch(model, verbose=False)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     weights = list(model.parameters())
@@ -337,7 +320,7 @@ def test_the_compiler_traces_through(model: nn.Module) -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_map_is_made_when_it_is_looked_at() -> None:
+def test_attention_map_is_computed_on_access() -> None:
     made = []
     x = torch.rand(2, 3, requires_grad=True)
     lazy = LazyAttentionMap(lambda: made.append(1) or x * 2)
@@ -359,14 +342,16 @@ import torch
 from ds4sci.config import deepspeed_json
 from ds4sci.integrations import patch
 from ds4sci.train.engine import Engine, init_distributed
-from patched_model import randomize
-from tests.integrations.test_patching import Model, Z
+from tests.support.openfold_modules import PairModel
+from tests.support.patched_model import randomize
+
+Z = torch.randn(2, 6, 6, 16, generator=torch.Generator().manual_seed(0))
 
 json_file = Path(sys.argv[1])
 context = init_distributed(deepspeed_json.read(json_file))
 losses = []
 for patched in (False, True):
-    model = randomize(Model())
+    model = randomize(PairModel(16))
     if patched:
         patch(model, verbose=False)
     engine = Engine(model, json_file, context)
@@ -376,15 +361,15 @@ for patched in (False, True):
         engine.backward(loss, 1.0)
         engine.step()
         losses.append(loss.item())
-    assert model.start.linear.weight.numel() == 0, "the weights are somewhere else between the steps"
+    assert model.start.linear.weight.numel() == 0, "ZeRO-3 partitions the weights between steps"
     engine.deepspeed.destroy()
 print(*losses)
 """
 
 
 @pytest.mark.slow
-def test_weights_that_zero_3_has_elsewhere_come_when_they_are_read(tmp_path: Path) -> None:
-    """Three steps, patched and not, on one rank: a child whose weights are read is never called."""
+def test_zero3_gathers_weights_that_the_kernels_read(tmp_path: Path) -> None:
+    """Three steps with and without patch on one rank; submodules whose weights are read are never called."""
     config = {
         "train_micro_batch_size_per_gpu": 2,
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},

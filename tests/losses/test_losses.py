@@ -1,4 +1,4 @@
-"""Losses: least on the truth, formulas on cases done by hand, invariances, violations of real chains."""
+"""Losses: minimum at the true structure, formulas on constructed cases, invariances, violations of real chains."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def brute_fape(frames: Rigid, points: torch.Tensor, true: Rigid, true_points: to
     return float(np.mean(total)) / 10
 
 
-def test_fape_is_its_definition() -> None:
+def test_fape_equals_its_definition() -> None:
     frames, true = random_frames(5, 0), random_frames(5, 1)
     everything = torch.ones(1, 5, dtype=torch.bool)
     for clamp in (10.0, 3.0):
@@ -66,7 +66,7 @@ def test_fape_is_its_definition() -> None:
         assert float(got) == pytest.approx(want, rel=1e-12)
 
 
-def test_fape_ignores_what_is_masked_and_where_everything_lies() -> None:
+def test_fape_ignores_masked_points_and_rigid_motion() -> None:
     frames, true = random_frames(6, 0), random_frames(6, 1)
     keep = torch.tensor([[1, 1, 0, 1, 0, 1]], dtype=torch.bool)
     want = fape(frames, frames.translation, true, true.translation, keep, keep)
@@ -78,7 +78,7 @@ def test_fape_ignores_what_is_masked_and_where_everything_lies() -> None:
     torch.testing.assert_close(fape(moved, moved.translation, true, true.translation, keep, keep), want)
 
 
-def test_symmetric_atoms_are_named_as_predicted(entry: dict[str, torch.Tensor]) -> None:
+def test_symmetric_atoms_are_renamed(entry: dict[str, torch.Tensor]) -> None:
     aatype, true, mask = entry["aatype"], entry["atom14"], entry["mask14"]
     swap = torch.tensor(residue_constants.ATOM14_SWAP)[aatype]
     swapped = torch.take_along_dim(true, swap.unsqueeze(-1), dim=-2)
@@ -89,19 +89,19 @@ def test_symmetric_atoms_are_named_as_predicted(entry: dict[str, torch.Tensor]) 
     torch.testing.assert_close(kept, true, atol=0, rtol=0)
 
 
-def test_torsion_takes_the_nearer_of_two_names() -> None:
+def test_torsion_loss_of_symmetric_angles() -> None:
     aatype = torch.tensor([[residue_constants.encode("F").item(), residue_constants.encode("K").item()]])
     true = torch.zeros(1, 2, 7, 2)
     true[..., 1] = 1.0
     mask = torch.ones(1, 2, 7, dtype=torch.bool)
     turned = true.clone()
-    turned[:, :, 4] = -true[:, :, 4]  # χ2 half a turn off: nothing for phenylalanine, 2² for lysine
+    turned[:, :, 4] = -true[:, :, 4]  # χ2 rotated by π: loss 0 for phenylalanine, 2² for lysine
     error, norm = heads.torsion(turned[None], 2 * turned[None], true, mask, aatype)
     assert float(error) == pytest.approx(4 / 14)
     assert float(norm) == pytest.approx(1.0)
 
 
-def test_distogram_of_certain_right_answers_is_zero() -> None:
+def test_distogram_loss_of_correct_predictions_is_zero() -> None:
     beta = torch.tensor([[[0.0, 0, 0], [5.0, 0, 0], [100.0, 0, 0]]])
     edges = torch.linspace(2.3125, 21.6875, 63)
     target = torch.bucketize(torch.cdist(beta, beta), edges)
@@ -111,7 +111,7 @@ def test_distogram_of_certain_right_answers_is_zero() -> None:
     assert float(heads.distogram(torch.zeros(1, 3, 3, 64), beta, mask)) == pytest.approx(np.log(64))
 
 
-def test_lddt_target_is_the_score() -> None:
+def test_lddt_target_equals_the_metric() -> None:
     generator_ = np.random.default_rng(0)
     true = generator_.normal(size=(40, 3)) * 8
     predicted = true + generator_.normal(size=(40, 3))
@@ -122,7 +122,7 @@ def test_lddt_target_is_the_score() -> None:
     np.testing.assert_allclose(per_residue.numpy()[known], want[known], atol=1e-12)
 
 
-def test_distance_losses_cannot_tell_a_mirror_image_but_chirality_can(entry: dict[str, torch.Tensor]) -> None:
+def test_only_chirality_detects_a_mirror_image(entry: dict[str, torch.Tensor]) -> None:
     ca = entry["atoms"][..., 1, :]
     mirror = ca * torch.tensor([-1.0, 1.0, 1.0])
     mask = torch.ones(ca.shape[:-1], dtype=torch.bool)
@@ -135,7 +135,7 @@ def test_distance_losses_cannot_tell_a_mirror_image_but_chirality_can(entry: dic
     assert float(distances.chirality(mirror, ca, mask, entry["index"])) > 0.3
 
 
-def test_chain_bonds_and_clashes_of_a_real_chain_are_nil(entry: dict[str, torch.Tensor]) -> None:
+def test_chain_bonds_and_clashes_of_a_real_chain_are_zero(entry: dict[str, torch.Tensor]) -> None:
     ca = entry["atoms"][..., 1, :]
     mask = torch.ones(ca.shape[:-1], dtype=torch.bool)
     assert float(distances.chain_bonds(ca, ca, mask, entry["index"])) == 0
@@ -145,7 +145,7 @@ def test_chain_bonds_and_clashes_of_a_real_chain_are_nil(entry: dict[str, torch.
     assert float(distances.ca_clashes(squeezed, mask, entry["index"])) > 0.1
 
 
-def test_violations_of_a_crystal_structure_are_nil_and_of_a_squeezed_one_are_not(
+def test_violations_of_crystal_and_compressed_structures(
     entry: dict[str, torch.Tensor],
 ) -> None:
     arguments = (entry["mask14"], entry["aatype"], entry["index"])
@@ -161,8 +161,8 @@ def test_violations_of_a_crystal_structure_are_nil_and_of_a_squeezed_one_are_not
     assert float(violations.peptide_bonds(broken, entry["mask14"], entry["aatype"], gap)) < 0.01
 
 
-def test_everything_is_zero_or_least_on_the_truth() -> None:
-    """The truth, put in the model's place, has the least frame, distance and torsion losses."""
+def test_losses_are_minimal_at_the_true_structure() -> None:
+    """The true structure as prediction has the smallest frame, distance and torsion losses."""
     chains = ChainSet.open("examples/fold/data/chains_valid.npz")
     batch = collate([featurize(chains[i], FeatureConfig(), make_rng(0, 2, i), crop=48) for i in range(2)])
     model = FoldModel(SMALL).eval()
@@ -185,7 +185,7 @@ def test_everything_is_zero_or_least_on_the_truth() -> None:
         assert float(ours[name]) > 10 * float(best[name]), name
 
 
-def test_a_term_of_weight_zero_is_not_computed_and_geometry_sets_in_late() -> None:
+def test_terms_of_weight_zero_and_geometry_schedule() -> None:
     chains = ChainSet.open("examples/fold/data/chains_valid.npz")
     batch = collate([featurize(chains[0], FeatureConfig(), make_rng(0, 2, 0), crop=32)])
     output = FoldModel(SMALL).eval()(batch)

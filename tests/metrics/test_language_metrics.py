@@ -1,4 +1,4 @@
-"""Variant effects, contacts and losses by class, against scipy, closed forms, optimality conditions and real chains."""
+"""Variant effects, contacts and losses by class against scipy, formulas, optimality conditions and real chains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEQUENCE = "MKVLAGR"
 
 
 @given(st.lists(st.tuples(st.integers(-4, 4), st.floats(-1e3, 1e3)), min_size=2, max_size=60))
-def test_spearman_equals_scipy_ties_and_all(pairs: list[tuple[int, float]]) -> None:
+def test_spearman_equals_scipy(pairs: list[tuple[int, float]]) -> None:
     x, y = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
     ours = metrics.spearman(x, y)
     if len(set(x)) == 1 or len(set(y)) == 1:
@@ -31,7 +31,7 @@ def test_spearman_equals_scipy_ties_and_all(pairs: list[tuple[int, float]]) -> N
         assert ours == pytest.approx(float(spearmanr(x, y).statistic), abs=1e-12)
 
 
-def test_spearman_refuses_what_has_no_rank() -> None:
+def test_spearman_of_invalid_input() -> None:
     assert math.isnan(metrics.spearman(np.array([]), np.array([])))
     with pytest.raises(ValueError, match="NaN"):
         metrics.spearman(np.array([1.0, np.nan]), np.array([1.0, 2.0]))
@@ -39,7 +39,7 @@ def test_spearman_refuses_what_has_no_rank() -> None:
         metrics.spearman(np.ones(3), np.ones(4))
 
 
-def test_variants_are_parsed_from_one() -> None:
+def test_variant_positions_are_one_based() -> None:
     assert metrics.parse_variant("K2R", SEQUENCE) == (Mutation("K", 1, "R"),)
     assert metrics.parse_variant(" m1A:R7K ", SEQUENCE) == (Mutation("M", 0, "A"), Mutation("R", 6, "K"))
     assert metrics.parse_variant("K101R", SEQUENCE, first=100) == (Mutation("K", 1, "R"),)
@@ -57,10 +57,10 @@ def test_variants_are_parsed_from_one() -> None:
         ("", "not a substitution"),
         ("K2R:K2A", "is repeated"),
         ("K2R,A5G", "not a substitution"),
-        ("K٢R", "not a substitution"),  # a digit, but not ASCII's
+        ("K٢R", "not a substitution"),  # a digit that is not ASCII
     ],
 )
-def test_a_bad_variant_names_its_line_and_column(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_variant_reports_line_and_column(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "dms.csv"
     file.write_text(f'id,mutant,DMS_score\n1,K2R,0.5\n2,"{text}",1\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"dms\.csv: line 3: column 'mutant': ") as caught:
@@ -68,7 +68,7 @@ def test_a_bad_variant_names_its_line_and_column(tmp_path: Path, text: str, says
     assert says in str(caught.value)
 
 
-def test_a_file_of_variants(tmp_path: Path) -> None:
+def test_read_variants(tmp_path: Path) -> None:
     file = tmp_path / "dms.csv"
     file.write_bytes(b"\xef\xbb\xbfmutant,DMS_score,note\r\nK2R,0.5,x\r\nV3A:R7K,-1e-2,y\r\n")
     first, second = metrics.read_variants(file, SEQUENCE)
@@ -94,7 +94,9 @@ def test_a_file_of_variants(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_give_variants_or_a_value_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_arbitrary_bytes_give_variants_or_a_value_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     file = tmp_path_factory.getbasetemp() / "any.csv"
     file.write_bytes(b"mutant,DMS_score\n" + content)
     said = str(file)
@@ -102,10 +104,10 @@ def test_any_bytes_give_variants_or_a_value_error(tmp_path_factory: pytest.TempP
         assert metrics.read_variants(file, SEQUENCE)
     except ValueError as error:
         said = str(error)
-    assert str(file) in said  # nothing else may be raised, and an error names the file
+    assert str(file) in said  # only ValueError may be raised, and it names the file
 
 
-def test_marginals_add_log_ratios() -> None:
+def test_marginal_scores_add_log_ratios() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(20), len(SEQUENCE))
     variants = [
@@ -117,7 +119,7 @@ def test_marginals_add_log_ratios() -> None:
     expected = [math.log(p[1, r] / p[1, k]), math.log(p[2, a] / p[2, v] * p[6, k] / p[6, r]), 0]
     np.testing.assert_allclose(metrics.marginal_scores(np.log(p), variants), expected, atol=1e-12)
     masked = np.log(p)
-    masked[[0, 3, 5]] = np.nan  # positions that no variant touches
+    masked[[0, 3, 5]] = np.nan  # positions that no variant changes
     np.testing.assert_allclose(metrics.marginal_scores(masked, variants), expected, atol=1e-12)
     masked[6] = np.nan
     with pytest.raises(ValueError, match="V3A:R7K: its log-probabilities are NaN"):
@@ -128,13 +130,13 @@ def test_marginals_add_log_ratios() -> None:
         metrics.marginal_scores(np.log(p[:4]), variants)
 
 
-def test_apc_takes_out_what_positions_explain_and_no_more() -> None:
+def test_apc_removes_position_propensities() -> None:
     rng = np.random.default_rng(0)
     propensity = rng.uniform(1, 2, 30)
     product = np.outer(propensity, propensity)
     np.testing.assert_allclose(metrics.apc(product), 0, atol=1e-9)
     coupled = product.copy()
-    coupled[3, 20] += 1  # half of a symmetric pair: apc makes it symmetric
+    coupled[3, 20] += 1  # half of a symmetric pair: apc symmetrizes it
     corrected = metrics.apc(np.stack([coupled, product]))
     assert np.unravel_index(corrected[0].argmax(), (30, 30)) in [(3, 20), (20, 3)]
     np.testing.assert_allclose(corrected[0], corrected[0].T)
@@ -146,7 +148,7 @@ def test_apc_takes_out_what_positions_explain_and_no_more() -> None:
 
 @pytest.fixture(scope="module")
 def betas() -> list[np.ndarray]:
-    """Points in the side chains of some real chains [n, 3] Å (here Cα)."""
+    """One point per residue of some real chains, [n, 3] Å (here Cα)."""
     with np.load(CHAINS, allow_pickle=False) as data:
         bounds = data["offsets"]
         atoms = data["backbone_centi_angstrom"].astype(np.float64) / 100
@@ -163,8 +165,8 @@ def test_precision_table_equals_contact_precision(betas: list[np.ndarray]) -> No
         table = metrics.precision_table(guess, metrics.contact_map(points, present), present)
         assert len(table) == 9
         for top, apart in itertools.product(("L", "L/2", "L/5"), (6, 12, 24)):
-            judge = metrics.contact_precision(guess, points, present, top, apart)  # type: ignore[arg-type]
-            assert table[f"P@{top}, ≥ {apart}"] == pytest.approx(judge, nan_ok=True)
+            expected = metrics.contact_precision(guess, points, present, top, apart)  # type: ignore[arg-type]
+            assert table[f"P@{top}, ≥ {apart}"] == pytest.approx(expected, nan_ok=True)
         assert metrics.precision_table(guess, distance, present) == pytest.approx(table, nan_ok=True)
     assert all(math.isnan(v) for v in metrics.precision_table(np.zeros((5, 5)), np.zeros((5, 5), bool)).values())
     with pytest.raises(ValueError, match="contacts or distances"):
@@ -172,10 +174,10 @@ def test_precision_table_equals_contact_precision(betas: list[np.ndarray]) -> No
 
 
 @pytest.mark.parametrize("c", [0.01, 0.15, 10])
-def test_l1_logistic_meets_the_optimality_conditions(c: float) -> None:
+def test_l1_logistic_regression_satisfies_optimality_conditions(c: float) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 8)) * [1, 1, 1, 1, 0.1, 3, 1, 1]
-    x[:, 7] = x[:, 0] + 0.1 * x[:, 1]  # nearly the same feature twice
+    x[:, 7] = x[:, 0] + 0.1 * x[:, 1]  # two nearly equal features
     y = x[:, 0] - 0.5 * x[:, 1] + 3 + rng.logistic(size=600) > 4
     weight, bias = l1_logistic_regression(x, y, c)
     p = 1 / (1 + np.exp(-(x @ weight + bias)))
@@ -187,19 +189,19 @@ def test_l1_logistic_meets_the_optimality_conditions(c: float) -> None:
     assert zero.any() if c < 1 else (~zero).sum() > 2
 
 
-def test_separable_data_has_an_optimum_all_the_same() -> None:
-    """The penalty bounds the weights; the bias alone is free."""
+def test_l1_logistic_regression_of_separable_data() -> None:
+    """The penalty bounds the weights; only the bias is not penalized."""
     x = np.array([[-2.0], [-1.0], [1.0], [2.0]] * 20)
     weight, bias = l1_logistic_regression(x, x[:, 0] > 0, 1.0)
     assert 0 < weight[0] < 20
     assert bias == pytest.approx(0, abs=1e-4)
 
 
-def test_contacts_are_learnt_from_the_heads_that_know_them(betas: list[np.ndarray]) -> None:
+def test_contact_regression_selects_informative_heads(betas: list[np.ndarray]) -> None:
     rng = np.random.default_rng(0)
 
     def attention(points: np.ndarray) -> np.ndarray:
-        """Four heads: one sees contacts half of the time, one the chain's neighbours, two nothing."""
+        """Four heads: one attends to half of the contacts, one to neighbors in the chain, two to random positions."""
         n = len(points)
         near = metrics.contact_map(points)
         seen = near & (rng.random((n, n)) < 0.5)
@@ -223,7 +225,7 @@ def test_contacts_are_learnt_from_the_heads_that_know_them(betas: list[np.ndarra
         metrics.fit_contact_regression([(np.zeros((5, 2)), np.zeros(5, bool))])
 
 
-def test_features_leave_near_and_absent_pairs_out() -> None:
+def test_pair_features_exclude_near_and_absent_pairs() -> None:
     maps = np.random.default_rng(0).random((3, 12, 12))
     contacts = np.zeros((12, 12), bool)
     contacts[0, 11] = True
@@ -236,7 +238,7 @@ def test_features_leave_near_and_absent_pairs_out() -> None:
     np.testing.assert_allclose(features[:, 1], [metrics.apc(maps[1])[pair] for pair in pairs])
 
 
-def test_losses_by_letter_and_mask_add_up_over_batches() -> None:
+def test_loss_sums_add_up_over_batches() -> None:
     rng = np.random.default_rng(0)
     letters = rng.choice(np.frombuffer(b"ACGT", np.uint8), 1000)
     soft, losses = rng.random(1000) < 0.3, rng.exponential(1.3, 1000)
@@ -258,7 +260,7 @@ def test_losses_by_letter_and_mask_add_up_over_batches() -> None:
     assert list(metrics.class_losses(losses[:1], letters[:1])) == ["all", chr(letters[0])]
 
 
-def test_weights_of_zero_leave_even_infinite_losses_out() -> None:
+def test_infinite_losses_of_weight_zero_are_ignored() -> None:
     letters = np.frombuffer(b"ACN", np.uint8)
     table = metrics.class_losses(np.array([1.0, 3.0, np.inf]), letters, weights=np.array([1.0, 0.5, 0.0]))
     assert table["all"]["nats"] == pytest.approx(2.5 / 1.5)

@@ -1,4 +1,4 @@
-"""Scores against independent judges (biotite, Bio.SVDSuperimposer, TM-align, brute force) on real chains."""
+"""Structure metrics against biotite, Bio.SVDSuperimposer, TM-align and exhaustive search on real chains."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def backbones() -> list[tuple[str, np.ndarray]]:
 
 
 def bent(ca: np.ndarray, strength: float, seed: int = 0) -> np.ndarray:
-    """A worse copy of a chain: its error drifts along the chain, as a prediction's does."""
+    """A perturbed copy of a chain whose error drifts along the chain, as in a prediction."""
     return ca + np.cumsum(np.random.default_rng(seed).normal(0, strength, ca.shape), axis=0)
 
 
@@ -62,14 +62,14 @@ def test_lddt_equals_biotite(backbones: list[tuple[str, np.ndarray]], index: int
     pred = bent(true, 0.4, index)
     ours = metrics.lddt_ca(pred, true)
     judge = bs.lddt(ca_array(true), ca_array(pred))
-    # biotite measures in float32: a pair within rounding of a threshold may fall on the other side of it.
+    # biotite computes in float32: a pair within rounding of a threshold may be on its other side.
     pairs = len(true) ** 2 / 2
     assert ours == pytest.approx(float(judge), abs=2 / pairs)
     per_residue = metrics.lddt_ca(pred, true, per_residue=True)
     np.testing.assert_allclose(per_residue, bs.lddt(ca_array(true), ca_array(pred), aggregation="residue"), atol=0.02)
 
 
-def test_lddt_mask_leaves_residues_out(backbones: list[tuple[str, np.ndarray]]) -> None:
+def test_lddt_ignores_masked_residues(backbones: list[tuple[str, np.ndarray]]) -> None:
     true = backbones[0][1][:, 1]
     mask = np.ones(len(true), dtype=bool)
     mask[5:12] = False
@@ -85,10 +85,10 @@ def test_lddt_mask_leaves_residues_out(backbones: list[tuple[str, np.ndarray]]) 
     assert metrics.rmsd(pred, true, mask) == pytest.approx(0, abs=1e-6)
 
 
-def test_lddt_radius_is_inclusive() -> None:
+def test_lddt_cutoff_is_inclusive() -> None:
     true = np.array([[0.0, 0, 0], [15.0, 0, 0]])
     pred = np.array([[0.0, 0, 0], [16.0, 0, 0]])
-    assert metrics.lddt_ca(pred, true) == 0.75  # an error of exactly 1 Å keeps the 1, 2 and 4 Å thresholds
+    assert metrics.lddt_ca(pred, true) == 0.75  # an error of exactly 1 Å satisfies the 1, 2 and 4 Å thresholds
     assert math.isnan(metrics.lddt_ca(pred, true * 1.001))
 
 
@@ -114,7 +114,7 @@ def test_tm_score_against_tm_align_and_biotite(backbones: list[tuple[str, np.nda
         pred = motion(index).apply(bent(true, 0.3, index))
         found = metrics.superposition_metrics(pred, true)
         assert found is not None
-        # biotite takes coordinates as they lie: it checks the formula at our superposition.
+        # biotite does not superpose: it checks the formula at the given superposition
         everyone = np.arange(len(true))
         laid = found.superposition.apply(pred)
         formula = bs.tm_score(ca_array(true), ca_array(laid), everyone, everyone, len(true))
@@ -127,8 +127,8 @@ def test_tm_score_against_tm_align_and_biotite(backbones: list[tuple[str, np.nda
     assert compared >= 10
 
 
-def test_search_nears_an_exhaustive_one(backbones: list[tuple[str, np.ndarray]]) -> None:
-    """Unrelated chains are the hard case: thousands of random seeds find little that the fragments do not."""
+def test_superposition_search_against_random_seeds(backbones: list[tuple[str, np.ndarray]]) -> None:
+    """For unrelated chains, the hardest case, thousands of random seeds find little that fragments do not."""
     ours, exhaustive = [], []
     rng = np.random.default_rng(0)
     for index in range(0, 30, 6):
@@ -148,14 +148,17 @@ def test_search_nears_an_exhaustive_one(backbones: list[tuple[str, np.ndarray]])
     assert np.mean(ours) >= 0.98 * np.mean(exhaustive)
 
 
-def test_d0_has_the_short_chain_floor() -> None:
+def test_d0_minimum_for_short_chains() -> None:
     assert tm_d0(100) == pytest.approx(1.24 * 85 ** (1 / 3) - 1.8)
     assert tm_d0(10) == tm_d0(19) == 0.5
 
 
-def test_gdt_counts_what_it_says() -> None:
-    """Forty exact residues of fifty, five thrown 6 Å to either side: all within 8 Å, and a shift of 2–4 Å wins one
-    side for the 4 Å count at no loss; 80 % within the rest."""
+def test_gdt_of_a_constructed_case() -> None:
+    """Forty of fifty residues are exact, five are displaced by 6 Å in each of two opposite directions.
+
+    All are within 8 Å. A shift by 2–4 Å brings one group within 4 Å without losing others. 80 % are within the smaller
+    cutoffs.
+    """
     true = np.cumsum(np.random.default_rng(0).normal(0, 2, (50, 3)), axis=0)
     pred = true.copy()
     pred[40:, 0] += 6
@@ -168,7 +171,7 @@ def test_gdt_counts_what_it_says() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), length=st.integers(4, 40), strength=st.floats(0.01, 2))
-def test_scores_ignore_rigid_motion_and_see_mirrors(seed: int, length: int, strength: float) -> None:
+def test_metrics_are_invariant_to_rigid_motion_but_not_reflection(seed: int, length: int, strength: float) -> None:
     rng = np.random.default_rng(seed)
     true = np.cumsum(rng.normal(0, 2.2, (length, 3)), axis=0)
     pred = bent(true, strength, seed)
@@ -183,7 +186,7 @@ def test_scores_ignore_rigid_motion_and_see_mirrors(seed: int, length: int, stre
     assert 0 < metrics.tm_score(mirror, true) <= 1
 
 
-def test_a_mirror_image_lowers_tm_and_turns_helices_left(backbones: list[tuple[str, np.ndarray]]) -> None:
+def test_mirror_image_lowers_tm_score_and_inverts_helices(backbones: list[tuple[str, np.ndarray]]) -> None:
     for _, atoms in backbones[::20]:
         ca = atoms[:, 1]
         mirror = ca * [1, 1, -1]
@@ -195,7 +198,7 @@ def test_a_mirror_image_lowers_tm_and_turns_helices_left(backbones: list[tuple[s
 
 
 @pytest.mark.parametrize("length", [0, 1, 2])
-def test_too_little_to_score_is_nan(length: int) -> None:
+def test_too_few_residues_give_nan(length: int) -> None:
     points = np.arange(3.0 * length).reshape(length, 3)
     for score in (metrics.tm_score, metrics.gdt_ts, metrics.rmsd):
         assert math.isnan(score(points, points))
@@ -203,7 +206,7 @@ def test_too_little_to_score_is_nan(length: int) -> None:
     assert metrics.right_handed_fraction(points) is None
 
 
-def test_all_masked_is_nan() -> None:
+def test_all_residues_masked_gives_nan() -> None:
     points, nobody = np.eye(3), np.zeros(3, dtype=bool)
     for score in (metrics.tm_score, metrics.gdt_ts, metrics.rmsd, metrics.lddt_ca):
         assert math.isnan(score(points, points, nobody))
@@ -213,7 +216,7 @@ def test_all_masked_is_nan() -> None:
     assert math.isnan(metrics.clash_fraction(np.zeros((3, 37, 3)), np.zeros((3, 37), dtype=bool)))
 
 
-def test_errors_say_what_came() -> None:
+def test_error_messages() -> None:
     points = np.zeros((5, 3))
     with pytest.raises(ValueError, match=r"prediction \(4, 3\) and true structure \(5, 3\)"):
         metrics.tm_score(points[:4], points)
@@ -226,7 +229,7 @@ def test_errors_say_what_came() -> None:
 
 
 def test_contact_precision_counts_pairs() -> None:
-    """Six residues, two of the six best pairs touching; masked and near pairs never count."""
+    """Six residues; two of the six most probable pairs are contacts. Masked and near pairs do not count."""
     beta = np.array([[0, 0, 0], [50, 0, 0], [100, 0, 0], [7, 0, 0], [57, 0, 0], [200, 0, 0]], dtype=float)
     assert metrics.contact_precision(np.ones((6, 6)), beta, min_separation=2) == 2 / 6
     touching = np.linalg.norm(beta[:, None] - beta[None], axis=-1) < 8
@@ -237,8 +240,8 @@ def test_contact_precision_counts_pairs() -> None:
     assert metrics.contact_precision(touching, beta, min_separation=60, residue_index=np.arange(6) * 30) == 2 / 6
 
 
-def test_true_chains_are_the_reference_for_geometry(backbones: list[tuple[str, np.ndarray]]) -> None:
-    """The numbers of ``ds4sci.metrics.geometry``'s docstring: what a perfect prediction would score."""
+def test_geometry_metrics_of_true_chains(backbones: list[tuple[str, np.ndarray]]) -> None:
+    """Values in the docstring of ``ds4sci.metrics.geometry``, which a perfect prediction has."""
     hands, bonds, clashes = [], [], []
     for _, atoms in backbones:
         hands.append(metrics.right_handed_fraction(atoms[:, 1]))
@@ -250,14 +253,14 @@ def test_true_chains_are_the_reference_for_geometry(backbones: list[tuple[str, n
     assert sum(hand is not None for hand in hands) >= 140
 
 
-def test_clashes_are_seen_at_their_distances() -> None:
+def test_clash_distances() -> None:
     atoms, mask = np.zeros((4, 37, 3)), np.zeros((4, 37), dtype=bool)
     mask[:, 1] = True
     atoms[:, 1, 0] = [0, 3.8, 7.6, 11.4]
     assert metrics.clash_fraction(atoms, mask) == 0
-    atoms[3, 1] = [3.55, 0, 0]  # near 1 (two away) and near 0 (three away); 2 is its neighbour
+    atoms[3, 1] = [3.55, 0, 0]  # close to 1 (two away) and to 0 (three away); 2 is its neighbor
     assert metrics.clash_fraction(atoms, mask) == 0.75
-    assert metrics.clash_fraction(atoms, mask, np.array([0, 1, 5, 2])) == 0.5  # 1 is a neighbour now, 0 and 3 collide
+    assert metrics.clash_fraction(atoms, mask, np.array([0, 1, 5, 2])) == 0.5  # now 1 is a neighbor, and 0 and 3 clash
     atoms[3, 1] = [0, 5, 0]
     mask[[0, 3], 4] = True  # O–O: 2·1.52 − 1.5 = 1.54 Å
     atoms[0, 4], atoms[3, 4] = [0, 2.4, 0], [0, 2.4 + 1.53, 0]
@@ -276,7 +279,7 @@ def test_chain_breaks_are_neither_bonds_nor_helix(backbones: list[tuple[str, np.
     assert metrics.right_handed_fraction(helix, np.array([0, 1, 2, 3, 9, 10, 11, 12])) is None
 
 
-def test_score_chain_is_one_plain_row(backbones: list[tuple[str, np.ndarray]]) -> None:
+def test_chain_metrics_row(backbones: list[tuple[str, np.ndarray]]) -> None:
     sequence, backbone = backbones[3]
     atoms, mask = as_atom37(backbone)
     n = len(sequence)
@@ -309,7 +312,7 @@ def test_score_chain_is_one_plain_row(backbones: list[tuple[str, np.ndarray]]) -
         metrics.chain_metrics(perfect, Record("1ABC_A", sequence[1:], atoms[1:], mask[1:], np.arange(n - 1)))
 
 
-def test_pseudo_beta_builds_what_is_missing(backbones: list[tuple[str, np.ndarray]]) -> None:
+def test_pseudo_beta_of_missing_atoms(backbones: list[tuple[str, np.ndarray]]) -> None:
     atoms, mask = as_atom37(backbones[0][1][:4])
     beta, present = metrics.pseudo_beta(atoms, mask, "AGAX")
     assert present.all()

@@ -1,4 +1,4 @@
-"""The whole structure model: published size, symmetry, padding, recycling, checkpointing, precision."""
+"""Structure model: published sizes, invariance, padding, recycling, checkpointing, precision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPENFOLD_PARAMETERS = 93_229_082
 
 
 def template_parameters(c_z: int = 128, c_t: int = 64, blocks: int = 2, d: int = 16, heads: int = 4) -> int:
-    """Parameters of OpenFold's template modules, which ds4sci has not, from their layers' sizes."""
+    """Number of parameters of OpenFold's template modules, which ds4sci does not have."""
     linear = lambda c_in, c_out, bias=True: c_in * c_out + bias * c_out  # noqa: E731
     norm = lambda c: 2 * c  # noqa: E731
     h = d * heads
@@ -38,7 +38,7 @@ def template_parameters(c_z: int = 128, c_t: int = 64, blocks: int = 2, d: int =
     return pair_stack + pointwise + angle_embedder + pair_embedder
 
 
-def test_published_size_has_the_published_number_of_parameters() -> None:
+def test_number_of_parameters_of_the_published_model() -> None:
     with torch.device("meta"):
         model = FoldModel(RunConfig.load("configs/fold/af2_initial.toml").settings.model)
     ours = sum(p.numel() for p in model.parameters())
@@ -48,7 +48,7 @@ def test_published_size_has_the_published_number_of_parameters() -> None:
     assert ours + template_parameters() == OPENFOLD_PARAMETERS
 
 
-def test_published_configurations_have_the_published_settings() -> None:
+def test_settings_of_the_published_configurations() -> None:
     initial, finetune = (RunConfig.load(f"configs/fold/af2_{name}.toml").settings for name in ("initial", "finetune"))
     assert initial.model == finetune.model
     for settings, crop, clusters, extra in ((initial, 256, 128, 1024), (finetune, 384, 512, 5120)):
@@ -81,7 +81,7 @@ def model() -> FoldModel:
     torch.manual_seed(0)
     model = FoldModel(SMALL).double()
     with torch.no_grad():
-        for parameter in model.parameters():  # layers that begin at zero would hide what is wrong behind them
+        for parameter in model.parameters():  # layers initialized to zero would hide errors in other layers
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
 
@@ -97,14 +97,14 @@ def loss_of(model: FoldModel, batch: Batch) -> torch.Tensor:
     return fold_loss(model(batch), batch, config)[0]
 
 
-def test_every_parameter_gets_a_gradient(model: FoldModel, batch: Batch) -> None:
+def test_every_parameter_has_a_gradient(model: FoldModel, batch: Batch) -> None:
     loss_of(model, replace(batch, recycling=1)).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert silent == []
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_padding_changes_nothing(model: FoldModel, batch: Batch) -> None:
+def test_padding_does_not_change_the_output(model: FoldModel, batch: Batch) -> None:
     model.eval()
     alone = collate([_row(batch, 1)])
     padded, bare = model(wide(batch)), model(wide(alone))
@@ -135,7 +135,7 @@ def _row(batch: Batch, i: int):  # type: ignore[no-untyped-def]
     return Features(**values)
 
 
-def test_recycling_is_the_iterated_pass(model: FoldModel, batch: Batch) -> None:
+def test_recycling_equals_iterated_passes(model: FoldModel, batch: Batch) -> None:
     model.eval()
     batch = wide(batch)
     once = model(batch)
@@ -148,7 +148,7 @@ def test_recycling_is_the_iterated_pass(model: FoldModel, batch: Batch) -> None:
     torch.testing.assert_close(model._pass(batch, zeros).translations, once.translations)
 
 
-def test_checkpointing_gives_the_same_gradients(batch: Batch) -> None:
+def test_checkpointing_does_not_change_gradients(batch: Batch) -> None:
     gradients = []
     for checkpoint_blocks in (False, True):
         torch.manual_seed(0)
@@ -176,11 +176,11 @@ def rotated(batch: Batch) -> Batch:
     return replace(batch, atom_positions=moved * batch.atom_mask.unsqueeze(-1))
 
 
-def test_loss_does_not_see_where_the_truth_lies(model: FoldModel, batch: Batch) -> None:
+def test_loss_is_invariant_to_rigid_motion(model: FoldModel, batch: Batch) -> None:
     torch.testing.assert_close(loss_of(model, wide(batch)), loss_of(model, rotated(batch)), rtol=1e-9, atol=0)
 
 
-def test_start_along_a_chain_is_a_compact_helix_before_training(batch: Batch) -> None:
+def test_initial_frames_along_a_chain_are_a_compact_helix(batch: Batch) -> None:
     config = SMALL.model_copy(update={"structure": SMALL.structure.model_copy(update={"initial_frames": "chain"})})
     output: Output = FoldModel(config).eval()(batch)
     rotation, ca = output.initial_frames
@@ -202,7 +202,7 @@ def test_low_precision_weights_keep_geometry_in_fp32(batch: Batch, dtype: torch.
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_the_stem_trains_alone_at_first_and_predicts_with_the_trunk(batch: Batch) -> None:
+def test_stem_only_steps_train_the_stem(batch: Batch) -> None:
     config = SMALL.model_copy(
         update={
             "stem": StemConfig(blocks=2, stem_only_fraction=0.5),
@@ -223,5 +223,5 @@ def test_the_stem_trains_alone_at_first_and_predicts_with_the_trunk(batch: Batch
     whole = model(replace(batch, progress=0.5))
     assert isinstance(whole, Output)
     assert isinstance(model.eval()(replace(batch, progress=0.4)), Output)
-    # an untrained trunk leaves the stem's single representation as it is: both say the same of the start
+    # an untrained trunk does not change the single representation of the stem, so initial frames are equal
     torch.testing.assert_close(whole.initial_frames[1], alone.initial_frames[1], atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""The estimate of a prediction's memory beside what it takes, as the system counts it."""
+"""Estimated memory of a prediction against the peak resident memory that the system reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ config = RunConfig.load("configs/fold/tiny_cpu.toml", [*off, "model.evoformer.bl
 task = import_task("fold").build(config.settings, seed=0, steps=1)
 record = lambda n: with_msa_input(fasta_records.make_record("x", "ACDEFGHIKLMNPQRSTVWY" * (n // 20)), "profile")
 predict = lambda one: task.predict([task.featurize(one)], torch.device("cpu"))
-predict(record(20))  # what the first prediction loads and keeps
+predict(record(20))  # memory that the first prediction allocates permanently
 gc.collect()
 ctypes.CDLL("libc.so.6").malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")
@@ -41,7 +41,9 @@ SIZES = {
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the system does not report the peak memory of a process"
+)
 @pytest.mark.parametrize(
     "what",
     [
@@ -50,8 +52,8 @@ SIZES = {
         pytest.param("recycling", marks=pytest.mark.nightly),
     ],
 )
-def test_the_estimate_is_near_what_a_prediction_takes(what: str) -> None:
-    """Within .7 and 1.5: near enough to refuse what cannot go well, and nothing else."""
+def test_memory_estimate_against_measurement(what: str) -> None:
+    """The ratio is between 0.7 and 1.5, accurate enough to refuse predictions that would run out of memory."""
     root = Path(__file__).parents[2]
     arguments = [sys.executable, "-c", MEASURE, "500", *SIZES[what]]
     done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True)
@@ -59,7 +61,7 @@ def test_the_estimate_is_near_what_a_prediction_takes(what: str) -> None:
     assert 0.7 < estimate / measured < 1.5
 
 
-def test_what_is_available_is_told() -> None:
+def test_available_memory() -> None:
     there = memory.available_bytes("cpu")
     total = memory.from_proc("meminfo", "MemTotal")
     assert there is not None

@@ -1,5 +1,4 @@
-"""Language models of transformers through ``LanguageModel``: the numbers of transformers' own forward, on packed
-rows."""
+"""``LanguageModel`` on packed rows against the forward pass of transformers, one document at a time."""
 
 from __future__ import annotations
 
@@ -32,8 +31,8 @@ def mean(output: Any) -> torch.Tensor:
 @pytest.mark.parametrize("checkpoint_min_tokens", [0, 8192])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("kind", SIZES)
-def test_loss_and_gradients_are_transformers_own(kind, rows, checkpoint_min_tokens) -> None:
-    """fp64, to the fp32 that transformers itself rounds to inside (rotary embedding, RMSNorm)."""
+def test_loss_and_gradients_equal_those_of_transformers(kind, rows, checkpoint_min_tokens) -> None:
+    """In fp64, to fp32 precision, since transformers computes rotary embeddings and RMSNorm in fp32."""
     model = oracle.model(
         kind, SIZES[kind], torch.float64, checkpoint_min_tokens=checkpoint_min_tokens, tile_size=16
     ).train()
@@ -80,13 +79,13 @@ def test_other_families(family) -> None:
     assert float(own.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
 
 
-def test_sliding_windows_are_refused() -> None:
+def test_sliding_window_raises() -> None:
     sizes = SMALL | {"model_type": "modernbert", "num_hidden_layers": 3, "intermediate_size": 64}
     with pytest.raises(ValueError, match=r"uses a sliding window \(sliding_window\) shorter than a document"):
         oracle.model("masked_lm", sizes)
 
 
-def test_documents_never_see_each_other() -> None:
+def test_documents_do_not_attend_to_each_other() -> None:
     for kind, sizes in SIZES.items():
         model = oracle.model(kind, sizes).eval()
         batch = oracle.batch(kind, [[20, 30]], 56)
@@ -97,7 +96,7 @@ def test_documents_never_see_each_other() -> None:
         assert not torch.equal(one[0, 20:50], other[0, 20:50])
 
 
-def test_logits_in_pieces(monkeypatch) -> None:
+def test_logits_in_chunks(monkeypatch) -> None:
     model = oracle.model("masked_lm", oracle.ESM).train()
     batch = oracle.batch("masked_lm", [[50], [60]], 64)
     whole = model(batch)
@@ -110,8 +109,8 @@ def test_logits_in_pieces(monkeypatch) -> None:
         assert torch.allclose(grad, wanted[name], rtol=1e-4, atol=1e-6), name
 
 
-def test_no_label_gives_a_loss_of_zero_with_a_gradient() -> None:
-    """ZeRO-3 deadlocks where one rank's graph lacks what another's has."""
+def test_loss_without_labels_is_zero_with_a_gradient() -> None:
+    """ZeRO-3 deadlocks if the graphs of the ranks differ."""
     model = oracle.model("masked_lm", oracle.ESM).train()
     batch = oracle.batch("masked_lm", [[20]], 24)
     batch = replace(batch, labels=torch.full_like(batch.labels, -100), weights=torch.zeros_like(batch.weights))
@@ -120,7 +119,7 @@ def test_no_label_gives_a_loss_of_zero_with_a_gradient() -> None:
     assert len(found) == len([p for p in model.parameters() if p.requires_grad]) - 2  # the contact head
 
 
-def test_embedding_scale_is_esms_own_for_each_document() -> None:
+def test_embedding_scale_equals_esm_for_each_document() -> None:
     batch = oracle.batch("masked_lm", [[17, 9], [25]], 32)
     scale = parts.embedding_scale(batch.input_ids, batch.doc_spans, oracle.MASK).flatten()
     for start, stop in batch.doc_spans.tolist():
@@ -131,7 +130,7 @@ def test_embedding_scale_is_esms_own_for_each_document() -> None:
         assert (scale[start:stop][masked] == 0).all()
 
 
-def test_adapters_train_alone() -> None:
+def test_only_adapters_are_trained() -> None:
     pytest.importorskip("peft")
     model = oracle.model("masked_lm", oracle.ESM, lora=language.LoraConfig(rank=2)).train()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -161,19 +160,19 @@ def test_frozen_parameters() -> None:
         ({"path": "/no/such/folder", "config": {}}, "cannot be loaded for causal_lm"),
     ],
 )
-def test_what_cannot_be_built(changes, words) -> None:
+def test_invalid_configs_raise(changes, words) -> None:
     with pytest.raises(ValueError, match=words):
         language.build(
             language.Config(**({"config": oracle.LLAMA} | changes)), "causal_lm", vocabulary=33, special=oracle.SPECIAL
         )
 
 
-def test_attention_dropout_is_refused_with_its_remedy() -> None:
+def test_attention_dropout_raises_with_advice() -> None:
     with pytest.raises(ValueError, match=r"attention_probs_dropout_prob=0\.0.*data\.packing = false"):
         oracle.model("masked_lm", oracle.ESM | {"attention_probs_dropout_prob": 0.1})
 
 
-def test_a_loaded_model_without_the_asked_head(tmp_path) -> None:
+def test_pretrained_model_without_the_requested_head(tmp_path) -> None:
     from transformers import AutoConfig, EsmModel
 
     sizes = {key: value for key, value in oracle.ESM.items() if key != "model_type"}
@@ -186,8 +185,8 @@ def test_a_loaded_model_without_the_asked_head(tmp_path) -> None:
     assert labelled.num_classes == 3
 
 
-def test_interpolated_positions() -> None:
-    """Positions over the factor are what transformers calls linear rope scaling."""
+def test_position_interpolation() -> None:
+    """Positions divided by the factor equal linear rope scaling in transformers."""
     model = oracle.model("causal_lm", oracle.LLAMA, torch.float64).eval()
     batch = replace(oracle.batch("causal_lm", [[40]], 40), rope_factor=4.0)
     own = model(batch).losses
@@ -201,8 +200,8 @@ def test_interpolated_positions() -> None:
         oracle.model("masked_lm", oracle.ESM).check_rope([2.0])
 
 
-def test_positions_of_several_rotary_embeddings_are_not_interpolated() -> None:
-    """One for each type of layer, of other bases: the export could not name one factor."""
+def test_position_interpolation_needs_a_single_rotary_embedding() -> None:
+    """Rotary embeddings with a different base per layer type cannot be exported with a single factor."""
     sizes = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "layer_types": ["full_attention"] * 2}
     model = oracle.model("causal_lm", sizes)
@@ -211,7 +210,7 @@ def test_positions_of_several_rotary_embeddings_are_not_interpolated() -> None:
         model.check_rope([1.0, 4.0])
 
 
-def test_flops_are_counted_by_document() -> None:
+def test_flops_per_document() -> None:
     model = oracle.model("causal_lm", oracle.LLAMA)
     h, layers, d = 6, 2, 8
     matrices = layers * (48 * 48 * 2 + 2 * 48 * 16 + 3 * 48 * 64) + 33 * 48

@@ -1,4 +1,4 @@
-"""Refinement by the distogram: a chain moves to where the distogram says, and nowhere without a word from it."""
+"""Refinement moves a chain towards its distogram, and does not move it if the distogram is uninformative."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def true_distogram(atoms: torch.Tensor, mask: torch.Tensor, aatype: torch.Tensor
     return torch.nn.functional.one_hot(bins, BINS).to(atoms.dtype)
 
 
-def test_a_wrong_chain_moves_to_what_the_distogram_says() -> None:
+def test_refinement_moves_a_chain_towards_the_distogram() -> None:
     atoms, mask, aatype, index = chain()
     noise = torch.randn(len(index), 1, 3, generator=torch.Generator().manual_seed(0))
     wrong = (atoms + 2.0 * noise) * mask.unsqueeze(-1)
@@ -41,7 +41,7 @@ def test_a_wrong_chain_moves_to_what_the_distogram_says() -> None:
         torch.testing.assert_close(mended[:, k] - mended[:, 1], wrong[:, k] - wrong[:, 1], atol=1e-4, rtol=0)
 
 
-def test_a_distogram_that_knows_of_no_close_pair_leaves_the_fold() -> None:
+def test_distogram_without_close_pairs_does_not_move_the_chain() -> None:
     atoms, mask, aatype, index = chain()
     nothing = torch.zeros(len(index), len(index), BINS)
     nothing[..., -1] = 1.0
@@ -49,14 +49,14 @@ def test_a_distogram_that_knows_of_no_close_pair_leaves_the_fold() -> None:
     assert lddt_ca(moved[:, 1].numpy(), atoms[:, 1].numpy()) > 0.8
 
 
-def test_which_end_of_a_pair_comes_first_does_not_matter() -> None:
+def test_refinement_is_symmetric_in_pairs() -> None:
     atoms, mask, aatype, index = chain()
     p = torch.rand(len(index), len(index), BINS, generator=torch.Generator().manual_seed(1)).softmax(-1)
     both = [refine(atoms, mask, aatype, index, x, 3) for x in (p, p.transpose(0, 1))]
     torch.testing.assert_close(*both, atol=1e-4, rtol=0)
 
 
-def test_one_residue() -> None:
+def test_single_residue() -> None:
     atoms, mask, aatype, index = (x[:1] for x in chain())
     alone = refine(atoms, mask, aatype, index, torch.rand(1, 1, BINS), 3)
     torch.testing.assert_close(alone, atoms * mask.unsqueeze(-1))

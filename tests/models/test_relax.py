@@ -1,4 +1,4 @@
-"""Relaxation: leaves a real chain alone, mends a broken one, moves residues as rigid bodies."""
+"""Relaxation preserves a real chain, repairs a broken one, and moves residues as rigid bodies."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def chain() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return (torch.from_numpy(x) for x in (record.atom_positions, record.atom_mask, record.residue_index))  # type: ignore[return-value]
 
 
-def test_a_real_chain_stays_where_it_is() -> None:
+def test_real_chain_does_not_move() -> None:
     atoms, mask, index = chain()
     moved = (relax(atoms, mask, index, 100) - atoms)[:, 1].norm(dim=-1)
     assert moved.mean() < 0.05
 
 
-def test_bonds_close_clashes_open_and_the_fold_stays() -> None:
+def test_relaxation_removes_breaks_and_clashes() -> None:
     atoms, mask, index = chain()
     noise = torch.randn(len(index), 1, 3, generator=torch.Generator().manual_seed(0))
     broken = (atoms + 0.8 * noise) * mask.unsqueeze(-1)
@@ -38,12 +38,12 @@ def test_bonds_close_clashes_open_and_the_fold_stays() -> None:
     assert after[1] <= min(before[1], 0.05)
     true = atoms[:, 1].numpy()
     assert lddt_ca(mended[:, 1].numpy(), true) > lddt_ca(broken[:, 1].numpy(), true) - 0.02
-    # N–CA–C of each residue as before: only translations
+    # residues are only translated: N–CA–C is unchanged
     for k in (0, 2, 4):
         torch.testing.assert_close(mended[:, k] - mended[:, 1], broken[:, k] - broken[:, 1], atol=1e-4, rtol=0)
 
 
-def test_a_gap_in_the_chain_is_not_closed() -> None:
+def test_chain_break_is_not_closed() -> None:
     atoms, mask, index = chain()
     index = index.clone()
     index[20:] += 10

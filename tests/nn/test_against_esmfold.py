@@ -1,4 +1,4 @@
-"""Our modules against an independent implementation: ESMFold in transformers, with weights copied across, in fp64.
+"""Modules of ``ds4sci.nn`` against an independent implementation: ESMFold in transformers, with equal weights in fp64.
 
 Agreement is to fp64 round-off, relative to the size of the result.
 """
@@ -24,7 +24,7 @@ N, C_S, C_Z = 19, 24, 16
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random fp64 weights, also where the initialisation is zero."""
+    """Random fp64 weights for all parameters, including those initialized to zero."""
     generator = torch.Generator().manual_seed(seed)
     module.double()
     with torch.no_grad():
@@ -40,7 +40,7 @@ def assert_round_off(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 class WideTorch:
-    """torch, but float32 means float64."""
+    """The torch module with float32 replaced by float64."""
 
     float32 = torch.float64
 
@@ -50,7 +50,7 @@ class WideTorch:
 
 @pytest.fixture(autouse=True)
 def fp64_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' rigid frames cast themselves to fp32; in fp64 the algorithms can be compared."""
+    """Compute transformers' rigid frames in fp64; they cast to fp32 otherwise."""
     monkeypatch.setattr(rigid_utils, "torch", WideTorch())
 
 
@@ -72,7 +72,7 @@ def test_triangle_attention(node: str, generator: torch.Generator) -> None:
     ours.load_state_dict(theirs.state_dict())
     z, mask = random_pair(generator)
     want, got = theirs(z, mask.double()), ours(z, mask)
-    # with every key masked we say 0 and they an average: compare where a key is left
+    # rows without keys are 0 here and an average in transformers: compare the other rows
     assert_round_off(got[mask], want[mask])
 
 
@@ -118,7 +118,7 @@ def test_invariant_point_attention(generator: torch.Generator) -> None:
 
 
 def give_our_tables(module: nn.Module) -> None:
-    """transformers keeps AlphaFold's constants in fp32; the comparison is of the algorithm."""
+    """Replace AlphaFold's fp32 constants in transformers by fp64 ones."""
     like = torch.zeros((), dtype=torch.float64)
     module.default_frames = table("GROUP_FRAME", like)
     module.group_idx = table("ATOM14_GROUP", like)
@@ -144,13 +144,13 @@ def test_structure_module_and_atoms(generator: torch.Generator) -> None:
     backbone = Rigid(got.rotations[-1], got.translations[-1])
     frames = torsion_to_frames(backbone, got.angles[-1], aatype)
     present = table("GROUP_MASK", s)[aatype]
-    present[..., [1, 2]] = True  # ω and φ turn no atoms but have frames
+    present[..., [1, 2]] = True  # ω and φ have frames but no atoms
     assert_round_off(frames.rotation[present], want["sidechain_frames"][-1][present][..., :3, :3])
     assert_round_off(frames.translation[present], want["sidechain_frames"][-1][present][..., :3, 3])
     assert_round_off(frames_to_atom14(frames, aatype), want["positions"][-1])
 
 
-def test_gradients_of_the_structure_module_agree(generator: torch.Generator) -> None:
+def test_structure_module_gradients(generator: torch.Generator) -> None:
     theirs = randomize(esm.EsmFoldStructureModule(structure_config())).train()
     give_our_tables(theirs)
     theirs.config.dropout_rate = 0.0
@@ -169,16 +169,17 @@ def test_gradients_of_the_structure_module_agree(generator: torch.Generator) -> 
     for name, parameter in ours.named_parameters():
         if want[name] is None or not want[name].abs().max() > 0:
             continue
-        # softmax is blind to a shift of all scores, so the gradient of the pair bias's bias is round-off in both
+        # softmax is invariant to a shift of all logits, so the gradient of the pair bias's bias is rounding error in
+        # both
         if name != "ipa.linear_b.bias":
             assert (parameter.grad - want[name]).abs().max() < 1e-10 * want[name].abs().max(), name
             compared += 1
     assert compared > 20
 
 
-def test_tables_agree_with_alphafolds() -> None:
+def test_residue_tables() -> None:
     rc = pytest.importorskip("transformers.models.esm.openfold_utils.residue_constants")
-    single = 2.0**-22  # theirs are stored in fp32
+    single = 2.0**-22  # transformers stores them in fp32
     groups = residue_constants.GROUP_MASK[:20].copy()
     groups[:, [1, 2]] = True
     error = np.abs(residue_constants.GROUP_FRAME[:20] - rc.restype_rigid_group_default_frame[:20])[groups]

@@ -1,4 +1,4 @@
-"""The equations: reference solutions that converge, and residuals that vanish on known ones."""
+"""Equations: convergence of reference solutions, and residuals that vanish at known solutions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SMALL = {
 }
 
 
-def drawn(pde: pdes.Pde, count: int = 2) -> np.ndarray:
+def sample_coefficients(pde: pdes.Pde, count: int = 2) -> np.ndarray:
     return np.stack([pde.space.sample(5, number) for number in range(count)])
 
 
 @pytest.mark.parametrize("name", PDES)
 def test_shapes_and_seeds(name: str) -> None:
     pde = pdes.build({"name": name, **SMALL[name]})
-    coefficients = drawn(pde)
-    assert np.array_equal(coefficients, drawn(pde))
+    coefficients = sample_coefficients(pde)
+    assert np.array_equal(coefficients, sample_coefficients(pde))
     rng = np.random.default_rng(0)
     points = pde.points(rng, 13, 8)
     assert set(points) == set(pde.orders)
@@ -38,17 +38,17 @@ def test_shapes_and_seeds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["reaction_diffusion", "burgers", "stokes"])
-def test_a_finer_reference_says_the_same(name: str) -> None:
+def test_reference_solution_converges(name: str) -> None:
     pde = pdes.build({"name": name, **SMALL[name]})
-    coefficients = drawn(pde, 3)
-    usual = pde.solve(coefficients)
+    coefficients = sample_coefficients(pde, 3)
+    coarse = pde.solve(coefficients)
     finer = pde.solve(coefficients, refinement={"reaction_diffusion": 8, "burgers": 8, "stokes": 3}[name])
-    gap = np.linalg.norm(usual - finer) / np.linalg.norm(finer)
+    gap = np.linalg.norm(coarse - finer) / np.linalg.norm(finer)
     assert gap < {"reaction_diffusion": 1e-4, "burgers": 1e-5, "stokes": 2e-3}[name]
 
 
-def test_reaction_and_diffusion_against_a_formula() -> None:
-    """Without reaction and with a steady sine source u = (1 - exp(-Dπ²t)) sin(πx) / (Dπ²)."""
+def test_reaction_diffusion_against_a_formula() -> None:
+    """Without reaction and with a constant sine source, u = (1 - exp(-Dπ²t)) sin(πx) / (Dπ²)."""
     pde = pdes.build({"name": "reaction_diffusion", "reaction": 0.0, "diffusion": 0.05})
     sine = random_fields.FunctionSpace(1, lambda points: np.sin(np.pi * points[:, 0])[None])
     object.__setattr__(pde, "space", sine)
@@ -58,7 +58,7 @@ def test_reaction_and_diffusion_against_a_formula() -> None:
     assert np.abs(pde.solve(np.ones((1, 1)))[0, ..., 0] - known).max() < 2e-5
 
 
-def test_burgers_against_cole_and_hopf() -> None:
+def test_burgers_against_the_cole_hopf_solution() -> None:
     """u = 4πν sin(2πx) E / (a + cos(2πx) E), E = exp(-4π²νt), solves the equation."""
     nu, a = 0.02, 1.5
     pde = pdes.build({"name": "burgers", "viscosity": nu})
@@ -74,24 +74,24 @@ def test_burgers_against_cole_and_hopf() -> None:
 
 
 def test_plate_against_finite_differences() -> None:
-    """∇²(∇²w) by second differences, twice, on Navier's series."""
+    """∇²(∇²w) by finite differences of Navier's series."""
     pde = pdes.build({"name": "plate", "modes": 3})
     fine = np.linspace(0, 1, 129)
     object.__setattr__(pde, "axes", (fine, fine))
-    coefficients = drawn(pde, 1)
+    coefficients = sample_coefficients(pde, 1)
     w = pde.solve(coefficients)[0, ..., 0]
 
     def laplace(f: np.ndarray) -> np.ndarray:
         return (f[2:, 1:-1] + f[:-2, 1:-1] + f[1:-1, 2:] + f[1:-1, :-2] - 4 * f[1:-1, 1:-1]) * 128**2
 
     load = pde.space.values(coefficients, grid_points(pde.axes)).reshape(w.shape)[2:-2, 2:-2]
-    bent = laplace(laplace(w)) / (4 * np.pi**4)
-    assert np.linalg.norm(bent - load) / np.linalg.norm(load) < 3e-3
+    biharmonic = laplace(laplace(w)) / (4 * np.pi**4)
+    assert np.linalg.norm(biharmonic - load) / np.linalg.norm(load) < 3e-3
     assert np.abs(w[[0, -1]]).max() < 1e-12
 
 
-def test_stokes_against_a_flow_made_up() -> None:
-    """ψ = sin²(πx) sin²(πy) and p = cos(πx) sin(πy) with the force that they need: the grid's system errs as h²."""
+def test_stokes_against_a_manufactured_solution() -> None:
+    """ψ = sin²(πx) sin²(πy) and p = cos(πx) sin(πy) with the corresponding force: the error is O(h²)."""
     from scipy.sparse.linalg import splu
 
     from ds4sci.physics.pdes.stokes import _staggered
@@ -101,17 +101,17 @@ def test_stokes_against_a_flow_made_up() -> None:
     def velocity(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # ψ_y; v is -ψ_x = -velocity(y, x)
         return np.sin(pi * x) ** 2 * pi * np.sin(2 * pi * y)
 
-    def bent(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # its Laplacian
+    def laplacian(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # its Laplacian
         return 2 * pi**3 * (np.cos(2 * pi * x) - 2 * np.sin(pi * x) ** 2) * np.sin(2 * pi * y)
 
     errors = []
     for n in (16, 32):
         face, centre = np.arange(1, n) / n, (np.arange(n) + 0.5) / n
         x, y = np.meshgrid(face, centre, indexing="ij")
-        force_u = bent(x, y) + pi * np.sin(pi * x) * np.sin(pi * y)  # ∇²u - p_x
+        force_u = laplacian(x, y) + pi * np.sin(pi * x) * np.sin(pi * y)  # ∇²u - p_x
         known = velocity(x, y)
         x, y = np.meshgrid(centre, face, indexing="ij")
-        force_v = -bent(y, x) - pi * np.cos(pi * x) * np.cos(pi * y)
+        force_v = -laplacian(y, x) - pi * np.cos(pi * x) * np.cos(pi * y)
         system, _ = _staggered(n)
         solved = splu(system).solve(np.concatenate([force_u.ravel(), force_v.ravel(), np.zeros(n * n)]))
         p = solved[2 * n * (n - 1) :].reshape(n, n)
@@ -128,24 +128,24 @@ def test_stokes_against_a_flow_made_up() -> None:
     assert (coarse / fine > 3).all()
 
 
-def test_the_lids_flow_comes_back_below() -> None:
+def test_stokes_flow_conserves_mass() -> None:
     pde = pdes.build({"name": "stokes"})
-    u, v, p = np.moveaxis(pde.solve(drawn(pde, 1))[0], -1, 0)
+    u, v, p = np.moveaxis(pde.solve(sample_coefficients(pde, 1))[0], -1, 0)
     assert np.abs(u.sum(1)).max() < 1e-9 * np.abs(u).sum()
     assert np.abs(v.sum(0)).max() < 1e-9 * np.abs(v).sum()
     assert abs(p.mean()) < 1e-9 * np.abs(p).max()
-    lid = pde.space.values(drawn(pde, 1), np.stack([pde.axes[0], np.ones(64)], axis=1))[0]
-    assert np.abs(u[:, -1] - lid).max() < 0.25 * np.abs(lid).max()  # half a cell below it
+    lid = pde.space.values(sample_coefficients(pde, 1), np.stack([pde.axes[0], np.ones(64)], axis=1))[0]
+    assert np.abs(u[:, -1] - lid).max() < 0.25 * np.abs(lid).max()  # half a cell below the lid
 
 
 @pytest.mark.parametrize("name", ["reaction_diffusion", "burgers", "plate"])
 def test_residuals_vanish_on_the_solution(name: str) -> None:
-    """Residuals of a spline through the reference, small beside those of twice the spline."""
+    """Residuals of a fit to the reference solution are small compared with those of twice the fit."""
     pde = pdes.build({"name": name, **SMALL[name]})
-    coefficients = drawn(pde, 2)
+    coefficients = sample_coefficients(pde, 2)
     solve = known_solution(pde, coefficients)
     points = pde.points(np.random.default_rng(1), 200, 40)
-    given = {k: torch.from_numpy(v) for k, v in pde.known_values(coefficients, points).items()}
+    known = {k: torch.from_numpy(v) for k, v in pde.known_values(coefficients, points).items()}
 
     def residuals(scale: float) -> dict[str, Tensor]:
         def at(where: str):
@@ -154,17 +154,17 @@ def test_residuals_vanish_on_the_solution(name: str) -> None:
                 lambda f, x: scale * solve(x), torch.zeros(2, 1), p, names=pde.names, method="zcs_reverse", check=False
             )
 
-        return pde.residuals(at, given)
+        return pde.residuals(at, known)
 
-    right, wrong = residuals(1.0), residuals(2.0)
-    assert set(right) == set(pde.weights)
-    for term, value in right.items():  # a source at the ends bends u there, which sines cannot: most of the points
+    correct, wrong = residuals(1.0), residuals(2.0)
+    assert set(correct) == set(pde.weights)
+    for term, value in correct.items():  # sines cannot fit u near the ends, so a quantile is used
         size = float(value.detach().abs().quantile(0.9 if term == "equation" else 1.0))
         assert size < 0.02 * max(0.1, float(wrong[term].detach().abs().quantile(0.9))), term
 
 
 def known_solution(pde: pdes.Pde, coefficients: np.ndarray):
-    """points → u [2, n] in torch: a sum of sines and waves fitted to the reference, smooth enough for the plate."""
+    """The map points → u [2, n] in torch: a smooth series fitted to the reference solution."""
     if pde.names == "xy":
         i, j = np.meshgrid(np.arange(1, 4), np.arange(1, 4), indexing="ij")
         modes = [(a * np.pi, b * np.pi) for a, b in zip(i.ravel(), j.ravel(), strict=True)]
@@ -203,8 +203,8 @@ def known_solution(pde: pdes.Pde, coefficients: np.ndarray):
 
 
 @pytest.mark.parametrize("name", ["reaction_diffusion", "burgers", "plate"])
-def test_a_constrained_network_satisfies_its_conditions(name: str) -> None:
-    """Whatever the network says, the residuals of the conditions are zero; and every way has the same derivatives."""
+def test_hard_constraints_satisfy_the_conditions(name: str) -> None:
+    """The residuals of the conditions are zero for any network, and all methods give the same derivatives."""
     from ds4sci.tasks.neural_operator import Config, NeuralOperatorTask
 
     settings = {
@@ -248,7 +248,7 @@ def test_function_spaces() -> None:
         random_fields.gaussian_process(0.001)
 
 
-def test_mistakes_are_named() -> None:
+def test_error_messages() -> None:
     with pytest.raises(ValueError, match="expected one of reaction_diffusion"):
         pdes.build({"name": "navier"})
     with pytest.raises(ValueError, match="no option 'nu'; it has viscosity"):

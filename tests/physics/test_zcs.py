@@ -1,4 +1,4 @@
-"""Zero coordinate shift against a loop over functions, in fp64: fields, their parameter gradients, what it refuses."""
+"""Zero coordinate shift against a loop over functions in fp64: fields, parameter gradients, and errors."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def problem() -> tuple[Tensor, Tensor]:
     return tuple(torch.rand(*shape, generator=generator, dtype=torch.float64) for shape in ((M, Q), (N, 2)))
 
 
-def apart(ours: Tensor, theirs: Tensor) -> float:
+def relative_difference(found: Tensor, expected: Tensor) -> float:
     with torch.no_grad():
-        return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-300))
+        return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
 
 
 @pytest.mark.parametrize("kind", ["deeponet", "mlp"])
@@ -46,16 +46,16 @@ def test_every_order_and_parameter_gradient_equals_the_loop(kind: str, method: s
         gradients = torch.autograd.grad(loss + u.value.square().mean(), list(net.parameters()))
         found[name] = u.value, fields, gradients
     ours, loop = found[method], found["func_loop"]
-    assert apart(ours[0], loop[0]) < 1e-14
+    assert relative_difference(ours[0], loop[0]) < 1e-14
     for order in ORDERS:
         assert ours[1][order].shape == (M, N)
-        assert apart(ours[1][order], loop[1][order]) < 1e-12, order
+        assert relative_difference(ours[1][order], loop[1][order]) < 1e-12, order
     for mine, theirs in zip(ours[2], loop[2], strict=True):
-        assert apart(mine, theirs) < 1e-11
+        assert relative_difference(mine, theirs) < 1e-11
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_against_derivatives_known_by_formula(method: str) -> None:
+def test_derivatives_against_formulas(method: str) -> None:
     """u = f₀ sin(2x) exp(-3t) + f₁ x³ t²: every derivative is known."""
     functions, points = problem()
     x, t = points.unbind(1)
@@ -80,7 +80,7 @@ def test_against_derivatives_known_by_formula(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_components_and_linear_sums_across_them(method: str) -> None:
+def test_components_and_linear_combinations(method: str) -> None:
     net = network(components=3)
     functions, points = problem()
     u = differentiate(net, functions, points, names="xy", orders=("xx", "yy"), method=method)
@@ -97,7 +97,7 @@ def test_components_and_linear_sums_across_them(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_does_not_depend_on_a_coordinate_is_zero(method: str) -> None:
+def test_derivatives_by_unused_coordinates_are_zero(method: str) -> None:
     functions, points = problem()
     u = differentiate(lambda f, p: f[:, :1] * p[..., 0], functions, points, names="xt", method=method)
     assert not u("t").any()
@@ -118,8 +118,8 @@ def test_derivatives_without_a_graph(method: str) -> None:
     torch.testing.assert_close(alone, with_graph)
 
 
-def test_lower_orders_are_kept() -> None:
-    """Reverse mode takes one gradient for each new scalar, and none for those that are there."""
+def test_lower_orders_are_cached() -> None:
+    """Reverse mode computes one gradient for each new scalar and none for cached ones."""
     net, (functions, points) = network(), problem()
     u = differentiate(net, functions, points, names="xt", method="zcs_reverse")
     u("xx")
@@ -133,7 +133,7 @@ def test_lower_orders_are_kept() -> None:
 
 
 def test_components_share_their_operators() -> None:
-    """The equations of Stokes take three root gradients: the Laplacian of all components, and both slopes."""
+    """The Stokes equations need three root gradients: the Laplacian, ∂/∂x and ∂/∂y, each for all components."""
     net, (functions, points) = network(components=3), problem()
     u = differentiate(net, functions, points, names="xy", method="zcs_reverse")
     u.linear({("xx", 0): 1.0, ("yy", 0): 1.0, ("x", 2): -1.0})
@@ -142,7 +142,7 @@ def test_components_share_their_operators() -> None:
     assert len(u._operators) == 3
 
 
-def test_forward_mode_takes_as_few_chains_as_can_be() -> None:
+def test_forward_mode_uses_few_chains() -> None:
     orders = [(1, 0), (2, 0), (2, 2), (0, 1), (0, 4)]
     assert sorted(minimal_words(orders, "xy")) == ["xxyy", "yyyy"]
     assert choose_mode(("t", "x")) == choose_mode(("t", "xx")) == "zcs_reverse"
@@ -163,7 +163,7 @@ class Doubled(torch.autograd.Function):
         return 2 * grad
 
 
-def test_zcs_takes_reverse_mode_where_forward_mode_cannot_go() -> None:
+def test_zcs_falls_back_to_reverse_mode() -> None:
     functions, points = problem()
 
     def net(f: Tensor, p: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def test_zcs_takes_reverse_mode_where_forward_mode_cannot_go() -> None:
         differentiate(net, functions, points, names="xt", orders=("x",), method="zcs_forward")("x")
 
 
-class Attending(nn.Module):
+class AttentionOverPoints(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.lift = nn.Linear(2, 8)
@@ -187,7 +187,7 @@ class Attending(nn.Module):
         return functions[:, :1] + self.mix(h, h, h)[0].sum(-1)
 
 
-class Normalised(nn.Module):
+class BatchNormOverPoints(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 1))
@@ -197,27 +197,27 @@ class Normalised(nn.Module):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_networks_that_mix_points_are_refused_by_name(method: str) -> None:
+def test_networks_that_mix_points_raise(method: str) -> None:
     functions, points = (x.float() for x in problem())
     with pytest.raises(ValueError, match=r"mix \(MultiheadAttention\)"):
-        differentiate(Attending(), functions, points, names="xt", method=method)
-    normalised = Normalised()
+        differentiate(AttentionOverPoints(), functions, points, names="xt", method=method)
+    normalised = BatchNormOverPoints()
     before = {name: x.clone() for name, x in normalised.state_dict().items()}
     state = torch.random.get_rng_state()
     with pytest.raises(ValueError, match=r"trunk\.1 \(BatchNorm1d\)"):
         differentiate(normalised, functions, points, names="xt", method=method)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(x, before[name]) for name, x in normalised.state_dict().items())
-    if method != "data_vect":  # which needs a network that takes points [m, n, d]
+    if method != "data_vect":  # it needs a network that accepts points [m, n, d]
         differentiate(normalised.eval(), functions, points, names="xt", method=method)
     normalised.train()
-    with pytest.raises(ValueError, match="BatchNorm1d"):  # it passed in eval() only
+    with pytest.raises(ValueError, match="BatchNorm1d"):  # it passed the check in eval() only
         differentiate(normalised, functions, points, names="xt", method=method)
     with pytest.raises(ValueError, match="its output"):
         differentiate(lambda f, p: f[:, :1] * p.sum(0)[0] + p[:, 0], functions, points, names="xt", method=method)
 
 
-def test_a_network_that_is_pointwise_passes() -> None:
+def test_pointwise_networks_pass() -> None:
     functions, points = problem()
     for kind in ("deeponet", "mlp"):
         assert mixes_points(network(kind=kind), functions, points) is None
@@ -226,7 +226,7 @@ def test_a_network_that_is_pointwise_passes() -> None:
     assert mixes_points(lambda f, p: p.cumsum(0).sum(-1)[None], functions, points[:1]) is None
 
 
-def test_mistakes_are_named() -> None:
+def test_error_messages() -> None:
     net, (functions, points) = network(), problem()
     with pytest.raises(ValueError, match="expected one of zcs"):
         differentiate(net, functions, points, names="xt", method="jet")
@@ -243,7 +243,7 @@ def test_mistakes_are_named() -> None:
         differentiate(net, functions, points, names="xx")
 
 
-def test_networks_are_read_as_configured() -> None:
+def test_network_configs() -> None:
     functions, points = problem()
     periodic = network(period=(1.0, 0.0))
     shifted = points + torch.tensor([1.0, 0.0], dtype=torch.float64)

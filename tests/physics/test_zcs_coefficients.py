@@ -1,5 +1,4 @@
-"""Coefficients of ``Fields.linear``: parameters and fields, with their gradients, by every method; and what a network
-that is not smooth says of second derivatives."""
+"""Coefficients of ``Fields.linear`` and their gradients by every method, and warnings for piecewise linear networks."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ FUNCTIONS, POINTS = random(M, Q), random(N, 2, seed=4)
 
 
 def by_autograd(net: Any, terms: dict[str, Tensor], points: Tensor) -> Tensor:
-    """Σ coefficient · ∂u/∂term at each (function, point) alone: plain fp64 autograd, one number at a time."""
+    """Σ coefficient · ∂u/∂term by plain fp64 autograd, one (function, point) at a time."""
     rows = []
     for i in range(M):
         row = []
@@ -55,8 +54,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_coefficients_that_want_gradients(method: str, shape: tuple[int, ...]) -> None:
-    """Value, and gradients to the coefficients and to the network, against fp64 autograd."""
+def test_coefficients_with_gradients(method: str, shape: tuple[int, ...]) -> None:
+    """Values and gradients of coefficients and network against fp64 autograd."""
     net = network()
     nu, a = (nn.Parameter(random(*shape, seed=seed) + 0.5) for seed in (5, 6))
     wanted = [nu, a, *net.parameters()]
@@ -73,7 +72,7 @@ def test_coefficients_that_want_gradients(method: str, shape: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_function_of_the_points(method: str) -> None:
+def test_coefficient_as_a_function_of_the_points(method: str) -> None:
     net, a = network(), nn.Linear(2, 1).double()
     u = differentiate(net, FUNCTIONS, POINTS, names="xt", method=method)
     found = u.linear({"xx": lambda points: a(points).squeeze(-1), "t": 2.0, "": lambda points: points[:, 0]})
@@ -85,16 +84,16 @@ def test_a_function_of_the_points(method: str) -> None:
 
 
 @pytest.mark.parametrize("m", [N, M])
-def test_a_network_of_one_output_is_over_the_points(m: int) -> None:
-    """[n, 1] of a function of the points, also where it could be [m, 1] over the functions."""
+def test_coefficient_of_one_output_varies_over_the_points(m: int) -> None:
+    """An output [n, 1] varies over the points, even if it could be [m, 1] over the functions."""
     net, a = network(), nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     u = differentiate(net, random(m, FUNCTIONS.shape[1], seed=9), POINTS, names="xt")
     torch.testing.assert_close(u.linear({"x": a}), a(POINTS)[:, 0] * u("x"))
 
 
 @pytest.mark.parametrize(("formula", "kind"), [("mk,nk->mn", RuntimeError), ("mk,...nk->m...n", ValueError)])
-def test_data_vect_says_which_points_it_gives(formula: str, kind: type[Exception]) -> None:
-    """A network that fails at points [m, n, d], and one that makes [m, m, n] of them."""
+def test_data_vect_error_describes_its_points(formula: str, kind: type[Exception]) -> None:
+    """A network that fails for points [m, n, d], and one whose output for them is [m, m, n]."""
     branch, trunk = nn.Linear(FUNCTIONS.shape[1], 4).double(), nn.Linear(2, 4).double()
 
     def net(functions: Tensor, points: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ def test_data_vect_says_which_points_it_gives(formula: str, kind: type[Exception
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_components_with_coefficients_of_every_kind(method: str) -> None:
+def test_components_with_all_types_of_coefficients(method: str) -> None:
     net, nu, a = network(components=3), torch.tensor(0.7, requires_grad=True).double(), random(N, seed=8)
     u = differentiate(net, FUNCTIONS, POINTS, names="xt", method=method)
     found = u.linear({("xx", 0): nu, ("tt", 0): nu, ("x", 0): 3.0, ("xx", 1): a, ("x", 2): -1.0, ("t", 1): -nu})
@@ -122,8 +121,8 @@ def test_components_with_coefficients_of_every_kind(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_gradient_of_the_points_themselves(method: str) -> None:
-    """Points that are learned, such as a moving boundary, keep their gradient."""
+def test_gradient_of_the_points(method: str) -> None:
+    """Learned points, such as a moving boundary, have a gradient."""
     net, points = network(), POINTS.clone().requires_grad_()
     u = differentiate(net, FUNCTIONS, points, names="xt", method=method, check=False)
     (found,) = torch.autograd.grad(u("x").square().sum() + u.value.sum(), points)
@@ -138,8 +137,8 @@ def test_the_gradient_of_the_points_themselves(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["zcs", "zcs_forward", "func_loop", "data_vect"])
-def test_an_inverse_problem_recovers_the_diffusion(method: str) -> None:
-    """u = Σ fₖ e^(-ν k² t) sin(kx) is given; ν is found from u_t - ν u_xx = 0 by gradient descent alone."""
+def test_inverse_problem_recovers_the_diffusion(method: str) -> None:
+    """u = Σ fₖ e^(-ν k² t) sin(kx) is given; ν is found from u_t - ν u_xx = 0 by optimization."""
     true, nu = 0.3, nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
 
     def solution(f: Tensor, points: Tensor) -> Tensor:
@@ -160,7 +159,7 @@ def test_an_inverse_problem_recovers_the_diffusion(method: str) -> None:
     assert nu.item() == pytest.approx(true, abs=1e-8)
 
 
-def test_wrong_coefficients_are_named() -> None:
+def test_invalid_coefficients_raise() -> None:
     u = differentiate(network(), FUNCTIONS, POINTS, names="xt")
     with pytest.raises(ValueError, match=r"the coefficient of 'xx' is \[4\]: expected one element, \[11\] over the"):
         u.linear({"xx": torch.ones(4)})
@@ -173,7 +172,7 @@ def test_wrong_coefficients_are_named() -> None:
 
 
 class Trunk(nn.Module):
-    """A network of functions and points whose layers read what their names say."""
+    """A network with separate layers for functions and points."""
 
     def __init__(self, branch: Callable[[], nn.Module], trunk: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -188,7 +187,7 @@ KINKED = (nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.ReLU6, nn.PReLU, nn.RReLU, nn.S
 
 
 @pytest.mark.parametrize("kind", KINKED, ids=lambda kind: kind.__name__)
-def test_second_derivatives_of_a_network_that_is_not_smooth_are_warned_of(kind: type[nn.Module]) -> None:
+def test_warning_at_second_derivatives_of_piecewise_linear_networks(kind: type[nn.Module]) -> None:
     functions, points = FUNCTIONS.float(), POINTS.float()
     u = differentiate(Trunk(nn.Tanh, kind).eval(), functions, points, names="xt")
     with warnings.catch_warnings():
@@ -199,7 +198,7 @@ def test_second_derivatives_of_a_network_that_is_not_smooth_are_warned_of(kind: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_warnings_by_every_method_and_of_functions(method: str) -> None:
+def test_warning_by_every_method(method: str) -> None:
     def kinked(functions: Tensor, points: Tensor) -> Tensor:
         return functions[:, :1] * torch.relu(points).sum(-1)
 
@@ -208,7 +207,7 @@ def test_warnings_by_every_method_and_of_functions(method: str) -> None:
         u.linear({"xt": 1.0, "x": 2.0})
 
 
-def test_smooth_networks_and_functions_that_read_no_point_are_not_warned_of() -> None:
+def test_no_warning_for_smooth_functions_of_the_points() -> None:
     functions, points = FUNCTIONS.float(), POINTS.float()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

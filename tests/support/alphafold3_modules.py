@@ -1,5 +1,9 @@
-"""Modules with the names, attributes and arguments of Boltz', OpenFold3's and Protenix', written from AlphaFold 3's
-supplement. ``test_original_models.py`` runs their own where a checkout is."""
+"""Small re-implementations of modules of Boltz, OpenFold3 and Protenix for tests, written from the AlphaFold 3
+supplement.
+
+Names, attributes and arguments are those of the originals, which ``test_original_models.py`` runs if a checkout is
+available.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.support import openfold_modules as openfold
+from tests.support.model_layers import LayerNorm, Linear
 
 
 class BoltzTransition(nn.Module):
@@ -25,19 +30,19 @@ class BoltzTransition(nn.Module):
 class SwiGLU(nn.Module):
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.linear_a, self.linear_b = (openfold.Linear(c_in, c_out, bias=False) for _ in range(2))
+        self.linear_a, self.linear_b = (Linear(c_in, c_out, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(self.linear_a(x)) * self.linear_b(x)
 
 
 class SwiGLUTransition(nn.Module):
-    """OpenFold3's."""
+    """Transition of OpenFold3."""
 
     def __init__(self, c_in: int, n: int) -> None:
         super().__init__()
-        self.layer_norm, self.swiglu = openfold.LayerNorm(c_in), SwiGLU(c_in, n * c_in)
-        self.linear_out = openfold.Linear(n * c_in, c_in, bias=False)
+        self.layer_norm, self.swiglu = LayerNorm(c_in), SwiGLU(c_in, n * c_in)
+        self.linear_out = Linear(n * c_in, c_in, bias=False)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, chunk_size: int | None = None, ckpt_chunk_size: int | None = None
@@ -49,7 +54,7 @@ class SwiGLUTransition(nn.Module):
 class ProtenixTransition(nn.Module):
     def __init__(self, c_in: int, n: int) -> None:
         super().__init__()
-        self.layernorm1 = openfold.LayerNorm(c_in)
+        self.layernorm1 = LayerNorm(c_in)
         self.linear_no_bias_a, self.linear_no_bias_b = (nn.Linear(c_in, n * c_in, bias=False) for _ in range(2))
         self.linear_no_bias = nn.Linear(n * c_in, c_in, bias=False)
 
@@ -68,7 +73,7 @@ class _BoltzMultiplication(nn.Module):
         self.p_out, self.g_out = (nn.Linear(dim, dim, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor, mask: Tensor, use_kernels: bool = False) -> Tensor:
-        assert not use_kernels, "there is no GPU"
+        assert not use_kernels, "the test has no GPU"
         x = self.norm_in(x)
         a, b = (self.p_in(x) * self.g_in(x).sigmoid() * mask.unsqueeze(-1)).float().chunk(2, -1)
         return self.p_out(self.norm_out(torch.einsum(self.equation, a, b))) * self.g_out(x).sigmoid()
@@ -106,7 +111,7 @@ class BoltzTriangleAttention(openfold.TriangleAttention):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, chunk_size: int | None = None, use_kernels: bool = False
     ) -> Tensor:
-        assert not use_kernels, "there is no GPU"
+        assert not use_kernels, "the test has no GPU"
         return super().forward(x, mask)
 
 

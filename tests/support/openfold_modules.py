@@ -1,8 +1,8 @@
-"""Modules with the names, attributes, arguments and habits of OpenFold's, written from AlphaFold 2's supplement.
+"""Small re-implementations of OpenFold's modules for tests, written from the AlphaFold 2 supplement (Algorithms 6–15).
 
-Algorithms 6–15. Masks are float, 1 where there is something; leading axes are any. What a replacement must bear is as
-there: dropout multiplies in place, blocks name every option in their calls, layers cast their weights beside bf16.
-``test_original_models.py`` runs OpenFold's own where a checkout is.
+Names, attributes and arguments are OpenFold's. Masks are floating point, 1 = real; any leading axes are allowed. They
+reproduce the behavior that a replacement must handle: dropout multiplies in place, blocks pass every option by name,
+and layers cast their weights to bf16. ``test_original_models.py`` runs OpenFold's own code if a checkout is available.
 """
 
 from __future__ import annotations
@@ -11,37 +11,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-
-class Linear(nn.Linear):
-    """Casts its weights beside bf16 activations, outside autocast too; ``precision`` is one to compute in."""
-
-    def __init__(self, c_in: int, c_out: int, bias: bool = True, precision: torch.dtype | None = None) -> None:
-        super().__init__(c_in, c_out, bias=bias)
-        self.precision = precision
-
-    def forward(self, input: Tensor) -> Tensor:
-        dtype = self.precision or (torch.bfloat16 if input.dtype == torch.bfloat16 else self.weight.dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        x = input.to(dtype) if self.precision else input
-        out = nn.functional.linear(x, self.weight.to(dtype), bias)
-        return out.to(input.dtype) if self.precision else out
-
-
-class LayerNorm(nn.Module):
-    """No ``nn.LayerNorm``; casts its weights beside bf16 activations."""
-
-    def __init__(self, c_in: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.c_in, self.eps = (c_in,), eps
-        self.weight, self.bias = nn.Parameter(torch.ones(c_in)), nn.Parameter(torch.zeros(c_in))
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = x.dtype if x.dtype == torch.bfloat16 else self.weight.dtype
-        return nn.functional.layer_norm(x, self.c_in, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+from tests.support.model_layers import LayerNorm, Linear
 
 
 class Dropout(nn.Module):
-    """A mask shared along an axis, multiplied into what it is given, in place."""
+    """Dropout with a mask shared along an axis. Multiplies its input in place."""
 
     def __init__(self, r: float, batch_dim: int) -> None:
         super().__init__()
@@ -127,16 +101,16 @@ class TriangleMultiplicativeUpdate(nn.Module):
         super().__init__()
         self._outgoing = _outgoing
         self.linear_a_p, self.linear_a_g, self.linear_b_p, self.linear_b_g = (Linear(c_z, c_hidden) for _ in range(4))
-        self._ends(c_z, c_hidden)
+        self._output_layers(c_z, c_hidden)
 
-    def _ends(self, c_z: int, c_hidden: int) -> None:
+    def _output_layers(self, c_z: int, c_hidden: int) -> None:
         self.linear_g, self.linear_z = Linear(c_z, c_z), Linear(c_hidden, c_z)
         self.layer_norm_in, self.layer_norm_out = LayerNorm(c_z), LayerNorm(c_hidden)
 
-    def _projections(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        keep = keep.unsqueeze(-1)
-        a = keep * torch.sigmoid(self.linear_a_g(x)) * self.linear_a_p(x)
-        return a, keep * torch.sigmoid(self.linear_b_g(x)) * self.linear_b_p(x)
+    def _projections(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        mask = mask.unsqueeze(-1)
+        a = mask * torch.sigmoid(self.linear_a_g(x)) * self.linear_a_p(x)
+        return a, mask * torch.sigmoid(self.linear_b_g(x)) * self.linear_b_p(x)
 
     def forward(
         self,
@@ -146,9 +120,9 @@ class TriangleMultiplicativeUpdate(nn.Module):
         _add_with_inplace: bool = False,
         _inplace_chunk_size: int | None = 256,
     ) -> Tensor:
-        keep = z.new_ones(z.shape[:-1]) if mask is None else mask
+        mask = z.new_ones(z.shape[:-1]) if mask is None else mask
         x = self.layer_norm_in(z)
-        a, b = self._projections(x, keep)
+        a, b = self._projections(x, mask)
         product = torch.einsum("...ikc,...jkc->...ijc" if self._outgoing else "...kic,...kjc->...ijc", a, b)
         update = torch.sigmoid(self.linear_g(x)) * self.linear_z(self.layer_norm_out(product))
         if not inplace_safe:
@@ -167,16 +141,16 @@ class TriangleMultiplicationIncoming(TriangleMultiplicativeUpdate):
 
 
 class FusedTriangleMultiplicativeUpdate(TriangleMultiplicativeUpdate):
-    """One matrix for a and b, as in AlphaFold-Multimer's third version."""
+    """One weight matrix for a and b, as in AlphaFold-Multimer v3."""
 
     def __init__(self, c_z: int, c_hidden: int, _outgoing: bool = True) -> None:
         nn.Module.__init__(self)
         self._outgoing = _outgoing
         self.linear_ab_p, self.linear_ab_g = Linear(c_z, 2 * c_hidden), Linear(c_z, 2 * c_hidden)
-        self._ends(c_z, c_hidden)
+        self._output_layers(c_z, c_hidden)
 
-    def _projections(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = (keep.unsqueeze(-1) * torch.sigmoid(self.linear_ab_g(x)) * self.linear_ab_p(x)).chunk(2, -1)
+    def _projections(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = (mask.unsqueeze(-1) * torch.sigmoid(self.linear_ab_g(x)) * self.linear_ab_p(x)).chunk(2, -1)
         return a, b
 
 
@@ -275,7 +249,8 @@ class MSAColumnAttention(nn.Module):
 
 
 class PairStack(nn.Module):
-    """Its second triangle attention is a starting one, too, on the transposed pair representation."""
+    """Both triangle attentions are around the starting node; the second one runs on the transposed pair
+    representation."""
 
     def __init__(self, c_z: int, pair_dropout: float) -> None:
         super().__init__()
@@ -324,3 +299,21 @@ class EvoformerBlock(nn.Module):
         m = m + self.msa_transition(m, mask=msa_mask, chunk_size=chunk_size)
         z = z + self.outer_product_mean(m, mask=msa_mask, chunk_size=chunk_size, inplace_safe=False)
         return m, self.pair_stack(z, pair_mask, chunk_size=chunk_size)
+
+
+class PairModel(nn.Module):
+    """A model of pair representations [b, n, n, c] with three modules that ``patch`` supports and two others."""
+
+    def __init__(self, c_z: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(c_z, c_z)
+        self.start = TriangleAttention(c_z, 8, 2)
+        self.end = TriangleAttention(c_z, 8, 2, starting=False)
+        self.transition = PairTransition(c_z, 2)
+        self.head = nn.LayerNorm(c_z)
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = self.embed(z)
+        z = z + self.start(z)
+        z = z + self.end(z)
+        return self.head(z + self.transition(z))

@@ -1,11 +1,10 @@
-"""The real code of OpenFold, OpenFold3, Boltz and Protenix, from checkouts that the user names: none of it is here.
+"""Loading of the original code of OpenFold, OpenFold3, Boltz and Protenix from the user's checkouts.
 
     DS4SCI_ORIGINALS=/folder/of/checkouts pytest -m nightly tests/integrations/test_original_models.py
 
-The folder holds ``openfold``, ``openfold-3``, ``boltz`` and ``Protenix``, as ``git clone`` names them, or some of them.
-What they import and a machine without a GPU does not have (CUDA extensions, RDKit, Lightning) is replaced by mocks:
-their modules are made, their data pipelines are not run. ``ml_collections`` (OpenFold3) and ``optree`` (Protenix) are
-needed.
+The folder contains any of ``openfold``, ``openfold-3``, ``boltz`` and ``Protenix``, as ``git clone`` names them.
+Imports that a machine without a GPU does not have (CUDA extensions, RDKit, Lightning) are replaced by mocks: the tests
+create modules and do not run data pipelines. Requires ``ml_collections`` (OpenFold3) and ``optree`` (Protenix).
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from torch import nn
 
 FOLDER = "DS4SCI_ORIGINALS"
 ROOTS = {"openfold": "openfold", "openfold3": "openfold-3", "boltz": "boltz/src", "protenix": "Protenix"}
-"""Package → its folder among the checkouts."""
+"""Package → its path in the folder of checkouts."""
 
 
 class Mocked(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds nothing but what is absent, and makes a mock of it."""
+    """Import hook that replaces missing packages by mocks."""
 
     names = ("attn_core_inplace_cuda", "modelcif", "rdkit", "fairscale", "pytorch_lightning")
 
@@ -47,15 +46,15 @@ class Mocked(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def original(module: str) -> ModuleType:
-    """A module of one of the packages in ``ROOTS``; skips the test where its checkout is not named."""
+    """Import a module of one of the packages in ``ROOTS``. Skips the test if there is no checkout."""
     package = module.partition(".")[0]
     named = os.environ.get(FOLDER)
     if not named:
-        pytest.skip(f"{FOLDER} names no folder with checkouts of the models")
+        pytest.skip(f"{FOLDER} is not set to a folder with checkouts of the models")
     root = Path(named) / ROOTS[package]
     if not root.is_dir():
-        pytest.skip(f"{FOLDER} has no {ROOTS[package]}")
-    os.environ.setdefault("LAYERNORM_TYPE", "openfold")  # Protenix' other one is compiled for GPUs at import
+        pytest.skip(f"the folder of {FOLDER} has no {ROOTS[package]}")
+    os.environ.setdefault("LAYERNORM_TYPE", "openfold")  # Protenix' default is compiled for GPUs at import
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     if not any(isinstance(finder, Mocked) for finder in sys.meta_path):

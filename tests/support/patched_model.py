@@ -1,7 +1,7 @@
-"""A model beside its patched twin, by the rule of tests/support/kernel_contract.py.
+"""Comparison of a model with a patched copy, by the rule of tests/support/kernel_contract.py.
 
-The patched one may err by 3 times what the model itself errs in the same dtype, measured against the model in fp64, in
-every output and in the gradient of every weight.
+In every output and every gradient of a weight, the error of the patched copy is at most 3 times that of the model
+itself in the same dtype. Both errors are measured against the model in fp64.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from ds4sci.integrations import patch, patching
 from ds4sci.integrations.replacement import PatchedMethod
 
 Call = Callable[[Any, Callable[[torch.Tensor], torch.Tensor]], list[torch.Tensor]]
-"""``call(model, leaf)``: run it, inputs of which ``leaf`` makes copies that want gradients; the outputs."""
+"""``call(model, leaf)`` runs the model and returns its outputs. ``leaf`` copies an input and makes it require a
+gradient."""
 BIG = 1e18
-"""What AlphaFold's 1e9 is to fp32, that is to fp64: so far above a score that adding it leaves nothing of the score."""
+"""Counterpart of AlphaFold's mask value 1e9 for fp64: adding it to an attention logit removes all digits of the
+logit."""
 
 
 class WideTorch:
-    """torch, but float32 means float64: for modules that cast to fp32 on their way."""
+    """The torch module with float32 replaced by float64, for modules that cast to fp32 internally."""
 
     float32 = torch.float64
 
@@ -35,7 +37,7 @@ class WideTorch:
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights everywhere: what is initialised with zeros would hide everything before it."""
+    """Give all parameters random values: layers initialized to zero would hide errors in the layers before them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -46,13 +48,15 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def results(model: nn.Module, call: Call, dtype: torch.dtype, autocast: torch.dtype | None = None) -> dict[str, Any]:
-    """Outputs, and gradients of a weighted sum of them. A weight that is not used has None."""
+def outputs_and_gradients(
+    model: nn.Module, call: Call, dtype: torch.dtype, autocast: torch.dtype | None = None
+) -> dict[str, Any]:
+    """Outputs, and gradients of a weighted sum of them; None for unused weights."""
     leaves: list[torch.Tensor] = []
 
     def leaf(x: torch.Tensor) -> torch.Tensor:
         leaves.append(x.detach().to(dtype, copy=True).requires_grad_())
-        return leaves[-1] * 1  # models write into what they are given
+        return leaves[-1] * 1  # models may write into their inputs
 
     torch.manual_seed(7)  # dropout
     inside = torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext()
@@ -65,7 +69,7 @@ def results(model: nn.Module, call: Call, dtype: torch.dtype, autocast: torch.dt
         total = total + (out.double() * weight).sum()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad(set_to_none=True)
-    total.backward()  # and not autograd.grad, which reentrant checkpoints refuse
+    total.backward()  # not autograd.grad, which reentrant checkpoints do not support
     names = [*(f"input {i}" for i in range(len(leaves))), *named]
     grads = {f"gradient of {name}": x.grad for name, x in zip(names, [*leaves, *named.values()], strict=True)}
     model.zero_grad(set_to_none=True)
@@ -82,67 +86,73 @@ def check_accuracy(
     autocast: torch.dtype | None = None,
     draws: int = 3,
 ) -> None:
-    """Patch a copy of ``model`` and compare, over ``draws`` of its weights: one alone may be lucky.
+    """Patch a copy of ``model`` and check its error over ``draws`` random weights, to reduce the effect of chance.
 
-    ``narrow`` brings the model to ``dtype``; ``widen`` is a context in which the model in fp64 is fp64 throughout.
+    narrow  converts the model to ``dtype``
+    widen   context manager in which the fp64 model computes in fp64 throughout
     """
-    own, ours = (defaultdict[str, list[torch.Tensor]](list) for _ in range(2))
-    wanted: dict[str, list[torch.Tensor]] = defaultdict(list)
+    errors, patched_errors = (defaultdict[str, list[torch.Tensor]](list) for _ in range(2))
+    expected: dict[str, list[torch.Tensor]] = defaultdict(list)
     for seed in range(draws):
         model = randomize(model.float(), seed)
         narrow(model)
-        twin, wide = copy.deepcopy(model), copy.deepcopy(model).double()
-        report = patch(twin, verbose=False)
+        patched, wide = copy.deepcopy(model), copy.deepcopy(model).double()
+        report = patch(patched, verbose=False)
         assert not report.skipped, report
         with widen(wide):
-            oracle = results(wide, call, torch.float64)
-        plain = results(model, call, dtype, autocast)
+            oracle = outputs_and_gradients(wide, call, torch.float64)
+        plain = outputs_and_gradients(model, call, dtype, autocast)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*falls back to its original")
-            got = results(twin, call, dtype, autocast)
-        for name, want in oracle.items():
-            if want is None:
+            found = outputs_and_gradients(patched, call, dtype, autocast)
+        for name, exact in oracle.items():
+            if exact is None:
                 assert plain[name] is None
-                assert got[name] is None
+                assert found[name] is None
                 continue
-            assert got[name].dtype == plain[name].dtype, name
-            assert got[name].isfinite().all(), name
-            wanted[name].append(want)
-            own[name].append(plain[name] - want)
-            ours[name].append(got[name] - want)
+            assert found[name].dtype == plain[name].dtype, name
+            assert found[name].isfinite().all(), name
+            expected[name].append(exact)
+            errors[name].append(plain[name] - exact)
+            patched_errors[name].append(found[name] - exact)
     eps = torch.finfo(autocast or dtype).eps
-    scale = max(_norm(want) for want in wanted.values())
-    for name, want in wanted.items():
-        # a gradient that is 0 for all inputs (softmax is blind to a shift of all scores) has the others for a measure
-        size, largest = _norm(want), _furthest(want)
+    scale = max(_norm(exact) for exact in expected.values())
+    for name, exact in expected.items():
+        # a gradient that is always 0 (softmax is invariant to a shift of all logits) is measured relative to the others
+        size, largest = _norm(exact), _largest(exact)
         if size < 1e-12 * scale:
             size = largest = scale
-        honest, error = max(_norm(own[name]), 0.3 * eps * size), _norm(ours[name])
-        assert error <= 3 * honest, f"{name}: error {error:.3g}, the model's own {honest:.3g}, size {size:.3g}"
-        assert _furthest(ours[name]) <= 6 * max(_furthest(own[name]), eps * largest), name
+        own_error, error = max(_norm(errors[name]), 0.3 * eps * size), _norm(patched_errors[name])
+        assert error <= 3 * own_error, (
+            f"{name}: error {error:.3g}, of the model itself {own_error:.3g}, norm {size:.3g}"
+        )
+        assert _largest(patched_errors[name]) <= 6 * max(_largest(errors[name]), eps * largest), name
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:
     return float(torch.stack([x.double().norm() for x in tensors]).norm())
 
 
-def _furthest(tensors: list[torch.Tensor]) -> float:
+def _largest(tensors: list[torch.Tensor]) -> float:
     return max(float(x.abs().max()) for x in tensors)
 
 
 def check_autocast_dtypes(model: nn.Module) -> set[str]:
-    """Patch ``model`` and compare each replaced method's dtypes under autocast with the method's own; their names."""
+    """Patch ``model`` and check that each replaced method has the output dtypes of the original under autocast.
+
+    Returns the names of the replaced modules.
+    """
     patch(model, verbose=False)
-    seen = set()
+    names = set()
     for module in model.modules():
         for forward in [x for x in module.__dict__.values() if isinstance(x, PatchedMethod)]:
             replacement = patching.find_replacement(module)
             assert replacement is not None
             first, others = replacement.example(module, torch.Generator().manual_seed(0))
-            own = getattr(type(module), forward.method)
+            original = getattr(type(module), forward.method)
             with torch.autocast("cpu", torch.bfloat16):
-                ways = forward(first, **others), own(module, first, **others)
-            got, want = ([x.dtype for x in (out if isinstance(out, tuple) else (out,))] for out in ways)
-            assert got == want, replacement.name
-            seen.add(replacement.name)
-    return seen
+                outputs = forward(first, **others), original(module, first, **others)
+            found, expected = ([x.dtype for x in (out if isinstance(out, tuple) else (out,))] for out in outputs)
+            assert found == expected, replacement.name
+            names.add(replacement.name)
+    return names

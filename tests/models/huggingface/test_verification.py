@@ -1,4 +1,4 @@
-"""What is found out about a model of transformers when it is loaded: how to call it, and what it cannot do."""
+"""Verification of Hugging Face models at load time: call convention, limits, and refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build(kind: str, config: dict[str, Any], **more: Any) -> language.LanguageMo
 
 
 def rows_of(*lengths: int) -> Any:
-    """One document a row."""
+    """One document per row."""
     made = []
     for number, one in enumerate(oracle.documents(list(lengths))):
         made.append([(replace(one, name=f"d{number}"), unlabelled_example(one.ids))])
@@ -53,12 +53,13 @@ def rows_of(*lengths: int) -> Any:
     ],
     ids=lambda config: config["model_type"],
 )
-def test_embeddings_are_those_of_the_untouched_model(config: dict[str, Any]) -> None:
-    """Positions that start at 0 gave cosines of 0.37 to 0.94 for models that count from padding_idx + 1."""
+def test_embeddings_equal_those_of_the_original_model(config: dict[str, Any]) -> None:
+    """For models that count positions from padding_idx + 1, positions from 0 give cosine similarities of 0.37 to
+    0.94."""
     model = build("masked_lm", config).eval()
-    untouched = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**config, vocab_size=33, **oracle.SPECIAL))
-    untouched.load_state_dict(model.model.state_dict())
-    body = getattr(untouched.eval(), untouched.base_model_prefix)
+    original = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**config, vocab_size=33, **oracle.SPECIAL))
+    original.load_state_dict(model.model.state_dict())
+    body = getattr(original.eval(), original.base_model_prefix)
     batch = rows_of(17, 40)
     with torch.no_grad():
         found = model.hidden(batch).flatten(0, 1)
@@ -70,7 +71,7 @@ def test_embeddings_are_those_of_the_untouched_model(config: dict[str, Any]) -> 
 LFM2 = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2} | SMALL
 
 
-def test_a_model_whose_documents_leak_runs_unpacked() -> None:
+def test_model_that_mixes_packed_documents_runs_unpacked() -> None:
     with pytest.raises(ValueError, match=r"Lfm2ForCausalLM: packed rows change.*a packed row.*data\.packing = false"):
         build("causal_lm", LFM2)
     model = build("causal_lm", LFM2, packing=False)
@@ -84,21 +85,21 @@ def test_a_model_whose_documents_leak_runs_unpacked() -> None:
 BIG_BIRD = {"model_type": "big_bird", "block_size": 4, "max_position_embeddings": 512} | PLAIN
 
 
-def test_big_bird_stays_sparse_and_is_refused() -> None:
+def test_sparse_big_bird_is_refused() -> None:
     with pytest.raises(ValueError, match="BigBirdForMaskedLM: packed and padded rows both change"):
         build("masked_lm", BIG_BIRD, packing=False)
     full = BIG_BIRD | {"attention_type": "original_full"}
     assert build("masked_lm", full, packing=False).convention.attention == "original"
 
 
-def test_a_verification_leaves_nothing_behind() -> None:
+def test_verification_restores_global_state() -> None:
     from ds4sci.models.huggingface.call_convention import ModelFactory
     from ds4sci.models.huggingface.verification import verify
 
     config = AutoConfig.for_model(**BIG_BIRD, vocab_size=50)
     before = config.to_dict()
-    numbers: Any = np.random.get_state  # models draw from the global one
-    states = torch.get_rng_state(), numbers()[1].copy(), random.getstate()
+    numpy_state: Any = np.random.get_state  # models may use the global generator
+    states = torch.get_rng_state(), numpy_state()[1].copy(), random.getstate()
     made = []
 
     def wrap(model: Any, convention: Any) -> language.LanguageModel:
@@ -110,11 +111,11 @@ def test_a_verification_leaves_nothing_behind() -> None:
     assert made
     assert config.to_dict() == before
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(numbers()[1], states[1])
+    assert np.array_equal(numpy_state()[1], states[1])
     assert random.getstate() == states[2]
 
 
-def test_the_model_itself_is_as_it_was_loaded(tmp_path) -> None:
+def test_verification_does_not_change_the_model(tmp_path) -> None:
     torch.manual_seed(0)
     own = AutoModelForCausalLM.from_config(AutoConfig.for_model(**oracle.LLAMA, vocab_size=40))
     own.save_pretrained(tmp_path)
@@ -130,20 +131,20 @@ def test_the_model_itself_is_as_it_was_loaded(tmp_path) -> None:
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_key_value_heads": 2} | SMALL
 
 
-def test_losses_that_the_config_asks_for_are_not_dropped() -> None:
+def test_auxiliary_losses_are_refused() -> None:
     assert build("causal_lm", MIXTRAL).convention.shardable
     with pytest.raises(ValueError, match=r"its loss is not the cross entropy.*output_router_logits = True"):
         build("causal_lm", MIXTRAL | {"output_router_logits": True})
 
 
-def test_a_model_that_sees_what_it_predicts_is_refused() -> None:
+def test_model_that_is_not_causal_is_refused() -> None:
     config = {"model_type": "bert"} | PLAIN
     with pytest.raises(ValueError, match=r"attends to the tokens that it predicts.*is_decoder"):
         build("causal_lm", config)
     assert build("causal_lm", config | {"is_decoder": True}).convention.shardable
 
 
-def test_documents_beyond_the_positions_are_named_at_the_start_and_later() -> None:
+def test_documents_longer_than_the_positions_raise() -> None:
     config = {"model_type": "roberta", "max_position_embeddings": 66} | PLAIN
     with pytest.raises(ValueError, match=r"positions for 64 tokens \(max_position_embeddings\).*documents of 65"):
         build("masked_lm", config, longest=65)
@@ -151,11 +152,13 @@ def test_documents_beyond_the_positions_are_named_at_the_start_and_later() -> No
     model(rows_of(64))
     with pytest.raises(ValueError, match=r"d1: 65 tokens; RobertaForMaskedLM takes at most 64 \(max_pos"):
         model(rows_of(10, 65))
-    llama = build("causal_lm", oracle.LLAMA | {"max_position_embeddings": 32}, longest=100)  # rotary: no end
+    llama = build(
+        "causal_lm", oracle.LLAMA | {"max_position_embeddings": 32}, longest=100
+    )  # rotary embeddings have no limit
     assert llama.convention.max_tokens is None
 
 
-def test_a_run_asks_before_it_opens_its_data() -> None:
+def test_document_length_is_checked_before_data_is_opened() -> None:
     model = {"config": {"model_type": "roberta", "max_position_embeddings": 66} | PLAIN}
     data = {"path": "none.fasta", "tokenizer": {"kind": "esm"}}
     for phases in ([{"length": 65}], [{"length": 20}, {"from_progress": 0.5, "length": 65}]):
@@ -169,7 +172,7 @@ def test_a_run_asks_before_it_opens_its_data() -> None:
         )
 
 
-def test_a_window_that_no_document_exceeds_is_none() -> None:
+def test_window_longer_than_all_documents_is_allowed() -> None:
     config = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 40} | SMALL
     with pytest.raises(ValueError, match=r"data\.packing = false.*no longer than its window \(sliding_window = 40\)"):
         build("causal_lm", config, longest=41)
@@ -192,20 +195,20 @@ def test_a_window_that_no_document_exceeds_is_none() -> None:
          "original_max_position_embeddings"),
     ],
 )  # fmt: skip
-def test_rotary_embeddings_that_change_with_the_longest_document(more, key) -> None:
-    """Beside a document beyond the limit the others would get its frequencies."""
+def test_rotary_embeddings_that_depend_on_the_longest_document(more, key) -> None:
+    """In a packed row, a document beyond the limit would change the frequencies of the others."""
     with pytest.raises(ValueError, match="packed and padded rows both change"):
         build("causal_lm", oracle.LLAMA | more, longest=51)
     convention = build("causal_lm", oracle.LLAMA | more, longest=50).convention
     assert (convention.max_tokens, convention.limit_key) == (50, key)
 
 
-def test_a_tokenizer_larger_than_the_vocabulary() -> None:
+def test_tokenizer_larger_than_the_vocabulary_raises() -> None:
     with pytest.raises(ValueError, match=r"tokenizer has 33 tokens, but LlamaForCausalLM has embeddings for 20"):
         build("causal_lm", oracle.LLAMA | {"vocab_size": 20})
 
 
-def test_code_in_a_folder_is_not_run_and_that_is_said(tmp_path) -> None:
+def test_custom_code_is_not_run(tmp_path) -> None:
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**oracle.LLAMA, vocab_size=33)).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text()) | {"auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.M"}}
@@ -228,8 +231,8 @@ def test_code_in_a_folder_is_not_run_and_that_is_said(tmp_path) -> None:
          {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0}),
     ],
 )  # fmt: skip
-def test_rotary_settings_under_their_earlier_names(tmp_path, overrides, wanted) -> None:
-    """A scaling alone took the base of 10,000 instead of the model's."""
+def test_legacy_rotary_settings(tmp_path, overrides, wanted) -> None:
+    """A scaling without a base must keep the base of the model instead of the default of 10,000."""
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**oracle.LLAMA | rope, vocab_size=33)).save_pretrained(
         tmp_path
@@ -237,12 +240,12 @@ def test_rotary_settings_under_their_earlier_names(tmp_path, overrides, wanted) 
     loaded = language.Config(path=str(tmp_path), overrides=overrides)
     built = language.build(loaded, "causal_lm", vocabulary=33, special={})
     assert {key: built.model.config.rope_parameters[key] for key in wanted} == wanted
-    if "rope_parameters" not in overrides:  # there it would replace what a new model's config says itself
+    if "rope_parameters" not in overrides:  # it would replace the settings in the config of a new model
         new = build("causal_lm", oracle.LLAMA | rope | overrides).model.config.rope_parameters
         assert {key: new[key] for key in wanted} == wanted
 
 
-def test_rotary_settings_of_several_kinds_of_layers_are_asked_for() -> None:
+def test_legacy_rotary_settings_with_several_layer_types_raise() -> None:
     config = {"model_type": "modernbert", "rope_theta": 1e4} | SMALL
     with pytest.raises(ValueError, match="ModernBertConfig has no single rope_theta: set rope_parameters, with"):
         build("masked_lm", config)
@@ -260,7 +263,7 @@ def models() -> dict[str, language.LanguageModel]:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(3, 30), min_size=1, max_size=6), st.randoms(use_true_random=False))
-def test_any_packing_gives_the_same_log_probabilities(models, lengths, order) -> None:
+def test_log_probabilities_do_not_depend_on_packing(models, lengths, order) -> None:
     read = oracle.documents(lengths)
 
     def rows(groups: list[list[Document]]) -> Any:
@@ -295,7 +298,7 @@ for name, config in json.loads(sys.argv[1]).items():
     model = oracle.model("causal_lm", config, checkpoint_min_tokens=0)
     batch = oracle.batch("causal_lm", [[17, 9], [25]], 32)
     with torch.no_grad():
-        right = float(oracle.plain_loss(model, batch))
+        reference = float(oracle.plain_loss(model, batch))
         with torch.autocast("cpu", torch.bfloat16):
             half = float(oracle.plain_loss(model, batch))
     engine, *_ = deepspeed.initialize(
@@ -308,13 +311,13 @@ for name, config in json.loads(sys.argv[1]).items():
     loss = (output.losses * output.weights).sum() / output.weights.sum()
     engine.backward(loss)
     engine.step()
-    found[name] = [float(loss.detach()), half, right]
+    found[name] = [float(loss.detach()), half, reference]
 print(json.dumps(found))
 """
 
 
-def test_torch_autocast_of_the_deepspeed_json(tmp_path) -> None:
-    """Rotary embeddings leave q and k in fp32 beside v in bf16; torch's own attention casts them, and so must ours."""
+def test_torch_autocast_in_the_deepspeed_config(tmp_path) -> None:
+    """Rotary embeddings return q and k in fp32 while v is bf16; packed attention casts them as SDPA does."""
     from ds4sci.train.distributed import free_port
 
     configs = {
@@ -333,5 +336,5 @@ def test_torch_autocast_of_the_deepspeed_json(tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert set(found) == set(configs)
-    for name, (loss, half, right) in found.items():
-        assert abs(loss - right) <= 3 * max(abs(half - right), 2**-9 * right), name
+    for name, (loss, half, reference) in found.items():
+        assert abs(loss - reference) <= 3 * max(abs(half - reference), 2**-9 * reference), name
