@@ -1,5 +1,5 @@
-"""For every test: one torch thread (on a busy machine threads wait for each other longer than they work), hypothesis
-without deadlines; GPU tests that say why they skip; a Triton interpreter fit for tests where TRITON_INTERPRET=1."""
+"""Settings of all tests: one torch thread (several wait for each other on a busy machine), hypothesis without
+deadlines, skips of GPU tests with their reason, and a Triton interpreter prepared for tests where TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # helpers and the toy task are imported as tests.…
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # helpers are imported as tests.support.…
 settings.register_profile("ds4sci", deadline=None)
 settings.load_profile("ds4sci")
 torch.set_num_threads(1)
@@ -27,25 +27,24 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 
 
 RANKS = "tests/train/"
-"""Tests that start several ranks. They run one after the other: two ranks each take both cores of a small machine."""
+"""Tests that start several ranks. They run one after the other, because two ranks use both cores of a small machine."""
 LONGEST = (RANKS, "tests/kernels/test_triton_interp.py", "tests/kernels/test_triton_aot.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of several ranks first and then Triton's, since they take longest: two processes then end at about the same
-    time. Skip those marked ``gpu`` where torch sees none."""
+    """Run the longest tests first, so that both processes end together. Skip ``gpu`` tests without a GPU."""
     items.sort(key=lambda item: [not item.nodeid.startswith(part) for part in LONGEST])
-    wanting = [item for item in items if item.get_closest_marker("gpu")]
-    if wanting and not torch.cuda.is_available():
-        for item in wanting:
-            item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use; here is none"))
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_tests and not torch.cuda.is_available():
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use; this machine has none"))
 
 
-@pytest.hookimpl(optionalhook=True)  # there where pytest-xdist is
+@pytest.hookimpl(optionalhook=True)  # only with pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files stay whole, so that their fixtures are made once, and tests of several ranks on one process.
+    """Keep files whole, so that their fixtures are made once, and tests of several ranks in one process.
 
-    pytest-xdist's own way to say so, its ``xdist_group``, has no effect with pytest 9.2.
+    The ``xdist_group`` mark of pytest-xdist has no effect with pytest 9.2.
     """
     from xdist.scheduler import LoadScopeScheduling
 

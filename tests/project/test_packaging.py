@@ -1,4 +1,4 @@
-"""The wheel: built offline from a copy of the tree, looked into, installed into an empty folder and used from there."""
+"""The wheel: built offline from a copy of the tree, inspected, installed into an empty folder and used from there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of this tree plus a native source two folders deep, so that the test also holds while there is none."""
+    """A wheel of this tree plus a native source two folders deep, to check that nested sources are packaged."""
     tree = tmp_path_factory.mktemp("tree")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, tree)
@@ -67,7 +67,7 @@ def run(installed: Path, *arguments: str, **variables: str) -> subprocess.Comple
 
 
 def expected() -> set[str]:
-    """Names in the wheel that the tree asks for."""
+    """Names that the wheel must contain."""
     names = {
         file.relative_to(ROOT).as_posix()
         for pattern in ("*.py", "*.json", "*.md")
@@ -93,11 +93,11 @@ def test_wheel_carries_code_configs_and_native_sources(wheel: Path) -> None:
     assert "Requires-Python: >=3.11" in metadata
 
 
-def test_what_the_package_imports_is_asked_for(wheel: Path) -> None:
+def test_imported_packages_are_requirements(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         lines = archive.read(name).decode().splitlines()
-    asked = {
+    required = {
         re.match(r"Requires-Dist: ([\w-]+)", line)[1]  # type: ignore[index]
         for line in lines
         if line.startswith("Requires-Dist") and "extra ==" not in line
@@ -109,16 +109,15 @@ def test_what_the_package_imports_is_asked_for(wheel: Path) -> None:
                 modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.split(".")[0])
-    # triton comes with torch, where it can be had; flash_attn and peft are extras; the others are measured beside ours
-    # where a user has them
+    # triton comes with torch; flash_attn and peft are extras; the others are baselines of benchmarks, if installed
     optional = {"triton", "flash_attn", "peft", "cuequivariance_torch", "trifast", "pyfaidx", "deepxde"}
     foreign = modules - sys.stdlib_module_names - {"ds4sci"} - optional
     distributions = importlib.metadata.packages_distributions()
     owners = {module: {name.lower() for name in distributions.get(module, [module])} for module in foreign}
-    assert {module for module, names in owners.items() if not names & asked} == set()
+    assert {module for module, names in owners.items() if not names & required} == set()
 
 
-def test_installed_copy_answers_by_itself(installed: Path) -> None:
+def test_installed_copy_runs_without_the_repository(installed: Path) -> None:
     code = "import ds4sci, pathlib; print(pathlib.Path(ds4sci.__file__).parent)"
     assert Path(run(installed, "-c", code).stdout.strip()).resolve() == (installed / "ds4sci").resolve()
     shown = run(installed, "-m", "ds4sci", "--help")
@@ -141,8 +140,8 @@ def test_installed_copy_finds_its_configs(installed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_can_carry_the_native_code(tmp_path: Path) -> None:
-    """Built for every instruction set of this kind of processor; no compiler is needed where it is installed."""
+def test_a_wheel_can_contain_the_native_code(tmp_path: Path) -> None:
+    """It contains code for every instruction set of this processor family; the target needs no compiler."""
     try:
         native.compiler()
     except native.BuildError as error:
@@ -163,4 +162,4 @@ def test_a_wheel_can_carry_the_native_code(tmp_path: Path) -> None:
     done = run(install(wheel, tmp_path / "site"), "-c", code, **bare)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["16.0"]
-    assert not (tmp_path / "cache").exists(), "it was built again"
+    assert not (tmp_path / "cache").exists(), "the native code was built again"
