@@ -46,7 +46,7 @@ def peak_memory_mb(action: Callable[[], object], device: torch.device) -> float 
 def limit_memory(extra: float | None = None) -> None:
     """Make allocations fail when this process needs more than ``extra`` bytes beyond what it holds now.
 
-    The default is 90 % of the machine's free memory; beyond that the kernel would kill a process. Does nothing on
+    The default is 90 % of the free memory; beyond that the kernel would kill a process. Does nothing on
     systems without ``/proc``.
     """
     import resource

@@ -207,12 +207,12 @@ def test_too_few_residues_give_nan(length: int) -> None:
 
 
 def test_all_residues_masked_gives_nan() -> None:
-    points, nobody = np.eye(3), np.zeros(3, dtype=bool)
+    points, nothing = np.eye(3), np.zeros(3, dtype=bool)
     for score in (metrics.tm_score, metrics.gdt_ts, metrics.rmsd, metrics.lddt_ca):
-        assert math.isnan(score(points, points, nobody))
+        assert math.isnan(score(points, points, nothing))
     with pytest.raises(ValueError, match="no residue is evaluated"):
-        metrics.superpose(points, points, nobody)
-    assert math.isnan(metrics.contact_precision(np.eye(3), points, nobody))
+        metrics.superpose(points, points, nothing)
+    assert math.isnan(metrics.contact_precision(np.eye(3), points, nothing))
     assert math.isnan(metrics.clash_fraction(np.zeros((3, 37, 3)), np.zeros((3, 37), dtype=bool)))
 
 

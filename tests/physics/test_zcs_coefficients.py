@@ -102,8 +102,8 @@ def test_data_vect_error_describes_its_points(formula: str, kind: type[Exception
     assert differentiate(net, FUNCTIONS, POINTS, names="xt")("x").shape == (M, N)
     with pytest.raises(kind) as caught:
         differentiate(net, FUNCTIONS, POINTS, names="xt", method="data_vect")
-    told = "".join(traceback.format_exception_only(caught.value))
-    assert f'method="data_vect" gives the network points [{M}, {N}, 2], separate points for each function' in told
+    message = "".join(traceback.format_exception_only(caught.value))
+    assert f'method="data_vect" gives the network points [{M}, {N}, 2], separate points for each function' in message
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -155,9 +155,9 @@ def test_a_run_reports_its_coverage(tmp_path, run) -> None:
 
     run("causal_lm", '{kind = "codon", frame = 1}')
     task = build_task(RunConfig.load(tmp_path / "run.toml"))
-    told = {name: one.describe("base") for name, one in task.coverage().items()}
-    assert told["training, length 128"] == "2,847 of 2,850 bases read, 3 in no token"  # one before the frame
-    assert told["held out"] == "147 of 150 bases read, 3 in no token"
+    reported = {name: one.describe("base") for name, one in task.coverage().items()}
+    assert reported["training, length 128"] == "2,847 of 2,850 bases read, 3 in no token"  # one before the frame
+    assert reported["held out"] == "147 of 150 bases read, 3 in no token"
     (tmp_path / "train.fa").write_text(f">chromosome\n{'MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ' * 20}\n")
     (tmp_path / "train.fa.ds4sci").rename(tmp_path / "old")
     text = (tmp_path / "run.toml").read_text().replace('{kind = "codon", frame = 1}', BPE)
