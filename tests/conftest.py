@@ -1,5 +1,5 @@
 """Settings of all tests: one torch thread (several wait for each other on a busy machine), hypothesis without
-deadlines, skips of GPU tests with their reason, and a prepared Triton interpreter for tests where TRITON_INTERPRET=1."""
+deadlines, reasons of skipped GPU tests, and a prepared Triton interpreter where TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 

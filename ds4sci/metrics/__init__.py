@@ -4,8 +4,8 @@ attention (``contacts``).
 
 Pure numpy functions in float64 of one example. Coordinates are in Å. ``mask`` is True for residues that are evaluated;
 ``None`` evaluates all. A metric that is undefined (no pair to evaluate, fewer than three residues to superpose, no
-helix) is NaN, or None where the docstring states it. It is never 0, which would count as a bad value. Prediction and true
-structure have the same residues, so no alignment is computed.
+helix) is NaN, or None where the docstring states it. It is never 0, which would count as a bad value. Prediction and
+true structure have the same residues, so no alignment is computed.
 """
 
 from __future__ import annotations
