@@ -11,6 +11,7 @@ from ds4sci import __version__
 
 project = "ds4sci"
 author = "the ds4sci developers"
+project_copyright = "2026, the ds4sci developers"
 release = __version__
 extensions = [
     "myst_parser",
