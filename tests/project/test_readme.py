@@ -123,6 +123,10 @@ def test_links_and_paths_exist(document: Path) -> None:
     missing = [link for link in links if not (document.parent / link).exists()]
     named = re.findall(r"`((?:configs|launch|examples|tests|ds4sci)/[\w./-]+\.\w+)`", text)
     missing += [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
+    for file, test in re.findall(r"`(?:[\w/]+/)?(test_\w+\.py)::(test_\w+)`", text):
+        files = (ROOT / "tests").rglob(file)
+        if not any(f"def {test}(" in path.read_text(encoding="utf-8") for path in files):
+            missing.append(f"{file}::{test}")
     assert missing == []
 
 

@@ -139,7 +139,7 @@ def test_the_command_is_an_argument_list_and_cores_are_divided(monkeypatch) -> N
     assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "3"]
     assert command[-5:] == ["--module", "ds4sci.train", "--config", "a b.toml", "train.name=x;y"]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(launch, "cores", lambda: 8)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 8)
     assert launch.rank_environment(3)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert launch.rank_environment(3)["OMP_NUM_THREADS"] == "5"

@@ -77,7 +77,7 @@ def stages(task: str) -> list[int]:
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_as_fp64_torch_in_one_process(ranks, home) -> None:
     """One stage and one split for every kind of task."""
-    tasks = ("fold", "mwanted_runs_lm", "causal_lm unpacked", "token_classification", "neural_operator")
+    tasks = ("fold", "masked_lm", "causal_lm unpacked", "token_classification", "neural_operator")
     cases = [
         Case(task, min((number + ranks // 2) % 4, stages(task)[-1]), *SPLITS[ranks][(number + ranks) % 3])
         for number, task in enumerate(tasks)
@@ -106,7 +106,7 @@ def test_dropout_does_not_depend_on_ranks(tmp_path) -> None:
     structure = fold["structure"] | {"dropout": 0.5}
     configs = {
         "fold": layouts.configure("fold", tmp_path, model={"evoformer": dropped, "structure": structure}),
-        "mwanted_runs_lm": layouts.configure("mwanted_runs_lm", tmp_path, model={"config": esm}),
+        "masked_lm": layouts.configure("masked_lm", tmp_path, model={"config": esm}),
     }
     found = {
         ranks: _run(tmp_path, ranks, {
@@ -124,7 +124,7 @@ def test_dropout_does_not_depend_on_ranks(tmp_path) -> None:
 def test_bf16_without_zero_takes_no_initial_step(home) -> None:
     """DeepSpeed's optimizer of stage 0 steps on zero gradients at construction; that of stage 1 does not."""
     adam = {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1, "torch_adam": True}}
-    config = layouts.configure("mwanted_runs_lm", home)
+    config = layouts.configure("masked_lm", home)
     found = _run(home, 1, {
         f"bf16_{stage}": (config, layouts.deepspeed(stage, 4, 4, bf16={"enabled": True}, optimizer=adam))
         for stage in (0, 1)
