@@ -57,7 +57,7 @@ EXTRAS = {
     "dev": [
         *DOCS,
         "pytest>=8.2",
-        "pytest-xdist>=3.6",  # launch/test.sh runs the files on two processes: most tests use one thread
+        "pytest-xdist>=3.6",  # launch/test.sh runs the files in three processes: most tests use one thread
         "peft>=0.14",  # tests of adapters
         "accelerate>=1.1",  # transformers.Trainer, which `ds4sci bench lm` measures beside ours
         "pyfaidx>=0.8",  # measured beside our index of FASTA files

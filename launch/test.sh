@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs the CPU test suite in two processes, including slow tests, without nightly and GPU tests. Arguments go to pytest,
-# for example: bash launch/test.sh tests/project/test_layers.py -x. -n 0 uses one process.
+# Runs the CPU test suite, including slow tests, without nightly and GPU tests. Arguments go to pytest, for example:
+# bash launch/test.sh tests/project/test_layers.py -x. Three processes keep two cores busy, because tests that start ranks
+# or compilers often wait; -n 0 uses one process.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ds4sci_root"
-exec python -m pytest -m "not gpu and not nightly" -n 2 --no-loadscope-reorder --durations=15 "$@"
+exec python -m pytest -m "not gpu and not nightly" -n 3 --no-loadscope-reorder --durations=15 "$@"

@@ -32,7 +32,7 @@ LONGEST = (RANKS, "tests/kernels/test_triton_interp.py", "tests/kernels/test_tri
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest tests first, so that both processes end together. Skip ``gpu`` tests without a GPU."""
+    """Run the longest tests first, so that all processes end together. Skip ``gpu`` tests without a GPU."""
     items.sort(key=lambda item: [not item.nodeid.startswith(part) for part in LONGEST])
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests and not torch.cuda.is_available():
