@@ -31,8 +31,10 @@ def converted(lines: list[str]) -> list[str]:
     found: list[str] = []
     for paragraph in paragraphs(lines):
         bullets = paragraph[0].lstrip().startswith(("- ", "* "))
-        if not bullets and (len([x for x in paragraph if COLUMNS.match(x)]) >= 1 or paragraph[0].startswith("  ")):
-            found += ["::", "", *(f"    {line.replace('``', '')}" for line in paragraph), ""]
+        if paragraph[0].startswith("===="):
+            found += [*paragraph, ""]  # a table of reStructuredText
+        elif not bullets and (len([x for x in paragraph if COLUMNS.match(x)]) >= 1 or paragraph[0].startswith("  ")):
+            found += [".. code-block:: text", "", *(f"    {line.replace('``', '')}" for line in paragraph), ""]
         elif bullets:
             marker = [re.sub(r"^(\s*[-*] )(.*)$", lambda m: m[1] + escaped(m[2]), x) for x in paragraph]
             found += [m if m != x else escaped(x) for m, x in zip(marker, paragraph, strict=True)] + [""]
