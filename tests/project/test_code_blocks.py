@@ -6,17 +6,13 @@ import ast
 import importlib
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from ds4sci.config.run_file import CommonKeys
 from ds4sci.config.task_module import import_task
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [page for page in (ROOT / "docs").rglob("*.md") if not {"_build", "generated"} & {*page.parts}]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *(ROOT / "examples").rglob("*.md")])
+from tests.support.documents import DOCUMENTS, ROOT
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

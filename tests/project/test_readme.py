@@ -16,10 +16,8 @@ from ds4sci.bench import tables
 from ds4sci.cli import main
 from ds4sci.config.run_file import RunConfig
 from ds4sci.train.__main__ import parse
+from tests.support.documents import DOCUMENTS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [page for page in (ROOT / "docs").rglob("*.md") if not {"_build", "generated"} & {*page.parts}]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *(ROOT / "examples").rglob("*.md")])
 MARKERS = {
     line.split(":")[0]
     for line in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"][
