@@ -110,6 +110,18 @@ class Engine:
         """The model inside the engine."""
         return self.deepspeed.module
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield this rank's parameters with their names in the task's model, each tied parameter once.
+
+        Checkpoints use these names on every layout.
+        """
+        return self.module.named_parameters()
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield this rank's persistent buffers with their names in the task's model."""
+        persistent = self.module.state_dict(keep_vars=True).keys()
+        return ((name, buffer) for name, buffer in self.module.named_buffers() if name in persistent)
+
     @property
     def uses_dynamic_loss_scale(self) -> bool:
         """Whether a skipped step may be part of the search for the fp16 loss scale."""
