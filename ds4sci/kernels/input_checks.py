@@ -54,9 +54,10 @@ def check_added_mask(mask: Tensor | None) -> None:
 
 
 def expand_mask(
-    mask: Tensor, expected: Sequence[int], like: Tensor, like_name: str, *, fewer_dimensions: bool = False
-) -> Tensor:
-    """``mask`` expanded to the ``expected`` shape.
+    mask: Tensor, expected: Sequence[int], like: Tensor, like_name: str, *, fewer_dimensions: bool = False,
+    name: str = "mask",
+) -> Tensor:  # fmt: skip
+    """``mask``, the argument ``name``, expanded to the ``expected`` shape.
 
     fewer_dimensions  leading dimensions may be missing
     """
@@ -67,7 +68,7 @@ def expand_mask(
         a not in (1, b) for a, b in zip(mask.shape, expected[missing:], strict=True)
     ):  # fmt: skip
         raise ValueError(
-            f"mask must be {tuple(expected)} for {like_name} {tuple(like.shape)}, or 1 where it broadcasts; got "
+            f"{name} must be {tuple(expected)} for {like_name} {tuple(like.shape)}, or 1 where it broadcasts; got "
             f"{tuple(mask.shape)}"
         )
     return mask.expand(expected).contiguous()

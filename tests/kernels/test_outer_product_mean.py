@@ -21,10 +21,18 @@ class TestContract(BroadcastMaskContract):
     def empty_inputs() -> list[dict[str, Any]]:
         shapes = ((0, 3, 4), (1, 0, 4), (1, 3, 0), (1, 0, 0))
         parameters = {"weight": torch.ones(3, 64), "bias": torch.ones(3)}
-        return [
+        same = [
             {"a": torch.randn(*shape, 8), "b": torch.randn(*shape, 8), "mask": torch.ones(shape)} | parameters
             for shape in shapes
         ]
+        two_masks = [
+            {"a": torch.randn(1, s, n_a, 8), "b": torch.randn(1, s, n_b, 8), "mask": torch.ones(1, s, n_a)}
+            | {"mask_b": torch.ones(1, s, n_b)}
+            | parameters
+            for n_a, n_b in ((0, 4), (4, 0), (0, 0))
+            for s in (9, 2)
+        ]
+        return same + two_masks
 
 
 @pytest.mark.parametrize("rows", [1, 9])
@@ -41,6 +49,8 @@ def test_equals_its_definition_for_few_and_many_rows(rows: int) -> None:
             outer = torch.einsum("bs,bsc,bsd->bcd", both, a[:, :, i], other[:, :, j])
             want[:, i, j] = (outer.flatten(1) @ weight.T + bias) / (1e-3 + both.sum(1, keepdim=True))
     torch.testing.assert_close(outer_product_mean(a, other, mask, weight, bias), want)
+    rows_of_z = outer_product_mean(a[:, :, 1:3], other, mask[:, :, 1:3], weight, bias, mask_b=mask)
+    torch.testing.assert_close(rows_of_z, want[:, 1:3])
 
 
 def test_the_outer_product_is_never_materialized() -> None:

@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")
 GPU_ONLY = ("triton", "flash", "flex")
 """Implementations whose inputs are made on a GPU where there is one."""
-CONSTANT = {"outer_product_mean": ("mask",), "triangle_multiplication": ("mask",)}
+CONSTANT = {"outer_product_mean": ("mask", "mask_b"), "triangle_multiplication": ("mask",)}
 """Floating-point inputs without a gradient, by kernel."""
 SAME_BITS = {"evoformer_attention": ("triton", "native", "tiled"), "varlen_attention": ("native",)}
 """Implementations whose results do not depend on the number of threads. Not sdpa: the last bit of torch's backward

@@ -15,9 +15,11 @@ from ds4sci.kernels.spec import Implementation, Kernel, runs_anywhere
 
 def _fused(name: str) -> Callable[..., Tensor]:
     def run(
-        a: Tensor, b: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float | None = 1e-3
-    ) -> Tensor:
-        out: Tensor = fused.CUSTOM_OP(a, b, weight, bias, mask.detach(), eps, name)
+        a: Tensor, b: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, mask_b: Tensor | None = None,
+        eps: float | None = 1e-3,
+    ) -> Tensor:  # fmt: skip
+        mask_b = None if mask_b is None else mask_b.detach()
+        out: Tensor = fused.CUSTOM_OP(a, b, weight, bias, mask.detach(), mask_b, eps, name)
         return out
 
     return run
@@ -39,23 +41,31 @@ def outer_product_mean(
     weight: Tensor,
     bias: Tensor | None,
     *,
+    mask_b: Tensor | None = None,
     eps: float | None = 1e-3,
     implementation: str | None = None,
 ) -> Tensor:
-    """``z_ij = (W flatten(Σ_s a_si ⊗ b_sj) + w₀) / (eps + Σ_s m_si m_sj)``, summed over unmasked rows.
+    """``z_ij = (W flatten(Σ_s a_si ⊗ b_sj) + w₀) / (eps + Σ_s m_si m'_sj)``, summed over rows that neither masks.
 
-    a and b ``[b, s, n, c]`` projections of the MSA, ``mask`` bool or float ``[b, s, n]``, any of them 1 to
-    broadcast (it gets no gradient), ``weight`` ``[c_z, c·c]``, ``bias`` ``[c_z]``; returns ``[b, n, n, c_z]``. The bias
-    is divided too, as in AlphaFold's code. ``eps=None`` divides by ``max(1, Σ_s m_si m_sj)`` instead.
+    a ``[b, s, n_a, c]`` and b ``[b, s, n_b, c]`` projections of the MSA; ``mask`` (m) bool or float ``[b, s, n_a]`` and
+    ``mask_b`` (m') ``[b, s, n_b]``, any dimension 1 to broadcast (they get no gradient); ``weight`` ``[c_z, c·c]``,
+    ``bias`` ``[c_z]``; returns ``[b, n_a, n_b, c_z]``. Without ``mask_b`` both have the same residues: n_a = n_b and
+    m' = m. A rank that holds some of the residues i passes those as a and all residues j as b. The bias is divided too,
+    as in AlphaFold's code. ``eps=None`` divides by ``max(1, Σ_s m_si m'_sj)`` instead.
 
     implementation  ``tiled``      a few residues i at a time on any device, mostly matrix products; saves a and b
-                    ``reference``  readable torch; saves ``b·n·n·c²``
+                    ``reference``  readable torch; saves ``b·n_a·n_b·c²``
 
-    Raises ValueError for a mask or parameters whose shapes do not match a, and for a b of another shape.
+    Raises ValueError for a mask or parameters whose shapes do not match a, and for a b or ``mask_b`` that does not
+    match a except in n_b.
     """
     if a.dim() != 4:
         raise ValueError(f"a and b must be [b, s, n, c]; got a {tuple(a.shape)}")
-    check_shape("b", b, a.shape, a, "a")
+    free = mask_b is not None and b.dim() == 4
+    expected = (*a.shape[:2], b.shape[2], a.shape[3]) if free else a.shape
+    check_shape("b", b, expected, a, "a")
     check_linear("output", (weight, bias), weight.shape[0] if weight.dim() else 1, a.shape[-1] ** 2, a, "a")
     mask = expand_mask(mask, a.shape[:3], a, "a")
-    return KERNEL(a, b, mask, weight, bias, eps=eps, implementation=implementation)
+    if mask_b is not None:
+        mask_b = expand_mask(mask_b, b.shape[:3], b, "b", name="mask_b")
+    return KERNEL(a, b, mask, weight, bias, mask_b=mask_b, eps=eps, implementation=implementation)

@@ -1,4 +1,4 @@
-"""Outer product mean for a few residues i at a time: only a tile of [n, n, c·c] is materialized.
+"""Outer product mean for a few residues i at a time: only a tile of [n_a, n_b, c·c] is materialized.
 
 For one i, the products with all j are one matrix product, ``bᵀ a_i``: [n·c, s] by [s, c] gives [n, c·c] with the
 channel of b before that of a. Without a copy these are the rows of the second matrix product, whose weight is
@@ -26,7 +26,7 @@ def _masked(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class OuterFirst:
-    """``W vec(a_i ⊗ b_j)``, outer products first; x and y [s, n, c] are a and b with masked rows set to 0."""
+    """``W vec(a_i ⊗ b_j)``, outer products first; x [s, n_a, c] and y [s, n_b, c] are a and b, masked rows set to 0."""
 
     def __init__(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         self.x, self.y, self.weight, self.c = x, y, weight, x.shape[-1]
@@ -35,9 +35,9 @@ class OuterFirst:
         self.grad_y = CascadeSum(64)  # each level is as large as y: a second level only for many tiles
 
     @staticmethod
-    def bytes_each(x: Tensor, weight: Tensor) -> int:
+    def bytes_each(y: Tensor, weight: Tensor) -> int:
         """Bytes of the largest intermediate of one i."""
-        return x.shape[1] * weight.shape[1] * x.itemsize
+        return y.shape[1] * weight.shape[1] * y.itemsize
 
     def _outer(self, tile: slice) -> Tensor:
         """[i·j, c·c], the channel of b first."""
@@ -59,10 +59,11 @@ class OuterFirst:
         if total is not None:
             total.add_matmul(grad.t(), self._outer(tile))
         # the channel of a first, before j: both products below are then over rows as stored
-        inner = (grad @ self.weight).view(-1, self.x.shape[1], self.c, self.c).transpose(1, 2)
-        inner = inner.reshape(-1, len(self.right))
+        size = tile.stop - tile.start
+        inner = (grad @ self.weight).view(size, self.y.shape[1], self.c, self.c).transpose(1, 2)
+        inner = inner.reshape(size * self.c, len(self.right))
         self.grad_y.add_matmul(self.x[:, tile].flatten(1), inner)
-        return (self.y.flatten(1) @ inner.t()).view(len(self.x), tile.stop - tile.start, self.c)
+        return (self.y.flatten(1) @ inner.t()).view(len(self.x), size, self.c)
 
     def grad_of_y(self) -> Tensor:
         total = self.grad_y.result()
@@ -85,8 +86,8 @@ class WeightFirst:
         self.grad_y = CascadeSum(64)
 
     @staticmethod
-    def bytes_each(x: Tensor, weight: Tensor) -> int:
-        return max(x.shape[1], x.shape[0] * x.shape[2]) * len(weight) * x.itemsize
+    def bytes_each(y: Tensor, weight: Tensor) -> int:
+        return max(y.shape[1], y.shape[0] * y.shape[2]) * len(weight) * y.itemsize
 
     def _weighted(self, tile: slice) -> tuple[Tensor, Tensor]:
         """Rows of a [i·s, c], and for each i their products with the weight, [i, s·c, c_z]."""
@@ -99,7 +100,7 @@ class WeightFirst:
 
     def backward(self, grad: Tensor, tile: slice, total: CascadeSum | None) -> Tensor:
         rows, weighted = self._weighted(tile)
-        grad_rows = grad.view(len(weighted), -1, grad.shape[-1])
+        grad_rows = grad.view(len(weighted), len(self.right), grad.shape[-1])
         for g, w in zip(grad_rows, weighted, strict=True):
             self.grad_y.add_matmul(g, w.t())
         inner = torch.matmul(self.right.t(), grad_rows).view(len(rows), -1)
@@ -109,7 +110,11 @@ class WeightFirst:
 
     def grad_of_y(self) -> Tensor:
         total = self.grad_y.result()
-        return torch.zeros_like(self.y) if total is None else total.view(len(self.right), -1, self.c).transpose(0, 1)
+        return (
+            torch.zeros_like(self.y)
+            if total is None
+            else total.view(len(self.right), len(self.y), self.c).transpose(0, 1)
+        )
 
     @staticmethod
     def weight_grad(total: Tensor, c: int) -> Tensor:
@@ -126,16 +131,18 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor,
+    mask_b: Tensor | None,
     eps: float | None,
     implementation: str,
 ) -> Tensor:
-    batch, _, n, _ = a.shape
+    batch, _, n_a, _ = a.shape
     method = _method(a)
-    divisor = count(mask, accumulation_dtype(a.dtype), eps)
-    out = a.new_empty(batch, n, n, weight.shape[0])
-    for x, y, d, o in zip(_masked(a, mask), _masked(b, mask), divisor, out, strict=True):
+    mask_b = mask if mask_b is None else mask_b
+    divisor = count(mask, mask_b, accumulation_dtype(a.dtype), eps)
+    out = a.new_empty(batch, n_a, b.shape[2], weight.shape[0])
+    for x, y, d, o in zip(_masked(a, mask), _masked(b, mask_b), divisor, out, strict=True):
         product = method(x, y, weight)
-        for tile in tile_slices(n, method.bytes_each(x, weight), a.device):
+        for tile in tile_slices(n_a, method.bytes_each(y, weight), a.device):
             made = product.forward(tile)
             if bias is not None:
                 made.add_(bias)
@@ -150,18 +157,19 @@ def backward(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor,
+    mask_b: Tensor | None,
     eps: float | None,
     implementation: str,
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
-    n = a.shape[2]
     method = _method(a)
-    divisor = count(mask, accumulation_dtype(a.dtype), eps)
+    mask_b = mask if mask_b is None else mask_b
+    divisor = count(mask, mask_b, accumulation_dtype(a.dtype), eps)
     grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
     total, grad_bias = CascadeSum() if needs_grad[2] else None, GradAccumulator(bias, needs_grad[3])
-    for x, y, g, d, ga, gb in zip(_masked(a, mask), _masked(b, mask), grad, divisor, grad_a, grad_b, strict=True):
+    for x, y, g, d, ga, gb in zip(_masked(a, mask), _masked(b, mask_b), grad, divisor, grad_a, grad_b, strict=True):
         product = method(x, y, weight)
-        for tile in tile_slices(n, method.bytes_each(x, weight), a.device):
+        for tile in tile_slices(a.shape[2], method.bytes_each(y, weight), a.device):
             scaled = (g[tile] / d[tile]).to(a.dtype).flatten(0, 1)
             if grad_bias.total is not None:
                 grad_bias.total.add_(scaled.sum(0, dtype=accumulation_dtype(scaled.dtype)))
@@ -173,12 +181,13 @@ def backward(
         grad_weight = (
             torch.zeros_like(weight) if made is None else method.weight_grad(made, a.shape[-1]).to(weight.dtype)
         )
-    keep = mask.to(a.dtype).unsqueeze(-1)
-    return fill_missing_grads(a, [grad_a.mul_(keep), grad_b.mul_(keep), grad_weight, grad_bias.result(), None])
+    grad_a.mul_(mask.to(a.dtype).unsqueeze(-1))
+    grad_b.mul_(mask_b.to(b.dtype).unsqueeze(-1))
+    return fill_missing_grads(a, [grad_a, grad_b, grad_weight, grad_bias.result(), None, None])
 
 
 def fake_impl(a: Tensor, b: Tensor, weight: Tensor, *_: object) -> Tensor:
-    return a.new_empty(a.shape[0], a.shape[2], a.shape[2], weight.shape[0])
+    return a.new_empty(a.shape[0], a.shape[2], b.shape[2], weight.shape[0])
 
 
 CUSTOM_OP = define_custom_op("outer_product_mean", forward, backward, fake_impl)
