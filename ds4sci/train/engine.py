@@ -9,7 +9,8 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.config import deepspeed_json
+from ds4sci.tasks import Task
 from ds4sci.train import extension_builds
 from ds4sci.train.distributed import DistributedContext, create_context
 from ds4sci.train.gradient_scale import gradient_scale
@@ -58,6 +60,20 @@ def mark_leaf_modules(model: nn.Module) -> None:
     kinds = {type(module) for module in model.modules() if getattr(module, "reads_parameters_of_children", False)}
     if kinds:
         set_z3_leaf_modules(model, sorted(kinds, key=lambda kind: kind.__name__))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Result of a step on one rank.
+
+    losses   loss and terms of each micro-batch
+    finite   whether the loss of each micro-batch was finite
+    applied  whether the weights were updated
+    """
+
+    losses: list[dict[str, float]]
+    finite: list[bool]
+    applied: bool
 
 
 class Engine:
@@ -131,6 +147,38 @@ class Engine:
         """Return the learning rate of the first parameter group for the next step."""
         return float(self.deepspeed.get_lr()[0])
 
+    def run_step(
+        self, task: Task, parts: Sequence[tuple[Any, float]], seed_micro_batch: Callable[[int], None]
+    ) -> StepResult:
+        """Forward and backward of a step's micro-batches, and the optimizer step.
+
+        parts             (batch on the host, its share of the loss of the step) for each micro-batch of this rank
+        seed_micro_batch  called with the index in ``parts`` before the forward pass of that micro-batch
+        """
+        losses, finite, applied = [], [], False
+        for number, (batch, share) in enumerate(parts):
+            seed_micro_batch(number)
+            on_device = batch.to(self.context.device)
+            loss, terms = task.loss(self.deepspeed(on_device), on_device)
+            losses.append(to_floats(loss, terms))
+            finite.append(self.backward(loss, share))
+            applied = self.step()
+        return StepResult(losses, finite, applied)
+
+    def evaluate(self, task: Task, before_forward: Callable[[], None]) -> list[dict[str, Any]]:
+        """Return the rows of ``task.evaluate`` on this rank's part of the held-out data.
+
+        before_forward  called before every forward pass, equally often on every rank
+        """
+        hook = self.module.register_forward_pre_hook(lambda module, arguments: before_forward(), prepend=True)
+        try:
+            return task.evaluate(
+                self.deepspeed, rank=self.context.sequence.data_rank, world_size=self.context.sequence.data_size,
+                device=self.context.device,
+            )  # fmt: skip
+        finally:
+            hook.remove()
+
     def backward(self, loss: Tensor, share: float) -> bool:
         """Accumulate the gradient of one micro-batch. Returns whether its loss was finite.
 
@@ -170,6 +218,14 @@ class Engine:
         monitor = self.deepspeed.monitor
         if monitor.enabled and self.context.is_main:
             monitor.write_events([(name, value, samples) for name, value in values.items()])
+
+
+def to_floats(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return loss and terms of a micro-batch as floats, with a single device-to-host copy."""
+    stacked = torch.stack(
+        [loss.detach().double().reshape(())] + [t.detach().double().reshape(()) for t in terms.values()]
+    )
+    return dict(zip(["loss", *terms], stacked.tolist(), strict=True))
 
 
 @contextlib.contextmanager

@@ -146,24 +146,15 @@ class TrainingLoop:
         """Do one optimizer step. Returns whether any rank was asked to stop."""
         engine, step, group = self.engine, self.state.step, self.group
         rate = engine.learning_rate()
-        fine, applied, seen, losses = True, False, [], []
         parts = self._fetch_step(batches, accumulation)
-        for number, (batch, share) in enumerate(parts):
-            place = number * group.data_size + group.data_rank  # number of the micro-batch in the step, over all ranks
-            rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, step, place, part=group.rank)
-            on_device = batch.to(self.context.device)
-            loss, terms = self.task.loss(engine.deepspeed(on_device), on_device)
+        result = engine.run_step(self.task, parts, self._seed_micro_batch)
+        for batch, _ in parts:
             if (work := self.task.work(batch)) is not None:
                 self._throughput.add(*work)
-            values = _to_floats(loss, terms)
-            finite = engine.backward(loss, share)
-            seen.append({"ids": list(batch.ids), "finite": finite} | values)
-            losses.append(values)
-            fine = fine and finite
-            applied = engine.step()
-        stop, any_bad = self.context.any(bool(self.stop), not fine)
+        applied = result.applied
+        stop, any_bad = self.context.any(bool(self.stop), not all(result.finite))
         if not any_bad:
-            for (_, share), values in zip(parts, losses, strict=True):
+            for (_, share), values in zip(parts, result.losses, strict=True):
                 self.sums.add(values, share, parts=group.size)
         self.state.step = step + 1
         self._rate = rate
@@ -172,9 +163,19 @@ class TrainingLoop:
         if applied:
             self.ema.update()
         elif any_bad or not engine.uses_dynamic_loss_scale:
+            seen = [
+                {"ids": list(batch.ids), "finite": finite} | values
+                for (batch, _), finite, values in zip(parts, result.finite, result.losses, strict=True)
+            ]
             self._record_skipped_step(seen, "loss" if any_bad else "gradient")
         self.progress.advance(self.state.step)
         return stop
+
+    def _seed_micro_batch(self, number: int) -> None:
+        """Seed the random generators for this rank's micro-batch ``number`` of the step."""
+        group = self.group
+        place = number * group.data_size + group.data_rank  # number of the micro-batch in the step, over all ranks
+        rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, self.state.step, place, part=group.rank)
 
     def _fetch_step(self, batches: Iterator[Any], count: int) -> list[tuple[Any, float]]:
         """Fetch this rank's micro-batches of the next step, each with its share of the loss.
@@ -258,22 +259,17 @@ class TrainingLoop:
         step, began = self.state.step, time.monotonic()
         calls = itertools.count(1)
 
-        def check_for_stop(module: torch.nn.Module, arguments: Any) -> None:
+        def check_for_stop() -> None:
             self.progress.set_activity(f"evaluating, batch {next(calls)}")
             if self.context.any(bool(self.stop))[0]:
                 raise _Stopped
 
-        hook = self.engine.module.register_forward_pre_hook(check_for_stop, prepend=True)
         self.engine.module.eval()
         try:
             with torch.no_grad(), self.ema.swapped():
                 rng_state.seed_all(self.config.seed, rng_state.EVALUATION, step, self.group.data_rank)
-                rows = self.task.evaluate(
-                    self.engine.deepspeed, rank=self.group.data_rank, world_size=self.group.data_size,
-                    device=self.context.device,
-                )  # fmt: skip
+                rows = self.engine.evaluate(self.task, check_for_stop)
         finally:
-            hook.remove()
             self.engine.module.train()
             self.progress.set_activity("training")
         own = rows if self.group.rank == 0 else []  # all ranks of a sequence group evaluate the same rows
@@ -318,11 +314,3 @@ class TrainingLoop:
             best = self.state.best["step"] if self.state.best else None
             checkpoint.prune(self.run, self.config.train.keep_last, best)
         self.progress.set_activity("training")
-
-
-def _to_floats(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Return loss and terms of a micro-batch as floats, with a single device-to-host copy."""
-    stacked = torch.stack(
-        [loss.detach().double().reshape(())] + [t.detach().double().reshape(()) for t in terms.values()]
-    )
-    return dict(zip(["loss", *terms], stacked.tolist(), strict=True))
