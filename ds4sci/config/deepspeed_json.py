@@ -28,7 +28,7 @@ def read(path: Path) -> dict[str, Any]:
     Comments and trailing commas are accepted if hjson, DeepSpeed's own parser, is installed.
 
     Raises ValueError with file and key for malformed JSON, a duplicate key, ``"auto"`` in the style of Hugging Face, no
-    optimizer and no batch size.
+    optimizer, no batch size and offload to NVMe.
     """
     config = _parse(path, read_text(path))
     if not isinstance(config, dict):
@@ -46,6 +46,7 @@ def read(path: Path) -> dict[str, Any]:
         )
     if config.get("train_batch_size") is None and config.get("train_micro_batch_size_per_gpu") is None:
         raise ValueError(f"{path}: the batch size is missing; add train_batch_size or train_micro_batch_size_per_gpu")
+    _refuse_nvme(config, path)
     return config
 
 
@@ -97,14 +98,30 @@ def zero_stage(config: dict[str, Any]) -> int:
         raise ValueError(f"zero_optimization.stage: expected 0, 1, 2 or 3, got {stage!r}") from None
 
 
-def offload_devices(config: dict[str, Any]) -> set[str]:
-    """Return the devices that ZeRO offloads to: a subset of ``cpu`` and ``nvme``."""
+def offloads(config: dict[str, Any]) -> bool:
+    """Whether ZeRO offloads optimizer states or parameters to host memory."""
     section = config.get("zero_optimization", {})
     if not isinstance(section, dict):
-        return set()
-    parts = [section.get("offload_optimizer") or {}, section.get("offload_param") or {}]
-    devices = {str(part.get("device", "none")) for part in parts if isinstance(part, dict)} - {"none"}
-    return devices | ({"cpu"} if section.get("cpu_offload") else set())
+        return False
+    return bool(section.get("cpu_offload")) or any(device == "cpu" for device in _offload_devices(section).values())
+
+
+def _offload_devices(section: dict[str, Any]) -> dict[str, str]:
+    """Return the devices in ``zero_optimization``, by key."""
+    parts = {key: section.get(key) or {} for key in ("offload_optimizer", "offload_param")}
+    return {key: str(part.get("device", "none")) for key, part in parts.items() if isinstance(part, dict)}
+
+
+def _refuse_nvme(config: dict[str, Any], path: Path) -> None:
+    """Raise ValueError if ZeRO offloads to NVMe: neither checkpoints nor the average of the weights read such files."""
+    section = config.get("zero_optimization", {})
+    for key, device in _offload_devices(section).items() if isinstance(section, dict) else ():
+        if device == "nvme":
+            raise ValueError(
+                f'{path}: zero_optimization.{key}.device is "nvme"; expected "cpu" or "none". ds4sci does not offload '
+                "to NVMe: DeepSpeed needs libaio-dev for it, and checkpoints and the EMA do not read the files that it "
+                'keeps there. Set the device to "cpu"'
+            )
 
 
 def _parse(path: Path, text: str) -> Any:

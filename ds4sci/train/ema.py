@@ -22,14 +22,11 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """``model`` after ``deepspeed.initialize``. Raises ValueError if its shards are offloaded to NVMe."""
+        """``model`` after ``deepspeed.initialize``."""
         self.decay = decay
         self.updates = 0
         # Any: ZeRO-3 adds attributes to the parameters (ds_tensor, ds_shape, …)
         self._parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        for name, p in self._parameters.items():
-            if is_sharded(p) and p.ds_tensor.numel() == 0:
-                raise ValueError(f"{name}: parameters offloaded to NVMe cannot be averaged; offload them to cpu")
         self._means = {name: local_tensor(p).detach().float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()

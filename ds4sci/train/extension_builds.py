@@ -40,7 +40,6 @@ BUILDERS = {
     "cpu_lion": "CPULionBuilder",
     "fused_adam": "FusedAdamBuilder",
     "fused_lion": "FusedLionBuilder",
-    "async_io": "AsyncIOBuilder",
 }
 """Extension → name of its builder in DeepSpeed's accelerator."""
 
@@ -51,7 +50,7 @@ def required_extensions(config: dict[str, Any], *, accelerator: str) -> dict[str
     optimizer = config.get("optimizer", {})
     name = str(optimizer.get("type", "")).lower()
     parameters = optimizer.get("params") or {}
-    offloads = deepspeed_json.offload_devices(config)
+    offloads = deepspeed_json.offloads(config)
     if name in ("adam", "adamw") and not parameters.get("torch_adam", False):
         if offloads:
             required["cpu_adam"] = "zero_optimization.offload_optimizer runs Adam on the host"
@@ -61,8 +60,6 @@ def required_extensions(config: dict[str, Any], *, accelerator: str) -> dict[str
         required[f"cpu_{name}"] = f"zero_optimization.offload_optimizer runs {name} on the host"
     elif name == "lion":
         required["fused_lion"] = "optimizer.type is Lion"
-    if "nvme" in offloads:
-        required["async_io"] = "zero_optimization offloads to NVMe"
     parallel = config.get("tensor_parallel") or {}
     if accelerator == "cpu" and int(parallel.get("autotp_size") or 0) > 1:
         required[SHM] = "tensor_parallel.autotp_size enables DeepSpeed's tensor parallelism"
@@ -164,8 +161,6 @@ def workaround(name: str) -> str:
     """Return how to avoid the extension ``name``."""
     if name == SHM:
         return "Or remove tensor_parallel from the DeepSpeed JSON"
-    if name == "async_io":
-        return "Or offload to cpu instead of nvme in the DeepSpeed JSON"
     if name in ("cpu_adam", "fused_adam"):
         return 'Or set "torch_adam": true in optimizer.params of the DeepSpeed JSON'
     return 'Or use another optimizer, such as AdamW with "torch_adam": true'

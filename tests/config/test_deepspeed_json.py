@@ -82,12 +82,17 @@ def test_a_fractional_batch_size_is_refused(tmp_path: Path) -> None:
         deepspeed_json.batch_sizes({"train_batch_size": 2.5}, 1, tmp_path)
 
 
-def test_offload_devices() -> None:
-    assert deepspeed_json.offload_devices({}) == set()
-    config = {
-        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "nvme"}}
-    }
-    assert deepspeed_json.offload_devices(config) == {"cpu", "nvme"}
+def test_offload_to_the_host() -> None:
+    assert not deepspeed_json.offloads({})
+    assert not deepspeed_json.offloads({"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}})
+    assert deepspeed_json.offloads({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}})
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_offload_to_nvme_is_refused(key: str, tmp_path: Path) -> None:
+    config = ADAM | {"train_batch_size": 4, "zero_optimization": {"stage": 3, key: {"device": "nvme"}}}
+    with pytest.raises(ValueError, match=rf"ds\.json: zero_optimization\.{key}\.device is .*libaio-dev"):
+        deepspeed_json.read(write(tmp_path, config))
 
 
 @pytest.mark.parametrize(

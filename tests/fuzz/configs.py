@@ -84,7 +84,7 @@ def check(data: bytes) -> None:
                 deepspeed_json.batch_sizes(config, 1, file)
                 deepspeed_schema.check(config, file)
                 deepspeed_json.zero_stage(config)
-                deepspeed_json.offload_devices(config)
+                deepspeed_json.offloads(config)
             else:
                 loaded = RunConfig.load(file)
                 json.dumps(loaded.resolved())

@@ -28,7 +28,6 @@ OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cp
         (TORCH_ADAM | OFFLOAD, set()),
         ({"optimizer": {"type": "Lion"}} | OFFLOAD, {"cpu_lion"}),
         (TORCH_ADAM | {"tensor_parallel": {"autotp_size": 2}}, {extension_builds.SHM}),
-        (TORCH_ADAM | {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {"async_io"}),
     ],
 )
 def test_only_required_extensions_are_built(config: dict, names: set[str]) -> None:
