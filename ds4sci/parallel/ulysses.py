@@ -22,24 +22,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ds4sci.parallel.collectives import all_to_all
 from ds4sci.parallel.groups import SequenceGroup
 
 CHUNK_BYTES = 16 << 20
 """Bytes of a rank's tokens per all-to-all: enough to use the network, and small compared with a long row."""
-
-
-def all_to_all(x: Tensor, sent: list[int], received: list[int], handle: Any) -> Tensor:
-    """Exchange flat parts of ``x`` between the ranks of a group, in rank order, without gradient.
-
-    sent, received  number of elements sent to and received from each rank
-    """
-    out = x.new_empty(sum(received))
-    dist.all_to_all_single(out, x.contiguous(), received, sent, group=handle)
-    return out
 
 
 def head_range(heads: int, size: int, rank: int) -> range:
@@ -204,7 +194,7 @@ def sequence_to_heads(x: Tensor, head_ranges: list[range], group: SequenceGroup)
     for part in _chunks(b, s, heads, x):
         sent = [x[:, part, one_range.start : one_range.stop].flatten() for one_range in head_ranges]
         received = [b * (part.stop - part.start) * own * d] * group.size
-        got = all_to_all(torch.cat(sent), [one.numel() for one in sent], received, group.handle)
+        got = all_to_all(torch.cat(sent), [one.numel() for one in sent], received, group)
         rows[:, :, part] = got.view(group.size, b, -1, own, d).movedim(0, 1) if own else 0
     return out
 
@@ -219,7 +209,7 @@ def heads_to_sequence(x: Tensor, head_ranges: list[range], group: SequenceGroup,
         size = b * (part.stop - part.start) * d
         sent = rows[:, :, part].movedim(1, 0).flatten()
         received = [size * len(one_range) for one_range in head_ranges]
-        got = all_to_all(sent, [size * own] * group.size, received, group.handle)
+        got = all_to_all(sent, [size * own] * group.size, received, group)
         for piece, one_range in zip(got.split(received), head_ranges, strict=True):
             out[:, part, one_range.start : one_range.stop] += piece.view(b, part.stop - part.start, len(one_range), d)
     return out

@@ -1,0 +1,32 @@
+"""Axial parallelism over ranks against one process, in fp64, to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ds4sci.parallel.axial import WHOLE, even_ranges
+from tests.support import axial_ranks, rank_processes
+
+SIZES = [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+
+
+def test_every_row_has_one_rank() -> None:
+    for length in range(25):
+        for size in range(1, 9):
+            ranges = even_ranges(length, size)
+            assert [i for own in ranges for i in own] == list(range(length))
+            assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+def test_one_rank_exchanges_nothing() -> None:
+    x = torch.randn(1, 2, 3, 4)
+    for function in (WHOLE.msa_to_columns, WHOLE.msa_to_rows, WHOLE.pair_to_columns, WHOLE.pair_to_rows):
+        assert function(x) is x
+    for function in (WHOLE.gather_msa, WHOLE.gather_residues, WHOLE.own_msa, WHOLE.own_residues):
+        assert function(x, 1) is x
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_exchanges(size, tmp_path) -> None:
+    rank_processes.call(size, axial_ranks.check_primitives, [], tmp_path)
