@@ -203,16 +203,24 @@ class FoldModel(nn.Module):
         return StemOutput((frames.rotation, frames.translation), secondary)
 
     def _pass(self, batch: Batch, previous: Output | None) -> Output:
-        mask = batch.token_mask
-        pair_mask = mask.unsqueeze(-1) & mask.unsqueeze(-2)
+        m, z = self.embed(batch, None if previous is None else recycled_inputs(batch, previous))
+        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask(batch))
+        return self.predict(batch, m, z)
+
+    def embed(self, batch: Batch, recycled: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Inputs of the Evoformer: m [b, s, n, c_m] and z [b, n, n, c_z]. ``recycled`` is as in RecyclingEmbedder."""
         m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat)
-        m0, dz = self.recycling_embedder(None if previous is None else _recycled(batch, previous))
+        m0, dz = self.recycling_embedder(recycled)
         m = self.stem(torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1), batch.msa_mask)
         z = z + dz
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
             extra = self.extra_msa_embedder(batch.extra_msa_feat)
-            _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, pair_mask)
-        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask)
+            _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, pair_mask(batch))
+        return m, z
+
+    def predict(self, batch: Batch, m: Tensor, z: Tensor) -> Output:
+        """Structure and logits from the output of the Evoformer."""
+        mask = batch.token_mask
         single = self.linear_single(m[:, 0])
         structure = self.structure_module(single, z, mask)
 
@@ -243,7 +251,13 @@ class FoldModel(nn.Module):
         )
 
 
-def _recycled(batch: Batch, previous: Output) -> tuple[Tensor, Tensor, Tensor]:
+def pair_mask(batch: Batch) -> Tensor:
+    """Pairs of real residues, bool [b, n, n]."""
+    return batch.token_mask.unsqueeze(-1) & batch.token_mask.unsqueeze(-2)
+
+
+def recycled_inputs(batch: Batch, previous: Output) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of RecyclingEmbedder from the output of the previous pass, without gradient."""
     atoms = table("ATOM37_MASK", previous.atom37)[batch.aatype]
     beta, _ = pseudo_beta(previous.atom37.detach(), atoms, batch.aatype)
     return previous.msa0.detach(), previous.pair.detach(), beta
