@@ -83,6 +83,10 @@ class Kernel:
 
     def __call__(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
         """Run the operation. Raises ValueError with the reason of every implementation that refuses."""
+        return self.select(*args, implementation=implementation, **kwargs).run(*args, **kwargs)
+
+    def select(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> Implementation:
+        """The implementation that a call with these arguments runs. Raises ValueError like a call."""
         name = implementation or _defaults.get(self.name)
         if name is not None:
             chosen = self.get_implementation(name)
@@ -90,13 +94,13 @@ class Kernel:
             if reason is not None:
                 raise ValueError(f"{self.name}: implementation {name!r} cannot run here: {reason}")
             _report(self.name, name, (), args, kwargs)
-            return chosen.run(*args, **kwargs)
+            return chosen
         refusals: list[str] = []
         for candidate in self.implementations:
             reason = candidate.why_not(*args, **kwargs)
             if reason is None:
                 _report(self.name, candidate.name, refusals, args, kwargs)
-                return candidate.run(*args, **kwargs)
+                return candidate
             refusals.append(f"{candidate.name}: {reason}")
         raise ValueError(f"{self.name}: no implementation can run here. " + " · ".join(refusals))
 

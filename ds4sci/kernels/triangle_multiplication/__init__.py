@@ -17,12 +17,15 @@ from ds4sci.kernels.triangle_multiplication.reference import Direction, Weights,
 __all__ = ["KERNEL", "Direction", "Weights", "triangle_multiplication"]
 
 
+def joint_parameters(w: Weights) -> tuple[Tensor | None, ...]:
+    """The parameters of ``fused.Update``: the four projections as one."""
+    return *w.norm_in, *concat_linears(w.a_p, w.b_p, w.a_g, w.b_g), *w.norm_out, *w.z, *w.g
+
+
 def _fused(name: str) -> Callable[..., Tensor]:
     def run(z: Tensor, mask: Tensor | None, weights: Weights, direction: Direction, *, eps: float = 1e-5) -> Tensor:
-        w = weights
-        joint = concat_linears(w.a_p, w.b_p, w.a_g, w.b_g)
         keep = None if mask is None else mask.detach()
-        out: Tensor = fused.CUSTOM_OP(z, *w.norm_in, *joint, *w.norm_out, *w.z, *w.g, keep, direction, eps, name)[0]
+        out: Tensor = fused.CUSTOM_OP(z, *joint_parameters(weights), keep, direction, eps, name)[0]
         return out
 
     return run
@@ -54,6 +57,15 @@ def triangle_multiplication(
     """
     if z.dim() != 4 or z.shape[1] != z.shape[2]:
         raise ValueError(f"z must be [b, n, n, c]; got {tuple(z.shape)}")
+    mask = check_arguments(z, mask, weights)
+    return KERNEL(z, mask, weights, direction, eps=eps, implementation=implementation)
+
+
+def check_arguments(z: Tensor, mask: Tensor | None, weights: Weights) -> Tensor | None:
+    """Check the shapes of mask and parameters against z ``[b, i, k, c]``; return the mask as ``[b, i, k]``.
+
+    Raises ValueError.
+    """
     w, c = weights, z.shape[-1]
     hidden = w.a_p[0].shape[0]
     for name, norm, channels in (("norm_in", w.norm_in, c), ("norm_out", w.norm_out, hidden)):
@@ -62,6 +74,4 @@ def triangle_multiplication(
         check_linear(name, layer, hidden, c, z, "z")
     check_linear("z", w.z, c, hidden, z, "z")
     check_linear("g", w.g, c, c, z, "z")
-    if mask is not None:
-        mask = expand_mask(mask, z.shape[:3], z, "z", fewer_dimensions=True)
-    return KERNEL(z, mask, weights, direction, eps=eps, implementation=implementation)
+    return None if mask is None else expand_mask(mask, z.shape[:3], z, "z", fewer_dimensions=True)

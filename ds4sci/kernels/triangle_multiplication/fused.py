@@ -7,7 +7,7 @@ the result p [c', n, n] of the contraction; backward recomputes a and b.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,15 +43,100 @@ def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> Non
         right.copy_(made[1])
 
 
-def project(
-    z: Tensor, mask: Tensor | None, norm: OptionalLayerNorm, weight: Tensor, bias: Tensor | None, out: Tensor
-) -> None:
-    """Write a and b of one example, z [n, n, c], to ``out`` [2c', n·n]."""
-    n = z.shape[1]
-    for tile in tile_slices(len(z), n * weight.shape[0] * z.itemsize, z.device):
-        columns = slice(tile.start * n, tile.stop * n)
-        joint = weight @ norm.forward(z[tile])[0].t()
-        norm.pointwise.glu_columns(joint, bias, None if mask is None else mask[columns], out[:, columns])
+class Update:
+    """The update apart from the contraction, of one example and any number of rows of z [r, n, c].
+
+    ``forward`` and ``backward`` below contract in the same process; ``ds4sci.nn.axial_multiplication`` contracts by
+    channels over several ranks. a and b are ``ab`` [2c', r·n], p is [c', r·n]. The backward functions add
+    to the sums of the gradients of the parameters, which ``grads`` returns.
+
+    parameters  weight and bias of the input norm, of the joint projection (rows of a, b, the gate of a, the gate of b),
+                of the output norm, of the output projection and of the output gate
+    needs_grad  which of the parameters need gradients
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor | None], eps: float, implementation: str,
+        needs_grad: Sequence[bool] = (False,) * 10,
+    ) -> None:  # fmt: skip
+        norm_in, norm_in_bias, weight_in, bias_in, norm_out, norm_out_bias, weight_out, bias_out, gate, bias_gate = (
+            parameters
+        )
+        assert weight_in is not None
+        assert weight_out is not None
+        assert gate is not None
+        self.pointwise = BACKENDS[implementation]
+        self.weight_in, self.bias_in, self.weight_out, self.bias_out = weight_in, bias_in, weight_out, bias_out
+        self.weight_gate, self.bias_gate = gate, bias_gate
+        self.hidden, self.c = weight_in.shape[0] // 4, weight_in.shape[1]
+        self.norm_in = OptionalLayerNorm(self.pointwise, norm_in, norm_in_bias, eps, needs_grad[:2])
+        self.norm_out = OptionalLayerNorm(self.pointwise, norm_out, norm_out_bias, eps, needs_grad[4:6])
+        self.grad_weight_in, self.grad_bias_in = (
+            MatmulGradAccumulator(weight_in, needs_grad[2]),
+            GradAccumulator(bias_in, needs_grad[3]),
+        )
+        self.grad_weight_out, self.grad_bias_out = (
+            MatmulGradAccumulator(weight_out, needs_grad[6]),
+            GradAccumulator(bias_out, needs_grad[7]),
+        )
+        self.grad_weight_gate, self.grad_bias_gate = (
+            MatmulGradAccumulator(gate, needs_grad[8]),
+            GradAccumulator(bias_gate, needs_grad[9]),
+        )
+
+    def _tiles(self, z: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
+        """Rows of z, and their columns of ab and p."""
+        n = z.shape[1]
+        for tile in tile_slices(len(z), n * channels * z.itemsize, z.device):
+            yield tile, slice(tile.start * n, tile.stop * n)
+
+    def project(self, z: Tensor, mask: Tensor | None, ab: Tensor) -> None:
+        """Write a and b to ``ab``; mask [r·n]."""
+        for tile, columns in self._tiles(z, len(self.weight_in)):
+            joint = self.weight_in @ self.norm_in.forward(z[tile])[0].t()
+            keep = None if mask is None else mask[columns]
+            self.pointwise.glu_columns(joint, self.bias_in, keep, ab[:, columns])
+
+    def output(self, z: Tensor, p: Tensor, out: Tensor) -> None:
+        """Write the update of z to ``out`` [r, n, c]."""
+        for tile, columns in self._tiles(z, max(self.c, self.hidden)):
+            value = self.norm_out.forward_columns(p[:, columns])[0] @ self.weight_out.t()
+            logits = self.norm_in.forward(z[tile])[0] @ self.weight_gate.t()
+            self.pointwise.gate(value, self.bias_out, logits, self.bias_gate, out[tile].view(-1, self.c))
+
+    def output_backward(self, grad: Tensor, z: Tensor, p: Tensor, grad_p: Tensor, out: Tensor) -> None:
+        """Write the gradient of p to ``grad_p``, and the gate's part of the gradient of LN(z) to ``out`` [r, n, c]."""
+        for tile, columns in self._tiles(z, max(self.c, self.hidden)):
+            y = self.norm_in.forward(z[tile])[0]
+            mixed, moments = self.norm_out.forward_columns(p[:, columns])
+            value, logits = mixed @ self.weight_out.t(), y @ self.weight_gate.t()
+            self.pointwise.gate_backward(
+                grad[tile].reshape(-1, self.c), value, self.bias_out, logits, self.bias_gate,
+                self.grad_bias_out.total, self.grad_bias_gate.total,
+            )  # fmt: skip
+            self.grad_weight_out.add(value.t(), mixed)
+            self.grad_weight_gate.add(logits.t(), y)
+            self.norm_out.backward_columns(value @ self.weight_out, p[:, columns], moments, grad_p[:, columns])
+            torch.mm(logits, self.weight_gate, out=out[tile].view(-1, self.c))
+
+    def project_backward(self, grad_ab: Tensor, z: Tensor, mask: Tensor | None, out: Tensor) -> None:
+        """Replace ``out``, as ``output_backward`` left it, by the gradient of z."""
+        for tile, columns in self._tiles(z, len(self.weight_in)):
+            y, moments = self.norm_in.forward(z[tile])
+            joint = self.weight_in @ y.t()
+            keep = None if mask is None else mask[columns]
+            self.pointwise.glu_columns_backward(grad_ab[:, columns], joint, self.bias_in, keep, self.grad_bias_in.total)
+            self.grad_weight_in.add(joint, y)
+            inner = out[tile].view(-1, self.c)
+            self.norm_in.backward(inner.addmm_(joint.t(), self.weight_in), z[tile], moments, out[tile])
+
+    def grads(self) -> list[Tensor | None]:
+        """The gradients of the parameters."""
+        return [
+            *self.norm_in.grads(), self.grad_weight_in.result(), self.grad_bias_in.result(),
+            *self.norm_out.grads(), self.grad_weight_out.result(), self.grad_bias_out.result(),
+            self.grad_weight_gate.result(), self.grad_bias_gate.result(),
+        ]  # fmt: skip
 
 
 def forward(
@@ -72,22 +157,19 @@ def forward(
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     """The update, and p [b, c', n, n]. ``weight_in`` [4c', c]: rows of a, b, the gate of a, the gate of b."""
-    pointwise = BACKENDS[implementation]
-    b, n, _, c = z.shape
-    hidden = weight_in.shape[0] // 4
-    norm_in = OptionalLayerNorm(pointwise, norm_in_weight, norm_in_bias, eps)
-    norm_out = OptionalLayerNorm(pointwise, norm_out_weight, norm_out_bias, eps)
+    parameters = (
+        norm_in_weight, norm_in_bias, weight_in, bias_in, norm_out_weight, norm_out_bias, weight_out, bias_out,
+        weight_gate, bias_gate,
+    )  # fmt: skip
+    update = Update(parameters, eps, implementation)
+    b, n, hidden = len(z), z.shape[1], update.hidden
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     product = z.new_empty(b, hidden, n, n)
     ab = z.new_empty(2, hidden, n, n)
     for x, keep, p, o in zip(z, [None] * b if mask is None else mask.flatten(1), product, out, strict=True):
-        project(x, keep, norm_in, weight_in, bias_in, ab.view(2 * hidden, n * n))
+        update.project(x, keep, ab.view(2 * hidden, n * n))
         contract(ab[0], ab[1], direction, p)
-        columns = p.view(hidden, n * n)
-        for tile in tile_slices(n, n * max(c, hidden) * z.itemsize, z.device):
-            value = norm_out.forward_columns(columns[:, tile.start * n : tile.stop * n])[0] @ weight_out.t()
-            logits = norm_in.forward(x[tile])[0] @ weight_gate.t()
-            pointwise.gate(value, bias_out, logits, bias_gate, o[tile].view(-1, c))
+        update.output(x, p.view(hidden, n * n), o)
     return out, product
 
 
@@ -111,58 +193,23 @@ def backward(
     implementation: str,
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
-    pointwise = BACKENDS[implementation]
-    b, n, _, c = z.shape
-    hidden = weight_in.shape[0] // 4
-    norm_in = OptionalLayerNorm(pointwise, norm_in_weight, norm_in_bias, eps, needs_grad[1:3])
-    norm_out = OptionalLayerNorm(pointwise, norm_out_weight, norm_out_bias, eps, needs_grad[5:7])
-    grad_weight_in, grad_bias_in = (
-        MatmulGradAccumulator(weight_in, needs_grad[3]),
-        GradAccumulator(bias_in, needs_grad[4]),
-    )
-    grad_weight_out, grad_bias_out = (
-        MatmulGradAccumulator(weight_out, needs_grad[7]),
-        GradAccumulator(bias_out, needs_grad[8]),
-    )
-    grad_weight_gate, grad_bias_gate = (
-        MatmulGradAccumulator(weight_gate, needs_grad[9]),
-        GradAccumulator(bias_gate, needs_grad[10]),
-    )
+    parameters = (
+        norm_in_weight, norm_in_bias, weight_in, bias_in, norm_out_weight, norm_out_bias, weight_out, bias_out,
+        weight_gate, bias_gate,
+    )  # fmt: skip
+    update = Update(parameters, eps, implementation, needs_grad[1:11])
+    b, n, hidden = len(z), z.shape[1], update.hidden
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     ab, grad_product = z.new_empty(2, hidden, n, n), z.new_empty(hidden, n, n)
+    columns, grad_columns = ab.view(2 * hidden, n * n), grad_product.view(hidden, n * n)
     for x, g, keep, p, o in zip(
         z, grad, [None] * b if mask is None else mask.flatten(1), product, out, strict=True
     ):  # fmt: skip
-        # gradient of p through the output gate and projection; o holds the gate's part of the gradient of LN(z)
-        for tile in tile_slices(n, n * max(c, hidden) * z.itemsize, z.device):
-            columns = slice(tile.start * n, tile.stop * n)
-            y = norm_in.forward(x[tile])[0]
-            mixed, moments = norm_out.forward_columns(p.view(hidden, -1)[:, columns])
-            value, logits = mixed @ weight_out.t(), y @ weight_gate.t()
-            pointwise.gate_backward(
-                g[tile].reshape(-1, c), value, bias_out, logits, bias_gate, grad_bias_out.total, grad_bias_gate.total
-            )
-            grad_weight_out.add(value.t(), mixed)
-            grad_weight_gate.add(logits.t(), y)
-            grad_columns = grad_product.view(hidden, -1)[:, columns]
-            norm_out.backward_columns(value @ weight_out, p.view(hidden, -1)[:, columns], moments, grad_columns)
-            torch.mm(logits, weight_gate, out=o[tile].view(-1, c))
-        project(x, keep, norm_in, weight_in, bias_in, ab.view(2 * hidden, n * n))
+        update.output_backward(g, x, p.view(hidden, n * n), grad_columns, o)
+        update.project(x, keep, columns)
         contract_backward(grad_product, ab[0], ab[1], direction)
-        for tile in tile_slices(n, n * weight_in.shape[0] * z.itemsize, z.device):
-            columns = slice(tile.start * n, tile.stop * n)
-            y, input_moments = norm_in.forward(x[tile])
-            joint = weight_in @ y.t()
-            pointwise.glu_columns_backward(
-                ab.view(2 * hidden, -1)[:, columns], joint, bias_in, None if keep is None else keep[columns],
-                grad_bias_in.total,
-            )  # fmt: skip
-            grad_weight_in.add(joint, y)
-            inner = o[tile].view(-1, c)
-            norm_in.backward(inner.addmm_(joint.t(), weight_in), x[tile], input_moments, o[tile])
-    grads_in = grad_weight_in.result(), grad_bias_in.result()
-    grads_out = grad_weight_out.result(), grad_bias_out.result(), grad_weight_gate.result(), grad_bias_gate.result()
-    return fill_missing_grads(z, [out, *norm_in.grads(), *grads_in, *norm_out.grads(), *grads_out, None])
+        update.project_backward(columns, x, keep, o)
+    return fill_missing_grads(z, [out, *update.grads(), None])
 
 
 def fake_impl(
