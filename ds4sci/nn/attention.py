@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ds4sci.kernels import evoformer_attention, gated_self_attention, pair_bias
 from ds4sci.kernels.gated_self_attention import Weights
 from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.parallel.axial import WHOLE, AxialShards
 
 
 class Attention(nn.Module):
@@ -44,10 +45,13 @@ class MSARowAttentionWithPairBias(nn.Module):
         self.linear_z = Linear(c_z, heads, bias=False, init="lecun")
         self.mha = Attention(c_m, d, heads)
 
-    def forward(self, m: Tensor, z: Tensor, mask: Tensor) -> Tensor:
-        """m [b, s, n, c_m], z [b, n, n, c_z], mask bool [b, s, n] → update of m."""
+    def forward(self, m: Tensor, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+        """m [b, s, n, c_m], z [b, n, n, c_z], mask bool [b, s, n] → update of m. ``shards``: rows of m, mask and z.
+
+        Gathers the bias, heads · n² numbers.
+        """
         bias = pair_bias(z, self.layer_norm_z.weight, self.layer_norm_z.bias, self.linear_z.weight)
-        return self.mha(m, mask, self.layer_norm_m, bias)
+        return self.mha(m, mask, self.layer_norm_m, shards.gather_residues(bias, 2))
 
 
 class MSAColumnAttention(nn.Module):
@@ -104,10 +108,14 @@ class TriangleAttention(nn.Module):
         self.linear = Linear(c_z, heads, bias=False, init="lecun")
         self.mha = Attention(c_z, d, heads)
 
-    def forward(self, z: Tensor, mask: Tensor) -> Tensor:
-        """z [b, n, n, c_z], mask bool [b, n, n] → update of z."""
+    def forward(self, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+        """z [b, n, n, c_z], mask bool [b, n, n] → update of z. ``shards``: z has this rank's rows, the mask has all.
+
+        Gathers the bias, heads · n² numbers. Around the ending node, z and the update are exchanged for columns.
+        """
         if self.node == "ending":
-            z, mask = z.transpose(1, 2), mask.transpose(1, 2)
+            z, mask = shards.pair_to_columns(z).transpose(1, 2), mask.transpose(1, 2)
         bias = pair_bias(z, self.layer_norm.weight, self.layer_norm.bias, self.linear.weight)
-        out = self.mha(z, mask, self.layer_norm, bias)
-        return out.transpose(1, 2) if self.node == "ending" else out
+        mask = shards.own_residues(mask, 1)
+        out = self.mha(z, mask, self.layer_norm, shards.gather_residues(bias, 2))
+        return shards.pair_to_rows(out.transpose(1, 2)) if self.node == "ending" else out

@@ -16,6 +16,7 @@ from ds4sci.nn.attention import (
     TriangleAttention,
 )
 from ds4sci.nn.pair import Convolution, OuterProductMean, SharedDropout, Transition, TriangleMultiplication
+from ds4sci.parallel.axial import WHOLE, AxialShards
 
 MSAUpdate = Literal["row_attention", "column_attention", "column_global_attention", "convolution", "transition"]
 PairUpdate = Literal[
@@ -26,6 +27,9 @@ PairUpdate = Literal[
     "attention_ending",
     "transition",
 ]
+COLUMN_UPDATES = {"column_attention", "column_global_attention"}
+"""MSA updates along the columns. A transition is along neither axis."""
+ROW_UPDATES = {"row_attention", "convolution"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,25 +82,37 @@ class EvoformerBlock(nn.Module):
         self.dropout_pair_row = SharedDropout(c.dropout_pair, axis=1)
         self.dropout_pair_column = SharedDropout(c.dropout_pair, axis=2)
 
-    def forward(self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """m [b, s, n, c_m], z [b, n, n, c_z], masks bool [b, s, n] and [b, n, n] → m, z."""
+    def forward(
+        self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE
+    ) -> tuple[Tensor, Tensor]:
+        """m [b, s, n, c_m], z [b, n, n, c_z], masks bool [b, s, n] and [b, n, n] → m, z.
+
+        ``shards``: m and z have this rank's rows, the masks have all. m is exchanged for columns where an update needs
+        them and back where one needs rows, at the latest at the end of the block.
+        """
+        by_columns = False
         for name, update in self.msa.items():
+            if name in COLUMN_UPDATES and not by_columns:
+                m, by_columns = shards.msa_to_columns(m), True
+            elif name in ROW_UPDATES and by_columns:
+                m, by_columns = shards.msa_to_rows(m), False
+            mask = shards.own_residues(msa_mask, 2) if by_columns else shards.own_msa(msa_mask, 1)
             if name == "row_attention":
-                m = m + self.dropout_msa_row(update(m, z, msa_mask))
+                m = m + self.dropout_msa_row(update(m, z, mask, shards))
             elif name == "transition":
                 m = m + update(m)
             else:
-                m = m + update(m, msa_mask)
+                m = m + update(m, mask)
         for name, update in self.pair.items():
             if name == "outer_product_mean":
-                z = z + update(m, msa_mask)
+                z = z + update(m, msa_mask, shards, by_columns=by_columns)
             elif name == "transition":
                 z = z + update(z)
             elif name == "attention_ending":
-                z = z + self.dropout_pair_column(update(z, pair_mask))
+                z = z + self.dropout_pair_column(update(z, pair_mask, shards), shards.first_row)
             else:
-                z = z + self.dropout_pair_row(update(z, pair_mask))
-        return m, z
+                z = z + self.dropout_pair_row(update(z, pair_mask, shards))
+        return shards.msa_to_rows(m) if by_columns else m, z
 
 
 class EvoformerStack(nn.Module):
@@ -107,12 +123,15 @@ class EvoformerStack(nn.Module):
         self.blocks = nn.ModuleList(EvoformerBlock(config) for _ in range(blocks))
         self.checkpoint_blocks = checkpoint_blocks
 
-    def forward(self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE
+    ) -> tuple[Tensor, Tensor]:
+        """As a block."""
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                m, z = checkpoint(block, m, z, msa_mask, pair_mask, use_reentrant=False)
+                m, z = checkpoint(block, m, z, msa_mask, pair_mask, shards, use_reentrant=False)
             else:
-                m, z = block(m, z, msa_mask, pair_mask)
+                m, z = block(m, z, msa_mask, pair_mask, shards)
         return m, z
 
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from ds4sci.kernels import outer_product_mean, shared_dropout, transition, triangle_multiplication
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
+from ds4sci.nn.axial_multiplication import axial_triangle_multiplication
 from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.parallel.axial import WHOLE, AxialShards
 
 
 class OuterProductMean(nn.Module):
@@ -22,11 +24,20 @@ class OuterProductMean(nn.Module):
         self.linear_2 = Linear(c_m, c)
         self.linear_out = Linear(c * c, c_z, init="zero")
 
-    def forward(self, m: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, m: Tensor, mask: Tensor, shards: AxialShards = WHOLE, *, by_columns: bool = False) -> Tensor:
+        """m [b, s, n, c_m], mask bool [b, s, n] → update of z [b, n, n, c_z].
+
+        shards      m has this rank's rows, or its columns if ``by_columns``; the mask has all. Returns this rank's rows
+                    of the update. Gathers the projection b, s · n · c numbers; rows of a are exchanged for columns
+        """
         m = self.layer_norm(m)
-        return outer_product_mean(
-            self.linear_1(m), self.linear_2(m), mask, self.linear_out.weight, self.linear_out.bias
-        )
+        a, b = self.linear_1(m), self.linear_2(m)
+        mask_b = None
+        if shards.group.size > 1:
+            a = a if by_columns else shards.msa_to_columns(a)
+            b = shards.gather_residues(b, 2) if by_columns else shards.gather_msa(b, 1)
+            mask, mask_b = shards.own_residues(mask, 2), mask
+        return outer_product_mean(a, b, mask, self.linear_out.weight, self.linear_out.bias, mask_b=mask_b)
 
 
 class TriangleMultiplication(nn.Module):
@@ -46,8 +57,8 @@ class TriangleMultiplication(nn.Module):
         self.linear_z = Linear(c, c_z, init="zero")
         self.linear_g = Linear(c_z, c_z, init="gating")
 
-    def forward(self, z: Tensor, mask: Tensor) -> Tensor:
-        """z [b, n, n, c_z], mask bool [b, n, n] → update of z."""
+    def forward(self, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+        """z [b, n, n, c_z], mask bool [b, n, n] → update of z. ``shards``: z has this rank's rows, the mask has all."""
         weights = Weights(
             *(
                 (layer.weight, layer.bias)
@@ -57,6 +68,8 @@ class TriangleMultiplication(nn.Module):
                 )
             )
         )  # fmt: skip
+        if shards.group.size > 1:
+            return axial_triangle_multiplication(z, shards.own_residues(mask, 1), weights, self.direction, shards)
         return triangle_multiplication(z, mask, weights, self.direction)
 
 
@@ -109,7 +122,11 @@ class SharedDropout(nn.Module):
         super().__init__()
         self.p, self.axis = p, axis
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first_row: int = 0) -> Tensor:
+        """x [b, i, j, c]; ``first_row``: index i of its first row, where x is a part of a representation.
+
+        Ranks that share a representation need the same state of the generator.
+        """
         if not self.training or self.p == 0.0:
             return x
-        return shared_dropout(x, self.p, self.axis, torch.randint(2**62, ()))
+        return shared_dropout(x, self.p, self.axis, torch.randint(2**62, ()), starts=(0, first_row, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -30,3 +32,16 @@ def test_one_rank_exchanges_nothing() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_exchanges(size, tmp_path) -> None:
     rank_processes.call(size, axial_ranks.check_primitives, [], tmp_path)
+
+
+def test_blocks(tmp_path) -> None:
+    """A block of each stack."""
+    rank_processes.call(2, axial_ranks.check_blocks, ['["main", "extra"]', "[[2, 5, 13]]"], tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_block(size, tmp_path) -> None:
+    shapes = [[1, 1, 13], [2, 5, 17], [1, 5, 13], [1, 2, 3], [1, 1, 1]]
+    arguments = [json.dumps(list(axial_ranks.BLOCKS)), json.dumps(shapes)]
+    rank_processes.call(size, axial_ranks.check_blocks, arguments, tmp_path, seconds=900)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ds4sci.models.fold import EXTRA_MSA_UPDATES, EvoformerConfig
+from ds4sci.nn.evoformer import BlockConfig, EvoformerBlock
 from ds4sci.parallel import axial
 from ds4sci.parallel.axial import AxialShards
 from ds4sci.parallel.collectives import record_sent_bytes
@@ -62,3 +65,132 @@ def check_primitives() -> None:
             x.grad = None
             checkpoint(lambda x, f=function: f(x * 1) * 1, x, use_reentrant=False).backward(weight)
             assert torch.equal(x.grad, wanted_grad), number
+
+
+SIZES = {
+    "c_m": 12, "c_z": 8, "heads_msa": 2, "d_msa": 4, "heads_pair": 2, "d_pair": 4, "c_outer": 3,
+    "c_multiplication": 5, "transition_factor": 2, "convolution_width": 5, "dropout_msa": 0.3, "dropout_pair": 0.4,
+}  # fmt: skip
+PAIR_UPDATES = EvoformerConfig().pair_updates
+BLOCKS = {
+    "main": (EvoformerConfig().msa_updates, PAIR_UPDATES),
+    "extra": (EXTRA_MSA_UPDATES, PAIR_UPDATES),
+    "rows only": (("convolution", "transition"), PAIR_UPDATES),
+    "other order": (
+        ("column_attention", "convolution", "column_global_attention", "transition", "row_attention"),
+        ("attention_ending", "multiplication_incoming", "transition", "outer_product_mean", "attention_starting"),
+    ),
+}
+"""Updates of the blocks that are tested."""
+TOLERANCE = 1e-12
+"""Of the largest value: fp64 rounding."""
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    assert found.shape == wanted.shape
+    if not wanted.numel():
+        return 0.0
+    return float((found - wanted).detach().abs().max() / wanted.abs().max().clamp(min=1e-30))
+
+
+def perturbed(module: nn.Module) -> nn.Module:
+    """The module in fp64 with noise on its weights: layers initialised to zero would hide errors in earlier layers."""
+    noise = torch.Generator().manual_seed(1)
+    for p in module.double().parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=noise, dtype=torch.float64)
+    return module
+
+
+def compare_gradients(name: str, module: nn.Module, whole: dict[str, Tensor], group: SequenceGroup) -> None:
+    """Compare the sum over the ranks of the gradients of ``module``, and clear them, with ``whole``.
+
+    The differences are relative to the largest gradient: that of a bias in front of a softmax is 0 but for rounding.
+    """
+    largest = max(float(grad.abs().max()) for grad in whole.values())
+    found = gradients(module)
+    assert found.keys() == whole.keys(), name
+    flat = torch.cat([grad.flatten() for grad in found.values()])
+    dist.all_reduce(flat, group=group.handle)
+    for (key, wanted), grad in zip(whole.items(), flat.split([g.numel() for g in found.values()]), strict=True):
+        error = float((grad.view(wanted.shape) - wanted).abs().max()) / largest
+        assert error < TOLERANCE, (name, key, error)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Gradients of the parameters, which are cleared."""
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    for p in module.parameters():
+        p.grad = None
+    return found
+
+
+def masks(b: int, s: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """MSA and pair mask with padding at the end of an example and gaps."""
+    tokens = torch.arange(n) < torch.tensor([n, max(1, n - 3)])[:b, None]
+    return (torch.rand(b, s, n, generator=generator) > 0.2) & tokens[:, None], tokens[:, :, None] & tokens[:, None]
+
+
+def block_elements(block: EvoformerBlock, shards: AxialShards) -> int:
+    """Elements that this rank sends to others in a forward pass of the block, for one example, by the formulas."""
+    rank, others = shards.group.rank, shards.group.size - 1
+    f, t = len(shards.msa[rank]), len(shards.residues[rank])
+    s, n = shards.msa[-1].stop, shards.residues[-1].stop
+    c = SIZES["c_multiplication"]
+    own_c = len(axial.even_ranges(c, shards.group.size)[rank])
+    to_columns, to_rows, total, by_columns = f * (n - t), t * (s - f), 0, False
+    for name in block.msa:
+        if ("column" in name) != by_columns and name != "transition":
+            total += SIZES["c_m"] * (to_rows if by_columns else to_columns)
+            by_columns = not by_columns
+        if name == "row_attention":
+            total += SIZES["heads_msa"] * t * n * others
+    for name in block.pair:
+        if name == "outer_product_mean":
+            total += SIZES["c_outer"] * (s * t * others if by_columns else f * n * others + to_columns)
+        elif "multiplication" in name:
+            total += 2 * (c - own_c) * t * n + own_c * n * (n - t)
+        elif "attention" in name:
+            total += SIZES["heads_pair"] * t * n * others
+            total += 2 * SIZES["c_z"] * t * (n - t) if name == "attention_ending" else 0
+    return total + (SIZES["c_m"] * to_rows if by_columns else 0)
+
+
+def check_blocks(kinds: str, shapes: str) -> None:
+    """Outputs, gradients and bytes of blocks with masks and dropout, also recomputed, against one process in fp64.
+
+    kinds, shapes  JSON lists: names of ``BLOCKS``; [b, s, n]
+    """
+    group = join()
+    for kind, (b, s, n) in product(json.loads(kinds), json.loads(shapes)):
+        msa_updates, pair_updates = BLOCKS[kind]
+        block = perturbed(EvoformerBlock(BlockConfig(msa_updates=msa_updates, pair_updates=pair_updates, **SIZES)))
+        shards = AxialShards.divide(group, s, n)
+        generator = torch.Generator().manual_seed(n)
+        m, z, grad_m, grad_z = (
+            torch.randn(b, *size, generator=generator, dtype=torch.float64)
+            for size in ((s, n, SIZES["c_m"]), (n, n, SIZES["c_z"])) * 2
+        )
+        both = masks(b, s, n, generator)
+        whole = [x.clone().requires_grad_() for x in (m, z)]
+        torch.manual_seed(5)
+        wanted = block(*whole, *both)
+        torch.autograd.backward(wanted, (grad_m, grad_z))
+        wanted_grads = gradients(block)
+        for recompute in (False, True):
+            name = f"{kind} {b} {s} {n} recompute {recompute}"
+            mine = [x.clone().requires_grad_() for x in (shards.own_msa(m, 1), shards.own_residues(z, 1))]
+            torch.manual_seed(5)
+            if recompute:
+                out = checkpoint(block, *mine, *both, shards, use_reentrant=False)
+            else:
+                with record_sent_bytes() as sent:
+                    out = block(*mine, *both, shards)
+                assert sent.total() == 8 * b * block_elements(block, shards), name
+            torch.autograd.backward(out, (shards.own_msa(grad_m, 1), shards.own_residues(grad_z, 1)))
+            for found, want in zip(out, wanted, strict=True):
+                own = shards.own_msa(want, 1) if want is wanted[0] else shards.own_residues(want, 1)
+                assert difference(found, own) < TOLERANCE, name
+            assert difference(mine[0].grad, shards.own_msa(whole[0].grad, 1)) < TOLERANCE, name
+            assert difference(mine[1].grad, shards.own_residues(whole[1].grad, 1)) < TOLERANCE, name
+            compare_gradients(name, block, wanted_grads, group)
