@@ -20,6 +20,7 @@ from ds4sci import __version__
 from ds4sci.config import deepspeed_json, renamed, run_version
 from ds4sci.config.errors import locate, unknown_key
 from ds4sci.config.task_module import import_task
+from ds4sci.files import atomic_files
 from ds4sci.machine import provenance
 
 
@@ -49,6 +50,9 @@ class TrainConfig(BaseModel):
     """Decay of the exponential moving average of the weights; warms up as min(ema_decay, (1 + t) / (10 + t))."""
     max_nonfinite: int = Field(default=20, ge=0)
     """Maximum number of steps skipped because of a non-finite loss or gradient; one more stops the run."""
+    hang_seconds: float = Field(default=1800.0, ge=0.0)
+    """Seconds without progress after which a rank records its stacks and ends; 0 = never. Progress is a micro-batch, a
+    batch of an evaluation or a checkpoint. Before the first step the limit is at least two hours."""
     log_every: int = Field(default=20, gt=0)
     """Steps between lines of ``metrics.jsonl``; each holds the means since the previous line."""
     weights: Path | None = None
@@ -171,11 +175,12 @@ class RunConfig:
         Returns the config of the written copy. ``RunConfig.load(folder / "config.json")`` reads it again, also after
         the folder has been moved.
         """
-        content = self.deepspeed.read_bytes()
-        (folder / "deepspeed.json").write_bytes(content)
+        with atomic_files.replacing(folder / "deepspeed.json") as handle:
+            handle.write(self.deepspeed.read_bytes())
+        atomic_files.replace_text(folder / "commit.txt", provenance.commit() + "\n")
         tree = {run_version.KEY: __version__} | self.resolved() | {"deepspeed": "deepspeed.json"}
-        (folder / "config.json").write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-        (folder / "commit.txt").write_text(provenance.commit() + "\n", encoding="utf-8")
+        # Last: a folder with a config.json has the other files too.
+        atomic_files.replace_text(folder / "config.json", json.dumps(tree, indent=2) + "\n")
         return self.moved_to(folder)
 
     def moved_to(self, folder: Path) -> RunConfig:

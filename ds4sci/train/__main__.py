@@ -11,6 +11,9 @@ from pathlib import Path
 
 from ds4sci.config.run_file import RunConfig
 
+USER_ERROR, NONFINITE = 2, 3
+"""Exit codes after which a run is not restarted."""
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line. DeepSpeed's launcher adds ``--local_rank``; the environment variable is what counts."""
@@ -42,12 +45,17 @@ def load(options: argparse.Namespace) -> RunConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train and return the exit code: 0 after the last step or an orderly stop, 2 for user errors, 1 otherwise."""
+    """Train and return the exit code.
+
+    0 after the last step or an orderly stop; 2 for errors in settings or data, and 3 for too many non-finite steps,
+    neither of which another start would mend; 1 for other errors. A watchdog exits with 75.
+    """
     options = parse(arguments)
     is_main = os.environ.get("RANK", "0") == "0"
     try:
         config = load(options)
         from ds4sci.train.extension_builds import BuildError
+        from ds4sci.train.loop import TooManyNonfiniteSteps
         from ds4sci.train.run import Session
 
         try:
@@ -59,11 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             session.train()
         except Exception as error:
             print_error(session.explain(error))
-            return 2 if isinstance(error, (ValueError, OSError)) else 1
+            if isinstance(error, TooManyNonfiniteSteps):
+                return NONFINITE
+            is_users = isinstance(error, ValueError) or (isinstance(error, OSError) and not session.has_begun)
+            return USER_ERROR if is_users else 1
     except ValueError as error:
         # Until the run folder exists, every rank reads the same files and finds the same error; rank 0 prints it.
         print_error(f"error: {error}" if is_main else None)
-        return 2
+        return USER_ERROR
     except KeyboardInterrupt:
         print_error("Interrupted; nothing was saved." if is_main else None)
         return 130

@@ -115,6 +115,13 @@ def create_context(device: torch.device, sequence: int = 1) -> DistributedContex
     )
 
 
+def local_ranks() -> range:
+    """Return the ranks of this machine, which every launcher numbers consecutively."""
+    local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    first = int(os.environ["RANK"]) - int(os.environ["LOCAL_RANK"])
+    return range(first, first + local_size)
+
+
 def free_port() -> int:
     """Return a TCP port that is free at the moment."""
     with socket.socket() as s:

@@ -22,7 +22,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.files import atomic_files
 from ds4sci.kernels.machine_peak import peak_rate
 from ds4sci.tasks import Task, batch_weight
-from ds4sci.train import checkpoint, rng_state
+from ds4sci.train import checkpoint, rng_state, watchdog
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine
 from ds4sci.train.metric_log import LossSums, MetricLog, Throughput, peak_memory_mb, to_plain
@@ -138,6 +138,7 @@ class TrainingLoop:
                 )
             if due or improved or last or stopped:
                 self.save()
+        watchdog.beat("end", self.state.step)
         if hasattr(batches, "close"):  # a generator, which may own threads
             batches.close()
         return self.state.step == train.steps and not self._evaluation_due()
@@ -147,6 +148,7 @@ class TrainingLoop:
         engine, step, group = self.engine, self.state.step, self.group
         rate = engine.learning_rate()
         parts = self._fetch_step(batches, accumulation)
+        watchdog.beat("step", step)
         result = engine.run_step(self.task, parts, self._seed_micro_batch)
         for batch, _ in parts:
             if (work := self.task.work(batch)) is not None:
@@ -173,6 +175,7 @@ class TrainingLoop:
 
     def _seed_micro_batch(self, number: int) -> None:
         """Seed the random generators for this rank's micro-batch ``number`` of the step."""
+        watchdog.beat()
         group = self.group
         place = number * group.data_size + group.data_rank  # number of the micro-batch in the step, over all ranks
         rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, self.state.step, place, part=group.rank)
@@ -258,8 +261,10 @@ class TrainingLoop:
         """Evaluate the EMA weights on held-out data. Returns whether they are the best so far."""
         step, began = self.state.step, time.monotonic()
         calls = itertools.count(1)
+        watchdog.beat("evaluate", step)
 
         def check_for_stop() -> None:
+            watchdog.beat()
             self.progress.set_activity(f"evaluating, batch {next(calls)}")
             if self.context.any(bool(self.stop))[0]:
                 raise _Stopped
@@ -300,6 +305,7 @@ class TrainingLoop:
         """Save a checkpoint of the current step, unless it exists already."""
         if self.saved_step == self.state.step:
             return
+        watchdog.beat("save", self.state.step)
         self.progress.set_activity("saving")
         self.state.seconds = time.monotonic() - self._began
         state = vars(self.state) | {

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import time
 import traceback
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
-from ds4sci.files.atomic_files import replace_text
-from ds4sci.machine import provenance
 from ds4sci.tasks import ASSETS_DIR, SequenceParallel
 from ds4sci.tasks.build import build_task, default_kernels
-from ds4sci.train import checkpoint, deepspeed_schema, rng_state
+from ds4sci.train import checkpoint, deepspeed_schema, failures, rng_state, run_folder
 from ds4sci.train import engine as engines
-from ds4sci.train.distributed import DistributedContext, set_rank_environment
+from ds4sci.train.distributed import DistributedContext, local_ranks, set_rank_environment
 from ds4sci.train.ema import Ema
 from ds4sci.train.loop import TooManyNonfiniteSteps, TrainingLoop
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
+from ds4sci.train.watchdog import Watchdog, claim_error_file
 
 
 @dataclass(frozen=True)
@@ -36,26 +34,52 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Session:
-    """A rank that has joined the other ranks of a run. The run folder exists."""
+    """A rank that has joined the other ranks of a run. The run folder exists, and rank 0 holds its lock."""
 
     config: RunConfig
     context: DistributedContext
     run: Path
     is_resumed: bool
+    watchdog: Watchdog
+    lock: ExitStack
 
     @classmethod
     def join(cls, config: RunConfig, *, resume: Path | None = None) -> Session:
-        """Connect the ranks, and create the run folder or use ``resume``. Raises ValueError, on every rank."""
+        """Connect the ranks, and create the run folder or use ``resume``. Raises ValueError, on every rank.
+
+        A folder that ``train.name`` names and that exists already is used as well, if it has the same settings.
+        """
         set_rank_environment()
         engines.silence_deepspeed()
         deepspeed_schema.check(config.deepspeed_config(), config.deepspeed)
         context = engines.init_distributed(config.deepspeed_config(), config.parallel.sequence)
         deepspeed_json.batch_sizes(config.deepspeed_config(), context.sequence.data_size, config.deepspeed)
-        run, config = _prepare_run_folder(config, resume, context)
-        return cls(config, context, run, resume is not None)
+        lock = ExitStack()
+        folder = run_folder.prepare(config, resume, context, lock)
+        if not folder.is_resumed:
+            config = config.moved_to(folder.run)
+        limit = config.train.hang_seconds
+        watchdog = Watchdog(folder.run, context.rank, attempt=folder.attempt, ranks=local_ranks(), limit=limit)
+        watchdog.start()
+        return cls(config, context, folder.run, folder.is_resumed, watchdog, lock)
 
     def train(self) -> RunResult:
         """Train to the last step or until a signal stops the run. Before the first step signals kill the process."""
+        with self.lock:
+            try:
+                result = self._train()
+            except BaseException as error:
+                self.watchdog.stop(failed=isinstance(error, Exception))
+                raise
+            self.watchdog.stop()
+        return result
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first step of this process has begun: until then an OSError is an error of the user."""
+        return self.watchdog.state.phase != "start"
+
+    def _train(self) -> RunResult:
         stop = StopRequest()
         config, context = self.config, self.context
         rng_state.seed_all(config.seed, rng_state.WEIGHTS)  # the same on all ranks
@@ -75,11 +99,20 @@ class Session:
         loop = TrainingLoop(config, task, engine, Ema(engine.module, config.train.ema_decay), self.run, stop, progress)
         if self.is_resumed:
             loop.restore(self._newest_checkpoint(progress))
+            if loop.state.step > config.train.steps:
+                raise ValueError(
+                    f"{self.run}: has done {loop.state.step} steps, but train.steps = {config.train.steps}; give at "
+                    f"least train.steps={loop.state.step}, or choose another train.name for a new run"
+                )
             progress.resume_at(loop.state.step)
             if context.is_main:
                 # After restoring: settings that cannot be resumed must not replace the saved ones.
                 config.save(self.run)
             context.barrier()
+        elif context.is_main:
+            # An earlier process may have ended before its first checkpoint.
+            loop.metrics.truncate_after(-1)
+            checkpoint.remove_after(self.run, -1)
         self._warn_about_schedule(progress)
         self._warn_about_clipping(progress, engine)
         coverage = task.coverage()
@@ -148,25 +181,31 @@ class Session:
         return folder
 
     def explain(self, error: BaseException) -> str | None:
-        """Return the message about ``error``, which ended this rank, or None if another rank reports its own.
+        """Record ``error``, which ended this rank. Return the message, or None if another rank reports its own.
 
         The first rank to fail writes RUN/error.txt and reports the error; the others fail because of it.
         """
         where = f"rank {self.context.rank}: " if self.context.world_size > 1 else ""
         trace = "".join(traceback.format_exception(error))
+        lost = is_lost_connection(error)
+        is_first = claim_error_file(self.run, f"{where}{trace}")
+        ended = self.watchdog.dead_neighbours() if lost else []
+        kind, cause = ("lost connection", "; ".join(ended)) if lost else ("exception", "")
         try:
-            with (self.run / "error.txt").open("x", encoding="utf-8") as handle:
-                handle.write(f"{where}{trace}")
-        except FileExistsError:
+            self.watchdog.record(
+                kind, f"{type(error).__name__}: {cause or error}", {"MainThread": trace} | failures.own_stacks()
+            )
+        except OSError as problem:
+            trace += f"\n{self.run / 'failures.jsonl'} could not be written: {problem}"
+        if not is_first:
             return None
-        except OSError:
-            pass  # the disk may be full; then every rank reports its error
         if isinstance(error, (ValueError, OSError, TooManyNonfiniteSteps)):
             return f"error: {where}{error}"
-        if is_lost_connection(error):
+        if lost:
             return (
-                f"error: {where}lost the connection to another rank: it was killed or ran out of memory (see "
-                f"`dmesg`). Resume from the last checkpoint with: ds4sci train --resume {self.run}"
+                f"error: {where}lost the connection to another rank: it was killed or ran out of memory (see `dmesg`)"
+                f"{': ' + cause if cause else ''}. "
+                f"Resume from the last checkpoint with: ds4sci train --resume {self.run}"
             )
         return f"error: {where}{type(error).__name__}: {error}\n{trace}"
 
@@ -185,30 +224,3 @@ def is_lost_connection(error: BaseException) -> bool:
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "nccl")
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
-
-
-def _prepare_run_folder(config: RunConfig, resume: Path | None, context: DistributedContext) -> tuple[Path, RunConfig]:
-    """Return the run folder and its config. Rank 0 creates it and writes the resolved config and ``machine.json``."""
-    problem, run = "", Path()
-    if context.is_main:
-        try:
-            if resume is not None:
-                run = resume
-            else:
-                name = config.train.name or f"{config.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-                run = config.train.output / name
-                if (run / "metrics.jsonl").exists():
-                    raise ValueError(
-                        f"{run}: this run exists already; resume it with --resume {run}, or choose another train.name"
-                    )
-            (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (run / "error.txt").unlink(missing_ok=True)
-            if resume is None:
-                config.save(run)
-            replace_text(run / "machine.json", json.dumps(provenance.describe(), indent=2) + "\n")
-        except (OSError, ValueError) as error:
-            problem = str(error)
-    problem, run = context.broadcast((problem, run))
-    if problem:
-        raise ValueError(problem)
-    return run, config if resume is not None else config.moved_to(run)

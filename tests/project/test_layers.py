@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "machine": set(),
     "chemistry": {"types"},
-    "config": {"types", "machine"},
+    "config": {"types", "files", "machine"},
     "geometry": FOUNDATION,
     "kernels": {"types", "files"},
     "metrics": FOUNDATION,

@@ -8,13 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import safetensors.torch
 
-from ds4sci.train import checkpoint
+from ds4sci.config.run_file import RunConfig
+from ds4sci.train import checkpoint, run_folder
 from tests.support import rank_processes
 from tests.support.run_files import digest, metrics
 
@@ -26,7 +29,7 @@ def steps(run: Path) -> list[int]:
 def test_a_full_disk_during_a_checkpoint(tmp_path, run_file) -> None:
     """From step 7 rank 1 cannot write its part: the run ends with one error, and the checkpoint of step 5 remains."""
     file = run_file(data="full_disk_at = 7", evaluate_every=0, ds={"zero_optimization": {"stage": 1}})
-    ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=2)
+    ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=1)
     run = tmp_path / "runs/run"
     assert ended.output.count("error:") == 1
     assert "checkpoints/step_000010 could not be written: rank 1" in ended.output
@@ -130,7 +133,7 @@ def test_an_exception_on_one_rank_is_printed_once_with_its_reason(tmp_path, run_
 
 def test_too_many_nonfinite_steps_stop_the_run_with_a_checkpoint(tmp_path, run_file) -> None:
     file = run_file(data="nan_at = [1, 3, 4, 6, 8]", max_nonfinite=2, save_every=0, evaluate_every=0)
-    ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=1)
+    ended = rank_processes.run(2, ["--config", str(file)], tmp_path, code=3)
     assert ended.output.count("error:") == 1
     assert "3 steps had a non-finite loss or gradient, and train.max_nonfinite = 2" in ended.output
     run = tmp_path / "runs/run"
@@ -186,11 +189,41 @@ def test_another_zero_stage_or_batch_is_refused(tmp_path, run_file) -> None:
     rank_processes.run(1, ["--resume", "runs/run"], tmp_path)  # the refused JSON has not replaced that of the run
 
 
-def test_a_run_is_never_overwritten(tmp_path, run_file) -> None:
-    file = run_file(steps=1)
+def test_a_run_named_again_goes_on_with_the_same_settings_only(tmp_path, run_file) -> None:
+    file = run_file(steps=2, save_every=2)
     rank_processes.run(1, ["--config", str(file)], tmp_path)
+    before = digest(tmp_path / "runs/run/checkpoints/step_000002/model.safetensors")
+    ended = rank_processes.run(1, ["--config", str(file), "model.width=17", "seed=4"], tmp_path, code=2)
+    assert "runs/run: this run exists already, with other settings: model.width: 16 there, 17 here" in ended.output
+    assert "seed: 3 there, 4 here. Choose another train.name" in ended.output
+    file = run_file(steps=4, save_every=2, ds={"optimizer": {"type": "AdamW", "params": {"lr": 1.0}}})
     ended = rank_processes.run(1, ["--config", str(file)], tmp_path, code=2)
-    assert "this run exists already; resume it with --resume runs/run" in ended.output
+    assert "DeepSpeed JSON: optimizer.params.lr: 0.01 there, 1.0 here" in ended.output
+    ended = rank_processes.run(1, ["--config", str(run_file(steps=1))], tmp_path, code=2)
+    assert "runs/run: has done 2 steps, but train.steps = 1" in ended.output
+    ended = rank_processes.run(1, ["--config", str(run_file(steps=4, save_every=2))], tmp_path)
+    assert "Resuming tests.support.toy_task (178 parameters) in runs/run, step 2 of 4" in ended.output
+    assert steps(tmp_path / "runs/run") == [2, 4]
+    assert digest(tmp_path / "runs/run/checkpoints/step_000002/model.safetensors") == before
+    shutil.rmtree(tmp_path / "runs/run/checkpoints")  # as if every process had ended before the first checkpoint
+    ended = rank_processes.run(1, ["--config", str(file := run_file(steps=2, save_every=2))], tmp_path)
+    assert "Training tests.support.toy_task (178 parameters) in runs/run, step 0 of 2" in ended.output
+    assert [line["step"] for line in metrics(tmp_path / "runs/run", "event", "train")] == [0, 2]
+    assert digest(tmp_path / "runs/run/checkpoints/step_000002/model.safetensors") == before
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, run_file, monkeypatch) -> None:
+    run, config = tmp_path / "runs/run", RunConfig.load(run_file(steps=2))
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
+    monkeypatch.chdir(tmp_path)
+    context = SimpleNamespace(is_main=True, broadcast=lambda value: value)
+    with ExitStack() as lock:
+        assert run_folder.prepare(config, None, context, lock).attempt == 0
+        for resume in (None, run):
+            with pytest.raises(ValueError, match=rf"another process trains this run \(process {os.getpid()} on"):
+                run_folder.prepare(config, resume, context, ExitStack())
+    with ExitStack() as lock:
+        assert run_folder.prepare(config, None, context, lock).attempt == 1
 
 
 def test_a_batch_size_that_does_not_fit_the_ranks_creates_no_run_folder(tmp_path, run_file) -> None:
