@@ -56,6 +56,36 @@ TASKS = (
 )
 
 
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
+OFFLOAD = {"device": "cpu"}
+VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "fold recomputed": ("fold", {"model": {"checkpoint_blocks": True}}, {}),
+    "fold recycled": (
+        "fold", {"data": {"plan": {"phases": [{"crops": [20, 14]}], "max_recycling": 3}}}, {},
+    ),
+    "fold averaged": ("fold", {"train": {"ema_decay": 0.9}}, {}),
+    "fold offloaded": ("fold", {}, {"offload_optimizer": OFFLOAD}),
+    "fold offloaded with parameters": ("fold", {}, {"offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}),
+    "masked_lm recomputed": ("masked_lm", {"model": {"checkpoint_min_tokens": 0}}, {}),
+    "causal_lm averaged, recomputed": (
+        "causal_lm", {"model": {"checkpoint_min_tokens": 0}, "train": {"ema_decay": 0.9}}, {},
+    ),
+    "masked_lm offloaded": ("masked_lm", {}, {"offload_optimizer": OFFLOAD}),
+    "token_classification lora": ("token_classification", {"model": {"lora": LORA}}, {}),
+    "causal_lm lora, recomputed": ("causal_lm", {"model": {"lora": LORA, "checkpoint_min_tokens": 0}}, {}),
+    "token_classification lora, offloaded": (
+        "token_classification", {"model": {"lora": LORA}}, {"offload_optimizer": OFFLOAD},
+    ),
+}  # fmt: skip
+"""Name → (task, sections of the run file, keys of ``zero_optimization``): settings that must not change the numbers."""
+
+
+def variant_stages(name: str) -> list[int]:
+    """ZeRO stages that a variant can use: optimizer states are offloaded from stage 1 on, parameters at stage 3."""
+    zero = VARIANTS[name][2]
+    return [3] if "offload_param" in zero else [1, 2, 3] if zero else [0, 1, 2, 3]
+
+
 def sections(task: str, folder: Path) -> dict[str, Any]:
     """Return the sections of the task in a run file; its data is written into ``folder``."""
     name, packing = task.split()[0], "unpacked" not in task
@@ -105,9 +135,13 @@ def _proteins(file: Path) -> None:
     file.with_name("valid.fa").write_text(f">v\n{valid}\n")
 
 
-def configure(task: str, folder: Path, **more: Any) -> RunConfig:
-    """Write the run file of a task, in fp32 with clipping and SGD, and its initial weights into ``folder``."""
-    file = folder / f"{task.replace(' ', '_')}.json"
+def configure(task: str, folder: Path, *, file_name: str = "", **more: Any) -> RunConfig:
+    """Write the run file of a task, in fp32 with clipping and SGD, and its initial weights into ``folder``.
+
+    file_name  name of the files, for a task with several settings
+    more       sections of the run file; their keys replace those of ``sections``
+    """
+    file = folder / f"{(file_name or task).replace(' ', '_')}.json"
     tree = {
         run_version.KEY: __version__, "deepspeed": str(folder / "plain.json"), "seed": 3,
         "task": {"name": task.split()[0]},
@@ -134,13 +168,18 @@ def _perturbed_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights | {name: b for name, b in model.named_buffers() if name in persistent}
 
 
-def deepspeed(stage: int, micro: int, accumulation: int, **more: Any) -> dict[str, Any]:
-    """A DeepSpeed JSON."""
+def deepspeed(
+    stage: int, micro: int, accumulation: int, *, zero: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """A DeepSpeed JSON.
+
+    zero  more keys of ``zero_optimization``
+    """
     return {
         "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation,
         "gradient_clipping": CLIP, "optimizer": {"type": "SGD", "params": {"lr": RATE}},
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0} | (zero or {}),
     } | more  # fmt: skip
 
 
@@ -152,9 +191,24 @@ class Case:
     stage: int
     micro: int
     accumulation: int
+    variant: str = ""
 
     def name(self, ranks: int) -> str:
-        return f"{self.task} {ranks}x{self.micro}x{self.accumulation} stage {self.stage}".replace(" ", "_")
+        task = (self.variant or self.task).replace(",", "")
+        return f"{task} {ranks}x{self.micro}x{self.accumulation} stage {self.stage}".replace(" ", "_")
+
+    def configure(self, folder: Path, **more: Any) -> RunConfig:
+        """Write the run file of this case into ``folder``; ``more`` are sections of it."""
+        if not self.variant:
+            return configure(self.task, folder, **more)
+        settings = VARIANTS[self.variant][1]
+        merged = {key: settings.get(key, {}) | more.get(key, {}) for key in settings.keys() | more.keys()}
+        return configure(self.task, folder, file_name=self.variant.replace(",", ""), **merged)
+
+    def deepspeed(self) -> dict[str, Any]:
+        """The DeepSpeed JSON of this case."""
+        zero = VARIANTS[self.variant][2] if self.variant else {}
+        return deepspeed(self.stage, self.micro, self.accumulation, zero=zero)
 
 
 def run(cases_file: str) -> None:
@@ -169,7 +223,7 @@ def run(cases_file: str) -> None:
 
 
 def curve(run_folder: Path) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """Return (losses, gradient norms, final weights) of a run."""
+    """Return (losses, gradient norms, final weights in their moving average) of a run."""
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
     weights = safetensors.torch.load_file(run_folder / f"checkpoints/step_{STEPS:06d}/model.safetensors")
@@ -177,7 +231,10 @@ def curve(run_folder: Path) -> tuple[list[float], list[float], dict[str, Tensor]
 
 
 def plain(config: RunConfig) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """Return the same from fp64 torch in one process: the whole batch at once, ``torch.optim.SGD``, no DeepSpeed."""
+    """Return the same from fp64 torch in one process: the whole batch at once, ``torch.optim.SGD``, no DeepSpeed.
+
+    The weights are their exponential moving average with ``train.ema_decay``, as those of a checkpoint.
+    """
     task = build_task(config)
     assert config.train.weights is not None
     task.model.load_state_dict(safetensors.torch.load_file(config.train.weights), strict=False)
@@ -185,15 +242,18 @@ def plain(config: RunConfig) -> tuple[list[float], list[float], dict[str, Tensor
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=RATE)
     batches = task.batches(start_step=0, rank=0, world_size=1, micro_batch_size=BATCH, accumulation_steps=1)
-    losses, norms = [], []
-    for _ in range(STEPS):
+    losses, norms, named = [], [], dict(model.named_parameters())
+    means = {name: p.detach().clone() for name, p in named.items()}
+    for step in range(STEPS):
         optimizer.zero_grad()
         loss = _plain_loss(task, model, next(batches))
         loss.backward()
         losses.append(float(loss.detach()))
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, CLIP)))
         optimizer.step()
-    return losses, norms, {name: p.detach() for name, p in model.named_parameters()}
+        decay = min(config.train.ema_decay, (1 + step) / (10 + step))
+        means = {name: decay * mean + (1 - decay) * named[name].detach() for name, mean in means.items()}
+    return losses, norms, means
 
 
 def _plain_loss(task: Any, model: nn.Module, batch: Any) -> Tensor:

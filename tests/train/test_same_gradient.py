@@ -24,8 +24,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def fp64_reference(task: str, home: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    return layouts.plain(layouts.configure(task, home))
+def fp64_reference(task: str, variant: str, home: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    return layouts.plain(Case(task, 0, layouts.BATCH, 1, variant).configure(home))
 
 
 def _run(home: Path, ranks: int, wanted_runs: dict[str, tuple[RunConfig, dict[str, Any]]]) -> dict[str, list[float]]:
@@ -45,15 +45,12 @@ def check(cases: list[Case], ranks: int, home: Path, **more: Any) -> dict[str, t
     more  sections of the run file
     """
     _run(home, ranks, {
-        case.name(ranks): (
-            layouts.configure(case.task, home, **more), layouts.deepspeed(case.stage, case.micro, case.accumulation)
-        )
-        for case in cases
+        case.name(ranks): (case.configure(home, **more), case.deepspeed()) for case in cases
     })  # fmt: skip
     errors = {}
     for case in cases:
         losses, norms, weights = layouts.curve(home / "runs" / case.name(ranks))
-        want_losses, want_norms, want_weights = fp64_reference(case.task, home)
+        want_losses, want_norms, want_weights = fp64_reference(case.task, case.variant, home)
         assert min(want_norms) > layouts.CLIP, "every step must be clipped"
         size = torch.stack([w.norm() for w in want_weights.values()]).norm()
         off = torch.stack([(weights[name].double() - w).norm() for name, w in want_weights.items()]).norm()
@@ -96,6 +93,29 @@ def test_sequence_parallel_ranks_train_as_fp64_torch(tmp_path) -> None:
 @pytest.mark.parametrize("ranks", SPLITS)
 def test_every_layout_trains_as_fp64_torch(task, ranks, home) -> None:
     check([Case(task, stage, *split) for stage in stages(task) for split in SPLITS[ranks]], ranks, home)
+
+
+@pytest.mark.slow
+def test_settings_that_save_memory_train_as_fp64_torch(home) -> None:
+    """Recomputation, recycling, moving averages, offloading and adapters, one stage and one split each."""
+    cases = [
+        Case(layouts.VARIANTS[name][0], (stages := layouts.variant_stages(name))[-1 - number % len(stages)],
+             *SPLITS[2][number % 3], name)
+        for number, name in enumerate(layouts.VARIANTS)
+    ]  # fmt: skip
+    check(sorted(cases, key=lambda case: case.stage), 2, home)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", layouts.VARIANTS)
+@pytest.mark.parametrize("ranks", SPLITS)
+def test_every_setting_on_every_layout_trains_as_fp64_torch(name, ranks, home) -> None:
+    task = layouts.VARIANTS[name][0]
+    check(
+        [Case(task, stage, *split, name) for stage in layouts.variant_stages(name) for split in SPLITS[ranks]],
+        ranks,
+        home,
+    )
 
 
 @pytest.mark.slow
