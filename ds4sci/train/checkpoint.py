@@ -2,9 +2,10 @@
 
 ``RUN/checkpoints/step_NNNNNN/`` contains
 
-- ``deepspeed/``: weights, optimizer and schedule, in DeepSpeed's format;
-- ``model.safetensors``: the unsharded EMA weights, which evaluation and prediction read;
-- ``state.json``: data position, counters, best evaluation so far, and every rank's running sums of losses;
+- ``rank_NNNN.safetensors`` and ``index.json``: fp32 weights and optimizer state in slices that any layout reads, and
+  ``model.safetensors``: the unsharded EMA weights, which evaluation and prediction read (``slice_files``);
+- ``state.json``: data position, counters, best evaluation so far, every rank's running sums of losses, and the numbers
+  of DeepSpeed's engine (``engine_state``);
 - the resolved configuration;
 - ``manifest.json``: size and SHA-256 of every file.
 
@@ -22,22 +23,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from ds4sci.config.run_file import RunConfig
 from ds4sci.config.task_module import import_task
 from ds4sci.files.atomic_files import Writer, fingerprint, free_space, replace_text, sync_folder
 from ds4sci.tasks.build import build_task
+from ds4sci.train import slice_files
+from ds4sci.train.engine_state import check_kinds, engine_state, restore_engine_state
+from ds4sci.train.tensor_file import TensorReader
 
 if TYPE_CHECKING:
     from ds4sci.tasks import Task
+    from ds4sci.train.distributed import DistributedContext
     from ds4sci.train.ema import Ema
     from ds4sci.train.engine import Engine
-
-DEEPSPEED = "deepspeed"
-"""DeepSpeed's tag, and so the subfolder of a checkpoint that holds its files."""
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -59,8 +59,6 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     Raises OSError on every rank if any rank failed to write, for example on a full disk, with the path and the free
     space. The partial checkpoint is then removed, and earlier checkpoints are unchanged.
     """
-    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
-
     context = engine.context
     final = checkpoint_folder(run, state["step"])
     partial = final.with_name(f".{final.name}.partial")
@@ -68,23 +66,16 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     if context.is_main:
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            (partial / DEEPSPEED).mkdir(parents=True)
+            partial.mkdir(parents=True)
         except OSError as error:
             writer.error = str(error)
     _raise_on_any_error(engine, writer, partial)
 
-    checkpoint_engine = engine.deepspeed.checkpoint_engine = SyncedCheckpointEngine()
-    checkpoint_engine.writer = writer
-    # Only rank 0 copies DeepSpeed's recovery script, without the writer: a full disk would leave the others waiting.
-    engine.deepspeed._copy_recovery_script = lambda save_path: None
-    engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
-    weights = ema.full_tensors(engine.module)
-    all_sums = context.gather(sums)
+    slice_files.write_slices(partial, engine, writer)
+    slice_files.write_model(partial, engine, ema, writer)
+    state |= {"engine": engine_state(engine), "sums": context.gather(sums)}
     if context.is_main:
-        # save_file of safetensors reports a full disk badly, so the bytes go through the writer.
-        content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, {"format": "pt"})
-        writer.write_bytes(partial / "model.safetensors", content)
-        writer.write_bytes(partial / "state.json", json.dumps(state | {"sums": all_sums}, indent=2).encode())
+        writer.write_bytes(partial / "state.json", json.dumps(state, indent=2).encode())
         for name in ("config.json", "deepspeed.json", "commit.txt"):
             writer.write_bytes(partial / name, (run / name).read_bytes())
     _raise_on_any_error(engine, writer, partial)
@@ -93,7 +84,6 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     if context.is_main:
         try:
             replace_text(partial / "manifest.json", json.dumps({"files": files}, indent=1))
-            sync_folder(partial / DEEPSPEED)
             sync_folder(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
@@ -145,33 +135,44 @@ def _raise_on_any_error(engine: Engine, writer: Any, partial: Path) -> None:
     )
 
 
-def find_corruption(folder: Path) -> str | None:
-    """Return the first mismatch between a checkpoint and its manifest, or None if every file is intact."""
+def find_corruption(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """Return the first mismatch between a checkpoint and its manifest, or None if every file is intact.
+
+    part, parts  read only the files with these numbers: ``part``, ``part + parts``, …; the sizes of all are compared
+    """
     manifest = folder / "manifest.json"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
+        sizes = {name: int(expected["size"]) for name, expected in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{manifest}: {type(error).__name__}: {error}"
-    for name, expected in files.items():
+    for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-    for name, expected in files.items():
-        if fingerprint(folder / name) != expected:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    # Files of slices first, so that each rank reads its own if there are as many ranks as before.
+    for name in sorted(files, key=lambda name: (not name.startswith("rank_"), name))[part::parts]:
+        try:
+            found = fingerprint(folder / name)
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
+        if found != files[name]:
             return f"{name} has another SHA-256 than when it was written"
     return None
 
 
-def newest_intact(run: Path, log: Any = print) -> Path:
-    """Return the newest checkpoint that passes verification. Each corrupt one before it is reported through ``log``.
+def newest_intact(run: Path, context: DistributedContext, log: Any = print) -> Path:
+    """Return the newest checkpoint that passes verification, the same on all ranks. A collective operation.
 
-    Raises ValueError if there is none.
+    The ranks share the reading. Each corrupt checkpoint before it is reported through ``log``. Raises ValueError if
+    there is none.
     """
-    for step in reversed(checkpoint_steps(run)):
+    for step in reversed(context.broadcast(checkpoint_steps(run))):
         folder = checkpoint_folder(run, step)
-        trouble = find_corruption(folder)
+        found = context.gather(find_corruption(folder, context.rank, context.world_size))
+        trouble = next((one for one in found if one is not None), None)
         if trouble is None:
             return folder
         log(f"WARNING: {folder} is corrupt ({trouble}); trying the previous checkpoint")
@@ -181,28 +182,21 @@ def newest_intact(run: Path, log: Any = print) -> Path:
 def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
     """Load the checkpoint ``folder`` into engine and EMA. A collective operation: every rank calls it.
 
-    Returns the state that ``save`` was given, with the ``"sums"`` of every rank that saved. Raises ValueError if the
-    number of ranks, the ZeRO stage or the batch size does not allow an exact resume.
+    Any number of ranks, ZeRO stage, offload and precision reads a checkpoint; one of an earlier version only its own
+    layout. Returns the state that ``save`` was given, with the ``"sums"`` of every rank that saved. Raises ValueError
+    if the batch size differs, or if model, optimizer or schedule do not fit.
     """
-    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
-
     state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tag = DEEPSPEED
-    if engine.deepspeed.load_universal_checkpoint():
-        tag = "universal"
-        if not (folder / tag).is_dir():
-            raise ValueError(
-                f"{folder}: the DeepSpeed JSON has checkpoint.load_universal, but {folder / tag} does not exist. "
-                f"Create it with\n  {_universal_conversion(folder)}\nor resume with a JSON without that key"
-            )
-    else:
-        _check_same_layout(folder, state, engine)
     _check_same_batch(folder, state, engine)
-    engine.deepspeed.checkpoint_engine = SyncedCheckpointEngine()
-    loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=tag)
-    if loaded is None:
-        raise ValueError(f"{folder / tag}: DeepSpeed found no checkpoint to load")
-    ema.restore(safetensors.torch.load_file(folder / "model.safetensors"), state["ema_updates"])
+    if (folder / slice_files.INDEX).is_file():
+        check_kinds(engine, state["engine"], str(folder))
+        slice_files.read_slices(folder, engine)
+        restore_engine_state(engine, state["engine"], str(folder))
+    else:
+        from ds4sci.train import checkpoint_engine
+
+        checkpoint_engine.load(folder, state, engine)
+    slice_files.read_ema(folder, ema, state["ema_updates"])
     return state
 
 
@@ -220,30 +214,6 @@ def _check_same_batch(folder: Path, state: dict[str, Any], engine: Engine) -> No
             "(change gradient_accumulation_steps or the micro batch to fit the ranks), or start a new run with "
             f"train.weights = {json.dumps(str(folder / 'model.safetensors'))}"
         )
-
-
-def _check_same_layout(folder: Path, state: dict[str, Any], engine: Engine) -> None:
-    """Raise ValueError if the ZeRO stage, or with ZeRO the number of ranks, differs from that of the checkpoint."""
-    now = {"zero_stage": engine.zero_stage, "world_size": engine.context.world_size}
-    if state["zero_stage"] != now["zero_stage"]:
-        raise ValueError(
-            f"{folder}: written with ZeRO stage {state['zero_stage']}, but the DeepSpeed JSON has stage "
-            f"{now['zero_stage']}; use the JSON of the run"
-        )
-    if state["world_size"] != now["world_size"] and now["zero_stage"] > 0:
-        raise ValueError(
-            f"{folder}: written by {state['world_size']} ranks, but this run has {now['world_size']}. Start "
-            f"{state['world_size']} ranks, or convert it once with\n  {_universal_conversion(folder)}\n"
-            'and resume with a DeepSpeed JSON that has "checkpoint": {"load_universal": true}'
-        )
-
-
-def _universal_conversion(folder: Path) -> str:
-    """Return the command that converts a checkpoint so that any number of ranks can load it."""
-    return (
-        f"python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state "
-        f"--input_folder {folder / DEEPSPEED} --output_folder {folder / 'universal'}"
-    )
 
 
 def select_checkpoint(run: Path, which: str = "best") -> Path:
@@ -300,23 +270,19 @@ def weights_file(path: Path) -> Path:
 
 def load_weights(model: torch.nn.Module, file: Path) -> None:
     """Copy the tensors of a safetensors ``file`` into ``model``. Raises ValueError naming those that do not fit."""
-    try:
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{file}: not a readable safetensors file: {error}") from None
     own = dict(model.named_parameters()) | dict(model.named_buffers())
-    wrong = [
-        f"{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the model"
-        for k, v in tensors.items()
-        if k in own and own[k].shape != v.shape
-    ]
-    unknown = sorted(tensors.keys() - own.keys())
-    missing = sorted(own.keys() & model.state_dict().keys() - tensors.keys())
-    if wrong or unknown or missing:
-        raise ValueError(
-            f"{file}: the weights do not fit the model: wrong shape: {wrong[:3]}, not in the model: {unknown[:3]}, "
-            f"not in the file: {missing[:3]}"
-        )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+    with TensorReader(file) as reader:
+        wrong = [
+            f"{k}: {spec.shape} in the file, {tuple(own[k].shape)} in the model"
+            for k, spec in reader.specs.items()
+            if k in own and own[k].shape != spec.shape
+        ]
+        unknown = sorted(reader.specs.keys() - own.keys())
+        missing = sorted(own.keys() & model.state_dict().keys() - reader.specs.keys())
+        if wrong or unknown or missing:
+            raise ValueError(
+                f"{file}: the weights do not fit the model: wrong shape: {wrong[:3]}, not in the model: "
+                f"{unknown[:3]}, not in the file: {missing[:3]}"
+            )
+        for name in reader.specs:
+            reader.read_into(own[name], name)

@@ -1,34 +1,63 @@
-"""Checkpoint engine for DeepSpeed that syncs and fingerprints its files. Imports deepspeed: import it in functions."""
+"""Loading of checkpoints in DeepSpeed's own format, which earlier versions wrote. Imports deepspeed.
+
+They load on the ZeRO stage and number of ranks that wrote them.
+"""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
-from ds4sci.files.atomic_files import Writer
+if TYPE_CHECKING:
+    from ds4sci.train.engine import Engine
+
+FOLDER = "deepspeed"
+"""DeepSpeed's tag, and so the subfolder of a checkpoint that holds its files."""
 
 
-class SyncedCheckpointEngine(CheckpointEngine):
-    """Saves DeepSpeed's files through a ``Writer``; loading refuses pickled objects other than DeepSpeed's own."""
+def load(folder: Path, state: dict[str, Any], engine: Engine) -> None:
+    """Load the checkpoint ``folder`` into the engine. A collective operation.
+
+    Raises ValueError if the ZeRO stage, or with ZeRO the number of ranks, differs from that of the checkpoint.
+    """
+    now = {"zero_stage": engine.zero_stage, "world_size": engine.context.world_size}
+    stage, ranks = state["zero_stage"], state["world_size"]
+    if stage != now["zero_stage"] or (ranks != now["world_size"] and stage > 0):
+        raise ValueError(
+            f"{folder}: written by an older version in DeepSpeed's own format, with ZeRO stage {stage} on {ranks} "
+            f"ranks, but this run has stage {now['zero_stage']} on {now['world_size']}. Resume it once on its own "
+            "layout: the checkpoints that it saves resume on any"
+        )
+    if engine.deepspeed.load_universal_checkpoint():
+        raise ValueError(
+            f"{engine.json_file}: checkpoint.load_universal: {folder} was written by an older version in DeepSpeed's "
+            "own format; remove the key and resume once on the layout of the run: the checkpoints that it saves "
+            "resume on any"
+        )
+    engine.deepspeed.checkpoint_engine = SafeCheckpointEngine()
+    loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=FOLDER)
+    if loaded is None:
+        raise ValueError(f"{folder / FOLDER}: DeepSpeed found no checkpoint to load")
+
+
+class SafeCheckpointEngine(CheckpointEngine):
+    """Loads DeepSpeed's files and refuses pickled objects other than DeepSpeed's own."""
 
     def __init__(self) -> None:
         super().__init__(None)
         self.name = "ds4sci"
-        self.writer: Writer | None = None
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """Do nothing: ``ds4sci.train.checkpoint`` owns the folder."""
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Do nothing: ``ds4sci.train.checkpoint`` made the folder, where a failure is reported on every rank."""
+        """Raise RuntimeError: ``ds4sci.train.checkpoint`` saves."""
+        raise RuntimeError("checkpoints are not saved in DeepSpeed's format")
 
     def save(self, state_dict: Any, path: str) -> None:
-        assert self.writer is not None, "ds4sci.train.checkpoint sets it before saving"
-        self.writer.write(Path(path), lambda handle: torch.save(state_dict, handle))
+        """Raise RuntimeError, as ``create`` does."""
+        raise RuntimeError(f"{path}: checkpoints are not saved in DeepSpeed's format")
 
     def load(self, path: str, map_location: Any = None) -> Any:
         allowed: list[Any] = []

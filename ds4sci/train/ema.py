@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ class Ema:
     Memory: 4 bytes per local parameter, and a copy in the parameter's dtype while swapped.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        """``model`` after ``deepspeed.initialize``."""
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        """``parameters``: the named parameters after ``deepspeed.initialize``; frozen ones are left out."""
         self.decay = decay
         self.updates = 0
         # Any: ZeRO-3 adds attributes to the parameters (ds_tensor, ds_shape, …)
-        self._parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters: dict[str, Any] = {name: p for name, p in parameters if p.requires_grad}
         self._means = {name: local_tensor(p).detach().float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
@@ -52,41 +52,19 @@ class Ema:
         finally:
             self._write(weights)
 
-    @torch.no_grad()
-    def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return name → unsharded tensor on the CPU: means, frozen parameters and persistent buffers.
+    @property
+    def names(self) -> list[str]:
+        """Names of the averaged parameters."""
+        return list(self._means)
 
-        A collective operation: every rank calls it.
-        """
-        tensors: dict[str, Tensor] = {}
-        for name, p in model.named_parameters():
-            local = self._means[name] if name in self._means else local_tensor(p).detach()
-            tensors[name] = (_gather(p, local) if is_sharded(p) else local).cpu()
-        persistent = model.state_dict(keep_vars=True).keys()
-        tensors |= {name: b.detach().cpu() for name, b in model.named_buffers() if name in persistent}
-        return tensors
-
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Load the means from the result of ``full_tensors``, which any number of ranks may have produced."""
-        for name, p in self._parameters.items():
-            whole = tensors[name].float()
-            if is_sharded(p):
-                flat, size = whole.flatten(), p.ds_tensor.numel()
-                start = size * dist.get_rank(p.ds_process_group)
-                part = flat[start : start + size]
-                self._means[name].zero_()[: part.numel()].copy_(part)
-            else:
-                self._means[name].copy_(whole)
-        self.updates = updates
+    def local_slice(self, name: str) -> tuple[Tensor, int]:
+        """Return this rank's elements of a mean, as a view, and the place of the first in the whole tensor."""
+        return local_slice(self._parameters[name], self._means[name])
 
     def _write(self, values: dict[str, Tensor]) -> None:
         for name, p in self._parameters.items():
             local_tensor(p).data.copy_(values[name])
-            if is_sharded(p) and p.ds_status.name == "AVAILABLE":
-                # A small parameter that ZeRO-3 keeps gathered: release the old values, so that the next use gathers the
-                # new.
-                p.partition()
+            release_gathered(p)
 
 
 def is_sharded(parameter: Any) -> bool:
@@ -99,9 +77,16 @@ def local_tensor(parameter: Any) -> Tensor:
     return parameter.ds_tensor if is_sharded(parameter) else parameter.data
 
 
-def _gather(parameter: Any, shard: Tensor) -> Tensor:
-    """Gather a tensor that is sharded like ``parameter``."""
-    group = parameter.ds_process_group
-    shards = [torch.empty_like(shard) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(shards, shard.contiguous(), group=group)
-    return torch.cat([s.flatten() for s in shards])[: parameter.ds_numel].view(parameter.ds_shape)
+def local_slice(parameter: Any, local: Tensor) -> tuple[Tensor, int]:
+    """Return ``local``, divided as ``parameter`` is, without padding, and the place of its first element."""
+    if not is_sharded(parameter):
+        return local, 0
+    size = int(parameter.ds_numel)
+    start = min(size, local.numel() * dist.get_rank(parameter.ds_process_group))
+    return local.view(-1)[: size - start], start
+
+
+def release_gathered(parameter: Any) -> None:
+    """Release the old values of a small parameter that ZeRO-3 keeps gathered: the next use gathers the new ones."""
+    if is_sharded(parameter) and parameter.ds_status.name == "AVAILABLE":
+        parameter.partition()

@@ -22,7 +22,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.files import atomic_files
 from ds4sci.kernels.machine_peak import peak_rate
 from ds4sci.tasks import Task, batch_weight
-from ds4sci.train import checkpoint, rng_state, watchdog
+from ds4sci.train import checkpoint, optimizer_slices, rng_state, watchdog
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine
 from ds4sci.train.metric_log import LossSums, MetricLog, Throughput, peak_memory_mb, to_plain
@@ -79,6 +79,7 @@ class TrainingLoop:
     summary: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        optimizer_slices.check_optimizer(self.engine)  # before the first step, not at the first checkpoint
         self.context, self.group = self.engine.context, self.engine.context.sequence
         self.metrics = MetricLog(self.run / "metrics.jsonl")
         self._began = time.monotonic() - self.state.seconds

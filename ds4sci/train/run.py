@@ -96,9 +96,11 @@ class Session:
         parameters = sum(p.numel() for p in task.model.parameters())
         engine = engines.Engine(task.model, config.deepspeed, context)
         progress = Progress(config.train.steps, shown=context.is_main)
-        loop = TrainingLoop(config, task, engine, Ema(engine.module, config.train.ema_decay), self.run, stop, progress)
+        loop = TrainingLoop(
+            config, task, engine, Ema(engine.named_parameters(), config.train.ema_decay), self.run, stop, progress
+        )
         if self.is_resumed:
-            loop.restore(self._newest_checkpoint(progress))
+            loop.restore(checkpoint.newest_intact(self.run, context, progress.log))
             if loop.state.step > config.train.steps:
                 raise ValueError(
                     f"{self.run}: has done {loop.state.step} steps, but train.steps = {config.train.steps}; give at "
@@ -166,19 +168,6 @@ class Session:
                 f"Note: {self.config.deepspeed} does not set gradient_clipping, so DeepSpeed clips gradients to norm "
                 f'{engine.deepspeed.gradient_clipping()}; "gradient_clipping": 0 disables clipping'
             )
-
-    def _newest_checkpoint(self, progress: Progress) -> Path:
-        """Return the checkpoint to resume, the same on every rank."""
-        found: tuple[str, Path] = ("", self.run)
-        if self.context.is_main:
-            try:
-                found = ("", checkpoint.newest_intact(self.run, progress.log))
-            except ValueError as error:
-                found = (str(error), self.run)
-        problem, folder = self.context.broadcast(found)
-        if problem:
-            raise ValueError(problem)
-        return folder
 
     def explain(self, error: BaseException) -> str | None:
         """Record ``error``, which ended this rank. Return the message, or None if another rank reports its own.

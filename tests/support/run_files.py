@@ -40,12 +40,22 @@ def assert_same_tree(a: object, b: object, where: str = "", ignore: tuple[str, .
         assert a == b, where
 
 
-def deepspeed_files(run: Path, step: int) -> dict[str, dict]:
-    """Return the content of DeepSpeed's files of a checkpoint by name."""
-    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
+def training_state(run: Path, step: int) -> dict[str, dict]:
+    """Return what a checkpoint holds for resuming: ``engine`` (hyperparameters, schedule, counters), and for each
+    parameter its step counts and, joined from the slices of all ranks, fp32 weight and moments."""
+    from ds4sci.train.checkpoint import checkpoint_folder
+    from ds4sci.train.slice_files import WEIGHT, SliceReader
 
-    folder = run / "checkpoints" / f"step_{step:06d}" / "deepspeed"
-    return {file.name: SyncedCheckpointEngine().load(str(file), "cpu") for file in sorted(folder.glob("*.pt"))}
+    folder = checkpoint_folder(run, step)
+    found: dict[str, dict] = {"engine": json.loads((folder / "state.json").read_text())["engine"]}
+    with SliceReader(folder) as reader:
+        for name, entry in reader.parameters.items():
+            found[name] = dict(entry["scalars"])
+            for kind in entry["kinds"]:
+                dtype = torch.float32 if kind == WEIGHT else reader.dtype(kind, name)
+                found[name][kind] = torch.full(entry["shape"], float("nan"), dtype=dtype)
+                reader.read_into(found[name][kind], kind, name, 0)
+    return found
 
 
 def losses(run: Path) -> dict[int, float]:

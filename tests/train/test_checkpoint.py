@@ -28,7 +28,7 @@ def test_random_numbers_are_a_function_of_the_key() -> None:
 
 
 def test_pickled_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
+    from ds4sci.train.checkpoint_engine import SafeCheckpointEngine
 
     class Evil:
         def __reduce__(self) -> tuple:
@@ -36,7 +36,7 @@ def test_pickled_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
     torch.save({"x": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match=r"evil\.pt: contains a pickled"):
-        SyncedCheckpointEngine().load(str(tmp_path / "evil.pt"))
+        SafeCheckpointEngine().load(str(tmp_path / "evil.pt"))
     assert not (tmp_path / "executed").exists()
 
 
@@ -44,7 +44,7 @@ def test_enums_pickled_by_an_old_python_are_read_and_no_other_attribute(tmp_path
     """Python before 3.11.4 pickles a member of an enum as getattr(kind, name); DeepSpeed's files hold such members."""
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    from ds4sci.train.checkpoint_engine import SyncedCheckpointEngine
+    from ds4sci.train.checkpoint_engine import SafeCheckpointEngine
 
     class Attribute:
         def __init__(self, name: str) -> None:
@@ -55,10 +55,10 @@ def test_enums_pickled_by_an_old_python_are_read_and_no_other_attribute(tmp_path
 
     file = tmp_path / "x.pt"
     torch.save({"zero_stage": Attribute("weights")}, file)
-    assert SyncedCheckpointEngine().load(str(file), "cpu") == {"zero_stage": ZeroStageEnum.weights}
+    assert SafeCheckpointEngine().load(str(file), "cpu") == {"zero_stage": ZeroStageEnum.weights}
     torch.save({"zero_stage": Attribute("mro")}, file)
     with pytest.raises(Exception, match="only members of enums"):
-        SyncedCheckpointEngine().load(str(file), "cpu")
+        SafeCheckpointEngine().load(str(file), "cpu")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.support import rank_processes
-from tests.support.run_files import assert_same_tree, deepspeed_files, digest, metrics
+from tests.support.checkpoint_layouts import train_in_old_format
+from tests.support.run_files import assert_same_tree, digest, metrics, training_state
 
 ZERO = {
     "stage 0": {},
@@ -50,9 +51,8 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(kind, tmp_path, r
     for step in (4, 8, 12):
         name = f"evaluations/step_{step:06d}.jsonl"
         assert (whole / name).read_text() == (broken / name).read_text()
-    ours, theirs = deepspeed_files(whole, 12), deepspeed_files(broken, 12)
-    assert ours.keys() == theirs.keys()
-    assert_same_tree(ours, theirs)
+    assert_same_tree(training_state(whole, 12), training_state(broken, 12))
+    assert len(training_state(whole, 12)["layers.0.weight"]) == 4, "step, weight and two moments"
     states = [json.loads((run / last / "state.json").read_text()) for run in (whole, broken)]
     assert_same_tree(*states, ignore=("seconds",))
 
@@ -64,7 +64,7 @@ def test_a_non_finite_step_changes_nothing_on_any_rank(kind, fault, tmp_path, ru
     file = run_file(ds=ZERO[kind], data=fault, steps=6, save_every=1, keep_last=6, evaluate_every=0)
     ended = rank_processes.run(2, ["--config", str(file)], tmp_path)
     run = tmp_path / "runs/run"
-    before, after = deepspeed_files(run, 5), deepspeed_files(run, 6)
+    before, after = training_state(run, 5), training_state(run, 6)
     counters = ("global_steps", "global_samples", "skipped_steps", "overflow", "cur_iter", "last_overflow_iter")
     for name, part in before.items():
         assert_same_tree(part, after[name], name, ignore=counters)
@@ -85,3 +85,33 @@ def test_a_non_finite_step_changes_nothing_on_any_rank(kind, fault, tmp_path, ru
     events = [m for m in metrics(run, "event") if m["event"] == "nonfinite"]
     assert [(e["step"], e["what"], e["total"], e["ids"]) for e in events] == [(6, what, 1, ids)]
     assert ended.output.count("is not finite; skipped on all ranks") == 1
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("stage 0 bf16", marks=pytest.mark.nightly),
+        pytest.param("stage 1 accumulating", marks=pytest.mark.nightly),
+        pytest.param("stage 3 bf16, small parameters kept", marks=pytest.mark.slow),
+    ],
+)
+def test_a_checkpoint_of_an_older_version_resumes_on_its_own_layout(kind, tmp_path, run_file) -> None:
+    """Bit by bit. On another layout it is refused with the remedy, which then works."""
+    file = run_file(ds=ZERO[kind], steps=6, save_every=3, evaluate_every=0, keep_last=3)
+    arguments = ["--config", str(file), "train.name=old", "train.steps=3"]
+    rank_processes.call(2, train_in_old_format, [json.dumps(arguments)], tmp_path)
+    rank_processes.run(2, ["--config", str(file), "train.name=whole"], tmp_path)
+    old, whole = tmp_path / "runs/old", tmp_path / "runs/whole"
+    assert (old / "checkpoints/step_000003/deepspeed").is_dir()
+    (tmp_path / "other.json").write_text(
+        json.dumps(json.loads((tmp_path / "ds.json").read_text()) | {"zero_optimization": {"stage": 2}})
+    )
+    elsewhere = ["--resume", "runs/old", "--deepspeed_config", "other.json", "train.steps=7"]
+    ended = rank_processes.run(2, elsewhere, tmp_path, code=2)
+    assert "step_000003: written by an older version in DeepSpeed's own format, with ZeRO stage" in ended.output
+    rank_processes.run(2, ["--resume", "runs/old", "train.steps=6"], tmp_path)
+    assert_same_tree(training_state(whole, 6), training_state(old, 6))
+    assert digest(whole / "checkpoints/step_000006/model.safetensors") == digest(
+        old / "checkpoints/step_000006/model.safetensors"
+    )
+    rank_processes.run(2, elsewhere, tmp_path)

@@ -1,0 +1,182 @@
+"""Fragments of parameters whose fp32 weights and optimizer state a rank holds, on every ZeRO stage.
+
+Without ZeRO a rank holds whole parameters. ZeRO 1 and 2 divide a flat buffer of all parameters, so that a rank holds
+consecutive elements of some of them; ZeRO 3 divides each parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ds4sci.train.ema import is_sharded
+
+if TYPE_CHECKING:
+    from ds4sci.train.engine import Engine
+
+WEIGHT = "weight"
+"""Kind of the fp32 weights; other kinds are the names of the optimizer's moments, such as ``exp_avg``."""
+
+SCALARS = ("step", "mu_product")
+"""Names of optimizer state that is one number per parameter."""
+
+FAMILIES = (
+    ("Adam", "AdamW", "FusedAdam", "DeepSpeedCPUAdam"),
+    ("Lion", "FusedLion", "DeepSpeedCPULion"),
+    ("Adagrad", "DeepSpeedCPUAdagrad"),
+    ("SGD",), ("RMSprop",), ("Adadelta",), ("Adamax",), ("NAdam",), ("RAdam",), ("Rprop",), ("FusedLamb",),
+    ("MuonWithAuxAdam",),
+)  # fmt: skip
+"""Optimizers whose state is per element or one number; those of a tuple read each other's state."""
+
+WRAPPERS = (
+    "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3", "BF16_Optimizer", "FP16_Optimizer",
+    "FP16_UnfusedOptimizer",
+)  # fmt: skip
+"""Classes of DeepSpeed around the optimizer whose fragments ``fragments`` finds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fragment:
+    """Consecutive elements of one parameter that this rank's optimizer updates.
+
+    name         name of the parameter
+    start, stop  range of elements of the flattened parameter
+    master       tensor in fp32 that the optimizer updates: the parameter itself, or a buffer of many parameters
+    offset       first element in the flattened ``master``
+    states       state of the optimizer: tensor → name → value
+    """
+
+    name: str
+    start: int
+    stop: int
+    master: Tensor
+    offset: int
+    states: Any
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """State of ``master``; empty before the first step."""
+        state: dict[str, Any] = self.states.get(self.master, {})  # get: a defaultdict stays as it is
+        return state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return kind → tensor that holds the elements of this fragment from ``offset``."""
+        moments = {k: v for k, v in self.state.items() if k not in SCALARS and v is not None}
+        wrong = [k for k, v in moments.items() if not (isinstance(v, Tensor) and v.shape == self.master.shape)]
+        if wrong:
+            raise RuntimeError(f"{self.name}: the optimizer's {', '.join(wrong)} is not one number per weight")
+        return {WEIGHT: self.master} | moments
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """Return the elements of this fragment in ``tensor``, one of ``tensors()``, as a view."""
+        if tensor.numel() == self.stop - self.start:
+            return tensor.detach()
+        return tensor.detach().view(-1).narrow(0, self.offset, self.stop - self.start)
+
+    def scalars(self) -> dict[str, float]:
+        """Return the state that is one number for all elements, such as the step count."""
+        return {k: float(self.state[k]) for k in SCALARS if k in self.state}
+
+
+def base_optimizer(engine: Engine) -> Any:
+    """Return the optimizer inside DeepSpeed's wrapper."""
+    wrapper = engine.deepspeed.optimizer
+    return wrapper if isinstance(wrapper, torch.optim.Optimizer) else wrapper.optimizer
+
+
+def check_optimizer(engine: Engine) -> None:
+    """Raise ValueError if checkpoints cannot hold the state of the optimizer."""
+    wrapper, optimizer = engine.deepspeed.optimizer, base_optimizer(engine)
+    kind = type(optimizer).__name__
+    known = [name for family in FAMILIES for name in family]
+    if kind not in known:
+        raise ValueError(
+            f"{engine.json_file}: optimizer.type: the state of {kind} cannot be divided among ranks, so that no "
+            f"checkpoint could be saved; use one of {', '.join(known)}"
+        )
+    if wrapper is not optimizer and type(wrapper).__name__ not in WRAPPERS:
+        raise ValueError(
+            f"{engine.json_file}: checkpoints cannot hold the state of {type(wrapper).__name__}; remove zenflow, "
+            "super_offload and similar keys of zero_optimization"
+        )
+
+
+def fragments(engine: Engine) -> Iterator[Fragment]:
+    """Yield what this rank's optimizer updates. Each trainable parameter has at most one fragment on a rank."""
+    wrapper: Any = engine.deepspeed.optimizer
+    states = base_optimizer(engine).state
+    whole = _whole_parameters(wrapper)
+    for name, parameter in engine.named_parameters():
+        p: Any = parameter
+        if not p.requires_grad or _numel(p) == 0:
+            continue
+        if is_sharded(p):
+            group, offset, size = wrapper.grad_position[wrapper.get_param_id(p)]
+            start = size * dist.get_rank(p.ds_process_group)
+            if start < p.ds_numel:  # the last shards are padded
+                held = _states_of_sub_group(wrapper, group)
+                stop = min(start + size, p.ds_numel)
+                yield Fragment(name, start, stop, wrapper.fp32_partitioned_groups_flat[group], offset, held)
+        elif hasattr(p, "_hp_mapping"):
+            if (mapping := p._hp_mapping) is not None:
+                flat = getattr(wrapper, "single_partition_of_fp32_groups", None) or wrapper.fp32_groups_flat_partition
+                start, size = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+                master, offset = flat[mapping.param_group_index], mapping.hp_fragment_address.start
+                yield Fragment(name, start, start + size, master, offset, states)
+        else:
+            master, offset = whole.get(p, (p, 0))
+            yield Fragment(name, 0, p.numel(), master, offset, states)
+
+
+def create_state(
+    master: Tensor, states: Any, optimizer: Any, moments: Mapping[str, torch.dtype], scalars: Mapping[str, float]
+) -> None:
+    """Create the state of one master tensor: moments of zeros, and the given numbers.
+
+    moments  name → dtype
+    scalars  name → value
+    """
+    state = states[master]
+    for name, dtype in moments.items():
+        if isinstance(state.get(name), Tensor) and state[name].shape == master.shape:
+            state[name].zero_()
+        else:
+            state[name] = torch.zeros_like(master, dtype=dtype, requires_grad=False)
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    for name, value in scalars.items():
+        if type(optimizer).__module__.startswith("torch.optim"):
+            device = master.device if on_device else torch.device("cpu")
+            state[name] = torch.tensor(value, dtype=torch.float32, device=device)
+        else:  # DeepSpeed's kernels take whole numbers
+            state[name] = int(value)
+
+
+def _numel(parameter: Any) -> int:
+    return int(parameter.ds_numel) if is_sharded(parameter) else int(parameter.numel())
+
+
+def _states_of_sub_group(wrapper: Any, group: int) -> Any:
+    """Return the state of the optimizer that updates a sub-group of ZeRO 3: with partial offload there are two."""
+    if wrapper.offload_optimizer and wrapper.subgroup_to_device[group] != "cpu":
+        return wrapper.backup_optimizer.state
+    return wrapper.optimizer.state
+
+
+def _whole_parameters(wrapper: Any) -> dict[Tensor, tuple[Tensor, int]]:
+    """Return parameter → (master, offset) of the 16-bit optimizers without ZeRO."""
+    found: dict[Tensor, tuple[Tensor, int]] = {}
+    groups = getattr(wrapper, "fp16_groups", ())
+    for parameters, masters in zip(groups, getattr(wrapper, "fp32_groups", ()), strict=False):
+        found |= {p: (master, 0) for p, master in zip(parameters, masters, strict=True)}
+    for parameters, flat in zip(groups, getattr(wrapper, "fp32_groups_flat", ()), strict=False):
+        offset = 0
+        for p in parameters:
+            found[p] = (flat, offset)
+            offset += p.numel()
+    return found

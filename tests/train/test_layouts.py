@@ -1,0 +1,36 @@
+"""Checkpoints that are saved on one layout and resumed on another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkpoint_layouts import LAYOUTS, VARIANTS, Grid
+
+NAMED = {layout.name: layout for layout in LAYOUTS}
+
+
+def check(variant: str, folder: Path, names: dict[str, tuple[str, ...]]) -> None:
+    """Save on each key of ``names`` and resume on its values: all is restored, and losses and bits are equal."""
+    grid = Grid(variant, folder)
+    grid.save([NAMED[name] for name in names])
+    found = grid.resume([(NAMED[a], NAMED[b]) for a, targets in names.items() for b in targets])
+    wrong = {pair: differences for pair, differences in found.items() if differences}
+    assert not wrong
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_layout_resumes_every_other(variant, tmp_path) -> None:
+    check(variant, tmp_path, {one: tuple(NAMED) for one in NAMED})
+
+
+@pytest.mark.parametrize("variant", ["tied"])
+def test_layouts_resume_each_other(variant, tmp_path) -> None:
+    ring = {
+        "1 ranks, stage 0": ("1 ranks, stage 0", "2 ranks, stage 3"),
+        "2 ranks, stage 3": ("2 ranks, stage 1",),
+        "2 ranks, stage 1": ("1 ranks, stage 0", "2 ranks, stage 1"),
+    }
+    check(variant, tmp_path, ring)
