@@ -1,7 +1,8 @@
 """Losses on Cα atoms for fast training of small models; not in AlphaFold 2. Distances are in Å.
 
 They drive training where FAPE from identity frames converges too slowly: distances become correct long before frames
-do. All return one value per sample, [b]; leading axes of the prediction, [..., b, n, …], are averaged.
+do. All return one value per sample, [b]; leading axes of the prediction, [..., b, n, …], are averaged. With ``shards``,
+distances have this rank's n_r of n rows, and the result is its part of the mean (see ``ds4sci.losses.heads``).
 """
 
 from __future__ import annotations
@@ -9,31 +10,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds4sci.losses.heads import masked_mean
+from ds4sci.losses.heads import masked_mean, pair_mask
+from ds4sci.parallel.axial import WHOLE, AxialShards
 
 CA_CA = 3.802
 """Å. Cα–Cα distance across a trans peptide bond."""
 
 
-def pair_distances(x: Tensor) -> Tensor:
-    """Pairwise distances [..., n, n] of points [..., n, 3], with a finite gradient at 0."""
-    return torch.sqrt((x.unsqueeze(-2) - x.unsqueeze(-3)).square().sum(-1) + 1e-6)
+def pair_distances(x: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+    """Pairwise distances [..., n_r, n] of points [..., n, 3], with a finite gradient at 0."""
+    return torch.sqrt((shards.own_residues(x, -2).unsqueeze(-2) - x.unsqueeze(-3)).square().sum(-1) + 1e-6)
 
 
-def smooth_lddt(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0) -> Tensor:
-    """Smooth ``1 - lDDT`` with sigmoids at the thresholds 0.5, 1, 2, 4 Å (AlphaFold 3, Algorithm 27); [..., b, n, n]
-    Å."""
+def smooth_lddt(
+    predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0, shards: AxialShards = WHOLE
+) -> Tensor:
+    """Smooth ``1 - lDDT`` with sigmoids at the thresholds 0.5, 1, 2, 4 Å (AlphaFold 3, Algorithm 27).
+
+    predicted, true [..., b, n_r, n] Å, mask bool [b, n].
+    """
     error = (predicted - true).abs()
     score = torch.stack([torch.sigmoid(t - error) for t in (0.5, 1.0, 2.0, 4.0)]).mean(0)
-    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (true < cutoff)
-    pairs = pairs & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-    return 1 - masked_mean(score, pairs)
+    pairs = pair_mask(mask, shards, distinct=True) & (true < cutoff)
+    return 1 / shards.group.size - masked_mean(score, pairs, shards.group)
 
 
-def relative_distance(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``|d - d*| / (d* + 1 Å)`` over all pairs, including distant ones that lDDT ignores. [..., b, n, n] Å."""
+def relative_distance(predicted: Tensor, true: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+    """Mean of ``|d - d*| / (d* + 1 Å)`` over all pairs, including distant ones that lDDT ignores.
+
+    predicted, true [..., b, n_r, n] Å, mask bool [b, n].
+    """
     error = (predicted - true).abs() / (true + 1.0)
-    return masked_mean(error, mask.unsqueeze(-1) & mask.unsqueeze(-2))
+    return masked_mean(error, pair_mask(mask, shards), shards.group)
 
 
 def chirality(predicted: Tensor, true: Tensor, mask: Tensor, residue_index: Tensor) -> Tensor:
@@ -64,8 +72,10 @@ def chain_bonds(ca: Tensor, true: Tensor, mask: Tensor, residue_index: Tensor) -
     return masked_mean(error.clamp(max=2.0) + 0.1 * error, keep)
 
 
-def ca_clashes(distances: Tensor, mask: Tensor, residue_index: Tensor, minimum: float = 4.2) -> Tensor:
-    """Overlap ``relu(minimum - d)`` of Cα at least two residues apart, summed, per residue. distances [b, n, n] Å."""
-    is_distant = (residue_index.unsqueeze(-1) - residue_index.unsqueeze(-2)).abs() >= 2
-    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & is_distant
+def ca_clashes(
+    distances: Tensor, mask: Tensor, residue_index: Tensor, minimum: float = 4.2, shards: AxialShards = WHOLE
+) -> Tensor:
+    """Overlap ``relu(minimum - d)`` of Cα at least two residues apart, summed, per residue. distances [b, n_r, n] Å."""
+    is_distant = (shards.own_residues(residue_index, 1).unsqueeze(-1) - residue_index.unsqueeze(-2)).abs() >= 2
+    pairs = pair_mask(mask, shards) & is_distant
     return ((minimum - distances).relu() * pairs).sum((-2, -1)) / mask.sum(-1).clamp(min=1)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ds4sci.geometry import Rigid, table
+from ds4sci.parallel.axial import WHOLE, AxialShards
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 
 
 def fape(
@@ -20,14 +22,17 @@ def fape(
     scale: float = 10.0,
     pair_mask: Tensor | None = None,
     eps: float = 1e-4,
+    group: SequenceGroup = SINGLE_RANK,
 ) -> Tensor:
     """Mean over frames f and points p of ``min(clamp, |T_f⁻¹ x_p - T*_f⁻¹ x*_p|) / scale``.
 
     frames [..., f], points [..., p, 3] Å; masks bool or weights [..., f], [..., p]; ``pair_mask`` [..., f, p] restricts
     the pairs (local FAPE). ``clamp`` in Å may be a tensor that broadcasts to [..., f, p]. Returns [...].
+
+    The frames may be those of a rank of ``group``; the result is then its part of the mean.
     """
     error = aligned_errors(frames, points, true_frames, true_points, eps=eps)
-    return mean_error(error, frame_mask, point_mask, clamp=clamp, scale=scale, pair_mask=pair_mask)
+    return mean_error(error, frame_mask, point_mask, clamp=clamp, scale=scale, pair_mask=pair_mask, group=group)
 
 
 def aligned_errors(
@@ -52,21 +57,25 @@ def mean_error(
     clamp: float | Tensor | None,
     scale: float = 10.0,
     pair_mask: Tensor | None = None,
+    group: SequenceGroup = SINGLE_RANK,
 ) -> Tensor:
-    """FAPE from the errors of ``aligned_errors``."""
+    """FAPE from the errors of ``aligned_errors``. Weights are summed over ``group`` (see ``fape``)."""
     if clamp is not None:
         error = error.minimum(torch.as_tensor(clamp, dtype=error.dtype, device=error.device))
     weight = frame_mask.to(error.dtype).unsqueeze(-1) * point_mask.to(error.dtype).unsqueeze(-2)
     if pair_mask is not None:
         weight = weight * pair_mask
-    return (error * weight).sum((-1, -2)) / (scale * weight.sum((-1, -2)).clamp(min=1.0))
+    return (error * weight).sum((-1, -2)) / (scale * group.all_reduce_sum(weight.sum((-1, -2))).clamp(min=1.0))
 
 
-def rename_symmetric(predicted: Tensor, true: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, Tensor]:
+def rename_symmetric(
+    predicted: Tensor, true: Tensor, mask: Tensor, aatype: Tensor, shards: AxialShards = WHOLE
+) -> tuple[Tensor, Tensor]:
     """Algorithm 26: rename the symmetric atoms of the true structure (ASP OD1/OD2, …) to match the prediction.
 
     For each residue, chooses the naming whose distances to all uniquely named atoms are closer to those of the
-    prediction. predicted, true [b, n, 14, 3] Å, mask bool [b, n, 14] → renamed true atoms and mask.
+    prediction. predicted, true [b, n, 14, 3] Å, mask bool [b, n, 14] → renamed true atoms and mask. Each rank chooses
+    for its residues and gathers the choices of the others.
     """
     swap = table("ATOM14_SWAP", true)[aatype]
     columns = torch.arange(14, device=true.device)
@@ -76,14 +85,16 @@ def rename_symmetric(predicted: Tensor, true: Tensor, mask: Tensor, aatype: Tens
     other = torch.take_along_dim(true, swap.unsqueeze(-1), dim=-2)
     other_mask = torch.take_along_dim(mask, swap, dim=-1)
     unique = (mask & ~symmetric).flatten(-2)
+    own_symmetric = shards.own_residues(symmetric & mask, 1)
 
     def distance_error(candidate: Tensor) -> Tensor:
         anchors, predicted_anchors = true.flatten(-3, -2), predicted.flatten(-3, -2)
-        distance = torch.cdist(candidate.flatten(-3, -2), anchors)
-        predicted_distance = torch.cdist(predicted.flatten(-3, -2), predicted_anchors)
+        distance = torch.cdist(shards.own_residues(candidate, 1).flatten(-3, -2), anchors)
+        predicted_distance = torch.cdist(shards.own_residues(predicted, 1).flatten(-3, -2), predicted_anchors)
         error = (distance - predicted_distance).abs() * unique.unsqueeze(-2)
-        return (error.sum(-1).unflatten(-1, (-1, 14)) * (symmetric & mask)).sum(-1)
+        return (error.sum(-1).unflatten(-1, (-1, 14)) * own_symmetric).sum(-1)
 
     with torch.no_grad():
-        better = (distance_error(other) < distance_error(true)).unsqueeze(-1)
+        chosen = (distance_error(other) < distance_error(true)).to(torch.uint8)
+        better = shards.gather_residues(chosen, 1).bool().unsqueeze(-1)
     return torch.where(better.unsqueeze(-1), other, true), torch.where(better, other_mask, mask)

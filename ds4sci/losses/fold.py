@@ -1,4 +1,9 @@
-"""Training loss of the structure model: the terms of AlphaFold 2 (equation 7), and terms for small models."""
+"""Training loss of the structure model: the terms of AlphaFold 2 (equation 7), and terms for small models.
+
+Under axial parallelism every rank has the whole batch and all residues of the prediction, but only its rows of the pair
+representation. It computes the errors of pairs (distances, frames and points, atoms) for its rows, and terms that are
+linear in the number of residues alike on all ranks; each term it returns is its part of the mean.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +27,7 @@ from ds4sci.geometry import (
 from ds4sci.losses import distances, heads
 from ds4sci.losses.fape import aligned_errors, fape, mean_error, rename_symmetric
 from ds4sci.losses.violations import violation
+from ds4sci.parallel.axial import WHOLE, AxialShards
 from ds4sci.types import Batch, Output, StemOutput
 
 
@@ -95,56 +101,77 @@ def _truth(batch: Batch, like: Tensor) -> Truth:
     return Truth(ca, has_ca, backbone_frames(n, ca, c), batch.atom_mask[..., :3].all(-1) & batch.token_mask)
 
 
-def fold_loss(output: Output | StemOutput, batch: Batch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+LINEAR = ("chirality", "chain_bonds", "torsion", "angle_norm", "experimentally_resolved", "secondary")
+"""Terms that all ranks of a group compute alike: memory and time grow with the number of residues, not of pairs."""
+
+
+def fold_loss(
+    output: Output | StemOutput, batch: Batch, config: LossConfig, shards: AxialShards = WHOLE
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the terms and the terms themselves, unweighted and detached. Terms are dimensionless ratios or
     nats.
 
     Each term is a mean over samples, and within a sample over its residues, atoms or pairs (as in AlphaFold 2). A term
     that is undefined for a sample, such as pLDDT at a resolution out of range, is 0.
+
+    shards  division of the pairs and MSA rows of ``output`` over the ranks that share the batch. The sum of the
+            results over the ranks is the result of a single rank
     """
     if config.geometry_from_progress > 0:
         ramp = min(max(10 * (batch.progress - config.geometry_from_progress), 0.0), 1.0)
         config = config.model_copy(update={name: ramp * getattr(config, name) for name in GEOMETRY})
     with torch.autocast(batch.aatype.device.type, enabled=False):
-        per_sample = (
-            _stem_terms(output, batch, config) if isinstance(output, StemOutput) else _terms(output, batch, config)
-        )
+        compute = _stem_terms if isinstance(output, StemOutput) else _terms
+        per_sample = compute(output, batch, config, shards)  # type: ignore[operator]
         terms = {name: values.mean() for name, values in per_sample.items()}
+        if shards.group.size > 1:
+            terms |= {name: terms[name] / shards.group.size for name in LINEAR if name in terms}
     # lddt_ca is reported, not trained on
     total = sum(getattr(config, name) * value for name, value in terms.items() if name != "lddt_ca")
     return total, {name: value.detach() for name, value in terms.items()}
 
 
-def _terms(output: Output, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
+def _terms(output: Output, batch: Batch, c: LossConfig, shards: AxialShards) -> dict[str, Tensor]:
     """Name → term of each sample, [b]."""
     truth = _truth(batch, output.translations)
     terms: dict[str, Tensor] = {}
-    terms |= _frame_terms(output, batch, truth, c)
-    terms |= _initial_frame_terms(output.initial_frames, batch, truth, c)
-    terms |= _distance_terms(output, batch, truth, c)
-    terms |= _head_terms(output, batch, truth, c)
+    terms |= _frame_terms(output, batch, truth, c, shards)
+    terms |= _initial_frame_terms(output.initial_frames, batch, truth, c, shards)
+    terms |= _distance_terms(output, batch, truth, c, shards)
+    terms |= _head_terms(output, batch, truth, c, shards)
     terms |= _secondary_terms(output.secondary_logits, batch, c)
     if c.torsion or c.angle_norm or c.sidechain_fape or c.violation:
-        terms |= _atom_terms(output, batch, truth, c)
+        terms |= _atom_terms(output, batch, truth, c, shards)
     return terms
 
 
-def _stem_terms(output: StemOutput, batch: Batch, c: LossConfig) -> dict[str, Tensor]:
+def _stem_terms(output: StemOutput, batch: Batch, c: LossConfig, shards: AxialShards) -> dict[str, Tensor]:
     truth = _truth(batch, output.initial_frames[1])
-    return _initial_frame_terms(output.initial_frames, batch, truth, c) | _secondary_terms(
+    return _initial_frame_terms(output.initial_frames, batch, truth, c, shards) | _secondary_terms(
         output.secondary_logits, batch, c
     )
 
 
-def _near(batch: Batch) -> Tensor:
-    return (batch.residue_index.unsqueeze(-1) - batch.residue_index.unsqueeze(-2)).abs() <= 8
+def _near(batch: Batch, shards: AxialShards) -> Tensor:
+    index = batch.residue_index
+    return (shards.own_residues(index, 1).unsqueeze(-1) - index.unsqueeze(-2)).abs() <= 8
 
 
-def _initial_frame_terms(frames: tuple[Tensor, Tensor], batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+def _own_frames(rotation: Tensor, translation: Tensor, shards: AxialShards) -> Rigid:
+    """This rank's residues of frames [..., n, 3, 3] and [..., n, 3]."""
+    return Rigid(shards.own_residues(rotation, -3), shards.own_residues(translation, -2))
+
+
+def _initial_frame_terms(
+    frames: tuple[Tensor, Tensor], batch: Batch, truth: Truth, c: LossConfig, shards: AxialShards
+) -> dict[str, Tensor]:
     if not c.initial_frames_fape:
         return {}
-    error = aligned_errors(Rigid(*frames), frames[1], truth.frames, truth.ca)
-    loss = mean_error(error, truth.frame_mask, truth.ca_mask, clamp=None, pair_mask=_near(batch))
+    loss = fape(
+        _own_frames(*frames, shards), frames[1], _own_frames(truth.frames.rotation, truth.frames.translation, shards),
+        truth.ca, shards.own_residues(truth.frame_mask, 1), truth.ca_mask, clamp=None, pair_mask=_near(batch, shards),
+        group=shards.group,
+    )  # fmt: skip
     return {"initial_frames_fape": loss}
 
 
@@ -154,12 +181,14 @@ def _secondary_terms(logits: Tensor | None, batch: Batch, c: LossConfig) -> dict
     return {"secondary": heads.secondary(logits, batch.secondary, batch.token_mask)}
 
 
-def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shards: AxialShards) -> dict[str, Tensor]:
     terms: dict[str, Tensor] = {}
-    frames, ca = Rigid(output.rotations, output.translations), output.translations
-    mask, ca_mask = truth.frame_mask, truth.ca_mask
+    ca = output.translations
+    mask, ca_mask = shards.own_residues(truth.frame_mask, 1), truth.ca_mask
     if c.backbone_fape or c.local_fape:
-        error = aligned_errors(frames, ca, truth.frames, truth.ca)
+        frames = _own_frames(output.rotations, output.translations, shards)
+        true_frames = _own_frames(truth.frames.rotation, truth.frames.translation, shards)
+        error = aligned_errors(frames, ca, true_frames, truth.ca)
     if c.backbone_fape:
         clamp = 10.0 + (c.initial_clamp - 10.0) * max(0.0, 1 - 10 * batch.progress)
         # unclamped samples are a function of (step, id) only, so that ranks and resumed runs agree
@@ -167,9 +196,11 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> d
             [hash_unit(batch.step, i) < c.unclamped_fraction for i in batch.ids], device=ca.device
         )
         limit = torch.where(is_unclamped, torch.inf, clamp)[:, None, None]
-        terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit).mean(0)
+        terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit, group=shards.group).mean(0)
     if c.local_fape:
-        terms["local_fape"] = mean_error(error, mask, ca_mask, clamp=None, pair_mask=_near(batch)).mean(0)
+        near = _near(batch, shards)
+        loss = mean_error(error, mask, ca_mask, clamp=None, pair_mask=near, group=shards.group)
+        terms["local_fape"] = loss.mean(0)
     if c.chirality:
         terms["chirality"] = distances.chirality(ca, truth.ca, ca_mask, batch.residue_index)
     if c.chain_bonds:
@@ -177,50 +208,56 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> d
     return terms
 
 
-def _distance_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+def _distance_terms(
+    output: Output, batch: Batch, truth: Truth, c: LossConfig, shards: AxialShards
+) -> dict[str, Tensor]:
     if not (c.smooth_lddt or c.relative_distance or c.ca_clashes):
         return {}
     terms: dict[str, Tensor] = {}
-    predicted = distances.pair_distances(output.translations)
-    true = torch.cdist(truth.ca, truth.ca)
+    mask = truth.ca_mask
+    predicted = distances.pair_distances(output.translations, shards)
+    true = torch.cdist(shards.own_residues(truth.ca, 1), truth.ca)
     if c.smooth_lddt:
-        terms["smooth_lddt"] = distances.smooth_lddt(predicted, true, truth.ca_mask)
+        terms["smooth_lddt"] = distances.smooth_lddt(predicted, true, mask, shards=shards)
     if c.relative_distance:
-        terms["relative_distance"] = distances.relative_distance(predicted, true, truth.ca_mask)
+        terms["relative_distance"] = distances.relative_distance(predicted, true, mask, shards)
     if c.ca_clashes:
-        terms["ca_clashes"] = distances.ca_clashes(predicted[-1], truth.ca_mask, batch.residue_index)
+        terms["ca_clashes"] = distances.ca_clashes(predicted[-1], mask, batch.residue_index, shards=shards)
     return terms
 
 
-def _head_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+def _head_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shards: AxialShards) -> dict[str, Tensor]:
     terms: dict[str, Tensor] = {}
     atoms, atom_mask = batch.atom_positions.to(output.translations.dtype), batch.atom_mask
     low, high = c.resolution
     in_range = ((batch.resolution >= low) & (batch.resolution <= high)) | (batch.resolution == 0)
     if c.distogram:
         beta, has_beta = pseudo_beta(atoms, atom_mask, batch.aatype)
-        terms["distogram"] = heads.distogram(output.distogram_logits, beta, has_beta & batch.token_mask)
+        terms["distogram"] = heads.distogram(output.distogram_logits, beta, has_beta & batch.token_mask, shards)
     if c.masked_msa and output.masked_msa_logits is not None:
-        terms["masked_msa"] = heads.masked_msa(output.masked_msa_logits, batch.true_msa, batch.masked_msa)
+        terms["masked_msa"] = heads.masked_msa(output.masked_msa_logits, batch.true_msa, batch.masked_msa, shards)
     if c.plddt:
         with torch.no_grad():
-            lddt = heads.lddt_ca(output.translations[-1], truth.ca, truth.ca_mask)
-        terms["plddt"] = heads.plddt(output.plddt_logits, lddt, truth.ca_mask & in_range[:, None])
-        terms["lddt_ca"] = heads.masked_mean(lddt, truth.ca_mask)
+            lddt = heads.lddt_ca(output.translations[-1], truth.ca, truth.ca_mask, shards=shards)
+        own_mask, in_range_mask = (
+            shards.own_residues(x, 1) for x in (truth.ca_mask, truth.ca_mask & in_range[:, None])
+        )
+        terms["plddt"] = heads.plddt(shards.own_residues(output.plddt_logits, 1), lddt, in_range_mask, shards.group)
+        terms["lddt_ca"] = heads.masked_mean(lddt, own_mask, shards.group)
     if c.experimentally_resolved and output.resolved_logits is not None:
         exists = table("ATOM37_MASK", atoms)[batch.aatype] & (batch.token_mask & in_range[:, None]).unsqueeze(-1)
         terms["experimentally_resolved"] = heads.experimentally_resolved(output.resolved_logits, atom_mask, exists)
     return terms
 
 
-def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> dict[str, Tensor]:
+def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shards: AxialShards) -> dict[str, Tensor]:
     terms: dict[str, Tensor] = {}
     aatype = batch.aatype
     atoms = batch.atom_positions.to(output.translations.dtype)
     mask = batch.atom_mask & batch.token_mask.unsqueeze(-1)
     predicted14 = atom37_to_atom14(output.atom37, aatype)
     true14, mask14 = rename_symmetric(
-        predicted14, atom37_to_atom14(atoms, aatype), atom37_to_atom14(mask, aatype), aatype
+        predicted14, atom37_to_atom14(atoms, aatype), atom37_to_atom14(mask, aatype), aatype, shards
     )
     renamed = atom14_to_atom37(true14, aatype)
     renamed_mask = atom14_to_atom37(mask14.unsqueeze(-1), aatype).squeeze(-1).bool()
@@ -233,18 +270,23 @@ def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig) -> di
             0
         )  # rigid groups that occur in the batch: a backbone-only data set has few
         columns = mask14.flatten(0, 1).any(0)
+
+        def own_groups(x: Tensor) -> Tensor:
+            return shards.own_residues(x, 1)[:, :, groups].flatten(1, 2)
+
         rotation, translation = output.frames8
         terms["sidechain_fape"] = fape(
-            Rigid(rotation[:, :, groups].flatten(1, 2), translation[:, :, groups].flatten(1, 2)),
+            Rigid(own_groups(rotation), own_groups(translation)),
             predicted14[:, :, columns].flatten(1, 2),
-            Rigid(frames.rotation[:, :, groups].flatten(1, 2), frames.translation[:, :, groups].flatten(1, 2)),
+            Rigid(own_groups(frames.rotation), own_groups(frames.translation)),
             true14[:, :, columns].flatten(1, 2),
-            frame_mask[:, :, groups].flatten(1, 2),
+            own_groups(frame_mask),
             mask14[:, :, columns].flatten(1, 2),
+            group=shards.group,
         )
     if c.violation:
         # restricted to atoms that are resolved in the true structure
-        terms["violation"] = violation(predicted14, mask14, aatype, batch.residue_index)
+        terms["violation"] = violation(predicted14, mask14, aatype, batch.residue_index, shards)
     return terms
 
 

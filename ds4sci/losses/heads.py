@@ -2,26 +2,46 @@
 
 Every loss returns one value per sample, [b]: the mean over the residues, atoms or pairs of the sample, as in AlphaFold
 2. The loss of a batch is the mean over samples, so a sample's loss does not depend on the rest of the batch.
+
+Axial parallelism: a function with the argument ``shards`` reads this rank's n_r of the n rows of pairs, or its s_r of
+the s MSA rows, and returns its part of each mean: the sum over the ranks is the mean. Other arguments are whole.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ds4sci.geometry import distogram_edges, table
+from ds4sci.parallel.axial import WHOLE, AxialShards
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 
 
-def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(value: Tensor, mask: Tensor, group: SequenceGroup = SINGLE_RANK) -> Tensor:
     """Mean of each sample's values weighted by ``mask`` (bool or weights), 0 if all weights are 0.
 
     value [..., b, *axes]; leading axes (iterations of the structure module) are averaged too. mask [b, *axes].
-    Returns [b].
+    Returns [b]. Value and mask of a rank may be its part of ``axes``: the weights are summed over ``group``.
     """
     weight = mask.to(value.dtype).flatten(1)
-    weighted_sum = (value.reshape(-1, *mask.shape).flatten(2) * weight).sum(-1).mean(0)
-    return weighted_sum / weight.sum(-1).clamp(min=1e-6)
+    iterations = math.prod(value.shape[: value.dim() - mask.dim()])
+    weighted_sum = (value.reshape(iterations, *mask.shape).flatten(2) * weight).sum(-1).mean(0)
+    return weighted_sum / group.all_reduce_sum(weight.sum(-1)).clamp(min=1e-6)
+
+
+def pair_mask(mask: Tensor, shards: AxialShards = WHOLE, *, distinct: bool = False) -> Tensor:
+    """Pairs of residues that are both in ``mask`` [b, n]: bool [b, n_r, n].
+
+    distinct  without pairs of a residue with itself
+    """
+    pairs = shards.own_residues(mask, 1).unsqueeze(-1) & mask.unsqueeze(-2)
+    if distinct:
+        index = torch.arange(mask.shape[-1], device=mask.device)
+        pairs = pairs & (shards.own_residues(index, 0).unsqueeze(-1) != index)
+    return pairs
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -41,45 +61,45 @@ def torsion(angles: Tensor, raw: Tensor, true: Tensor, mask: Tensor, aatype: Ten
     return masked_mean(error, mask), masked_mean((raw.norm(dim=-1) - 1.0).abs(), mask)
 
 
-def distogram(logits: Tensor, beta: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy (nats) of Cβ distance bins (1.9.8). logits [b, n, n, bins], beta [b, n, 3] Å, mask bool [b, n].
+def distogram(logits: Tensor, beta: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+    """Cross-entropy (nats) of Cβ distance bins (1.9.8). logits [b, n_r, n, bins], beta [b, n, 3] Å, mask bool [b, n].
 
     Returns [b].
     """
     edges = distogram_edges(logits.shape[-1], beta)
-    target = torch.bucketize(torch.cdist(beta, beta), edges)
+    target = torch.bucketize(torch.cdist(shards.own_residues(beta, 1), beta), edges)
     error = F.cross_entropy(wide(logits).flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
-    return masked_mean(error, mask.unsqueeze(-1) & mask.unsqueeze(-2))
+    return masked_mean(error, pair_mask(mask, shards), shards.group)
 
 
-def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor) -> Tensor:
-    """Cross-entropy (nats) at masked positions (1.9.9). logits [b, s, n, 23], true_msa int64, masked bool [b, s, n].
+def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+    """Cross-entropy (nats) at masked positions (1.9.9). logits [b, s_r, n, 23], true_msa int64, masked bool [b, s, n].
 
     Returns [b].
     """
+    true_msa, masked = shards.own_msa(true_msa, 1), shards.own_msa(masked, 1)
     error = F.cross_entropy(wide(logits).flatten(0, 2), true_msa.flatten(), reduction="none").view(true_msa.shape)
-    return masked_mean(error, masked)
+    return masked_mean(error, masked, shards.group)
 
 
-def lddt_ca(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0) -> Tensor:
-    """lDDT-Cα per residue in [0, 1], the target of the pLDDT head (1.9.6). [b, n, 3] Å, mask bool [b, n] → [b, n]."""
-    true_distance = torch.cdist(true, true)
-    error = (torch.cdist(predicted, predicted) - true_distance).abs()
-    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (true_distance < cutoff)
-    pairs = pairs & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+def lddt_ca(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0, shards: AxialShards = WHOLE) -> Tensor:
+    """lDDT-Cα per residue in [0, 1], the target of the pLDDT head (1.9.6). [b, n, 3] Å, mask bool [b, n] → [b, n_r]."""
+    true_distance = torch.cdist(shards.own_residues(true, 1), true)
+    error = (torch.cdist(shards.own_residues(predicted, 1), predicted) - true_distance).abs()
+    pairs = pair_mask(mask, shards, distinct=True) & (true_distance < cutoff)
     lddt = torch.stack([(error < t).to(true_distance.dtype) for t in (0.5, 1.0, 2.0, 4.0)]).mean(0)
     return (lddt * pairs).sum(-1) / pairs.sum(-1).clamp(min=1)
 
 
-def plddt(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def plddt(logits: Tensor, target: Tensor, mask: Tensor, group: SequenceGroup = SINGLE_RANK) -> Tensor:
     """Cross-entropy (nats) of binned lDDT. logits [b, n, bins], target [b, n] in [0, 1], mask bool [b, n].
 
-    Returns [b].
+    Returns [b]. The n residues may be those of a rank of ``group``.
     """
     bins = logits.shape[-1]
     index = (target * bins).long().clamp(max=bins - 1)
     error = F.cross_entropy(wide(logits).flatten(0, 1), index.flatten(), reduction="none").view(index.shape)
-    return masked_mean(error, mask)
+    return masked_mean(error, mask, group)
 
 
 def experimentally_resolved(logits: Tensor, atom_mask: Tensor, mask: Tensor) -> Tensor:

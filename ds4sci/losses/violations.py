@@ -1,6 +1,7 @@
 """Structural violations (supplement 1.9.11): peptide bonds and angles, clashes between and within residues. Å.
 
-Each loss returns one value per sample, [b].
+Each loss returns one value per sample, [b]; with ``shards``, the part of this rank's residues (see
+``ds4sci.losses.heads``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from ds4sci.chemistry import residue_constants
 from ds4sci.geometry import table
 from ds4sci.losses.heads import masked_mean
+from ds4sci.parallel.axial import WHOLE, AxialShards
 
 
 def peptide_bonds(
@@ -46,24 +48,35 @@ def peptide_bonds(
     return masked_mean(bond, keep) + masked_mean(angles[0], keep) + masked_mean(angles[1], keep)
 
 
-def clashes(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, tolerance: float = 1.5) -> Tensor:
+def clashes(
+    atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, tolerance: float = 1.5,
+    shards: AxialShards = WHOLE,
+) -> Tensor:  # fmt: skip
     """Equation 46: overlap of non-bonded atoms of different residues beyond ``tolerance`` Å, summed, per atom.
 
     The peptide bond C–N and disulfide bonds SG–SG are excluded.
     """
     used = mask.flatten(0, 1).any(0)  # backbone-only data sets use four of the fourteen columns
     atoms, keep = atom14[:, :, used], mask[:, :, used]
-    radius = table("ATOM14_RADIUS", atom14)[aatype][:, :, used].flatten(1)
-    n, a = keep.shape[1:]
-    column = torch.arange(14, device=mask.device)[used].repeat(n)
-    owner = residue_index.repeat_interleave(a, dim=1)
-    distance = torch.sqrt((atoms.flatten(1, 2).unsqueeze(2) - atoms.flatten(1, 2).unsqueeze(1)).square().sum(-1) + 1e-6)
-    separation = owner.unsqueeze(2) - owner.unsqueeze(1)
-    peptide = (separation == -1) & (column[:, None] == 2) & (column[None, :] == 0)
-    sulfur = ((aatype == residue_constants.encode("C").item()).repeat_interleave(a, dim=1)) & (column == 5)
-    disulfide = sulfur.unsqueeze(2) & sulfur.unsqueeze(1)
-    pairs = keep.flatten(1).unsqueeze(2) & keep.flatten(1).unsqueeze(1) & (separation < 0) & ~peptide & ~disulfide
-    overlap = (radius.unsqueeze(2) + radius.unsqueeze(1) - tolerance - distance).relu()
+    radius = table("ATOM14_RADIUS", atom14)[aatype][:, :, used]
+    column = torch.arange(14, device=mask.device)[used]
+    sulfur = (aatype == residue_constants.encode("C").item()).unsqueeze(-1) & (column == 5)
+    owner, column = residue_index.unsqueeze(-1).expand(keep.shape), column.expand(keep.shape)
+
+    def rows_and_columns(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of this rank's atoms and of all atoms: [b, n_r·a, 1, …] and [b, 1, n·a, …]."""
+        return shards.own_residues(x, 1).flatten(1, 2).unsqueeze(2), x.flatten(1, 2).unsqueeze(1)
+
+    (x, y), (keep_x, keep_y), (radius_x, radius_y) = (rows_and_columns(v) for v in (atoms, keep, radius))
+    (owner_x, owner_y), (column_x, column_y), (sulfur_x, sulfur_y) = (
+        rows_and_columns(v) for v in (owner, column, sulfur)
+    )
+    distance = torch.sqrt((x - y).square().sum(-1) + 1e-6)
+    separation = owner_x - owner_y
+    peptide = (separation == -1) & (column_x == 2) & (column_y == 0)
+    disulfide = sulfur_x & sulfur_y
+    pairs = keep_x & keep_y & (separation < 0) & ~peptide & ~disulfide
+    overlap = (radius_x + radius_y - tolerance - distance).relu()
     return (overlap * pairs).sum((1, 2)) / keep.flatten(1).sum(-1).clamp(min=1)
 
 
@@ -102,22 +115,27 @@ def _extended(aatype: int) -> np.ndarray:
 
 
 def within_residue(
-    atom14: Tensor, mask: Tensor, aatype: Tensor, tolerance: float = 1.5, sigmas: float = 15.0
-) -> Tensor:
+    atom14: Tensor, mask: Tensor, aatype: Tensor, tolerance: float = 1.5, sigmas: float = 15.0,
+    shards: AxialShards = WHOLE,
+) -> Tensor:  # fmt: skip
     """Equation 46 within residues: distances outside the bounds of geometry and overlap, summed, per atom."""
+    total = mask.flatten(1).sum(-1).clamp(min=1)
+    atom14, mask, aatype = (shards.own_residues(x, 1) for x in (atom14, mask, aatype))
     lower, upper = (
         torch.as_tensor(x, dtype=atom14.dtype, device=atom14.device)[aatype] for x in _bounds(tolerance, sigmas)
     )
     distance = torch.sqrt((atom14.unsqueeze(-2) - atom14.unsqueeze(-3)).square().sum(-1) + 1e-6)
     pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~torch.eye(14, dtype=torch.bool, device=mask.device)
     excess = F.relu(lower - distance) + F.relu(distance - upper)
-    return (excess * pairs).flatten(1).sum(-1) / mask.flatten(1).sum(-1).clamp(min=1)
+    return (excess * pairs).flatten(1).sum(-1) / total
 
 
-def violation(atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor) -> Tensor:
+def violation(
+    atom14: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, shards: AxialShards = WHOLE
+) -> Tensor:
     """Equation 47: bonds and angles, plus clashes between and within residues. atom14 [b, n, 14, 3] Å, mask bool."""
     return (
-        peptide_bonds(atom14, mask, aatype, residue_index)
-        + clashes(atom14, mask, aatype, residue_index)
-        + within_residue(atom14, mask, aatype)
+        peptide_bonds(atom14, mask, aatype, residue_index) / shards.group.size  # linear in n: every rank computes all
+        + clashes(atom14, mask, aatype, residue_index, shards=shards)
+        + within_residue(atom14, mask, aatype, shards=shards)
     )
