@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.parallel.axial import WHOLE, AxialShards
 
 DISTOGRAM_BINS = 64
 """Bins of the distogram."""
@@ -18,9 +19,10 @@ class DistogramHead(nn.Module):
         super().__init__()
         self.linear = Linear(c_z, bins, init="zero")
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+        """z [b, n_r, n, c_z] → logits [b, n_r, n, bins]. With fewer than n rows, a rank receives its columns."""
         logits = self.linear(z)
-        return logits + logits.transpose(1, 2)
+        return logits + shards.pair_to_columns(logits).transpose(1, 2)
 
 
 class PLDDTHead(nn.Module):

@@ -2,6 +2,10 @@
 
 Translations of frames are in units of ``position_scale`` Å (10: nanometers), as in AlphaFold. Geometry is computed in
 fp32 or fp64 for any dtype of weights, with autocast disabled: frames composed in bf16 are off by several Å.
+
+Axial parallelism: each rank computes its n_r of the n residues, with their rows of the pair representation; keys,
+values and points of attention are gathered. Elements sent by each rank with even parts, × n (P − 1) / P: 2 h d + 3 h
+(qk_points + v_points) in each iteration, and 40 per iteration at the end. The same again for gradients.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from torch.nn import functional as F
 
 from ds4sci.geometry import Rigid, compose_along_chain, rotation_from_6d, rotation_from_update
 from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.parallel.axial import WHOLE, AxialShards
 
 HELIX_STEP = (0.3750, 0.2786, 0.8842, -0.9240, 0.0354, 0.3807), (3.5802, 0.9730, -0.8464)
 """Frame of residue i+1 in that of residue i in an α-helix, mean over PDB chains: two columns of the rotation, and Å."""
@@ -45,20 +50,22 @@ class InvariantPointAttention(nn.Module):
         self.linear_out = Linear(heads * (c_z + d + 4 * v_points), c_s, init="zero")
 
     def pair_bias(self, z: Tensor, mask: Tensor) -> Tensor:
-        """z [b, n, n, c_z], key mask bool [b, n] → bias of the logits [b, h, n, n], the same for all iterations."""
+        """z [b, n_r, n, c_z], key mask bool [b, n] → bias of the logits [b, h, n_r, n], the same for all iterations."""
         bias = math.sqrt(1 / 3) * rearrange(wide(self.linear_b(z)), "b q k h -> b h q k")
         return bias.masked_fill(~mask[:, None, None, :], -1e9)
 
-    def forward(self, s: Tensor, z: Tensor, frames: Rigid, bias: Tensor) -> Tensor:
-        """s [b, n, c_s], z [b, n, n, c_z], frames [b, n], bias of ``pair_bias`` [b, h, n, n] → update of s."""
+    def forward(self, s: Tensor, z: Tensor, frames: Rigid, bias: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+        """s [b, n_r, c_s], z [b, n_r, n, c_z], frames [b, n_r], bias of ``pair_bias`` [b, h, n_r, n] → update of s."""
         h = self.heads
         q = rearrange(self.linear_q(s), "b n (h d) -> b h n d", h=h)
-        k, v = rearrange(self.linear_kv(s), "b n (h two d) -> two b h n d", h=h, two=2)
+        kv = shards.gather_residues(self.linear_kv(s), 1)
+        k, v = rearrange(kv, "b n (h two d) -> two b h n d", h=h, two=2)
         # layout of AlphaFold's weights: x of all points, then y, then z
         q_points = rearrange(wide(self.linear_q_points(s)), "b n (x p) -> b n p x", x=3)
         kv_points = rearrange(wide(self.linear_kv_points(s)), "b n (x p) -> b n p x", x=3)
         q_points = rearrange(frames.unsqueeze(-1).apply(q_points), "b n (h p) x -> b h n (p x)", h=h)
-        kv_points = rearrange(frames.unsqueeze(-1).apply(kv_points), "b n (h p) x -> b h n p x", h=h)
+        kv_points = shards.gather_residues(frames.unsqueeze(-1).apply(kv_points), 1)
+        kv_points = rearrange(kv_points, "b n (h p) x -> b h n p x", h=h)
         k_points, v_points = kv_points.split([self.qk_points, self.v_points], dim=-2)
         k_points = k_points.flatten(-2)
 
@@ -78,6 +85,16 @@ class InvariantPointAttention(nn.Module):
         out_pair = torch.einsum("bhqk,bqkc->bqhc", attention.to(z.dtype), z).flatten(-2)
         parts = [wide(out), *out_points.unbind(-1), norm, wide(out_pair)]
         return self.linear_out(torch.cat(parts, dim=-1).to(s.dtype))
+
+
+class ResidueDropout(nn.Dropout):
+    """Dropout of [b, n, c] that drops the same elements of a rank's residues as a single rank that holds all n."""
+
+    def forward(self, x: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+        if shards.group.size == 1 or not self.training or self.p == 0.0:
+            return super().forward(x)
+        n = shards.residues[-1].stop
+        return x * shards.own_residues(super().forward(x.new_ones(x.shape[0], n, x.shape[2])), 1)
 
 
 class AngleResnetBlock(nn.Module):
@@ -130,13 +147,13 @@ class StructureTransition(nn.Module):
     def __init__(self, c_s: int, layers: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(StructureTransitionLayer(c_s) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ResidueDropout(dropout)
         self.layer_norm = LayerNorm(c_s)
 
-    def forward(self, s: Tensor) -> Tensor:
+    def forward(self, s: Tensor, shards: AxialShards = WHOLE) -> Tensor:
         for layer in self.layers:
             s = layer(s)
-        return self.layer_norm(self.dropout(s))
+        return self.layer_norm(self.dropout(s, shards))
 
 
 class BackboneUpdate(nn.Module):
@@ -165,9 +182,9 @@ class ChainFrames(nn.Module):
         with torch.no_grad():
             self.linear.bias.copy_(torch.tensor(HELIX_STEP[0] + HELIX_STEP[1]))
 
-    def forward(self, s: Tensor, mask: Tensor) -> Rigid:
-        """s [b, n, c_s], mask bool [b, n] → frames [b, n] in Å, centered on the chain."""
-        step = wide(self.linear(s))
+    def forward(self, s: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Rigid:
+        """s [b, n_r, c_s], mask bool [b, n] → frames [b, n] in Å, centered on the chain."""
+        step = wide(shards.gather_residues(self.linear(s), 1))
         chain = compose_along_chain(Rigid(rotation_from_6d(step[..., :6]), step[..., 6:]))
         keep = mask.unsqueeze(-1).to(step.dtype)
         count = keep.sum(-2, keepdim=True).clamp(min=1.0)
@@ -177,7 +194,10 @@ class ChainFrames(nn.Module):
 
 
 class Structure(NamedTuple):
-    """Output of the structure module: frames in Å and angles after each iteration, final single, initial frames."""
+    """Output of the structure module: frames in Å and angles after each iteration, final single, initial frames.
+
+    Of all residues, except the single representation, which has those of this rank.
+    """
 
     rotations: Tensor
     translations: Tensor
@@ -201,38 +221,44 @@ class StructureModule(nn.Module):
         self.layer_norm_z = LayerNorm(c_z)
         self.linear_in = Linear(c_s, c_s)
         self.ipa = InvariantPointAttention(c_s, c_z, d_ipa, heads, qk_points, v_points)
-        self.ipa_dropout = nn.Dropout(dropout)
+        self.ipa_dropout = ResidueDropout(dropout)
         self.layer_norm_ipa = LayerNorm(c_s)
         self.transition = StructureTransition(c_s, transition_layers, dropout)
         self.bb_update = BackboneUpdate(c_s)
         self.angle_resnet = AngleResnet(c_s, c_angle, angle_blocks)
         self.chain_start = ChainFrames(c_s) if initial_frames == "chain" else None
 
-    def initial_frames(self, single: Tensor, mask: Tensor) -> Rigid:
-        """Frames [b, n] of the first iteration. single [b, n, c_s], mask bool [b, n]."""
+    def initial_frames(self, single: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Rigid:
+        """Frames [b, n] of the first iteration. single [b, n_r, c_s], mask bool [b, n]."""
         with torch.autocast(single.device.type, enabled=False):
-            return self._initialize(single, mask)[1]
+            return self._initialize(single, mask, shards)[1]
 
-    def _initialize(self, single: Tensor, mask: Tensor) -> tuple[Tensor, Rigid]:
+    def _initialize(self, single: Tensor, mask: Tensor, shards: AxialShards) -> tuple[Tensor, Rigid]:
         s = self.layer_norm_s(single.to(self.linear_in.weight.dtype))
         if self.chain_start is None:
-            return s, Rigid.identity(tuple(s.shape[:-1]), wide(s))
-        return s, self.chain_start(s, mask)
+            return s, Rigid.identity(tuple(mask.shape), wide(s))
+        return s, self.chain_start(s, mask, shards)
 
-    def forward(self, single: Tensor, pair: Tensor, mask: Tensor) -> Structure:
-        """single [b, n, c_s], pair [b, n, n, c_z], mask bool [b, n] → ``Structure``."""
+    def forward(self, single: Tensor, pair: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Structure:
+        """single [b, n_r, c_s], pair [b, n_r, n, c_z], mask bool [b, n] → ``Structure``.
+
+        shards  division of the residues over the ranks that share the batch; n_r = n for a single rank
+        """
         with torch.autocast(single.device.type, enabled=False):
-            s_initial, initial = self._initialize(single, mask)
+            s_initial, initial = self._initialize(single, mask, shards)
             z = self.layer_norm_z(pair.to(s_initial.dtype))
             s = self.linear_in(s_initial)
             # detached: gradients of the later losses explode through a chain of n steps; a local loss trains the
             # initial frames
-            frames = Rigid(initial.rotation.detach(), initial.translation.detach()).scale(1 / self.position_scale)
+            rotation, translation = (
+                shards.own_residues(x.detach(), 1) for x in (initial.rotation, initial.translation)
+            )
+            frames = Rigid(rotation, translation).scale(1 / self.position_scale)
             bias = self.ipa.pair_bias(z, mask)
             states, angles, raw_angles = [], [], []
             for _ in range(self.iterations):
-                s = self.layer_norm_ipa(self.ipa_dropout(s + self.ipa(s, z, frames, bias)))
-                s = self.transition(s)
+                s = self.layer_norm_ipa(self.ipa_dropout(s + self.ipa(s, z, frames, bias, shards), shards))
+                s = self.transition(s, shards)
                 frames = frames.compose(self.bb_update(s))
                 raw, unit = self.angle_resnet(s, s_initial)
                 states.append(frames.scale(self.position_scale))
@@ -240,7 +266,5 @@ class StructureModule(nn.Module):
                 angles.append(unit)
                 # gradients of rotations stop between iterations (line 20), those of translations do not
                 frames = frames.detach_rotation()
-            return Structure(
-                torch.stack([f.rotation for f in states]), torch.stack([f.translation for f in states]),
-                torch.stack(angles), torch.stack(raw_angles), s, initial,
-            )  # fmt: skip
+            results = ([f.rotation for f in states], [f.translation for f in states], angles, raw_angles)
+            return Structure(*(shards.gather_residues(torch.stack(x), 2) for x in results), s, initial)
