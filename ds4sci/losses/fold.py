@@ -121,8 +121,10 @@ def fold_loss(
         ramp = min(max(10 * (batch.progress - config.geometry_from_progress), 0.0), 1.0)
         config = config.model_copy(update={name: ramp * getattr(config, name) for name in GEOMETRY})
     with torch.autocast(batch.aatype.device.type, enabled=False):
-        compute = _stem_terms if isinstance(output, StemOutput) else _terms
-        per_sample = compute(output, batch, config, shards)  # type: ignore[operator]
+        if isinstance(output, StemOutput):
+            per_sample = _stem_terms(output, batch, config, shards)
+        else:
+            per_sample = _terms(output, batch, config, shards)
         terms = {name: values.mean() for name, values in per_sample.items()}
         if shards.group.size > 1:
             terms |= {name: terms[name] / shards.group.size for name in LINEAR if name in terms}

@@ -267,4 +267,5 @@ class StructureModule(nn.Module):
                 # gradients of rotations stop between iterations (line 20), those of translations do not
                 frames = frames.detach_rotation()
             results = ([f.rotation for f in states], [f.translation for f in states], angles, raw_angles)
-            return Structure(*(shards.gather_residues(torch.stack(x), 2) for x in results), s, initial)
+            rotations, translations, angle, raw_angle = (shards.gather_residues(torch.stack(x), 2) for x in results)
+            return Structure(rotations, translations, angle, raw_angle, s, initial)
