@@ -56,7 +56,7 @@ TASKS = (
 )
 
 
-LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
+LORA = {"rank": 4, "alpha": 16.0, "dropout": 0.0}
 OFFLOAD = {"device": "cpu"}
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fold recomputed": ("fold", {"model": {"checkpoint_blocks": True}}, {}),
