@@ -69,7 +69,8 @@ class ParallelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sequence: int = Field(default=1, ge=1)
-    """Sequence-parallel ranks per row of tokens (Ulysses); the number of ranks must be a multiple of this."""
+    """Ranks that share each example; the number of ranks must be a multiple of this. Language models divide the tokens
+    of a row (Ulysses), structure models the rows of the MSA and pair representations (axial parallelism)."""
 
 
 class CommonKeys(BaseModel):

@@ -18,6 +18,8 @@ from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MS
 from ds4sci.nn.heads import DISTOGRAM_BINS, DistogramHead, PLDDTHead
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.nn.structure_module import StructureModule
+from ds4sci.parallel.axial import AxialShards
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.types import Batch, Output, StemOutput
 
 EXTRA_MSA_UPDATES: tuple[MSAUpdate, ...] = ("row_attention", "column_global_attention", "transition")
@@ -146,6 +148,7 @@ class FoldModel(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.group = SINGLE_RANK
         evoformer = config.evoformer
         sizes = evoformer.model_dump(exclude={"blocks"})
         main = BlockConfig(c_m=config.c_m, c_z=config.c_z, **sizes)
@@ -171,6 +174,14 @@ class FoldModel(nn.Module):
         }
         self.heads = nn.ModuleDict({name: makers[name]() for name in config.heads})
 
+    def set_parallel_group(self, group: SequenceGroup) -> None:
+        """Shard the representations by rows over the ranks of ``group``, which get the same batches.
+
+        The outputs are whole on every rank, except ``Output.pair``. The loss of the group is the sum of those of its
+        ranks.
+        """
+        self.group = group
+
     @property
     def why_not_zero3(self) -> str | None:
         """Why ZeRO-3 cannot train this model, or None."""
@@ -194,43 +205,60 @@ class FoldModel(nn.Module):
                 previous = self._pass(batch, previous)
         return self._pass(batch, previous)
 
+    def _shards(self, batch: Batch) -> AxialShards:
+        """Rows of m and z of this rank."""
+        return AxialShards.divide(self.group, *batch.msa_mask.shape[1:])
+
     def _stem_pass(self, batch: Batch) -> StemOutput:
-        m, _ = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat)
-        m0, _ = self.recycling_embedder(None)
-        m = self.stem(torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1), batch.msa_mask)
-        frames = self.structure_module.initial_frames(self.linear_single(m[:, 0]), batch.token_mask)
-        secondary = self.heads["secondary"](m[:, 0]) if "secondary" in self.heads else None
+        shards = self._shards(batch)
+        m, _ = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat, shards)
+        first = shards.first_msa_row(self._stem(m, self.recycling_embedder(None)[0], batch, shards))
+        frames = self.structure_module.initial_frames(self.linear_single(first), batch.token_mask)
+        secondary = self.heads["secondary"](first) if "secondary" in self.heads else None
         return StemOutput((frames.rotation, frames.translation), secondary)
+
+    def _stem(self, m: Tensor, m0: Tensor, batch: Batch, shards: AxialShards) -> Tensor:
+        """m with the update ``m0`` of its first row, through the stem."""
+        count = shards.first_msa_rows
+        m = torch.cat([m[:, :count] + m0.unsqueeze(1), m[:, count:]], dim=1)
+        return self.stem(m, shards.own_msa(batch.msa_mask, 1))
 
     def _pass(self, batch: Batch, previous: Output | None) -> Output:
         m, z = self.embed(batch, None if previous is None else recycled_inputs(batch, previous))
-        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask(batch))
+        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask(batch), self._shards(batch))
         return self.predict(batch, m, z)
 
     def embed(self, batch: Batch, recycled: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Inputs of the Evoformer: m [b, s, n, c_m] and z [b, n, n, c_z]. ``recycled`` is as in RecyclingEmbedder."""
-        m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat)
-        m0, dz = self.recycling_embedder(recycled)
-        m = self.stem(torch.cat([m[:, :1] + m0.unsqueeze(1), m[:, 1:]], dim=1), batch.msa_mask)
+        """Inputs of the Evoformer: m [b, s, n, c_m] and z [b, n, n, c_z]. ``recycled`` is as in RecyclingEmbedder.
+
+        With a parallel group, m and z are this rank's rows, and so is the z of ``recycled``.
+        """
+        shards = self._shards(batch)
+        m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat, shards)
+        m0, dz = self.recycling_embedder(recycled, shards)
+        m = self._stem(m, m0, batch, shards)
         z = z + dz
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
-            extra = self.extra_msa_embedder(batch.extra_msa_feat)
-            _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, pair_mask(batch))
+            extra_shards = AxialShards.divide(self.group, *batch.extra_msa_mask.shape[1:])
+            extra = self.extra_msa_embedder(extra_shards.own_msa(batch.extra_msa_feat, 1))
+            _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, pair_mask(batch), extra_shards)
         return m, z
 
     def predict(self, batch: Batch, m: Tensor, z: Tensor) -> Output:
-        """Structure and logits from the output of the Evoformer."""
-        mask = batch.token_mask
-        single = self.linear_single(m[:, 0])
-        structure = self.structure_module(single, z, mask)
+        """Structure and logits from the output of the Evoformer; with a parallel group, from this rank's rows."""
+        mask, shards = batch.token_mask, self._shards(batch)
+        first = shards.first_msa_row(m)
+        single = self.linear_single(first)
+        pair = shards.gather_residues(z, 1)
+        structure = self.structure_module(single, pair, mask)
 
         backbone = Rigid(structure.rotations[-1], structure.translations[-1])
         frames = torsion_to_frames(backbone, structure.angles[-1], batch.aatype)
         atom14 = frames_to_atom14(frames, batch.aatype)
         optional = {
-            "masked_msa": lambda head: head(m),
+            "masked_msa": lambda head: shards.gather_msa(head(m), 1),
             "experimentally_resolved": lambda head: head(single),
-            "secondary": lambda head: head(m[:, 0]),
+            "secondary": lambda head: head(first),
         }
         logits = {name: optional[name](head) for name, head in self.heads.items()}
         return Output(
@@ -242,9 +270,9 @@ class FoldModel(nn.Module):
             frames8=(frames.rotation, frames.translation),
             initial_frames=(structure.initial_frames.rotation, structure.initial_frames.translation),
             pair=z,
-            msa0=m[:, 0],
+            msa0=first,
             plddt_logits=self.plddt(structure.single),
-            distogram_logits=self.distogram(z),
+            distogram_logits=self.distogram(pair),
             masked_msa_logits=logits.get("masked_msa"),
             resolved_logits=logits.get("experimentally_resolved"),
             secondary_logits=logits.get("secondary"),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.parallel.axial import WHOLE, AxialShards
 
 TARGET_FEATURES, MSA_FEATURES, EXTRA_MSA_FEATURES = 22, 49, 25
 
@@ -30,16 +31,21 @@ class InputEmbedder(nn.Module):
         self.linear_msa_m = Linear(MSA_FEATURES, c_m)
         self.linear_relpos = OneHotLinear(2 * max_relative + 1, c_z)
 
-    def forward(self, aatype: Tensor, residue_index: Tensor, msa_feat: Tensor) -> tuple[Tensor, Tensor]:
-        """aatype, residue_index int64 [b, n], msa_feat [b, s, n, 49] → m [b, s, n, c_m], z [b, n, n, c_z]."""
+    def forward(
+        self, aatype: Tensor, residue_index: Tensor, msa_feat: Tensor, shards: AxialShards = WHOLE
+    ) -> tuple[Tensor, Tensor]:
+        """aatype, residue_index int64 [b, n], msa_feat [b, s, n, 49] → m [b, s, n, c_m], z [b, n, n, c_z].
+
+        ``shards``: the features are whole, m and z are this rank's rows.
+        """
         dtype = self.linear_tf_m.weight.dtype
         # the first of AlphaFold's 22 target features marks domain breaks, which a single chain does not have
         target = F.pad(F.one_hot(aatype, TARGET_FEATURES - 1), (1, 0)).to(dtype)
-        offset = residue_index.unsqueeze(-1) - residue_index.unsqueeze(-2)
+        offset = shards.own_residues(residue_index, 1).unsqueeze(-1) - residue_index.unsqueeze(-2)
         offset = offset.clamp(-self.max_relative, self.max_relative) + self.max_relative
-        z = self.linear_tf_z_i(target).unsqueeze(-2) + self.linear_tf_z_j(target).unsqueeze(-3)
+        z = self.linear_tf_z_i(shards.own_residues(target, 1)).unsqueeze(-2) + self.linear_tf_z_j(target).unsqueeze(-3)
         z = z + self.linear_relpos(offset)
-        m = self.linear_msa_m(msa_feat.to(dtype)) + self.linear_tf_m(target).unsqueeze(-3)
+        m = self.linear_msa_m(shards.own_msa(msa_feat, 1).to(dtype)) + self.linear_tf_m(target).unsqueeze(-3)
         return m, z
 
 
@@ -54,18 +60,23 @@ class RecyclingEmbedder(nn.Module):
         self.layer_norm_z = LayerNorm(c_z)
         self.bins, self.first, self.last = bins, first, last
 
-    def forward(self, previous: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, previous: tuple[Tensor, Tensor, Tensor] | None, shards: AxialShards = WHOLE
+    ) -> tuple[Tensor, Tensor]:
         """(m0 [b, n, c_m], z [b, n, n, c_z], beta [b, n, 3] Å) → updates of the first MSA row and of z.
 
         None stands for the first pass: the embedding of zeros (line 3), as [1, 1, c_m] and [1, 1, 1, c_z].
+        ``shards``: z and its update are this rank's rows.
         """
         if previous is None:
             like = self.layer_norm_m.weight
             beta = torch.zeros(1, 1, 3, device=like.device)  # distances are fp32 for any dtype of weights
             previous = like.new_zeros(1, 1, self.c_m), like.new_zeros(1, 1, 1, self.c_z), beta
+            shards = WHOLE  # one row, which broadcasts to those of any rank
         m0, z, beta = previous
         edges = torch.linspace(self.first, self.last, self.bins, device=beta.device, dtype=beta.dtype)
-        distance = torch.cdist(beta, beta)
+        # all distances: those of some rows alone would round differently, and a bin is a step function
+        distance = shards.own_residues(torch.cdist(beta, beta), 1)
         index = torch.bucketize(distance, edges) - 1  # -1 below the first edge: no bin, as in AlphaFold
         return self.layer_norm_m(m0), self.layer_norm_z(z) + self.linear(index)
 

@@ -1,1 +1,1 @@
-"""Sequence parallelism: process groups, and attention over rows that are sharded over ranks."""
+"""Sequence parallelism: process groups, attention over sharded rows of tokens, and exchanges of rows and columns."""

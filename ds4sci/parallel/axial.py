@@ -188,6 +188,23 @@ class AxialShards:
         """Return x with all residues along ``dim``; x has this rank's."""
         return gather(x, dim, self.residues, self.group)
 
+    @property
+    def first_msa_rows(self) -> int:
+        """1 if this rank has the first MSA row, else 0."""
+        return int(self.group.size == 1 or self._first_row_owner == self.group.rank)
+
+    @property
+    def _first_row_owner(self) -> int:
+        return next(rank for rank, own in enumerate(self.msa) if own)
+
+    def first_msa_row(self, m: Tensor) -> Tensor:
+        """Return the first row [b, n, c] of the MSA, whose owner sends it to all ranks; m has this rank's rows."""
+        if self.group.size == 1:
+            return m[:, 0]
+        owner = self._first_row_owner
+        ranges = tuple(range(int(rank > owner), int(rank >= owner)) for rank in range(self.group.size))
+        return gather(m[:, : self.first_msa_rows], 1, ranges, self.group).squeeze(1)
+
     def msa_to_columns(self, m: Tensor) -> Tensor:
         """This rank's rows of the MSA ``[b, s, n, c]`` → this rank's columns."""
         return self._exchange(m, 1, 2, self.msa, self.residues)

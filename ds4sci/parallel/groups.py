@@ -1,4 +1,4 @@
-"""Process groups of sequence parallelism: the ranks that share each sequence.
+"""Process groups of sequence parallelism: the ranks that share each example.
 
 A world of W ranks is divided into W / P groups of P consecutive ranks. The ranks of a group hold parts of the same
 rows; group g reads the rows of data-parallel rank g.

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class SequenceParallel(Protocol):
-    """A task that splits each row of tokens over several ranks: ``parallel.sequence`` > 1."""
+    """A task that splits each example over several ranks: ``parallel.sequence`` > 1.
+
+    ``Task.shares_random_state`` says whether these ranks draw the same random numbers.
+    """
 
     def set_parallel_groups(self, group: SequenceGroup) -> None:
-        """Split every row over the ranks of ``group``. Called once, before the first batch."""
+        """Split every example over the ranks of ``group``. Called once, before the first batch."""
 
 
 @runtime_checkable

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ds4sci.chemistry import residue_constants
-from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.alignments.profile import MsaInput
 from ds4sci.data.loader import Plan, batches, make_rng
 from ds4sci.data.structures.batch import collate
@@ -26,6 +25,7 @@ from ds4sci.models import fold
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.tasks import Evaluation, Task
 from ds4sci.tasks.evaluations.structures import structure_evaluation
 from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
@@ -83,29 +83,26 @@ def build(config: Config, *, seed: int, steps: int) -> FoldTask:
     return FoldTask(config, seed=seed, steps=steps)
 
 
-def parallel_units(config: Config) -> list[ParallelUnit]:
-    """Return what axial parallelism divides, residues and channels, and the blocks, which a pipeline divides."""
-    evoformer = config.model.evoformer
-    shortest = min(crop for phase in config.data.plan.phases for crop in phase.crops)
-    return [
-        ParallelUnit("residues of the shortest crop", shortest),
-        ParallelUnit("channels of the triangle multiplication", evoformer.c_multiplication),
-        ParallelUnit("Evoformer blocks", evoformer.blocks, axis="pipeline"),
-    ]
-
-
 class FoldTask(Task):
     """Structure prediction. See ``ds4sci.tasks.Task`` and ``ds4sci.tasks.StructurePredictor`` for the methods."""
 
     target = "lddt_ca"
+    shares_random_state = True
 
     def __init__(self, config: Config, *, seed: int, steps: int) -> None:
         self.config, self.seed, self.steps = config, seed, steps
+        self.group = SINGLE_RANK
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model: nn.Module = fold.FoldModel(config.model)
+            self.fold_model = fold.FoldModel(config.model)
+            self.model: nn.Module = self.fold_model
         # inference does not mask the alignment
         self.evaluation_features = config.data.features.model_copy(update={"masked_msa_probability": 0.0})
+
+    def set_parallel_groups(self, group: SequenceGroup) -> None:
+        """Shard the rows of every example over the ranks of ``group`` (axial parallelism)."""
+        self.group = group
+        self.fold_model.set_parallel_group(group)
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
@@ -126,7 +123,11 @@ class FoldTask(Task):
         )
 
     def loss(self, output: Output | StemOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return fold_loss(output, batch, self.config.loss)
+        loss, terms = fold_loss(output, batch, self.config.loss)
+        if self.group.size == 1:
+            return loss, terms
+        # every rank of the group computes the whole loss
+        return loss / self.group.size, {name: value / self.group.size for name, value in terms.items()}
 
     def evaluations(self) -> dict[str, Evaluation]:
         data = self.config.data

@@ -41,6 +41,11 @@ class Task(ABC):
     target: str
     """Key of the result of ``summarize`` by which the best checkpoint is chosen; higher is better."""
 
+    shares_random_state: bool = False
+    """Whether the ranks that share an example draw the same random numbers. False: the parts of the ranks are different
+    tokens, whose dropout is independent. True: every rank draws the numbers of the whole example and uses those of its
+    part, so that dropout does not depend on the number of ranks."""
+
     @abstractmethod
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int

@@ -179,7 +179,8 @@ class TrainingLoop:
         watchdog.beat()
         group = self.group
         place = number * group.data_size + group.data_rank  # number of the micro-batch in the step, over all ranks
-        rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, self.state.step, place, part=group.rank)
+        part = 0 if self.task.shares_random_state else group.rank
+        rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, self.state.step, place, part=part)
 
     def _fetch_step(self, batches: Iterator[Any], count: int) -> list[tuple[Any, float]]:
         """Fetch this rank's micro-batches of the next step, each with its share of the loss.

@@ -18,9 +18,9 @@ WEIGHTS, MICRO_BATCH, EVALUATION = range(3)
 def seed_all(*key: int, part: int = 0) -> None:
     """Seed the global generators of Python, NumPy and torch from ``key``, a tuple of non-negative integers.
 
-    part  index of this rank's part of the rows under sequence parallelism. The seed of torch depends on it, because the
-          parts are different tokens with independent dropout. The seeds of Python and NumPy do not: ranks that share
-          rows must take decisions such as skipping a layer together
+    part  index of this rank's part of the rows under sequence parallelism, if dropout of the parts is independent; 0 if
+          the ranks draw the same numbers (``Task.shares_random_state``). The seed of torch depends on it. The seeds of
+          Python and NumPy do not: ranks that share rows must take decisions such as skipping a layer together
     """
     common = np.random.SeedSequence(key).generate_state(2, dtype=np.uint64)
     own = np.random.SeedSequence((*key, part)).generate_state(1, dtype=np.uint64)

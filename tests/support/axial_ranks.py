@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ds4sci.data.loader import make_rng
+from ds4sci.data.structures.batch import collate
+from ds4sci.data.structures.features import FeatureConfig, featurize
+from ds4sci.data.structures.parsers import mmcif
+from ds4sci.losses.fold import LossConfig
 from ds4sci.models.fold import EXTRA_MSA_UPDATES, EvoformerConfig
 from ds4sci.nn.evoformer import BlockConfig, EvoformerBlock
 from ds4sci.parallel import axial
 from ds4sci.parallel.axial import AxialShards
 from ds4sci.parallel.collectives import record_sent_bytes
 from ds4sci.parallel.groups import SequenceGroup
+from ds4sci.tasks.fold import Config, FoldTask
+from ds4sci.types import MSA_ALPHABET, Batch, Msa
 
 LENGTHS = ((1, 13), (5, 17), (2, 3), (4, 8))
 """(MSA rows, residues); some are fewer than the ranks."""
@@ -194,3 +205,83 @@ def check_blocks(kinds: str, shapes: str) -> None:
             assert difference(mine[0].grad, shards.own_msa(whole[0].grad, 1)) < TOLERANCE, name
             assert difference(mine[1].grad, shards.own_residues(whole[1].grad, 1)) < TOLERANCE, name
             compare_gradients(name, block, wanted_grads, group)
+
+
+TINY = {
+    "c_m": 12, "c_z": 8, "c_s": 10, "c_plddt": 8, "heads": ["masked_msa", "experimentally_resolved", "secondary"],
+    "stem": {"blocks": 1, "convolution_width": 3},
+    "evoformer": {"blocks": 2, "heads_msa": 2, "d_msa": 4, "heads_pair": 2, "d_pair": 4, "c_outer": 3,
+                  "c_multiplication": 5, "dropout_msa": 0.3, "dropout_pair": 0.4},
+    "extra_msa": {"blocks": 1, "c_e": 6, "d_msa": 3},
+    "structure": {"iterations": 2, "heads": 2, "d_ipa": 4, "c_angle": 8, "dropout": 0.2, "initial_frames": "chain"},
+}  # fmt: skip
+TERMS = {name: 0.5 for name, field in LossConfig.model_fields.items() if field.annotation is float} | {
+    "initial_clamp": 10.0, "unclamped_fraction": 0.5, "geometry_from_progress": 0.0,
+}  # fmt: skip
+DATA = Path(__file__).parents[1] / "fixtures"
+
+
+def fold_batch(crops: list[int], s: int, recycling: int) -> Batch:
+    """Crops of an entry with a random alignment, of s MSA rows and 3 extra rows, with coordinates in fp64."""
+    record = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")
+    dssp = "H" * (len(record.sequence) // 2)
+    rng = np.random.default_rng(3)
+    alignment = np.array([MSA_ALPHABET.index(letter) for letter in record.sequence], np.uint8)
+    rows = np.where(rng.random((s + 3, len(alignment))) < 0.5, alignment, rng.integers(0, 22, len(alignment)))
+    rows[0] = alignment
+    given = Msa(rows.astype(np.uint8), np.zeros(rows.shape, np.int32), tuple(map(str, range(s + 3))))
+    record = replace(record, dssp=dssp.ljust(len(record.sequence), "E"), msa=given)
+    features = FeatureConfig(msa_input="msa", max_clusters=s, max_extra=3)
+    made = collate(
+        [featurize(record, features, make_rng(0, 2, i), crop=n) for i, n in enumerate(crops)], recycling=recycling
+    )
+    assert made.msa_mask.shape[1] == s
+    return replace(made, atom_positions=made.atom_positions.double())
+
+
+def fold_task(recompute: bool, **more: Any) -> FoldTask:
+    """A task with every part of the model and every term of the loss."""
+    config = Config.model_validate(
+        {"model": TINY | {"checkpoint_blocks": recompute} | more, "data": {"train": "-", "valid": "-"}, "loss": TERMS}
+    )
+    task = FoldTask(config, seed=0, steps=10)
+    perturbed(task.model).train()
+    return task
+
+
+def check_model(cases: str) -> None:
+    """Loss, outputs and gradients of the whole model against one process in fp64.
+
+    cases  JSON list of (crops, MSA rows, recycling, recompute, whether only the stem is trained)
+    """
+    group = join()
+    for crops, s, recycling, recompute, stem_only in json.loads(cases):
+        name = f"crops {crops} s {s} recycling {recycling} recompute {recompute} stem only {stem_only}"
+        batch = fold_batch(crops, s, recycling)
+        task = fold_task(recompute, stem=TINY["stem"] | {"stem_only_fraction": 0.5 * stem_only})
+        torch.manual_seed(7)
+        wanted = task.model(batch)
+        loss, terms = task.loss(wanted, batch)
+        loss.backward()
+        whole = gradients(task.model)
+        task.set_parallel_groups(group)
+        torch.manual_seed(7)
+        found = task.model(batch)
+        part, part_terms = task.loss(found, batch)
+        part.backward()
+        sums = torch.stack([part.detach(), *part_terms.values()]).double()
+        dist.all_reduce(sums, group=group.handle)
+        assert difference(sums, torch.stack([loss.detach(), *terms.values()]).double()) < TOLERANCE, name
+        compare_outputs(name, found, wanted, AxialShards.divide(group, s, batch.msa_mask.shape[2]))
+        compare_gradients(name, task.model, whole, group)
+
+
+def compare_outputs(name: str, found: Any, wanted: Any, shards: AxialShards) -> None:
+    """Compare every field of the output."""
+    for field in fields(wanted):
+        ours, theirs = getattr(found, field.name), getattr(wanted, field.name)
+        if isinstance(theirs, Tensor):
+            ours, theirs = (ours,), (theirs,)
+        for a, b in zip(ours or (), theirs or (), strict=True):
+            error = difference(a, shards.own_residues(b, 1) if field.name == "pair" else b)
+            assert error < TOLERANCE, (name, field.name, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -213,9 +214,11 @@ class Case:
 
 def run(cases_file: str) -> None:
     """Train every case of the file on this rank."""
-    from ds4sci.train import loop
+    from ds4sci.train import distributed, loop
     from ds4sci.train.run import Session
 
+    # DeepSpeed creates the groups of a process once
+    distributed.create_sequence_group = functools.cache(distributed.create_sequence_group)
     loop.peak_rate = lambda device, dtype: None  # only displayed, and measuring it takes longer than this training
     for case in json.loads(Path(cases_file).read_text()):
         config = RunConfig.load(case["config"], [f"train.name={case['name']}"], deepspeed=case["deepspeed"])
