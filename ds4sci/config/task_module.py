@@ -15,6 +15,30 @@ def _no_overrides(run: Path) -> list[str]:
     return []
 
 
+def _no_units(config: Any) -> list[ParallelUnit]:
+    return []
+
+
+@dataclass(frozen=True)
+class ParallelUnit:
+    """What ranks that share an example divide among themselves and cannot divide further, such as attention heads.
+
+    name    of the units, plural
+    count   of the model
+    axis    key of ``[parallel]`` whose ranks share them: ``sequence`` or ``pipeline``
+    shared  whether several ranks may hold the same unit, so that none is idle if there are fewer units than ranks
+    """
+
+    name: str
+    count: int
+    axis: str = "sequence"
+    shared: bool = False
+
+    def idle(self, ranks: int) -> float:
+        """Fraction of the time of ``ranks`` ranks that is spent waiting for the rank with the most units."""
+        return 0.0 if self.shared else 1.0 - self.count / (ranks * -(-self.count // ranks))
+
+
 @dataclass(frozen=True)
 class TaskModule:
     """What a task module exposes; see ``ds4sci.tasks``.
@@ -24,6 +48,7 @@ class TaskModule:
     Config           pydantic model of the TOML sections that the task owns
     build            ``build(config, *, seed, steps)`` → ``ds4sci.tasks.Task``
     asset_overrides  run folder → overrides that load the run from its assets; none by default
+    parallel_units   settings → what ``[parallel]`` divides among ranks, for ``ds4sci doctor``; none by default
     """
 
     name: str
@@ -31,6 +56,7 @@ class TaskModule:
     Config: type[BaseModel]
     build: Callable[..., Any]
     asset_overrides: Callable[[Path], list[str]] = _no_overrides
+    parallel_units: Callable[[Any], list[ParallelUnit]] = _no_units
 
 
 def import_task(name: str) -> TaskModule:
@@ -53,9 +79,9 @@ def import_task(name: str) -> TaskModule:
     for attribute in ("Config", "build"):
         if not hasattr(module, attribute):
             raise ValueError(f"task.name = {name!r}: the module {module_name} has no {attribute}; see ds4sci.tasks")
-    overrides = getattr(module, "asset_overrides", _no_overrides)
     summary = (module.__doc__ or "").strip().split("\n")[0]
-    return TaskModule(module_name, summary, module.Config, module.build, overrides)
+    optional = {name: getattr(module, name) for name in ("asset_overrides", "parallel_units") if hasattr(module, name)}
+    return TaskModule(module_name, summary, module.Config, module.build, **optional)
 
 
 def task_names() -> list[str]:

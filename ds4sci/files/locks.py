@@ -44,3 +44,18 @@ def is_held(file: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def processes_with(file: Path) -> list[int]:
+    """Ids of the running processes that have ``file`` open, ascending; those of other users are not seen."""
+    import psutil
+
+    name = str(file.resolve())
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(opened.path == name for opened in process.open_files()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue  # a process of another user, or one that has just ended
+    return sorted(found)

@@ -71,6 +71,23 @@ class Config(BaseModel):
     """Tokens that MLPs and RMSNorms process at a time in recomputed layers."""
 
 
+def attention_heads(config: Config) -> tuple[int, int, int] | None:
+    """Layers, query heads and key heads of a model, from its config alone; None if the config does not say.
+
+    Raises OSError or ValueError if ``config.path`` is not on this machine.
+    """
+    if config.path:
+        hf_config = loading.read_config(config.path, config.overrides, local=True)
+    else:
+        hf_config = loading.new_config(config.config, vocabulary=1, special={}, overrides=config.overrides)
+    text = hf_config.get_text_config()
+    layers, heads = (getattr(text, key, None) for key in ("num_hidden_layers", "num_attention_heads"))
+    if not isinstance(layers, int) or not isinstance(heads, int):
+        return None
+    keys = getattr(text, "num_key_value_heads", None)
+    return layers, heads, keys if isinstance(keys, int) else heads
+
+
 class LanguageModel(nn.Module):
     """A Hugging Face model that maps ``LanguageBatch`` to ``LanguageOutput``.
 

@@ -8,7 +8,9 @@ A task module exposes
 - ``Config``: a pydantic model whose fields are the TOML sections that the task owns, such as ``model`` and ``data``;
 - ``build(config, *, seed, steps) -> Task``;
 - optionally ``asset_overrides(run) -> list[str]``: overrides of the configuration by which the run folder ``run`` is
-  loaded from the files that ``Task.save_assets`` wrote into it.
+  loaded from the files that ``Task.save_assets`` wrote into it;
+- optionally ``parallel_units(config) -> list[ParallelUnit]``: what ``[parallel]`` divides among ranks, such as
+  attention heads, for ``ds4sci doctor``.
 
 ``Task`` states what every task implements and which methods have defaults. ``ds4sci.tasks.capabilities`` lists the
 optional protocols behind ``parallel.sequence``, ``ds4sci predict``, ``ds4sci embed`` and ``ds4sci export``;

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ds4sci.models.huggingface.loading import Kind
 from ds4sci.tasks.language_modeling import Config, LanguageModelingTask
-from ds4sci.tasks.language_task import asset_overrides
+from ds4sci.tasks.language_task import asset_overrides, parallel_units
 
-__all__ = ["CausalLMTask", "Config", "asset_overrides", "build"]
+__all__ = ["CausalLMTask", "Config", "asset_overrides", "build", "parallel_units"]
 
 
 class CausalLMTask(LanguageModelingTask):

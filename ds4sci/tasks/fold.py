@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ds4sci.chemistry import residue_constants
+from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.alignments.profile import MsaInput
 from ds4sci.data.loader import Plan, batches, make_rng
 from ds4sci.data.structures.batch import collate
@@ -81,6 +82,17 @@ class Config(BaseModel):
 def build(config: Config, *, seed: int, steps: int) -> FoldTask:
     """Return the task for a run of ``steps`` steps, with a model initialised from ``seed``."""
     return FoldTask(config, seed=seed, steps=steps)
+
+
+def parallel_units(config: Config) -> list[ParallelUnit]:
+    """Return what axial parallelism divides, residues and channels, and the blocks, which a pipeline divides."""
+    evoformer = config.model.evoformer
+    shortest = min(crop for phase in config.data.plan.phases for crop in phase.crops)
+    return [
+        ParallelUnit("residues of the shortest crop", shortest),
+        ParallelUnit("channels of the triangle multiplication", evoformer.c_multiplication),
+        ParallelUnit("Evoformer blocks", evoformer.blocks, axis="pipeline"),
+    ]
 
 
 class FoldTask(Task):

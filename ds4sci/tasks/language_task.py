@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.language.batches import DocumentSource, TrainingPhase, batches, evaluation_batches
 from ds4sci.data.language.packing import Rows
 from ds4sci.data.language.targets import MaskingPolicy
@@ -146,6 +147,18 @@ def asset_overrides(run: Path) -> list[str]:
             f"data.alphabet={json.loads((folder / SEQUENCES_FILE).read_text(encoding='utf-8'))['alphabet']}"
         )
     return overrides
+
+
+def parallel_units(config: Any) -> list[ParallelUnit]:
+    """Return the attention heads, which Ulysses divides, and the layers, which a pipeline divides."""
+    if (counts := language.attention_heads(config.model)) is None:
+        return []
+    layers, heads, key_heads = counts
+    return [
+        ParallelUnit("attention heads", heads),
+        ParallelUnit("key and value heads", key_heads, shared=True),
+        ParallelUnit("layers", layers, axis="pipeline"),
+    ]
 
 
 def reject_layer_dropping(model: nn.Module) -> None:

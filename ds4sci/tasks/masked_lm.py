@@ -7,9 +7,9 @@ from pydantic import Field
 from ds4sci.models.huggingface.loading import Kind
 from ds4sci.tasks import language_modeling
 from ds4sci.tasks.language_modeling import LanguageModelingTask
-from ds4sci.tasks.language_task import asset_overrides
+from ds4sci.tasks.language_task import asset_overrides, parallel_units
 
-__all__ = ["Config", "DataConfig", "MaskedLMTask", "asset_overrides", "build"]
+__all__ = ["Config", "DataConfig", "MaskedLMTask", "asset_overrides", "build", "parallel_units"]
 
 
 class DataConfig(language_modeling.DataConfig):

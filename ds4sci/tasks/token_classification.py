@@ -25,11 +25,11 @@ from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
-from ds4sci.tasks.language_task import LanguageTask, asset_overrides
+from ds4sci.tasks.language_task import LanguageTask, asset_overrides, parallel_units
 from ds4sci.tasks.row_evaluation import sum_by_class
 from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
-__all__ = ["Config", "DataConfig", "TokenClassificationTask", "asset_overrides", "build"]
+__all__ = ["Config", "DataConfig", "TokenClassificationTask", "asset_overrides", "build", "parallel_units"]
 
 STATES = {"3": ("helix", "strand", "loop"), "8": tuple("HGIEBTSC")}
 """Names of the classes; the eight are DSSP's, with C for loop."""

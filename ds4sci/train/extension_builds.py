@@ -131,7 +131,7 @@ def remove_stale_build(folder: Path) -> None:
     If a process still has the ``lock`` file open, another program is building: this function waits for it.
     """
     lock = folder / "lock"
-    while lock.exists() and any(_has_open(p, lock) for p in psutil.process_iter()):
+    while lock.exists() and locks.processes_with(lock):
         time.sleep(0.5)
     if not lock.exists():
         return
@@ -141,13 +141,6 @@ def remove_stale_build(folder: Path) -> None:
             orphan.kill()
     psutil.wait_procs(orphans, timeout=10)
     shutil.rmtree(folder)
-
-
-def _has_open(process: psutil.Process, file: Path) -> bool:
-    try:
-        return any(Path(opened.path) == file.resolve() for opened in process.open_files())
-    except psutil.Error:
-        return False  # a process of another user, or one that has just ended
 
 
 def _runs_in(process: psutil.Process, folder: Path) -> bool:

@@ -1,15 +1,13 @@
-"""The command line: commands, error messages, and the findings of ``doctor``."""
+"""The command line: commands and error messages."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ds4sci.cli import doctor, main
+from ds4sci.cli import main
 from ds4sci.data.structures.chain_set import ChainSet
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +29,7 @@ def call(*arguments: str) -> int:
         (["data", "build"], ["SRC_DIR", "OUT.npz"]),
         (["report"], ["RUN"]),
         (["bench"], ["data", "kernels", "parse", "step"]),
-        (["doctor"], ["--json"]),
+        (["doctor"], ["CONFIG", "--ranks", "--json"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -56,42 +54,6 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_train_without_arguments_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("train") == 2
     assert "--resume RUN" in capsys.readouterr().err
-
-
-def test_doctor_reports_every_section(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("doctor", "--json") == 0
-    findings = json.loads(capsys.readouterr().out)
-    sections = {finding["section"] for finding in findings}
-    assert sections >= {"packages", "processor", "accelerators", "compiler", "extensions", "disk", "extras", "kernels"}
-    assert call("doctor") == 0
-    shown = capsys.readouterr().out
-    assert [section for section in sections if section not in shown] == []
-    assert "evoformer_attention" in shown
-
-
-def test_doctor_lists_missing_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    real = doctor.installed
-    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "gemmi" else real(name))
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert call("doctor") == 1
-    shown = capsys.readouterr().out
-    assert "pip install gemmi" in shown
-    assert "apt-get install -y g++" in shown
-
-
-def test_doctor_distinguishes_interrupted_and_running_builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    for name in ("killed", "running", "done"):
-        (tmp_path / name).mkdir()
-        (tmp_path / f"{name}.flock").touch()
-    (tmp_path / "killed" / "lock").touch()
-    (tmp_path / "done" / "done.so").touch()
-    with (tmp_path / "running.flock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        seen = {finding.name: finding.detail for finding in doctor.extensions()}
-    assert "left its lock file" in seen["killed"]
-    assert "another process" in seen["running"]
-    assert seen["done"] == "built"
 
 
 def test_data_split_by_clusters_and_leakage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

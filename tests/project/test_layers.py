@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": TASKS | {"tasks", "train"},
     "report": TASKS | {"tasks", "train", "inference"},
     "bench": TASKS | {"tasks", "train", "inference", "integrations"},
+    "doctor": TASKS | {"tasks", "train"},
 }
 """The packages, lowest first, and the other packages that each may import."""
 

@@ -36,16 +36,13 @@ def load_pretrained(
 
     Raises ValueError if there is no such model, for an unknown key, and for missing weights.
     """
-    from transformers import AutoConfig
-
     custom_code = _custom_code_note(path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = read_config(path, overrides)
         if custom_code:
             warnings.warn(
                 f"model.path = {path!r}: {custom_code}; {type(config).__name__} of transformers is used", stacklevel=2
             )
-        _set_keys(config, move_rope_settings(config, overrides), "model.overrides")
         _set_labels(config, labels)
         if not weights:
             return auto_class(kind).from_config(config)
@@ -81,6 +78,30 @@ def new_model(
 
     Raises ValueError for a missing or unknown ``model_type``, an unknown key, and a model without this head.
     """
+    config = new_config(settings, vocabulary=vocabulary, special=special, overrides=overrides)
+    _set_labels(config, labels)
+    try:
+        return auto_class(kind).from_config(config)
+    except ValueError as error:
+        raise ValueError(f"model.config: {config.model_type!r} has no model for {kind}: {error}") from None
+
+
+def read_config(path: str, overrides: dict[str, Any], *, local: bool = False) -> Any:
+    """The Hugging Face config at ``path``, a hub name or a folder, with ``overrides``. No code in it is run.
+
+    local  use files of this machine only
+
+    Raises OSError or ValueError if there is no such config, and ValueError for an unknown key.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
+    _set_keys(config, move_rope_settings(config, overrides), "model.overrides")
+    return config
+
+
+def new_config(settings: dict[str, Any], *, vocabulary: int, special: dict[str, int], overrides: dict[str, Any]) -> Any:
+    """The Hugging Face config of ``new_model``, which describes the arguments and errors."""
     from transformers import AutoConfig
 
     given = dict(settings)
@@ -94,12 +115,7 @@ def new_model(
     values = {"vocab_size": vocabulary} | move_rope_settings(default, given | overrides)
     _set_keys(default, values, "model.config")
     values = {key: value for key, value in special.items() if hasattr(default, key)} | values
-    config = AutoConfig.for_model(model_type, **values)  # a new object: a config derives some values from others
-    _set_labels(config, labels)
-    try:
-        return auto_class(kind).from_config(config)
-    except ValueError as error:
-        raise ValueError(f"model.config: {model_type!r} has no model for {kind}: {error}") from None
+    return AutoConfig.for_model(model_type, **values)  # a new object: a config derives some values from others
 
 
 def _custom_code_note(path: str) -> str:
