@@ -50,6 +50,8 @@ class Fragment:
     master       tensor in fp32 that the optimizer updates: the parameter itself, or a buffer of many parameters
     offset       first element in the flattened ``master``
     states       state of the optimizer: tensor → name → value
+    whole        for Muon with ZeRO 1 and 2, whose momentum holds whole parameters: (first element of this parameter in
+                 the momentum, its number of elements, size of the momentum)
     """
 
     name: str
@@ -58,6 +60,12 @@ class Fragment:
     master: Tensor
     offset: int
     states: Any
+    whole: tuple[int, int, int] | None = None
+
+    @property
+    def moment_shape(self) -> torch.Size:
+        """Shape of the tensors in ``state``."""
+        return self.master.shape if self.whole is None else torch.Size([self.whole[2]])
 
     @property
     def state(self) -> dict[str, Any]:
@@ -68,16 +76,19 @@ class Fragment:
     def tensors(self) -> dict[str, Tensor]:
         """Return kind → tensor that holds the elements of this fragment from ``offset``."""
         moments = {k: v for k, v in self.state.items() if k not in SCALARS and v is not None}
-        wrong = [k for k, v in moments.items() if not (isinstance(v, Tensor) and v.shape == self.master.shape)]
+        wrong = [k for k, v in moments.items() if not (isinstance(v, Tensor) and v.shape == self.moment_shape)]
         if wrong:
             raise RuntimeError(f"{self.name}: the optimizer's {', '.join(wrong)} is not one number per weight")
         return {WEIGHT: self.master} | moments
 
-    def part(self, tensor: Tensor) -> Tensor:
-        """Return the elements of this fragment in ``tensor``, one of ``tensors()``, as a view."""
+    def place(self, tensor: Tensor) -> tuple[Tensor, int]:
+        """Return what ``tensor``, one of ``tensors()``, holds of this parameter, as a view, and its first element."""
+        tensor = tensor.detach()
+        if self.whole is not None and tensor is not self.master and tensor.shape == self.moment_shape:
+            return tensor.narrow(0, *self.whole[:2]), 0
         if tensor.numel() == self.stop - self.start:
-            return tensor.detach()
-        return tensor.detach().view(-1).narrow(0, self.offset, self.stop - self.start)
+            return tensor, self.start
+        return tensor.view(-1).narrow(0, self.offset, self.stop - self.start), self.start
 
     def scalars(self) -> dict[str, float]:
         """Return the state that is one number for all elements, such as the step count."""
@@ -111,7 +122,7 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
     """Yield what this rank's optimizer updates. Each trainable parameter has at most one fragment on a rank."""
     wrapper: Any = engine.deepspeed.optimizer
     states = base_optimizer(engine).state
-    whole = _whole_parameters(wrapper)
+    unsharded = _unsharded_masters(wrapper)
     for name, parameter in engine.named_parameters():
         p: Any = parameter
         if not p.requires_grad or _numel(p) == 0:
@@ -128,29 +139,32 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
                 flat = getattr(wrapper, "single_partition_of_fp32_groups", None) or wrapper.fp32_groups_flat_partition
                 start, size = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
                 master, offset = flat[mapping.param_group_index], mapping.hp_fragment_address.start
-                yield Fragment(name, start, start + size, master, offset, states)
+                whole = _place_in_whole(wrapper, mapping.param_group_index, p)
+                yield Fragment(name, start, start + size, master, offset, states, whole)
         else:
-            master, offset = whole.get(p, (p, 0))
+            master, offset = unsharded.get(p, (p, 0))
             yield Fragment(name, 0, p.numel(), master, offset, states)
 
 
 def create_state(
-    master: Tensor, states: Any, optimizer: Any, moments: Mapping[str, torch.dtype], scalars: Mapping[str, float]
+    fragment: Fragment, optimizer: Any, moments: Mapping[str, torch.dtype], scalars: Mapping[str, float]
 ) -> None:
-    """Create the state of one master tensor: moments of zeros, and the given numbers.
+    """Create the state of the master tensor of ``fragment``: moments of zeros, and the given numbers.
 
     moments  name → dtype
     scalars  name → value
     """
-    state = states[master]
+    master, shape = fragment.master, fragment.moment_shape
+    state = fragment.states[master]
     for name, dtype in moments.items():
-        if isinstance(state.get(name), Tensor) and state[name].shape == master.shape:
+        if isinstance(state.get(name), Tensor) and state[name].shape == shape:
             state[name].zero_()
         else:
-            state[name] = torch.zeros_like(master, dtype=dtype, requires_grad=False)
+            state[name] = torch.zeros(shape, dtype=dtype, device=master.device)
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    stepped = getattr(optimizer, "aux_optimizer", None) or optimizer  # Muon lets an Adam step the other parameters
     for name, value in scalars.items():
-        if type(optimizer).__module__.startswith("torch.optim"):
+        if type(stepped).__module__.startswith("torch.optim"):
             device = master.device if on_device else torch.device("cpu")
             state[name] = torch.tensor(value, dtype=torch.float32, device=device)
         else:  # DeepSpeed's kernels take whole numbers
@@ -168,7 +182,19 @@ def _states_of_sub_group(wrapper: Any, group: int) -> Any:
     return wrapper.optimizer.state
 
 
-def _whole_parameters(wrapper: Any) -> dict[Tensor, tuple[Tensor, int]]:
+def _place_in_whole(wrapper: Any, group: int, parameter: Tensor) -> tuple[int, int, int] | None:
+    """Return ``Fragment.whole``. ZeRO 1 and 2 concatenate the momentum of every parameter with a part on this rank."""
+    if not (wrapper.param_groups[group].get("use_muon") and hasattr(wrapper, "params_in_partition")):
+        return None
+    found, end = None, 0
+    for other in wrapper.params_in_partition[group]:
+        if other is parameter:
+            found = end
+        end += other.numel()
+    return None if found is None else (found, parameter.numel(), end)
+
+
+def _unsharded_masters(wrapper: Any) -> dict[Tensor, tuple[Tensor, int]]:
     """Return parameter → (master, offset) of the 16-bit optimizers without ZeRO."""
     found: dict[Tensor, tuple[Tensor, int]] = {}
     groups = getattr(wrapper, "fp16_groups", ())

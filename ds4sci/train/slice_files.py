@@ -99,8 +99,8 @@ def write_slices(folder: Path, engine: Engine, writer: Writer) -> None:
             entry["kinds"] = entry["kinds"] or row["kinds"]
             entry["scalars"] = entry["scalars"] or row["scalars"]
     sizes = {name: int(torch.Size(entry["shape"]).numel()) for name, entry in entries.items()}
-    held = [{name: row["held"] for name, row in rows.items() if row["held"] is not None} for rows in table]
-    slices = divide(sizes, held)
+    ranges = [{name: row["held"] for name, row in rows.items() if row["held"] is not None} for rows in table]
+    slices = divide(sizes, ranges)
 
     specs, parts = [], []
     for one in slices:
@@ -109,7 +109,8 @@ def write_slices(folder: Path, engine: Engine, writer: Writer) -> None:
         fragment = own[one.name]
         for kind, tensor in fragment.tensors().items():
             specs.append(TensorSpec(f"{kind}|{one.name}|{one.start}", tensor.dtype, (one.stop - one.start,)))
-            parts.append(fragment.part(tensor).reshape(-1)[one.start - fragment.start : one.stop - fragment.start])
+            held, first = fragment.place(tensor)
+            parts.append(held.reshape(-1)[one.start - first : one.stop - first])
     content = (chunk.numpy().data for part in parts for chunk in byte_chunks(part))
     writer.write(folder / file_name(context.rank), lambda handle: write_tensors(handle, specs, content))
     if context.is_main:
@@ -198,13 +199,14 @@ def read_slices(folder: Path, engine: Engine) -> None:
             release_gathered(p)
         for name, buffer in engine.named_buffers():
             model.read_into(buffer, name)
-        for master, group in held.items():
+        for group in held.values():
             moments, scalars = _state_of(group, reader)
             if moments or scalars:
-                optimizer_slices.create_state(master, group[0].states, optimizer, moments, scalars)
+                optimizer_slices.create_state(group[0], optimizer, moments, scalars)
             for fragment in group:
                 for kind, tensor in fragment.tensors().items():
-                    reader.read_into(fragment.part(tensor), kind, fragment.name, fragment.start)
+                    target, start = fragment.place(tensor)
+                    reader.read_into(target, kind, fragment.name, start)
 
 
 def _state_of(group: list[Fragment], reader: SliceReader) -> tuple[dict[str, torch.dtype], dict[str, float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoint_layouts import LAYOUTS, VARIANTS, Grid
+from tests.support.checkpoint_layouts import LAYOUTS, OPTIMIZERS, VARIANTS, Grid
 
 NAMED = {layout.name: layout for layout in LAYOUTS}
 
@@ -20,17 +20,28 @@ def check(variant: str, folder: Path, names: dict[str, tuple[str, ...]]) -> None
     assert not wrong
 
 
+RING = {
+    "1 ranks, stage 0": ("1 ranks, stage 0", "2 ranks, stage 3"),
+    "2 ranks, stage 3": ("2 ranks, stage 1",),
+    "2 ranks, stage 1": ("1 ranks, stage 0", "2 ranks, stage 1"),
+}
+"""Without ZeRO, in a flat buffer, and divided parameter by parameter."""
+
+
 @pytest.mark.nightly
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", sorted(VARIANTS.keys() - OPTIMIZERS.keys()))
 def test_every_layout_resumes_every_other(variant, tmp_path) -> None:
     check(variant, tmp_path, {one: tuple(NAMED) for one in NAMED})
 
 
-@pytest.mark.parametrize("variant", ["tied"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_state_of_other_optimizers(optimizer, tmp_path) -> None:
+    check(optimizer, tmp_path, RING)
+
+
+@pytest.mark.parametrize(
+    "variant", ["tied", *(pytest.param(one, marks=pytest.mark.slow) for one in ("LoRA", "two groups", "bf16"))]
+)
 def test_layouts_resume_each_other(variant, tmp_path) -> None:
-    ring = {
-        "1 ranks, stage 0": ("1 ranks, stage 0", "2 ranks, stage 3"),
-        "2 ranks, stage 3": ("2 ranks, stage 1",),
-        "2 ranks, stage 1": ("1 ranks, stage 0", "2 ranks, stage 1"),
-    }
-    check(variant, tmp_path, ring)
+    check(variant, tmp_path, RING)
