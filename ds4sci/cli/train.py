@@ -29,8 +29,20 @@ def train(
     ranks: Annotated[
         int | None, typer.Option("--ranks", min=1, help="Number of processes. Default: one per GPU, two on a CPU.")
     ] = None,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            "--restarts",
+            min=0,
+            metavar="N",
+            help="Start failed ranks again from the newest checkpoint, at most N times without a new one in between.",
+        ),
+    ] = 0,
 ) -> None:
-    """Train the model that a run file describes, or resume a run. --resume needs no other argument."""
+    """Train the model that a run file describes, or resume a run. --resume needs no other argument.
+
+    A run whose train.name exists already is resumed, if its settings are the same.
+    """
     changes = list(overrides or [])
     if config is not None and "=" in config and resume is not None:
         changes, config = [config, *changes], None
@@ -38,4 +50,7 @@ def train(
         raise ValueError("nothing to train: use `ds4sci train CONFIG`, or `ds4sci train --resume RUN`")
     from ds4sci.train import launch
 
-    raise typer.Exit(launch.train(config, changes, resume=resume, deepspeed_config=deepspeed_config, ranks=ranks))
+    code = launch.train(
+        config, changes, resume=resume, deepspeed_config=deepspeed_config, ranks=ranks, restarts=restarts
+    )
+    raise typer.Exit(code)

@@ -83,7 +83,7 @@ def set_rank_environment() -> None:
     Without RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT DeepSpeed looks for MPI. If OMP_NUM_THREADS
     exceeds cores / ranks, CPU ranks compete for cores: measured 11 s instead of 1 s for five steps.
 
-    Raises ValueError if only some of the variables are set.
+    Raises ValueError if only some of the variables are set, or if torchrun restarts ranks in a way that hangs.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
@@ -94,6 +94,11 @@ def set_rank_environment() -> None:
         raise ValueError(
             f"the environment has some of a launcher's variables but not {', '.join(missing)}; start the run with "
             "`deepspeed`, `torchrun` or `ds4sci train`, or unset RANK and WORLD_SIZE for a single rank"
+        )
+    if may_be_restarted() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(
+            "after a restart by torchrun the ranks would read the addresses of dead ranks and wait; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or start `python -m ds4sci.train.agent` with its flags"
         )
     local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // local_size)))
@@ -113,6 +118,11 @@ def create_context(device: torch.device, sequence: int = 1) -> DistributedContex
     return DistributedContext(
         dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device, control, group
     )
+
+
+def may_be_restarted() -> bool:
+    """Whether torchelastic's agent starts this rank again after a failure."""
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def local_ranks() -> range:

@@ -38,9 +38,10 @@ _SIZE = 512
 class Heartbeat:
     """Last known state of a rank.
 
-    beats  number of calls of ``watchdog.beat``, the same on all ranks at the same point of the program
-    time   when the process was last alive, in seconds since 1970
-    born   when the process started; tells it from a later process with the same id
+    beats     number of calls of ``watchdog.beat``
+    progress  time of the last of them, in seconds since 1970
+    time      when the process was last alive
+    born      when the process started; tells it from a later process with the same id
     """
 
     rank: int
@@ -51,13 +52,15 @@ class Heartbeat:
     step: int = 0
     phase: str = "start"
     beats: int = 0
+    progress: float = 0.0
     time: float = 0.0
 
     @classmethod
     def of_this_process(cls, rank: int, attempt: int) -> Heartbeat:
         """Return a first heartbeat of this process."""
         born = psutil.Process().create_time()
-        return cls(rank, attempt, socket.gethostname(), os.getpid(), born, time=time.time())
+        now = time.time()
+        return cls(rank, attempt, socket.gethostname(), os.getpid(), born, progress=now, time=now)
 
     def write(self, handle: int) -> None:
         """Replace the content of an open file."""

@@ -1,7 +1,8 @@
-"""Start of the ranks of a run: DeepSpeed's launcher as a child process.
+"""Start of the ranks of a run: DeepSpeed's launcher, or torchelastic's agent for runs that restart, as a child process.
 
 Ctrl-C and SIGTERM are forwarded to the ranks as SIGTERM, so that they stop together at the end of a step, save and
-exit. The launcher does not get the signal: it would kill its ranks 30 s later.
+exit. DeepSpeed's launcher does not get the signal: it would kill its ranks 30 s later. The agent gets and forwards it,
+since it would restart ranks that a signal ends before their first step.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,7 +22,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.machine.processor import usable_cores
 from ds4sci.train.distributed import free_port
 
-MODULE = "ds4sci.train"
+MODULE, AGENT = "ds4sci.train", "ds4sci.train.agent"
 
 
 def train(
@@ -30,10 +32,12 @@ def train(
     resume: Path | None = None,
     deepspeed_config: Path | None = None,
     ranks: int | None = None,
+    restarts: int = 0,
 ) -> int:
     """Train by the run file ``config``, or resume the run folder ``resume``. Returns the exit code.
 
-    ranks  number of ranks; by default one per GPU, or two on a CPU
+    ranks     number of ranks; by default one per GPU, or two on a CPU
+    restarts  how often ranks that fail are started again without a new checkpoint in between
 
     The exit code is 0 if the run finished or stopped in order after saving. The configuration is validated before any
     process starts: an error in it is a ValueError.
@@ -44,14 +48,20 @@ def train(
         arguments += ["--resume", str(resume)]
     else:
         assert config is not None, "config or resume"
-        RunConfig.load(config, list(overrides), deepspeed=deepspeed_config)
+        loaded = RunConfig.load(config, list(overrides), deepspeed=deepspeed_config)
         arguments += ["--config", str(config)]
+        if restarts and loaded.train.name is None:
+            overrides = [*overrides, f"train.name={new_name(loaded)}"]  # every start uses the same folder
     if deepspeed_config is not None:
         arguments += ["--deepspeed_config", str(deepspeed_config)]
-    return run_launcher(
-        launcher_command(ranks or default_rank_count(), [*arguments, *overrides]),
-        rank_environment(ranks or default_rank_count()),
-    )
+    ranks, arguments = ranks or default_rank_count(), [*arguments, *overrides]
+    command = agent_command(ranks, restarts, arguments) if restarts else launcher_command(ranks, arguments)
+    return run_launcher(command, rank_environment(ranks), signal_child=bool(restarts))
+
+
+def new_name(config: RunConfig) -> str:
+    """Return a name for a run that has none: that of the run file and the time."""
+    return f"{config.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def config_of_run(run: Path) -> Path:
@@ -77,6 +87,12 @@ def launcher_command(ranks: int, arguments: Sequence[str]) -> list[str]:
     return [*launcher, "--master_port", str(free_port()), "--log_level", "error", "--module", MODULE, *arguments]
 
 
+def agent_command(ranks: int, restarts: int, arguments: Sequence[str]) -> list[str]:
+    """Return the command that starts and restarts ``ranks`` ranks of ``python -m ds4sci.train`` on this machine."""
+    agent = [sys.executable, "-m", AGENT, "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks)]
+    return [*agent, "--max-restarts", str(restarts), "-m", MODULE, *arguments]
+
+
 def rank_environment(ranks: int) -> dict[str, str]:
     """Return this environment with OMP_NUM_THREADS per rank and, without a GPU, DS_ACCELERATOR=cpu."""
     import torch
@@ -88,8 +104,11 @@ def rank_environment(ranks: int) -> dict[str, str]:
     return variables
 
 
-def run_launcher(arguments: list[str], variables: dict[str, str]) -> int:
-    """Run the launcher, forward signals to the ranks, and return its exit code (128 + n for signal n)."""
+def run_launcher(arguments: list[str], variables: dict[str, str], *, signal_child: bool = False) -> int:
+    """Run the launcher, forward signals to the ranks, and return its exit code (128 + n for signal n).
+
+    signal_child  whether the launcher forwards signals itself
+    """
     # In its own process group, so that Ctrl-C in the terminal reaches only this process.
     child = subprocess.Popen(arguments, env=variables, stdin=subprocess.DEVNULL, process_group=0)
     signals_received = 0
@@ -99,6 +118,8 @@ def run_launcher(arguments: list[str], variables: dict[str, str]) -> int:
         signals_received += 1
         processes = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
         ranks = [p for p in processes if is_rank(p)]
+        if ranks and signal_child:
+            ranks = [psutil.Process(child.pid)]
         if signals_received == 1 and ranks:
             print("\nStopping after this step; a second Ctrl-C kills the run without saving …", flush=True)
             send_signal(ranks, signal.SIGTERM)
@@ -121,7 +142,7 @@ def is_rank(process: psutil.Process) -> bool:
         line = process.cmdline()
     except psutil.Error:
         return False
-    return MODULE in line and "deepspeed.launcher.launch" not in line and any("local_rank" in a for a in line)
+    return MODULE in line and not {"deepspeed.launcher.launch", "deepspeed.launcher.runner", AGENT} & set(line)
 
 
 def send_signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:

@@ -17,7 +17,8 @@ from ds4sci.files.atomic_files import replace_text
 from ds4sci.files.locks import exclusive_or_raise
 from ds4sci.machine import provenance
 from ds4sci.train import checkpoint, failures
-from ds4sci.train.distributed import DistributedContext
+from ds4sci.train.distributed import DistributedContext, may_be_restarted
+from ds4sci.train.launch import new_name
 
 LOCK_SECONDS = 30.0
 """How long a run waits for its lock: a killed rank 0 may take seconds to end."""
@@ -55,15 +56,14 @@ def prepare(config: RunConfig, resume: Path | None, context: DistributedContext,
 
 
 def _prepare(config: RunConfig, resume: Path | None, lock: ExitStack) -> RunFolder:
+    if resume is None and config.train.name is None and may_be_restarted():
+        raise ValueError(f"{config.source}: train.name is missing; a restart finds the run folder by its name")
     run = resume or folder_of(config)
-    is_resumed = resume is not None
-    if (run / "config.json").exists() and resume is None:
+    if resume is None:
         refuse_other_settings(config, run)
-        is_resumed = bool(checkpoint.checkpoint_steps(run))
-    elif (run / "metrics.jsonl").exists() and resume is None:
-        raise ValueError(f"{run}: exists already, but has no config.json; choose another train.name")
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     _take_lock(run, lock)
+    is_resumed = resume is not None or bool(checkpoint.checkpoint_steps(run))
     (run / "error.txt").unlink(missing_ok=True)
     if not is_resumed:
         config.save(run)
@@ -76,13 +76,13 @@ def folder_of(config: RunConfig) -> Path:
     return config.train.output / (config.train.name or new_name(config))
 
 
-def new_name(config: RunConfig) -> str:
-    """Return a name for a run that has none: that of the run file and the time."""
-    return f"{config.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
 def refuse_other_settings(config: RunConfig, run: Path) -> None:
-    """Raise ValueError, naming the keys, if the run folder ``run`` was written with other settings than ``config``."""
+    """Raise ValueError, naming the keys, if ``run`` is a run that has begun with other settings than ``config``.
+
+    A run whose start failed, for example because of a wrong setting, has not begun.
+    """
+    if not (run / "metrics.jsonl").exists() and not checkpoint.checkpoint_steps(run):
+        return
     if config.train.name is None:
         raise ValueError(f"{run}: this run exists already; choose a train.name")
     found = differences(RunConfig.load(run / "config.json"), config)

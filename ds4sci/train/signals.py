@@ -1,7 +1,8 @@
 """Orderly stop of a run: SIGINT, SIGTERM or the death of the launcher set a flag that the loop checks between steps.
 
-On SIGINT or SIGTERM DeepSpeed's launcher sends SIGTERM to its ranks, one after the other, and SIGKILL 30 s later. The
-``deepspeed`` command above it forwards nothing: if SIGTERM kills it, launcher and ranks keep running without a parent.
+On SIGINT or SIGTERM DeepSpeed's launcher sends SIGTERM to its ranks, one after the other, and SIGKILL 30 s later.
+torchelastic's agent forwards the signal, and sends SIGKILL after its ``--shutdown-timeout``. The ``deepspeed`` command
+forwards nothing: if SIGTERM kills it, launcher and ranks keep running without a parent.
 Therefore a rank also checks that the processes that started it still exist.
 """
 
@@ -52,7 +53,8 @@ class StopRequest:
 
 
 def _launcher_processes() -> list[psutil.Process]:
-    """Return the launcher processes above this one: DeepSpeed's ``launch`` and the ``deepspeed`` command above it."""
+    """Return the launcher processes above this one: torchelastic's agent, or DeepSpeed's ``launch`` and the
+    ``deepspeed`` command above it."""
     found: list[psutil.Process] = []
     try:
         parent = psutil.Process(os.getppid())
@@ -61,6 +63,8 @@ def _launcher_processes() -> list[psutil.Process]:
             runner = parent.parent()
             if runner is not None and any(_is_runner(argument) for argument in runner.cmdline()[:4]):
                 found.append(runner)
+        elif any(_is_agent(argument) for argument in parent.cmdline()[:4]):
+            found.append(parent)
     except psutil.Error:
         return found
     return found
@@ -71,6 +75,10 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def _is_agent(argument: str) -> bool:
+    return argument in ("ds4sci.train.agent", "torch.distributed.run") or Path(argument).name == "torchrun"
 
 
 def _is_runner(argument: str) -> bool:

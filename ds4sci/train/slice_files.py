@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ds4sci.files.atomic_files import Writer
-from ds4sci.train import optimizer_slices
+from ds4sci.train import optimizer_slices, watchdog
 from ds4sci.train.ema import Ema, is_sharded, local_slice, local_tensor, release_gathered
 from ds4sci.train.optimizer_slices import WEIGHT, Fragment
 from ds4sci.train.tensor_file import CHUNK_BYTES, NAMES, TYPES, TensorReader, TensorSpec, byte_chunks, write_tensors
@@ -266,6 +266,7 @@ def write_model(folder: Path, engine: Engine, ema: Ema, writer: Writer) -> None:
                 flat, start = own[one.name]
                 for chunk in byte_chunks(flat[one.start - start : one.stop - start]):
                     dist.send(chunk, 0, group=context.control)
+                    watchdog.beat()
         return
     content = _collected(slices, own, {spec.name: spec.dtype for spec in whole}, context)
     writer.write(folder / MODEL, lambda handle: write_tensors(handle, whole, content))

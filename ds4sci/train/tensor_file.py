@@ -18,6 +18,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from ds4sci.train import watchdog
+
 CHUNK_BYTES = 1 << 24
 """Bytes that are copied at once."""
 
@@ -57,6 +59,7 @@ def write_tensors(handle: BinaryIO, specs: Sequence[TensorSpec], content: Iterab
     handle.write(len(header).to_bytes(8, "little") + header)
     for chunk in content:
         handle.write(chunk)
+        watchdog.beat()
 
 
 def byte_chunks(tensor: Tensor) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 Collective operations wait for all ranks. If one of them is stopped, or waits elsewhere, the others wait until a timeout
 of hours. The watchdog is a thread. It ends the process if the training loop calls ``beat`` no more, so that a launcher
-notices and, if it can, restarts the run.
+notices and, if it can, restarts the run. A rank that waits while another one makes progress is left alone.
 
 A thread sees nothing while another one holds the interpreter lock (GIL), as native code may do. Then the watchdogs of
 the other ranks end the run; a single rank stays as it is.
@@ -77,7 +77,8 @@ class Watchdog:
         """Report progress; see the function ``beat``."""
         with self._lock:
             state = self.state
-            state.beats, state.time = state.beats + 1, time.time()
+            state.beats += 1
+            state.progress = state.time = time.time()
             state.phase = state.phase if phase is None else phase
             state.step = state.step if step is None else step
             state.write(self._handle)
@@ -109,12 +110,22 @@ class Watchdog:
             idle += passed
             alone = alone + passed if self._has_dead_neighbour() else 0.0
             limit = max(self.limit, START_SECONDS) if self.state.phase == "start" else self.limit
-            if idle > limit or min(idle, alone) > DEAD_RANK_SECONDS:
+            if min(idle, alone) > DEAD_RANK_SECONDS:
                 self._leave(idle)
+            elif idle > limit:
+                # Another rank may make progress while this one waits: then the run has not hung.
+                idle = min(idle, time.time() - max(o.progress for o in [self.state, *self._others()]))
+                if idle > limit:
+                    self._leave(idle)
 
     def _has_dead_neighbour(self) -> bool:
-        others = failures.read_heartbeats(self.run, self.ranks) if len(self.ranks) > 1 else []
-        return any(o.attempt == self.state.attempt and o.phase != "end" and o.process() is None for o in others)
+        others = self._others(self.ranks) if len(self.ranks) > 1 else []
+        return any(o.phase != "end" and o.host == self.state.host and o.process() is None for o in others)
+
+    def _others(self, ranks: range | None = None) -> list[Heartbeat]:
+        """Return the heartbeats of the other ranks, of ``ranks`` or of all."""
+        found = failures.read_heartbeats(self.run, ranks)
+        return [o for o in found if o.attempt == self.state.attempt and o.rank != self.state.rank]
 
     def _leave(self, idle: float) -> None:
         """Record stacks and suspects, print a message unless another rank has, and end the process."""
@@ -138,9 +149,8 @@ class Watchdog:
             os._exit(HANG_EXIT_CODE)
 
     def _ranks_behind(self) -> list[str]:
-        """Describe up to four ranks of all machines with fewer beats than this one."""
-        others = [o for o in failures.read_heartbeats(self.run) if o.attempt == self.state.attempt]
-        behind = sorted((o for o in others if o.beats < self.state.beats), key=lambda o: o.beats)
+        """Describe up to four ranks of all machines that are in an earlier step than this one."""
+        behind = sorted((o for o in self._others() if o.step < self.state.step), key=lambda o: o.step)
         return [f"{o} is behind, {time.time() - o.time:.0f} s after its last sign of life" for o in behind[:4]]
 
 

@@ -22,7 +22,7 @@ class Fault(BaseModel):
     rank: int
     step: int
     phase: Literal["step", "evaluate", "save"]
-    kind: Literal["kill", "raise", "stop", "sleep"]
+    kind: Literal["kill", "raise", "stop"]
     delay: float = 0.0
     """Seconds between the beginning of the phase and the signal."""
     always: bool = False
@@ -55,8 +55,6 @@ def _fail(fault: Fault, mark: Path) -> None:
     mark.write_text(f"{os.getpid()} {time.time()}", encoding="utf-8")
     if fault.kind == "raise":
         raise RuntimeError("the faulty task broke on purpose")
-    if fault.kind == "sleep":
-        time.sleep(3600)
     number = signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP
 
     def send(*arguments: Any) -> None:

@@ -63,6 +63,7 @@ def working_folder(process: psutil.Process) -> str | None:
         return None
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_launcher_promptly_and_the_run_resumes(tmp_path, run_file) -> None:
     file = run_file(data="kill_at = 8", evaluate_every=0)
     command = deepspeed("--config", str(file))
@@ -132,6 +133,21 @@ def test_configuration_errors_are_found_before_any_process_starts(run_file, monk
         launch.train(run_file(), ["train.evaluate_evry=3"])
     with pytest.raises(ValueError, match="not a run folder"):
         launch.train(None, resume=tmp_path / "nowhere")
+
+
+def test_restarts_are_torchelastics(monkeypatch, run_file) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(launch, "run_launcher", lambda command, *a, **k: started.append(command) or 0)
+    assert launch.train(run_file(name="x"), ["train.steps=5"], ranks=2, restarts=4) == 0
+    file = run_file(name="x")
+    file.write_text(file.read_text().replace('name = "x"\n', ""))
+    assert launch.train(file, ranks=2, restarts=4) == 0
+    named, unnamed = started
+    assert named[1:3] == ["-m", "ds4sci.train.agent"]
+    assert named[named.index("--max-restarts") + 1] == "4"
+    assert named[named.index("--nproc-per-node") + 1] == "2"
+    assert named[-1] == "train.steps=5"
+    assert unnamed[-1].startswith("train.name=toy-"), "all starts share a folder"
 
 
 def test_the_command_is_an_argument_list_and_cores_are_divided(monkeypatch) -> None:

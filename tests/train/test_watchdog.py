@@ -121,6 +121,21 @@ def test_beats_keep_a_rank_alive_and_their_absence_ends_it(watched, tmp_path) ->
     assert one.state.beats > 20
 
 
+def test_a_rank_that_waits_for_a_working_one_is_left_alone(watched, tmp_path) -> None:
+    watched.start(limit=0.6)
+    watchdog.beat("save", 1)
+    other = failures.Heartbeat.of_this_process(1, 0)
+    handle = os.open(failures.heartbeat_file(tmp_path, 1), os.O_RDWR | os.O_CREAT)
+    end = time.monotonic() + 1.8
+    while time.monotonic() < end:
+        other.progress = time.time()
+        other.write(handle)
+        time.sleep(0.05)
+    assert not watched.left
+    wait_until(lambda: watched.left)
+    os.close(handle)
+
+
 def test_time_in_which_the_process_itself_is_stopped_does_not_count(watched, monkeypatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
