@@ -239,8 +239,10 @@ class Output:
     atom37                   [b, n, 37, 3] Å, 0 for atoms that the residue does not have
     frames8                  ([b, n, 8, 3, 3], [b, n, 8, 3] Å) rigid groups of the last iteration
     initial_frames           ([b, n, 3, 3], [b, n, 3] Å) input frames of the first structure-module iteration
-    pair, msa0               [b, n, n, c_z], [b, n, c_m]: recycled together with ``atom37``; with axial parallelism,
-                             pair is this rank's rows
+    pair, msa0               [b, n, n, c_z], [b, n, c_m]: recycled together with ``atom37``
+
+    With axial parallelism, ``pair`` and ``distogram_logits`` have this rank's n_r of n rows and ``masked_msa_logits``
+    its MSA rows; what belongs to residues is whole on every rank.
     """
 
     rotations: Tensor

@@ -218,7 +218,7 @@ def _distance_terms(
     terms: dict[str, Tensor] = {}
     mask = truth.ca_mask
     predicted = distances.pair_distances(output.translations, shards)
-    true = torch.cdist(shards.own_residues(truth.ca, 1), truth.ca)
+    true = heads.distances(truth.ca, shards)
     if c.smooth_lddt:
         terms["smooth_lddt"] = distances.smooth_lddt(predicted, true, mask, shards=shards)
     if c.relative_distance:

@@ -61,13 +61,23 @@ def torsion(angles: Tensor, raw: Tensor, true: Tensor, mask: Tensor, aatype: Ten
     return masked_mean(error, mask), masked_mean((raw.norm(dim=-1) - 1.0).abs(), mask)
 
 
+def distances(x: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+    """Distances [b, n_r, n] of points x [b, n, 3], without gradient at 0.
+
+    A rank computes all of them and keeps its rows: those of some rows alone would be rounded differently, and bins and
+    cutoffs are step functions.
+    """
+    whole = torch.cdist(x, x)
+    return whole if shards.group.size == 1 else shards.own_residues(whole, 1).clone()
+
+
 def distogram(logits: Tensor, beta: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
     """Cross-entropy (nats) of Cβ distance bins (1.9.8). logits [b, n_r, n, bins], beta [b, n, 3] Å, mask bool [b, n].
 
     Returns [b].
     """
     edges = distogram_edges(logits.shape[-1], beta)
-    target = torch.bucketize(torch.cdist(shards.own_residues(beta, 1), beta), edges)
+    target = torch.bucketize(distances(beta, shards), edges)
     error = F.cross_entropy(wide(logits).flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
     return masked_mean(error, pair_mask(mask, shards), shards.group)
 
@@ -84,8 +94,8 @@ def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor, shards: AxialSh
 
 def lddt_ca(predicted: Tensor, true: Tensor, mask: Tensor, cutoff: float = 15.0, shards: AxialShards = WHOLE) -> Tensor:
     """lDDT-Cα per residue in [0, 1], the target of the pLDDT head (1.9.6). [b, n, 3] Å, mask bool [b, n] → [b, n_r]."""
-    true_distance = torch.cdist(shards.own_residues(true, 1), true)
-    error = (torch.cdist(shards.own_residues(predicted, 1), predicted) - true_distance).abs()
+    true_distance = distances(true, shards)
+    error = (distances(predicted, shards) - true_distance).abs()
     pairs = pair_mask(mask, shards, distinct=True) & (true_distance < cutoff)
     lddt = torch.stack([(error < t).to(true_distance.dtype) for t in (0.5, 1.0, 2.0, 4.0)]).mean(0)
     return (lddt * pairs).sum(-1) / pairs.sum(-1).clamp(min=1)

@@ -177,8 +177,8 @@ class FoldModel(nn.Module):
     def set_parallel_group(self, group: SequenceGroup) -> None:
         """Shard the representations by rows over the ranks of ``group``, which get the same batches.
 
-        The outputs are whole on every rank, except ``Output.pair``. The loss of the group is the sum of those of its
-        ranks.
+        Pairs and MSA rows of the output are those of this rank, residues are whole on every rank (``Output``). The loss
+        of the group is the sum of those of its ranks.
         """
         self.group = group
 
@@ -205,15 +205,16 @@ class FoldModel(nn.Module):
                 previous = self._pass(batch, previous)
         return self._pass(batch, previous)
 
-    def _shards(self, batch: Batch) -> AxialShards:
-        """Rows of m and z of this rank."""
+    def shards(self, batch: Batch) -> AxialShards:
+        """Division of the MSA rows and residues of ``batch`` among the ranks of the parallel group."""
         return AxialShards.divide(self.group, *batch.msa_mask.shape[1:])
 
     def _stem_pass(self, batch: Batch) -> StemOutput:
-        shards = self._shards(batch)
+        shards = self.shards(batch)
         m, _ = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat, shards)
         first = shards.first_msa_row(self._stem(m, self.recycling_embedder(None)[0], batch, shards))
-        frames = self.structure_module.initial_frames(self.linear_single(first), batch.token_mask)
+        single = self.linear_single(shards.own_residues(first, 1))
+        frames = self.structure_module.initial_frames(single, batch.token_mask, shards)
         secondary = self.heads["secondary"](first) if "secondary" in self.heads else None
         return StemOutput((frames.rotation, frames.translation), secondary)
 
@@ -225,7 +226,7 @@ class FoldModel(nn.Module):
 
     def _pass(self, batch: Batch, previous: Output | None) -> Output:
         m, z = self.embed(batch, None if previous is None else recycled_inputs(batch, previous))
-        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask(batch), self._shards(batch))
+        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask(batch), self.shards(batch))
         return self.predict(batch, m, z)
 
     def embed(self, batch: Batch, recycled: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -233,7 +234,7 @@ class FoldModel(nn.Module):
 
         With a parallel group, m and z are this rank's rows, and so is the z of ``recycled``.
         """
-        shards = self._shards(batch)
+        shards = self.shards(batch)
         m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat, shards)
         m0, dz = self.recycling_embedder(recycled, shards)
         m = self._stem(m, m0, batch, shards)
@@ -246,19 +247,19 @@ class FoldModel(nn.Module):
 
     def predict(self, batch: Batch, m: Tensor, z: Tensor) -> Output:
         """Structure and logits from the output of the Evoformer; with a parallel group, from this rank's rows."""
-        mask, shards = batch.token_mask, self._shards(batch)
+        shards = self.shards(batch)
         first = shards.first_msa_row(m)
-        single = self.linear_single(first)
-        pair = shards.gather_residues(z, 1)
-        structure = self.structure_module(single, pair, mask)
+        single = self.linear_single(shards.own_residues(first, 1))
+        structure = self.structure_module(single, z, batch.token_mask, shards)
 
         backbone = Rigid(structure.rotations[-1], structure.translations[-1])
         frames = torsion_to_frames(backbone, structure.angles[-1], batch.aatype)
         atom14 = frames_to_atom14(frames, batch.aatype)
         optional = {
-            "masked_msa": lambda head: shards.gather_msa(head(m), 1),
-            "experimentally_resolved": lambda head: head(single),
-            "secondary": lambda head: head(first),
+            "masked_msa": lambda head: head(m),
+            "experimentally_resolved": lambda head: shards.gather_residues(head(single), 1),
+            # not ``first``: gradients of m are added in the order of its uses
+            "secondary": lambda head: head(shards.first_msa_row(m)),
         }
         logits = {name: optional[name](head) for name, head in self.heads.items()}
         return Output(
@@ -271,8 +272,8 @@ class FoldModel(nn.Module):
             initial_frames=(structure.initial_frames.rotation, structure.initial_frames.translation),
             pair=z,
             msa0=first,
-            plddt_logits=self.plddt(structure.single),
-            distogram_logits=self.distogram(pair),
+            plddt_logits=shards.gather_residues(self.plddt(structure.single), 1),
+            distogram_logits=self.distogram(z, shards),
             masked_msa_logits=logits.get("masked_msa"),
             resolved_logits=logits.get("experimentally_resolved"),
             secondary_logits=logits.get("secondary"),

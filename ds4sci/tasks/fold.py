@@ -135,11 +135,7 @@ class FoldTask(Task):
         )
 
     def loss(self, output: Output | StemOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, terms = fold_loss(output, batch, self.config.loss)
-        if self.group.size == 1:
-            return loss, terms
-        # every rank of the group computes the whole loss
-        return loss / self.group.size, {name: value / self.group.size for name, value in terms.items()}
+        return fold_loss(output, batch, self.config.loss, self.fold_model.shards(batch))
 
     def evaluations(self) -> dict[str, Evaluation]:
         data = self.config.data
@@ -210,12 +206,18 @@ class FoldTask(Task):
                 output = model(batch)
         finally:
             model.train(training)
-        return [self._prediction(one, output, row) for row, one in enumerate(features)]
+        shards, predictions = self.fold_model.shards(batch), []
+        for row, one in enumerate(features):
+            # one chain at a time: the distogram is the largest output
+            distogram = shards.gather_residues(output.distogram_logits[row : row + 1], 1)[0]
+            predictions.append(self._prediction(one, output, row, distogram))
+        return predictions
 
-    def _prediction(self, features: Features, output: Output, row: int) -> Prediction:
+    def _prediction(self, features: Features, output: Output, row: int, distogram: Tensor) -> Prediction:
+        """The prediction of the chain ``row`` of a batch, without padding; ``distogram`` holds its logits."""
         data, n = self.config.data, len(features.aatype)
         atoms, atom_mask = output.atom37[row, :n].float().cpu(), residue_constants.ATOM37_MASK[features.aatype]
-        probability = output.distogram_logits[row, :n, :n].float().softmax(-1).cpu()
+        probability = distogram[:n, :n].float().softmax(-1).cpu()
         mask, index = torch.from_numpy(atom_mask), torch.from_numpy(features.residue_index)
         if data.evaluation_refinement:
             aatype = torch.from_numpy(features.aatype).long()
