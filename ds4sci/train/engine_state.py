@@ -20,13 +20,13 @@ IMPLEMENTATION = ("params", "foreach", "fused", "capturable", "differentiable")
 
 def engine_state(engine: Engine) -> dict[str, Any]:
     """Return the state as JSON values, the same on all ranks."""
-    optimizer, schedule, scale = base_optimizer(engine), engine.deepspeed.lr_scheduler, _loss_scale(engine)
+    optimizer, schedule = base_optimizer(engine), engine.deepspeed.lr_scheduler
     return {
         "optimizer": type(optimizer).__name__,
         "groups": [_plain({k: _number(v) for k, v in g.items()}, IMPLEMENTATION) for g in optimizer.param_groups],
         "schedule": None if schedule is None else type(schedule).__name__,
         "schedule_state": {} if schedule is None else _plain(schedule.state_dict()),
-        "loss_scale": {k: getattr(scale, k) for k in LOSS_SCALE if getattr(scale, k, None) is not None},
+        "loss_scale": {k: v for k in LOSS_SCALE if (v := getattr(_loss_scale(engine), k, None)) is not None},
         "counters": {k: int(getattr(engine.deepspeed, k)) for k in COUNTERS},
     }
 
@@ -78,6 +78,9 @@ def check_kinds(engine: Engine, state: dict[str, Any], where: str) -> None:
 
 
 def _loss_scale(engine: Engine) -> Any:
+    """Return the object that searches the loss scale of fp16, or None."""
+    if not engine.uses_dynamic_loss_scale:
+        return None
     wrapper = engine.deepspeed.optimizer
     return getattr(wrapper, "loss_scale_config", None) or getattr(wrapper, "loss_scaler", None)
 

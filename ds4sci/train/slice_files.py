@@ -146,12 +146,12 @@ class SliceReader:
         self._stack.close()
 
     def read_into(self, target: Tensor, kind: str, name: str, start: int) -> None:
-        """Fill ``target`` with elements ``start``, … of a parameter. A moment that it has not is zero.
+        """Fill ``target`` with elements ``start``, … of a parameter. A moment that it does not have is zero.
 
         Raises ValueError if the checkpoint lacks an element.
         """
         entry = self.parameters[name]
-        if kind not in entry["kinds"]:
+        if kind != WEIGHT and kind not in entry["kinds"]:
             target.zero_()
             return
         flat = target.view(-1) if target.is_contiguous() else target.new_empty(target.numel())
@@ -189,7 +189,7 @@ def read_slices(folder: Path, engine: Engine) -> None:
         held.setdefault(fragment.master, []).append(fragment)
     optimizer = optimizer_slices.base_optimizer(engine)
     with SliceReader(folder) as reader, TensorReader(folder / MODEL) as model:
-        _check_parameters(folder, engine, reader)
+        _check_parameters(folder, engine, reader, model)
         for name, p in engine.named_parameters():
             target, start = local_slice(p, local_tensor(p))
             if p.requires_grad:
@@ -222,7 +222,13 @@ def _state_of(group: list[Fragment], reader: SliceReader) -> tuple[dict[str, tor
     return moments, scalars
 
 
-def _check_parameters(folder: Path, engine: Engine, reader: SliceReader) -> None:
+def _check_parameters(folder: Path, engine: Engine, reader: SliceReader, model: TensorReader) -> None:
+    others = {name: tuple(_shape(p)) for name, p in engine.named_parameters() if not p.requires_grad}
+    others |= {name: tuple(buffer.shape) for name, buffer in engine.named_buffers()}
+    for name, needed in others.items():
+        if name not in model.specs or model.specs[name].shape != needed:
+            found = model.specs[name].shape if name in model.specs else "nothing"
+            raise ValueError(f"{model.path}: {name} has the shape {needed} in the model, but the file has {found}")
     own = {name: _shape(p) for name, p in engine.named_parameters() if p.requires_grad}
     everywhere = {name for names in engine.context.gather(list(own)) for name in names}
     wrong = [

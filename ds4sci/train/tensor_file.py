@@ -95,6 +95,8 @@ class TensorReader:
             for name, entry in entries.items():
                 spec = TensorSpec(name, TYPES[entry["dtype"]], tuple(entry["shape"]))
                 start, end = entry["data_offsets"]
+                if min(spec.shape, default=0) < 0:
+                    raise ValueError(f"{name} has the shape {list(spec.shape)}")
                 if not 0 <= start <= end <= size - 8 - length or end - start != spec.size * spec.dtype.itemsize:
                     raise ValueError(f"the bytes {start} to {end} of {name} do not fit its shape or the file")
                 self.specs[name], self._starts[name] = spec, 8 + length + start

@@ -31,7 +31,7 @@ CPU = {"device": "cpu"}
 class Layout:
     """Ranks, ZeRO stage, and further keys.
 
-    sequence  ranks that share each row
+    sequence  ranks that share each row; of a fold model, an example (axial parallelism)
     zero      keys of ``zero_optimization``
     """
 
@@ -69,6 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "frozen": {"task": "masked_lm", "model": {"freeze": ["*.embeddings.*", "*.layer.0.attention.*"]}},
     "LoRA": {"task": "causal_lm", "model": {"config": LLAMA, "lora": {"rank": 2}}},
     "two groups": {"task": "causal_lm", "model": {"config": LLAMA}, "groups": True},
+    "fold": {"task": "fold", "model": {}},
     "bf16": {"task": "causal_lm", "model": {"config": LLAMA}, "bf16": True},
 }  # fmt: skip
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -153,8 +154,6 @@ class Grid:
         # The checkpoint that the resumed run saved before its first step, on its own layout
         again = resumed / "again"
         before, after = training_state(whole, SAVED), training_state(again, SAVED)
-        for one in (before, after):
-            one["engine"].pop("loss_scale")  # ZeRO has one, which is 1 without fp16
         found += [f"restored {name}" for name in before if not same(before[name], after[name])]
         if digest(model_file(whole, SAVED)) != digest(model_file(again, SAVED)):
             found.append("restored means, frozen parameters or buffers")

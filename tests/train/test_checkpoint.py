@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ds4sci.train import checkpoint, rng_state
+from ds4sci.train import checkpoint, rng_state, slice_files
+from ds4sci.train.engine_state import engine_state, restore_engine_state
+from ds4sci.train.tensor_file import TensorReader, TensorSpec, byte_chunks, write_tensors
 
 
 def test_random_numbers_are_a_function_of_the_key() -> None:
@@ -75,3 +80,68 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     file.write_bytes(b"not a safetensors file")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         checkpoint.load_weights(model, file)
+
+
+def test_every_element_is_assigned_to_one_rank_that_holds_it() -> None:
+    """Three ranks hold all of a, parts of b, and rank 2 alone c; large replicas are divided evenly."""
+    sizes = {"a": 300_001, "b": 10, "c": 5, "empty": 0}
+    held = [{"a": (0, 300_001), "b": (0, 6)}, {"a": (0, 300_001), "b": (6, 10)}, {"a": (0, 300_001), "c": (0, 5)}]
+    slices = slice_files.divide(sizes, held)
+    for name, size in sizes.items():
+        covered = sorted((s.start, s.stop) for s in slices if s.name == name)
+        assert [start for start, _ in covered] + [size] == [0, *(stop for _, stop in covered)]
+        for one in (s for s in slices if s.name == name):
+            first, last = held[one.rank][name]
+            assert first <= one.start <= one.stop <= last
+    counts = [s.stop - s.start for s in slices if s.name == "a"]
+    assert len(counts) == 3
+    assert max(counts) - min(counts) <= 1
+    with pytest.raises(RuntimeError, match="no rank holds the elements 6 to 8 of b"):
+        slice_files.divide({"b": 10}, [{"b": (0, 6)}, {"b": (8, 10)}])
+
+
+def test_slices_of_a_safetensors_file(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    tensors = {
+        "matrix": torch.randn(3, 5), "number": torch.tensor(7), "mask": torch.arange(6) % 2 == 0,
+        "transposed": torch.randn(4, 2).bfloat16().t(), "empty": torch.zeros(0, 3),
+    }  # fmt: skip
+    file = tmp_path / "x.safetensors"
+    with file.open("wb") as handle:
+        specs = [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
+        write_tensors(handle, specs, (c.numpy().data for t in tensors.values() for c in byte_chunks(t)))
+    read = safetensors.torch.load_file(file)
+    assert all(torch.equal(read[name], t) for name, t in tensors.items())
+    with TensorReader(file) as reader:
+        for name, tensor in tensors.items():
+            found = torch.empty_like(tensor)  # the transposed one is not contiguous
+            reader.read_into(found, name)
+            assert torch.equal(found, tensor), name
+        part = torch.empty(4, dtype=torch.float64)
+        reader.read_into(part, "matrix", 5)
+        assert torch.equal(part, tensors["matrix"].flatten()[5:9].double())
+        with pytest.raises(ValueError, match="no elements 14 to 18 of matrix"):
+            reader.read_into(part, "matrix", 14)
+    content = file.read_bytes()
+    for broken in (content[:-3], content[:20], b"", b"\xff" * 40, content.replace(b'"BF16"', b'"BF17"')):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"x\.safetensors: not a readable safetensors file"):
+            TensorReader(file)
+
+
+def test_the_loss_scale_of_fp16_is_restored() -> None:
+    """With a stand-in for the engine: DeepSpeed has no fp16 on CPUs."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    def engine(scaler: Any) -> Any:
+        wrapper = SimpleNamespace(optimizer=torch.optim.Adam([torch.nn.Parameter(torch.ones(2))]), loss_scaler=scaler)
+        inner = SimpleNamespace(
+            optimizer=wrapper, lr_scheduler=None, global_steps=3, global_samples=12, skipped_steps=1
+        )
+        return SimpleNamespace(uses_dynamic_loss_scale=True, json_file="ds.json", deepspeed=inner)
+
+    made = [DynamicLossScaler(2.0**16, 1000, 1, 2, False) for _ in range(2)]
+    made[0].cur_scale, made[0].cur_iter, made[0].last_overflow_iter, made[0].cur_hysteresis = 512.0, 9, 5, 1
+    restore_engine_state(engine(made[1]), json.loads(json.dumps(engine_state(engine(made[0])))), "here")
+    assert vars(made[1]) == vars(made[0])

@@ -45,3 +45,9 @@ def test_the_state_of_other_optimizers(optimizer, tmp_path) -> None:
 )
 def test_layouts_resume_each_other(variant, tmp_path) -> None:
     check(variant, tmp_path, RING)
+
+
+@pytest.mark.slow
+def test_axial_ranks_resume_and_are_resumed(tmp_path) -> None:
+    names = {"2 ranks, stage 1": ("sequence 2, stage 3",), "sequence 2, stage 3": ("1 ranks, stage 2",)}
+    check("fold", tmp_path, names)
