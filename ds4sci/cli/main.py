@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ds4sci.cli import data, doctor, inference
+from ds4sci.cli import data, doctor, inference, selftest
 from ds4sci.cli import train as training
 from ds4sci.cli.bench import bench_app
 
@@ -38,6 +38,7 @@ app.command("export")(inference.export)
 app.command("predict")(inference.predict)
 app.command("report")(inference.report)
 app.command("doctor")(doctor.doctor)
+app.command("selftest")(selftest.selftest)
 app.add_typer(data.data_app, name="data")
 app.add_typer(bench_app, name="bench")
 

@@ -49,6 +49,7 @@ class TaskModule:
     build            ``build(config, *, seed, steps)`` → ``ds4sci.tasks.Task``
     asset_overrides  run folder → overrides that load the run from its assets; none by default
     parallel_units   settings → what ``[parallel]`` divides among ranks, for ``ds4sci doctor``; none by default
+    miniature        (settings, folder) → sections of a tiny run file, for ``ds4sci selftest``; None: no such function
     """
 
     name: str
@@ -57,6 +58,7 @@ class TaskModule:
     build: Callable[..., Any]
     asset_overrides: Callable[[Path], list[str]] = _no_overrides
     parallel_units: Callable[[Any], list[ParallelUnit]] = _no_units
+    miniature: Callable[[Any, Path], dict[str, Any]] | None = None
 
 
 def import_task(name: str) -> TaskModule:
@@ -80,7 +82,8 @@ def import_task(name: str) -> TaskModule:
         if not hasattr(module, attribute):
             raise ValueError(f"task.name = {name!r}: the module {module_name} has no {attribute}; see ds4sci.tasks")
     summary = (module.__doc__ or "").strip().split("\n")[0]
-    optional = {name: getattr(module, name) for name in ("asset_overrides", "parallel_units") if hasattr(module, name)}
+    names = ("asset_overrides", "parallel_units", "miniature")
+    optional = {name: getattr(module, name) for name in names if hasattr(module, name)}
     return TaskModule(module_name, summary, module.Config, module.build, **optional)
 
 

@@ -10,7 +10,9 @@ A task module exposes
 - optionally ``asset_overrides(run) -> list[str]``: overrides of the configuration by which the run folder ``run`` is
   loaded from the files that ``Task.save_assets`` wrote into it;
 - optionally ``parallel_units(config) -> list[ParallelUnit]``: what ``[parallel]`` divides among ranks, such as
-  attention heads, for ``ds4sci doctor``.
+  attention heads, for ``ds4sci doctor``;
+- optionally ``miniature(config, folder) -> dict``: the sections of a run file with tiny sizes and with tiny data in
+  ``folder``, for ``ds4sci selftest`` (``ds4sci.tasks.miniatures``).
 
 ``Task`` states what every task implements and which methods have defaults. ``ds4sci.tasks.capabilities`` lists the
 optional protocols behind ``parallel.sequence``, ``ds4sci predict``, ``ds4sci embed`` and ``ds4sci export``;

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from ds4sci.models.huggingface.loading import Kind
 from ds4sci.tasks.language_modeling import Config, LanguageModelingTask
 from ds4sci.tasks.language_task import asset_overrides, parallel_units
+from ds4sci.tasks.miniatures import language_miniature
 
-__all__ = ["CausalLMTask", "Config", "asset_overrides", "build", "parallel_units"]
+__all__ = ["CausalLMTask", "Config", "asset_overrides", "build", "miniature", "parallel_units"]
 
 
 class CausalLMTask(LanguageModelingTask):
@@ -18,6 +22,11 @@ class CausalLMTask(LanguageModelingTask):
     def reports_nats_per_residue(self) -> bool:
         """True: each token is predicted only from the text before it, so the product is the probability of the text."""
         return True
+
+
+def miniature(config: Config, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny run file. See ``ds4sci.tasks.miniatures``."""
+    return language_miniature("causal_lm", config, folder)
 
 
 def build(config: Config, *, seed: int, steps: int) -> CausalLMTask:

@@ -29,6 +29,7 @@ from ds4sci.nn.heads import plddt
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.tasks import Evaluation, Task
 from ds4sci.tasks.evaluations.structures import structure_evaluation
+from ds4sci.tasks.miniatures import fold_miniature
 from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
 
 RESIDUE_CODES = RESIDUES + "X"
@@ -77,6 +78,11 @@ class Config(BaseModel):
     """Chains and features."""
     loss: LossConfig = LossConfig()
     """Weights of the loss."""
+
+
+def miniature(config: Config, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny run file. See ``ds4sci.tasks.miniatures``."""
+    return fold_miniature(config, folder)
 
 
 def build(config: Config, *, seed: int, steps: int) -> FoldTask:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from pydantic import Field
 
 from ds4sci.models.huggingface.loading import Kind
 from ds4sci.tasks import language_modeling
 from ds4sci.tasks.language_modeling import LanguageModelingTask
 from ds4sci.tasks.language_task import asset_overrides, parallel_units
+from ds4sci.tasks.miniatures import language_miniature
 
-__all__ = ["Config", "DataConfig", "MaskedLMTask", "asset_overrides", "build", "parallel_units"]
+__all__ = ["Config", "DataConfig", "MaskedLMTask", "asset_overrides", "build", "miniature", "parallel_units"]
 
 
 class DataConfig(language_modeling.DataConfig):
@@ -44,6 +48,11 @@ class MaskedLMTask(LanguageModelingTask):
         not: on random bases the best model would get 1 to 2 % below ln 4 per base.
         """
         return not self.tokenizer.encoder.boundaries_depend_on_residues
+
+
+def miniature(config: Config, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny run file. See ``ds4sci.tasks.miniatures``."""
+    return language_miniature("masked_lm", config, folder)
 
 
 def build(config: Config, *, seed: int, steps: int) -> MaskedLMTask:

@@ -8,6 +8,7 @@ reference solution.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ds4sci.physics.fields import bind_functions
 from ds4sci.physics.pdes import Pde, grid_points
 from ds4sci.tasks import Evaluation, Task
 from ds4sci.tasks.evaluations.functions import function_evaluation
+from ds4sci.tasks.miniatures import operator_miniature
 from ds4sci.types import OperatorBatch
 
 TRAIN, VALID, TEST, POINTS = range(4)
@@ -130,6 +132,11 @@ class ResidualModel(nn.Module):
         return differentiate(
             self.network, functions, points, names=self.pde.names, orders=orders, method=self.derivatives
         )
+
+
+def miniature(config: Config, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny run file. See ``ds4sci.tasks.miniatures``."""
+    return operator_miniature(config, folder)
 
 
 def build(config: Config, *, seed: int, steps: int) -> NeuralOperatorTask:

@@ -26,10 +26,11 @@ from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
 from ds4sci.tasks.language_task import LanguageTask, asset_overrides, parallel_units
+from ds4sci.tasks.miniatures import token_classification_miniature
 from ds4sci.tasks.row_evaluation import sum_by_class
 from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
-__all__ = ["Config", "DataConfig", "TokenClassificationTask", "asset_overrides", "build", "parallel_units"]
+__all__ = ["Config", "DataConfig", "TokenClassificationTask", "asset_overrides", "build", "miniature", "parallel_units"]
 
 STATES = {"3": ("helix", "strand", "loop"), "8": tuple("HGIEBTSC")}
 """Names of the classes; the eight are DSSP's, with C for loop."""
@@ -99,6 +100,11 @@ def _dssp_classes(dssp: str) -> np.ndarray:
         table[ord(letter)] = number
     table[[ord(" "), ord("-")]] = STATES["8"].index("C")
     return table[np.frombuffer(dssp.encode("ascii", "replace"), np.uint8)]
+
+
+def miniature(config: Config, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny run file. See ``ds4sci.tasks.miniatures``."""
+    return token_classification_miniature(config, folder)
 
 
 def build(config: Config, *, seed: int, steps: int) -> TokenClassificationTask:

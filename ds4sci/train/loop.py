@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ from ds4sci.kernels.machine_peak import peak_rate
 from ds4sci.tasks import Task, batch_weight
 from ds4sci.train import checkpoint, optimizer_slices, rng_state, watchdog
 from ds4sci.train.ema import Ema
-from ds4sci.train.engine import Engine
+from ds4sci.train.engine import Engine, StepResult
 from ds4sci.train.metric_log import LossSums, MetricLog, Throughput, peak_memory_mb, to_plain
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
+
+Observer = Callable[[int, list[tuple[Any, float]], StepResult], None]
+"""Function of (step, micro-batches of this rank with their shares of the loss, their result)."""
 
 
 class TooManyNonfiniteSteps(RuntimeError):
@@ -64,6 +67,7 @@ class TrainingLoop:
     state    restored from a checkpoint by ``restore``
     sums     loss sums since the last line of metrics; restored as well
     summary  metrics of the last evaluation
+    observe  called after every step with the step, this rank's micro-batches and shares, and their result
     """
 
     config: RunConfig
@@ -77,6 +81,7 @@ class TrainingLoop:
     sums: LossSums = field(default_factory=LossSums)
     saved_step: int = -1
     summary: dict[str, float] = field(default_factory=dict)
+    observe: Observer | None = None
 
     def __post_init__(self) -> None:
         optimizer_slices.check_optimizer(self.engine)  # before the first step, not at the first checkpoint
@@ -151,6 +156,8 @@ class TrainingLoop:
         parts = self._fetch_step(batches, accumulation)
         watchdog.beat("step", step)
         result = engine.run_step(self.task, parts, self._seed_micro_batch)
+        if self.observe is not None:
+            self.observe(step, parts, result)
         for batch, _ in parts:
             if (work := self.task.work(batch)) is not None:
                 self._throughput.add(*work)

@@ -15,7 +15,7 @@ from ds4sci.train import checkpoint, deepspeed_schema, failures, rng_state, run_
 from ds4sci.train import engine as engines
 from ds4sci.train.distributed import DistributedContext, local_ranks, set_rank_environment
 from ds4sci.train.ema import Ema
-from ds4sci.train.loop import TooManyNonfiniteSteps, TrainingLoop
+from ds4sci.train.loop import Observer, TooManyNonfiniteSteps, TrainingLoop
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
 from ds4sci.train.watchdog import Watchdog, claim_error_file
@@ -63,11 +63,14 @@ class Session:
         watchdog.start()
         return cls(config, context, folder.run, folder.is_resumed, watchdog, lock)
 
-    def train(self) -> RunResult:
-        """Train to the last step or until a signal stops the run. Before the first step signals kill the process."""
+    def train(self, observe: Observer | None = None) -> RunResult:
+        """Train to the last step or until a signal stops the run. Before the first step signals kill the process.
+
+        observe  see ``TrainingLoop``
+        """
         with self.lock:
             try:
-                result = self._train()
+                result = self._train(observe)
             except BaseException as error:
                 self.watchdog.stop(failed=isinstance(error, Exception))
                 raise
@@ -79,7 +82,7 @@ class Session:
         """Whether the first step of this process has begun: until then an OSError is an error of the user."""
         return self.watchdog.state.phase != "start"
 
-    def _train(self) -> RunResult:
+    def _train(self, observe: Observer | None) -> RunResult:
         stop = StopRequest()
         config, context = self.config, self.context
         rng_state.seed_all(config.seed, rng_state.WEIGHTS)  # the same on all ranks
@@ -97,8 +100,9 @@ class Session:
         engine = engines.Engine(task.model, config.deepspeed, context)
         progress = Progress(config.train.steps, shown=context.is_main)
         loop = TrainingLoop(
-            config, task, engine, Ema(engine.named_parameters(), config.train.ema_decay), self.run, stop, progress
-        )
+            config, task, engine, Ema(engine.named_parameters(), config.train.ema_decay), self.run, stop, progress,
+            observe=observe,
+        )  # fmt: skip
         if self.is_resumed:
             loop.restore(checkpoint.newest_intact(self.run, context, progress.log))
             if loop.state.step > config.train.steps:

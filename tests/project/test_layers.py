@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": TASKS | {"tasks", "train", "inference"},
     "bench": TASKS | {"tasks", "train", "inference", "integrations"},
     "doctor": TASKS | {"tasks", "train"},
+    "selftest": TASKS | {"tasks", "train"},
 }
 """The packages, lowest first, and the other packages that each may import."""
 

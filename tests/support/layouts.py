@@ -20,6 +20,8 @@ from ds4sci.config import run_version
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.losses.fold import fold_loss
+from ds4sci.selftest.comparison import initial_weights
+from ds4sci.selftest.rank_program import in_double
 from ds4sci.tasks.build import build_task
 from ds4sci.types import Batch, LanguageBatch, OperatorBatch
 from tests.support import language_oracle as oracle
@@ -155,18 +157,10 @@ def configure(task: str, folder: Path, *, file_name: str = "", **more: Any) -> R
     config = RunConfig.load(file)
     weights = file.with_suffix(".safetensors")
     if not weights.exists():
-        safetensors.torch.save_file(_perturbed_weights(build_task(config).model), weights)
+        safetensors.torch.save_file(initial_weights(build_task(config).model), weights)
     tree["train"]["weights"] = str(weights)
     file.write_text(json.dumps(tree))
     return RunConfig.load(file)
-
-
-def _perturbed_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return weights with added noise: layers initialised to zero would hide errors in earlier layers."""
-    noise = torch.Generator().manual_seed(1)
-    weights = {name: p.detach() + 0.1 * torch.randn(p.shape, generator=noise) for name, p in model.named_parameters()}
-    persistent = model.state_dict().keys()
-    return weights | {name: b for name, b in model.named_buffers() if name in persistent}
 
 
 def deepspeed(
@@ -267,16 +261,6 @@ def _plain_loss(task: Any, model: nn.Module, batch: Any) -> Tensor:
     residuals = model(in_double(batch))
     weights = task.weights.values()
     return torch.stack([w * r.square().mean() for w, r in zip(weights, residuals, strict=True)]).sum()
-
-
-def in_double(batch: Any) -> Any:
-    """Return ``batch`` with the tensors that a model in fp64 needs in fp64."""
-    if isinstance(batch, Batch):
-        return replace(batch, atom_positions=batch.atom_positions.double())
-    if isinstance(batch, OperatorBatch):
-        sets = {name: {k: x.double() for k, x in getattr(batch, name).items()} for name in ("points", "given")}
-        return replace(batch, functions=batch.functions.double(), **sets)
-    return batch
 
 
 def part(batch: Any, first: int, last: int) -> Any:

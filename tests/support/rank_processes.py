@@ -15,19 +15,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ds4sci.selftest import rank_processes
 from ds4sci.train.distributed import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 _environment = dict(os.environ)  # at import, before a test changes it: the server keeps the environment it starts with
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
+PRELOADED = [
     # deepspeed.initialize imports muon_optimizer, and with it torch's compiler, which takes four seconds; building a
     # language model imports the others, which takes four seconds as well
-    ["deepspeed", "ds4sci.train.run", "ds4sci.train.checkpoint_engine", "deepspeed.runtime.zero.muon.muon_optimizer",
-     "ds4sci.tasks.masked_lm", "ds4sci.data.tokenizers", "transformers.models.auto.modeling_auto",
-     "transformers.models.auto.tokenization_auto", "transformers.models.esm.modeling_esm",
-     "transformers.models.llama.modeling_llama", "Bio.Align"]
-)  # fmt: skip
+    "deepspeed", "ds4sci.train.run", "ds4sci.train.checkpoint_engine", "deepspeed.runtime.zero.muon.muon_optimizer",
+    "ds4sci.tasks.masked_lm", "ds4sci.data.tokenizers", "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto", "transformers.models.esm.modeling_esm",
+    "transformers.models.llama.modeling_llama", "Bio.Align",
+]  # fmt: skip
+_server.set_forkserver_preload(PRELOADED)
+rank_processes.PRELOADED = PRELOADED  # the server is shared with the ranks of ds4sci.selftest
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ds4sci.config.run_file import RunConfig
+from ds4sci.selftest.rank_program import in_double
 from ds4sci.tasks import batch_weight
 from ds4sci.tasks.build import build_task
 from tests.support import layouts, rank_processes
@@ -159,7 +160,7 @@ def test_any_split_of_a_batch_has_the_same_gradient(task, home) -> None:
     """Σ share · ∇ loss over parts of any size equals ∇ loss of the whole batch, in fp64."""
     made = build_task(layouts.configure(task, home))
     size = 7
-    whole = layouts.in_double(
+    whole = in_double(
         next(made.batches(start_step=1, rank=0, world_size=1, micro_batch_size=size, accumulation_steps=1))
     )
     model = made.model.double().train()
