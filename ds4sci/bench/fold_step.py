@@ -17,11 +17,9 @@ from ds4sci.bench.measurement import FOLDER, Measurement, spread, synchronize, t
 from ds4sci.bench.memory import peak_bytes
 from ds4sci.bench.registry import OutFolder, Overrides, RunFile, show
 from ds4sci.config.run_file import RunConfig
-from ds4sci.types import Msa, Record
+from ds4sci.data.structures.synthetic import synthetic_chain
 
 COMMAND = "step"
-CA_DISTANCE = 3.8
-"""Distance between neighbouring Cα atoms, in Å."""
 
 
 def command(
@@ -50,32 +48,6 @@ def command(
         compare(config, overrides or [], against, lengths[0]) if against else measure(config, overrides or [], lengths)
     )
     show(measurement, measurement.save(out))
-
-
-def synthetic_chain(length: int, rows: int, rng: np.random.Generator) -> Record:
-    """Random chain of ``length`` residues: complete backbone, a profile, and an alignment of ``rows`` rows.
-
-    Its shapes are those of a real chain, so a step on it costs the same.
-    """
-    letters = rng.integers(0, 20, length)
-    alignment = np.where(rng.random((rows, length)) < 0.5, letters, rng.integers(0, 22, (rows, length)))
-    alignment[0] = letters
-    steps = rng.normal(size=(length, 3))
-    trace = np.cumsum(CA_DISTANCE * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
-    positions = np.zeros((length, 37, 3), np.float32)
-    mask = np.zeros((length, 37), bool)
-    for atom, offset in ((0, (-1.4, 0.3, 0)), (1, (0, 0, 0)), (2, (1.5, 0, 0.2)), (4, (1.9, 1.0, 0.4))):
-        positions[:, atom], mask[:, atom] = trace + np.array(offset), True
-    return Record(
-        id=f"synthetic_{length}",
-        sequence="".join("ARNDCQEGHILKMFPSTWYV"[i] for i in letters),
-        atom_positions=positions,
-        atom_mask=mask,
-        residue_index=np.arange(length, dtype=np.int32),
-        dssp="C" * length,
-        profile=np.eye(20, dtype=np.float32)[letters],
-        msa=Msa(alignment.astype(np.uint8), np.zeros((rows, length), np.int32), tuple(map(str, range(rows)))),
-    )
 
 
 def training_step(config: RunConfig) -> Callable[[Any], float]:

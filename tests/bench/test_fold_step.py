@@ -9,6 +9,7 @@ import pytest
 
 from ds4sci.bench import fold_step
 from ds4sci.data.structures.features import FeatureConfig, featurize
+from ds4sci.data.structures.synthetic import synthetic_chain
 from tests.support.measurements import saved_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,7 @@ def test_step_against_another_kernel(tmp_path: Path) -> None:
 def test_synthetic_chain_serves_every_input(msa_input: str) -> None:
     rng = np.random.default_rng(0)
     settings = FeatureConfig(msa_input=msa_input, max_clusters=6, max_extra=10)  # type: ignore[arg-type]
-    features = featurize(fold_step.synthetic_chain(23, 16, rng), settings, rng)
+    features = featurize(synthetic_chain(23, 16, rng), settings, rng)
     assert features.msa_feat.shape == (6 if msa_input == "msa" else 1, 23, 49)
     assert features.atom_mask[:, :3].all()
     ca = features.atom_positions[:, 1]

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "baselines": FOUNDATION | {"data", "metrics"},
     "tasks": TASKS,
     "train": TASKS | {"tasks"},
+    "planner": TASKS | {"tasks"},
     "inference": TASKS | {"tasks", "train"},
     "report": TASKS | {"tasks", "train", "inference"},
     "bench": TASKS | {"tasks", "train", "inference", "integrations"},

@@ -1,0 +1,1 @@
+"""Memory and communication of a run on a given machine, before it starts."""

@@ -1,0 +1,288 @@
+"""Trace of one training step of one rank: saved activations, peak memory and bytes sent, without computing anything.
+
+The weights are FakeTensors: they have shapes, types and storages, but no memory. The batch is real, so that code that
+depends on its values runs. Operations of ``ds4sci.kernels`` hide what they allocate inside; they are traced once per
+shape in their ``tiled`` implementation, which is torch code. The other ranks are those of torch's process group
+``fake``, whose collectives return at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ds4sci.kernels import KERNELS, tiles
+from ds4sci.kernels.spec import set_default_implementations
+from ds4sci.models.huggingface import attention
+from ds4sci.nn import activation_memory
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
+from ds4sci.tasks import SequenceParallel, Task
+
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+"""Mode of all fake weights. It is not entered, so that new tensors are real unless they are computed from weights."""
+
+TILED = {name: "tiled" for name, kernel in KERNELS.items() if any(i.name == "tiled" for i in kernel.implementations)}
+"""Implementations that are traced: they allocate at least what those in Triton and C++ do."""
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """Memory and communication of the forward and backward pass of one micro-batch, in bytes.
+
+    saved  storages saved for the backward pass, without weights and inputs
+    host   saved inputs of recomputed layers that are kept in host memory (``model.offload``)
+    peak   largest sum of living storages, without weights, inputs and ``host``
+    sent   collective operation → bytes that this rank sends to others
+    """
+
+    saved: int
+    host: int
+    peak: int
+    sent: dict[str, int]
+
+
+@dataclass
+class Recorder(TorchDispatchMode):
+    """Dispatch mode that sums the storages that are alive, and the bytes that collectives send.
+
+    Works on fake and on real tensors. Storages that exist before are registered by ``ignore``.
+    """
+
+    current: int = 0
+    peak: int = 0
+    host: int = 0
+    sent: Counter[str] = field(default_factory=Counter)
+    inside: dict[Any, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._living: dict[int, tuple[int, Any]] = {}
+        self._saved: dict[int, tuple[int, Any]] = {}
+
+    def ignore(self, tensors: Sequence[Tensor]) -> None:
+        """Count the storages of ``tensors`` as 0 bytes."""
+        for x in tensors:
+            self._register(x.untyped_storage(), 0)
+
+    def saved_bytes(self) -> int:
+        """Return the bytes of the storages that were saved for the backward pass and are alive."""
+        return sum(size for size, storage in self._saved.values() if storage() is not None)
+
+    def record_saved(self) -> contextlib.AbstractContextManager[None]:
+        """Context manager in which tensors saved for the backward pass are recorded."""
+
+        def pack(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            size, _ = self._living.get(storage._cdata, (storage.nbytes(), None))
+            self._saved[storage._cdata] = (size, weakref.ref(storage))
+            return x
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+
+    def to_host(self, x: Tensor) -> Tensor:
+        """Count ``x`` as host memory from now on, as ``activation_memory.to_host`` does on a GPU."""
+        key = x.untyped_storage()._cdata
+        size, storage = self._living[key]
+        self._living[key] = (0, storage)
+        self.current -= size
+        self.host += size
+        return x
+
+    def _register(self, storage: Any, size: int) -> None:
+        key = storage._cdata
+        if key in self._living:
+            return
+
+        def release(_: Any) -> None:
+            self.current -= self._living.pop(key)[0]
+
+        self._living[key] = (size, weakref.ref(storage, release))
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if func.namespace == "c10d":
+            self._count(func, args)
+        args = _with_known_shapes(func, args)
+        if func.namespace == "ds4sci":
+            self.peak = max(self.peak, self.current + self._inside(func, args))
+        out = func(*args, **kwargs)
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                self._register(storage, storage.nbytes())
+        return out
+
+    def _inside(self, func: Any, args: Any) -> int:
+        """Return the peak memory inside an operation, its outputs included; 0 if it is not written in torch."""
+        leaves = tree_leaves(args)
+        if not any(x in ("tiled", "native", "triton") for x in leaves if isinstance(x, str)):
+            return 0
+        key = (func, *(_signature(x) for x in leaves))
+        if key not in self.inside:
+            tiled = [("tiled" if x in ("native", "triton") else x) if isinstance(x, str) else x for x in args]
+            recorder = Recorder(inside=self.inside)
+            recorder.ignore([x for x in leaves if isinstance(x, Tensor)])
+            with recorder, torch.no_grad():
+                OPDEFS[func.name().split(".")[0]]._init_fn(*tiled)
+            self.inside[key] = recorder.peak
+        return self.inside[key]
+
+    def _count(self, func: Any, args: Any) -> None:
+        """Count the bytes that a collective operation sends to other ranks (rings for reductions and gathers)."""
+        name = func.name().removeprefix("c10d::").split(".")[0].strip("_")
+        groups = [x for x in args if isinstance(x, torch.ScriptObject)]
+        group = dist.ProcessGroup.unbox(groups[0]) if groups else dist.group.WORLD
+        size, rank = group.size(), group.rank()
+        tensors = [sum(x.nbytes for x in tree_leaves(a) if isinstance(x, Tensor)) for a in args]
+        if name == "alltoall_base":
+            data, splits = args[1], args[4]
+            row = data.nbytes // max(1, data.shape[0]) if data.ndim else data.nbytes
+            own = splits[rank] * row if splits else data.nbytes // size
+            count = data.nbytes - own
+        elif name == "allreduce":
+            count = 2 * tensors[0] * (size - 1) // size
+        elif "allgather" in name:
+            count = tensors[1] * (size - 1)
+        elif "reduce_scatter" in name:
+            count = tensors[1] * (size - 1) // size
+        elif name in ("broadcast", "reduce", "send", "gather"):
+            count = tensors[0]
+        else:
+            return
+        self.sent[name] += count
+
+
+def _signature(x: Any) -> Any:
+    return (x.dtype, tuple(x.shape), x.stride()) if isinstance(x, Tensor) else x
+
+
+def _with_known_shapes(func: Any, args: Any) -> Any:
+    """Return ``args`` such that the shape of the result depends on known values only.
+
+    A choice between two known tensors by a predicted condition takes the second (the renaming of symmetric atoms), so
+    that masks stay known. A known mask that indexes predictions becomes integer indices.
+    """
+    if func is torch.ops.aten.where.self and isinstance(args[0], FakeTensor):
+        if not any(isinstance(x, FakeTensor) for x in args[1:]):
+            return (torch.zeros(args[0].shape, dtype=torch.bool), *args[1:])
+    elif func is torch.ops.aten.index.Tensor:
+        index: list[Tensor | None] = []
+        for x in args[1]:
+            known_mask = x is not None and x.dtype is torch.bool and not isinstance(x, FakeTensor)
+            index += list(x.nonzero().unbind(1)) if known_mask else [x]
+        return (args[0], index)
+    return args
+
+
+def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace all weights and buffers of ``model`` by FakeTensors; floating-point ones get ``dtype``."""
+    seen: dict[int, Tensor] = {}
+
+    def fake(x: Tensor) -> Tensor:
+        if id(x) not in seen:
+            with FAKE:
+                made = torch.empty(x.shape, dtype=dtype if x.is_floating_point() else x.dtype, device="cpu")
+            seen[id(x)] = nn.Parameter(made, x.requires_grad) if isinstance(x, nn.Parameter) else made
+        return seen[id(x)]
+
+    kept = {id(x): x for x in [*model.parameters(), *model.buffers()]}  # keeps the keys of ``seen`` unique
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, x in table.items():
+                if x is not None:
+                    table[name] = fake(x)
+    del kept
+
+
+@contextlib.contextmanager
+def fake_group(size: int) -> Iterator[SequenceGroup]:
+    """Context manager of a group of ``size`` ranks, of which this process is the last and the others do not exist.
+
+    The last rank has the most heads and rows where these do not divide evenly. Raises RuntimeError if torch's process
+    group of this process is initialised.
+    """
+    if size == 1:
+        yield SINGLE_RANK
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise RuntimeError("a trace needs a process without a process group")
+    dist.init_process_group("fake", rank=size - 1, world_size=size, store=FakeStore())
+    try:
+        yield SequenceGroup(rank=size - 1, size=size, handle=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+
+
+def set_groups(task: Task, group: SequenceGroup) -> None:
+    """Split the examples of ``task`` over ``group``. Raises ValueError if the task or its model cannot be split."""
+    if group.size > 1 and not isinstance(task, SequenceParallel):
+        raise ValueError(f"{type(task).__name__} cannot split an example over ranks (parallel.sequence)")
+    if isinstance(task, SequenceParallel):
+        task.set_parallel_groups(group)
+
+
+def trace_step(
+    task: Task, batch: Any, *, gpu: bool = True, keep_gradients: bool = False, inside: dict[Any, int] | None = None
+) -> StepTrace:
+    """Trace forward and backward of ``batch``. The model of ``task`` has fake weights (``make_fake``).
+
+    gpu             trace what a GPU would run: its tile sizes, its attention within documents, offloaded inputs
+    keep_gradients  keep the gradients of weights until the end; otherwise each is dropped when it is complete
+    inside          cache of the peaks inside operations, to share between traces
+    """
+    model = task.model
+    model.train()
+    recorder = Recorder(inside={} if inside is None else inside)
+    known = [*model.parameters(), *model.buffers(), *(x for x in vars(batch).values() if isinstance(x, Tensor))]
+    recorder.ignore(known)
+    hooks = []
+    if not keep_gradients:
+        hooks = [
+            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+            for p in model.parameters()
+            if p.requires_grad
+        ]
+    try:
+        with _conditions(recorder, gpu), recorder:
+            with recorder.record_saved():
+                loss, _ = task.loss(model(batch), batch)
+            saved = recorder.saved_bytes()
+            loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for p in model.parameters():
+            p.grad = None
+    return StepTrace(saved, recorder.host, recorder.peak, dict(recorder.sent))
+
+
+@contextlib.contextmanager
+def _conditions(recorder: Recorder, gpu: bool) -> Iterator[None]:
+    """Context manager of a trace: implementations, and for a GPU its tile sizes, attention and offloading."""
+    no_separate: Callable[..., None] = lambda *args, **kwargs: None  # noqa: E731
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(set_default_implementations(TILED, KERNELS))
+        if gpu:
+            stack.enter_context(mock.patch.object(tiles, "CPU_BYTES", tiles.GPU_BYTES))
+            stack.enter_context(mock.patch.object(attention, "forward_backward", no_separate))
+            stack.enter_context(mock.patch.object(activation_memory, "to_host", recorder.to_host))
+        yield
