@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ds4sci.cli import data, doctor, inference, selftest
+from ds4sci.cli import data, doctor, inference, plan, selftest
 from ds4sci.cli import train as training
 from ds4sci.cli.bench import bench_app
 
@@ -32,6 +32,7 @@ def options(
 
 
 app.command("train")(training.train)
+app.command("plan")(plan.plan)
 app.command("eval")(inference.evaluate)
 app.command("embed")(inference.embed)
 app.command("export")(inference.export)

@@ -1,0 +1,71 @@
+"""The command ``ds4sci plan``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ds4sci.cli.train import Overrides
+
+
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (TOML).", show_default=False)],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs, one rank each.")] = 1,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", help="Memory of each GPU in GB (2^30 bytes).")] = 80.0,
+    host_memory: Annotated[
+        float | None,
+        typer.Option("--host-memory", help="Host memory in GB for all GPUs. Default: no limit.", show_default=False),
+    ] = None,
+    deepspeed_config: Annotated[
+        Path | None,
+        typer.Option("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON to use instead of the run file's."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="JSON", help="DeepSpeed JSON to write. Default: NAME_plan.json, from CONFIG."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the whole plan as JSON.")
+    ] = None,
+) -> None:
+    """Plan a run: memory and communication per rank, and the cheapest layout that fits, without GPU or data.
+
+    Traces a training step with weights that have no memory, and adds the states of ZeRO by formula. Writes the
+    DeepSpeed JSON of the choice and prints the command that trains with it.
+    """
+    from ds4sci.config.run_file import RunConfig
+    from ds4sci.files.atomic_files import replace_text
+    from ds4sci.planner.layouts import GB, Machine, Planner
+    from ds4sci.planner.report import as_json, as_text
+
+    for option, value in (("--gpu-memory", gpu_memory), ("--host-memory", host_memory)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{option} {value:g}: expected a number of GB above 0")
+    changes = list(overrides or [])
+    name = Path(config).stem
+    file = out or Path(f"{name}_plan.json")
+    for one in (file, json_out):
+        if one is not None and one.exists() and not overwrite:
+            raise ValueError(f"{one} exists; choose another file (--out, --json) or replace it with --overwrite")
+        if one is not None and not one.absolute().parent.is_dir():
+            raise ValueError(f"{one}: the folder {one.parent} does not exist; create it or choose another file")
+    host = None if host_memory is None else int(host_memory * GB)
+    machine = Machine(gpus, int(gpu_memory * GB), host)
+    planner = Planner(lambda more: RunConfig.load(config, [*changes, *more], deepspeed=deepspeed_config), machine)
+    estimates = planner.choose()
+    typer.echo(as_text(planner, estimates))
+    if json_out is not None:
+        replace_text(json_out, json.dumps(as_json(planner, estimates), indent=2) + "\n")
+    chosen = estimates[-1]
+    if not chosen.fits:
+        typer.echo("\nNo layout fits: use more or larger GPUs, shorter examples, or a smaller model.", err=True)
+        raise typer.Exit(1)
+    replace_text(file, json.dumps(planner.deepspeed_config(chosen.layout), indent=2) + "\n")
+    settings = " ".join([*changes, *planner.overrides(chosen.layout)])
+    command = f"ds4sci train {config} --deepspeed_config {file} --ranks {gpus} {settings}".rstrip()
+    typer.echo(f"\nWrote {file}. Train with:\n  {command}")
