@@ -98,6 +98,24 @@ class Estimate:
         return not self.problem
 
 
+def phases(states: States, trace: StepTrace, stage: int, accumulation: int) -> dict[str, int]:
+    """Return the bytes of a rank in each phase of a step, and at the start.
+
+    With ZeRO 0 and 1 and a single micro-batch, gradients become complete while activations are freed; with more, those
+    of the earlier micro-batches exist from the beginning.
+    """
+    constant = sum(states.device.values())
+    if stage < 2 and accumulation == 1:
+        activations = trace.peak_with_gradients - states.device["gradients"]
+    else:
+        activations = trace.peak
+    return {
+        "forward and backward": constant + activations,
+        "optimizer step": constant + states.step,
+        "start": states.start,
+    }
+
+
 class Planner:
     """Estimates of the layouts of one run on one machine.
 
@@ -168,23 +186,15 @@ class Planner:
             return Estimate(layout, problem=trace)
         accumulation = int(config["gradient_accumulation_steps"])
         states = zero_states(self.sizes, config, self.machine.gpus)
-        phases = self._phases(states, trace)
-        phase = max(phases, key=lambda name: phases[name])
+        needed = phases(states, trace, layout.stage, accumulation)
+        phase = max(needed, key=lambda name: needed[name])
         device = states.device | {"activations": trace.peak, "reserve": self.machine.reserve}
         start_host = 4 * self.sizes.total * self.machine.gpus  # every rank builds the model in fp32
         host = max(start_host, self.machine.gpus * (states.host + trace.host))
         traffic = {f"{name} (activations)": size * accumulation for name, size in trace.sent.items()}
         traffic |= zero_traffic(self.sizes, config, self.machine.gpus, accumulation)
-        made = Estimate(layout, device, phases[phase], phase, host, traffic, accumulation)
+        made = Estimate(layout, device, needed[phase] + self.machine.reserve, phase, host, traffic, accumulation)
         return replace(made, problem=self._problem(made))
-
-    def _phases(self, states: States, trace: StepTrace) -> dict[str, int]:
-        constant = sum(states.device.values()) + self.machine.reserve
-        return {
-            "forward and backward": constant + trace.peak,
-            "optimizer step": constant + states.step,
-            "start": states.start + self.machine.reserve,
-        }
 
     def _problem(self, one: Estimate) -> str:
         missing = one.peak - self.machine.gpu_bytes

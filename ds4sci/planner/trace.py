@@ -44,13 +44,15 @@ class StepTrace:
 
     saved  storages saved for the backward pass, without weights and inputs
     host   saved inputs of recomputed layers that are kept in host memory (``model.offload``)
-    peak   largest sum of living storages, without weights, inputs and ``host``
+    peak   largest sum of living storages, without weights, inputs, ``host`` and complete gradients of weights
+    peak_with_gradients  the same with gradients of weights, which ZeRO 0 and 1 keep to the end of the step
     sent   collective operation → bytes that this rank sends to others
     """
 
     saved: int
     host: int
     peak: int
+    peak_with_gradients: int
     sent: dict[str, int]
 
 
@@ -63,6 +65,8 @@ class Recorder(TorchDispatchMode):
 
     current: int = 0
     peak: int = 0
+    peak_with_gradients: int = 0
+    gradients: int = 0
     host: int = 0
     sent: Counter[str] = field(default_factory=Counter)
     inside: dict[Any, int] = field(default_factory=dict)
@@ -101,6 +105,16 @@ class Recorder(TorchDispatchMode):
         self.host += size
         return x
 
+    def drop_gradient(self, parameter: Tensor) -> None:
+        """Release the complete gradient of ``parameter``, and count it in ``peak_with_gradients`` only."""
+        assert parameter.grad is not None
+        self.gradients += parameter.grad.nbytes
+        parameter.grad = None
+
+    def _reach(self, size: int) -> None:
+        self.peak = max(self.peak, size)
+        self.peak_with_gradients = max(self.peak_with_gradients, size + self.gradients)
+
     def _register(self, storage: Any, size: int) -> None:
         key = storage._cdata
         if key in self._living:
@@ -111,7 +125,7 @@ class Recorder(TorchDispatchMode):
 
         self._living[key] = (size, weakref.ref(storage, release))
         self.current += size
-        self.peak = max(self.peak, self.current)
+        self._reach(self.current)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -121,7 +135,7 @@ class Recorder(TorchDispatchMode):
             self._count(func, args)
         args = _with_known_shapes(func, args)
         if func.namespace == "ds4sci":
-            self.peak = max(self.peak, self.current + self._inside(func, args))
+            self._reach(self.current + self._inside(func, args))
         out = func(*args, **kwargs)
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
@@ -240,27 +254,19 @@ def set_groups(task: Task, group: SequenceGroup) -> None:
         task.set_parallel_groups(group)
 
 
-def trace_step(
-    task: Task, batch: Any, *, gpu: bool = True, keep_gradients: bool = False, inside: dict[Any, int] | None = None
-) -> StepTrace:
+def trace_step(task: Task, batch: Any, *, gpu: bool = True, inside: dict[Any, int] | None = None) -> StepTrace:
     """Trace forward and backward of ``batch``. The model of ``task`` has fake weights (``make_fake``).
 
-    gpu             trace what a GPU would run: its tile sizes, its attention within documents, offloaded inputs
-    keep_gradients  keep the gradients of weights until the end; otherwise each is dropped when it is complete
-    inside          cache of the peaks inside operations, to share between traces
+    gpu     trace what a GPU would run: its tile sizes, its attention within documents, offloaded inputs
+    inside  cache of the peaks inside operations, to share between traces
     """
     model = task.model
     model.train()
     recorder = Recorder(inside={} if inside is None else inside)
-    known = [*model.parameters(), *model.buffers(), *(x for x in vars(batch).values() if isinstance(x, Tensor))]
-    recorder.ignore(known)
-    hooks = []
-    if not keep_gradients:
-        hooks = [
-            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-            for p in model.parameters()
-            if p.requires_grad
-        ]
+    recorder.ignore([*model.parameters(), *model.buffers()])
+    recorder.ignore([x for x in vars(batch).values() if isinstance(x, Tensor)])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(recorder.drop_gradient) for p in trained]
     try:
         with _conditions(recorder, gpu), recorder:
             with recorder.record_saved():
@@ -270,9 +276,7 @@ def trace_step(
     finally:
         for hook in hooks:
             hook.remove()
-        for p in model.parameters():
-            p.grad = None
-    return StepTrace(saved, recorder.host, recorder.peak, dict(recorder.sent))
+    return StepTrace(saved, recorder.host, recorder.peak, recorder.peak_with_gradients, dict(recorder.sent))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,9 @@ from ds4sci.planner import trace
 from ds4sci.planner.batches import largest_batch
 from ds4sci.tasks import SequenceParallel, Task
 from ds4sci.tasks.build import build_task
+from ds4sci.train import engine as engines
+from ds4sci.train.distributed import set_rank_environment
+from ds4sci.train.ema import Ema
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def planned(config: RunConfig, size: int = 1) -> trace.StepTrace:
     trace.make_fake(task.model, torch.float32)
     with trace.fake_group(size) as group:
         trace.set_groups(task, group)
-        return trace.trace_step(task, largest_batch(task, 1), gpu=False, keep_gradients=True)
+        return trace.trace_step(task, largest_batch(task, 1), gpu=False)
 
 
 def measure_rank(run_file: str, out: str) -> None:
@@ -109,6 +112,41 @@ def measure_rank(run_file: str, out: str) -> None:
     result = measure(RunConfig.load(run_file), SequenceGroup(rank, size, handle=dist.group.WORLD))
     if rank == size - 1:
         Path(out).write_text(json.dumps(asdict(result)))
+
+
+def train_rank(small: str, run_file: str, out: str, steps: int = 3) -> None:
+    """Train the largest batch of ``run_file`` on DeepSpeed's engine; the last rank writes what it measured to ``out``.
+
+    The peak is the growth of the resident memory since before the model was built. The engine of ``small`` runs first,
+    because it allocates what stays allocated.
+    """
+    return_freed_tensors()
+    set_rank_environment()
+    engines.silence_deepspeed()
+    config = RunConfig.load(run_file)
+    context = engines.init_distributed(config.deepspeed_config())
+    before = 0
+    for file in (small, run_file):
+        config = RunConfig.load(file)
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = from_proc("self/status", "VmRSS") or 0
+        with tiled():
+            task = build_task(config)
+            engine = engines.Engine(task.model, config.deepspeed, context)
+            ema = Ema(engine.module, 0.9)
+            batch = largest_batch(task, 1)
+            for _ in range(steps):
+                loss, _ = task.loss(engine.deepspeed(batch), batch)
+                engine.backward(loss, 1.0 / context.world_size)
+                del loss
+                engine.step()
+                ema.update()
+        peak = (from_proc("self/status", "VmHWM") or 0) - before
+        engine.deepspeed.destroy()
+        del engine, ema, task
+    if context.rank == context.world_size - 1:
+        Path(out).write_text(json.dumps({"peak": peak}))
 
 
 if __name__ == "__main__":
