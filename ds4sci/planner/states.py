@@ -1,14 +1,14 @@
 """Memory of weights, gradients and optimizer states by ZeRO stage, and the bytes that ZeRO sends, by formula.
 
 N parameters, of which T are trained, on W ranks. Weights, gradients and their communication take w bytes per element: 2
-with bf16 or fp16, 4 with fp32. Adam's moments and the EMA of the weights are fp32, and with 16-bit weights so are the
-master weights, M = 4 bytes (0 for fp32 weights in stages 0 and 3, which update the weights themselves).
+with bf16 or fp16, 4 with fp32. Adam's moments and the EMA of the weights are fp32. So are the master weights, of M = 4
+bytes; in stage 0 fp32 weights are updated themselves, M = 0.
 
 | bytes per rank | stage 0 | 1 | 2 | 3 |
 |---|---|---|---|---|
 | weights | w N | w N | w N | w N / W, and w · (gathered elements) |
 | gradients | w T | w T | w T / W | w T / W |
-| master weights, moments | M T + 8 T | (4 + 8) T / W | (4 + 8) T / W | (M + 8) T / W |
+| master weights, moments | (M + 8) T | 12 T / W | 12 T / W | 12 T / W |
 | EMA | 4 T | 4 T | 4 T | 4 T / W |
 | gradient buckets | 0 | w B, twice with ``overlap_comm`` | the same | w B |
 | optimizer step | 4 T (16 bits), and 4 T | 4 T / W and 4 T / W | the same | the same |
@@ -81,14 +81,13 @@ def zero_states(sizes: Sizes, config: dict[str, Any], ranks: int) -> States:
     shard = -(-t // ranks)
     moments = 4 * MOMENTS.get(str(config.get("optimizer", {}).get("type", "")).lower(), 2)
     offload_optimizer, offload_parameters = offloads(config)
-    copies = 4 if w == 2 or stage in (1, 2) else 0
+    master = 4 if w == 2 or stage > 0 else 0
     owned = t if stage == 0 else shard
-    optimizer = (copies + moments) * owned
     device = {
         "weights": w * (-(-n // ranks) if stage == 3 else n),
         "gathered weights": w * min(n, _gathered(sizes, zero)) if stage == 3 else 0,
         "gradients": w * (t if stage < 2 else shard),
-        "optimizer": optimizer,
+        "optimizer": (master + moments) * owned,
         "EMA": 4 * (shard if stage == 3 else t),
         "gradient buckets": _buckets(zero, stage) * w,
     }

@@ -162,8 +162,8 @@ class Recorder(TorchDispatchMode):
         """Count the bytes that a collective operation sends to other ranks (rings for reductions and gathers)."""
         name = func.name().removeprefix("c10d::").split(".")[0].strip("_")
         groups = [x for x in args if isinstance(x, torch.ScriptObject)]
-        group = dist.ProcessGroup.unbox(groups[0]) if groups else dist.group.WORLD
-        size, rank = group.size(), group.rank()
+        group = dist.ProcessGroup.unbox(groups[0]) if groups else None
+        size, rank = dist.get_world_size(group), dist.get_rank(group)
         tensors = [sum(x.nbytes for x in tree_leaves(a) if isinstance(x, Tensor)) for a in args]
         if name == "alltoall_base":
             data, splits = args[1], args[4]
@@ -218,7 +218,8 @@ def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
 
     kept = {id(x): x for x in [*model.parameters(), *model.buffers()]}  # keeps the keys of ``seen`` unique
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for table in tables:
             for name, x in table.items():
                 if x is not None:
                     table[name] = fake(x)
