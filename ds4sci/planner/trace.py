@@ -9,6 +9,7 @@ shape in their ``tiled`` implementation, which is torch code. The other ranks ar
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +32,14 @@ from ds4sci.nn import activation_memory
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.tasks import SequenceParallel, Task
 
-FAKE = FakeTensorMode(allow_non_fake_inputs=True)
-"""Mode of all fake weights. It is not entered, so that new tensors are real unless they are computed from weights."""
-
 TILED = {name: "tiled" for name, kernel in KERNELS.items() if any(i.name == "tiled" for i in kernel.implementations)}
 """Implementations that are traced: they allocate at least what those in Triton and C++ do."""
+
+
+@functools.cache
+def _fake_mode() -> FakeTensorMode:
+    """Return the mode of all fake weights. It is not entered: new tensors are real unless computed from weights."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
 
     def fake(x: Tensor) -> Tensor:
         if id(x) not in seen:
-            with FAKE:
+            with _fake_mode():
                 made = torch.empty(x.shape, dtype=dtype if x.is_floating_point() else x.dtype, device="cpu")
             seen[id(x)] = nn.Parameter(made, x.requires_grad) if isinstance(x, nn.Parameter) else made
         return seen[id(x)]
