@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ds4sci.kernels import outer_product_mean, shared_dropout, transition, triangle_multiplication
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
 from ds4sci.nn.axial_multiplication import axial_triangle_multiplication
+from ds4sci.nn.axial_outer_product import axial_outer_product_mean
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.parallel.axial import WHOLE, AxialShards
 
@@ -28,16 +29,14 @@ class OuterProductMean(nn.Module):
         """m [b, s, n, c_m], mask bool [b, s, n] → update of z [b, n, n, c_z].
 
         shards      m has this rank's rows, or its columns if ``by_columns``; the mask has all. Returns this rank's rows
-                    of the update. Gathers the projection b, s · n · c numbers; rows of a are exchanged for columns
+                    of the update. Gathers the projection b; rows of a are exchanged for columns
         """
         m = self.layer_norm(m)
         a, b = self.linear_1(m), self.linear_2(m)
-        mask_b = None
+        weight, bias = self.linear_out.weight, self.linear_out.bias
         if shards.group.size > 1:
-            a = a if by_columns else shards.msa_to_columns(a)
-            b = shards.gather_residues(b, 2) if by_columns else shards.gather_msa(b, 1)
-            mask, mask_b = shards.own_residues(mask, 2), mask
-        return outer_product_mean(a, b, mask, self.linear_out.weight, self.linear_out.bias, mask_b=mask_b)
+            return axial_outer_product_mean(a, b, mask, weight, bias, shards, by_columns=by_columns)
+        return outer_product_mean(a, b, mask, weight, bias)
 
 
 class TriangleMultiplication(nn.Module):

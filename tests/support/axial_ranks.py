@@ -142,29 +142,35 @@ def masks(b: int, s: int, n: int, generator: torch.Generator) -> tuple[Tensor, T
     return (torch.rand(b, s, n, generator=generator) > 0.2) & tokens[:, None], tokens[:, :, None] & tokens[:, None]
 
 
-def block_elements(block: EvoformerBlock, shards: AxialShards) -> int:
-    """Elements that this rank sends to others in a forward pass of the block, for one example, by the formulas."""
+def block_elements(block: EvoformerBlock, shards: AxialShards) -> tuple[int, int]:
+    """Elements that this rank sends to others in forward and in backward, for one example, by the formulas."""
     rank, others = shards.group.rank, shards.group.size - 1
     f, t = len(shards.msa[rank]), len(shards.residues[rank])
     s, n = shards.msa[-1].stop, shards.residues[-1].stop
-    c = SIZES["c_multiplication"]
+    c, c_o = SIZES["c_multiplication"], SIZES["c_outer"]
     own_c = len(axial.even_ranges(c, shards.group.size)[rank])
-    to_columns, to_rows, total, by_columns = f * (n - t), t * (s - f), 0, False
+    to_columns, to_rows = f * (n - t), t * (s - f)
+    total, by_columns = np.zeros(2, int), False
     for name in block.msa:
         if ("column" in name) != by_columns and name != "transition":
-            total += SIZES["c_m"] * (to_rows if by_columns else to_columns)
+            total += SIZES["c_m"] * np.array([to_columns, to_rows])[:: -1 if by_columns else 1]
             by_columns = not by_columns
         if name == "row_attention":
-            total += SIZES["heads_msa"] * t * n * others
+            total += SIZES["heads_msa"] * n * np.array([t * others, n - t])
     for name in block.pair:
-        if name == "outer_product_mean":
-            total += SIZES["c_outer"] * (s * t * others if by_columns else f * n * others + to_columns)
+        if name == "outer_product_mean" and by_columns:
+            total += c_o * s * np.array([t * others, t * others + n - t])
+        elif name == "outer_product_mean":
+            total += c_o * n * np.array([f * others, f * others + s - f]) + c_o * np.array([to_columns, to_rows])
         elif "multiplication" in name:
-            total += 2 * (c - own_c) * t * n + own_c * n * (n - t)
+            to_channels, back = (c - own_c) * t * n, own_c * n * (n - t)
+            total += np.array([2 * to_channels + back, 3 * to_channels + 2 * back])
         elif "attention" in name:
-            total += SIZES["heads_pair"] * t * n * others
+            total += SIZES["heads_pair"] * n * np.array([t * others, n - t])
             total += 2 * SIZES["c_z"] * t * (n - t) if name == "attention_ending" else 0
-    return total + (SIZES["c_m"] * to_rows if by_columns else 0)
+    if by_columns:
+        total += SIZES["c_m"] * np.array([to_rows, to_columns])
+    return int(total[0]), int(total[1])
 
 
 def check_blocks(kinds: str, shapes: str) -> None:
@@ -188,6 +194,7 @@ def check_blocks(kinds: str, shapes: str) -> None:
         wanted = block(*whole, *both)
         torch.autograd.backward(wanted, (grad_m, grad_z))
         wanted_grads = gradients(block)
+        forward, backward = block_elements(block, shards)
         for recompute in (False, True):
             name = f"{kind} {b} {s} {n} recompute {recompute}"
             mine = [x.clone().requires_grad_() for x in (shards.own_msa(m, 1), shards.own_residues(z, 1))]
@@ -197,8 +204,10 @@ def check_blocks(kinds: str, shapes: str) -> None:
             else:
                 with record_sent_bytes() as sent:
                     out = block(*mine, *both, shards)
-                assert sent.total() == 8 * b * block_elements(block, shards), name
-            torch.autograd.backward(out, (shards.own_msa(grad_m, 1), shards.own_residues(grad_z, 1)))
+                assert sent.total() == 8 * b * forward, (name, sent)
+            with record_sent_bytes() as sent:
+                torch.autograd.backward(out, (shards.own_msa(grad_m, 1), shards.own_residues(grad_z, 1)))
+            assert recompute or sent.total() == 8 * b * backward, (name, sent)
             for found, want in zip(out, wanted, strict=True):
                 own = shards.own_msa(want, 1) if want is wanted[0] else shards.own_residues(want, 1)
                 assert difference(found, own) < TOLERANCE, name
