@@ -52,6 +52,8 @@ def measure(
     for name in names or PDES:
         start = time.monotonic()
         own = [f"train.output={folder}", f"train.name={name}", *overrides]
+        if (folder / name / "metrics.jsonl").exists():
+            raise RuntimeError(f"{folder / name}: exists already, and a resumed run measures no time; remove it")
         if launch.train(f"configs/operator/{name}.toml", own, ranks=ranks):
             raise RuntimeError(f"{folder / name}: training failed, see the log above")
         minutes = (time.monotonic() - start) / 60

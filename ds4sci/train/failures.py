@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -64,7 +63,7 @@ class Heartbeat:
 
     def write(self, handle: int) -> None:
         """Replace the content of an open file."""
-        os.pwrite(handle, json.dumps(asdict(self)).encode().ljust(_SIZE), 0)
+        os.pwrite(handle, json.dumps(vars(self)).encode().ljust(_SIZE), 0)
 
     def process(self) -> psutil.Process | None:
         """Return the process of this rank, or None if it has ended. Only for ranks of this machine."""
@@ -101,7 +100,8 @@ def read_heartbeats(run: Path, ranks: range | None = None) -> list[Heartbeat]:
 def begin_attempt(run: Path) -> int:
     """Record the ranks that ended without a record, remove all heartbeats and return the number of this attempt.
 
-    Only rank 0 calls it, before any rank writes a heartbeat.
+    Only rank 0 calls it, before any rank writes a heartbeat. The folder stays: on a network file system other machines
+    may still know it.
     """
     folder = run / "heartbeats"
     for heartbeat in read_heartbeats(run):
@@ -109,8 +109,9 @@ def begin_attempt(run: Path) -> int:
             record(run, heartbeat, "killed", "the process ended without a message; found at the next start of the run")
     counter = folder / "attempt"
     attempt = int(counter.read_text(encoding="utf-8")) + 1 if counter.is_file() else 0
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("rank_*"):
+        file.unlink()
     counter.write_text(f"{attempt}\n", encoding="utf-8")
     return attempt
 
@@ -150,11 +151,12 @@ def record_neighbours(run: Path, own: Heartbeat, ranks: range, *, silent_after: 
         if other.rank == own.rank or other.attempt != own.attempt or other.host != own.host:
             continue
         process, kind, message, stacks = other.process(), "", "", {}
+        status = _status(process)
         if process is None:
             if other.phase == "end":
                 continue
             kind, message = "killed", "the process ended without a message: it was killed or ran out of memory"
-        elif process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+        elif status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
             kind, message = "stopped", "the process is stopped (SIGSTOP, or a debugger)"
         elif silent_after is not None and time.time() - other.time > silent_after:
             kind, message = "silent", f"no thread of the process has run for {time.time() - other.time:.0f} s"
@@ -168,6 +170,13 @@ def record_neighbours(run: Path, own: Heartbeat, ranks: range, *, silent_after: 
             message = "has ended, see its record"
         found.append(f"{other}: {message}")
     return found
+
+
+def _status(process: psutil.Process | None) -> str:
+    try:
+        return process.status() if process is not None else psutil.STATUS_DEAD
+    except psutil.Error:
+        return psutil.STATUS_DEAD
 
 
 def _request_stacks(run: Path, rank: Heartbeat, process: psutil.Process) -> dict[str, str]:

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -40,8 +39,10 @@ def train(
     restarts  how often ranks that fail are started again without a new checkpoint in between
 
     The exit code is 0 if the run finished or stopped in order after saving. The configuration is validated before any
-    process starts: an error in it is a ValueError.
+    process starts: an error in it, or other settings than those of an existing run of that name, is a ValueError.
     """
+    from ds4sci.train import run_folder  # imports torch
+
     arguments = []
     if resume is not None:
         RunConfig.load(config_of_run(resume), list(overrides), deepspeed=deepspeed_config)
@@ -50,18 +51,15 @@ def train(
         assert config is not None, "config or resume"
         loaded = RunConfig.load(config, list(overrides), deepspeed=deepspeed_config)
         arguments += ["--config", str(config)]
-        if restarts and loaded.train.name is None:
-            overrides = [*overrides, f"train.name={new_name(loaded)}"]  # every start uses the same folder
+        if loaded.train.name is not None:
+            run_folder.refuse_other_settings(loaded, run_folder.folder_of(loaded))
+        elif restarts:
+            overrides = [*overrides, f"train.name={run_folder.new_name(loaded)}"]  # every start uses the same folder
     if deepspeed_config is not None:
         arguments += ["--deepspeed_config", str(deepspeed_config)]
     ranks, arguments = ranks or default_rank_count(), [*arguments, *overrides]
     command = agent_command(ranks, restarts, arguments) if restarts else launcher_command(ranks, arguments)
     return run_launcher(command, rank_environment(ranks), signal_child=bool(restarts))
-
-
-def new_name(config: RunConfig) -> str:
-    """Return a name for a run that has none: that of the run file and the time."""
-    return f"{config.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def config_of_run(run: Path) -> Path:

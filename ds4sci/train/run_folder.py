@@ -18,7 +18,6 @@ from ds4sci.files.locks import exclusive_or_raise
 from ds4sci.machine import provenance
 from ds4sci.train import checkpoint, failures
 from ds4sci.train.distributed import DistributedContext, may_be_restarted
-from ds4sci.train.launch import new_name
 
 LOCK_SECONDS = 30.0
 """How long a run waits for its lock: a killed rank 0 may take seconds to end."""
@@ -74,6 +73,11 @@ def _prepare(config: RunConfig, resume: Path | None, lock: ExitStack) -> RunFold
 def folder_of(config: RunConfig) -> Path:
     """Return the folder of a run: ``train.name``, or a new name from the run file and the time."""
     return config.train.output / (config.train.name or new_name(config))
+
+
+def new_name(config: RunConfig) -> str:
+    """Return a name for a run that has none: that of the run file and the time."""
+    return f"{config.source.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def refuse_other_settings(config: RunConfig, run: Path) -> None:

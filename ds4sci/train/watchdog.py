@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 from ds4sci.train import failures
@@ -81,7 +82,7 @@ class Watchdog:
             state.progress = state.time = time.time()
             state.phase = state.phase if phase is None else phase
             state.step = state.step if step is None else step
-            state.write(self._handle)
+            self._write()
 
     def record(self, kind: str, message: str, stacks: dict[str, str]) -> None:
         """Record a failure of this rank."""
@@ -96,6 +97,12 @@ class Watchdog:
             time.sleep(0.05)
         return found
 
+    def _write(self) -> None:
+        try:
+            self.state.write(self._handle)
+        except OSError as error:  # must not end a run that can go on
+            warnings.warn(f"{self._file}: {error}; failures.jsonl may name an earlier step of this rank", stacklevel=2)
+
     def _watch(self) -> None:
         beats, idle, alone, last = -1, 0.0, 0.0, time.monotonic()
         while not self._stopped.wait(self._interval):
@@ -106,7 +113,7 @@ class Watchdog:
                 if self.state.beats != beats:
                     beats, idle, alone = self.state.beats, 0.0, 0.0
                 self.state.time = time.time()
-                self.state.write(self._handle)
+                self._write()
             idle += passed
             alone = alone + passed if self._has_dead_neighbour() else 0.0
             limit = max(self.limit, START_SECONDS) if self.state.phase == "start" else self.limit
@@ -138,7 +145,10 @@ class Watchdog:
             if first and not suspects:
                 suspects = self._ranks_behind()
             message += "; " + "; ".join(suspects or ["no rank is behind this one"])
-            self.record("hang", message, stacks)
+            try:
+                self.record("hang", message, stacks)
+            except OSError as error:
+                message += f" ({error})"
             if first:
                 print(
                     f"error: rank {self.state.rank}: {message}. Stacks: {self.run / 'failures.jsonl'}. "
