@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             session.train()
         except Exception as error:
+            # The launcher now sends SIGTERM to all ranks, and must not end this one before its record is written.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             print_error(session.explain(error))
             if isinstance(error, TooManyNonfiniteSteps):
                 return NONFINITE
