@@ -98,6 +98,7 @@ def write_slices(folder: Path, engine: Engine, writer: Writer) -> None:
             entry = entries.setdefault(name, {"shape": row["shape"], "kinds": [], "scalars": {}, "slices": []})
             entry["kinds"] = entry["kinds"] or row["kinds"]
             entry["scalars"] = entry["scalars"] or row["scalars"]
+    entries = dict(sorted(entries.items()))
     sizes = {name: int(torch.Size(entry["shape"]).numel()) for name, entry in entries.items()}
     ranges = [{name: row["held"] for name, row in rows.items() if row["held"] is not None} for rows in table]
     slices = divide(sizes, ranges)
@@ -263,7 +264,8 @@ def write_model(folder: Path, engine: Engine, ema: Ema, writer: Writer) -> None:
     held = {name: (start, start + flat.numel()) for name, (flat, start) in own.items()}
     table = context.gather((specs, held))
     every = {name: spec for part, _ in table for name, spec in part.items()}
-    whole = [TensorSpec(name, TYPES[dtype], tuple(shape)) for name, (dtype, shape) in every.items()]
+    # sorted by name, so that the same weights are the same file on any layout
+    whole = [TensorSpec(name, TYPES[dtype], tuple(shape)) for name, (dtype, shape) in sorted(every.items())]
     holders = _holders({spec.name: spec.size for spec in whole}, [part for _, part in table])
     slices = [Slice(name, first, last, min(ranks)) for name, first, last, ranks in holders]
     if not context.is_main:
