@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ds4sci import __version__
 from ds4sci.config import deepspeed_json, renamed, run_version
@@ -71,6 +71,17 @@ class ParallelConfig(BaseModel):
     sequence: int = Field(default=1, ge=1)
     """Ranks that share each example; the number of ranks must be a multiple of this. Language models divide the tokens
     of a row (Ulysses), structure models the rows of the MSA and pair representations (axial parallelism)."""
+    pipeline: int = Field(default=1, ge=1)
+    """Pipeline stages: consecutive parts of the model, each on its own ranks, with ZeRO stage 1. The number of ranks
+    must be a multiple of this. Use at least as many accumulation steps as stages, so that all stages have work."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ParallelConfig:
+        if self.sequence > 1 and self.pipeline > 1:
+            raise ValueError(
+                f"sequence = {self.sequence} and pipeline = {self.pipeline} cannot be combined; set one of them to 1"
+            )
+        return self
 
 
 class CommonKeys(BaseModel):
@@ -149,7 +160,7 @@ class RunConfig:
         settings = source.validate(settings_type, task_tree)
         json_file = find_file(Path(common.deepspeed), near=file, what="DeepSpeed JSON", option="deepspeed")
         config = cls(file, json_file, common.seed, common.task, common.train, common.parallel, common.kernels, settings)
-        config.deepspeed_config()
+        _check_zero_stage(config)
         return config
 
     def deepspeed_config(self) -> dict[str, Any]:
@@ -187,6 +198,21 @@ class RunConfig:
     def moved_to(self, folder: Path) -> RunConfig:
         """This config with the paths of the copy that ``save`` wrote into ``folder``."""
         return replace(self, source=folder / "config.json", deepspeed=folder / "deepspeed.json")
+
+
+def _check_zero_stage(config: RunConfig) -> None:
+    """Raise ValueError if the DeepSpeed JSON is malformed, or its ZeRO stage does not work with pipeline stages."""
+    tree = config.deepspeed_config()
+    if config.parallel.pipeline == 1 or (stage := deepspeed_json.zero_stage(tree)) == 1:
+        return
+    if stage == 0:
+        reason = "without ZeRO, DeepSpeed clips every pipeline stage by its own gradient norm"
+    else:
+        reason = "DeepSpeed's pipeline engine keeps whole gradients until the end of a step"
+    raise ValueError(
+        f"{config.deepspeed}: zero_optimization.stage = {stage}: parallel.pipeline = {config.parallel.pipeline} in "
+        f"{config.source} needs ZeRO stage 1, because {reason}; set it to 1, or remove parallel.pipeline"
+    )
 
 
 def find_file(path: Path, *, near: Path | None, what: str, option: str = "") -> Path:

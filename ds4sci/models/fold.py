@@ -197,8 +197,8 @@ class FoldModel(nn.Module):
 
         In training, while ``batch.progress`` is below ``stem.stem_only_fraction``, only the stem runs.
         """
-        if self.training and batch.progress < self.config.stem.stem_only_fraction:
-            return self._stem_pass(batch)
+        if self.trains_stem_only(batch):
+            return self.predict_by_stem(batch, self.embed_by_stem(batch))
         previous: Output | None = None
         for _ in range(batch.recycling):
             with torch.no_grad():
@@ -209,10 +209,20 @@ class FoldModel(nn.Module):
         """Division of the MSA rows and residues of ``batch`` among the ranks of the parallel group."""
         return AxialShards.divide(self.group, *batch.msa_mask.shape[1:])
 
-    def _stem_pass(self, batch: Batch) -> StemOutput:
+    def trains_stem_only(self, batch: Batch) -> bool:
+        """Whether ``batch`` belongs to the first part of a run, in which only the stem is trained."""
+        return self.training and batch.progress < self.config.stem.stem_only_fraction
+
+    def embed_by_stem(self, batch: Batch) -> Tensor:
+        """MSA representation m [b, s, n, c_m] after the stem, without recycling."""
         shards = self.shards(batch)
         m, _ = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat, shards)
-        first = shards.first_msa_row(self._stem(m, self.recycling_embedder(None)[0], batch, shards))
+        return self._stem(m, self.recycling_embedder(None)[0], batch, shards)
+
+    def predict_by_stem(self, batch: Batch, m: Tensor) -> StemOutput:
+        """Frames and secondary structure from the output of the stem."""
+        shards = self.shards(batch)
+        first = shards.first_msa_row(m)
         single = self.linear_single(shards.own_residues(first, 1))
         frames = self.structure_module.initial_frames(single, batch.token_mask, shards)
         secondary = self.heads["secondary"](first) if "secondary" in self.heads else None

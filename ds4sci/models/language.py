@@ -7,8 +7,10 @@ states, so that the logits of all tokens never exist at once (``ds4sci.nn.token_
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,7 +96,10 @@ class LanguageModel(nn.Module):
     model       the transformers (or peft) model: what is saved, exported and sharded
     convention  how the model is called (``huggingface.verification.verify``)
     group       ranks that rows are sharded across; set before the first call (``Task.set_parallel_groups``)
+    factory     builds miniatures of the model; None if it was not made by ``build``
     """
+
+    factory: ModelFactory | None = None
 
     def __init__(self, model: nn.Module, config: Config, kind: Kind, convention: CallConvention = PACKED) -> None:
         """Raises ValueError for a model without backbone and head, or one that ``convention`` does not apply to."""
@@ -139,6 +144,20 @@ class LanguageModel(nn.Module):
                         f"parallel.sequence: ranks would drop different layers; set model.overrides.{key}=0"
                     )
         self._group = group
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers that are computed here and support activation checkpointing; a pipeline stage sets its own."""
+        return self._parts[0].layers
+
+    @layers.setter
+    def layers(self, layers: list[Any]) -> None:
+        self._parts[0] = replace(self._parts[0], layers=layers)
+
+    @property
+    def matmul_parameters(self) -> int:
+        """Number of weights in matrices that multiply each token, in the whole model."""
+        return self._parts[0].matmul_parameters
 
     def _tile(self) -> int | None:
         return self.config.tile_size if self._recomputes else None
@@ -338,7 +357,8 @@ def build(
     lora = config.lora.model_dump() if config.lora is not None else {}
     add_adapters = functools.partial(parts.add_lora, settings=lora, trains_head=kind == "token_labels")
     factory = ModelFactory(
-        model.config, kind, loading.auto_class(kind).from_config,
+        copy.deepcopy(model.config), kind,  # LanguageModel changes the config of its model
+        loading.auto_class(kind).from_config,
         lambda small, convention: LanguageModel(small, config, kind, convention), add_adapters if lora else None,
     )  # fmt: skip
     convention = verify(factory, longest=longest, packing=packing, key=str(lora))
@@ -354,4 +374,6 @@ def build(
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"model.freeze = {list(config.freeze)} leaves nothing to train")
-    return LanguageModel(model, config, kind, convention)
+    made = LanguageModel(model, config, kind, convention)
+    made.factory = factory
+    return made

@@ -15,7 +15,7 @@ A task module exposes
   ``folder``, for ``ds4sci selftest`` (``ds4sci.tasks.miniatures``).
 
 ``Task`` states what every task implements and which methods have defaults. ``ds4sci.tasks.capabilities`` lists the
-optional protocols behind ``parallel.sequence``, ``ds4sci predict``, ``ds4sci embed`` and ``ds4sci export``;
+optional protocols behind ``parallel``, ``ds4sci predict``, ``ds4sci embed`` and ``ds4sci export``;
 ``ds4sci.tasks.evaluations`` describes the evaluations that ``ds4sci eval`` offers.
 """
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from ds4sci.tasks.capabilities import (
     Exportable,
+    Pipelined,
     SequenceEmbedder,
     SequenceEmbedding,
     SequenceParallel,
@@ -37,6 +38,7 @@ __all__ = [
     "EvaluationRequest",
     "EvaluationResult",
     "Exportable",
+    "Pipelined",
     "SequenceEmbedder",
     "SequenceEmbedding",
     "SequenceParallel",

@@ -1,4 +1,4 @@
-"""Optional protocols of tasks: sequence parallelism, structure prediction, sequence embedding and export.
+"""Optional protocols of tasks: sequence and pipeline parallelism, structure prediction, sequence embedding and export.
 
 A task has a capability if it has the methods and attributes of the protocol; it need not inherit from it.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ds4sci.data.alignments.profile import MsaInput
     from ds4sci.data.sequences import SequenceStore
     from ds4sci.parallel.groups import SequenceGroup
+    from ds4sci.parallel.pipeline import PipelineStage, StageParts
 
 
 @runtime_checkable
@@ -32,6 +33,24 @@ class SequenceParallel(Protocol):
 
     def set_parallel_groups(self, group: SequenceGroup) -> None:
         """Split every example over the ranks of ``group``. Called once, before the first batch."""
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """A task whose model can be divided into stages: ``parallel.pipeline`` > 1.
+
+    Its batches have the method ``to(device)`` and can be pickled. ``loss`` and ``evaluate`` are called on the last
+    stage only; a forward pass of ``evaluate`` involves all stages.
+    """
+
+    def pipeline_parts(self, stages: int) -> Sequence[StageParts]:
+        """Return what each of ``stages`` stages holds. Raises ValueError if the model cannot be divided."""
+
+    def pipeline_stage(self, stage: int, stages: int) -> PipelineStage:
+        """Return a stage of the model, and remove all other parameters from ``model``.
+
+        Called once, before the first batch. Raises ValueError if the model cannot be divided.
+        """
 
 
 @runtime_checkable

@@ -22,11 +22,12 @@ from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
 from ds4sci.losses.fold import LossConfig, fold_loss
 from ds4sci.metrics import chain_metrics, mean_metrics
-from ds4sci.models import fold
+from ds4sci.models import fold, fold_stage
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
+from ds4sci.parallel.pipeline import PipelineStage, StageParts
 from ds4sci.tasks import Evaluation, Task
 from ds4sci.tasks.evaluations.structures import structure_evaluation
 from ds4sci.tasks.miniatures import fold_miniature
@@ -139,6 +140,18 @@ class FoldTask(Task):
             feature_config=data.features,
             workers=data.workers,
         )
+
+    def pipeline_parts(self, stages: int) -> Sequence[StageParts]:
+        """Return what each of ``stages`` pipeline stages holds."""
+        return fold_stage.partition(self._fold_model(), stages)
+
+    def pipeline_stage(self, stage: int, stages: int) -> PipelineStage:
+        """Return a pipeline stage of the model; other parameters are removed from ``model``."""
+        return fold_stage.FoldStage(self._fold_model(), stage, stages)
+
+    def _fold_model(self) -> fold.FoldModel:
+        assert isinstance(self.model, fold.FoldModel)
+        return self.model
 
     def loss(self, output: Output | StemOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return fold_loss(output, batch, self.config.loss, self.fold_model.shards(batch))

@@ -18,7 +18,9 @@ from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
+from ds4sci.models.huggingface import pipeline_stage
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
+from ds4sci.parallel.pipeline import PipelineStage, StageParts
 from ds4sci.tasks import ASSETS_DIR, Task
 from ds4sci.tasks.row_evaluation import forward_rows, shard_rows
 from ds4sci.types import LanguageBatch, LanguageOutput
@@ -61,6 +63,14 @@ class LanguageTask(Task):
         """Split every row over the ranks of ``group``. Raises ValueError for a model with layer dropping."""
         self.group = self.language.group = group
         reject_layer_dropping(self.language)
+
+    def pipeline_parts(self, stages: int) -> Sequence[StageParts]:
+        """Return what each of ``stages`` pipeline stages holds."""
+        return pipeline_stage.partition(self.language, stages)
+
+    def pipeline_stage(self, stage: int, stages: int) -> PipelineStage:
+        """Return a pipeline stage of the model; other parameters are removed from ``model``."""
+        return pipeline_stage.LanguageStage(self.language, stage, stages)
 
     @property
     def row_multiple(self) -> int:

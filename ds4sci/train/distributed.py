@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from ds4sci.machine.processor import usable_cores
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup, create_sequence_group
+from ds4sci.parallel.pipeline import SINGLE_STAGE, PipelineGroup, create_pipeline_group
 
 T = TypeVar("T")
 
@@ -33,7 +34,8 @@ class DistributedContext:
     local_rank  of this process on its machine
     device      device that the model is trained on
     control     gloo group of the control messages
-    sequence    ranks that share rows with this one (sequence parallelism)
+    sequence    ranks that share rows with this one (sequence parallelism), and this rank's part of the data
+    pipeline    ranks that hold the other stages of this rank's copy of the model (pipeline parallelism)
     """
 
     rank: int
@@ -42,6 +44,12 @@ class DistributedContext:
     device: torch.device
     control: Any
     sequence: SequenceGroup = SINGLE_RANK
+    pipeline: PipelineGroup = SINGLE_STAGE
+
+    @property
+    def ranks_per_sample(self) -> int:
+        """Number of ranks that compute a micro-batch together."""
+        return self.sequence.size * self.pipeline.size
 
     @property
     def is_main(self) -> bool:
@@ -104,20 +112,24 @@ def set_rank_environment() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // local_size)))
 
 
-def create_context(device: torch.device, sequence: int = 1) -> DistributedContext:
+def create_context(device: torch.device, sequence: int = 1, pipeline: int = 1) -> DistributedContext:
     """Create the process groups, after ``deepspeed.init_distributed``, and set the number of threads of torch on a CPU.
 
     sequence  ranks that share each row
+    pipeline  stages of the model; only one of both is more than 1
 
-    Raises ValueError if ``sequence`` does not divide the number of ranks.
+    Raises ValueError if one of them does not divide the number of ranks.
     """
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     group = create_sequence_group(sequence)
-    return DistributedContext(
-        dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device, control, group
-    )
+    stages = create_pipeline_group(pipeline, CONTROL_TIMEOUT)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if pipeline > 1:
+        copies = world // pipeline
+        group = SequenceGroup(data_rank=rank % copies, data_size=copies)
+    return DistributedContext(rank, world, int(os.environ["LOCAL_RANK"]), device, control, group, stages)
 
 
 def may_be_restarted() -> bool:

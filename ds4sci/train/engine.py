@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
 
-def init_distributed(config: dict[str, Any], sequence: int = 1) -> DistributedContext:
+def init_distributed(config: dict[str, Any], sequence: int = 1, pipeline: int = 1) -> DistributedContext:
     """Build the extensions that ``config`` requires, connect the ranks and create their context.
 
     sequence  ranks that share each row
+    pipeline  stages of the model
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -45,7 +46,7 @@ def init_distributed(config: dict[str, Any], sequence: int = 1) -> DistributedCo
         device = torch.device(accelerator.device_name(local_rank))
     with extension_builds.suppress_stdout():
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
-    return create_context(device, sequence)
+    return create_context(device, sequence, pipeline)
 
 
 def mark_leaf_modules(model: nn.Module) -> None:
@@ -66,8 +67,8 @@ def mark_leaf_modules(model: nn.Module) -> None:
 class StepResult:
     """Result of a step on one rank.
 
-    losses   loss and terms of each micro-batch
-    finite   whether the loss of each micro-batch was finite
+    losses   loss and terms of each micro-batch; empty on pipeline stages before the last
+    finite   whether the loss of each micro-batch was finite; empty on the same stages
     applied  whether the weights were updated
     """
 
@@ -101,8 +102,8 @@ class Engine:
         try:
             with extension_builds.suppress_stdout(), _without_initial_step():
                 engine, _, _, _ = deepspeed.initialize(
-                    model=model, model_parameters=parameters, config=str(json_file), dist_init_required=False,
-                    mpu=context.sequence.mpu,
+                    model=self._module_to_wrap(model, context), model_parameters=parameters, config=str(json_file),
+                    dist_init_required=False, mpu=context.sequence.mpu,
                 )  # fmt: skip
         except (AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) or type(error).__name__
@@ -120,6 +121,10 @@ class Engine:
         # finite. The bare torch optimizer of stage 0 in fp32 does not, so that step() checks the norm itself.
         self._bare = isinstance(engine.optimizer, torch.optim.Optimizer)
         self.grad_norm: float | None = None
+
+    def _module_to_wrap(self, model: nn.Module, context: DistributedContext) -> nn.Module:
+        """The module that DeepSpeed gets."""
+        return model
 
     @property
     def module(self) -> nn.Module:
@@ -148,12 +153,13 @@ class Engine:
         return float(self.deepspeed.get_lr()[0])
 
     def run_step(
-        self, task: Task, parts: Sequence[tuple[Any, float]], seed_micro_batch: Callable[[int], None]
+        self, task: Task, parts: Sequence[tuple[Any, float]], seed_micro_batch: Callable[..., None]
     ) -> StepResult:
         """Forward and backward of a step's micro-batches, and the optimizer step.
 
         parts             (batch on the host, its share of the loss of the step) for each micro-batch of this rank
-        seed_micro_batch  called with the index in ``parts`` before the forward pass of that micro-batch
+        seed_micro_batch  called with the index in ``parts`` before the forward pass of that micro-batch; a pipeline
+                          stage calls it with (index, pass) before a pass without gradient
         """
         losses, finite, applied = [], [], False
         for number, (batch, share) in enumerate(parts):

@@ -1,11 +1,11 @@
 """Scale of the gradients that DeepSpeed computes from those of the ranks.
 
 The gradient of a step is the sum over all ranks and micro-batches, each weighted by its share of the step's loss.
-DeepSpeed averages over the ranks instead: with W ranks its gradient is 1 / W of the sum. With sequence parallelism
-DeepSpeed 0.19 sums over the ranks of a group and averages over groups for ZeRO 0, 1 and 2, and divides that by the
-group size P for stage 3 with its default reduce-scatter. Adam hides such factors; clipping, plain SGD and the logged
-norm do not. Therefore, with sequence parallelism, the scale is measured at start-up with a model of one weight and the
-user's own JSON, and the loss is divided by it.
+DeepSpeed averages over the ranks instead: with W ranks, or W copies of a pipeline, its gradient is 1 / W of the sum.
+With sequence parallelism DeepSpeed 0.19 sums over the ranks of a group and averages over groups for ZeRO 0, 1 and 2,
+and divides that by the group size P for stage 3 with its default reduce-scatter. Adam hides such factors; clipping,
+plain SGD and the logged norm do not. Therefore, with sequence parallelism, the scale is measured at start-up with a
+model of one weight and the user's own JSON, and the loss is divided by it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _SECTIONS_NOT_PROBED = (
 
 def gradient_scale(config: dict[str, Any], context: DistributedContext) -> float:
     """Return DeepSpeed's gradient divided by the sum of the gradients of the ranks."""
-    return (1.0 if context.sequence.size == 1 else _measure_with_probe(config, context)) / context.world_size
+    if context.sequence.size == 1:
+        return 1.0 / context.sequence.data_size
+    return _measure_with_probe(config, context) / context.world_size
 
 
 def _measure_with_probe(config: dict[str, Any], context: DistributedContext) -> float:

@@ -158,11 +158,14 @@ class TrainingLoop:
         result = engine.run_step(self.task, parts, self._seed_micro_batch)
         if self.observe is not None:
             self.observe(step, parts, result)
+        stages = self.context.pipeline.size
         for batch, _ in parts:
             if (work := self.task.work(batch)) is not None:
-                self._throughput.add(*work)
+                self._throughput.add(*(amount / stages for amount in work))
         applied = result.applied
         stop, any_bad = self.context.any(bool(self.stop), not all(result.finite))
+        if not result.losses:  # a pipeline stage before the last
+            parts = []
         if not any_bad:
             for (_, share), values in zip(parts, result.losses, strict=True):
                 self.sums.add(values, share, parts=group.size)
@@ -181,13 +184,14 @@ class TrainingLoop:
         self.progress.advance(self.state.step)
         return stop
 
-    def _seed_micro_batch(self, number: int) -> None:
-        """Seed the random generators for this rank's micro-batch ``number`` of the step."""
+    def _seed_micro_batch(self, number: int, *passes: int) -> None:
+        """Seed the random generators for this rank's micro-batch ``number`` of the step; see ``Engine.run_step``."""
         watchdog.beat()
         group = self.group
         place = number * group.data_size + group.data_rank  # number of the micro-batch in the step, over all ranks
         part = 0 if self.task.shares_random_state else group.rank
-        rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, self.state.step, place, part=part)
+        part += self.context.pipeline.stage  # 0 if ranks share rows
+        rng_state.seed_all(self.config.seed, rng_state.MICRO_BATCH, self.state.step, place, *passes, part=part)
 
     def _fetch_step(self, batches: Iterator[Any], count: int) -> list[tuple[Any, float]]:
         """Fetch this rank's micro-batches of the next step, each with its share of the loss.
@@ -202,7 +206,7 @@ class TrainingLoop:
                     f"the task returned a batch of step {batch.step} at step {self.state.step}; see Task.batches"
                 )
         weights = [batch_weight(self.task, batch) for batch in made]
-        total = self.context.all_reduce_sum(sum(weights)) / self.group.size  # every rank of a group counted them
+        total = self.context.all_reduce_sum(sum(weights)) / self.context.ranks_per_sample  # each of them counted it
         return [(batch, weight / total if total else 0.0) for batch, weight in zip(made, weights, strict=True)]
 
     def _record_skipped_step(self, seen: list[dict[str, Any]], what: str) -> None:

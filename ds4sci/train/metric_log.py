@@ -73,10 +73,10 @@ class Throughput:
 
     peak: float | None = None
     measured: int = 0
-    tokens: int = 0
+    tokens: float = 0.0
     flops: float = 0.0
 
-    def add(self, tokens: int, flops: float) -> None:
+    def add(self, tokens: float, flops: float) -> None:
         """Add one micro-batch."""
         self.tokens += tokens
         self.flops += flops
@@ -84,7 +84,7 @@ class Throughput:
     def reset(self) -> Throughput:
         """Return the sums so far and set them to zero."""
         sums = Throughput(self.peak, self.measured, self.tokens, self.flops)
-        self.tokens, self.flops = 0, 0.0
+        self.tokens, self.flops = 0.0, 0.0
         return sums
 
     @staticmethod

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
-from ds4sci.tasks import ASSETS_DIR, SequenceParallel
+from ds4sci.tasks import ASSETS_DIR, Pipelined, SequenceParallel, Task
 from ds4sci.tasks.build import build_task, default_kernels
 from ds4sci.train import checkpoint, deepspeed_schema, failures, rng_state, run_folder
 from ds4sci.train import engine as engines
 from ds4sci.train.distributed import DistributedContext, local_ranks, set_rank_environment
 from ds4sci.train.ema import Ema
 from ds4sci.train.loop import Observer, TooManyNonfiniteSteps, TrainingLoop
+from ds4sci.train.pipeline_engine import PipelineEngine
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
 from ds4sci.train.watchdog import Watchdog, claim_error_file
@@ -52,7 +53,9 @@ class Session:
         set_rank_environment()
         engines.silence_deepspeed()
         deepspeed_schema.check(config.deepspeed_config(), config.deepspeed)
-        context = engines.init_distributed(config.deepspeed_config(), config.parallel.sequence)
+        context = engines.init_distributed(
+            config.deepspeed_config(), config.parallel.sequence, config.parallel.pipeline
+        )
         deepspeed_json.batch_sizes(config.deepspeed_config(), context.sequence.data_size, config.deepspeed)
         lock = ExitStack()
         folder = run_folder.prepare(config, resume, context, lock)
@@ -89,6 +92,7 @@ class Session:
         task = build_task(config)
         if config.train.weights is not None and not self.is_resumed:
             checkpoint.load_weights(task.model, checkpoint.weights_file(config.train.weights))
+        parameters = sum(p.numel() for p in task.model.parameters())
         if context.sequence.size > 1:
             if not isinstance(task, SequenceParallel):
                 raise ValueError(
@@ -96,8 +100,7 @@ class Session:
                     "cannot split a row over ranks (it has no method `set_parallel_groups`); remove the key"
                 )
             task.set_parallel_groups(context.sequence)
-        parameters = sum(p.numel() for p in task.model.parameters())
-        engine = engines.Engine(task.model, config.deepspeed, context)
+        engine = self._create_engine(task)
         progress = Progress(config.train.steps, shown=context.is_main)
         loop = TrainingLoop(
             config, task, engine, Ema(engine.named_parameters(), config.train.ema_decay), self.run, stop, progress,
@@ -121,6 +124,7 @@ class Session:
             checkpoint.remove_after(self.run, -1)
         self._warn_about_schedule(progress)
         self._warn_about_clipping(progress, engine)
+        self._warn_about_bubble(progress, engine)
         coverage = task.coverage()
         for name, one in coverage.items():
             progress.log(f"Data, {name}: {one.describe()}")
@@ -134,6 +138,8 @@ class Session:
         total, micro, accumulation = engine.batch
         group = context.sequence
         shared = f", {group.size} ranks per row" if group.size > 1 else ""
+        if context.pipeline.size > 1:
+            shared = f", {context.pipeline.size} pipeline stages"
         verb = "Resuming" if self.is_resumed else "Training"
         progress.log(
             f"{verb} {config.task.name} ({parameters:,} parameters) in {self.run}, step {loop.state.step} of "
@@ -154,6 +160,33 @@ class Session:
                 f"the run is saved. Resume it with: ds4sci train --resume {self.run}"
             )
         return RunResult(self.run, loop.state.step, finished, loop.summary)
+
+    def _create_engine(self, task: Task) -> engines.Engine:
+        """Return the engine of the task's model, or of this rank's pipeline stage of it."""
+        config, stages = self.config, self.context.pipeline
+        if stages.size == 1:
+            return engines.Engine(task.model, config.deepspeed, self.context)
+        if not isinstance(task, Pipelined):
+            raise ValueError(
+                f"{config.source}: parallel.pipeline = {stages.size}, but the model of the task {config.task.name} "
+                "cannot be divided into stages (it has no method `pipeline_stage`); remove the key"
+            )
+        try:
+            stage = task.pipeline_stage(stages.stage, stages.size)
+        except ValueError as error:
+            raise ValueError(f"{config.source}: {error}") from error
+        return PipelineEngine(stage, config.deepspeed, self.context)
+
+    def _warn_about_bubble(self, progress: Progress, engine: engines.Engine) -> None:
+        """Report pipeline stages that wait because there are few micro-batches per step."""
+        stages, micro_batches = self.context.pipeline.size, engine.batch[2]
+        if stages > 1 and micro_batches < stages:
+            idle = (stages - 1) / (micro_batches + stages - 1)
+            progress.log(
+                f"Note: {micro_batches} accumulation step{'s' * (micro_batches > 1)} for {stages} pipeline stages: "
+                f"each stage waits {idle:.0%} of the time; increase gradient_accumulation_steps in "
+                f"{self.config.deepspeed} to at least {stages}"
+            )
 
     def _warn_about_schedule(self, progress: Progress) -> None:
         """Warn if the schedule in the JSON has another number of steps than the run."""

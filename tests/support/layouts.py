@@ -152,7 +152,7 @@ def configure(task: str, folder: Path, *, file_name: str = "", **more: Any) -> R
     } | sections(task, folder)  # fmt: skip
     for section, values in more.items():
         tree[section] = tree.get(section, {}) | values
-    (folder / "plain.json").write_text(json.dumps(deepspeed(0, BATCH, 1)))
+    (folder / "plain.json").write_text(json.dumps(deepspeed(1, BATCH, 1)))
     file.write_text(json.dumps(tree))
     config = RunConfig.load(file)
     weights = file.with_suffix(".safetensors")

@@ -13,18 +13,21 @@ not reach the trained model.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from ds4sci.models.huggingface import miniature
 from ds4sci.models.huggingface.call_convention import CallConvention, ModelFactory
-from ds4sci.models.huggingface.comparison import Comparison
+from ds4sci.models.huggingface.comparison import Comparison, randomize_weights
+from ds4sci.types import LanguageBatch
 
 _results: dict[str, CallConvention | str] = {}
 _comparisons: dict[str, Comparison] = {}
@@ -51,6 +54,22 @@ def verify(factory: ModelFactory, *, longest: int | None, packing: bool, key: st
     if isinstance(result, str):
         raise ValueError(result)
     return result
+
+
+@contextlib.contextmanager
+def miniatures(factory: ModelFactory, convention: CallConvention) -> Iterator[tuple[Callable[[], Any], LanguageBatch]]:
+    """Context manager with a function that returns equal miniature ``LanguageModel`` objects in evaluation mode, and a
+    batch for them.
+
+    Raises ValueError if no miniature of the model runs.
+    """
+    with _preserve_global_state():
+        comparison = _comparison(factory, None)
+        model = copy.deepcopy(comparison.model)
+        if factory.add_adapters is not None:
+            model = randomize_weights(factory.add_adapters(model), only="lora_")
+        rows = [[0], [1], [2]] if convention.attention == "original" else [[0, 1, 2]]
+        yield lambda: factory.wrap(copy.deepcopy(model), convention).eval(), comparison.batch(rows)
 
 
 def _identity(factory: ModelFactory) -> str:
