@@ -24,6 +24,7 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import api as launcher
 
 from ds4sci.machine.processor import usable_cores
@@ -123,7 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ChildFailedError:
         code = agents[0].exit_code
         return code if code >= 0 else 128 - code
-    return 0
+    except RendezvousError as error:  # the agent of another machine has given up, or cannot be reached
+        say(f"error: the agents of the machines cannot meet: {error}")
+        return 1
+    return 0 if agents[0].get_worker_group().state == WorkerState.SUCCEEDED else 1
 
 
 def _run_folder(arguments: Sequence[str]) -> Path:

@@ -100,17 +100,20 @@ def refuse_other_settings(config: RunConfig, run: Path) -> None:
 
 def _take_lock(run: Path, lock: ExitStack) -> None:
     """Hold ``RUN/.lock``. Raises ValueError if another process still holds it after ``LOCK_SECONDS``."""
-    file, end = run / ".lock", time.monotonic() + LOCK_SECONDS
+    file, end, is_told = run / ".lock", time.monotonic() + LOCK_SECONDS, False
     while True:
         try:
             lock.enter_context(exclusive_or_raise(file))
             break
         except BlockingIOError:
+            owner = file.read_text(encoding="utf-8").strip()
             if time.monotonic() > end:
                 raise ValueError(
-                    f"{run}: another process trains this run ({file.read_text(encoding='utf-8').strip()}); stop it, or "
-                    "choose another train.name"
+                    f"{run}: another process trains this run ({owner}); stop it, or choose another train.name"
                 ) from None
+            if not is_told:
+                print(f"Waiting up to {LOCK_SECONDS:.0f} s for {owner}, which uses {run}", flush=True)
+            is_told = True
             time.sleep(0.25)
         except OSError as error:  # some network file systems have no locks
             warnings.warn(f"{file}: no lock ({error}); do not start this run twice", stacklevel=2)

@@ -171,7 +171,7 @@ def test_two_nodes_of_deepspeeds_launcher_train_and_end_after_a_kill(nodes: Clus
     wait_until((nodes.folder / "fault_0").exists, process)
     killed = time.monotonic()
     output, _ = process.communicate(timeout=240)
-    assert time.monotonic() - killed < 40
+    assert time.monotonic() - killed < 60
     assert process.returncode == 0, output
     assert "step 0 of 12: 2 × cpu" in output
     assert "error: rank 0: lost the connection to another rank" in output
