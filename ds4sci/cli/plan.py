@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ds4sci.cli.train import Overrides
+
+if TYPE_CHECKING:
+    from ds4sci.planner.layouts import Planner
 
 
 def plan(
@@ -19,6 +22,15 @@ def plan(
     host_memory: Annotated[
         float | None,
         typer.Option("--host-memory", help="Host memory in GB for all GPUs. Default: no limit.", show_default=False),
+    ] = None,
+    pipeline: Annotated[
+        int | None,
+        typer.Option(
+            "--pipeline",
+            min=2,
+            show_default=False,
+            help="Print parameters, FLOPs and activations of this many pipeline stages instead of a plan.",
+        ),
     ] = None,
     deepspeed_config: Annotated[
         Path | None,
@@ -49,14 +61,20 @@ def plan(
     changes = list(overrides or [])
     name = Path(config).stem
     file = out or Path(f"{name}_plan.json")
-    for one in (file, json_out):
+    for one in (file, json_out) if pipeline is None else ():
         if one is not None and one.exists() and not overwrite:
             raise ValueError(f"{one} exists; choose another file (--out, --json) or replace it with --overwrite")
         if one is not None and not one.absolute().parent.is_dir():
             raise ValueError(f"{one}: the folder {one.parent} does not exist; create it or choose another file")
     host = None if host_memory is None else int(host_memory * GB)
-    machine = Machine(gpus, int(gpu_memory * GB), host)
+    copies = gpus if pipeline is None else max(1, gpus // pipeline)
+    machine = Machine(copies, int(gpu_memory * GB), host)
     planner = Planner(lambda more: RunConfig.load(config, [*changes, *more], deepspeed=deepspeed_config), machine)
+    if pipeline is not None:
+        if gpus != 1 and gpus % pipeline:
+            raise ValueError(f"--pipeline {pipeline} does not divide --gpus {gpus}")
+        _print_stages(planner, pipeline)
+        return
     estimates = planner.choose()
     typer.echo(as_text(planner, estimates))
     if json_out is not None:
@@ -69,3 +87,17 @@ def plan(
     settings = " ".join([*changes, *planner.overrides(chosen.layout)])
     command = f"ds4sci train {config} --deepspeed_config {file} --ranks {gpus} {settings}".rstrip()
     typer.echo(f"\nWrote {file}. Train with:\n  {command}")
+
+
+def _print_stages(planner: Planner, stages: int) -> None:
+    """Print the stages of a pipeline. Raises ValueError if the model cannot be divided."""
+    from ds4sci.planner.batches import largest_batch
+    from ds4sci.planner.pipeline import as_table, plan_stages
+
+    if planner.sequence > 1:
+        raise ValueError(
+            f"--pipeline {stages} with parallel.sequence = {planner.sequence}: a run has one of them; remove the other"
+        )
+    accumulation = planner.batch // (planner.machine.gpus * planner.micro)
+    typer.echo(f"Micro-batch {planner.micro}, {accumulation} micro-batches per step\n")
+    typer.echo(as_table(plan_stages(planner.task, largest_batch(planner.task, planner.micro), stages, accumulation)))

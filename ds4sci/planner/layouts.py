@@ -139,7 +139,7 @@ class Planner:
         )
         self.task = self._build([])
         self.sizes = Sizes.of(self.task.model)
-        self._inside: dict[Any, int] = {}
+        self._inside: dict[Any, tuple[int, int]] = {}
         self._traces: dict[Any, StepTrace | str] = {}
 
     def candidates(self) -> Iterator[Layout]:

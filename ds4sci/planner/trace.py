@@ -24,6 +24,7 @@ from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from ds4sci.kernels import KERNELS, tiles
 from ds4sci.kernels.spec import set_default_implementations
@@ -64,7 +65,8 @@ class StepTrace:
 class Recorder(TorchDispatchMode):
     """Dispatch mode that sums the storages that are alive, and the bytes that collectives send.
 
-    Works on fake and on real tensors. Storages that exist before are registered by ``ignore``.
+    Works on fake and on real tensors. Storages that exist before are registered by ``ignore``. Saved storages and FLOPs
+    of matrix products and attention are counted for the current ``stage`` of a pipeline.
     """
 
     current: int = 0
@@ -73,21 +75,24 @@ class Recorder(TorchDispatchMode):
     gradients: int = 0
     host: int = 0
     sent: Counter[str] = field(default_factory=Counter)
-    inside: dict[Any, int] = field(default_factory=dict)
+    inside: dict[Any, tuple[int, int]] = field(default_factory=dict)
+    stage: int = 0
+    flops: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         super().__init__()
         self._living: dict[int, tuple[int, Any]] = {}
-        self._saved: dict[int, tuple[int, Any]] = {}
+        self._saved: dict[int, tuple[int, Any, int]] = {}
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
         """Count the storages of ``tensors`` as 0 bytes."""
         for x in tensors:
             self._register(x.untyped_storage(), 0)
 
-    def saved_bytes(self) -> int:
-        """Return the bytes of the storages that were saved for the backward pass and are alive."""
-        return sum(size for size, storage in self._saved.values() if storage() is not None)
+    def saved_bytes(self, stage: int | None = None) -> int:
+        """Return the bytes of the storages that were saved for the backward pass and are alive, of one stage or all."""
+        living = [(size, of) for size, storage, of in self._saved.values() if storage() is not None]
+        return sum(size for size, of in living if stage in (None, of))
 
     def record_saved(self) -> contextlib.AbstractContextManager[None]:
         """Context manager in which tensors saved for the backward pass are recorded."""
@@ -95,7 +100,9 @@ class Recorder(TorchDispatchMode):
         def pack(x: Tensor) -> Tensor:
             storage = x.untyped_storage()
             size, _ = self._living.get(storage._cdata, (storage.nbytes(), None))
-            self._saved[storage._cdata] = (size, weakref.ref(storage))
+            before = self._saved.get(storage._cdata)
+            if before is None or before[1]() is None:  # an address may be used again
+                self._saved[storage._cdata] = (size, weakref.ref(storage), self.stage)
             return x
 
         return torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
@@ -139,19 +146,27 @@ class Recorder(TorchDispatchMode):
             self._count(func, args)
         args = _with_known_shapes(func, args)
         if func.namespace == "ds4sci":
-            self._reach(self.current + self._inside(func, args))
+            peak, flops = self._inside(func, args)
+            self._reach(self.current + peak)
+            self.flops[self.stage] += flops
         out = func(*args, **kwargs)
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops[self.stage] += count(*args, **kwargs, out_val=out)
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
                 storage = x.untyped_storage()
                 self._register(storage, storage.nbytes())
         return out
 
-    def _inside(self, func: Any, args: Any) -> int:
-        """Return the peak memory inside an operation, its outputs included; 0 if it is not written in torch."""
+    def _inside(self, func: Any, args: Any) -> tuple[int, int]:
+        """Return peak memory, outputs included, and FLOPs inside an operation; 0 where it is not written in torch."""
         leaves = tree_leaves(args)
+        if func._overloadpacket is torch.ops.ds4sci.varlen_attention:
+            q, doc_spans, causal = args[0], args[3], args[4]
+            squares = float((doc_spans[:, 1] - doc_spans[:, 0]).double().square().sum())
+            return 0, int(4 * q.shape[1] * q.shape[2] * squares / (2 if causal else 1))
         if not any(x in ("tiled", "native", "triton") for x in leaves if isinstance(x, str)):
-            return 0
+            return 0, 0
         key = (func, *(_signature(x) for x in leaves))
         if key not in self.inside:
             tiled = [("tiled" if x in ("native", "triton") else x) if isinstance(x, str) else x for x in args]
@@ -159,7 +174,7 @@ class Recorder(TorchDispatchMode):
             recorder.ignore([x for x in leaves if isinstance(x, Tensor)])
             with recorder, torch.no_grad():
                 OPDEFS[func.name().split(".")[0]]._init_fn(*tiled)
-            self.inside[key] = recorder.peak
+            self.inside[key] = recorder.peak, recorder.flops.total()
         return self.inside[key]
 
     def _count(self, func: Any, args: Any) -> None:
@@ -259,7 +274,9 @@ def set_groups(task: Task, group: SequenceGroup) -> None:
         task.set_parallel_groups(group)
 
 
-def trace_step(task: Task, batch: Any, *, gpu: bool = True, inside: dict[Any, int] | None = None) -> StepTrace:
+def trace_step(
+    task: Task, batch: Any, *, gpu: bool = True, inside: dict[Any, tuple[int, int]] | None = None
+) -> StepTrace:
     """Trace forward and backward of ``batch``. The model of ``task`` has fake weights (``make_fake``).
 
     gpu     trace what a GPU would run: its tile sizes, its attention within documents, offloaded inputs
@@ -273,7 +290,7 @@ def trace_step(task: Task, batch: Any, *, gpu: bool = True, inside: dict[Any, in
     trained = [p for p in model.parameters() if p.requires_grad]
     hooks = [p.register_post_accumulate_grad_hook(recorder.drop_gradient) for p in trained]
     try:
-        with _conditions(recorder, gpu), recorder:
+        with conditions(recorder, gpu), recorder:
             with recorder.record_saved():
                 loss, _ = task.loss(model(batch), batch)
             saved = recorder.saved_bytes()
@@ -285,7 +302,7 @@ def trace_step(task: Task, batch: Any, *, gpu: bool = True, inside: dict[Any, in
 
 
 @contextlib.contextmanager
-def _conditions(recorder: Recorder, gpu: bool) -> Iterator[None]:
+def conditions(recorder: Recorder, gpu: bool) -> Iterator[None]:
     """Context manager of a trace: implementations, and for a GPU its tile sizes, attention and offloading."""
     no_separate: Callable[..., None] = lambda *args, **kwargs: None  # noqa: E731
     with contextlib.ExitStack() as stack:

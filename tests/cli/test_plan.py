@@ -17,6 +17,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.planner import trace
 from ds4sci.planner.batches import largest_batch
 from ds4sci.planner.layouts import GB, Estimate, Layout, Machine, Planner, phases
+from ds4sci.planner.pipeline import plan_stages
 from ds4sci.planner.states import Sizes, zero_states
 from ds4sci.tasks.build import build_task
 from tests.cli.test_main import call
@@ -250,3 +251,31 @@ def test_written_json_trains(offload: int, tmp_path: Path) -> None:
     arguments = ["--config", str(source), "--deepspeed_config", str(file), *short, f"train.output={tmp_path}/runs"]
     rank_processes.run(2, [*arguments, "train.name=planned"], tmp_path)
     assert (tmp_path / "runs/planned/checkpoints/step_000001").is_dir()
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_pipeline_stages(accumulation: int, tmp_path: Path) -> None:
+    """The stages together have the parameters, the FLOPs and the saved bytes of the model."""
+    config = RunConfig.load(write_run(tmp_path, language("causal_lm", 256, LLAMA, **NEVER), SMALL))
+    with torch.device("meta"):
+        task = build_task(config)
+    trace.make_fake(task.model, torch.float32)
+    batch = largest_batch(task, 2)
+    stages = plan_stages(task, batch, 2, accumulation)
+    assert [one.blocks for one in stages] == [range(2), range(2, 4)]
+    assert sum(one.parameters for one in stages) == Sizes.of(task.model).total
+    assert sum(one.saved for one in stages) == trace.trace_step(task, batch).saved
+    work = task.work(batch)
+    assert work is not None
+    assert sum(one.flops for one in stages) == pytest.approx(work[1] / 3, rel=1e-6)
+    assert [one.in_flight for one in stages] == [min(2, accumulation), 1]
+
+
+def test_pipeline_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_run(tmp_path, language("causal_lm", 64, LLAMA), SMALL)
+    assert call("plan", "--pipeline", "2", str(file)) == 0
+    assert capsys.readouterr().out.count("GFLOP") == 1
+    assert call("plan", "--pipeline", "5", str(file)) == 2
+    assert "5" in capsys.readouterr().err
+    assert call("plan", "--pipeline", "2", str(file), "--gpus", "4", "parallel.sequence=2") == 2
+    assert "parallel.sequence" in capsys.readouterr().err

@@ -134,7 +134,7 @@ def train_rank(small: str, run_file: str, out: str, steps: int = 3) -> None:
         with tiled():
             task = build_task(config)
             engine = engines.Engine(task.model, config.deepspeed, context)
-            ema = Ema(engine.module, 0.9)
+            ema = Ema(engine.named_parameters(), 0.9)
             batch = largest_batch(task, 1)
             for _ in range(steps):
                 loss, _ = task.loss(engine.deepspeed(batch), batch)
