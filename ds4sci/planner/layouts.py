@@ -163,7 +163,15 @@ class Planner:
                 yield replace(variant, stage=3, offload=offload)
 
     def choose(self) -> list[Estimate]:
-        """Return the estimates of the candidates up to the first that fits, or of all if none does."""
+        """Return the estimates of the candidates up to the first that fits, or of all if none does.
+
+        Raises ValueError for a run with pipeline stages.
+        """
+        if (stages := self.config.parallel.pipeline) > 1:
+            raise ValueError(
+                f"{self.config.source}: parallel.pipeline = {stages}: layouts with pipeline stages are not compared; "
+                f"print the stages with --pipeline {stages}, or plan with parallel.pipeline=1"
+            )
         estimates: list[Estimate] = []
         for layout in self.candidates():
             estimates.append(self.estimate(layout))
