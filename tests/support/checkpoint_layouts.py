@@ -32,6 +32,7 @@ class Layout:
     """Ranks, ZeRO stage, and further keys.
 
     sequence  ranks that share each row; of a fold model, an example (axial parallelism)
+    pipeline  stages of the model
     zero      keys of ``zero_optimization``
     """
 
@@ -39,11 +40,12 @@ class Layout:
     ranks: int
     stage: int
     sequence: int = 1
+    pipeline: int = 1
     zero: tuple[str, ...] = ()
 
     def deepspeed(self, variant: dict[str, Any]) -> dict[str, Any]:
         """Return the DeepSpeed JSON."""
-        groups = self.ranks // self.sequence
+        groups = self.ranks // self.sequence // self.pipeline
         return {
             "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": BATCH // 2 // groups,
             "gradient_clipping": 0.5, "optimizer": variant.get("optimizer", ADAM),
@@ -61,15 +63,20 @@ LAYOUTS = [
     Layout("offloaded optimizer", 2, 1, zero=("offload_optimizer",)),
     Layout("offloaded parameters", 2, 3, zero=("offload_optimizer", "offload_param")),
     *(Layout(f"sequence 2, stage {stage}", 2, stage, sequence=2) for stage in (1, 3)),
+    Layout("pipeline 2", 2, 1, pipeline=2),
 ]
 
-LLAMA = layouts.SMALL_LLAMA | {"tie_word_embeddings": True}
+LLAMA = layouts.SMALL_LLAMA | {"tie_word_embeddings": True, "num_hidden_layers": 2}
+ESM = layouts.SMALL_ESM | {"num_hidden_layers": 2}
+FOLD = {"evoformer": layouts.SMALL_FOLD["evoformer"] | {"blocks": 2}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {"task": "causal_lm", "model": {"config": LLAMA}},
-    "frozen": {"task": "masked_lm", "model": {"freeze": ["*.embeddings.*", "*.layer.0.attention.*"]}},
+    "frozen": {
+        "task": "masked_lm", "model": {"config": ESM, "freeze": ["*.embeddings.*", "*.layer.0.attention.*"]},
+    },
     "LoRA": {"task": "causal_lm", "model": {"config": LLAMA, "lora": {"rank": 2}}},
     "two groups": {"task": "causal_lm", "model": {"config": LLAMA}, "groups": True},
-    "fold": {"task": "fold", "model": {}},
+    "fold": {"task": "fold", "model": FOLD},
     "bf16": {"task": "causal_lm", "model": {"config": LLAMA}, "bf16": True},
 }  # fmt: skip
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -133,16 +140,17 @@ class Grid:
         return layout.name.replace(", ", "_").replace(" ", "_")
 
     def _run(self, rows: list[dict[str, Any]]) -> None:
-        rows = sorted(rows, key=lambda row: (row["layout"].ranks, row["layout"].sequence))
-        for (ranks, sequence), chosen in itertools.groupby(
-            rows, key=lambda row: (row["layout"].ranks, row["layout"].sequence)
-        ):
+        def groups(row: dict[str, Any]) -> tuple[int, int, int]:
+            return row["layout"].ranks, row["layout"].sequence, row["layout"].pipeline
+
+        for (ranks, sequence, pipeline), chosen in itertools.groupby(sorted(rows, key=groups), key=groups):
             cases = []
             for row in chosen:
                 file = self.folder / f"{row['name']}.json"
                 file.write_text(json.dumps(row["layout"].deepspeed(VARIANTS[self.variant])))
                 cases.append({
                     "config": str(self.source), "deepspeed": str(file), "name": row["name"], "sequence": sequence,
+                    "pipeline": pipeline,
                     "resumes": row.get("resumes", False), "groups": VARIANTS[self.variant].get("groups", False),
                 })  # fmt: skip
             (self.folder / "cases.json").write_text(json.dumps(cases))
@@ -195,7 +203,7 @@ def run_cases(cases_file: str) -> None:
     # DeepSpeed creates the groups of a process once
     distributed.create_sequence_group = functools.cache(distributed.create_sequence_group)
     for case in json.loads(Path(cases_file).read_text()):
-        overrides = [f"train.name={case['name']}", f"parallel.sequence={case['sequence']}"]
+        overrides = [f"train.name={case['name']}", *(f"parallel.{k}={case[k]}" for k in ("sequence", "pipeline"))]
         with _two_groups() if case["groups"] else contextlib.nullcontext():
             if not case["resumes"]:
                 config = RunConfig.load(case["config"], overrides, deepspeed=case["deepspeed"])

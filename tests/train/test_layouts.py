@@ -48,6 +48,12 @@ def test_layouts_resume_each_other(variant, tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_pipeline_stages_resume_and_are_resumed(tmp_path) -> None:
+    names = {"pipeline 2": ("1 ranks, stage 0", "pipeline 2"), "2 ranks, stage 3": ("pipeline 2",)}
+    check("tied", tmp_path, names)
+
+
+@pytest.mark.slow
 def test_axial_ranks_resume_and_are_resumed(tmp_path) -> None:
     names = {"2 ranks, stage 1": ("sequence 2, stage 3",), "sequence 2, stage 3": ("1 ranks, stage 2",)}
     check("fold", tmp_path, names)
