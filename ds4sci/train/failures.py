@@ -180,19 +180,18 @@ def _status(process: psutil.Process | None) -> str:
 
 
 def _request_stacks(run: Path, rank: Heartbeat, process: psutil.Process) -> dict[str, str]:
-    """Return the stacks of another process of this machine, or nothing if it does not answer within 3 s."""
+    """Return the stacks of another process of this machine, or nothing if it does not answer within 5 s."""
     file = heartbeat_file(run, rank.rank).with_suffix(".stacks")
     try:
         process.send_signal(STACK_SIGNAL)
         process.send_signal(signal.SIGCONT)
     except psutil.Error:
         return {}
-    text, end = "", time.monotonic() + 3
-    while time.monotonic() < end:
-        time.sleep(0.1)
-        before, text = text, file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        if text and text == before:
-            break
+    text, end, changed = "", time.monotonic() + 5, time.monotonic()
+    while time.monotonic() < end and not (text and time.monotonic() > changed + 0.5):  # 0.5 s without another line
+        time.sleep(0.05)
+        now = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        text, changed = now, changed if now == text else time.monotonic()
     return {"all threads": text} if text else {}
 
 

@@ -29,7 +29,7 @@ def fail(tmp_path: Path, file: Path, fault: str, *more: str) -> tuple[rank_proce
 
 
 def test_a_stopped_rank_is_found_and_its_stack_is_recorded(tmp_path, run_file) -> None:
-    file = run_file(hang_seconds=3.0, save_every=0)
+    file = run_file(hang_seconds=5.0, save_every=0)
     ended, found = fail(
         tmp_path, file, '{rank = 1, step = 7, phase = "evaluate", kind = "stop"}', "train.evaluate_every=7"
     )
@@ -37,8 +37,8 @@ def test_a_stopped_rank_is_found_and_its_stack_is_recorded(tmp_path, run_file) -
     assert ended.codes[1] not in (0, None), "the stopped rank continues and loses its connections"
     stopped, waiting = found[1, "stopped"], found[0, "hang"]
     assert (stopped["step"], stopped["phase"], waiting["step"], waiting["phase"]) == (7, "evaluate", 7, "evaluate")
-    assert "faulty_task.py" in stopped["stacks"]["all threads"]
-    assert "in send" in stopped["stacks"]["all threads"]
+    assert "loop.py" in stopped["stacks"]["all threads"]
+    assert "in _evaluate" in stopped["stacks"]["all threads"]
     assert "distributed.py" in waiting["stacks"]["MainThread"]
     assert "rank 1 (process" in waiting["message"]
     assert "is stopped (SIGSTOP, or a debugger)" in ended.outputs[0]
@@ -105,10 +105,10 @@ def wait_until(condition, seconds: float = 20.0) -> None:
 
 
 def test_beats_keep_a_rank_alive_and_their_absence_ends_it(watched, tmp_path) -> None:
-    one = watched.start(limit=1.0)
+    one = watched.start(limit=1.5)
     watchdog.beat("step", 4)
     began = time.monotonic()
-    while time.monotonic() < began + 1.5:
+    while time.monotonic() < began + 2.0:
         watchdog.beat()
         time.sleep(0.05)
     assert not watched.left
@@ -122,11 +122,11 @@ def test_beats_keep_a_rank_alive_and_their_absence_ends_it(watched, tmp_path) ->
 
 
 def test_a_rank_that_waits_for_a_working_one_is_left_alone(watched, tmp_path) -> None:
-    watched.start(limit=0.6)
+    watched.start(limit=1.2)
     watchdog.beat("save", 1)
     other = failures.Heartbeat.of_this_process(1, 0)
     handle = os.open(failures.heartbeat_file(tmp_path, 1), os.O_RDWR | os.O_CREAT)
-    end = time.monotonic() + 1.8
+    end = time.monotonic() + 2.0
     while time.monotonic() < end:
         other.progress = time.time()
         other.write(handle)
