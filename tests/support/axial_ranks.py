@@ -9,6 +9,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.losses.fold import LossConfig
 from ds4sci.models.fold import EXTRA_MSA_UPDATES, EvoformerConfig
+from ds4sci.nn import pair
 from ds4sci.nn.evoformer import BlockConfig, EvoformerBlock
 from ds4sci.parallel import axial
 from ds4sci.parallel.axial import AxialShards
@@ -35,9 +37,17 @@ LENGTHS = ((1, 13), (5, 17), (2, 3), (4, 8))
 
 
 def join() -> SequenceGroup:
-    """Initialise gloo; return the group of all ranks."""
-    dist.init_process_group("gloo")
+    """Initialise gloo, once; return the group of all ranks."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
     return SequenceGroup(dist.get_rank(), dist.get_world_size(), 0, 1, dist.group.WORLD)
+
+
+def check(blocks: str, shapes: str, models: str) -> None:
+    """Check the exchanges, then ``check_blocks`` and ``check_model``."""
+    check_primitives()
+    check_blocks(blocks, shapes)
+    check_model(models)
 
 
 def check_primitives() -> None:
@@ -114,18 +124,26 @@ def perturbed(module: nn.Module) -> nn.Module:
 
 
 def compare_gradients(name: str, module: nn.Module, whole: dict[str, Tensor], group: SequenceGroup) -> None:
-    """Compare the sum over the ranks of the gradients of ``module``, and clear them, with ``whole``.
+    """Compare the sum over the ranks of the gradients of ``module``, and clear them, with ``whole``."""
+    for key, error in gradient_errors(module, whole, group).items():
+        assert error < TOLERANCE, (name, key, error)
 
-    The differences are relative to the largest gradient: that of a bias in front of a softmax is 0 but for rounding.
+
+def gradient_errors(module: nn.Module, whole: dict[str, Tensor], group: SequenceGroup) -> dict[str, float]:
+    """Difference of the sum over the ranks of the gradients of ``module``, which are cleared, from ``whole``.
+
+    Relative to the largest gradient: that of a bias in front of a softmax is 0 but for rounding.
     """
     largest = max(float(grad.abs().max()) for grad in whole.values())
     found = gradients(module)
-    assert found.keys() == whole.keys(), name
+    assert found.keys() == whole.keys()
     flat = torch.cat([grad.flatten() for grad in found.values()])
     dist.all_reduce(flat, group=group.handle)
-    for (key, wanted), grad in zip(whole.items(), flat.split([g.numel() for g in found.values()]), strict=True):
-        error = float((grad.view(wanted.shape) - wanted).abs().max()) / largest
-        assert error < TOLERANCE, (name, key, error)
+    parts = flat.split([grad.numel() for grad in found.values()])
+    return {
+        key: float((grad.view(wanted.shape) - wanted).abs().max()) / largest
+        for (key, wanted), grad in zip(whole.items(), parts, strict=True)
+    }
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -179,41 +197,82 @@ def check_blocks(kinds: str, shapes: str) -> None:
     kinds, shapes  JSON lists: names of ``BLOCKS``; [b, s, n]
     """
     group = join()
-    for kind, (b, s, n) in product(json.loads(kinds), json.loads(shapes)):
-        msa_updates, pair_updates = BLOCKS[kind]
-        block = perturbed(EvoformerBlock(BlockConfig(msa_updates=msa_updates, pair_updates=pair_updates, **SIZES)))
-        shards = AxialShards.divide(group, s, n)
-        generator = torch.Generator().manual_seed(n)
-        m, z, grad_m, grad_z = (
-            torch.randn(b, *size, generator=generator, dtype=torch.float64)
-            for size in ((s, n, SIZES["c_m"]), (n, n, SIZES["c_z"])) * 2
-        )
-        both = masks(b, s, n, generator)
-        whole = [x.clone().requires_grad_() for x in (m, z)]
-        torch.manual_seed(5)
-        wanted = block(*whole, *both)
-        torch.autograd.backward(wanted, (grad_m, grad_z))
-        wanted_grads = gradients(block)
-        forward, backward = block_elements(block, shards)
+    for kind, shape in product(json.loads(kinds), json.loads(shapes)):
         for recompute in (False, True):
-            name = f"{kind} {b} {s} {n} recompute {recompute}"
-            mine = [x.clone().requires_grad_() for x in (shards.own_msa(m, 1), shards.own_residues(z, 1))]
-            torch.manual_seed(5)
-            if recompute:
-                out = checkpoint(block, *mine, *both, shards, use_reentrant=False)
-            else:
-                with record_sent_bytes() as sent:
-                    out = block(*mine, *both, shards)
-                assert sent.total() == 8 * b * forward, (name, sent)
-            with record_sent_bytes() as sent:
-                torch.autograd.backward(out, (shards.own_msa(grad_m, 1), shards.own_residues(grad_z, 1)))
-            assert recompute or sent.total() == 8 * b * backward, (name, sent)
-            for found, want in zip(out, wanted, strict=True):
-                own = shards.own_msa(want, 1) if want is wanted[0] else shards.own_residues(want, 1)
-                assert difference(found, own) < TOLERANCE, name
-            assert difference(mine[0].grad, shards.own_msa(whole[0].grad, 1)) < TOLERANCE, name
-            assert difference(mine[1].grad, shards.own_residues(whole[1].grad, 1)) < TOLERANCE, name
-            compare_gradients(name, block, wanted_grads, group)
+            errors = block_errors(kind, *shape, group, recompute=recompute)
+            assert max(errors.values()) < TOLERANCE, (kind, shape, recompute, errors)
+
+
+def check_faults() -> None:
+    """Faults in the code change the result of a block by more than rounding."""
+    group = join()
+    assert max(block_errors("main", 1, 5, 13, group).values()) < TOLERANCE
+    drop, gathered, scattered = pair.SharedDropout.forward, axial.all_gather, axial.reduce_scatter
+
+    def dropout_by_place_in_the_part(self, x, first_row=0):
+        return drop(self, x)
+
+    def gradients_not_summed(x, dim, ranges, group):
+        scattered(x, dim, ranges, group)
+        return x.narrow(dim, ranges[group.rank].start, len(ranges[group.rank]))
+
+    def ranks_in_reverse_order(x, dim, ranges, group):
+        return gathered(x, dim, ranges, group).flip(dim)
+
+    def mask_of_the_first_rank(self, x, dim):
+        return x if self.group.size == 1 else x.narrow(dim, 0, len(self.residues[self.group.rank]))
+
+    for owner, attribute, fault in (
+        (pair.SharedDropout, "forward", dropout_by_place_in_the_part),
+        (axial, "reduce_scatter", gradients_not_summed),
+        (axial, "all_gather", ranks_in_reverse_order),
+        (AxialShards, "own_residues", mask_of_the_first_rank),
+    ):
+        with mock.patch.object(owner, attribute, fault):
+            errors = block_errors("main", 1, 5, 13, group)
+        assert max(errors.values()) > 1e-6, (fault, errors)
+
+
+def block_errors(
+    kind: str, b: int, s: int, n: int, group: SequenceGroup, *, recompute: bool = False
+) -> dict[str, float]:
+    """Largest relative differences over all ranks between a sharded block and one process; checks the bytes sent."""
+    msa_updates, pair_updates = BLOCKS[kind]
+    block = perturbed(EvoformerBlock(BlockConfig(msa_updates=msa_updates, pair_updates=pair_updates, **SIZES)))
+    shards = AxialShards.divide(group, s, n)
+    generator = torch.Generator().manual_seed(n)
+    m, z, grad_m, grad_z = (
+        torch.randn(b, *size, generator=generator, dtype=torch.float64)
+        for size in ((s, n, SIZES["c_m"]), (n, n, SIZES["c_z"])) * 2
+    )
+    both = masks(b, s, n, generator)
+    whole = [x.clone().requires_grad_() for x in (m, z)]
+    torch.manual_seed(5)
+    wanted = block(*whole, *both)
+    torch.autograd.backward(wanted, (grad_m, grad_z))
+    wanted_grads = gradients(block)
+    own_m, own_z = shards.msa[group.rank], shards.residues[group.rank]
+    cut = lambda pair: (pair[0][:, own_m.start : own_m.stop], pair[1][:, own_z.start : own_z.stop])  # noqa: E731
+    mine = [x.clone().requires_grad_() for x in cut((m, z))]
+    forward, backward = block_elements(block, shards)
+    torch.manual_seed(5)
+    with record_sent_bytes() as sent:
+        out = checkpoint(block, *mine, *both, shards, use_reentrant=False) if recompute else block(*mine, *both, shards)
+    assert sent.total() == 8 * b * forward, (kind, sent)
+    with record_sent_bytes() as sent:
+        torch.autograd.backward(out, cut((grad_m, grad_z)))
+    assert recompute or sent.total() == 8 * b * backward, (kind, sent)
+    errors = {
+        name: difference(found, want)
+        for name, found, want in zip(
+            ("m", "z", "gradient of m", "gradient of z"), (*out, *(x.grad for x in mine)),
+            (*cut(wanted), *cut([x.grad for x in whole])), strict=True,
+        )
+    }  # fmt: skip
+    errors |= gradient_errors(block, wanted_grads, group)
+    largest = torch.tensor(list(errors.values()), dtype=torch.float64)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group.handle)
+    return dict(zip(errors, largest.tolist(), strict=True))
 
 
 TINY = {
