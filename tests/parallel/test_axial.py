@@ -30,7 +30,9 @@ def test_one_rank_exchanges_nothing() -> None:
         assert function(x, 1) is x
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.nightly), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size", [2, pytest.param(3, marks=pytest.mark.nightly), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_ranks_compute_what_one_process_computes(size, tmp_path) -> None:
     """The exchanges; a block of each stack; the whole model: two examples, recycling, recomputed."""
     shapes, models = [[2, 5, 13]], [[[17, 13], 5, 1, True, False]]
