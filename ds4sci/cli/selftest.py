@@ -30,9 +30,19 @@ def selftest(
     another ZeRO stage. The optimizer is plain SGD, or AdamW for the resume, and precision is fp32, so that differences
     are faults and not rounding. Exit code 1 if a check fails.
     """
+    import os
+    import signal
+    import sys
+
+    import torch
+
     from ds4sci.config.run_file import RunConfig
     from ds4sci.selftest import selftest as run
 
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed prints that it finds no GPU
+    # as for Ctrl-C: ranks are ended and the temporary folder is removed
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     loaded = RunConfig.load(config, list(overrides or []), deepspeed=deepspeed_config)
     results, seconds = run(loaded, ranks, on_start=lambda text: None if json else typer.echo(text))
     failed = [one for one in results if not one.passed]

@@ -70,9 +70,6 @@ def layout(config: RunConfig, ranks: int) -> Iterator[Finding]:
         return
     replicas = ranks // shared
     yield _batch(config, replicas)
-    if (reason := deepspeed_json.zero_stage(config.deepspeed_config())) != 1 and sizes.get("pipeline", 1) > 1:
-        detail = f"zero_optimization.stage = {reason} with parallel.pipeline = {sizes['pipeline']}; expected stage 1"
-        yield Finding(SECTION, "ZeRO stage", "problem", detail, f"set the stage to 1 in {config.deepspeed}")
     if shared > 1:
         yield from _units(config, sizes)
 

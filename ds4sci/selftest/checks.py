@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -22,14 +23,15 @@ from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.selftest import rank_processes, rank_program
 from ds4sci.selftest.comparison import Curve, Result, compare, compare_resumed, initial_weights
 from ds4sci.selftest.layouts import RESUMED_STEPS, SAMPLES, SAVED, SGD, STEPS, Layout
-from ds4sci.tasks import SequenceParallel, Task
+from ds4sci.tasks import Pipelined, SequenceParallel, Task
 from ds4sci.tasks.build import build_task
 
 SECONDS = 600.0
 """Time limit of a set of ranks."""
 
-SCALE, SPLIT, RESUME, SHARED, PRECISION = (
-    "gradient scale", "split of a batch", "resume elsewhere", "sharded = whole", "scale in own precision",
+SCALE, SPLIT, RESUME, SHARED, STAGES, PRECISION = (
+    "gradient scale", "split of a batch", "resume elsewhere", "sharded = whole", "pipeline = whole",
+    "scale in own precision",
 )  # fmt: skip
 
 
@@ -48,14 +50,17 @@ class Selftest:
         self.config, self.ranks, self.folder, self.program = config, ranks, folder, program
         self.own = config.deepspeed_config()
         self.stage = deepspeed_json.zero_stage(self.own)
-        self.sequence = config.parallel.sequence
-        if ranks % self.sequence:
+        sizes = config.parallel.model_dump()
+        self.sequence, self.pipeline = sizes["sequence"], min(sizes["pipeline"], 2)  # a miniature has two layers
+        together = self.sequence * self.pipeline
+        if ranks % together:
+            key = "sequence" if self.sequence > 1 else "pipeline"
             raise ValueError(
-                f"{config.source}: parallel.sequence = {self.sequence} does not divide --ranks {ranks}; use a "
-                f"multiple, such as --ranks {self.sequence}"
+                f"{config.source}: parallel.{key} = {together} does not divide --ranks {ranks}; use a multiple, such "
+                f"as --ranks {together}"
             )
         self.gpus = torch.cuda.is_available() and torch.cuda.device_count() >= ranks
-        self.batch = SAMPLES * (ranks // self.sequence)
+        self.batch = SAMPLES * (ranks // together)
         self.micro = min(self._own_micro(), SAMPLES)
         self.clip = float(self.own.get("gradient_clipping", 1.0))
         self.rate = 0.5 / self.clip if self.clip else float(SGD["params"]["lr"])  # type: ignore[index]
@@ -102,7 +107,8 @@ class Selftest:
 
     def user_layout(self, **more: Any) -> Layout:
         """The user's layout: ranks, ZeRO stage and micro-batch of the run."""
-        return replace(Layout(self.ranks, self.sequence, self.stage, self.micro, self.batch), **more)
+        user = Layout(self.ranks, self.sequence, self.stage, self.micro, self.batch, pipeline=self.pipeline)
+        return replace(user, **more)
 
     def other_stage(self) -> int:
         """A ZeRO stage that stores its state in another way than the user's."""
@@ -123,20 +129,39 @@ class Selftest:
             return str(error)
         return ""
 
+    def why_not_pipelined(self, stages: int) -> str:
+        """Why the model cannot be divided into stages; empty if it can."""
+        if self.ranks % stages:
+            return f"{self.ranks} ranks are not a multiple of {stages}"
+        if not isinstance(self.task, Pipelined):
+            return f"the task {self.config.task.name} does not divide its model into stages"
+        try:
+            self.task.pipeline_parts(stages)
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def run(self) -> list[Result]:
         """Run every check. Raises rank_processes.RankFailure if ranks fail before they can be compared."""
         user = self.user_layout()
         splits = [self.user_layout(micro=micro) for micro in (1, 2, SAMPLES) if micro != self.micro]
         saved = self.user_layout(adam=True)
         own = [self.user_layout(own_precision=True)] if self._has_own_precision() else []
-        shared_size = self.sequence if self.sequence > 1 else 2
-        reason = self.why_not_shared(shared_size)
-        shared = replace(user, sequence=shared_size, stage=self.other_stage())
+        shared = replace(user, sequence=self.sequence if self.sequence > 1 else 2, pipeline=1, stage=self.other_stage())
+        stages = replace(user, sequence=1, pipeline=self.pipeline if self.pipeline > 1 else 2, stage=1)
+        left_out = {
+            SHARED: self.why_not_shared(shared.sequence), STAGES: self.why_not_pipelined(stages.pipeline),
+        }  # fmt: skip
         reference = self.reference([user.micro, *(one.micro for one in splits)])
-        with_user = [user, *splits, *own, saved, *([shared] if self.sequence > 1 else [])]
-        curves = dict(zip(with_user, self.train(with_user), strict=True))
-        if not reason and self.sequence == 1:
-            curves[shared] = self.train([shared])[0]
+        layouts = [user, *splits, *own, saved]
+        wanted = {SHARED: shared, STAGES: stages}
+        layouts += [one for check, one in wanted.items() if not left_out[check] and one not in layouts]
+        curves: dict[Layout, Curve] = {}
+        for _, together in itertools.groupby(
+            sorted(layouts, key=lambda one: (one.sequence, one.pipeline)), lambda one: (one.sequence, one.pipeline)
+        ):
+            group = list(together)
+            curves |= zip(group, self.train(group), strict=True)
 
         def against_reference(check: str, layout: Layout) -> Result:
             return compare(check, layout, curves[layout], reference, self.initial)
@@ -144,10 +169,11 @@ class Selftest:
         results = [against_reference(SCALE, user)]
         results += [against_reference(PRECISION, one) for one in own]
         results += [against_reference(SPLIT, one) for one in splits]
-        if reason:
-            results.append(Result(SHARED, shared.describe(), note=reason))
-        else:
-            results.append(against_reference(SHARED, shared))
+        for check, layout in wanted.items():
+            if left_out[check]:
+                results.append(Result(check, layout.describe(), note=left_out[check]))
+            else:
+                results.append(against_reference(check, layout))
         return [*results, *self.resume(saved, curves[saved])]
 
     def _has_own_precision(self) -> bool:
@@ -158,7 +184,7 @@ class Selftest:
     def resume(self, saved: Layout, undisturbed: Curve) -> list[Result]:
         """Resume the run ``saved`` on other ranks and another stage, without its later checkpoints."""
         ranks = 1 if self.ranks > 1 else 2
-        other = replace(saved, ranks=ranks, sequence=1, stage=self.other_stage())
+        other = replace(saved, ranks=ranks, sequence=1, pipeline=1, stage=self.other_stage())
         name = self._name(saved)
         copy = self.folder / "runs" / f"{name}_resumed"
         shutil.copytree(self.folder / "runs" / name, copy)
@@ -188,9 +214,8 @@ class Selftest:
             file = self.folder / f"{name}.json"
             file.write_text(json.dumps(self._json(layout)), encoding="utf-8")
             steps = RESUMED_STEPS if layout.adam else STEPS
-            overrides = [
-                f"train.name={name}", f"train.steps={steps}", f"parallel.sequence={layout.sequence}",
-            ]  # fmt: skip
+            overrides = [f"train.name={name}", f"train.steps={steps}", f"parallel.sequence={layout.sequence}"]
+            overrides.append(f"parallel.pipeline={layout.pipeline}")
             cases.append({
                 "config": str(self.file if resume is None else resume / "config.json"), "deepspeed": str(file),
                 "overrides": overrides, "resume": None if resume is None else str(resume),
@@ -205,7 +230,8 @@ class Selftest:
     @staticmethod
     def _name(layout: Layout) -> str:
         kind = "adam" if layout.adam else "own" if layout.own_precision else "sgd"
-        return f"{kind}_{layout.ranks}x{layout.micro}_sequence{layout.sequence}_stage{layout.stage}"
+        groups = f"sequence{layout.sequence}_pipeline{layout.pipeline}"
+        return f"{kind}_{layout.ranks}x{layout.micro}_{groups}_stage{layout.stage}"
 
 
 def selftest(

@@ -33,10 +33,11 @@ _PRECISION = ("bf16", "fp16", "amp", "torch_autocast", "data_types", "bfloat16",
 class Layout:
     """Ranks and how they divide the work.
 
-    ranks, sequence, stage  number of ranks; ranks that share an example; ZeRO stage
-    micro                   samples of a micro-batch
-    own_precision           keep the precision of the JSON
-    adam                    AdamW instead of SGD
+    ranks, sequence, pipeline  number of ranks; ranks that share an example; stages of the model
+    stage                      ZeRO stage
+    micro, batch               samples of a micro-batch, and of a step
+    own_precision              keep the precision of the JSON
+    adam                       AdamW instead of SGD
     """
 
     ranks: int
@@ -46,16 +47,18 @@ class Layout:
     batch: int
     own_precision: bool = False
     adam: bool = False
+    pipeline: int = 1
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of each rank in a step."""
-        return self.batch * self.sequence // (self.ranks * self.micro)
+        return self.batch * self.sequence * self.pipeline // (self.ranks * self.micro)
 
     def describe(self) -> str:
         """Return the layout in words, such as ``2 ranks, ZeRO 2, 2 × 2 samples``."""
         ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
         shared = f", {self.sequence} ranks per example" if self.sequence > 1 else ""
+        shared += f", {self.pipeline} pipeline stages" if self.pipeline > 1 else ""
         return f"{ranks}{shared}, ZeRO {self.stage}, {self.micro} × {self.accumulation} samples"
 
     def deepspeed(self, own: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,14 @@ def test_heads_that_do_not_divide_leave_ranks_idle() -> None:
     assert "50 %" in found["attention heads"].detail
 
 
+def test_more_stages_than_layers_are_a_problem() -> None:
+    found = findings("lm/genome_extend.toml", "parallel.sequence=1", "parallel.pipeline=8", ranks=8)
+    assert found["layers"].level == "problem"
+    assert "4 on 8 ranks (parallel.pipeline)" in found["layers"].detail
+    found = findings("lm/genome_extend.toml", "parallel.sequence=1", "parallel.pipeline=3", ranks=3)
+    assert found["layers"].level == "optional"
+
+
 def test_fold_divides_residues_and_channels() -> None:
     found = findings("fold/small.toml", "parallel.sequence=4", ranks=4)
     assert "128 on 4 ranks" in found["residues of the shortest crop"].detail
@@ -50,6 +58,7 @@ def test_fold_divides_residues_and_channels() -> None:
         (["parallel.sequence=2"], 3, {}, "groups", "parallel.sequence = 2 does not divide 3 ranks"),
         ([], 2, {"train_batch_size": 3}, "batch", "does not fit 2 ranks"),
         ([], 2, {"gradient_cliping": 1}, "DeepSpeed JSON", "did you mean gradient_clipping"),
+        (["parallel.pipeline=2"], 2, {}, "valid", "needs ZeRO stage 1"),
         (["train.stepz=3"], 2, {}, "valid", "train.stepz"),
         ([], 2, {"zero_optimization": {"offload_param": {"device": "nvme"}}}, "valid", "libaio-dev"),
     ],
