@@ -24,17 +24,22 @@ from ds4sci.kernels.evoformer_attention.triton_static import Point, points
 
 pytestmark = pytest.mark.aot
 TABLE = Path(__file__).resolve().parents[2] / "benchmarks" / "triton_evoformer_attention_static.json"
-EVERY_RUN = {str(x) for x in points(widths=(32,), dtypes=(torch.bfloat16,))} | {
-    str(x) for x in points(archs=("sm_90",), dtypes=(torch.bfloat16,)) if x.longest is None
-}
-"""Points compiled in every run: the most common width on every architecture, and every width on sm_90. Slow tests
-compile the others in bf16, nightly tests those in fp32."""
+ANY_LENGTH = [x for x in points(dtypes=(torch.bfloat16,)) if x.longest is None]
+EVERY_RUN = {str(x) for x in ANY_LENGTH if x.arch == "sm_90" or (x.arch, x.d, x.purpose) == ("gfx942", 32, "attend")}
+"""Points compiled in every run: every width on sm_90, and one for an AMD GPU."""
+OTHER_GPUS = {("attend", 32), ("grad_keys", 128), ("grad_bias", 32)}
+"""Purpose and d of the points that slow tests compile for the other architectures: one for every kernel, with
+``grad_bias`` the one that needs the most registers, and the widest heads. ``grad_bias`` is ``grad_queries`` with one
+more gradient. Nightly tests compile the whole table."""
 
 
 def tier(point: Point) -> list[pytest.MarkDecorator]:
     if str(point) in EVERY_RUN:
         return []
-    return [pytest.mark.slow if point.dtype == torch.bfloat16 else pytest.mark.nightly]
+    if point.dtype != torch.bfloat16:
+        return [pytest.mark.nightly]
+    sampled = point.longest is None and (point.purpose, point.d) in OTHER_GPUS
+    return [pytest.mark.slow if point.arch == "sm_90" or sampled else pytest.mark.nightly]
 
 
 @pytest.mark.parametrize("point", [pytest.param(x, id=str(x), marks=tier(x)) for x in points()])
@@ -43,8 +48,15 @@ def test_a_shipped_config(point: Point) -> None:
         assert stats.violations(matrix=point.matrix) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("point", [pytest.param(x, id=str(x)) for x in points(widths=(32,), dtypes=(torch.bfloat16,))])
+def odd_length_tier(point: Point) -> pytest.MarkDecorator:
+    sampled = (point.arch, point.purpose, point.longest) == ("gfx942", "attend", None)
+    return pytest.mark.slow if point.arch == "sm_90" or sampled else pytest.mark.nightly
+
+
+@pytest.mark.parametrize(
+    "point",
+    [pytest.param(x, id=str(x), marks=odd_length_tier(x)) for x in points(widths=(32,), dtypes=(torch.bfloat16,))],
+)
 def test_an_odd_length(point: Point) -> None:
     """The rows of the bias are unaligned, which needs other loads and registers."""
     for stats in triton_static.build(point, n=383, s=5, heads=3):
@@ -144,13 +156,19 @@ EDGE_CASES = {
 }
 
 
-@pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", EDGE_CASES)
+@pytest.mark.parametrize(
+    ("case", "arch"),
+    [pytest.param(case, "sm_90") for case in EDGE_CASES]
+    + [
+        pytest.param(case, "gfx942", marks=pytest.mark.slow if case == "all sizes are 1" else pytest.mark.nightly)
+        for case in EDGE_CASES
+    ],
+)
 def test_edge_cases_compile(case: str, arch: str) -> None:
     """Sizes and strides of 1 and missing tensors are constants for the compiler, but not for the interpreter."""
     for launch in edge_case_launches(arch, **EDGE_CASES[case]):
         kernel = host.kernels()[launch.kernel]
-        aot.kernel_stats(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
+        aot.compile_kernel(kernel, launch.arguments, launch.constants, arch, warps=launch.warps, stages=launch.stages)
 
 
 def edge_case_launches(

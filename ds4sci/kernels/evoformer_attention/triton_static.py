@@ -1,7 +1,6 @@
 """Compilation of every shipped config of the Triton kernels for every architecture, without a GPU.
 
-``python -m ds4sci.bench.triton_static`` writes the whole table. Every test run checks a part of it, slow tests bf16,
-nightly tests fp32.
+``python -m ds4sci.bench.triton_static`` writes the whole table. Every test run checks a part of it, nightly tests all.
 """
 
 from __future__ import annotations
