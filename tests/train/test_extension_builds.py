@@ -13,6 +13,7 @@ from torch.utils.file_baton import FileBaton
 
 from ds4sci.train import extension_builds
 from tests.support import rank_processes
+from tests.support.compilers import substituting
 
 ADAM = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}
 TORCH_ADAM = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}}
@@ -153,14 +154,28 @@ def test_without_a_compiler_a_json_that_requires_a_build_is_refused(tmp_path, ru
     assert '"torch_adam": true' in ended.output
 
 
-@pytest.mark.slow
+NO_ADAM = """
+#include <pybind11/pybind11.h>
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+    for (const char* name : {"create_adam", "adam_update", "adam_rollback", "destroy_adam"})
+        m.def(name, [](pybind11::args, pybind11::kwargs) { return 0; });
+}
+"""
+"""The interface of cpu_adam without torch's headers, most of the time of its build. Its steps change nothing."""
+
+
+@pytest.mark.parametrize(
+    "complete", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.nightly)]
+)
 @pytest.mark.skipif(
     extension_builds.why_no_build() is not None, reason=f"cannot build here: {extension_builds.why_no_build()}"
 )
-def test_deepspeed_cpu_adam_is_built_once_also_after_a_kill(tmp_path, run_file) -> None:
-    """Ranks are killed during the build of cpu_adam and started again."""
+def test_deepspeed_cpu_adam_is_built_once_also_after_a_kill(tmp_path, run_file, complete: bool) -> None:
+    """Ranks are killed during the build of cpu_adam and started again. ``complete``: with DeepSpeed's source."""
     folder = tmp_path / "extensions"
     environment = {"TORCH_EXTENSIONS_DIR": str(folder)}
+    if not complete:
+        environment["CXX"] = str(substituting(tmp_path / "compiler", "cpu_adam.cpp", NO_ADAM))
     file = run_file(steps=3, ds=ADAM | {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}})
     ranks = rank_processes.RankProcesses(2, ["--config", str(file)], tmp_path, environment)
     ranks.wait_for(lambda: (folder / "cpu_adam/lock").exists())
