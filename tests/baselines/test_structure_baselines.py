@@ -1,4 +1,4 @@
-"""Structure baselines on a few real chains; the complete values in a slow test."""
+"""Structure baselines on a few real chains; the documented values, on all chains, in a nightly test."""
 
 from __future__ import annotations
 
@@ -45,7 +45,16 @@ def test_every_baseline_is_measured_and_cached(sets: tuple[Path, Path], tmp_path
     assert seen[-1] == (30, 30)
     means = {name: entry["mean"] for name, entry in result["baselines"].items()}
     assert means["helix"]["right_handed"] == means["helix"]["bond_ok"] == 1
-    assert 0.25 < means["helix"]["lddt_ca"] < 0.4
+    # measured on these chains: a lower value is a worse baseline, which is easier to beat
+    for name, lddt, tm in (
+        ("helix", 0.298, 0.197),
+        ("random_native", 0.308, 0.184),
+        ("distances", 0.312, 0.212),
+        ("distances_predicted_secondary", 0.365, 0.223),
+        ("distances_true_secondary", 0.412, 0.246),
+    ):
+        assert means[name]["lddt_ca"] >= lddt - 0.01, name
+        assert means[name]["tm_score"] >= tm - 0.01, name
     # Better-informed baselines score higher, even when fitted on 84 chains.
     assert means["distances_true_secondary"]["lddt_ca"] > means["distances"]["lddt_ca"] + 0.03
     assert means["distances_true_secondary"]["right_handed"] > 0.8
@@ -149,7 +158,7 @@ def test_the_secondary_structure_predictor_learns_and_is_deterministic() -> None
     assert predict_secondary(network, []) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_baselines_reach_the_documented_values() -> None:
     """The means in the docstring of ``ds4sci.baselines`` are lower bounds, up to rounding."""
     result = measure_baselines(DATA / "chains_train.npz", DATA / "chains_valid.npz")
