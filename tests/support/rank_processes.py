@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from ds4sci.selftest import rank_processes
@@ -31,6 +32,11 @@ PRELOADED = [
 ]  # fmt: skip
 _server.set_forkserver_preload(PRELOADED)
 rank_processes.PRELOADED = PRELOADED  # the server is shared with the ranks of ds4sci.selftest
+
+
+def forked_from_server(method: str = "") -> BaseContext:
+    """Context of ``multiprocessing`` for code that asks ``get_context`` for processes that import everything again."""
+    return _server
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.tasks.evaluations.ngram_baseline import score_ngrams
 from tests.support import language_oracle as oracle
+from tests.support import rank_processes
 
 BPE = '{kind = "tests.support.trained_tokenizers", name = "bpe"}'
 K6 = '{kind = "kmer", k = 6, stride = 1}'
@@ -28,6 +29,11 @@ K6 = '{kind = "kmer", k = 6, stride = 1}'
 
 def bases(length: int, seed: int = 0) -> str:
     return "".join(np.random.default_rng(seed).choice(list("ACGT"), length))
+
+
+@pytest.fixture(autouse=True)
+def forked_embedding_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_module, "get_context", rank_processes.forked_from_server)
 
 
 @pytest.fixture

@@ -115,10 +115,14 @@ def test_the_exported_model_is_the_trained_one(tmp_path, genome, write) -> None:
         export.export_run(run, out)
 
 
-def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, genome, write) -> None:
-    """Three bases per token, five heads on two ranks, and sequences longer than those of training."""
+def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, genome, write, monkeypatch) -> None:
+    """Three bases per token, five heads on two ranks, and sequences longer than those of training.
+
+    The means are computed in a spawned process, as by a user, and the others in forked ones, which start in a second.
+    """
     from safetensors.torch import load_file
 
+    from ds4sci.inference import embed as embed_module
     from ds4sci.inference.embed import embed
 
     data = f'path = "{genome}"\ntokenizer = {{kind = "kmer", k = 3}}\nphases = [{{length = 64}}]'
@@ -126,7 +130,9 @@ def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, 
     rank_processes.run(1, ["--config", str(file)], tmp_path)
     run, fasta = tmp_path / "runs/run", tmp_path / "two.fa"
     fasta.write_text(f">long\n{SEED * 20}\n>short\n{SEED[:20]}\n")
-    assert embed(run, fasta, tmp_path / "one") == embed(run, fasta, tmp_path / "two", ranks=2) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "get_context", rank_processes.forked_from_server)
+        assert embed(run, fasta, tmp_path / "one") == embed(run, fasta, tmp_path / "two", ranks=2) == 2
     index = json.loads((tmp_path / "two" / "index.json").read_text())
     assert list(index["sequences"]) == ["long", "short"]
     _, task = checkpoint.load_run(run)
