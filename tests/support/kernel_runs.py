@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,11 @@ def runnable_names(kernel: Kernel, names: tuple[str, ...] | None = None) -> list
     """Names of the implementations that can run the kernel's first case on this machine; only those in ``names``."""
     found = [one.name for one, _ in runnable(kernel, kernel.cases[:1])]
     return [name for name in found if names is None or name in names]
+
+
+def is_interpreted(implementation: Implementation) -> bool:
+    """Whether it runs in Triton's interpreter."""
+    return implementation.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def cpu_names(kernel: Kernel) -> list[str]:
