@@ -35,7 +35,7 @@ rank_processes.PRELOADED = PRELOADED  # the server is shared with the ranks of d
 
 
 def forked_from_server(method: str = "") -> BaseContext:
-    """Context of ``multiprocessing`` for code that asks ``get_context`` for processes that import everything again."""
+    """Replacement of ``multiprocessing.get_context``: processes start in a second, with everything imported."""
     return _server
 
 
