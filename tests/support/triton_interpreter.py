@@ -49,6 +49,18 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return dense.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
 
 
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Matrix product that adds in the order of k, as a GPU does: ``(b.T @ a.T).T`` has the same bits.
+
+    The BLAS of numpy rounds differently for transposed operands, so that backward kernels, which compute scores
+    transposed, would not get the probabilities of the forward pass.
+    """
+    total = np.zeros((*a.shape[:-1], b.shape[-1]), a.dtype)
+    for k in range(a.shape[-1]):
+        total += a[..., :, k, None] * b[..., k, None, :]
+    return total
+
+
 def _refusing(method: Any) -> Any:
     def refusing(self: Any, *operands: Any) -> Any:
         if any(is_bf16(x) for x in operands):
@@ -76,6 +88,8 @@ def repair() -> None:
 
     def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
         a, b = (Handle(widened(x.data), tl.float32) if is_bf16(x) else x for x in (a, b))
+        if a.data.dtype == b.data.dtype == others[0].data.dtype == np.float32:
+            return Handle(product(a.data, b.data) + others[0].data, others[0].dtype.scalar)
         return dot(self, a, b, *others)
 
     def summed(self: Any, given: Any) -> Any:
