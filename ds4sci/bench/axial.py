@@ -1,7 +1,8 @@
 """Benchmark of axial parallelism: memory of a rank, bytes sent, and step times of one Evoformer block.
 
 Memory and bytes are traced: one process with torch's process group ``fake`` is one rank of P, and its tensors have no
-data. Step times are measured on real ranks of this machine.
+data. Step times are measured on real ranks of this machine, and so is the longest crop that trains in a given memory
+(``ds4sci.bench.axial_crop``).
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+import typer
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ds4sci.bench import axial_crop
 from ds4sci.bench.measurement import Measurement, synchronize, timed, write
 from ds4sci.bench.registry import JsonFile, Quick, show
 from ds4sci.kernels import KERNELS
@@ -36,10 +39,23 @@ TRACED_SIZES, TIMED_SIZES, QUICK_SIZES = (512, 384), (32, 128), (8, 24)
 COLLECTIVES = ("all_to_all", "all_gather", "reduce_scatter")
 
 
-def command(out: JsonFile, quick: Quick = False) -> None:
-    """Axial parallelism: saved bytes and bytes sent of a rank, and step times of an Evoformer block."""
-    measurement = run(out, quick=quick)
-    show(measurement, out)
+def command(
+    out: JsonFile,
+    longest: Annotated[
+        bool, typer.Option("--longest/--no-longest", help="Also search for the longest crop that trains.")
+    ] = True,
+    memory: Annotated[float, typer.Option("--memory", min=1, help="GB that a rank may hold in that search.")] = (
+        axial_crop.MEMORY_GB
+    ),
+    quick: Quick = False,
+) -> None:
+    """Axial parallelism: saved bytes and bytes sent of a rank, step times of an Evoformer block, longest crop."""
+    show(run(out, quick=quick), out)
+    if longest and not quick:
+        file = out.with_name(f"{out.stem}_crop.json")
+        crops = axial_crop.search(file, memory)
+        write(file, asdict(crops))
+        show(crops, file)
 
 
 def run(out: Path, *, quick: bool) -> Measurement:

@@ -132,14 +132,15 @@ def compare(config_path: str, overrides: list[str], against: list[str], crop: in
     )
 
 
-def _batch(config: RunConfig, crop: int) -> Any:
+def synthetic_batch(config: RunConfig, crop: int, *, recycling: int = 0) -> Any:
+    """A batch of one ``synthetic_chain`` of ``crop`` residues."""
     from ds4sci.data.structures.batch import collate
     from ds4sci.data.structures.features import featurize
 
     features: Any = config.settings.data.features  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     record = synthetic_chain(crop, features.max_clusters + features.max_extra, rng)
-    return collate([featurize(record, features, rng)])
+    return collate([featurize(record, features, rng)], recycling=recycling)
 
 
 def _alternate(
@@ -149,7 +150,7 @@ def _alternate(
     import torch
 
     configs = [RunConfig.load(config_path, own) for own in choices]
-    batch = _batch(configs[0], crop)
+    batch = synthetic_batch(configs[0], crop)
     steppers = []
     for config in configs:
         torch.manual_seed(config.seed)
@@ -171,7 +172,7 @@ def _measure_crop(config_path: str, overrides: list[str], crop: int, repeats: in
     import torch
 
     config = RunConfig.load(config_path, overrides)
-    batch = _batch(config, crop)
+    batch = synthetic_batch(config, crop)
     before = peak_bytes()
     step = training_step(config)
     step(batch)

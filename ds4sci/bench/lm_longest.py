@@ -118,8 +118,10 @@ def _step_of_rank(rank: int, port: int, kind: str, n: int) -> int:
     return ds4sci_steps(kind, n, 1, DOCUMENT, sequence=2)[1]
 
 
-def find_longest(peak: Callable[[int], int], step: int = 1024, first: int = 32768) -> int:
-    """Largest multiple of ``step`` whose peak is within ``MEMORY_LIMIT``, to 2 %.
+def find_longest(
+    peak: Callable[[int], int], step: int = 1024, first: int = 32768, limit: float = MEMORY_LIMIT, unit: str = "tokens"
+) -> int:
+    """Largest multiple of ``step`` whose peak is within ``limit`` bytes, to 2 %.
 
     Three lengths decide whether memory grows linearly or quadratically. The length at which that curve meets the limit
     is measured, and then refined by linear interpolation between the lengths on both sides of the limit.
@@ -127,32 +129,32 @@ def find_longest(peak: Callable[[int], int], step: int = 1024, first: int = 3276
     known: dict[int, int] = {}
 
     def measured(n: int) -> int:
-        print(f"ds4sci:   {n:,} tokens …", end="", file=sys.stderr, flush=True)
+        print(f"ds4sci:   {n:,} {unit} …", end="", file=sys.stderr, flush=True)
         known[n] = peak(n)
         print(f" {known[n] / 1e9:.2f} GB", file=sys.stderr, flush=True)
         return known[n]
 
-    while measured(first) > 0.5 * MEMORY_LIMIT and first > step:
+    while measured(first) > 0.5 * limit and first > step:
         first //= 2
     a, b, c = first, first * 3 // 2, first * 2
     first_slope, second_slope = ((measured(y) - known[x]) / (y - x) for x, y in ((a, b), (b, c)))
     quadratic = (second_slope - first_slope) / (c - a) if second_slope > 1.15 * first_slope else 0.0
     slope = first_slope - quadratic * (a + b) if quadratic else (known[c] - known[a]) / (c - a)
-    available = 0.99 * MEMORY_LIMIT - known[a] + slope * a + quadratic * a * a  # = slope·n + quadratic·n²
+    available = 0.99 * limit - known[a] + slope * a + quadratic * a * a  # = slope·n + quadratic·n²
     if quadratic:
         n = (math.sqrt(slope * slope + 4 * quadratic * available) - slope) / (2 * quadratic)
     else:
         n = available / slope
     for _ in range(6):
         n = int(n) // step * step
-        if n in known or 0.98 * MEMORY_LIMIT <= measured(n) <= MEMORY_LIMIT:
+        if n in known or 0.98 * limit <= measured(n) <= limit:
             break
-        low = max(x for x, held in known.items() if held <= MEMORY_LIMIT)
-        high = min((x for x, held in known.items() if held > MEMORY_LIMIT), default=None)
+        low = max(x for x, held in known.items() if held <= limit)
+        high = min((x for x, held in known.items() if held > limit), default=None)
         if high is None:  # extrapolate from the last two lengths
             low, high = sorted(known)[-2:]
-        n = low + (0.99 * MEMORY_LIMIT - known[low]) * (high - low) / (known[high] - known[low])
-    return max(x for x, held in known.items() if held <= MEMORY_LIMIT)
+        n = low + (0.99 * limit - known[low]) * (high - low) / (known[high] - known[low])
+    return max(x for x, held in known.items() if held <= limit)
 
 
 def is_out_of_memory(error: Exception) -> bool:
