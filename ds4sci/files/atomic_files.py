@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 class Writer:
     """Writer of one rank's files of a checkpoint. It syncs each file to the disk and records its size and checksum.
 
-    A failed write raises nothing: DeepSpeed waits for all ranks inside ``save_checkpoint``, so every rank must reach
-    the end. ``error`` holds the first error; after it nothing is written.
+    A failed write raises nothing, so that every rank reaches the collective operations that follow. ``error`` holds the
+    first error; after it nothing is written.
     """
 
     def __init__(self, folder: Path) -> None:
