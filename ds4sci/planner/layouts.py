@@ -30,6 +30,10 @@ RESERVE_BYTES, RESERVE_FRACTION = 2 * GB, 0.05
 fragmentation, as a fraction of the GPU."""
 
 
+COLLECTIVES = {"alltoall_base": "all-to-all", "allreduce": "all-reduce"}
+"""Names of collective operations in torch and in reports."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """``gpus`` GPUs of ``gpu_bytes`` each, and ``host_bytes`` of host memory for all of them, or None if unknown."""
@@ -199,7 +203,9 @@ class Planner:
         device = states.device | {"activations": trace.peak, "reserve": self.machine.reserve}
         start_host = 4 * self.sizes.total * self.machine.gpus  # every rank builds the model in fp32
         host = max(start_host, self.machine.gpus * (states.host + trace.host))
-        traffic = {f"{name} (activations)": size * accumulation for name, size in trace.sent.items()}
+        traffic = {
+            f"{COLLECTIVES.get(name, name)} of activations": size * accumulation for name, size in trace.sent.items()
+        }
         traffic |= zero_traffic(self.sizes, config, self.machine.gpus, accumulation)
         made = Estimate(layout, device, needed[phase] + self.machine.reserve, phase, host, traffic, accumulation)
         return replace(made, problem=self._problem(made))

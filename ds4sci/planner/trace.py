@@ -21,7 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -281,6 +287,8 @@ def trace_step(
 
     gpu     trace what a GPU would run: its tile sizes, its attention within documents, offloaded inputs
     inside  cache of the peaks inside operations, to share between traces
+
+    Raises ValueError if the model or the loss reads values of predictions, which a trace does not have.
     """
     model = task.model
     model.train()
@@ -295,6 +303,11 @@ def trace_step(
                 loss, _ = task.loss(model(batch), batch)
             saved = recorder.saved_bytes()
             loss.backward()
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+        raise ValueError(
+            f"{type(task).__name__} cannot be traced: its model or loss reads values of predictions ({error}); choose "
+            "shapes and branches by the batch only"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

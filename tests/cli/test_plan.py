@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,3 +281,18 @@ def test_pipeline_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "5" in capsys.readouterr().err
     assert call("plan", "--pipeline", "2", str(file), "--gpus", "4", "parallel.sequence=2") == 2
     assert "parallel.sequence" in capsys.readouterr().err
+
+
+class _Branching(torch.nn.Linear):
+    """A layer whose output depends on the sign of its first value."""
+
+    def forward(self, batch: SimpleNamespace) -> torch.Tensor:  # type: ignore[override]
+        out = super().forward(batch.x)
+        return out if out[0, 0] > 0 else -out
+
+
+def test_values_of_predictions_are_refused() -> None:
+    task: Any = SimpleNamespace(model=_Branching(2, 1), loss=lambda output, batch: (output.sum(), {}))
+    trace.make_fake(task.model, torch.float32)
+    with pytest.raises(ValueError, match="reads values of predictions"):
+        trace.trace_step(task, SimpleNamespace(x=torch.ones(3, 2)))
