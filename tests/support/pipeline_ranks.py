@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "data": {"evaluation_recycling": 1},
         },
     ),
-    "lora": ("causal_lm", {"model": {"config": LLAMA, "lora": {"rank": 2}}}),
+    "lora": ("causal_lm", {"model": {"config": LLAMA, "lora": layouts.LORA}}),
     "frozen": ("masked_lm", {"model": {"config": ESM, "freeze": ["*embeddings*", "*layer.2.*"]}}),
     "bert": (
         "masked_lm unpacked",

@@ -52,9 +52,10 @@ def test_flat_buffers_and_divided_parameters_resume_each_other(variant, tmp_path
 
 
 @pytest.mark.slow
-def test_pipeline_stages_resume_and_are_resumed(tmp_path) -> None:
+@pytest.mark.parametrize("variant", ["tied", pytest.param("bf16", marks=pytest.mark.nightly)])
+def test_pipeline_stages_resume_and_are_resumed(variant, tmp_path) -> None:
     names = {"pipeline 2": ("1 ranks, stage 0", "pipeline 2"), "2 ranks, stage 3": ("pipeline 2",)}
-    check("tied", tmp_path, names)
+    check(variant, tmp_path, names)
 
 
 @pytest.mark.slow

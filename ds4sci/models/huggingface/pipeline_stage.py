@@ -69,7 +69,7 @@ class LanguageStage(PipelineStage):
         for name, module in list(model.named_modules()):
             is_own = stage == 0 if name in plan.inputs else self.is_last
             if module._parameters and not name.startswith(prefix + ".") and not is_own:
-                _remove_parameters(model, name, module)
+                _remove_parameters(model, name, module, self.entry)
         self.model = model
         kept = {names[id(p)]: p for p in model.parameters()}
         self._parameters_by_name = {name: kept[name] for name in self.parts[stage].parameters}
@@ -257,15 +257,17 @@ class _Entry(_OtherStage):
 
 
 class _NoEmbedding(nn.Module):
-    """Stand-in for an embedding of another stage: zeros that take no memory."""
+    """Stand-in for an embedding of another stage: zeros that take no memory, in the dtype of the received states, from
+    which a model derives that of its rotary embeddings."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, entry: _Entry) -> None:
         super().__init__()
-        self.width = width
-        self.zero = nn.Buffer(torch.zeros(1), persistent=False)  # follows the dtype of the model
+        self.width, self._entry = width, [entry]  # in a list, so that it is not registered twice
 
     def forward(self, index: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.zero.expand(*index.shape, self.width)
+        states = self._entry[0].states
+        assert states is not None
+        return states.new_zeros(()).expand(*index.shape, self.width)
 
 
 class _Unchanged(nn.Module):
@@ -275,10 +277,12 @@ class _Unchanged(nn.Module):
         return args[0] if args else next(iter(kwargs.values()))
 
 
-def _remove_parameters(model: nn.Module, name: str, module: nn.Module) -> None:
+def _remove_parameters(model: nn.Module, name: str, module: nn.Module, entry: _Entry | None) -> None:
     """Remove the direct parameters of ``module``, whose results this stage does not use."""
     if isinstance(module, nn.Embedding) or not module._modules:
-        stand_in = _NoEmbedding(module.embedding_dim) if isinstance(module, nn.Embedding) else _Unchanged()
+        stand_in: nn.Module = _Unchanged()
+        if isinstance(module, nn.Embedding) and entry is not None:
+            stand_in = _NoEmbedding(module.embedding_dim, entry)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, stand_in)
     else:
