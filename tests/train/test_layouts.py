@@ -51,8 +51,9 @@ def test_flat_buffers_and_divided_parameters_resume_each_other(variant, tmp_path
     check(variant, tmp_path, names)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["tied", pytest.param("bf16", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "variant", [pytest.param("tied", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.nightly)]
+)
 def test_pipeline_stages_resume_and_are_resumed(variant, tmp_path) -> None:
     names = {"pipeline 2": ("1 ranks, stage 0", "pipeline 2"), "2 ranks, stage 3": ("pipeline 2",)}
     check(variant, tmp_path, names)
