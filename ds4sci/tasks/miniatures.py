@@ -141,10 +141,26 @@ def _save_model(kind: Kind, config: Any, longest: int, folder: Path) -> Any:
     tokens = {key: value for key, value in full.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
     rates = {key: 0.0 for key, value in settings.items() if "drop" in key and isinstance(value, float)}
     settings |= tokens | rates | {"vocab_size": max(tokenizer.vocab_size, 1)}
+    if _has_odd_heads(full):
+        settings = _with_odd_heads(settings)
     folder.mkdir()
     tokenizer.hf_tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(settings, indent=1, default=str), encoding="utf-8")
     return tokenizer
+
+
+def _has_odd_heads(config: Any) -> bool:
+    """Whether the number of attention heads is odd, and every query head has its own key head."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    return isinstance(heads, int) and heads % 2 == 1 and getattr(text, "num_key_value_heads", heads) in (None, heads)
+
+
+def _with_odd_heads(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a miniature with one head less, so that two ranks divide its heads unevenly."""
+    heads, width = hf_miniature.HEADS - 1, hf_miniature.WIDTH - hf_miniature.HEAD_DIM
+    smaller = {"num_attention_heads": heads, "num_key_value_heads": heads, "hidden_size": width}
+    return settings | {key: value for key, value in smaller.items() if isinstance(settings.get(key), int)}
 
 
 def _model(section: dict[str, Any], folder: Path) -> dict[str, Any]:
