@@ -143,7 +143,9 @@ class Grid:
         def groups(row: dict[str, Any]) -> tuple[int, int, int]:
             return row["layout"].ranks, row["layout"].sequence, row["layout"].pipeline
 
-        for (ranks, sequence, pipeline), chosen in itertools.groupby(sorted(rows, key=groups), key=groups):
+        # stage 3 last: it replaces torch's linear function for the rest of the process, which changes the last bit
+        rows = sorted(rows, key=lambda row: (groups(row), row["layout"].stage))
+        for (ranks, sequence, pipeline), chosen in itertools.groupby(rows, key=groups):
             cases = []
             for row in chosen:
                 file = self.folder / f"{row['name']}.json"
