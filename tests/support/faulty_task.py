@@ -33,11 +33,19 @@ class Config(toy_task.Config):
 
 
 def build(config: Config, *, seed: int, steps: int) -> toy_task.ToyTask:
-    """Return a toy task, and wrap ``watchdog.beat`` of this process so that the faults happen."""
+    """Return a toy task, and wrap ``watchdog.beat`` of this process so that the faults happen.
+
+    The file ``trained_PID`` holds the time at which this process began its second step.
+    """
     beat, rank, now = watchdog.beat, int(os.environ["RANK"]), {"phase": "start", "step": 0}
+    begun: list[int] = []
 
     def beat_and_fail(phase: str | None = None, step: int | None = None) -> None:
         beat(phase, step)
+        if phase == "step" and step is not None:
+            begun.append(step)
+            if len(begun) == 2:
+                Path(f"trained_{os.getpid()}").write_text(str(time.time()), encoding="utf-8")
         now.update(phase=phase or now["phase"], step=now["step"] if step is None else step)
         for number, fault in enumerate(config.faults):
             if (fault.rank, fault.phase, fault.step) == (rank, now["phase"], now["step"]):
