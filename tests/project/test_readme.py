@@ -97,7 +97,8 @@ def would_start(document: str, command: str, *, whole: bool) -> None:
         main_file = ROOT / rest[1].replace(".", "/") / "__main__.py"  # tests.fuzz: importable from the root only
         assert main_file.is_file() or importlib.util.find_spec(rest[1]) is not None
     elif name == "deepspeed":
-        script = next(word for word in rest if word.endswith(".py"))
+        script = next((word for word in rest if word.endswith(".py")), None)
+        assert script is not None, f"{document}: no script in {command}"
         assert (ROOT / script).is_file()
         parse(rest[rest.index(script) + 1 :])
     elif name == "pytest":
