@@ -224,7 +224,9 @@ def test_nothing_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--gpus", "2", "parallel.sequence=4"], r"parallel.sequence = 4 does not divide --gpus 2"),
         (["parallel.pipeline=2"], r"parallel.pipeline = 2: .* --pipeline 2"),
         (["--out", "absent/plan.json"], r"the folder absent does not exist"),
-        (["model.config={}", "model.path=absent_model"], r"model.path = 'absent_model'.*cannot be loaded"),
+        pytest.param(
+            ["model.config={}", "model.path=absent_model"], r"model.path = 'absent_model'.*cannot be loaded", marks=slow
+        ),
     ],
 )
 def test_errors(
