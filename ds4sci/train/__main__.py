@@ -39,9 +39,12 @@ def load(options: argparse.Namespace) -> RunConfig:
     """Load the configuration from the run file or from the run folder to resume."""
     file = options.config
     if options.resume is not None:
-        file = options.resume / "config.json"
-        if not file.is_file():
-            raise ValueError(f"--resume {options.resume}: not a run folder (config.json is missing)")
+        from ds4sci.train.launch import config_of_run
+
+        try:
+            file = config_of_run(options.resume)
+        except ValueError as error:
+            raise ValueError(f"--resume {error}") from None
     return RunConfig.load(file, options.overrides, deepspeed=options.deepspeed_config)
 
 

@@ -269,7 +269,11 @@ def weights_file(path: Path) -> Path:
 
 
 def load_weights(model: torch.nn.Module, file: Path) -> None:
-    """Copy the tensors of a safetensors ``file`` into ``model``. Raises ValueError naming those that do not fit."""
+    """Copy the tensors of a safetensors ``file`` into ``model``.
+
+    Raises ValueError naming those that do not fit, or if the file is not the one of its checkpoint's manifest.
+    """
+    _check_against_manifest(file)
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     with TensorReader(file) as reader:
         wrong = [
@@ -286,3 +290,19 @@ def load_weights(model: torch.nn.Module, file: Path) -> None:
             )
         for name in reader.specs:
             reader.read_into(own[name], name)
+
+
+def _check_against_manifest(file: Path) -> None:
+    """Raise ValueError if ``file`` differs from what the manifest next to it says; without one, return."""
+    manifest = file.with_name("manifest.json")
+    if not (file.is_file() and manifest.is_file()):
+        return
+    try:
+        expected = json.loads(manifest.read_text(encoding="utf-8"))["files"].get(file.name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{manifest}: {type(error).__name__}: {error}") from None
+    if expected is not None and fingerprint(file) != expected:
+        raise ValueError(
+            f"{file}: corrupt: it has another size or SHA-256 than when it was written; use another checkpoint of the "
+            "run, or a copy of this one"
+        )

@@ -65,6 +65,9 @@ def train(
 def config_of_run(run: Path) -> Path:
     """Return the resolved configuration of a run folder. Raises ValueError if ``run`` is not a run folder."""
     file = run / "config.json"
+    if (run / "manifest.json").is_file():
+        owner = run.resolve().parent.parent
+        raise ValueError(f"{run}: a checkpoint, not a run folder; expected the folder of its run, such as {owner}")
     if not file.is_file():
         raise ValueError(
             f"{run}: not a run folder (config.json is missing); expected one made by `ds4sci train`, such as runs/NAME"

@@ -94,7 +94,8 @@ def refuse_other_settings(config: RunConfig, run: Path) -> None:
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
         raise ValueError(
             f"{run}: this run exists already, with other settings: {'; '.join(found[:6])}{more}. Choose another "
-            f"train.name for a new run, or change settings of this one with: ds4sci train --resume {run} KEY=VALUE"
+            f"train.name for a new run, or change settings of this one, except its model, batch size, optimizer and "
+            f"schedule, with: ds4sci train --resume {run} [--deepspeed_config JSON] KEY=VALUE"
         )
 
 

@@ -82,6 +82,28 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         checkpoint.load_weights(model, file)
 
 
+def test_weights_that_differ_from_the_manifest_are_refused(tmp_path: Path) -> None:
+    """Evaluation, prediction, export and train.weights read the file without the other files of the checkpoint."""
+    import safetensors.torch
+
+    from ds4sci.files.atomic_files import fingerprint
+
+    model, file, manifest = torch.nn.Linear(2, 3), tmp_path / "model.safetensors", tmp_path / "manifest.json"
+    safetensors.torch.save_file({k: v.detach() for k, v in model.state_dict().items()}, file)
+    manifest.write_text(json.dumps({"files": {file.name: fingerprint(file)}}))
+    checkpoint.load_weights(model, file)
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 0x40
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors: corrupt: .* than when it was written"):
+        checkpoint.load_weights(model, file)
+    manifest.write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json: JSONDecodeError"):
+        checkpoint.load_weights(model, file)
+    manifest.unlink()
+    checkpoint.load_weights(model, file)  # a file that was copied alone
+
+
 def test_every_element_is_assigned_to_one_rank_that_holds_it() -> None:
     """Three ranks hold all of a, parts of b, and rank 2 alone c; large replicas are divided evenly."""
     sizes = {"a": 300_001, "b": 10, "c": 5, "empty": 0}

@@ -136,6 +136,12 @@ def test_configuration_errors_are_found_before_any_process_starts(run_file, monk
         launch.train(run_file(), ["train.evaluate_evry=3"])
     with pytest.raises(ValueError, match="not a run folder"):
         launch.train(None, resume=tmp_path / "nowhere")
+    step = tmp_path / "runs/x/checkpoints/step_000002"
+    step.mkdir(parents=True)
+    (step / "manifest.json").touch()
+    with pytest.raises(ValueError, match=r"step_000002: a checkpoint, not a run folder; .* such as .*/runs/x$"):
+        launch.train(None, resume=step)
+    assert [path.name for path in step.iterdir()] == ["manifest.json"]
     file = run_file(name="old", output=str(tmp_path))
     (tmp_path / "old").mkdir()
     RunConfig.load(file).save(tmp_path / "old")
