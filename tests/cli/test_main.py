@@ -30,6 +30,8 @@ def call(*arguments: str) -> int:
         (["report"], ["RUN"]),
         (["bench"], ["data", "kernels", "parse", "step"]),
         (["doctor"], ["CONFIG", "--ranks", "--json"]),
+        (["selftest"], ["CONFIG", "--ranks", "--json"]),
+        (["plan"], ["CONFIG", "--gpus", "--gpu-memory", "--host-memory", "--pipeline", "--json"]),
     ],
     ids=lambda value: " ".join(value),
 )
