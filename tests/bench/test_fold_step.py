@@ -9,7 +9,7 @@ import pytest
 
 from ds4sci.bench import fold_step
 from ds4sci.data.structures.features import FeatureConfig, featurize
-from ds4sci.data.structures.synthetic import synthetic_chain
+from ds4sci.data.structures.synthetic import CA_DISTANCE, synthetic_chain
 from tests.support.measurements import saved_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,4 +50,4 @@ def test_synthetic_chain_serves_every_input(msa_input: str) -> None:
     assert features.msa_feat.shape == (6 if msa_input == "msa" else 1, 23, 49)
     assert features.atom_mask[:, :3].all()
     ca = features.atom_positions[:, 1]
-    np.testing.assert_allclose(np.linalg.norm(np.diff(ca, axis=0), axis=1), fold_step.CA_DISTANCE, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(np.diff(ca, axis=0), axis=1), CA_DISTANCE, rtol=1e-5)

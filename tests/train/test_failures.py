@@ -179,7 +179,9 @@ def test_a_run_named_again_goes_on_with_the_same_settings_only(tmp_path, run_fil
     ended = rank_processes.run(1, ["--config", str(file), "model.width=17", "seed=4"], tmp_path, code=2)
     assert "runs/run: this run exists already, with other settings: model.width: 16 there, 17 here" in ended.output
     assert "seed: 3 there, 4 here. Choose another train.name" in ended.output
-    file = run_file(steps=4, save_every=2, ds={"optimizer": {"type": "AdamW", "params": {"lr": 1.0}}})
+    file = run_file(
+        steps=4, save_every=2, ds={"optimizer": {"type": "AdamW", "params": {"lr": 1.0, "torch_adam": True}}}
+    )
     ended = rank_processes.run(1, ["--config", str(file)], tmp_path, code=2)
     assert "DeepSpeed JSON: optimizer.params.lr: 0.01 there, 1.0 here" in ended.output
     ended = rank_processes.run(1, ["--config", str(run_file(steps=1))], tmp_path, code=2)
