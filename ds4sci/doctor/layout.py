@@ -13,6 +13,8 @@ from ds4sci.doctor.finding import Finding, Level, gpu_count
 SECTION = "run file"
 NOTABLE_IDLE = 0.05
 """Idle share of the ranks above which the report names a remedy."""
+_METHODS = {"sequence": "set_parallel_groups", "pipeline": "pipeline_stage"}
+"""Method of a task that each key of ``[parallel]`` needs."""
 
 
 def run_file(
@@ -93,10 +95,12 @@ def _units(config: RunConfig, sizes: dict[str, int]) -> Iterator[Finding]:
         detail = f"the sizes of the model are not known: {str(error).splitlines()[0]}"
         yield Finding(SECTION, "heads", "optional", detail, "set model.path to a model on this machine")
         return
-    if sizes.get("sequence", 1) > 1 and not any(unit.axis == "sequence" for unit in units):
-        detail = f"the task {config.task.name} names nothing that parallel.sequence = {sizes['sequence']} can divide"
-        remedy = "remove the key unless the task has a method `set_parallel_groups`: without it, training ends at once"
-        yield Finding(SECTION, "parallel.sequence", "optional", detail, remedy)
+    for axis, size in sizes.items():
+        if size > 1 and not any(unit.axis == axis for unit in units):
+            method = _METHODS[axis]
+            detail = f"the task {config.task.name} names nothing that parallel.{axis} = {size} can divide"
+            remedy = f"remove the key unless the task has a method `{method}`: without it, training ends at once"
+            yield Finding(SECTION, f"parallel.{axis}", "optional", detail, remedy)
     for unit in units:
         if (size := sizes.get(unit.axis, 1)) > 1:
             yield _divided(unit, size)

@@ -78,6 +78,11 @@ def test_a_model_that_is_not_here_is_no_problem(tmp_path: Path) -> None:
     assert found["heads"].level == "optional"
 
 
-def test_a_task_that_shares_nothing() -> None:
-    found = findings("operator/burgers.toml", "parallel.sequence=2", ranks=2)
-    assert "set_parallel_groups" in found["parallel.sequence"].remedy
+@pytest.mark.parametrize(("axis", "method"), [("sequence", "set_parallel_groups"), ("pipeline", "pipeline_stage")])
+def test_a_task_that_shares_nothing(axis: str, method: str, tmp_path: Path) -> None:
+    json_file = tmp_path / "ds.json"
+    tree = json.loads((ROOT / "configs/deepspeed/tiny_cpu.json").read_text())
+    json_file.write_text(json.dumps(tree | {"zero_optimization": {"stage": 1}}))
+    found = findings("operator/burgers.toml", f"parallel.{axis}=2", ranks=2, deepspeed=json_file)
+    assert found[f"parallel.{axis}"].level == "optional"
+    assert method in found[f"parallel.{axis}"].remedy
