@@ -93,9 +93,9 @@ class LanguageTask(Task):
         """Return the sum of the weights of the tokens to predict."""
         return float(batch.weights.double().sum())
 
-    def work(self, batch: LanguageBatch) -> tuple[int, float]:
+    def work(self, batch: LanguageBatch) -> tuple[float, float]:
         """Return (real tokens, FLOP of a training step) of this rank's part of ``batch``."""
-        return batch.tokens // self.group.size, self.language.flops(batch.doc_spans) / self.group.size
+        return batch.tokens / self.group.size, self.language.flops(batch.doc_spans) / self.group.size
 
     def forward_rows(
         self, model: nn.Module, reader: DocumentSource, policy: MaskingPolicy, rows: Rows, chosen: list[int],

@@ -86,7 +86,7 @@ class Task(ABC):
         """
         return float(len(batch.ids))
 
-    def work(self, batch: Any) -> tuple[int, float] | None:
+    def work(self, batch: Any) -> tuple[float, float] | None:
         """Return (real tokens, FLOP of a training step) of ``batch`` for the throughput log.
 
         The default returns None: nothing is logged.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from typer.testing import CliRunner
 from ds4sci.cli.main import app
 from ds4sci.config.run_file import RunConfig
 from ds4sci.config.task_module import import_task, task_names
+from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks import Exportable, SequenceEmbedder, SequenceParallel, StructurePredictor, batch_weight
 from ds4sci.tasks.build import build_task
 from ds4sci.tasks.evaluations import Evaluation, EvaluationResult, select_evaluation
+from ds4sci.tasks.language_task import LanguageTask
 from tests.support import third_party_task, toy_task
 
 CHAINS = Path(__file__).parents[2] / "examples" / "fold" / "data" / "chains_valid.npz"
@@ -63,6 +66,13 @@ def test_default_weight_counts_samples_and_invalid_weights_are_errors(monkeypatc
         monkeypatch.setattr(task, "weight", lambda given, wrong=wrong: wrong)
         with pytest.raises(ValueError, match=r"step 7: .* at least 0; Task.weight returned .* for one, two"):
             batch_weight(task, batch)
+
+
+def test_ranks_that_share_rows_count_all_tokens_together() -> None:
+    language = SimpleNamespace(flops=lambda spans: 8.0)
+    task: Any = SimpleNamespace(group=SequenceGroup(size=2), language=language)
+    batch: Any = SimpleNamespace(tokens=3, doc_spans=None)
+    assert LanguageTask.work(task, batch) == (1.5, 4.0)
 
 
 def test_optional_methods_have_defaults(tmp_path: Path) -> None:
