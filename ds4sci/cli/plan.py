@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,9 +85,9 @@ def plan(
         typer.echo("\nNo layout fits: use more or larger GPUs, shorter examples, or a smaller model.", err=True)
         raise typer.Exit(1)
     replace_text(file, json.dumps(planner.deepspeed_config(chosen.layout), indent=2) + "\n")
-    settings = " ".join([*changes, *planner.overrides(chosen.layout)])
-    command = f"ds4sci train {config} --deepspeed_config {file} --ranks {gpus} {settings}".rstrip()
-    typer.echo(f"\nWrote {file}. Train with:\n  {command}")
+    settings = [*changes, *planner.overrides(chosen.layout)]
+    command = ["ds4sci", "train", config, "--deepspeed_config", str(file), "--ranks", str(gpus), *settings]
+    typer.echo(f"\nWrote {file}. Train with:\n  {shlex.join(command)}")
 
 
 def _print_stages(planner: Planner, stages: int) -> None:

@@ -181,7 +181,7 @@ SMALL = {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2, "optimizer"
 def test_plan_writes_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first layout that fits is chosen, and the next cheaper one explained. The JSON keeps the user's keys."""
     file = write_run(tmp_path, language("causal_lm", 2048, LLAMA), SMALL | {"bf16": {"enabled": True}})
-    out, report = tmp_path / "plan.json", tmp_path / "report.json"
+    out, report = tmp_path / "my plan.json", tmp_path / "report.json"
     arguments = ["plan", str(file), "--gpus", "2", "--gpu-memory", "2.25", "--out", str(out), "--json", str(report)]
     assert call(*arguments) == 0
     shown = capsys.readouterr().out
@@ -200,7 +200,7 @@ def test_plan_writes_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {key: written[key] for key in kept} == {
         key: json.loads((tmp_path / "deepspeed.json").read_text())[key] for key in kept
     }
-    assert " ".join(["--ranks 2", *plan["overrides"]]).strip() in shown
+    assert f"--deepspeed_config '{out}' " + " ".join(["--ranks 2", *plan["overrides"]]).strip() in shown
     before = out.read_bytes()
     assert call(*arguments) == 2
     assert "exists" in capsys.readouterr().err
