@@ -20,7 +20,8 @@ import psutil
 class StopRequest:
     """Context manager in which SIGINT and SIGTERM request a stop instead of killing the process.
 
-    A second Ctrl-C raises KeyboardInterrupt. ``reason`` names the cause after a request and is None before.
+    A second Ctrl-C raises KeyboardInterrupt. A rank that a launcher started and that fails is not killed by SIGTERM
+    from then on. ``reason`` names the cause after a request and is None before.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,9 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # A launcher sends SIGTERM when a rank fails. It must not end the others before they have written why.
+            if not (number == signal.SIGTERM and isinstance(error, Exception) and self._ancestors):
+                signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         if self.reason is None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ds4sci.config.run_file import RunConfig
-from ds4sci.train import checkpoint, run_folder
+from ds4sci.train import checkpoint, run_folder, signals
 from tests.support import rank_processes
 from tests.support.run_files import digest, metrics
 
@@ -240,3 +240,19 @@ def test_a_configuration_error_is_printed_by_one_rank(tmp_path, run_file) -> Non
     assert ended.output.count("owned by the DeepSpeed JSON") == 1
     ended = rank_processes.run(1, ["--resume", "runs/nowhere"], tmp_path, code=2)
     assert "--resume runs/nowhere: not a run folder" in ended.output
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_sigterm_does_not_end_a_launched_rank_that_has_failed_before_its_record(launched, monkeypatch) -> None:
+    monkeypatch.setattr(signals, "_launcher_processes", lambda: [psutil.Process()] if launched else [])
+    before, stop = signal.getsignal(signal.SIGTERM), signals.StopRequest()
+    try:
+        with pytest.raises(RuntimeError), stop:
+            raise RuntimeError("Connection closed by peer")
+        assert (signal.getsignal(signal.SIGTERM) == before) is not launched
+        signal.signal(signal.SIGTERM, before)
+        with stop:
+            pass
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)
