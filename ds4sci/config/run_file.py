@@ -52,7 +52,8 @@ class TrainConfig(BaseModel):
     """Maximum number of steps skipped because of a non-finite loss or gradient; one more stops the run."""
     hang_seconds: float = Field(default=1800.0, ge=0.0)
     """Seconds without progress after which a rank records its stacks and ends; 0 = never. Progress is a micro-batch, a
-    batch of an evaluation or a checkpoint. Before the first step the limit is at least two hours."""
+    batch of an evaluation or a checkpoint. Before the first step the limit is at least two
+    hours; the first step, in which kernels may compile, has the same limit as the others."""
     log_every: int = Field(default=20, gt=0)
     """Steps between lines of ``metrics.jsonl``; each holds the means since the previous line."""
     weights: Path | None = None

@@ -223,7 +223,7 @@ class TrainingLoop:
         file.write_text(
             json.dumps(to_plain({"step": step, "what": what, "samples": bad_rows}), indent=1), encoding="utf-8"
         )
-        ids = [i for row in bad_rows for i in row["ids"]]
+        ids = list(dict.fromkeys(i for row in bad_rows for i in row["ids"]))  # ranks that share a sample each name it
         self.metrics.write("event", step, event="nonfinite", what=what, ids=ids, total=self.state.nonfinite)
         self.progress.log(f"step {step}: the {what} is not finite; skipped on all ranks. Samples: {', '.join(ids)}")
 
