@@ -73,7 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[pytest.MarkDecorator, ...]]] =
     "fold 128": (fold(128), 1, (nightly,)),
     "fold 256": (fold(256), 1, (nightly,)),
     "fold 128, recomputed": (fold(128, checkpoint_blocks=True), 1, (nightly,)),
-    "fold 128, axial 2": (fold(128), 2, (slow,)),
+    "fold 128, axial 2": (fold(128), 2, (nightly,)),
     "fold 129, recomputed, axial 2": (fold(129, checkpoint_blocks=True), 2, (nightly,)),
     "esm 2048": (language("masked_lm", 2048, ESM, **NEVER), 1, (nightly,)),
     "esm 8192": (language("masked_lm", 8192, ESM, **NEVER), 1, (nightly,)),
