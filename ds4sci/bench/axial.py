@@ -30,7 +30,7 @@ from ds4sci.models.fold import EvoformerConfig
 from ds4sci.nn.evoformer import BlockConfig, EvoformerBlock
 from ds4sci.parallel.axial import AxialShards
 from ds4sci.parallel.collectives import record_sent_bytes
-from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup, fake_group
 from ds4sci.train.distributed import free_port
 
 TRACED_RANKS, TIMED_RANKS = (1, 2, 4, 8), (1, 2, 4)
@@ -107,22 +107,18 @@ def block_config() -> BlockConfig:
 def trace(size: int, s: int, n: int) -> dict[str, Any]:
     """Bytes saved for backward and bytes sent by the last of ``size`` ranks, which has the most rows.
 
-    The process group of this process is ``fake`` meanwhile. Fails if it has one already.
+    The process group of this process is ``fake`` meanwhile (``fake_group``).
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    group = SINGLE_RANK
-    if size > 1:
-        dist.init_process_group("fake", store=FakeStore(), rank=size - 1, world_size=size)
-        group = SequenceGroup(size - 1, size, 0, 1, dist.group.WORLD)
     # the C++ and Triton implementations read memory, which fake tensors do not have; all save the same
     names = {
         name: "tiled" if any(i.name == "tiled" for i in k.implementations) else "reference"
         for name, k in KERNELS.items()
     }
     block = EvoformerBlock(block_config()).to(torch.bfloat16)
-    with FakeTensorMode(allow_non_fake_inputs=True), set_default_implementations(names, KERNELS):
+    fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake_group(size) as group, fake_tensors, set_default_implementations(names, KERNELS):
         block, inputs, weights = _prepare(block, group, s, n, torch.bfloat16)
         parameters = {p.untyped_storage()._cdata for p in block.parameters()}
         saved: dict[int, int] = {}
@@ -137,8 +133,6 @@ def trace(size: int, s: int, n: int) -> dict[str, Any]:
             out = block(*inputs)
         with record_sent_bytes() as backward:
             torch.autograd.backward(out, weights)
-    if size > 1:
-        dist.destroy_process_group()
     sent = {
         name: {kind: record[kind] for kind in COLLECTIVES if kind in record} | {"total": record.total()}
         for name, record in (("forward", forward), ("backward", backward))

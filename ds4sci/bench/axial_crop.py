@@ -19,7 +19,7 @@ from ds4sci.bench.lm_longest import find_longest, is_out_of_memory
 from ds4sci.bench.measurement import Measurement
 from ds4sci.bench.memory import limit_memory, peak_bytes
 from ds4sci.config.run_file import RunConfig
-from ds4sci.train.distributed import free_port
+from ds4sci.train.distributed import free_port, rank_variables
 
 CONFIG = "configs/fold/small.toml"
 MEMORY_GB = 4.0
@@ -77,10 +77,8 @@ def peak_of_step(config: str, n: int, ranks: int, limit: float = 1e9 * MEMORY_GB
 
 
 def _step_of_rank(rank: int, ranks: int, port: int, config: str, n: int, limit: float) -> int:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
-    )  # fmt: skip
+    os.environ.update(rank_variables(rank, ranks, port))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         limit_memory(1.5 * limit)
         return step_peak(config, n, ranks)

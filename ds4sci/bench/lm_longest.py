@@ -14,7 +14,7 @@ from typing import Any
 from ds4sci.bench.lm_training import KINDS, ds4sci_steps, trainer_steps
 from ds4sci.bench.measurement import Measurement
 from ds4sci.bench.memory import limit_memory
-from ds4sci.train.distributed import free_port
+from ds4sci.train.distributed import free_port, rank_variables
 
 MEMORY_LIMIT = 8e9
 """Bytes that a process may hold."""
@@ -111,10 +111,7 @@ def _two_ranks(kind: str, n: int) -> int:
 
 
 def _step_of_rank(rank: int, port: int, kind: str, n: int) -> int:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_SIZE="2", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
+    os.environ.update(rank_variables(rank, 2, port))
     return ds4sci_steps(kind, n, 1, DOCUMENT, sequence=2)[1]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ds4sci.cli.train import Overrides
+from ds4sci.cli.train import DeepSpeedConfig, Overrides
 
 if TYPE_CHECKING:
     from ds4sci.doctor import Finding
@@ -22,10 +21,7 @@ def doctor(
     ranks: Annotated[
         int | None, typer.Option("--ranks", min=1, help="Ranks for CONFIG. Default: one per GPU, two on a CPU.")
     ] = None,
-    deepspeed_config: Annotated[
-        Path | None,
-        typer.Option("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON to use instead of the run file's."),
-    ] = None,
+    deepspeed_config: DeepSpeedConfig = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check this machine: packages, devices, memory, compiler, locks, connections between ranks, and the kernel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ds4sci.cli.train import Overrides
+from ds4sci.cli.train import DeepSpeedConfig, Overrides
 
 if TYPE_CHECKING:
     from ds4sci.planner.layouts import Planner
@@ -33,10 +33,7 @@ def plan(
             help="Print parameters, FLOPs and activations of this many pipeline stages instead of a plan.",
         ),
     ] = None,
-    deepspeed_config: Annotated[
-        Path | None,
-        typer.Option("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON to use instead of the run file's."),
-    ] = None,
+    deepspeed_config: DeepSpeedConfig = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="JSON", help="DeepSpeed JSON to write. Default: NAME_plan.json, from CONFIG."),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ds4sci.cli.train import Overrides
+from ds4sci.cli.train import DeepSpeedConfig, Overrides
 
 if TYPE_CHECKING:
     from ds4sci.selftest import Result
@@ -18,10 +17,7 @@ def selftest(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (TOML).", show_default=False)],
     overrides: Overrides = None,
     ranks: Annotated[int, typer.Option("--ranks", min=1, help="Number of processes on this machine.")] = 2,
-    deepspeed_config: Annotated[
-        Path | None,
-        typer.Option("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON to use instead of the run file's."),
-    ] = None,
+    deepspeed_config: DeepSpeedConfig = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train the model of a run file at tiny width on its layout, and compare with one process in fp64.

@@ -1,4 +1,4 @@
-"""The command ``ds4sci train``, and the argument for overrides that several commands share."""
+"""The command ``ds4sci train``, and the arguments that it shares with other commands on run files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ Overrides = Annotated[
     ),
 ]  # fmt: skip
 
+DeepSpeedConfig = Annotated[
+    Path | None,
+    typer.Option("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON to use instead of the run file's."),
+]
+
 
 def train(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="Run file (TOML).", show_default=False)] = None,
@@ -22,10 +27,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Resume the run in this folder.")
     ] = None,
-    deepspeed_config: Annotated[
-        Path | None,
-        typer.Option("--deepspeed_config", metavar="JSON", help="DeepSpeed JSON to use instead of the run file's."),
-    ] = None,
+    deepspeed_config: DeepSpeedConfig = None,
     ranks: Annotated[
         int | None, typer.Option("--ranks", min=1, help="Number of processes. Default: one per GPU, two on a CPU.")
     ] = None,

@@ -98,24 +98,33 @@ def zero_stage(config: dict[str, Any]) -> int:
         raise ValueError(f"zero_optimization.stage: expected 0, 1, 2 or 3, got {stage!r}") from None
 
 
+def zero_section(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the section ``zero_optimization``; empty if there is none, or a mere true or false."""
+    section = config.get("zero_optimization")
+    return section if isinstance(section, dict) else {}
+
+
 def offloads(config: dict[str, Any]) -> bool:
     """Whether ZeRO offloads optimizer states or parameters to host memory."""
-    section = config.get("zero_optimization", {})
-    if not isinstance(section, dict):
-        return False
-    return bool(section.get("cpu_offload")) or any(device == "cpu" for device in _offload_devices(section).values())
+    return any(offloaded_parts(config))
 
 
-def _offload_devices(section: dict[str, Any]) -> dict[str, str]:
+def offloaded_parts(config: dict[str, Any]) -> tuple[bool, bool]:
+    """Return whether ZeRO offloads optimizer states, and whether it offloads parameters, to host memory."""
+    devices = _offload_devices(config)
+    optimizer = bool(zero_section(config).get("cpu_offload")) or devices.get("offload_optimizer") == "cpu"
+    return optimizer, devices.get("offload_param") == "cpu"
+
+
+def _offload_devices(config: dict[str, Any]) -> dict[str, str]:
     """Return the devices in ``zero_optimization``, by key."""
-    parts = {key: section.get(key) or {} for key in ("offload_optimizer", "offload_param")}
+    parts = {key: zero_section(config).get(key) or {} for key in ("offload_optimizer", "offload_param")}
     return {key: str(part.get("device", "none")) for key, part in parts.items() if isinstance(part, dict)}
 
 
 def _refuse_nvme(config: dict[str, Any], path: Path) -> None:
     """Raise ValueError if ZeRO offloads to NVMe: neither checkpoints nor the average of the weights read such files."""
-    section = config.get("zero_optimization", {})
-    for key, device in _offload_devices(section).items() if isinstance(section, dict) else ():
+    for key, device in _offload_devices(config).items():
         if device == "nvme":
             raise ValueError(
                 f'{path}: zero_optimization.{key}.device is "nvme"; expected "cpu" or "none". ds4sci does not offload '

@@ -131,6 +131,7 @@ def _interfaces() -> set[str]:
 
 
 def _free_port() -> int:
+    """As ``ds4sci.train.distributed.free_port``, whose module imports torch: only the ranks may fail at that."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

@@ -26,7 +26,7 @@ from ds4sci.machine.memory_errors import name_memory_errors
 from ds4sci.machine.processor import usable_cores
 from ds4sci.tasks import SequenceEmbedder
 from ds4sci.tasks.build import default_kernels
-from ds4sci.train.distributed import free_port
+from ds4sci.train.distributed import free_port, rank_variables
 
 INDEX = "index.json"
 
@@ -73,10 +73,7 @@ def _rank(rank: int, port: int, run: str, fasta: str, out: str, which: str, mean
     from ds4sci.train import engine
 
     engine.silence_deepspeed()
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
+    os.environ.update(rank_variables(rank, ranks, port))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     joined = engine.init_distributed({}, ranks)
     try:

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ds4sci.parallel.groups import world_size_divided_by
+
 
 @dataclass(frozen=True)
 class PipelineGroup:
@@ -53,12 +55,7 @@ def create_pipeline_group(size: int, timeout: timedelta) -> PipelineGroup:
 
     Raises ValueError if ``size`` does not divide the number of ranks.
     """
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    if world % size:
-        raise ValueError(
-            f"parallel.pipeline = {size} does not divide the {world} rank{'s' if world > 1 else ''} of this run; "
-            f"start a multiple of {size} ranks (ds4sci train --ranks {size}) or change parallel.pipeline"
-        )
+    world = world_size_divided_by("pipeline", size)
     if size == 1:
         return SINGLE_STAGE
     copies, found = world // size, SINGLE_STAGE

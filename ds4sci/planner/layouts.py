@@ -16,9 +16,10 @@ import torch
 
 from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
+from ds4sci.parallel.groups import fake_group
 from ds4sci.planner.batches import largest_batch
 from ds4sci.planner.states import Sizes, States, weight_bytes, zero_states, zero_traffic
-from ds4sci.planner.trace import StepTrace, fake_group, make_fake, set_groups, trace_step
+from ds4sci.planner.trace import StepTrace, make_fake, set_groups, trace_step
 from ds4sci.tasks import SequenceParallel, Task
 from ds4sci.tasks.build import build_task
 from ds4sci.tasks.fold import FoldTask
@@ -229,8 +230,7 @@ class Planner:
         config["train_batch_size"] = self.batch
         config["train_micro_batch_size_per_gpu"] = layout.micro
         config["gradient_accumulation_steps"] = self.batch // (data_ranks * layout.micro)
-        zero = config.get("zero_optimization")
-        zero = dict(zero) if isinstance(zero, dict) else {}
+        zero = dict(deepspeed_json.zero_section(config))
         zero["stage"] = layout.stage
         zero.pop("cpu_offload", None)
         for number, key in enumerate(("offload_optimizer", "offload_param"), 1):

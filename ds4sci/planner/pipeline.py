@@ -10,7 +10,7 @@ from torch import nn
 
 from ds4sci.models.fold import FoldModel
 from ds4sci.models.huggingface.parts import supports_checkpointing
-from ds4sci.planner.trace import Recorder, conditions
+from ds4sci.planner.trace import Recorder, conditions, tensors_of
 from ds4sci.tasks import Pipelined, Task
 
 
@@ -49,7 +49,7 @@ def plan_stages(task: Task, batch: Any, stages: int, accumulation: int, *, gpu: 
     sizes = {name: p.numel() for name, p in task.model.named_parameters()}
     blocks = _blocks(task.model)
     recorder = Recorder()
-    recorder.ignore([*task.model.parameters(), *task.model.buffers(), *_tensors(batch)])
+    recorder.ignore([*task.model.parameters(), *task.model.buffers(), *tensors_of(batch)])
     if hasattr(batch, "recycling"):  # passes without gradient save nothing
         batch = replace(batch, recycling=0)
 
@@ -98,7 +98,3 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     if isinstance(model, FoldModel):
         return list(model.evoformer.blocks)
     return [module for module in model.modules() if supports_checkpointing(module)]
-
-
-def _tensors(batch: Any) -> list[Any]:
-    return [x for x in vars(batch).values() if hasattr(x, "untyped_storage")]

@@ -76,11 +76,11 @@ def weight_bytes(config: dict[str, Any]) -> int:
 
 def zero_states(sizes: Sizes, config: dict[str, Any], ranks: int) -> States:
     """Return the states of one of ``ranks`` ranks by the DeepSpeed JSON ``config``."""
-    stage, w, zero = deepspeed_json.zero_stage(config), weight_bytes(config), _section(config)
+    stage, w, zero = deepspeed_json.zero_stage(config), weight_bytes(config), deepspeed_json.zero_section(config)
     n, t = sizes.total, sizes.trained
     shard = -(-t // ranks)
     moments = 4 * MOMENTS.get(str(config.get("optimizer", {}).get("type", "")).lower(), 2)
-    offload_optimizer, offload_parameters = offloads(config)
+    offload_optimizer, offload_parameters = deepspeed_json.offloaded_parts(config)
     master = 4 if w == 2 or stage > 0 else 0
     owned = t if stage == 0 else shard
     device = {
@@ -119,21 +119,8 @@ def zero_traffic(sizes: Sizes, config: dict[str, Any], ranks: int, accumulation:
     reduce = {"reduce-scatter of gradients": part(sizes.trained) * (1 if stage == 1 else accumulation)}
     if stage < 3:
         return reduce | {"all-gather of weights": part(sizes.trained)}
-    passes = 1 if sizes.total <= _gathered(sizes, _section(config)) else 2
+    passes = 1 if sizes.total <= _gathered(sizes, deepspeed_json.zero_section(config)) else 2
     return reduce | {"all-gather of weights": passes * part(sizes.total) * accumulation}
-
-
-def offloads(config: dict[str, Any]) -> tuple[bool, bool]:
-    """Return whether the optimizer and the parameters are offloaded to the host."""
-    zero = _section(config)
-    parts = [zero.get(key) for key in ("offload_optimizer", "offload_param")]
-    on = [isinstance(part, dict) and part.get("device", "none") != "none" for part in parts]
-    return on[0] or bool(zero.get("cpu_offload")), on[1]
-
-
-def _section(config: dict[str, Any]) -> dict[str, Any]:
-    zero = config.get("zero_optimization")
-    return zero if isinstance(zero, dict) else {}
 
 
 def _gathered(sizes: Sizes, zero: dict[str, Any]) -> int:

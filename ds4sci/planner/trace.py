@@ -36,7 +36,7 @@ from ds4sci.kernels import KERNELS, tiles
 from ds4sci.kernels.spec import set_default_implementations
 from ds4sci.models.huggingface import attention
 from ds4sci.nn import activation_memory
-from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
+from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks import SequenceParallel, Task
 
 TILED = {name: "tiled" for name, kernel in KERNELS.items() if any(i.name == "tiled" for i in kernel.implementations)}
@@ -251,33 +251,17 @@ def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
     del kept
 
 
-@contextlib.contextmanager
-def fake_group(size: int) -> Iterator[SequenceGroup]:
-    """Context manager of a group of ``size`` ranks, of which this process is the last and the others do not exist.
-
-    The last rank has the most heads and rows where these do not divide evenly. Raises RuntimeError if torch's process
-    group of this process is initialised.
-    """
-    if size == 1:
-        yield SINGLE_RANK
-        return
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    if dist.is_initialized():
-        raise RuntimeError("a trace needs a process without a process group")
-    dist.init_process_group("fake", rank=size - 1, world_size=size, store=FakeStore())
-    try:
-        yield SequenceGroup(rank=size - 1, size=size, handle=dist.group.WORLD)
-    finally:
-        dist.destroy_process_group()
-
-
 def set_groups(task: Task, group: SequenceGroup) -> None:
     """Split the examples of ``task`` over ``group``. Raises ValueError if the task or its model cannot be split."""
     if group.size > 1 and not isinstance(task, SequenceParallel):
         raise ValueError(f"{type(task).__name__} cannot split an example over ranks (parallel.sequence)")
     if isinstance(task, SequenceParallel):
         task.set_parallel_groups(group)
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Return the tensors of ``batch``."""
+    return [x for x in vars(batch).values() if isinstance(x, Tensor)]
 
 
 def trace_step(
@@ -294,7 +278,7 @@ def trace_step(
     model.train()
     recorder = Recorder(inside={} if inside is None else inside)
     recorder.ignore([*model.parameters(), *model.buffers()])
-    recorder.ignore([x for x in vars(batch).values() if isinstance(x, Tensor)])
+    recorder.ignore(tensors_of(batch))
     trained = [p for p in model.parameters() if p.requires_grad]
     hooks = [p.register_post_accumulate_grad_hook(recorder.drop_gradient) for p in trained]
     try:

@@ -11,6 +11,8 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from ds4sci.config import deepspeed_json
+
 SAMPLES = 4
 """Samples of a step for each group of ranks."""
 STEPS, SAVED = 3, 2
@@ -65,8 +67,7 @@ class Layout:
         """Return the DeepSpeed JSON of this layout, from the user's own."""
         dropped = _DROPPED + (() if self.own_precision else _PRECISION)
         tree = {key: copy.deepcopy(value) for key, value in own.items() if key not in dropped}
-        zero = tree.get("zero_optimization")
-        zero = dict(zero) if isinstance(zero, dict) else {}
+        zero = dict(deepspeed_json.zero_section(tree))
         # Sharded although they are small; a threshold of DeepSpeed would keep all parameters of the miniature whole.
         zero |= {"stage": self.stage, "stage3_param_persistence_threshold": 0}
         if self.stage < 3:

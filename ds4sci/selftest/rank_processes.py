@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds4sci.train.distributed import free_port
+from ds4sci.train.distributed import free_port, rank_variables
 
 PRELOADED = [
     "ds4sci.train.run", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
@@ -48,15 +48,12 @@ def call(
     context: Any = multiprocessing.get_context("spawn" if gpus else "forkserver")
     if not gpus:
         context.set_forkserver_preload(PRELOADED)
-    port, logs = str(free_port()), [folder / f"rank{rank}.log" for rank in range(size)]
+    port, logs = free_port(), [folder / f"rank{rank}.log" for rank in range(size)]
     processes: list[Any] = []
     try:
         for rank in range(size):
-            launched = {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            } | ({} if gpus else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
-            variables = dict(os.environ) | launched
+            without_gpu = {} if gpus else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+            variables = dict(os.environ) | rank_variables(rank, size, port) | without_gpu
             process = context.Process(target=_rank, args=(target, tuple(arguments), variables, str(logs[rank])))
             process.start()
             processes.append(process)

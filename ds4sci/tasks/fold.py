@@ -26,7 +26,7 @@ from ds4sci.models import fold, fold_stage
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
-from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
+from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
 from ds4sci.tasks import Evaluation, Task
 from ds4sci.tasks.evaluations.structures import structure_evaluation
@@ -110,7 +110,6 @@ class FoldTask(Task):
 
     def __init__(self, config: Config, *, seed: int, steps: int) -> None:
         self.config, self.seed, self.steps = config, seed, steps
-        self.group = SINGLE_RANK
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.fold_model = fold.FoldModel(config.model)
@@ -120,7 +119,6 @@ class FoldTask(Task):
 
     def set_parallel_groups(self, group: SequenceGroup) -> None:
         """Shard the rows of every example over the ranks of ``group`` (axial parallelism)."""
-        self.group = group
         self.fold_model.set_parallel_group(group)
 
     def batches(
@@ -143,15 +141,11 @@ class FoldTask(Task):
 
     def pipeline_parts(self, stages: int) -> Sequence[StageParts]:
         """Return what each of ``stages`` pipeline stages holds."""
-        return fold_stage.partition(self._fold_model(), stages)
+        return fold_stage.partition(self.fold_model, stages)
 
     def pipeline_stage(self, stage: int, stages: int) -> PipelineStage:
         """Return a pipeline stage of the model; other parameters are removed from ``model``."""
-        return fold_stage.FoldStage(self._fold_model(), stage, stages)
-
-    def _fold_model(self) -> fold.FoldModel:
-        assert isinstance(self.model, fold.FoldModel)
-        return self.model
+        return fold_stage.FoldStage(self.fold_model, stage, stages)
 
     def loss(self, output: Output | StemOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return fold_loss(output, batch, self.config.loss, self.fold_model.shards(batch))

@@ -140,14 +140,12 @@ def find_corruption(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
     part, parts  read only the files with these numbers: ``part``, ``part + parts``, …; the sizes of all are compared
     """
-    manifest = folder / "manifest.json"
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        sizes = {name: int(expected["size"]) for name, expected in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{manifest}: {type(error).__name__}: {error}"
-    for name, size in sizes.items():
-        path = folder / name
+        files = _manifest(folder)
+    except ValueError as error:
+        return str(error)
+    for name, expected in files.items():
+        path, size = folder / name, int(expected["size"])
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
@@ -161,6 +159,18 @@ def find_corruption(folder: Path, part: int = 0, parts: int = 1) -> str | None:
         if found != files[name]:
             return f"{name} has another SHA-256 than when it was written"
     return None
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return name → ``{"size", "sha256"}`` of the files of a checkpoint. Raises ValueError for a damaged manifest."""
+    file = folder / "manifest.json"
+    try:
+        files: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["files"]
+        for entry in files.values():
+            int(entry["size"])
+        return files
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: {type(error).__name__}: {error}") from None
 
 
 def newest_intact(run: Path, context: DistributedContext, log: Any = print) -> Path:
@@ -191,7 +201,7 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
     if (folder / slice_files.INDEX).is_file():
         check_kinds(engine, state["engine"], str(folder))
         slice_files.read_slices(folder, engine)
-        restore_engine_state(engine, state["engine"], str(folder))
+        restore_engine_state(engine, state["engine"])
     else:
         from ds4sci.train import checkpoint_engine
 
@@ -294,13 +304,9 @@ def load_weights(model: torch.nn.Module, file: Path) -> None:
 
 def _check_against_manifest(file: Path) -> None:
     """Raise ValueError if ``file`` differs from what the manifest next to it says; without one, return."""
-    manifest = file.with_name("manifest.json")
-    if not (file.is_file() and manifest.is_file()):
+    if not (file.is_file() and file.with_name("manifest.json").is_file()):
         return
-    try:
-        expected = json.loads(manifest.read_text(encoding="utf-8"))["files"].get(file.name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{manifest}: {type(error).__name__}: {error}") from None
+    expected = _manifest(file.parent).get(file.name)
     if expected is not None and fingerprint(file) != expected:
         raise ValueError(
             f"{file}: corrupt: it has another size or SHA-256 than when it was written; use another checkpoint of the "

@@ -144,6 +144,17 @@ def local_ranks() -> range:
     return range(first, first + local_size)
 
 
+def rank_variables(rank: int, size: int, port: int) -> dict[str, str]:
+    """Return the environment variables that a launcher sets for ``rank`` of ``size`` ranks on this machine.
+
+    port  of rank 0
+    """
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+
+
 def free_port() -> int:
     """Return a TCP port that is free at the moment."""
     with socket.socket() as s:

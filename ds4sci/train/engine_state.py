@@ -31,15 +31,9 @@ def engine_state(engine: Engine) -> dict[str, Any]:
     }
 
 
-def restore_engine_state(engine: Engine, state: dict[str, Any], where: str) -> None:
-    """Restore what ``engine_state`` returned on any layout.
-
-    where  path of the checkpoint, for messages
-
-    Raises ValueError if the JSON has another kind of optimizer or schedule.
-    """
+def restore_engine_state(engine: Engine, state: dict[str, Any]) -> None:
+    """Restore what ``engine_state`` returned on any layout, after ``check_kinds``."""
     optimizer, schedule, scale = base_optimizer(engine), engine.deepspeed.lr_scheduler, _loss_scale(engine)
-    check_kinds(engine, state, where)
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         for key in saved.keys() & group.keys():
             if isinstance(group[key], Tensor):
@@ -56,7 +50,10 @@ def restore_engine_state(engine: Engine, state: dict[str, Any], where: str) -> N
 
 
 def check_kinds(engine: Engine, state: dict[str, Any], where: str) -> None:
-    """Raise ValueError if optimizer, parameter groups or schedule of the JSON cannot take ``state``."""
+    """Raise ValueError if optimizer, parameter groups or schedule of the JSON cannot take ``state``.
+
+    where  path of the checkpoint, for messages
+    """
     optimizer, schedule = base_optimizer(engine), engine.deepspeed.lr_scheduler
     kind, before = type(optimizer).__name__, state["optimizer"]
     if not any(kind in family and before in family for family in FAMILIES):

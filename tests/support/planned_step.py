@@ -22,7 +22,7 @@ from ds4sci.kernels import KERNELS
 from ds4sci.kernels.spec import set_default_implementations
 from ds4sci.machine.memory import from_proc
 from ds4sci.nn.activation_memory import return_freed_tensors
-from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup, fake_group
 from ds4sci.planner import trace
 from ds4sci.planner.batches import largest_batch
 from ds4sci.tasks import SequenceParallel, Task
@@ -100,7 +100,7 @@ def planned(config: RunConfig, size: int = 1) -> trace.StepTrace:
     with torch.device("meta"):
         task = build_task(config)
     trace.make_fake(task.model, torch.float32)
-    with trace.fake_group(size) as group:
+    with fake_group(size) as group:
         trace.set_groups(task, group)
         return trace.trace_step(task, largest_batch(task, 1), gpu=False)
 

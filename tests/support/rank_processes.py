@@ -17,7 +17,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from ds4sci.selftest import rank_processes
-from ds4sci.train.distributed import free_port
+from ds4sci.train.distributed import free_port, rank_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 _environment = dict(os.environ)  # at import, before a test changes it: the server keeps the environment it starts with
@@ -70,15 +70,12 @@ class RankProcesses:
         target    function to call with ``arguments`` instead of running ``ds4sci.train``
         """
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        port = str(free_port())
+        port = free_port()
         self.logs = [folder / f".rank{rank}.log" for rank in range(size)]
         self.processes = []
         for rank in range(size):
-            launched = {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            }  # fmt: skip
-            variables = _environment | {"OMP_NUM_THREADS": "1"} | (launched if launcher else {}) | (environment or {})
+            launched = rank_variables(rank, size, port) if launcher else {}
+            variables = _environment | {"OMP_NUM_THREADS": "1"} | launched | (environment or {})
             self.environment = variables
             process = _server.Process(
                 target=_rank, args=(arguments, str(folder), variables, str(self.logs[rank]), target)

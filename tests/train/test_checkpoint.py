@@ -165,5 +165,5 @@ def test_the_loss_scale_of_fp16_is_restored() -> None:
 
     made = [DynamicLossScaler(2.0**16, 1000, 1, 2, False) for _ in range(2)]
     made[0].cur_scale, made[0].cur_iter, made[0].last_overflow_iter, made[0].cur_hysteresis = 512.0, 9, 5, 1
-    restore_engine_state(engine(made[1]), json.loads(json.dumps(engine_state(engine(made[0])))), "here")
+    restore_engine_state(engine(made[1]), json.loads(json.dumps(engine_state(engine(made[0])))))
     assert vars(made[1]) == vars(made[0])
