@@ -204,6 +204,26 @@ class LanguageOutput:
 
 
 @dataclass(frozen=True)
+class ArrayBatch:
+    """b examples of one shape: images, volumes or fields, with channels before the spatial axes.
+
+    ids      names of the examples
+    inputs   float32 [b, c, …]
+    targets  [b, …]: float32 values or int64 classes, as the task needs
+    step     optimizer step of this batch
+    """
+
+    ids: tuple[str, ...]
+    inputs: Tensor
+    targets: Tensor
+    step: int = 0
+
+    def to(self, device: torch.device | str) -> ArrayBatch:
+        """Return the batch on ``device``."""
+        return _to_device(self, device)
+
+
+@dataclass(frozen=True)
 class OperatorBatch:
     """m functions evaluated at the same points.
 

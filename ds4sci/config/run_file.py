@@ -2,8 +2,8 @@
 
 Each setting has one owner. The DeepSpeed JSON that the TOML names owns the batch size, accumulation, precision,
 clipping, optimizer, schedule, ZeRO, offload and monitor; ``deepspeed.initialize`` gets it byte for byte. The TOML owns
-``seed``, ``[task]``, ``[train]``, ``[parallel]``, ``[kernels]`` and the sections of the task, which are the fields of
-its module's ``Config``: for the fold task ``[model]``, ``[data]`` and ``[loss]``.
+``seed``, ``[task]``, ``[train]``, ``[parallel]``, ``[kernels]``, ``[benchmark]`` and the sections of the task, which
+are the fields of its module's ``Config``: for the fold task ``[model]``, ``[data]`` and ``[loss]``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ds4sci import __version__
 from ds4sci.config import deepspeed_json, renamed, run_version
+from ds4sci.config.benchmark import BenchmarkConfig
 from ds4sci.config.errors import locate, unknown_key
 from ds4sci.config.task_module import import_task
 from ds4sci.files import atomic_files
@@ -96,6 +97,7 @@ class CommonKeys(BaseModel):
     train: TrainConfig
     parallel: ParallelConfig = ParallelConfig()
     kernels: dict[str, str] = {}
+    benchmark: BenchmarkConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class RunConfig:
     parallel   ``[parallel]``
     kernels    ``[kernels]``: kernel name → implementation name
     settings   the task module's ``Config``, with the sections of the task as attributes
+    benchmark  ``[benchmark]``, or None
     """
 
     source: Path
@@ -120,6 +123,7 @@ class RunConfig:
     parallel: ParallelConfig
     kernels: dict[str, str]
     settings: BaseModel
+    benchmark: BenchmarkConfig | None = None
 
     @classmethod
     def load(
@@ -160,7 +164,10 @@ class RunConfig:
         source.check_kernels(common.kernels)
         settings = source.validate(settings_type, task_tree)
         json_file = find_file(Path(common.deepspeed), near=file, what="DeepSpeed JSON", option="deepspeed")
-        config = cls(file, json_file, common.seed, common.task, common.train, common.parallel, common.kernels, settings)
+        config = cls(
+            file, json_file, common.seed, common.task, common.train, common.parallel, common.kernels, settings,
+            common.benchmark,
+        )  # fmt: skip
         _check_zero_stage(config)
         return config
 
@@ -178,6 +185,7 @@ class RunConfig:
             "train": train,
             "parallel": self.parallel.model_dump(mode="json"),
             "kernels": dict(self.kernels),
+            **({"benchmark": self.benchmark.model_dump(mode="json", exclude_none=True)} if self.benchmark else {}),
             **self.settings.model_dump(mode="json", exclude_none=True),
         }
 

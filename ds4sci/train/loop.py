@@ -28,6 +28,7 @@ from ds4sci.train.engine import Engine, StepResult
 from ds4sci.train.metric_log import LossSums, MetricLog, Throughput, peak_memory_mb, to_plain
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
+from ds4sci.train.stages import Stages
 
 Observer = Callable[[int, list[tuple[Any, float]], StepResult], None]
 """Function of (step, micro-batches of this rank with their shares of the loss, their result)."""
@@ -68,6 +69,7 @@ class TrainingLoop:
     sums     loss sums since the last line of metrics; restored as well
     summary  metrics of the last evaluation
     observe  called after every step with the step, this rank's micro-batches and shares, and their result
+    stages   receives the stages ``train``, ``eval`` and ``save``
     """
 
     config: RunConfig
@@ -82,6 +84,7 @@ class TrainingLoop:
     saved_step: int = -1
     summary: dict[str, float] = field(default_factory=dict)
     observe: Observer | None = None
+    stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
         optimizer_slices.check_optimizer(self.engine)  # before the first step, not at the first checkpoint
@@ -123,18 +126,31 @@ class TrainingLoop:
         self.engine.module.train()
         stopped = False
         while self.state.step < train.steps and not stopped:
-            stopped = self._step(batches, accumulation)
-            step = self.state.step
-            last = step == train.steps
-            if step % train.log_every == 0 or last:
-                self._log()
+            with self.stages.stage("train", step=self.state.step) as end:
+                stopped = self._train_until_evaluation(batches, accumulation)
+                end["step"] = self.state.step
             improved = False
             if not stopped and self._evaluation_due():
                 try:
                     improved = self._evaluate()
                 except _Stopped:
                     stopped = True
-            due = train.save_every and step % train.save_every == 0
+            if self._save_due() or improved or stopped or self.state.step == train.steps:
+                self.save()
+        watchdog.beat("end", self.state.step)
+        if hasattr(batches, "close"):  # a generator, which may own threads
+            batches.close()
+        return self.state.step == train.steps and not self._evaluation_due()
+
+    def _train_until_evaluation(self, batches: Iterator[Any], accumulation: int) -> bool:
+        """Do the steps up to the next evaluation or the last step. Returns True if a stop request came first."""
+        train = self.config.train
+        while True:
+            stopped = self._step(batches, accumulation)
+            step = self.state.step
+            last = step == train.steps
+            if step % train.log_every == 0 or last:
+                self._log()
             if self.state.nonfinite > train.max_nonfinite:
                 self.save()
                 raise TooManyNonfiniteSteps(
@@ -142,12 +158,10 @@ class TrainingLoop:
                     f"{train.max_nonfinite}; the samples are in {self.run / 'nonfinite'}, the state of step {step} "
                     f"in {checkpoint.checkpoint_folder(self.run, step)}"
                 )
-            if due or improved or last or stopped:
+            if stopped or last or self._evaluation_due():
+                return stopped
+            if self._save_due():
                 self.save()
-        watchdog.beat("end", self.state.step)
-        if hasattr(batches, "close"):  # a generator, which may own threads
-            batches.close()
-        return self.state.step == train.steps and not self._evaluation_due()
 
     def _step(self, batches: Iterator[Any], accumulation: int) -> bool:
         """Do one optimizer step. Returns whether any rank was asked to stop."""
@@ -265,6 +279,10 @@ class TrainingLoop:
             scalars["Train/grad_norm"] = norm
         self.engine.log(scalars, step * self.engine.batch[0])
 
+    def _save_due(self) -> bool:
+        every = self.config.train.save_every
+        return bool(every) and self.state.step % every == 0
+
     def _evaluation_due(self) -> bool:
         step, every = self.state.step, self.config.train.evaluate_every
         wanted = step == self.config.train.steps or bool(every and step and step % every == 0)
@@ -272,6 +290,12 @@ class TrainingLoop:
 
     def _evaluate(self) -> bool:
         """Evaluate the EMA weights on held-out data. Returns whether they are the best so far."""
+        with self.stages.stage("eval", step=self.state.step) as end:
+            improved = self._evaluate_held_out()
+            end |= self.summary
+        return improved
+
+    def _evaluate_held_out(self) -> bool:
         step, began = self.state.step, time.monotonic()
         calls = itertools.count(1)
         watchdog.beat("evaluate", step)
@@ -320,6 +344,11 @@ class TrainingLoop:
             return
         watchdog.beat("save", self.state.step)
         self.progress.set_activity("saving")
+        with self.stages.stage("save", step=self.state.step):
+            self._save()
+        self.progress.set_activity("training")
+
+    def _save(self) -> None:
         self.state.seconds = time.monotonic() - self._began
         state = vars(self.state) | {
             "ema_updates": self.ema.updates,
@@ -332,4 +361,3 @@ class TrainingLoop:
         if self.context.is_main:
             best = self.state.best["step"] if self.state.best else None
             checkpoint.prune(self.run, self.config.train.keep_last, best)
-        self.progress.set_activity("training")

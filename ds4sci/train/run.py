@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
 from ds4sci.tasks import ASSETS_DIR, Pipelined, SequenceParallel, Task
 from ds4sci.tasks.build import build_task, default_kernels
-from ds4sci.train import checkpoint, deepspeed_schema, failures, rng_state, run_folder
+from ds4sci.train import checkpoint, deepspeed_schema, failures, listeners, rng_state, run_folder
 from ds4sci.train import engine as engines
 from ds4sci.train.distributed import DistributedContext, local_ranks, set_rank_environment
 from ds4sci.train.ema import Ema
@@ -19,6 +19,7 @@ from ds4sci.train.loop import Observer, TooManyNonfiniteSteps, TrainingLoop
 from ds4sci.train.pipeline_engine import PipelineEngine
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
+from ds4sci.train.stages import Stages
 from ds4sci.train.watchdog import Watchdog, claim_error_file
 
 
@@ -43,6 +44,7 @@ class Session:
     is_resumed: bool
     watchdog: Watchdog
     lock: ExitStack
+    stages: Stages
 
     @classmethod
     def join(cls, config: RunConfig, *, resume: Path | None = None) -> Session:
@@ -64,7 +66,8 @@ class Session:
         limit = config.train.hang_seconds
         watchdog = Watchdog(folder.run, context.rank, attempt=folder.attempt, ranks=local_ranks(), limit=limit)
         watchdog.start()
-        return cls(config, context, folder.run, folder.is_resumed, watchdog, lock)
+        stages = Stages(*listeners.of_rank(config, context, folder.run))
+        return cls(config, context, folder.run, folder.is_resumed, watchdog, lock, stages)
 
     def train(self, observe: Observer | None = None) -> RunResult:
         """Train to the last step or until a signal stops the run. Before the first step signals kill the process.
@@ -73,7 +76,8 @@ class Session:
         """
         with self.lock:
             try:
-                result = self._train(observe)
+                with closing(self.stages):
+                    result = self._train(observe)
             except BaseException as error:
                 self.watchdog.stop(failed=isinstance(error, Exception))
                 raise
@@ -87,6 +91,26 @@ class Session:
 
     def _train(self, observe: Observer | None) -> RunResult:
         stop = StopRequest()
+        with self.stages.stage("init"):
+            loop = self._prepare(stop, observe)
+        with self.stages.stage("run") as end, loop.progress, stop, default_kernels(self.config):
+            finished = loop.train()
+            end["finished"] = finished
+        if finished:
+            best = loop.state.best
+            note = f"; best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+            loop.progress.log(
+                f"Done: {loop.state.step} steps in {loop.state.seconds / 60:.1f} min{note}. Run: {self.run}"
+            )
+        else:
+            loop.progress.log(
+                f"Stopped after step {loop.state.step} ({stop.reason or 'requested by another rank'}); "
+                f"the run is saved. Resume it with: ds4sci train --resume {self.run}"
+            )
+        return RunResult(self.run, loop.state.step, finished, loop.summary)
+
+    def _prepare(self, stop: StopRequest, observe: Observer | None) -> TrainingLoop:
+        """Build the task and the engine, restore the newest checkpoint, and report what is trained."""
         config, context = self.config, self.context
         rng_state.seed_all(config.seed, rng_state.WEIGHTS)  # the same on all ranks
         task = build_task(config)
@@ -104,7 +128,7 @@ class Session:
         progress = Progress(config.train.steps, shown=context.is_main)
         loop = TrainingLoop(
             config, task, engine, Ema(engine.named_parameters(), config.train.ema_decay), self.run, stop, progress,
-            observe=observe,
+            observe=observe, stages=self.stages,
         )  # fmt: skip
         if self.is_resumed:
             loop.restore(checkpoint.newest_intact(self.run, context, progress.log))
@@ -146,20 +170,7 @@ class Session:
             f"{config.train.steps}: {context.world_size} × {context.device.type}, "
             f"ZeRO stage {engine.zero_stage}{shared}, batch {total} = {group.data_size} × {micro} × {accumulation}"
         )
-        with progress, stop, default_kernels(config):
-            finished = loop.train()
-        if finished:
-            best = loop.state.best
-            note = f"; best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
-            progress.log(
-                f"Done: {config.train.steps} steps in {loop.state.seconds / 60:.1f} min{note}. Run: {self.run}"
-            )
-        else:
-            progress.log(
-                f"Stopped after step {loop.state.step} ({stop.reason or 'requested by another rank'}); "
-                f"the run is saved. Resume it with: ds4sci train --resume {self.run}"
-            )
-        return RunResult(self.run, loop.state.step, finished, loop.summary)
+        return loop
 
     def _create_engine(self, task: Task) -> engines.Engine:
         """Return the engine of the task's model, or of this rank's pipeline stage of it."""

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "ds4sci"
 
 FOUNDATION = {"types", "chemistry", "files", "machine"}
 NN = FOUNDATION | {"geometry", "kernels", "parallel"}
-TASKS = NN | {"nn", "models", "losses", "data", "metrics", "config", "physics", "baselines"}
+TASKS = NN | {"nn", "models", "losses", "data", "metrics", "config", "physics", "baselines", "datasets"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"types", "files"},
     "metrics": FOUNDATION,
     "data": FOUNDATION,
+    "datasets": FOUNDATION | {"data"},
     "losses": FOUNDATION | {"geometry", "parallel"},
     "parallel": {"types"},
     "nn": NN,
@@ -61,6 +62,8 @@ NO_TORCH = (
     "data/structures/parsers/",
     "data/structures/features",
     "data/sequences/",
+    "data/array_shards",
+    "datasets/",
     "data/tokenizers/",
     "data/language/sequence_transform",
     "data/language/packing",

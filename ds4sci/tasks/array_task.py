@@ -1,0 +1,110 @@
+"""Base of the tasks whose examples are arrays of one shape, stored in shards: volumes, images, fields."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from ds4sci.data.array_shards import ArrayShards
+from ds4sci.data.loader import make_rng, shuffled_index
+from ds4sci.datasets.dataset import MANIFEST, stored_folder
+from ds4sci.tasks.task import Task
+from ds4sci.types import ArrayBatch
+
+_SAMPLE_STREAM = 3
+"""Key of the random stream of an example; 0 to 2 are those of ``ds4sci.data.loader``."""
+
+
+class ArrayDataConfig(BaseModel):
+    """``[data]``: the dataset, and how many examples an evaluation scores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    path: Path
+    """Folder with the shards ``train-*.safetensors`` and ``valid-*.safetensors``, or ``NAME-VERSION`` of a dataset of
+    ``ds4sci data list``."""
+    valid_examples: int | None = Field(None, ge=1)
+    """Number of held-out examples of an evaluation, the first ones; by default all."""
+    evaluation_batch: int = Field(8, ge=1)
+    """Examples per forward pass of an evaluation."""
+
+    def folder(self) -> Path:
+        """The folder of the shards. Raises ValueError, with the command that gets the dataset, if it does not exist."""
+        if self.path.is_dir():
+            return self.path
+        name, _, version = str(self.path).rpartition("-")
+        folder = stored_folder(name, version)
+        if name and (folder / MANIFEST).is_file():
+            return folder
+        raise ValueError(
+            f"data.path = {str(self.path)!r}: no such folder, and no dataset of that name in {folder.parent}; get a "
+            f"dataset with: ds4sci data get {name or self.path}"
+        )
+
+
+class ArrayTask(Task):
+    """Data of a task on arrays. Subclasses set ``model`` and ``target`` and define loss, score and summary."""
+
+    def __init__(self, data: ArrayDataConfig, seed: int) -> None:
+        self.data, self.seed = data, seed
+        folder = data.folder()
+        self.train, self.valid = ArrayShards.find(folder, "train"), ArrayShards.find(folder, "valid")
+
+    def augment(self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Sequence[np.ndarray]:
+        """Return one training example, changed by random symmetries. The default returns it unchanged."""
+        return inputs, targets
+
+    @abstractmethod
+    def score(self, output: Any, batch: ArrayBatch) -> list[dict[str, Any]]:
+        """Return the row of plain values of each example of an evaluation, without ``id``."""
+
+    def batches(
+        self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
+    ) -> Iterator[ArrayBatch]:
+        """See ``Task.batches``. The order is one shuffled epoch after another."""
+        step_size = micro_batch_size * accumulation_steps * world_size
+        for step in count(start_step):
+            for accumulation in range(accumulation_steps):
+                first = (accumulation * world_size + rank) * micro_batch_size
+                examples = []
+                for j in range(first, first + micro_batch_size):
+                    index = shuffled_index(self.seed, step * step_size + j, len(self.train))
+                    rng = make_rng(self.seed, _SAMPLE_STREAM, step, j)
+                    inputs, targets = self.train[index]
+                    examples.append((f"train {index}", *self.augment(inputs, targets, rng)))
+                yield collate(examples, step)
+
+    def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
+        """See ``Task.evaluate``. Ranks with fewer examples repeat one, and drop its rows."""
+        size = min(self.data.valid_examples or len(self.valid), len(self.valid))
+        shard = list(range(rank, size, world_size))
+        per_rank = -(-size // world_size)
+        padded = shard + [rank % size] * (per_rank - len(shard))
+        rows = []
+        for first in range(0, per_rank, self.data.evaluation_batch):
+            numbers = padded[first : first + self.data.evaluation_batch]
+            batch = collate([(f"valid {i}", *self.valid[i]) for i in numbers]).to(device)
+            with torch.no_grad():
+                scores = self.score(model(batch), batch)
+            rows += [{"id": name} | row for name, row in zip(batch.ids, scores, strict=True)]
+        return rows[: len(shard)]
+
+
+def collate(examples: Sequence[tuple[Any, ...]], step: int = 0) -> ArrayBatch:
+    """Stack (id, input, target) examples. Floating-point arrays become float32, integers int64."""
+    ids, inputs, targets = zip(*examples, strict=True)
+    return ArrayBatch(tuple(ids), _stack(inputs), _stack(targets), step)
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    stacked = np.stack(arrays)
+    dtype = np.float32 if np.issubdtype(stacked.dtype, np.floating) else np.int64
+    return torch.from_numpy(stacked.astype(dtype, copy=False))
