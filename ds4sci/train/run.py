@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds4sci.config import deepspeed_json
@@ -62,7 +62,8 @@ class Session:
         lock = ExitStack()
         folder = run_folder.prepare(config, resume, context, lock)
         if not folder.is_resumed:
-            config = config.moved_to(folder.run)
+            # The run reads the copy of the JSON, which does not change; messages name the user's run file.
+            config = replace(config, deepspeed=folder.run / "deepspeed.json")
         limit = config.train.hang_seconds
         watchdog = Watchdog(folder.run, context.rank, attempt=folder.attempt, ranks=local_ranks(), limit=limit)
         watchdog.start()

@@ -282,8 +282,10 @@ def test_refused_configurations(ranks, override, words, tmp_path, proteins, writ
 
 
 def test_a_task_without_sequence_parallelism_is_refused(tmp_path, run_file) -> None:
-    ended = rank_processes.run(2, ["--config", str(run_file()), "parallel.sequence=2"], tmp_path, code=2)
-    assert "the task tests.support.toy_task cannot split a row over ranks" in ended.output
+    file = run_file()
+    ended = rank_processes.run(2, ["--config", str(file), "parallel.sequence=2"], tmp_path, code=2)
+    refused = "parallel.sequence = 2, but the task tests.support.toy_task cannot split a row over ranks"
+    assert f"{file}: {refused}" in ended.output
 
 
 @pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "token_classification"])
