@@ -52,6 +52,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.17"],  # "wandb" section of the DeepSpeed JSON; offline works
     "tensorboard": ["tensorboard>=2.16"],  # "tensorboard" section of the DeepSpeed JSON
     "lora": ["peft>=0.14"],  # [model.lora]: low-rank adapters of Hugging Face models
+    "mlperf": ["mlperf-logging>=4.1"],  # [benchmark]: MLPerf logs and upstream's checkers; brings pandas
     "deepxde": ["deepxde>=1.15"],  # `ds4sci bench zcs` measures its zero coordinate shift beside ours
     "docs": DOCS,
     "dev": [
@@ -66,6 +67,7 @@ EXTRAS = {
         "biotite>=1.0",  # lDDT and superposition: the check on ours
         # Tests of the Triton kernels on a CPU: interpreter and compiler. torch for CUDA or ROCm brings its own.
         "triton>=3.3,<3.10; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "mlperf-logging>=4.1",  # the checkers and scores that ours are compared with
         "ruff>=0.6",
         "mypy>=1.11",
         "pre-commit>=3.7",
@@ -119,7 +121,7 @@ setup(
     packages=[*find_packages(include=["ds4sci", "ds4sci.*"]), "ds4sci._csrc", "ds4sci._configs"],
     package_dir={"ds4sci._csrc": "kernels", "ds4sci._configs": "configs"},
     package_data={
-        "ds4sci": ["*.json", "**/*.json", "**/*.md", "py.typed"],
+        "ds4sci": ["*.json", "**/*.json", "**/*.md", "**/*.yaml", "py.typed"],
         "ds4sci._csrc": ["**/*.cpp", "**/*.h", "**/*.hpp", "**/*.cu", "**/*.cuh", "**/*.md"],
         "ds4sci._configs": ["**/*.toml", "**/*.json"],
     },

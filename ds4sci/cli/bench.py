@@ -1,4 +1,7 @@
-"""The commands ``ds4sci bench …``, one per benchmark in ``ds4sci.bench``. A benchmark is imported when it runs."""
+"""The commands ``ds4sci bench …``: those for workloads, and one per benchmark in ``ds4sci.bench``.
+
+A benchmark is imported when it runs.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,17 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ds4sci.bench.registry import Benchmark, find_benchmarks
+from ds4sci.cli import mlperf
+
+WORKLOADS = "Workloads: whole trainings to a target"
+COMPONENTS = "Kernels and components: time and memory"
 
 
 class BenchmarkCommand(TyperCommand):
     """A command that lists its name and help without importing its benchmark."""
 
     def __init__(self, benchmark: Benchmark) -> None:
-        super().__init__(benchmark.name, callback=None, params=[], help=benchmark.help)
+        super().__init__(benchmark.name, callback=None, params=[], help=benchmark.help, rich_help_panel=COMPONENTS)
         self.benchmark = benchmark
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -25,7 +32,7 @@ class BenchmarkCommand(TyperCommand):
 
 
 class BenchmarkGroup(TyperGroup):
-    """The benchmarks of ``ds4sci.bench``, found at first use."""
+    """The commands for workloads, and the benchmarks of ``ds4sci.bench``, found at first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._find()
@@ -36,11 +43,13 @@ class BenchmarkGroup(TyperGroup):
         return self.commands.get(cmd_name)
 
     def _find(self) -> None:
-        if not self.commands:
-            self.commands.update({name: BenchmarkCommand(found) for name, found in find_benchmarks().items()})
+        if not any(isinstance(command, BenchmarkCommand) for command in self.commands.values()):
+            for name, found in find_benchmarks().items():
+                self.commands.setdefault(name, BenchmarkCommand(found))
 
 
 bench_app = typer.Typer(
     cls=BenchmarkGroup, no_args_is_help=True,
     help="Measure speed and memory. Results are JSON files with machine, versions and commit.",
 )  # fmt: skip
+mlperf.register(bench_app, WORKLOADS)

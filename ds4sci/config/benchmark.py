@@ -11,6 +11,24 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class SubmissionConfig(BaseModel):
+    """``[benchmark.submission]``: who submits, for the log of the run. A log must not be edited afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    org: str = Field(default="unnamed", min_length=1)
+    """Organization."""
+    platform: str | None = Field(default=None, min_length=1)
+    """Name of the system; by default the number of nodes and the model of their GPUs or processors."""
+    division: Literal["closed", "open"] = "open"
+    """``closed``: with the reference hyperparameters."""
+    status: Literal["cloud", "onprem", "preview", "research"] = "research"
+    """Availability of the system."""
+    drop_caches: bool = False
+    """Whether to empty the page cache of every node before the run, which requires root and slows all processes of the
+    node. Otherwise the run's own data files are removed from the cache."""
+
+
 class BenchmarkConfig(BaseModel):
     """``[benchmark]``."""
 
@@ -33,6 +51,8 @@ class BenchmarkConfig(BaseModel):
     JSON → value."""
     reference: Path | None = None
     """JSON file of the reference runs: the convergence points with which other runs are compared."""
+    submission: SubmissionConfig = SubmissionConfig()
+    """Header of the MLPerf log."""
 
     def is_reached(self, value: float) -> bool:
         """Whether ``value`` of the metric reaches the target. NaN does not."""

@@ -66,6 +66,10 @@ class ArrayTask(Task):
     def score(self, output: Any, batch: ArrayBatch) -> list[dict[str, Any]]:
         """Return the row of plain values of each example of an evaluation, without ``id``."""
 
+    def train_samples(self) -> int:
+        """See ``Task.train_samples``."""
+        return len(self.train)
+
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[ArrayBatch]:

@@ -139,6 +139,9 @@ class FoldTask(Task):
             workers=data.workers,
         )
 
+    def train_samples(self) -> int:
+        return len(ChainSet.open(resolve_data_path(self.config.data.train)))
+
     def pipeline_parts(self, stages: int) -> Sequence[StageParts]:
         """Return what each of ``stages`` pipeline stages holds."""
         return fold_stage.partition(self.fold_model, stages)

@@ -219,6 +219,10 @@ class LanguageModelingTask(LanguageTask):
             )  # fmt: skip
         return self._rows_cache[key]
 
+    def train_samples(self) -> int:
+        """Return the number of rows of the last phase."""
+        return len(self._rows(self.last_phase, train=True))
+
     def coverage(self) -> dict[str, Coverage]:
         """Return the coverage of the rows of each phase and of the held-out rows.
 

@@ -203,6 +203,9 @@ class NeuralOperatorTask(Task):
                 )  # fmt: skip
             step += 1
 
+    def train_samples(self) -> int | None:
+        return self.config.data.train_functions
+
     def loss(self, output: tuple[Tensor, ...], batch: OperatorBatch) -> tuple[Tensor, dict[str, Tensor]]:
         squares = {name: r.square().mean() for name, r in zip(self.pde.weights, output, strict=True)}
         total = torch.stack([self.weights[name] * square for name, square in squares.items()]).sum()

@@ -93,6 +93,13 @@ class Task(ABC):
         """
         return None
 
+    def train_samples(self) -> int | None:
+        """Return the number of different training samples, for the log of a benchmark.
+
+        The default returns None: samples are generated without end, or their number is unknown.
+        """
+        return None
+
     def coverage(self) -> dict[str, Coverage]:
         """Return, by part of the data, how many residues are used and why others are excluded.
 

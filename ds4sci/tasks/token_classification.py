@@ -149,6 +149,10 @@ class TokenClassificationTask(LanguageTask):
         rows = make_rows(regions, self.tokenizer, document_tokens=data.length, row_tokens=row, seed=self.seed)
         return LabelReader(chains, self.tokenizer, data.states), rows, row
 
+    def train_samples(self) -> int:
+        """Return the number of rows of the training chains."""
+        return len(self._open(self.config.data.train)[1])
+
     def coverage(self) -> dict[str, Coverage]:
         """Return the coverage of the rows of both chain sets."""
         data = self.config.data

@@ -318,6 +318,7 @@ class TrainingLoop:
         rows = [row for part in self.context.gather(own) for row in part]
         if all("id" in row for row in rows):
             rows.sort(key=lambda row: str(row["id"]))
+        self.stages.message("evaluated", examples=len(rows))
         self.summary = {name: float(value) for name, value in self.task.summarize(rows).items()}
         seconds = time.monotonic() - began
         target = self.task.target

@@ -150,6 +150,8 @@ class Session:
         self._warn_about_schedule(progress)
         self._warn_about_clipping(progress, engine)
         self._warn_about_bubble(progress, engine)
+        if config.benchmark is not None:
+            self.stages.message("task", step=loop.state.step, parameters=parameters, train_samples=task.train_samples())
         coverage = task.coverage()
         for name, one in coverage.items():
             progress.log(f"Data, {name}: {one.describe()}")
