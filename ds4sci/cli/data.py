@@ -1,4 +1,4 @@
-"""The commands ``ds4sci data …``: build, index and split training data, and check the split for leakage."""
+"""The commands ``ds4sci data …``: datasets by name; build, index and split training data; leakage of a split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-data_app = typer.Typer(help="Prepare training data: build, index, split, and check for leakage.", no_args_is_help=True)
+from ds4sci.cli import datasets
+
+data_app = typer.Typer(
+    help="Get datasets by name. Prepare training data: build, index, split, and check for leakage.",
+    no_args_is_help=True,
+)
+data_app.command("list")(datasets.list_datasets)
+data_app.command("info")(datasets.info)
+data_app.command("get")(datasets.get)
+data_app.command("verify")(datasets.verify)
 
 
 @data_app.command("build")

@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 class Source:
     """A published archive from which a dataset is made.
 
-    kind     ``wheel`` (PyPI, a wheel or source archive) or ``deb`` (Debian archive)
+    kind     ``wheel`` (of PyPI) or ``deb`` (Debian archive)
     package  name of the package
     version  exact version
     sha256   of the archive
@@ -43,6 +43,7 @@ class Dataset:
     sources   archives that ``make`` reads; empty for a dataset that is generated
     files     file name → sha256, where the files are the same on every machine; empty for generated files, whose last
               bits depend on the processor: their sums are in the manifest that is written when they are made
+    bundled   folder of the repository that holds ``files``; empty for a dataset that is downloaded or generated
     """
 
     name: str
@@ -54,6 +55,12 @@ class Dataset:
     size: int
     sources: tuple[Source, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    bundled: str = ""
+
+    @property
+    def kind(self) -> str:
+        """``bundled``, ``downloaded`` or ``generated``."""
+        return "bundled" if self.bundled else "downloaded" if self.sources else "generated"
 
 
 def home() -> Path:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ds4sci.data.array_shards import ArrayShards
 from ds4sci.data.loader import make_rng, shuffled_index
-from ds4sci.datasets.dataset import MANIFEST, stored_folder
+from ds4sci.datasets import store
 from ds4sci.tasks.task import Task
 from ds4sci.types import ArrayBatch
 
@@ -37,17 +37,9 @@ class ArrayDataConfig(BaseModel):
     """Examples per forward pass of an evaluation."""
 
     def folder(self) -> Path:
-        """The folder of the shards. Raises ValueError, with the command that gets the dataset, if it does not exist."""
-        if self.path.is_dir():
-            return self.path
-        name, _, version = str(self.path).rpartition("-")
-        folder = stored_folder(name, version)
-        if name and (folder / MANIFEST).is_file():
-            return folder
-        raise ValueError(
-            f"data.path = {str(self.path)!r}: no such folder, and no dataset of that name in {folder.parent}; get a "
-            f"dataset with: ds4sci data get {name or self.path}"
-        )
+        """The folder of the shards. Raises ValueError, with the command that gets the dataset, if it does not exist or
+        lacks a file of its manifest."""
+        return store.lookup(self.path)
 
 
 class ArrayTask(Task):
