@@ -59,6 +59,9 @@ class TrainConfig(BaseModel):
     """Steps between lines of ``metrics.jsonl``; each holds the means since the previous line."""
     weights: Path | None = None
     """Initial weights, for fine-tuning: a run folder (its best checkpoint) or a ``model.safetensors`` file."""
+    stage_to: Path | None = None
+    """Folder on storage of the node, such as a scratch disk: the ranks of a node copy the dataset there together,
+    checksummed, before training, and read the copy. The copy stays for later runs; delete it by hand."""
     output: Path = Path("runs")
     """Folder of the runs."""
     name: str | None = None

@@ -14,7 +14,7 @@ MAY_DIFFER = {
         f"train.{key}"
         for key in (
             "steps", "evaluate_every", "save_every", "keep_last", "max_nonfinite", "hang_seconds", "log_every",
-            "output", "name",
+            "stage_to", "output", "name",
         )
     ),
 }  # fmt: skip

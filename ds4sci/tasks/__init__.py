@@ -27,6 +27,7 @@ from ds4sci.tasks.capabilities import (
     SequenceEmbedder,
     SequenceEmbedding,
     SequenceParallel,
+    StageableData,
     StructurePredictor,
 )
 from ds4sci.tasks.evaluations import Evaluation, EvaluationRequest, EvaluationResult
@@ -42,6 +43,7 @@ __all__ = [
     "SequenceEmbedder",
     "SequenceEmbedding",
     "SequenceParallel",
+    "StageableData",
     "StructurePredictor",
     "Task",
     "batch_weight",

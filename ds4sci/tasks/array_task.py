@@ -41,6 +41,10 @@ class ArrayDataConfig(BaseModel):
         lacks a file of its manifest."""
         return store.lookup(self.path)
 
+    def moved_to(self, folder: Path) -> ArrayDataConfig:
+        """This section with the data in ``folder``."""
+        return self.model_copy(update={"path": folder})
+
 
 class ArrayTask(Task):
     """Data of a task on arrays. Subclasses set ``model`` and ``target`` and define loss, score and summary."""

@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
+class StageableData(Protocol):
+    """A section ``[data]`` whose dataset can be copied to storage of the node before training: ``train.stage_to``."""
+
+    def folder(self) -> Path:
+        """The folder of the dataset, with a ``manifest.json``. Raises ValueError if it does not exist."""
+
+    def moved_to(self, folder: Path) -> StageableData:
+        """Return this section with the dataset in ``folder``."""
+
+
+@runtime_checkable
 class SequenceParallel(Protocol):
     """A task that splits each example over several ranks: ``parallel.sequence`` > 1.
 

@@ -11,7 +11,7 @@ from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
 from ds4sci.tasks import ASSETS_DIR, Pipelined, SequenceParallel, Task
 from ds4sci.tasks.build import build_task, default_kernels
-from ds4sci.train import checkpoint, deepspeed_schema, failures, listeners, rng_state, run_folder
+from ds4sci.train import checkpoint, data_staging, deepspeed_schema, failures, listeners, rng_state, run_folder
 from ds4sci.train import engine as engines
 from ds4sci.train.distributed import DistributedContext, local_ranks, set_rank_environment
 from ds4sci.train.ema import Ema
@@ -92,8 +92,9 @@ class Session:
 
     def _train(self, observe: Observer | None) -> RunResult:
         stop = StopRequest()
+        staged = data_staging.stage_data(self.config, self.context, self.stages)
         with self.stages.stage("init"):
-            loop = self._prepare(stop, observe)
+            loop = self._prepare(staged, stop, observe)
         with self.stages.stage("run") as end, loop.progress, stop, default_kernels(self.config):
             finished = loop.train()
             end["finished"] = finished
@@ -110,11 +111,14 @@ class Session:
             )
         return RunResult(self.run, loop.state.step, finished, loop.summary)
 
-    def _prepare(self, stop: StopRequest, observe: Observer | None) -> TrainingLoop:
-        """Build the task and the engine, restore the newest checkpoint, and report what is trained."""
+    def _prepare(self, staged: RunConfig, stop: StopRequest, observe: Observer | None) -> TrainingLoop:
+        """Build the task and the engine, restore the newest checkpoint, and report what is trained.
+
+        staged  the configuration with the paths of staged data, which are not saved with the run
+        """
         config, context = self.config, self.context
         rng_state.seed_all(config.seed, rng_state.WEIGHTS)  # the same on all ranks
-        task = build_task(config)
+        task = build_task(staged)
         if config.train.weights is not None and not self.is_resumed:
             checkpoint.load_weights(task.model, checkpoint.weights_file(config.train.weights))
         parameters = sum(p.numel() for p in task.model.parameters())
