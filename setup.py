@@ -53,6 +53,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.16"],  # "tensorboard" section of the DeepSpeed JSON
     "lora": ["peft>=0.14"],  # [model.lora]: low-rank adapters of Hugging Face models
     "mlperf": ["mlperf-logging>=4.1"],  # [benchmark]: MLPerf logs and upstream's checkers; brings pandas
+    "cosmo": ["colossus>=1.3"],  # matter power spectra and growth factors from which the dataset `cosmo` is generated
     "deepxde": ["deepxde>=1.15"],  # `ds4sci bench zcs` measures its zero coordinate shift beside ours
     "docs": DOCS,
     "dev": [
@@ -60,6 +61,7 @@ EXTRAS = {
         "pytest>=8.2",
         "pytest-xdist>=3.6",  # launch/test.sh runs the files in three processes: most tests use one thread
         "peft>=0.14",  # tests of adapters
+        "colossus>=1.3",  # the generator of the dataset `cosmo`, and the check on its boxes
         "accelerate>=1.1",  # transformers.Trainer, which `ds4sci bench lm` measures beside ours
         "pyfaidx>=0.8",  # measured beside our index of FASTA files
         "hypothesis>=6.100",  # property-based tests of the parsers
