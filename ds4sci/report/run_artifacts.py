@@ -12,6 +12,9 @@ import numpy as np
 
 from ds4sci.inference.trained_run import UNTRAINED, evaluation_files
 
+SEQUENCE_TASKS = ("masked_lm", "causal_lm", "token_classification")
+"""Tasks that ``ds4sci eval`` scores on a file of sequences."""
+
 
 @dataclass
 class RunArtifacts:
@@ -101,7 +104,7 @@ def data_file(artifacts: RunArtifacts, which: str) -> str:
 def eval_command(artifacts: RunArtifacts, which: str = "best") -> str:
     """Command that scores the validation set of the run."""
     if artifacts.task != "fold":
-        what = "" if artifacts.task == "neural_operator" else " --fasta FILE"
+        what = " --fasta FILE" if artifacts.task in SEQUENCE_TASKS else ""
         return f"ds4sci eval --run {artifacts.run}{what} --json {artifacts.run}/scores.json"
     extra = "" if which == "best" else f" --checkpoint {which}"
     name = "scores" if which == "best" else which

@@ -13,6 +13,7 @@ from ds4sci.metrics import METRICS, PERCENT_METRICS
 from ds4sci.report import figures
 from ds4sci.report import page as html
 from ds4sci.report.chain_sections import by_class, by_length, cards
+from ds4sci.report.comparison_section import comparison
 from ds4sci.report.run_artifacts import RunArtifacts, eval_command, read_artifacts
 
 COLUMNS = ("lddt_ca", "tm_score", "gdt_ts", "rmsd", "right_handed", "bond_ok", "clash")
@@ -39,7 +40,9 @@ def write_report(run: Path | str) -> Path:
             html.section("Geometry", *_geometry(artifacts)),
         ]
     else:
-        body = [html.section("Scores", *_held_out(artifacts)), curves]
+        compared = comparison(artifacts)
+        body = [html.section("Model and baselines", *compared)] if compared else []
+        body += [html.section("Scores", *_held_out(artifacts)), curves]
     body.append(html.section("Run", *_run(artifacts)))
     subtitle = html.escape(" · ".join(part for part in _subtitle(artifacts) if part))
     header = f"<h1>{html.escape(artifacts.name)}</h1><p>{subtitle}</p>"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ds4sci.data.array_shards import ArrayShards, write_shard
 from ds4sci.data.language.tokenizer_adapter import open_tokenizer
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
@@ -21,7 +22,7 @@ from ds4sci.models.huggingface import miniature as hf_miniature
 from ds4sci.models.huggingface.loading import Kind
 
 CHAINS, SEQUENCES = 16, 48
-"""Records of the data sets that are written."""
+"""Records or volumes of the data sets that are written."""
 LENGTH, ROW_LENGTH = 48, 64
 """Most tokens of a document and of a row."""
 LETTERS = {"protein": "ACDEFGHIKLMNPQRSTVWY", "dna": "ACGT"}
@@ -90,6 +91,31 @@ def operator_miniature(config: Any, folder: Path) -> dict[str, Any]:
     model |= {name: [min(8, width) for width in model[name]] for name in ("branch", "trunk")}
     data = _smaller(tree["data"], points=24, boundary_points=6, valid_functions=2, train_functions=64)
     return tree | {"model": _smaller(model, latent=6, num_fourier_features=4), "data": data}
+
+
+def volume_miniature(config: Any, folder: Path) -> dict[str, Any]:
+    """Return the sections of a volume regression's run file with few filters and random volumes of few cells.
+
+    The number of stages, up to four, and of channels and targets stays; the data need not exist if the run file names
+    channels and targets.
+    """
+    tree = _tree(config)
+    if config.data.channels and config.data.targets:
+        channels, outputs = len(config.data.channels), len(config.data.targets)
+    else:
+        inputs, targets = ArrayShards.find(config.data.folder(), "train")[0]
+        channels, outputs = len(inputs), len(targets)
+    model = tree["model"]
+    model["channels"] = [min(4, width) for width in model["channels"][:4]]
+    model["hidden"] = [min(8, width) for width in model["hidden"]]
+    model |= {"dropout": 0.0, "norm_groups": min(2, model["norm_groups"]), "kernel": min(3, model["kernel"])}
+    model["whitening_examples"] = min(8, model["whitening_examples"])
+    rng = np.random.default_rng(0)
+    size = 1 << len(model["channels"])
+    for split, count in (("train", SEQUENCES), ("valid", 2)):
+        volumes = rng.normal(size=(count, channels, size, size, size)).astype(np.float32)
+        write_shard(folder, split, 0, volumes, rng.uniform(-1, 1, (count, outputs)).astype(np.float32))
+    return tree | {"model": model, "data": tree["data"] | {"path": str(folder), "valid_examples": 2}}
 
 
 def _tree(config: Any) -> dict[str, Any]:
