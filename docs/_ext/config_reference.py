@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 
 from ds4sci.config import run_file, task_module
 
-TASKS = ("fold", "masked_lm", "causal_lm", "token_classification", "neural_operator")
+TASKS = ("fold", "masked_lm", "causal_lm", "token_classification", "neural_operator", "volume_regression")
 OUT = "generated"
 
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ds4sci import __version__
 from ds4sci.config import run_version
 from ds4sci.config.run_file import RunConfig
+from ds4sci.data.array_shards import write_shard
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.losses.fold import fold_loss
 from ds4sci.selftest.comparison import initial_weights
 from ds4sci.selftest.rank_program import in_double
 from ds4sci.tasks.build import build_task
-from ds4sci.types import Batch, LanguageBatch, OperatorBatch
+from ds4sci.types import ArrayBatch, Batch, LanguageBatch, OperatorBatch
 from tests.support import language_oracle as oracle
 from tests.support.fold_run import CHAINS
 
@@ -47,6 +48,7 @@ ALL_TERMS = (
 SMALL_ESM = oracle.ESM | {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 1}
 SMALL_LLAMA = oracle.LLAMA | {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
                               "intermediate_size": 24, "num_hidden_layers": 1}  # fmt: skip
+SMALL_CNN = {"channels": [4, 6, 5], "hidden": [8], "whitening_examples": 16}
 
 TASKS = (
     "fold",
@@ -56,6 +58,7 @@ TASKS = (
     "causal_lm unpacked",
     "token_classification",
     "neural_operator",
+    "volume_regression",
 )
 
 
@@ -111,6 +114,9 @@ def sections(task: str, folder: Path) -> dict[str, Any]:
             "pde": {"name": "reaction_diffusion"}, "model": {"branch": [8, 8], "trunk": [8, 8], "latent": 6},
             "data": {"points": 24, "boundary_points": 6, "valid_functions": 2},
         }  # fmt: skip
+    if name == "volume_regression":
+        _volumes(folder / "volumes")
+        return {"model": SMALL_CNN, "data": {"path": str(folder / "volumes"), "valid_examples": 3}}
     _proteins(folder / "proteins.fa")
     model = SMALL_ESM if name == "masked_lm" else SMALL_LLAMA
     data = {
@@ -127,6 +133,17 @@ def _chains(folder: Path) -> None:
             records[number] = replace(record, resolution=1.5 + number % 3)  # two of three resolutions are out of range
         ChainSet.write(folder / "train.npz", records[:24])
         ChainSet.write(folder / "valid.npz", records[:1])
+
+
+def _volumes(folder: Path) -> None:
+    """Write volumes of two channels and 8³ cells with three targets, on which the variances depend."""
+    if not folder.exists():
+        folder.mkdir()
+        rng = np.random.default_rng(6)
+        for split, count in (("train", 40), ("valid", 3)):
+            targets = rng.uniform(-1, 1, (count, 3)).astype(np.float32)
+            spread = np.exp(targets[:, :2])[:, :, None, None, None]
+            write_shard(folder, split, 0, (spread * rng.normal(size=(count, 2, 8, 8, 8))).astype(np.float16), targets)
 
 
 def _proteins(file: Path) -> None:
@@ -258,6 +275,8 @@ def _plain_loss(task: Any, model: nn.Module, batch: Any) -> Tensor:
         return oracle.plain_loss(model, batch)  # transformers' own forward pass, document by document
     if isinstance(batch, Batch):
         return fold_loss(model(in_double(batch)), in_double(batch), task.config.loss)[0]
+    if isinstance(batch, ArrayBatch):
+        return nn.functional.mse_loss(model(batch), batch.targets.double())
     residuals = model(in_double(batch))
     weights = task.weights.values()
     return torch.stack([w * r.square().mean() for w, r in zip(weights, residuals, strict=True)]).sum()
@@ -278,6 +297,8 @@ def part(batch: Any, first: int, last: int) -> Any:
     if isinstance(batch, OperatorBatch):
         given = {name: x[first:last] for name, x in batch.given.items()}
         return replace(batch, ids=ids, functions=batch.functions[first:last], given=given)
+    if isinstance(batch, ArrayBatch):
+        return replace(batch, ids=ids, inputs=batch.inputs[first:last], targets=batch.targets[first:last])
     from tests.support.shared_rows import part as rows
 
     return rows(batch, first, last)

@@ -75,7 +75,7 @@ def stages(task: str) -> list[int]:
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_as_fp64_torch_in_one_process(ranks, home) -> None:
     """One stage and one split for every kind of task."""
-    tasks = ("fold", "masked_lm", "causal_lm unpacked", "token_classification", "neural_operator")
+    tasks = ("fold", "masked_lm", "causal_lm unpacked", "token_classification", "neural_operator", "volume_regression")
     cases = [
         Case(task, min((number + ranks // 2) % 4, stages(task)[-1]), *SPLITS[ranks][(number + ranks) % 3])
         for number, task in enumerate(tasks)
