@@ -96,7 +96,7 @@ class Stage(nn.Module):
     def __init__(self, config: Config, channels: int, width: int) -> None:
         super().__init__()
         self.has_energies = config.features == "energy"
-        mode = "circular" if config.padding == "periodic" else "zeros"
+        mode: Literal["circular", "zeros"] = "circular" if config.padding == "periodic" else "zeros"
         inputs = (channels, *[width] * (config.convolutions - 1))
         self.convolutions = nn.ModuleList(
             nn.Conv3d(each, width, config.kernel, padding=config.kernel // 2, padding_mode=mode) for each in inputs

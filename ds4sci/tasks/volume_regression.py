@@ -135,7 +135,7 @@ def cube_symmetry(volume: np.ndarray, number: int) -> np.ndarray:
     order = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))[permutation]
     lead = volume.ndim - 3
     moved = volume.transpose(*range(lead), *(lead + axis for axis in order))
-    return moved[(..., *(slice(None, None, -1 if signs >> axis & 1 else 1) for axis in range(3)))]
+    return np.flip(moved, tuple(lead + axis for axis in range(3) if signs >> axis & 1))
 
 
 def _names(key: str, given: tuple[str, ...], count: int, pattern: str) -> tuple[str, ...]:
