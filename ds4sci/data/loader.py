@@ -4,7 +4,7 @@ Step k takes the examples k·B … k·B + B − 1 of an endless sequence, B = mi
 size. The sequence is one shuffled epoch after another, with each chain once per epoch. Sample j of a step draws its
 crop, alignment and mask from its own generator, keyed by (seed, k, j); crop length and recycling are drawn once per
 step. The samples of a step are therefore bit-identical for any split of B over ranks, micro-batches and workers, and
-after a resume.
+after a resume. ``data.order = "ready"`` gives up the fixed order, not the contents of a sample (``sample_order``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, pairwise
 from typing import TypeVar
@@ -19,9 +20,11 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ds4sci.data.structures.batch import collate
+from ds4sci.data.sample_order import STRICT, UNRECORDED, Delivery, OrderConfig, Share, ordered_batches
+from ds4sci.data.sample_pools import WorkerType
+from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
-from ds4sci.types import Batch, Record
+from ds4sci.types import Batch, Features, Record
 
 B = TypeVar("B")
 
@@ -98,6 +101,53 @@ def shuffled_index(seed: int, position: int, size: int) -> int:
     return int(_epoch_order(seed, position // size, size)[position % size])
 
 
+@dataclass(frozen=True)
+class TrainingExamples:
+    """Function from the position in the endless sequence of shuffled epochs to the features of the example there.
+
+    step_size  examples per step: position p is sample j = p mod step_size of step k = p // step_size
+    steps      length of the run
+    """
+
+    chains: Sequence[Record]
+    seed: int
+    step_size: int
+    steps: int
+    plan: Plan
+    feature_config: FeatureConfig
+
+    def draw(self, step: int) -> tuple[int, int]:
+        """Draw (crop length, recycling passes) of a step."""
+        return self.plan.draw(self.seed, step, self.progress(step))
+
+    def progress(self, step: int) -> float:
+        """Return step / steps, at most 1."""
+        return min(step / self.steps, 1.0)
+
+    def index(self, position: int) -> int:
+        """Index of the chain at a position."""
+        return shuffled_index(self.seed, position, len(self.chains))
+
+    def name(self, position: int) -> str:
+        """Id of the chain at a position."""
+        return self.chains.ids[self.index(position)] if isinstance(self.chains, ChainSet) else self[position].id
+
+    def __getitem__(self, position: int) -> Record:
+        return self.chains[self.index(position)]
+
+    def __call__(self, position: int) -> Features:
+        step, j = divmod(position, self.step_size)
+        rng = make_rng(self.seed, _SAMPLE_STREAM, step, j)
+        return featurize(self[position], self.feature_config, rng, crop=self.draw(step)[0])
+
+    def collate(self, samples: Sequence[Features], step: int) -> Batch:
+        """Make a batch of a step."""
+        from ds4sci.data.structures.batch import collate  # torch, which worker processes do not need
+
+        recycling, progress = self.draw(step)[1], self.progress(step)
+        return collate(samples, recycling=recycling, step=step, progress=progress, multiple=self.plan.pad_multiple)
+
+
 def batches(
     chains: Sequence[Record],
     *,
@@ -111,13 +161,19 @@ def batches(
     plan: Plan,
     feature_config: FeatureConfig,
     workers: int = 0,
+    worker_type: WorkerType = "thread",
+    order: OrderConfig = STRICT,
+    delivery: Delivery = UNRECORDED,
 ) -> Iterator[Batch]:
     """Endless micro-batches of this rank from ``start_step`` on, ``accumulation_steps`` of them per step.
 
     Sample j of step k goes to micro-batch j // (micro · world), and in it to rank j // micro mod world. ``steps`` is
     the length of the run: ``progress`` = step / steps, at most 1, selects the phase of ``plan``. ``workers`` threads
-    prefetch batches (numpy releases the interpreter lock in large calls); with 0, each batch is made when it is
-    requested. The batches do not depend on ``workers``.
+    or processes (``worker_type``) prepare batches in advance (numpy releases the interpreter lock in large calls); with
+    0, each batch is made when it is requested. The batches do not depend on ``workers``.
+
+    With an ``order`` other than the strict one, a batch may hold examples of other steps, with the crop lengths of
+    those; ``recycling`` and ``progress`` are those of the step that uses it. ``delivery`` records the order.
 
     ``ValueError`` at the call for invalid arguments, and at the batch for a record that lacks an input.
     """
@@ -136,17 +192,17 @@ def batches(
             raise ValueError(f"{name} must be at least {minimum}; got {value}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to {world_size - 1} (world_size - 1); got {rank}")
+    share = Share(start_step, rank, world_size, micro_batch_size, accumulation_steps)
+    examples = TrainingExamples(chains, seed, share.step_size, steps, plan, feature_config)
+    if order.order != "strict" or delivery.keeps_ledger(order) or (workers and worker_type == "process"):
+        return ordered_batches(
+            examples, examples.collate, examples.name,
+            config=order, share=share, delivery=delivery, workers=workers, kind=worker_type,
+        )  # fmt: skip
 
     def make(step: int, accumulation: int) -> Batch:
-        progress = min(step / steps, 1.0)
-        crop, recycling = plan.draw(seed, step, progress)
-        first = (accumulation * world_size + rank) * micro_batch_size
-        base = step * micro_batch_size * accumulation_steps * world_size
-        samples = []
-        for j in range(first, first + micro_batch_size):
-            record = chains[shuffled_index(seed, base + j, len(chains))]
-            samples.append(featurize(record, feature_config, make_rng(seed, _SAMPLE_STREAM, step, j), crop=crop))
-        return collate(samples, recycling=recycling, step=step, progress=progress, multiple=plan.pad_multiple)
+        first = step * share.step_size + (accumulation * world_size + rank) * micro_batch_size
+        return examples.collate([examples(p) for p in range(first, first + micro_batch_size)], step)
 
     micro_batches = ((step, accumulation) for step in count(start_step) for accumulation in range(accumulation_steps))
     if workers == 0:

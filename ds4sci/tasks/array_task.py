@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from ds4sci.data.array_shards import ArrayShards
 from ds4sci.data.loader import make_rng, shuffled_index
+from ds4sci.data.sample_order import OrderConfig, Share, ordered_batches
 from ds4sci.datasets import store
 from ds4sci.tasks.task import Task
 from ds4sci.types import ArrayBatch
@@ -23,10 +23,8 @@ _SAMPLE_STREAM = 3
 """Key of the random stream of an example; 0 to 2 are those of ``ds4sci.data.loader``."""
 
 
-class ArrayDataConfig(BaseModel):
-    """``[data]``: the dataset, and how many examples an evaluation scores."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+class ArrayDataConfig(OrderConfig):
+    """``[data]``: the dataset, the order of its examples, and how many examples an evaluation scores."""
 
     path: Path
     """Folder with the shards ``train-*.safetensors`` and ``valid-*.safetensors``, or ``NAME-VERSION`` of a dataset of
@@ -35,6 +33,8 @@ class ArrayDataConfig(BaseModel):
     """Number of held-out examples of an evaluation, the first ones; by default all."""
     evaluation_batch: int = Field(8, ge=1)
     """Examples per forward pass of an evaluation."""
+    workers: int = Field(0, ge=0)
+    """Threads that prepare examples in advance; 0 = in the training loop. Does not change the examples."""
 
     def folder(self) -> Path:
         """The folder of the shards. Raises ValueError, with the command that gets the dataset, if it does not exist or
@@ -69,18 +69,28 @@ class ArrayTask(Task):
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[ArrayBatch]:
-        """See ``Task.batches``. The order is one shuffled epoch after another."""
-        step_size = micro_batch_size * accumulation_steps * world_size
-        for step in count(start_step):
-            for accumulation in range(accumulation_steps):
-                first = (accumulation * world_size + rank) * micro_batch_size
-                examples = []
-                for j in range(first, first + micro_batch_size):
-                    index = shuffled_index(self.seed, step * step_size + j, len(self.train))
-                    rng = make_rng(self.seed, _SAMPLE_STREAM, step, j)
-                    inputs, targets = self.train[index]
-                    examples.append((f"train {index}", *self.augment(inputs, targets, rng)))
-                yield collate(examples, step)
+        """See ``Task.batches``. The order is one shuffled epoch after another, or that of ``data.order``."""
+        share = Share(start_step, rank, world_size, micro_batch_size, accumulation_steps)
+
+        def index(position: int) -> int:
+            return shuffled_index(self.seed, position, len(self.train))
+
+        def make(position: int) -> tuple[Any, ...]:
+            rng = make_rng(self.seed, _SAMPLE_STREAM, *divmod(position, share.step_size))
+            inputs, targets = self.train[index(position)]
+            return name(position), *self.augment(inputs, targets, rng)
+
+        def name(position: int) -> str:
+            return f"train {index(position)}"
+
+        return ordered_batches(
+            make, collate, name, config=self.data, share=share, delivery=self.delivery, workers=self.data.workers
+        )
+
+    @property
+    def reorders_samples(self) -> bool:
+        """See ``Task.reorders_samples``."""
+        return self.data.order == "ready"
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
         """See ``Task.evaluate``. Ranks with fewer examples repeat one, and drop its rows."""

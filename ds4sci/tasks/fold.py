@@ -15,6 +15,8 @@ from ds4sci.chemistry import residue_constants
 from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.alignments.profile import MsaInput
 from ds4sci.data.loader import Plan, batches, make_rng
+from ds4sci.data.sample_order import OrderConfig
+from ds4sci.data.sample_pools import WorkerType
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
@@ -40,8 +42,8 @@ CONTACT_CUTOFF = 8.0
 """Å. Two residues are in contact if their Cβ atoms are closer than this."""
 
 
-class DataConfig(BaseModel):
-    """``[data]``: training and validation chains, and their features."""
+class DataConfig(OrderConfig):
+    """``[data]``: training and validation chains, their features and their order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -54,7 +56,10 @@ class DataConfig(BaseModel):
     plan: Plan = Plan()
     """Crop lengths over the run, recycling, padding."""
     workers: int = Field(0, ge=0)
-    """Threads that prepare batches in advance; 0 = in the training loop. Does not change the batches."""
+    """Threads or processes that prepare batches in advance; 0 = in the training loop. Does not change the examples."""
+    worker_type: WorkerType = "thread"
+    """``process``: workers are processes, each with its own copy of the chain set: for alignments, whose features take
+    long."""
     evaluation_chains: int = Field(0, ge=0)
     """Number of chains of ``valid`` that evaluations during training score, evenly spaced over the set; 0 = all."""
     evaluation_batch: int = Field(8, ge=1)
@@ -137,10 +142,17 @@ class FoldTask(Task):
             plan=data.plan,
             feature_config=data.features,
             workers=data.workers,
+            worker_type=data.worker_type,
+            order=data,
+            delivery=self.delivery,
         )
 
     def train_samples(self) -> int:
         return len(ChainSet.open(resolve_data_path(self.config.data.train)))
+
+    @property
+    def reorders_samples(self) -> bool:
+        return self.config.data.order == "ready"
 
     def pipeline_parts(self, stages: int) -> Sequence[StageParts]:
         """Return what each of ``stages`` pipeline stages holds."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ds4sci.data.sample_order import UNRECORDED, Delivery
 from ds4sci.tasks.evaluations import Evaluation, held_out_evaluation
 
 if TYPE_CHECKING:
@@ -46,6 +47,18 @@ class Task(ABC):
     tokens, whose dropout is independent. True: every rank draws the numbers of the whole example and uses those of its
     part, so that dropout does not depend on the number of ranks."""
 
+    delivery: Delivery = UNRECORDED
+    """Where a run records the samples that it uses; set by the trainer before ``batches``."""
+
+    @property
+    def reorders_samples(self) -> bool:
+        """Whether the samples of a step depend on which are ready first (``data.order = "ready"``).
+
+        The ranks that compute a sample together would then disagree, so that the trainer refuses to start them. The
+        default returns False.
+        """
+        return False
+
     @abstractmethod
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
@@ -57,6 +70,10 @@ class Task(ABC):
         the (m // world_size)-th micro-batch of rank m mod world_size. The trainer fetches all micro-batches of a step
         before it uses the first. A batch has ``ids`` (one per sample, unless the task overrides ``weight``), ``step``
         and ``to(device)``.
+
+        Exception: with ``reorders_samples``, a step contains the samples that were ready. A sample itself is still a
+        pure function of (seed, position), and each position is used exactly once: the stream is what ``delivery`` has
+        not recorded before ``start_step``, on any number of ranks. See ``ds4sci.data.sample_order``.
         """
 
     @abstractmethod

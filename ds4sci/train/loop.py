@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from ds4sci.config.run_file import RunConfig
+from ds4sci.data.delivery_ledger import Ledger
+from ds4sci.data.sample_order import Delivery
 from ds4sci.files import atomic_files
 from ds4sci.kernels.machine_peak import peak_rate
 from ds4sci.tasks import Task, batch_weight
@@ -90,6 +92,7 @@ class TrainingLoop:
         optimizer_slices.check_optimizer(self.engine)  # before the first step, not at the first checkpoint
         self.context, self.group = self.engine.context, self.engine.context.sequence
         self.metrics = MetricLog(self.run / "metrics.jsonl")
+        self.ledger = Ledger(self.run / "ledger")
         self._began = time.monotonic() - self.state.seconds
         self._lap = (time.monotonic(), time.process_time(), self.state.step)
         self._throughput = Throughput()
@@ -102,9 +105,14 @@ class TrainingLoop:
         self.saved_step = self.state.step
         self.__post_init__()
         if self.context.is_main:
-            self.metrics.truncate_after(self.state.step)
-            checkpoint.remove_after(self.run, self.state.step)
+            self.remove_after(self.state.step)
         self.context.barrier()
+
+    def remove_after(self, step: int) -> None:
+        """Remove what the run wrote after ``step`` steps; −1: everything. Only rank 0 calls it."""
+        self.metrics.truncate_after(step)
+        checkpoint.remove_after(self.run, step)
+        self.ledger.truncate(max(step, 0))
 
     def train(self) -> bool:
         """Train to the last step and save a checkpoint. Returns False if a stop request ended the loop earlier.
@@ -116,6 +124,8 @@ class TrainingLoop:
         if self._evaluation_due():  # the run was stopped during the evaluation at the step of the checkpoint
             self._evaluate()
         _, micro, accumulation = self.engine.batch
+        first_of_sample = self.group.rank == 0 and self.context.pipeline.is_first
+        self.task.delivery = Delivery(self.ledger, train.steps, records=first_of_sample)
         batches = self.task.batches(
             start_step=self.state.step,
             rank=self.group.data_rank,
@@ -351,6 +361,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         self.state.seconds = time.monotonic() - self._began
+        self.ledger.sync(self.group.data_rank)
         state = vars(self.state) | {
             "ema_updates": self.ema.updates,
             "world_size": self.context.world_size,

@@ -129,6 +129,12 @@ class Session:
                     "cannot split a row over ranks (it has no method `set_parallel_groups`); remove the key"
                 )
             task.set_parallel_groups(context.sequence)
+        if task.reorders_samples and context.ranks_per_sample > 1:
+            raise ValueError(
+                f'{config.source}: data.order = "ready", and {context.ranks_per_sample} ranks compute each sample '
+                "together (parallel.sequence or parallel.pipeline): they would take different samples; use the order "
+                '"strict" or "replay"'
+            )
         engine = self._create_engine(task)
         progress = Progress(config.train.steps, shown=context.is_main)
         loop = TrainingLoop(
@@ -147,10 +153,11 @@ class Session:
                 # After restoring: settings that cannot be resumed must not replace the saved ones.
                 config.save(self.run)
             context.barrier()
-        elif context.is_main:
-            # An earlier process may have ended before its first checkpoint.
-            loop.metrics.truncate_after(-1)
-            checkpoint.remove_after(self.run, -1)
+        else:
+            if context.is_main:
+                # An earlier process may have ended before its first checkpoint.
+                loop.remove_after(-1)
+            context.barrier()  # before a rank adds to the ledger
         self._warn_about_schedule(progress)
         self._warn_about_clipping(progress, engine)
         self._warn_about_bubble(progress, engine)

@@ -15,7 +15,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ds4sci.data.delivery_ledger import Ledger
 from ds4sci.data.loader import CropPhase, Plan, batches
+from ds4sci.data.sample_order import Delivery, OrderConfig
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
@@ -194,3 +196,21 @@ def test_collate_pads_and_masks(chains: ChainSet) -> None:
     assert_same(samples(batch)[:1], samples(collate([short])))
     with pytest.raises(ValueError, match="at least one example"):
         collate([])
+
+
+@pytest.mark.parametrize("worker_type", ["thread", "process"])
+def test_ready_order_changes_no_example(chains: ChainSet, tmp_path: Path, worker_type: str) -> None:
+    """Contents by position are those of the strict order, crop length included; only their step differs."""
+    ledger = Ledger(tmp_path)
+    ready = stream(
+        chains, order=OrderConfig(order="ready", window=20), delivery=Delivery(ledger, STEPS),
+        workers=2, worker_type=worker_type,
+    )  # fmt: skip
+    batches = list(islice(ready, STEPS))
+    ready.close()  # type: ignore[attr-defined]
+    found = [sample for batch in batches for sample in samples(batch)]
+    expected = [sample for batch in islice(stream(chains), STEPS) for sample in samples(batch)]
+    positions = [position for entry in ledger.steps() for position in entry.positions]
+    assert sorted(positions) == list(range(4 * STEPS))
+    assert_same(found, [expected[position] for position in positions])
+    assert [batch.recycling for batch in batches] == [batch.recycling for batch in islice(stream(chains), STEPS)]

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class ChainSet(Sequence[Record]):
     def __init__(self, arrays: Mapping[str, np.ndarray], source: str = "memory") -> None:
         self._arrays = dict(arrays)
         self._source = source
+        self._file: Path | None = None
         self._check()
         self.ids: list[str] = [str(name) for name in self._arrays["ids"]]
         self.offsets = self._arrays["offsets"].astype(np.int64)
@@ -82,7 +84,9 @@ class ChainSet(Sequence[Record]):
             ) from None
         except Exception as error:  # a damaged zip or header can raise any exception
             raise ValueError(f"{path}: not a chain set (.npz), or truncated ({error})") from error
-        return cls(arrays, str(path))
+        found = cls(arrays, str(path))
+        found._file = path.absolute()
+        return found
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> ChainSet:
@@ -93,6 +97,10 @@ class ChainSet(Sequence[Record]):
     def write(path: str | Path, records: Sequence[Record]) -> None:
         """Write a set that ``open`` reads. The write is atomic."""
         write_arrays(path, pack(records))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle a set that was read from a file as its path: worker processes read the file themselves."""
+        return (ChainSet.open, (self._file,)) if self._file else (ChainSet, (self._arrays, self._source))
 
     def __len__(self) -> int:
         return len(self.ids)
