@@ -1,4 +1,4 @@
-"""The commands ``ds4sci bench check`` and ``ds4sci bench score``: MLPerf logs, their rules and scores."""
+"""The commands ``ds4sci bench check``, ``score`` and ``submission``: MLPerf logs, their rules and scores."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from ds4sci.mlperf.score import Throughput, TimeToQuality
 
 Logs = Annotated[list[Path], typer.Argument(metavar="LOGS…", help="Run folders, MLPerf logs, or folders of either.")]
-"""Argument of both commands."""
+"""Argument of every command."""
 
 
 def register(app: typer.Typer, panel: str) -> None:
     """Add the commands to ``ds4sci bench``, in a panel of its help."""
     app.command("check", rich_help_panel=panel)(check)
     app.command("score", rich_help_panel=panel)(score)
+    app.command("submission", rich_help_panel=panel)(submission)
 
 
 def check(logs: Logs) -> None:
@@ -54,6 +55,9 @@ def score(
     reference: Annotated[
         Path | None, typer.Option("--reference", metavar="JSON", help="Reference runs to compare convergence with.")
     ] = None,
+    write_reference: Annotated[
+        Path | None, typer.Option("--write-reference", metavar="JSON", help="Write these runs as reference runs.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="JSON file to write to.")] = None,
 ) -> None:
     """Score the runs of one benchmark: time to quality, throughput of many instances, convergence.
@@ -62,6 +66,7 @@ def score(
     """
     from ds4sci.mlperf import score as scoring
     from ds4sci.mlperf.log_file import LogFile, find_logs
+    from ds4sci.mlperf.reference import Reference
 
     files = [LogFile.read(file) for file in find_logs(logs)]
     time = scoring.time_to_quality(files, _failures(files))
@@ -80,11 +85,45 @@ def score(
         _show_throughput(many, time)
         tree["throughput"] = scoring.as_json(many)
         void |= bool(many.void)
+    if write_reference is not None:
+        Reference.of(files).write(write_reference)
+        typer.echo(f"wrote {write_reference}")
     if json_file is not None:
         json_file.write_text(json.dumps(tree, indent=1, default=str) + "\n", encoding="utf-8")
         typer.echo(f"wrote {json_file}")
     if void:
         raise typer.Exit(1)
+
+
+def submission(
+    logs: Logs,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; it must be empty.")],
+    system: Annotated[str, typer.Option("--system", metavar="NAME", help="Name of the system, such as 2xH100.")],
+    throughput: Annotated[
+        list[Path] | None,
+        typer.Option("--throughput", metavar="DIR", help="Logs of instances that ran at once; may be repeated."),
+    ] = None,
+) -> None:
+    """Build the submission folder of the runs of one benchmark, and run upstream's checkers on it.
+
+    Each finding is listed with the reason why it stands.
+    """
+    from ds4sci.mlperf import score as scoring
+    from ds4sci.mlperf import submission as package
+    from ds4sci.mlperf.log_file import LogFile, find_logs
+
+    files = [LogFile.read(file) for file in find_logs(logs)]
+    time = scoring.time_to_quality(files, _failures(files))
+    instances = [LogFile.read(file) for file in find_logs(throughput or [])]
+    many = scoring.throughput(instances, _failures(instances, together=False)) if instances else None
+    described = package.build(out, system, time, many, [log.file for log in instances])
+    _show_time(time)
+    if many is not None:
+        _show_throughput(many, time)
+    findings = package.check_folder(out)
+    for finding in findings:
+        typer.echo(str(finding))
+    typer.echo(f"wrote {out}; {len(findings)} findings; describe the system in {described}")
 
 
 def registered_targets() -> Mapping[str, Target]:

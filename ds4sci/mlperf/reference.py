@@ -6,7 +6,8 @@
      "runs": [{"seed": 1, "batch": 16, "steps": 480, "samples": 7680, "seconds": 311.2,
                "machine": "2 cores, AMD EPYC 7B13", "commit": "0a1b2c…"}]}
 
-``steps`` and ``samples`` are those of the evaluation that reached the target, ``seconds`` the time to quality there.
+``ds4sci bench score LOGS… --write-reference FILE`` writes it from the logs of runs. ``steps`` and ``samples`` are those
+of the evaluation that reached the target, ``seconds`` the time to quality there.
 
 The test is that of ``mlperf_logging.rcp_checker``: with N runs to compare and R reference runs of the same batch size,
 μ the mean of the reference without its extremes and σ the standard deviation of all of it, the mean of the runs without
@@ -26,6 +27,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ds4sci.files import atomic_files
+from ds4sci.mlperf.log_file import LogFile
+from ds4sci.mlperf.score import Run
 
 ALPHA = 0.05
 """Probability of refusing runs that converge like the reference."""
@@ -43,6 +46,24 @@ class ReferenceRun(BaseModel):
     seconds: float = Field(gt=0)
     machine: str
     commit: str
+
+    @classmethod
+    def of(cls, log: LogFile) -> ReferenceRun:
+        """The run of a log that reached the target. Raises ValueError for another log."""
+        run = Run.of(log)
+        if run.minutes is None or not run.samples or not run.batch:
+            reason = run.failure or "no evaluation or no batch size in the log"
+            raise ValueError(f"{log.file}: not a reference run: {reason}")
+        commit = log.file.parents[1] / "commit.txt"  # in the run folder
+        return cls(
+            seed=int(run.seed),
+            batch=run.batch,
+            steps=round(run.samples / run.batch),
+            samples=round(run.samples),
+            seconds=round(run.minutes * 60, 3),
+            machine=str(log.value("submission_platform")),
+            commit=commit.read_text(encoding="utf-8").strip() if commit.is_file() else "unknown",
+        )
 
 
 class Reference(BaseModel):
@@ -71,6 +92,20 @@ class Reference(BaseModel):
         if len(set(seen)) < len(seen):
             raise ValueError(f"{file}: two runs have the same seed and batch size; every reference run needs its own")
         return reference
+
+    @classmethod
+    def of(cls, logs: Sequence[LogFile]) -> Reference:
+        """The reference runs of logs of one benchmark, in the order of their seeds."""
+        target = logs[0].first("quality_target")
+        if target is None:
+            raise ValueError(f"{logs[0].file}: the log states no quality_target")
+        return cls(
+            benchmark=str(logs[0].value("submission_benchmark")),
+            metric=target.metadata["metric"],
+            direction=target.metadata["direction"],
+            target=target.value,
+            runs=tuple(sorted(map(ReferenceRun.of, logs), key=lambda run: run.seed)),
+        )
 
     def write(self, file: Path) -> None:
         """Write the JSON, one run per line."""
