@@ -68,8 +68,11 @@ def test_a_run_reports_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names == [
         ("begin", "init", None), ("end", "init", None), ("begin", "run", None),
         ("begin", "train", 0), ("begin", "save", 1), ("end", "save", None), ("end", "train", 2),
-        ("begin", "eval", 2), ("end", "eval", None), ("begin", "save", 2), ("end", "save", None),
-        ("begin", "train", 2), ("end", "train", 3), ("begin", "eval", 3), ("end", "eval", None),
+        ("begin", "eval", 2), ("message", "evaluated", None), ("end", "eval", None),
+        ("begin", "save", 2), ("end", "save", None),
+        ("begin", "train", 2), ("end", "train", 3),
+        ("begin", "eval", 3), ("message", "evaluated", None), ("end", "eval", None),
         ("begin", "save", 3), ("end", "save", None), ("end", "run", None), ("close", "", None),
     ]  # fmt: skip
-    assert recorder.events[8][2]["score"] < 0
+    assert recorder.events[8][2] == {"examples": 2}
+    assert recorder.events[9][2]["score"] < 0
