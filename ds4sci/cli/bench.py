@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ds4sci.bench.registry import Benchmark, find_benchmarks
-from ds4sci.cli import mlperf
+from ds4sci.cli import mlperf, workloads
 
 WORKLOADS = "Workloads: whole trainings to a target"
 COMPONENTS = "Kernels and components: time and memory"
@@ -50,6 +50,8 @@ class BenchmarkGroup(TyperGroup):
 
 bench_app = typer.Typer(
     cls=BenchmarkGroup, no_args_is_help=True,
-    help="Measure speed and memory. Results are JSON files with machine, versions and commit.",
+    help="Train workloads to a target, and measure speed and memory of kernels and components. Results are JSON files "
+    "with machine, versions and commit.",
 )  # fmt: skip
+workloads.register(bench_app, WORKLOADS)
 mlperf.register(bench_app, WORKLOADS)

@@ -5,10 +5,11 @@ A run file with this section is a benchmark: training ends at the first evaluati
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class SubmissionConfig(BaseModel):
@@ -54,6 +55,25 @@ class BenchmarkConfig(BaseModel):
     submission: SubmissionConfig = SubmissionConfig()
     """Header of the MLPerf log."""
 
+    @field_validator("hyperparameters", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        """TOML reads ``optimizer.params.lr = 1e-3`` as nested tables."""
+        return dict(_flatten(value)) if isinstance(value, dict) else value
+
+    @property
+    def condition(self) -> str:
+        """The target as text, such as ``≥ 0.45``."""
+        return f"{'≥' if self.direction == 'higher' else '≤'} {self.target:g}"
+
     def is_reached(self, value: float) -> bool:
         """Whether ``value`` of the metric reaches the target. NaN does not."""
         return value >= self.target if self.direction == "higher" else value <= self.target
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -212,6 +212,20 @@ class RunConfig:
         return replace(self, source=folder / "config.json", deepspeed=folder / "deepspeed.json")
 
 
+def read_benchmark(path: Path) -> BenchmarkConfig | None:
+    """Return ``[benchmark]`` of the run file ``path``, or None if it has none. Nothing is imported.
+
+    Raises ValueError, with file, line and key, for errors in the keys that every run file has.
+    """
+    text = deepspeed_json.read_text(path)
+    tree = _parse(path, text)
+    if "benchmark" not in tree:
+        return None
+    common = {key: value for key, value in tree.items() if key in CommonKeys.model_fields}
+    benchmark: BenchmarkConfig | None = _Source(path, text).validate(CommonKeys, common).benchmark
+    return benchmark
+
+
 def _check_zero_stage(config: RunConfig) -> None:
     """Raise ValueError if the DeepSpeed JSON is malformed, or its ZeRO stage does not work with pipeline stages."""
     tree = config.deepspeed_config()

@@ -60,7 +60,7 @@ def svg(draw: Any, *arguments: Any, size: tuple[float, float], panels: tuple[int
 
 def metrics_of(evaluations: list[dict[str, Any]]) -> list[str]:
     """Names of the metrics in a task's evaluations, without bookkeeping fields."""
-    bookkeeping = {"kind", "step", "seconds", "score", "tokens"}
+    bookkeeping = {"kind", "step", "seconds", "elapsed", "score", "tokens"}
     return list(dict.fromkeys(key for line in evaluations for key in line if key not in bookkeeping))
 
 

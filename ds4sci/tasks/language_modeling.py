@@ -63,6 +63,8 @@ class DataConfig(BaseModel):
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Fraction of the residues of ``path`` that is held out: whole homology clusters of proteins, whole records of
     genomes, or the end of a single record."""
+    valid_seed: int | None = Field(None, ge=0)
+    """Seed of the choice of the held-out part; by default the run's seed. Runs that are compared need the same part."""
     identity: float = Field(0.5, gt=0, le=1)
     """Proteins with at least this sequence identity are in the same split."""
     alphabet: str = Field("auto", pattern="^(auto|protein|dna)$")
@@ -118,6 +120,9 @@ class LanguageModelingTask(LanguageTask):
 
     mlm_probability: float = 0.0
     """Fraction of the residues that a masked model predicts; 0 for a causal model."""
+
+    evaluates_every_token: bool = False
+    """Whether evaluations during training of a masked model predict every token once, in several passes."""
 
     def __init__(self, config: Config, *, seed: int, steps: int) -> None:
         self.config, self.seed, self.steps = config, seed, steps
@@ -198,7 +203,8 @@ class LanguageModelingTask(LanguageTask):
             data = self.config.data
             split = corpus.open_train_valid(
                 resolve_data_path(data.path), data.valid and resolve_data_path(data.valid), alphabet=data.alphabet,
-                on_bad_record=data.on_bad_record, fraction=data.valid_fraction, identity=data.identity, seed=self.seed,
+                on_bad_record=data.on_bad_record, fraction=data.valid_fraction, identity=data.identity,
+                seed=self.seed if data.valid_seed is None else data.valid_seed,
             )  # fmt: skip
             weights = {"soft_masked_weight": data.soft_masked_weight, "unknown_weight": data.unknown_weight}
             train = DocumentReader(split.train, self.tokenizer, reverse_complement=data.reverse_complement, **weights)
@@ -261,7 +267,10 @@ class LanguageModelingTask(LanguageTask):
         size = budget or int(rows.tokens.max())
         count = min(len(rows), max(1, max_tokens // size)) if max_tokens else len(rows)
         chosen = [round(i * (len(rows) - 1) / max(1, count - 1)) for i in range(count)]
-        return self.score(model, reader, rows, chosen, budget, rank=rank, world_size=world_size, device=device)
+        return self.score(
+            model, reader, rows, chosen, budget, rank=rank, world_size=world_size, device=device,
+            every_token=self.evaluates_every_token,
+        )  # fmt: skip
 
     def score(
         self, model: nn.Module, reader: DocumentReader, rows: Rows, chosen: list[int], budget: int | None, *,

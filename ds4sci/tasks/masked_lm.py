@@ -22,6 +22,9 @@ class DataConfig(language_modeling.DataConfig):
     mlm_probability: float = Field(0.15, gt=0, lt=1)
     """Fraction of the residues that is predicted: of these 80 % are masked, 10 % replaced by a random residue and 10 %
     unchanged (BERT, ESM-2). Of overlapping k-mers, all that contain a predicted base are hidden with it."""
+    evaluate_every_token: bool = False
+    """Whether evaluations during training predict every held-out token once, in 1 / ``mlm_probability`` passes, instead
+    of a random part of them in one pass."""
 
 
 class Config(language_modeling.Config):
@@ -38,6 +41,7 @@ class MaskedLMTask(LanguageModelingTask):
 
     def __init__(self, config: Config, *, seed: int, steps: int) -> None:
         self.mlm_probability = config.data.mlm_probability
+        self.evaluates_every_token = config.data.evaluate_every_token
         super().__init__(config, seed=seed, steps=steps)
 
     @property

@@ -43,6 +43,8 @@ class DataConfig(BaseModel):
     """Number of different training functions; by default every step draws new ones."""
     valid_functions: int = Field(20, ge=1)
     """Held-out functions that evaluations during training score."""
+    valid_seed: int | None = Field(None, ge=0)
+    """Seed of the held-out functions; by default the run's seed. Runs that are compared need the same functions."""
 
 
 class LossConfig(BaseModel):
@@ -178,7 +180,9 @@ class NeuralOperatorTask(Task):
 
     def coefficients(self, stream: int, numbers: list[int]) -> np.ndarray:
         """Return the coefficients of functions of a random stream, float64 [m, k]."""
-        return np.stack([self.pde.space.sample(self.seed, stream, number) for number in numbers])
+        valid_seed = self.config.data.valid_seed
+        seed = self.seed if stream != VALID or valid_seed is None else valid_seed
+        return np.stack([self.pde.space.sample(seed, stream, number) for number in numbers])
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int

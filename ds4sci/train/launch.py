@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +24,20 @@ from ds4sci.machine.processor import usable_cores
 from ds4sci.train.distributed import free_port
 
 MODULE, AGENT = "ds4sci.train", "ds4sci.train.agent"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launcher process to start.
+
+    command    its command line
+    variables  its environment
+    log        file of its output; None: the output of this process
+    """
+
+    command: list[str]
+    variables: dict[str, str]
+    log: Path | None = None
 
 
 def train(
@@ -82,9 +98,13 @@ def default_rank_count() -> int:
     return torch.cuda.device_count() or min(2, usable_cores())
 
 
-def launcher_command(ranks: int, arguments: Sequence[str]) -> list[str]:
-    """Return the command that starts ``ranks`` ranks of ``python -m ds4sci.train``."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
+def launcher_command(ranks: int, arguments: Sequence[str], gpus: Sequence[int] = ()) -> list[str]:
+    """Return the command that starts ``ranks`` ranks of ``python -m ds4sci.train``.
+
+    gpus  numbers of the GPUs of this machine to use, one per rank; by default the first ones
+    """
+    chosen = ["--include", f"localhost:{','.join(map(str, gpus))}"] if gpus else ["--num_accelerators", str(ranks)]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *chosen]
     return [*launcher, "--master_port", str(free_port()), "--log_level", "error", "--module", MODULE, *arguments]
 
 
@@ -106,35 +126,55 @@ def rank_environment(ranks: int) -> dict[str, str]:
 
 
 def run_launcher(arguments: list[str], variables: dict[str, str], *, signal_child: bool = False) -> int:
-    """Run the launcher, forward signals to the ranks, and return its exit code (128 + n for signal n).
+    """Run one launcher with its output in this terminal, and return its exit code. See ``run_launchers``."""
+    (code,) = run_launchers([Launch(arguments, variables)], signal_children=signal_child)
+    return code
 
-    signal_child  whether the launcher forwards signals itself
+
+def run_launchers(launches: Sequence[Launch], *, signal_children: bool = False) -> list[int]:
+    """Start the launchers together, forward signals to their ranks, and return the exit codes (128 + n for signal n).
+
+    signal_children  whether the launchers forward signals themselves
     """
-    # In its own process group, so that Ctrl-C in the terminal reaches only this process.
-    child = subprocess.Popen(arguments, env=variables, stdin=subprocess.DEVNULL, process_group=0)
+    children: list[subprocess.Popen[bytes]] = []
     signals_received = 0
 
     def forward_signal(number: int, frame: FrameType | None) -> None:
         nonlocal signals_received
         signals_received += 1
-        processes = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+        running = [psutil.Process(child.pid) for child in children if child.poll() is None]
+        processes = [process for child in running for process in child.children(recursive=True)]
         ranks = [p for p in processes if is_rank(p)]
-        if ranks and signal_child:
-            ranks = [psutil.Process(child.pid)]
+        if ranks and signal_children:
+            ranks = running
         if signals_received == 1 and ranks:
             print("\nStopping after this step; a second Ctrl-C kills the run without saving …", flush=True)
             send_signal(ranks, signal.SIGTERM)
         else:
-            send_signal([*processes, psutil.Process(child.pid)] if child.poll() is None else [], signal.SIGKILL)
+            send_signal([*processes, *running], signal.SIGKILL)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, forward_signal) for number in numbers}
     try:
-        code = child.wait()
+        with ExitStack() as files:
+            for launch in launches:
+                output = None if launch.log is None else files.enter_context(launch.log.open("wb"))
+                # In its own process group, so that Ctrl-C in the terminal reaches only this process.
+                children.append(
+                    subprocess.Popen(
+                        launch.command, env=launch.variables, stdin=subprocess.DEVNULL, stdout=output,
+                        stderr=None if output is None else subprocess.STDOUT, process_group=0,
+                    )
+                )  # fmt: skip
+            codes = [child.wait() for child in children]
+    except BaseException:  # one could not be started, such as for want of memory
+        for child in children:
+            child.kill()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+    return [code if code >= 0 else 128 - code for code in codes]
 
 
 def is_rank(process: psutil.Process) -> bool:

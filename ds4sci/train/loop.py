@@ -24,7 +24,7 @@ from ds4sci.data.sample_order import Delivery
 from ds4sci.files import atomic_files
 from ds4sci.kernels.machine_peak import peak_rate
 from ds4sci.tasks import Task, batch_weight
-from ds4sci.train import checkpoint, optimizer_slices, rng_state, watchdog
+from ds4sci.train import checkpoint, optimizer_slices, rng_state, target, watchdog
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine, StepResult
 from ds4sci.train.metric_log import LossSums, MetricLog, Throughput, peak_memory_mb, to_plain
@@ -53,6 +53,7 @@ class TrainState:
     nonfinite       skipped steps so far
     best            {"step", "metric", "value"} of the best evaluation, or None
     seconds         training time so far, including earlier processes of a resumed run
+    reached         {"step", "metric", "value", "seconds"} of the evaluation that reached the target, or None
     """
 
     step: int = 0
@@ -60,6 +61,7 @@ class TrainState:
     nonfinite: int = 0
     best: dict[str, Any] | None = None
     seconds: float = 0.0
+    reached: dict[str, Any] | None = None
 
 
 @dataclass
@@ -99,7 +101,8 @@ class TrainingLoop:
 
     def restore(self, folder: Path) -> None:
         """Restore the checkpoint ``folder`` and remove what the run wrote for later steps."""
-        state = checkpoint.restore(folder, self.engine, self.ema)
+        state = {"reached": None} | checkpoint.restore(folder, self.engine, self.ema)  # early checkpoints lack it
+        state["reached"] = target.still_reached(self.config, state["reached"])
         self.state = TrainState(**{name: state[name] for name in TrainState.__dataclass_fields__})
         self.sums.restore(state.get("sums", []), self.context.rank, self.context.world_size)
         self.saved_step = self.state.step
@@ -115,14 +118,22 @@ class TrainingLoop:
         self.ledger.truncate(max(step, 0))
 
     def train(self) -> bool:
-        """Train to the last step and save a checkpoint. Returns False if a stop request ended the loop earlier.
+        """Train to the last step, or to the target of a benchmark, and save a checkpoint.
 
-        Raises TooManyNonfiniteSteps, after saving a checkpoint, and OSError if a checkpoint could not be written. Both
-        are raised on every rank.
+        Returns False if a stop request ended the loop earlier. A run that has reached its target does nothing.
+
+        Raises TooManyNonfiniteSteps, after saving a checkpoint, OSError if a checkpoint could not be written, and
+        ValueError if evaluations lack the metric of the benchmark. All are raised on every rank.
         """
         train = self.config.train
+        if self.state.reached is not None:
+            return True
+        stopped = False
         if self._evaluation_due():  # the run was stopped during the evaluation at the step of the checkpoint
-            self._evaluate()
+            improved, stopped = self._evaluate_unless_stopped()
+            if improved or self._is_complete():
+                self.saved_step = -1  # the checkpoint of this step lacks the result of the evaluation
+                self.save()
         _, micro, accumulation = self.engine.batch
         first_of_sample = self.group.rank == 0 and self.context.pipeline.is_first
         self.task.delivery = Delivery(self.ledger, train.steps, records=first_of_sample)
@@ -134,23 +145,24 @@ class TrainingLoop:
             accumulation_steps=accumulation,
         )
         self.engine.module.train()
-        stopped = False
-        while self.state.step < train.steps and not stopped:
+        while not (stopped or self.state.reached or self.state.step == train.steps):
             with self.stages.stage("train", step=self.state.step) as end:
                 stopped = self._train_until_evaluation(batches, accumulation)
                 end["step"] = self.state.step
             improved = False
             if not stopped and self._evaluation_due():
-                try:
-                    improved = self._evaluate()
-                except _Stopped:
-                    stopped = True
-            if self._save_due() or improved or stopped or self.state.step == train.steps:
+                improved, stopped = self._evaluate_unless_stopped()
+            if self._save_due() or improved or stopped or self.state.reached or self.state.step == train.steps:
                 self.save()
         watchdog.beat("end", self.state.step)
         if hasattr(batches, "close"):  # a generator, which may own threads
             batches.close()
-        return self.state.step == train.steps and not self._evaluation_due()
+        return self._is_complete()
+
+    def _is_complete(self) -> bool:
+        """Whether the target is reached, or the last step is done and evaluated."""
+        done = self.state.step == self.config.train.steps and not self._evaluation_due()
+        return done or self.state.reached is not None
 
     def _train_until_evaluation(self, batches: Iterator[Any], accumulation: int) -> bool:
         """Do the steps up to the next evaluation or the last step. Returns True if a stop request came first."""
@@ -298,6 +310,13 @@ class TrainingLoop:
         wanted = step == self.config.train.steps or bool(every and step and step % every == 0)
         return wanted and self.state.evaluated_step != step
 
+    def _evaluate_unless_stopped(self) -> tuple[bool, bool]:
+        """Evaluate. Returns whether the weights are the best so far, and whether a stop request interrupted."""
+        try:
+            return self._evaluate(), False
+        except _Stopped:
+            return False, True
+
     def _evaluate(self) -> bool:
         """Evaluate the EMA weights on held-out data. Returns whether they are the best so far."""
         with self.stages.stage("eval", step=self.state.step) as end:
@@ -330,21 +349,26 @@ class TrainingLoop:
             rows.sort(key=lambda row: str(row["id"]))
         self.stages.message("evaluated", examples=len(rows))
         self.summary = {name: float(value) for name, value in self.task.summarize(rows).items()}
-        seconds = time.monotonic() - began
-        target = self.task.target
-        value = self.summary.get(target)
+        now = time.monotonic()
+        seconds, elapsed = now - began, now - self._began
+        metric = self.task.target
+        value = self.summary.get(metric)
         if value is None:
-            raise RuntimeError(f"task.target = {target!r} is not in the summary: {', '.join(self.summary)}")
+            raise RuntimeError(f"task.target = {metric!r} is not in the summary: {', '.join(self.summary)}")
         improved = self.state.best is None or value > self.state.best["value"]
         if improved:
-            self.state.best = {"step": step, "metric": target, "value": value}
+            self.state.best = {"step": step, "metric": metric, "value": value}
         self.state.evaluated_step = step
+        reached = target.reached_by(self.config, self.summary, step=step, seconds=elapsed)
+        if self.config.benchmark is not None:  # one decision, and one time, for all ranks
+            reached = self.context.broadcast(reached)
+        self.state.reached = reached
         if self.context.is_main:
             folder = self.run / "evaluations"
             folder.mkdir(exist_ok=True)
             lines = "".join(json.dumps(to_plain(row)) + "\n" for row in rows)
             atomic_files.replace_text(folder / f"step_{step:06d}.jsonl", lines)
-            self.metrics.write("eval", step, **self.summary, seconds=seconds)
+            self.metrics.write("eval", step, **self.summary, seconds=seconds, elapsed=elapsed)
         self.progress.show_evaluation(step, self.summary, seconds)
         self.engine.log({f"Eval/{k}": v for k, v in self.summary.items()}, step * self.engine.batch[0])
         return improved

@@ -6,12 +6,13 @@ import traceback
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
 from ds4sci.tasks import ASSETS_DIR, Pipelined, SequenceParallel, Task
 from ds4sci.tasks.build import build_task, default_kernels
-from ds4sci.train import checkpoint, data_staging, deepspeed_schema, failures, listeners, rng_state, run_folder
+from ds4sci.train import checkpoint, data_staging, deepspeed_schema, failures, listeners, rng_state, run_folder, target
 from ds4sci.train import engine as engines
 from ds4sci.train.distributed import DistributedContext, local_ranks, set_rank_environment
 from ds4sci.train.ema import Ema
@@ -25,13 +26,20 @@ from ds4sci.train.watchdog import Watchdog, claim_error_file
 
 @dataclass(frozen=True)
 class RunResult:
-    """Result of a run: its folder, the last step, whether that is the last of the run, metrics of the last
-    evaluation."""
+    """Result of a run.
+
+    run       its folder
+    step      the last step done
+    finished  whether the run is complete: at its last step, or at the target of its benchmark
+    summary   metrics of the last evaluation of this process; empty if there was none
+    reached   {"step", "metric", "value", "seconds"} of the evaluation that reached the target, or None
+    """
 
     run: Path
     step: int
     finished: bool
     summary: dict[str, float]
+    reached: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,27 @@ class Session:
         staged = data_staging.stage_data(self.config, self.context, self.stages)
         with self.stages.stage("init"):
             loop = self._prepare(staged, stop, observe)
+        benchmark, reached = self.config.benchmark, loop.state.reached
+        if benchmark is not None and reached is not None:
+            loop.progress.log(
+                f"{self.run}: this run has reached its target: {target.describe(benchmark, reached)}; there is nothing "
+                "to train. Choose another train.name for a new run"
+            )
+            return RunResult(self.run, loop.state.step, True, {}, reached)
         with self.stages.stage("run") as end, loop.progress, stop, default_kernels(self.config):
             finished = loop.train()
             end["finished"] = finished
+            reached = loop.state.reached
+            if benchmark is not None:
+                end |= {"reached": reached is not None, "metric": benchmark.metric, "step": loop.state.step}
+                end["value"] = loop.summary.get(benchmark.metric)
         if finished:
             best = loop.state.best
             note = f"; best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+            if benchmark is not None:
+                note += f"; target not reached: {benchmark.metric} {benchmark.condition}"
+            if benchmark is not None and reached is not None:
+                note = f"; target reached: {target.describe(benchmark, reached)}"
             loop.progress.log(
                 f"Done: {loop.state.step} steps in {loop.state.seconds / 60:.1f} min{note}. Run: {self.run}"
             )
@@ -109,7 +132,7 @@ class Session:
                 f"Stopped after step {loop.state.step} ({stop.reason or 'requested by another rank'}); "
                 f"the run is saved. Resume it with: ds4sci train --resume {self.run}"
             )
-        return RunResult(self.run, loop.state.step, finished, loop.summary)
+        return RunResult(self.run, loop.state.step, finished, loop.summary, reached)
 
     def _prepare(self, staged: RunConfig, stop: StopRequest, observe: Observer | None) -> TrainingLoop:
         """Build the task and the engine, restore the newest checkpoint, and report what is trained.

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planner": TASKS | {"tasks"},
     "inference": TASKS | {"tasks", "train"},
     "report": TASKS | {"tasks", "train", "inference"},
+    "workloads": TASKS | {"tasks", "train", "inference", "report"},
     "bench": TASKS | {"tasks", "train", "inference", "integrations"},
     "doctor": TASKS | {"tasks", "train"},
     "selftest": TASKS | {"tasks", "train"},

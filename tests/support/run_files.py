@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-MEASURED = {"seconds", "cpu_seconds", "samples_per_second", "memory_mb"}
+MEASURED = {"seconds", "elapsed", "cpu_seconds", "samples_per_second", "memory_mb"}
 
 
 def metrics(run: Path, *kinds: str) -> list[dict]:
