@@ -160,9 +160,11 @@ def report(
 
 def register(app: typer.Typer, panel: str) -> None:
     """Add the commands to ``app``, in the help panel ``panel``."""
-    commands = {"list": list_workloads, "info": info, "verify": verify, "run": run, "report": report}
-    for name, function in commands.items():
-        app.command(name, rich_help_panel=panel)(function)
+    app.command("list", rich_help_panel=panel)(list_workloads)
+    app.command("info", rich_help_panel=panel)(info)
+    app.command("verify", rich_help_panel=panel)(verify)
+    app.command("run", rich_help_panel=panel)(run)
+    app.command("report", rich_help_panel=panel)(report)
 
 
 def _datasets(workload: Workload) -> list[str]:

@@ -124,7 +124,7 @@ def quality_curves(axes: Sequence[Axes], benchmark: BenchmarkConfig, outcomes: S
         values = [point.value for point in points]
         colour = figures.SERIES[number % len(figures.SERIES)]
         style = ("-", "--", ":")[number // len(figures.SERIES) % 3]
-        places = ([point.seconds / 60 for point in points], [point.step for point in points])
+        places = ([point.seconds / 60 for point in points], [float(point.step) for point in points])
         for panel, x in zip(axes, places, strict=True):
             panel.plot(x, values, style, color=colour, marker="o", markersize=3.5, fillstyle="none", label=one.run.name)
             if one.is_reached and points:
