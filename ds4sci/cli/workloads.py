@@ -169,11 +169,11 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def _datasets(workload: Workload) -> list[str]:
     """One line for each dataset: title, licence, size, origin, whether it is stored."""
-    from ds4sci.workloads.verification import store
+    from ds4sci.datasets import registry, store
 
     lines = []
     for name in workload.benchmark.datasets:
-        dataset = store.registry.find(name).dataset
+        dataset = registry.find(name).dataset
         state, folder = store.state(name)
         lines.append(f"dataset      {name} {dataset.version}: {dataset.title}")
         lines.append(f"             {state}, {folder}, {dataset.size / 1e6:,.1f} MB")

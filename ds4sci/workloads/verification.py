@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,18 +9,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ds4sci.config import hyperparameters
 from ds4sci.config.run_file import RunConfig, find_file
+from ds4sci.datasets import store
 from ds4sci.train import launch
 from ds4sci.train.distributed import free_port, rank_variables
 from ds4sci.workloads.registry import Workload
 
 Log = Callable[[str], None]
-store: Any = (
-    importlib.import_module("ds4sci.datasets.store") if importlib.util.find_spec("ds4sci.datasets.store") else None
-)
 
 
 @dataclass(frozen=True)
