@@ -48,7 +48,10 @@ DOCS = [
 ]
 
 EXTRAS = {
-    "gpu": ["flash-attn>=2.7"],  # built on the user's machine against its CUDA toolkit
+    "gpu": [
+        "flash-attn>=2.7",  # built on the user's machine against its CUDA toolkit
+        "nvidia-ml-py>=12",  # use of the GPU in the timeline of a run
+    ],
     "wandb": ["wandb>=0.17"],  # "wandb" section of the DeepSpeed JSON; offline works
     "tensorboard": ["tensorboard>=2.16"],  # "tensorboard" section of the DeepSpeed JSON
     "lora": ["peft>=0.14"],  # [model.lora]: low-rank adapters of Hugging Face models

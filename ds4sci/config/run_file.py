@@ -55,6 +55,9 @@ class TrainConfig(BaseModel):
     """Seconds without progress after which a rank records its stacks and ends; 0 = never. Progress is a micro-batch, a
     batch of an evaluation or a checkpoint. Before the first step the limit is at least two
     hours; the first step, in which kernels may compile, has the same limit as the others."""
+    monitor_seconds: float = Field(default=1.0, ge=0.0)
+    """Seconds between samples of CPU, memory, disk, network and GPU, which every rank writes with the stages of the run
+    to ``RUN/monitor``; 0 = no monitor."""
     log_every: int = Field(default=20, gt=0)
     """Steps between lines of ``metrics.jsonl``; each holds the means since the previous line."""
     weights: Path | None = None

@@ -13,8 +13,8 @@ MAY_DIFFER = {
     *(
         f"train.{key}"
         for key in (
-            "steps", "evaluate_every", "save_every", "keep_last", "max_nonfinite", "hang_seconds", "log_every",
-            "stage_to", "output", "name",
+            "steps", "evaluate_every", "save_every", "keep_last", "max_nonfinite", "hang_seconds",
+            "monitor_seconds", "log_every", "stage_to", "output", "name",
         )
     ),
 }  # fmt: skip

@@ -47,11 +47,17 @@ STYLE = {
 }  # fmt: skip
 
 
-def svg(draw: Any, *arguments: Any, size: tuple[float, float], panels: tuple[int, int] = (1, 1)) -> str:
-    """SVG of ``size`` inches, drawn by ``draw(axes, *arguments)``. Deterministic."""
+def svg(
+    draw: Any, *arguments: Any, size: tuple[float, float], panels: tuple[int, int] = (1, 1),
+    heights: Sequence[float] | None = None,
+) -> str:  # fmt: skip
+    """SVG of ``size`` inches, drawn by ``draw(axes, *arguments)``. Deterministic.
+
+    heights  relative heights of the rows of panels
+    """
     with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(*panels, squeeze=False).ravel()
+        axes = figure.subplots(*panels, squeeze=False, height_ratios=heights).ravel()
         draw(axes, *arguments)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=200)

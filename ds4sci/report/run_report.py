@@ -15,6 +15,7 @@ from ds4sci.report import page as html
 from ds4sci.report.chain_sections import by_class, by_length, cards
 from ds4sci.report.comparison_section import comparison
 from ds4sci.report.run_artifacts import RunArtifacts, eval_command, read_artifacts
+from ds4sci.report.timeline_section import timeline_parts
 
 COLUMNS = ("lddt_ca", "tm_score", "gdt_ts", "rmsd", "right_handed", "bond_ok", "clash")
 TRUTH = {"right_handed": 1.0, "bond_ok": 0.997, "clash": 0.0006}
@@ -24,7 +25,7 @@ TRUTH = {"right_handed": 1.0, "bond_ok": 0.997, "clash": 0.0006}
 def write_report(run: Path | str) -> Path:
     """Write ``RUN/report.html`` from the files of the run folder, and return its path.
 
-    The files are config.json, deepspeed.json, machine.json, commit.txt, metrics.jsonl and those of
+    The files are config.json, deepspeed.json, machine.json, commit.txt, metrics.jsonl, monitor/ and those of
     ``ds4sci.inference.trained_run.evaluation_files``. For a missing or damaged file, the page has a notice with the
     command that creates it. Only figures are computed. Raises ValueError if ``run`` is not a run folder.
     """
@@ -43,6 +44,8 @@ def write_report(run: Path | str) -> Path:
         compared = comparison(artifacts)
         body = [html.section("Model and baselines", *compared)] if compared else []
         body += [html.section("Scores", *_held_out(artifacts)), curves]
+    if parts := timeline_parts(artifacts.run):
+        body.append(html.section("Timeline", *parts))
     body.append(html.section("Run", *_run(artifacts)))
     subtitle = html.escape(" · ".join(part for part in _subtitle(artifacts) if part))
     header = f"<h1>{html.escape(artifacts.name)}</h1><p>{subtitle}</p>"

@@ -14,13 +14,23 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.mlperf import INSTALL, is_available, page_cache
 from ds4sci.mlperf.log import Layout, MlperfLog
+from ds4sci.monitor.rank_monitor import RankMonitor
 from ds4sci.train.distributed import DistributedContext
 from ds4sci.train.stages import StageListener
 
 
-def of_rank(config: RunConfig, context: DistributedContext, run: Path) -> list[StageListener]:
-    """The listeners of this rank for a run in the folder ``run``. Every rank calls this."""
-    return mlperf_log(config, context, run)
+def of_rank(config: RunConfig, context: DistributedContext, run: Path, attempt: int = 0) -> list[StageListener]:
+    """The listeners of this rank for a run in the folder ``run``. Every rank calls this.
+
+    attempt  number of this start of the run, from 0
+    """
+    return [*monitor(config, context, run, attempt), *mlperf_log(config, context, run)]
+
+
+def monitor(config: RunConfig, context: DistributedContext, run: Path, attempt: int) -> list[StageListener]:
+    """The monitor of this rank, unless ``train.monitor_seconds`` is 0. One rank of each machine samples the machine."""
+    seconds, first = config.train.monitor_seconds, context.local_rank == 0
+    return [RankMonitor(run, context.rank, attempt=attempt, seconds=seconds, samples_machine=first)] if seconds else []
 
 
 def mlperf_log(config: RunConfig, context: DistributedContext, run: Path) -> list[StageListener]:

@@ -75,7 +75,7 @@ class Session:
         limit = config.train.hang_seconds
         watchdog = Watchdog(folder.run, context.rank, attempt=folder.attempt, ranks=local_ranks(), limit=limit)
         watchdog.start()
-        stages = Stages(*listeners.of_rank(config, context, folder.run))
+        stages = Stages(*listeners.of_rank(config, context, folder.run, folder.attempt))
         return cls(config, context, folder.run, folder.is_resumed, watchdog, lock, stages)
 
     def train(self, observe: Observer | None = None) -> RunResult:
