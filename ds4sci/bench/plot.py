@@ -27,11 +27,51 @@ def plot(path: Path) -> Path:
     """Draw the measurement at ``path`` as a PNG next to it. Returns the path of the PNG."""
     saved = json.loads(path.read_text(encoding="utf-8"))
     draw = {"lm": language_model, "zcs": derivatives}.get(saved.get("name"))
+    draw = roofline if "ceilings" in saved else draw
     figure = draw(saved) if draw else block(saved) if "shares" in saved else attention(saved)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
     return picture
+
+
+def roofline(saved: dict[str, Any]) -> Figure:
+    """Left: FLOP/s of each step against its FLOP per byte of memory traffic, below the roofs. Right: the four lower
+    bounds of each step relative to its measured time; the longest bar names the limiter."""
+    ceilings, points = saved["ceilings"], saved["points"]
+    figure, (roofs, bars) = plt.subplots(
+        1, 2, figsize=(14, max(4.6, 1.6 + 0.52 * len(points))), layout="constrained", width_ratios=(1, 1.1)
+    )
+    drawn = [p for p in points if p["flops"] and p["memory"]]
+    ridge = max(ceilings["flops"].values()) / ceilings["memory"]
+    places = [p["flops"] / p["memory"] for p in drawn] + [ridge]
+    low, high = min(places) / 4, max(places) * 8
+    for dtype, peak in ceilings["flops"].items():
+        x = [low, peak / ceilings["memory"], high]
+        y = [low * ceilings["memory"] / 1e9, peak / 1e9, peak / 1e9]
+        (line,) = roofs.loglog(x, y, linewidth=1.8, label=f"{_short(dtype)} products, {peak / 1e9:.0f} GFLOP/s")
+        line.set_zorder(1)
+    for number, p in enumerate(drawn):
+        x, y = p["flops"] / p["memory"], p["flops"] / p["seconds"] / 1e9
+        roofs.loglog([x], [y], "o", color="black", ms=6, zorder=3)
+        roofs.annotate(p["name"], (x, y), xytext=(6, -11 if number % 2 else 6), textcoords="offset points", fontsize=9)
+    roofs.set_xlim(low, high)
+    roofs.set_xlabel("FLOP per byte of memory traffic (modelled)")
+    roofs.set_ylabel("GFLOP/s")
+    roofs.set_title(f"memory bandwidth {ceilings['memory'] / 1e9:.1f} GB/s (slope)", fontsize=10)
+    roofs.grid(alpha=0.3, which="both")
+    roofs.legend(fontsize=9, loc="lower right")
+    limits = list(points[0]["bounds"])
+    for i, limit in enumerate(limits):
+        at = [k + 0.19 * (i - (len(limits) - 1) / 2) for k in range(len(points))]
+        bars.barh(at, [p["bounds"][limit] / p["seconds"] for p in points], 0.18, label=limit)
+    bars.axvline(1.0, color="black", linewidth=0.8)
+    bars.set_yticks(range(len(points)), [f"{p['name']}\n{p['limiter']}" for p in points], fontsize=9)
+    bars.invert_yaxis()
+    bars.set_xlabel("lower bound / measured time")
+    bars.grid(alpha=0.3, axis="x")
+    bars.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(limits))
+    return figure
 
 
 def language_model(saved: dict[str, Any]) -> Figure:

@@ -22,6 +22,7 @@ SECTIONS = {
     "Kernels": ("evoformer_block", "kernels_", "operations", "triton_"),
     "Language models": ("lm", "packing"),
     "Neural operators": ("operators", "zcs"),
+    "Limits of training steps": ("roofline",),
     "Data": ("loading", "parsing", "sequences"),
 }
 """Headings of the results page, and the beginnings of the file names below each."""

@@ -18,7 +18,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import (
@@ -36,6 +35,7 @@ from ds4sci.kernels import KERNELS, tiles
 from ds4sci.kernels.spec import set_default_implementations
 from ds4sci.models.huggingface import attention
 from ds4sci.nn import activation_memory
+from ds4sci.parallel.collectives import sent_by_collective
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks import SequenceParallel, Task
 
@@ -149,7 +149,9 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "prim":
             return func(*args, **kwargs)
         if func.namespace == "c10d":
-            self._count(func, args)
+            name, size = sent_by_collective(func, args)
+            if size:
+                self.sent[name] += size
         args = _with_known_shapes(func, args)
         if func.namespace == "ds4sci":
             peak, flops = self._inside(func, args)
@@ -182,30 +184,6 @@ class Recorder(TorchDispatchMode):
                 OPDEFS[func.name().split(".")[0]]._init_fn(*tiled)
             self.inside[key] = recorder.peak, recorder.flops.total()
         return self.inside[key]
-
-    def _count(self, func: Any, args: Any) -> None:
-        """Count the bytes that a collective operation sends to other ranks (rings for reductions and gathers)."""
-        name = func.name().removeprefix("c10d::").split(".")[0].strip("_")
-        groups = [x for x in args if isinstance(x, torch.ScriptObject)]
-        group = dist.ProcessGroup.unbox(groups[0]) if groups else None
-        size, rank = dist.get_world_size(group), dist.get_rank(group)
-        tensors = [sum(x.nbytes for x in tree_leaves(a) if isinstance(x, Tensor)) for a in args]
-        if name == "alltoall_base":
-            data, splits = args[1], args[4]
-            row = data.nbytes // max(1, data.shape[0]) if data.ndim else data.nbytes
-            own = splits[rank] * row if splits else data.nbytes // size
-            count = data.nbytes - own
-        elif name == "allreduce":
-            count = 2 * tensors[0] * (size - 1) // size
-        elif "allgather" in name:
-            count = tensors[1] * (size - 1)
-        elif "reduce_scatter" in name:
-            count = tensors[1] * (size - 1) // size
-        elif name in ("broadcast", "reduce", "send", "gather"):
-            count = tensors[0]
-        else:
-            return
-        self.sent[name] += count
 
 
 def _signature(x: Any) -> Any:
