@@ -10,6 +10,7 @@ from ds4sci.config.run_file import RunConfig
 MAY_DIFFER = {
     "deepspeed",  # the path; its content is compared
     "parallel",
+    *(f"benchmark.{key}" for key in ("title", "datasets", "hyperparameters", "reference")),
     *(
         f"train.{key}"
         for key in (

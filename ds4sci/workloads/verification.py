@@ -29,13 +29,12 @@ class Check:
 
 
 def obtain_datasets(workload: Workload, log: Log) -> None:
-    """Get the datasets of ``workload`` that are absent or damaged. Raises ValueError if one cannot be obtained."""
+    """Read and compare the datasets of ``workload`` with their sums, and make those that are absent or damaged.
+
+    Raises ValueError if one cannot be obtained.
+    """
     for name in workload.benchmark.datasets:
-        state, folder = store.state(name)
-        if state == "present":
-            continue
-        log(f"dataset {name} is {state}: making it in {folder}")
-        store.get(name, log=lambda text: log(f"  {text}"))
+        store.get(name, log=lambda text, name=name: log(f"dataset {name}: {text}"))  # type: ignore[misc]
 
 
 def verify(workload: Workload) -> Iterator[Check]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from ds4sci.cli.main import app
 from ds4sci.train import launch
-from tests.support import forked_launchers, toy_benchmark
+from ds4sci.train.distributed import free_port
+from tests.support import forked_launchers, toy_benchmark, toy_dataset
 from tests.support.toy_benchmark import EASY, HARD
 
 
@@ -150,3 +154,45 @@ def test_verify_reports_a_run_file_that_differs_from_its_reference(toy) -> None:
     done = bench("verify", toy(HARD, steps=4), code=1)
     assert "differs from benchmark.hyperparameters: train.steps = 4 (reference: 12)" in done.output
     assert "one training step" not in done.output
+
+
+def test_datasets_are_checked_and_made(tmp_path, toy, monkeypatch) -> None:
+    monkeypatch.setenv("DS4SCI_DATA", str(tmp_path / "data"))
+    file = toy(datasets=(toy_dataset.NAME,))
+    done = bench("verify", file, code=1)
+    assert f"get it with: ds4sci data get {toy_dataset.NAME}" in done.output
+    assert "absent" in bench("info", file).output
+    arguments = ("run", file, "--ranks", 1, "--out", tmp_path / "out")
+    assert "making toy_dataset version 3" in bench(*arguments).output
+    assert "making" not in bench(*arguments).output
+
+    stored = tmp_path / "data/toy_dataset-3/train-00000.bin"
+    stored.write_bytes(b"T" + stored.read_bytes()[1:])  # one flipped byte
+    done = bench("verify", file, code=1)
+    assert "train-00000.bin" in done.output
+    assert "making toy_dataset version 3" in bench(*arguments).output
+    assert stored.read_bytes() == toy_dataset.FILES["train-00000.bin"]
+
+
+def test_an_unknown_dataset_is_an_error(toy) -> None:
+    file = toy(datasets=("cosmoss",))
+    assert "unknown dataset 'cosmoss'; did you mean 'cosmo'" in bench("verify", file, code=1).output
+    assert "unknown dataset 'cosmoss'" in str(bench("run", file, code=None).exception)
+
+
+@pytest.mark.slow
+def test_the_launcher_stops_at_the_target_and_runs_instances(tmp_path) -> None:
+    """The real launchers: ``deepspeed launch/train.py`` on two ranks, and two instances of ``ds4sci bench run``."""
+    root = Path(__file__).resolve().parents[2]
+    file = toy_benchmark.write(tmp_path, EASY, name="run")
+    variables = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    command = [*launcher, "--master_port", str(free_port()), str(root / "launch/train.py"), "--config", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    assert "target reached: score" in done.stdout
+    assert (tmp_path / "runs/run/checkpoints/latest").read_text() == "step_000002\n"
+
+    command = [sys.executable, "-m", "ds4sci", "bench", "run", str(file), "--instances", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    assert "2 of 2 instances reached the target" in done.stdout
+    assert "target reached" in (tmp_path / "runs/benchmarks/toy/seed_1.log").read_text()

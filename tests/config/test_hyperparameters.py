@@ -72,3 +72,14 @@ def test_a_run_file_without_benchmark_has_no_differences(file) -> None:
     plain = file.with_name("plain.toml")
     plain.write_text(file.read_text().split("[benchmark]")[0])
     assert hyperparameters.differences(RunConfig.load(plain)) == []
+
+
+def test_texts_of_a_benchmark_may_change_between_start_and_resume(file) -> None:
+    from ds4sci.config.settings_difference import differences
+
+    saved = RunConfig.load(file)
+    changed = ['benchmark.title="B toy"', "benchmark.hyperparameters.seed=1", 'benchmark.datasets=["x"]']
+    assert differences(saved, RunConfig.load(file, changed)) == []
+    assert differences(saved, RunConfig.load(file, ["benchmark.target=0.5"])) == [
+        "benchmark.target: -0.5 there, 0.5 here"
+    ]

@@ -15,7 +15,13 @@ EASY, HARD = -100.0, 1.0
 
 
 def write(
-    folder: Path, target: float = EASY, *, metric: str = "score", direction: str = "higher", **train: Any
+    folder: Path,
+    target: float = EASY,
+    *,
+    metric: str = "score",
+    direction: str = "higher",
+    datasets: tuple[str, ...] = (),
+    **train: Any,
 ) -> Path:
     """Write toy.toml and ds.json into ``folder``. Other keywords are keys of ``[train]``."""
     (folder / "ds.json").write_text(json.dumps(DEEPSPEED))
@@ -35,6 +41,7 @@ title = "A toy"
 metric = "{metric}"
 target = {target!r}
 direction = "{direction}"
+datasets = {json.dumps(datasets)}
 [benchmark.hyperparameters]
 train.steps = 12
 optimizer.params.lr = 0.01
