@@ -53,7 +53,8 @@ def score(
         typer.Option("--system", metavar="T", min=1, help="Accelerators of the system, for the throughput."),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option("--reference", metavar="JSON", help="Reference runs to compare convergence with.")
+        Path | None,
+        typer.Option("--reference", metavar="JSON", help="Reference runs; by default those of the benchmark."),
     ] = None,
     write_reference: Annotated[
         Path | None, typer.Option("--write-reference", metavar="JSON", help="Write these runs as reference runs.")
@@ -74,7 +75,7 @@ def score(
     tree = {"time_to_quality": scoring.as_json(time)}
     void = bool(time.void)
     own = [run.samples if run.minutes is not None and run.samples else float("inf") for run in time.runs]
-    compared = _compare(time, own, reference)
+    compared = _compare(time, own, reference or _registered_reference(time.benchmark))
     if compared is not None and not time.void:
         _show_convergence(compared, time)
         tree["convergence"] = vars(compared) | {"is_provisional": compared.is_provisional}
@@ -137,6 +138,18 @@ def registered_targets() -> Mapping[str, Target]:
     }
 
 
+def _registered_reference(benchmark: str) -> Path | None:
+    """File of the reference runs of a registered workload, or None."""
+    from ds4sci.config.run_file import find_file
+    from ds4sci.workloads.registry import catalogue
+
+    workload = catalogue().workloads.get(benchmark)
+    if workload is None or workload.benchmark.reference is None:
+        return None
+    path = workload.benchmark.reference
+    return find_file(path, near=workload.file, what="file of reference runs", option="benchmark.reference")
+
+
 def _failures(logs: Sequence[LogFile], *, together: bool = True) -> dict[Path, str]:
     """Logs that break a rule, with the first reason. Equal seeds of instances are not failures but are pruned."""
     from ds4sci.mlperf import check as rules
@@ -163,7 +176,11 @@ def _compare(time: TimeToQuality, own: Sequence[float], file: Path | None) -> Co
     if reference.benchmark != time.benchmark:
         raise ValueError(f"{file}: reference runs of {reference.benchmark}, but the logs are of {time.benchmark}")
     batch = next((run.batch for run in time.runs if run.batch is not None), 0)
-    return convergence(own, reference.samples(batch), time.required)
+    samples = reference.samples(batch)
+    if len(samples) < 3:
+        typer.echo(f"Convergence: not tested: {file} has {len(samples)} runs of batch size {batch}, and 3 are needed")
+        return None
+    return convergence(own, samples, time.required)
 
 
 def _show_time(time: TimeToQuality) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ds4sci.config.deepspeed_json import zero_stage
-from ds4sci.config.run_file import RunConfig
 
 
 def of_deepspeed(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -46,20 +45,3 @@ def _schedule(scheduler: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
         yield "opt_learning_rate_warmup_init", params["warmup_min_lr"]
     if "total_num_steps" in params:
         yield "opt_learning_rate_training_steps", params["total_num_steps"]
-
-
-def of_reference(config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted key, own value, reference value) of ``benchmark.hyperparameters``. A missing key has None."""
-    assert config.benchmark is not None
-    run_file, deepspeed = config.resolved(), config.deepspeed_config()
-    for key, reference in config.benchmark.hyperparameters.items():
-        found = _find(run_file, key)
-        yield key, _find(deepspeed, key) if found is None else found, reference
-
-
-def _find(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(tree, Mapping) or part not in tree:
-            return None
-        tree = tree[part]
-    return tree

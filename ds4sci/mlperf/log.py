@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds4sci.config.hyperparameters import compare
 from ds4sci.config.run_file import RunConfig
 from ds4sci.machine import processor
 from ds4sci.mlperf import hyperparameters, openfold, require
@@ -112,7 +113,7 @@ class MlperfLog:
         if stage == "init" and "error" not in values:
             self._write("init_stop", interval="end")
         elif stage == "staging":
-            self._write("staging_stop", interval="end")
+            self._write("staging_stop", interval="end", **{f"staging_{key}": value for key, value in values.items()})
         elif stage == "train":
             self._write("block_stop", interval="end", first_epoch_num=self._samples(self._block))
         elif stage == "eval":
@@ -160,8 +161,8 @@ class MlperfLog:
         self._write("gradient_accumulation_steps", accumulation)
         for key, value in hyperparameters.of_deepspeed(self.config.deepspeed_config()):
             self._write(key, value)
-        for name, value, reference in hyperparameters.of_reference(self.config):
-            self._write("reference_hyperparameter", value, name=name, reference=reference)
+        for one in compare(self.config):
+            self._write("reference_hyperparameter", one.own, name=one.key, reference=one.reference)
 
     def _write_task(self, values: Mapping[str, Any]) -> None:
         if values["step"]:

@@ -76,6 +76,9 @@ def test_score_with_reference_runs(logs: list[Path], tmp_path: Path) -> None:
     code, text = run("score", *logs, "--reference", file)
     assert code == 1
     assert "converge faster than the reference" in text
+    write(2500, 2)
+    code, text = run("score", *logs, "--reference", file)
+    assert "has 2 runs of batch size 64, and 3 are needed" in text
     write(2500, 5)  # too few to decide
     code, text = run("score", *logs, "--reference", file)
     assert code == 0

@@ -145,3 +145,16 @@ def test_openfold_key_of_initial_weights(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{64}", keys["init_checkpoint_sha256sum"])
     assert "val_max_sequence_length" not in keys
     assert "does not exist" in openfold.missing_keys(config)["val_max_sequence_length"]
+
+
+def test_staging_is_logged_before_the_run(tmp_path: Path) -> None:
+    log = MlperfLog(tiny_config(tmp_path), tmp_path / "run", Layout(1, 0, "", 1, (64, 32, 2)), [CLEARED])
+    stages = Stages(log)
+    with stages.stage("staging") as end:
+        end["copied_bytes"] = 7
+    with stages.stage("init"), stages.stage("run"):
+        pass
+    stages.close()
+    start, stop = (LogFile.read(log.file).first(key) for key in ("staging_start", "staging_stop"))
+    assert start.time_ms <= stop.time_ms
+    assert stop.metadata["staging_copied_bytes"] == 7

@@ -72,7 +72,7 @@ def expected() -> set[str]:
     """Names that the wheel must contain."""
     names = {
         file.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "*.json", "*.md")
+        for pattern in ("*.py", "*.json", "*.md", "*.yaml")
         for file in (ROOT / "ds4sci").rglob(pattern)
     }
     configs = [file for pattern in ("*.toml", "*.json") for file in (ROOT / "configs").rglob(pattern)]
