@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 
 MEMORY_FILESYSTEMS = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
+LARGEST_COUNT = 1 << 36
+"""Bytes of files above which the pages in the cache are not counted: the count maps every file."""
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -72,6 +74,8 @@ def _advise(file: Path) -> None:
 def _cached(files: list[Path]) -> int | None:
     """Bytes of ``files`` in the page cache, or None if the system cannot tell."""
     try:
+        if sum(file.stat().st_size for file in files) > LARGEST_COUNT:
+            return None
         return sum(_cached_bytes(file) for file in files)
     except (OSError, AttributeError, ValueError):
         return None

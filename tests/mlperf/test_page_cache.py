@@ -43,3 +43,10 @@ def test_errors_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(record["errors"]) == 2
     assert not record["cleared"]
     assert page_cache.drop([])["cleared"]  # nothing to drop
+
+
+def test_large_files_are_dropped_without_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(bytes(5000))
+    monkeypatch.setattr(page_cache, "LARGEST_COUNT", 4096)
+    record = page_cache.drop([tmp_path])
+    assert (record["cached_before"], record["cached_after"], record["errors"]) == (None, None, [])
