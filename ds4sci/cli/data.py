@@ -17,6 +17,7 @@ data_app.command("list")(datasets.list_datasets)
 data_app.command("info")(datasets.info)
 data_app.command("get")(datasets.get)
 data_app.command("verify")(datasets.verify)
+data_app.command("manifest")(datasets.write_manifest)
 
 
 @data_app.command("build")

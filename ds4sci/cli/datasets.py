@@ -1,4 +1,4 @@
-"""The commands ``ds4sci data list``, ``info``, ``get`` and ``verify``: datasets by name."""
+"""The commands ``ds4sci data list``, ``info``, ``get``, ``verify`` and ``manifest``: datasets by name."""
 
 from __future__ import annotations
 
@@ -88,6 +88,22 @@ def verify(
         typer.secho(f"make it again with: ds4sci data get {name}{target}", err=True)
         raise typer.Exit(1)
     typer.echo(f"{to or store.state(name)[1]}: every file is intact")
+
+
+def write_manifest(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of your own files.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the dataset. Default: that of the folder.")
+    ] = None,
+    version: Annotated[str, typer.Option("--version", help="Version of the dataset.")] = "1",
+) -> None:
+    """Write manifest.json of a folder: size and checksum of every file. Staging requires it."""
+    from ds4sci.datasets import manifest
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    stored = manifest.write(folder, name or folder.resolve().name, version)
+    typer.echo(f"{folder / manifest.MANIFEST}: {len(stored.files)} files, {megabytes(stored.size)}")
 
 
 def megabytes(size: int) -> str:

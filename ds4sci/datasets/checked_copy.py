@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ds4sci.datasets.manifest import FileSum
 
-BLOCK = 4 << 20
+BLOCK = 1 << 20
 """Bytes per block."""
 
 

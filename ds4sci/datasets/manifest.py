@@ -79,7 +79,10 @@ def read(folder: Path) -> Manifest:
         files = {safe_name(name): FileSum(int(one["size"]), str(one["sha256"])) for name, one in tree["files"].items()}
         manifest = Manifest(str(tree["name"]), str(tree["version"]), files)
     except FileNotFoundError:
-        raise ValueError(f"{folder}: not a dataset (it has no {MANIFEST}, which is written last)") from None
+        raise ValueError(
+            f"{folder}: not a dataset (it has no {MANIFEST}, which is written last; for files of your own it is "
+            f"written by: ds4sci data manifest {folder})"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: unreadable: {type(error).__name__}: {error}") from None
     if not files or not all(re.fullmatch("[0-9a-f]{64}", one.sha256) for one in files.values()):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ds4sci.cli import main
-from ds4sci.datasets import registry
+from ds4sci.datasets import manifest, registry
 from tests.support.toy_dataset import NAME
 
 
@@ -64,3 +64,17 @@ def test_get_and_verify(home: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert call("get", NAME, "--from", str(tmp_path / "absent")) == 0  # present already
     assert call("get", "pdb_sequences", "--from", str(tmp_path)) == 2
     assert "no file sidechainnet-1.0.1-*.whl" in capsys.readouterr().err
+
+
+def test_manifest_of_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "scans"
+    assert call("manifest", str(folder)) == 2
+    assert "scans: no such folder" in capsys.readouterr().err
+    folder.mkdir()
+    assert call("manifest", str(folder)) == 2
+    assert "no files" in capsys.readouterr().err
+    (folder / "train-00000.bin").write_bytes(b"abc")
+    assert call("manifest", str(folder), "--version", "2") == 0
+    assert "1 files, 0.0 kB" in capsys.readouterr().out
+    stored = manifest.read(folder)
+    assert (stored.name, stored.version, [*stored.files]) == ("scans", "2", ["train-00000.bin"])
