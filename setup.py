@@ -47,6 +47,10 @@ DOCS = [
     "furo>=2024.8",  # its theme: readable on a phone, light and dark
 ]
 
+IMAGES = [
+    "scikit-image>=0.22",  # non-local means, which the benchmark em_denoise is measured against
+]
+
 EXTRAS = {
     "gpu": [
         "flash-attn>=2.7",  # built on the user's machine against its CUDA toolkit
@@ -58,9 +62,11 @@ EXTRAS = {
     "mlperf": ["mlperf-logging>=4.1"],  # [benchmark]: MLPerf logs and upstream's checkers; brings pandas
     "cosmo": ["colossus>=1.3"],  # matter power spectra and growth factors from which the dataset `cosmo` is generated
     "deepxde": ["deepxde>=1.15"],  # `ds4sci bench zcs` measures its zero coordinate shift beside ours
+    "images": IMAGES,
     "docs": DOCS,
     "dev": [
         *DOCS,
+        *IMAGES,
         "pytest>=8.2",
         "pytest-xdist>=3.6",  # launch/test.sh runs the files in three processes: most tests use one thread
         "peft>=0.14",  # tests of adapters

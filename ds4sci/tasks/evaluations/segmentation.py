@@ -1,0 +1,102 @@
+"""Evaluation of segmentation on the sphere, beside thresholds of vorticity and wind speed where the data are winds."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from ds4sci.baselines.wind_thresholds import WindThresholds
+from ds4sci.metrics.images import confusion, iou
+from ds4sci.tasks.array_task import collate
+from ds4sci.tasks.evaluations import Evaluation, EvaluationRequest, EvaluationResult
+
+if TYPE_CHECKING:
+    from ds4sci.tasks.segmentation import Segmentation
+
+NETWORK, THRESHOLDS, CONSTANT = "network", "thresholds of vorticity and speed", "background everywhere"
+WINDS = ("u", "v")
+"""Channels of a dataset of winds, for which the thresholds are measured."""
+SHOWN = 3
+"""Held-out examples in the picture: highest, median and lowest mean IoU."""
+
+
+def segmentation_evaluation(task: Segmentation) -> Evaluation:
+    """IoU of each class on all held-out examples: of the network and of the baselines.
+
+    The baseline of winds (channels ``u`` and ``v``, two classes beside the background) thresholds the vorticity and the
+    speed of the same inputs; its thresholds are fitted on the training data.
+
+    The result has ``mean`` (metrics of the network), ``baselines`` (name → the same metrics), ``thresholds``, ``rows``
+    (confusion matrix of each example), and ``comparison`` and ``figures`` for the report. The attachment ``.png`` shows
+    fields and masks.
+    """
+
+    def run(request: EvaluationRequest) -> EvaluationResult:
+        with torch.no_grad():
+            rows = task.evaluate(task.model.eval(), rank=0, world_size=1, device=request.device)
+        examples = task.valid[: len(rows)]
+        inputs, labels = (np.stack(x) for x in zip(*examples, strict=True))
+        metrics = {NETWORK: task.summarize(rows)}
+        masks: dict[str, np.ndarray] = {}
+        thresholds: dict[str, float] = {}
+        if task.channels == WINDS and len(task.classes) == 3:
+            winds, classes = (np.stack(x) for x in zip(*task.train[:], strict=True))
+            fitted = WindThresholds.fit(winds, classes)
+            masks[THRESHOLDS] = fitted.predict(inputs)
+            thresholds = vars(fitted)
+        for name, predicted in (masks | {CONSTANT: np.zeros_like(labels)}).items():
+            metrics[name] = task.iou_metrics(confusion(labels, predicted, len(task.classes)))
+        order = np.argsort([-np.nanmean(iou(np.array(row["confusion"]))) for row in rows])
+        chosen = [int(order[i]) for i in sorted({0, len(order) // 2, len(order) - 1})]
+        masks = {NETWORK: _predict(task, chosen, request.device)} | {k: x[chosen] for k, x in masks.items()}
+        from ds4sci.tasks.evaluations import segmentation_figures as draw
+
+        draw_maps = partial(
+            draw.save_maps, inputs[chosen], labels[chosen], masks, task.classes, task.channels,
+            [rows[i]["id"] for i in chosen],
+        )  # fmt: skip
+        columns = list(metrics[NETWORK])
+        table = [
+            [name, *(f"{own[key]:.4f}" if key in own else "–" for key in columns)] for name, own in metrics.items()
+        ]
+        header = ["IoU", "mean", *(key.removeprefix("iou_").replace("_", " ") for key in columns[1:])]
+        values: dict[str, Any] = {
+            "mean": metrics[NETWORK],
+            "baselines": {name: own for name, own in metrics.items() if name != NETWORK},
+            "thresholds": thresholds,
+            "comparison": {"header": header, "rows": table},
+            "figures": [{
+                "file": "maps.svg", "title": "Held-out examples: highest, median and lowest mean IoU",
+                "alt": f"Fields and masks of {', '.join(rows[i]['id'] for i in chosen)}",
+            }],
+            "rows": rows,
+        }  # fmt: skip
+        return EvaluationResult(
+            values,
+            comparison_table(header, table, f"{len(rows)} held-out examples"),
+            attachments={".png": partial(draw_maps, kind="png")},
+            is_validation=True,
+            report_files={"maps.svg": partial(draw_maps, kind="svg")},
+        )
+
+    return Evaluation(run)
+
+
+def _predict(task: Segmentation, numbers: list[int], device: torch.device) -> np.ndarray:
+    batch = collate([(str(i), *task.valid[i]) for i in numbers]).to(device)
+    with torch.no_grad():
+        return task.model(batch).argmax(1).cpu().numpy()
+
+
+def comparison_table(header: list[str], rows: list[list[str]], title: str) -> Table:
+    """Return a table for the terminal; the first column holds names, the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,52 @@
+"""Miniatures of the tasks on images and fields for ``ds4sci selftest``: few channels, two levels, random data.
+
+As in ``ds4sci.tasks.miniatures``, flags of architecture and loss stay those of the run. The data of the run need not
+exist if the run file names what determines the number of channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds4sci.data.array_shards import ArrayShards, write_shard
+
+EXAMPLES = {"train": 16, "valid": 3}
+ROWS, COLUMNS = 7, 12
+"""Size of the examples: an odd number of rows, as on a grid with poles."""
+
+
+def segmentation_miniature(config: Any, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny segmentation; its random data, on two grids, go to ``folder``."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    channels = len(config.data.channels) or len(ArrayShards.find(config.data.folder(), "train")[0][0])
+    classes = len(config.data.classes)
+    for split, count in EXAMPLES.items():
+        rng = np.random.default_rng([0, count])
+        inputs = rng.normal(size=(count, channels, ROWS, COLUMNS)).astype(np.float32)
+        # every class occurs, with unequal frequencies
+        labels = rng.integers(classes, size=(count, 2 * ROWS - 1, 2 * COLUMNS)) * rng.integers(2, size=(count, 1, 1))
+        write_shard(folder, split, 0, inputs, labels.astype(np.uint8))
+    return tree | {"model": _small_unet(tree["model"]), "data": _small_data(tree["data"], folder)}
+
+
+def _small_unet(model: dict[str, Any]) -> dict[str, Any]:
+    return model | {"channels": 4, "levels": min(2, model["levels"]), "growth": 2.0, "groups": 2}
+
+
+def _small_data(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return data | {"path": str(folder), "valid_examples": EXAMPLES["valid"]}
+
+
+def denoising_miniature(config: Any, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny denoising; its random counts go to ``folder``."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    for split, count in EXAMPLES.items():
+        rng = np.random.default_rng([1, count])
+        clean = 1 + 0.1 * rng.normal(size=(count, 1, COLUMNS, COLUMNS))
+        write_shard(folder, split, 0, rng.poisson(50 * clean).astype(np.uint16), clean.astype(np.float32))
+    data = _small_data(tree["data"], folder) | ({"crop": COLUMNS - 1} if config.data.crop else {})
+    baseline = {"patch": 3, "distance": 2, "calibration_images": 2}
+    return tree | {"model": _small_unet(tree["model"]), "data": data, "baseline": baseline}
