@@ -43,13 +43,16 @@ def roofline(saved: dict[str, Any]) -> Figure:
         1, 2, figsize=(14, max(4.6, 1.6 + 0.52 * len(points))), layout="constrained", width_ratios=(1, 1.1)
     )
     drawn = [p for p in points if p["flops"] and p["memory"]]
-    ridge = max(ceilings["flops"].values()) / ceilings["memory"]
+    ridge = max(ceilings["flops"].values()) / ceilings["memory"]  # FLOP per byte at which the roofs meet
     places = [p["flops"] / p["memory"] for p in drawn] + [ridge]
     low, high = min(places) / 4, max(places) * 8
+    fastest = max(ceilings["flops"].values())
     for dtype, peak in ceilings["flops"].items():
+        if peak < 0.1 * fastest:
+            continue  # emulated: its roof would flatten the picture
         x = [low, peak / ceilings["memory"], high]
         y = [low * ceilings["memory"] / 1e9, peak / 1e9, peak / 1e9]
-        (line,) = roofs.loglog(x, y, linewidth=1.8, label=f"{_short(dtype)} products, {peak / 1e9:.0f} GFLOP/s")
+        (line,) = roofs.loglog(x, y, linewidth=1.8, label=f"{_short(dtype)} products, {peak / 1e9:.3g} GFLOP/s")
         line.set_zorder(1)
     for number, p in enumerate(drawn):
         x, y = p["flops"] / p["memory"], p["flops"] / p["seconds"] / 1e9
@@ -58,9 +61,10 @@ def roofline(saved: dict[str, Any]) -> Figure:
     roofs.set_xlim(low, high)
     roofs.set_xlabel("FLOP per byte of memory traffic (modelled)")
     roofs.set_ylabel("GFLOP/s")
-    roofs.set_title(f"memory bandwidth {ceilings['memory'] / 1e9:.1f} GB/s (slope)", fontsize=10)
+    roofs.set_ylim(None, 3 * fastest / 1e9)
     roofs.grid(alpha=0.3, which="both")
-    roofs.legend(fontsize=9, loc="lower right")
+    title = f"slope: memory bandwidth, {ceilings['memory'] / 1e9:.3g} GB/s"
+    roofs.legend(fontsize=9, title=title, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     limits = list(points[0]["bounds"])
     for i, limit in enumerate(limits):
         at = [k + 0.19 * (i - (len(limits) - 1) / 2) for k in range(len(points))]

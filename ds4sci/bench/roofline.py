@@ -58,7 +58,7 @@ def run(out: Path, files: list[str], overrides: list[str], *, quick: bool = Fals
         ceilings, cases = measure(Path(folder), QUICK if quick else Sizes())
     steps = [step_of(config, timed=1 if quick else TIMED) for config in loaded]
     points = [point(case, ceilings) for case in (*cases, *steps)]
-    flops = ", ".join(f"{name} products {rate / 1e9:.0f} GFLOP/s" for name, rate in ceilings.flops.items())
+    flops = ", ".join(f"{name} products {rate / 1e9:.3g} GFLOP/s" for name, rate in ceilings.flops.items())
     rates = [f"memory {ceilings.memory / 1e9:.1f} GB/s"]
     rates += [f"{name} {rate / 1e9:.2f} GB/s" for name in ("disk", "network") if (rate := getattr(ceilings, name))]
     measurement = Measurement(
@@ -66,21 +66,21 @@ def run(out: Path, files: list[str], overrides: list[str], *, quick: bool = Fals
         title="Roofline: lower bound of the time by compute, memory, disk and network",
         command=f"ds4sci bench roofline {' '.join([*files, *overrides])} --json {out.name}".replace("  ", " "),
         columns=[
-            "step", "GFLOP", "memory, modelled (MB)", "disk (MB)", "network (MB)", "limiter", "bound (ms)",
-            "measured (ms)", "measured / bound",
+            "step", "GFLOP", "operands (MB)", "memory, modelled (MB)", "disk (MB)", "network (MB)",
+            "limiter", "bound (ms)", "measured (ms)", "measured / bound",
         ],
         rows=[
             [
-                one["name"], one["flops"] / 1e9, one["memory"] / 1e6, one["disk"] / 1e6, one["network"] / 1e6,
+                one["name"], one["flops"] / 1e9, *(one[key] / 1e6 for key in ("operands", "memory", "disk", "network")),
                 one["limiter"], 1e3 * one["bound"], 1e3 * one["seconds"], one["seconds"] / max(one["bound"], 1e-12),
             ]
             for one in points
         ],
         notes=[
             f"ceilings, measured in the same run: {flops}; {', '.join(rates)}",
-            "FLOP: matrix products, convolutions and attention, with recomputation; memory: modelled as reads and "
-            f"writes of whole tensors through a cache of {cache_bytes(torch.device('cpu')) >> 20} MB; disk: counted, "
-            "with a cold page cache",
+            "FLOP: matrix products, convolutions and attention, with recomputation; operands: inputs and outputs of "
+            f"every operator; memory: what remains of them behind a cache of {cache_bytes(torch.device('cpu')) >> 20} "
+            "MB that holds whole tensors, a model; disk: counted, with a cold page cache",
             f"steps of run files: one process, one micro-batch, forward, backward and AdamW in plain torch, with data "
             f"loading; median of {TIMED}",
         ],

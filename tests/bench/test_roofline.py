@@ -145,6 +145,7 @@ def test_the_command_measures_a_run_file(tmp_path: Path) -> None:
     assert points["triad"]["operands"] == 3 * QUICK.triad_case
     assert points["all-reduce"]["network"] == QUICK.message_case, "two ranks: each sends the message once"
     assert saved["ceilings"]["network"] > 0
+    assert all(rate > 0 for rate in saved["ceilings"]["flops"].values())
     step = points["reaction_diffusion"]
     assert step["flops"] > 0
     assert step["memory"] <= step["operands"]
