@@ -23,7 +23,7 @@ SECTIONS = {
     "Language models": ("lm", "packing"),
     "Neural operators": ("operators", "zcs"),
     "Limits of training steps": ("roofline",),
-    "Data": ("loading", "parsing", "sequences", "staging"),
+    "Data": ("loading", "ready_loader", "parsing", "sequences", "staging"),
 }
 """Headings of the results page, and the beginnings of the file names below each."""
 OTHER = "Other"

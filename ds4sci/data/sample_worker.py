@@ -102,11 +102,11 @@ def main(positions: int, connection: socket.socket) -> None:
         (position,) = POSITION.unpack(record)
         send(connection, CLAIM, position)
         try:
-            kind, value = DONE, make(position)
-        except Exception as error:
-            kind, value = FAILED, _describe(error)
-        send(connection, kind, position, value)
-        del value
+            send(connection, DONE, position, make(position))
+        except (BrokenPipeError, ConnectionResetError):  # the parent has ended
+            return
+        except Exception as error:  # of the sample, or it cannot be pickled
+            send(connection, FAILED, position, _describe(error))
 
 
 def _describe(error: Exception) -> tuple[str, str, str]:

@@ -43,10 +43,11 @@ def fold_miniature(config: Any, folder: Path) -> dict[str, Any]:
     ) | {"dropout": 0.0}
     model["stem"] = _smaller(model["stem"], blocks=1, convolution_width=5) | {"stem_only_fraction": 0.0}
     plan = data["plan"]
+    data.pop("replay", None)
     chains = _copy_chains(data, folder)
     return tree | {
         "data": data | chains | {
-            "workers": 0, "evaluation_chains": 1, "evaluation_batch": 1, "evaluation_recycling": 0,
+            "workers": 0, "order": "strict", "evaluation_chains": 1, "evaluation_batch": 1, "evaluation_recycling": 0,
             "evaluation_refinement": 0, "evaluation_relaxation": 0,
             "features": _smaller(data["features"], max_clusters=5, max_extra=7),
             "plan": {"phases": [{"crops": [17, 13]}], "max_recycling": min(1, plan["max_recycling"])},

@@ -31,7 +31,9 @@ def command(out: OutFolder = FOLDER) -> None:
 
 
 def test_commands_keep_their_names() -> None:
-    names = "axial commits data esmfold kernels lm operators packing parse roofline sequences staging step zcs"
+    names = (
+        "axial commits data esmfold kernels lm operators packing parse ready_loader roofline sequences staging step zcs"
+    )
     assert list(find_benchmarks()) == names.split()
     assert all(benchmark.help for benchmark in find_benchmarks().values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import random
 import subprocess
@@ -151,6 +152,15 @@ def test_functions_that_workers_cannot_load_are_refused() -> None:
             list(ready_samples(make, count(), workers=1, kind="process"))
     with pytest.raises(SampleError, match="cannot load their function"):
         list(ready_samples(_Unloadable(), count(), workers=1, kind="process"))
+
+
+def test_a_sample_that_cannot_be_sent_is_named() -> None:
+    samples = ready_samples(operator.methodcaller("__add__", 1), count(), workers=1, kind="process")
+    assert next(samples) == (0, 1)
+    samples.close()
+    unsendable = ready_samples(slow_samples.without_pickle, count(), workers=1, kind="process", name=name)
+    with pytest.raises(SampleError, match=r"sample item0 \(position 0\): .*pickle"):
+        next(unsendable)
 
 
 class _Unloadable:

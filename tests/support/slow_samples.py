@@ -45,6 +45,11 @@ class Samples:
         return position, rng.normal(size=(int(rng.integers(0, 60)), 41)), rng.integers(0, 9, size=3)
 
 
+def without_pickle(position: int) -> object:
+    """Return a sample that cannot be sent to another process."""
+    return (position for _ in range(1))
+
+
 def name(position: int) -> str:
     return f"item{position % 10}"
 
