@@ -179,14 +179,14 @@ def run_epoch(loader: Loader, source: Source, workers: int) -> tuple[float, floa
     work, count, number = 0.0, 0, 0
     try:
         opener.start()
-        start = 0.0
+        start = seconds = 0.0
         for batch in batches:
             start = start or opener.opened()
             if taken := [sample for sample in batch if sample.seconds]:
                 work += sum(sample.seconds for sample in taken)
                 count, number = count + 1, number + len(taken)
                 time.sleep(STEP_SECONDS)
-        seconds = time.perf_counter() - start
+                seconds = time.perf_counter() - start  # without the end of the workers
     finally:
         opener.join()
         if hasattr(batches, "close"):

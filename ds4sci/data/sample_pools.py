@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -218,9 +219,10 @@ class ProcessPool:
         self._selector.close()
         for worker in self._workers:
             worker.connection.close()
+        end = time.monotonic() + CLOSE_SECONDS
         for worker in self._workers:
             try:
-                worker.process.wait(CLOSE_SECONDS)
+                worker.process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()

@@ -138,3 +138,5 @@ def _write_all(file: int, part: memoryview, offset: int) -> int:
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent has ended
         main(int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))
+    sys.stdout.flush()
+    os._exit(0)  # at once: the parent may wait, and there is nothing to clean up
