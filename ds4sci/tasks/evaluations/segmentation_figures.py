@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, Literal
 
@@ -53,7 +54,7 @@ def save_maps(
             axes[-1, column].set_xlabel("column of the grid, degrees")
             axes[-1, column].set_xticks(range(0, 361, 90))
         for row, name in enumerate(["input", *maps]):
-            axes[row, 0].set_ylabel(name)
+            axes[row, 0].set_ylabel(textwrap.fill(name, 18))
             axes[row, 0].set_yticks(range(-90, 91, 45))
         speed = tuple(channels[:2]) == ("u", "v")
         figure.colorbar(shown, ax=list(axes[0]), label="wind, m/s" if speed else channels[0], pad=0.01)
