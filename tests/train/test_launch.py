@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -103,6 +104,43 @@ def test_ctrl_c_saves_and_exits_with_0(tmp_path, run_file) -> None:
     (step,) = checkpoint.checkpoint_steps(tmp_path / "runs/run")
     assert checkpoint.find_corruption(checkpoint.checkpoint_folder(tmp_path / "runs/run", step)) is None
     assert_nothing_left(tmp_path)
+
+
+STAND_IN = """
+import signal, subprocess, sys, time
+if sys.argv[1] == "launcher":
+    sys.exit(subprocess.call([sys.executable, "-S", sys.argv[0], "ds4sci.train", sys.argv[2]]))
+def stop(*_):
+    print("stopped in order")
+    sys.exit(int(sys.argv[2]))
+signal.signal(signal.SIGTERM, stop)
+open(sys.argv[0] + sys.argv[2], "w").close()
+time.sleep(300)
+"""
+"""A launcher that starts one rank, and the rank, which exits with a given code after SIGTERM."""
+
+
+def test_a_signal_reaches_the_ranks_of_all_launchers(tmp_path) -> None:
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    launches = [
+        launch.Launch(
+            [sys.executable, "-S", str(script), "launcher", str(code)], dict(os.environ), tmp_path / f"{code}.log"
+        )
+        for code in (0, 7)
+    ]
+
+    def interrupt() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not all((tmp_path / f"stand_in.py{code}").exists() for code in (0, 7)):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert launch.run_launchers(launches) == [0, 7]
+    thread.join()
+    assert [(tmp_path / f"{code}.log").read_text() for code in (0, 7)] == ["stopped in order\n"] * 2
 
 
 @pytest.mark.slow
