@@ -23,8 +23,8 @@ from ds4sci.types import ArrayBatch
 
 EPSILON = 1e-6
 """Added to an energy before its logarithm."""
-SHRINKAGE = 1e-3
-"""Added to the eigenvalues of the features' correlation matrix before whitening."""
+SHRINKAGE = 1e-2
+"""Added to the eigenvalues of the features' correlation matrix before whitening; smaller ones are mostly noise."""
 SLOPE = 0.1
 """Of the leaky rectifier for negative values."""
 
@@ -38,6 +38,10 @@ class Config(BaseModel):
     """Filters of each stage. The resolution halves after every stage but the last."""
     convolutions: int = Field(1, ge=1)
     """Convolutions per stage."""
+    channel_filters: Literal["mixed", "shared"] = "mixed"
+    """``mixed``: the first filters combine all channels. ``shared``: the same filters are applied to each channel
+    separately, and the perceptron combines them. For channels that show the same volume at several times, the ratio of
+    two energies of one filter is then the growth between the times, without the randomness of the volume."""
     kernel: int = Field(3, ge=1)
     """Side of the filters in cells, odd."""
     padding: Literal["periodic", "zeros"] = "periodic"
@@ -174,28 +178,35 @@ class VolumeNet(nn.Module):
         for name, default in (("input_shift", 0.0), ("input_scale", 1.0)):
             numbers = torch.tensor(getattr(config, name) or (default,) * channels)
             self.register_buffer(name, numbers.view(-1, 1, 1, 1), persistent=False)
-        self.stages = nn.ModuleList(Stage(config, a, b) for a, b in pairwise((channels, *config.channels)))
+        self.is_shared = config.channel_filters == "shared"
+        first, copies = (1, channels) if self.is_shared else (channels, 1)
+        self.stages = nn.ModuleList(Stage(config, a, b) for a, b in pairwise((first, *config.channels)))
         if config.features == "energy":
-            width = 2 * config.convolutions * sum(config.channels)
+            width = copies * 2 * config.convolutions * sum(config.channels)
         else:
-            width = config.channels[-1] * smallest**3
+            width = copies * config.channels[-1] * smallest**3
         self.whitening = Whitening(width) if config.features == "energy" and config.whitening_examples else None
         layers: list[nn.Module] = []
         for a, b in pairwise((width, *config.hidden)):
             layers += [nn.Linear(a, b), nn.LeakyReLU(SLOPE)]
             layers += [nn.Dropout(config.dropout)] if config.dropout else []
-        self.head = nn.Sequential(*layers, nn.Linear((width, *config.hidden)[-1], outputs))
+        last = nn.Linear((width, *config.hidden)[-1], outputs)
+        nn.init.normal_(last.weight, std=1e-2)  # the first predictions are about 0
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(*layers, last)
 
     def features(self, volumes: Tensor) -> Tensor:
         """Return the input of the perceptron, before it is whitened: [b, f]."""
         shift, scale = self.input_shift.to(volumes.dtype), self.input_scale.to(volumes.dtype)
         x = ((volumes - shift) * scale).to(self.input_scale.dtype)
+        if self.is_shared:
+            x = x.flatten(0, 1).unsqueeze(1)
         features = []
         for number, stage in enumerate(self.stages):
             x, own = stage(_halved(x) if number else x)
             features.append(own)
         found = torch.cat(features, dim=1)
-        return found if found.shape[1] else x.flatten(1)
+        return (found if found.shape[1] else x.flatten(1)).reshape(len(volumes), -1)
 
     def forward(self, batch: ArrayBatch | Tensor) -> Tensor:
         found = self.features(batch if isinstance(batch, Tensor) else batch.inputs)

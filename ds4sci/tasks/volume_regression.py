@@ -23,6 +23,9 @@ from ds4sci.tasks.evaluations.volumes import volume_evaluation
 from ds4sci.tasks.miniatures import volume_miniature
 from ds4sci.types import ArrayBatch
 
+_WHITENING_STREAM = 4
+"""Key of a random stream; 0 to 3 are those of ``ds4sci.data.loader`` and ``ArrayTask``."""
+
 
 class DataConfig(ArrayDataConfig):
     """``[data]``: the dataset, its symmetries and the names of its targets."""
@@ -86,10 +89,15 @@ class VolumeRegression(ArrayTask):
             self._whiten(self.model)
 
     def _whiten(self, model: cnn3d.VolumeNet) -> None:
-        """Initialise the whitening layer from the first training examples; they are in random order."""
+        """Initialise the whitening layer from the first training examples, augmented; they are in random order."""
         count, size = min(self.config.model.whitening_examples, len(self.train)), self.data.evaluation_batch
+
+        def example(number: int) -> tuple[Any, ...]:
+            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_WHITENING_STREAM, number)))
+            return str(number), *self.augment(*self.train[number], rng)
+
         groups = (range(first, min(first + size, count)) for first in range(0, count, size))
-        model.whiten(collate([(str(i), *self.train[i]) for i in group]).inputs for group in groups)
+        model.whiten(collate([example(number) for number in group]).inputs for group in groups)
 
     def augment(self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Sequence[np.ndarray]:
         """See ``ArrayTask.augment``."""

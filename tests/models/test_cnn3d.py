@@ -17,7 +17,10 @@ def network(**config: object) -> cnn3d.VolumeNet:
 
 
 @pytest.mark.parametrize("features", ["energy", "flatten"])
-@pytest.mark.parametrize("more", [{}, {"convolutions": 2, "norm_groups": 2, "padding": "zeros"}, {"hidden": ()}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"channel_filters": "shared"}, {"convolutions": 2, "norm_groups": 2, "padding": "zeros"}, {"hidden": ()}],
+)
 def test_shapes_and_gradients(features: str, more: dict) -> None:
     model = network(features=features, **more)
     x = torch.randn(5, 2, 8, 8, 8)
@@ -47,6 +50,16 @@ def test_periodic_energies_do_not_change_under_shifts() -> None:
     assert not torch.allclose(network(padding="zeros").double()(shifted), network(padding="zeros").double()(x))
 
 
+def test_shared_filters_measure_each_channel_alike() -> None:
+    """Equal channels have equal features, and a factor between them only shifts the energies of the first stage."""
+    model = network(channel_filters="shared", channels=(3,)).double()
+    volume = torch.randn(2, 1, 8, 8, 8, dtype=torch.float64)
+    energies = model.features(torch.cat([volume, 3 * volume], dim=1)).unflatten(1, (2, 2, 3))[:, :, 0]
+    torch.testing.assert_close(
+        energies[:, 1] - energies[:, 0], torch.full((2, 3), 9.0).double().log(), rtol=0, atol=1e-4
+    )
+
+
 def test_log_energy_is_the_band_power_of_the_filter() -> None:
     """Var(w ⋆ x) = Σ |ŵ(k)|² |x̂(k)|² / n⁶ over k ≠ 0, by the full Fourier transform."""
     n = 6
@@ -67,7 +80,9 @@ def test_whitening_removes_correlations() -> None:
     layer.fit(x)
     y = layer(x).detach()
     torch.testing.assert_close(y.mean(dim=0), torch.zeros(5), atol=1e-3, rtol=0)
-    torch.testing.assert_close(y.T @ y / len(y), torch.eye(5), atol=0.1, rtol=0)  # short of 1 by the shrinkage
+    values = torch.linalg.eigvalsh(y.T @ y / len(y))  # λ / (λ + shrinkage) of the eigenvalues λ of the correlations
+    expected = torch.linalg.eigvalsh(torch.corrcoef(x.T))
+    torch.testing.assert_close(values, expected / (expected + cnn3d.SHRINKAGE), atol=1e-2, rtol=0)
     again = Whitening(5)
     again.fit(x[:, [1, 0, 2, 3, 4]])
     torch.testing.assert_close(again.weight[[1, 0, 2, 3, 4]][:, [1, 0, 2, 3, 4]], layer.weight, rtol=1e-3, atol=1e-4)

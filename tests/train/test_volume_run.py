@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from ds4sci import __version__
 from ds4sci.cli.main import app
+from ds4sci.config import run_version
 from ds4sci.report.run_report import write_report
 from tests.support import layouts, rank_processes
 from tests.support.run_files import losses
@@ -22,7 +24,7 @@ def test_two_ranks_train_in_16_bits_and_the_report_shows_ridge_beside(tmp_path: 
     settings = layouts.deepspeed(3, 4, 1, bf16={"enabled": True}, optimizer=ADAM)
     (tmp_path / "ds.json").write_text(json.dumps(settings))
     sections = {
-        "deepspeed": "ds.json", "task": {"name": "volume_regression"}, "model": layouts.SMALL_CNN,
+        run_version.KEY: __version__, "deepspeed": "ds.json", "task": {"name": "volume_regression"}, "model": layouts.SMALL_CNN,
         "train": {"steps": 40, "evaluate_every": 20, "log_every": 1, "name": "run", "ema_decay": 0.5},
         "data": {"path": str(tmp_path / "volumes"), "targets": ["first", "second", "noise"]},
     }  # fmt: skip
