@@ -24,7 +24,8 @@ def test_two_ranks_train_in_16_bits_and_the_report_shows_ridge_beside(tmp_path: 
     settings = layouts.deepspeed(3, 4, 1, bf16={"enabled": True}, optimizer=ADAM)
     (tmp_path / "ds.json").write_text(json.dumps(settings))
     sections = {
-        run_version.KEY: __version__, "deepspeed": "ds.json", "task": {"name": "volume_regression"}, "model": layouts.SMALL_CNN,
+        run_version.KEY: __version__, "deepspeed": "ds.json",
+        "task": {"name": "volume_regression"}, "model": layouts.SMALL_CNN,
         "train": {"steps": 40, "evaluate_every": 20, "log_every": 1, "name": "run", "ema_decay": 0.5},
         "data": {"path": str(tmp_path / "volumes"), "targets": ["first", "second", "noise"]},
     }  # fmt: skip
