@@ -117,7 +117,7 @@ class Stage(nn.Module):
         """Return the activated volume and the features [b, f] of this stage; f = 0 without energies."""
         features = []
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            response = convolution(x)
+            response = convolution(x.to(convolution.weight.dtype))
             x = nn.functional.leaky_relu(norm(response), SLOPE)
             if self.has_energies:
                 features += [log_energy(response), _wide(x).mean(dim=(2, 3, 4))]
@@ -198,7 +198,7 @@ class VolumeNet(nn.Module):
     def features(self, volumes: Tensor) -> Tensor:
         """Return the input of the perceptron, before it is whitened: [b, f]."""
         shift, scale = self.input_shift.to(volumes.dtype), self.input_scale.to(volumes.dtype)
-        x = ((volumes - shift) * scale).to(self.input_scale.dtype)
+        x = (volumes - shift) * scale
         if self.is_shared:
             x = x.flatten(0, 1).unsqueeze(1)
         features = []
@@ -212,7 +212,7 @@ class VolumeNet(nn.Module):
         found = self.features(batch if isinstance(batch, Tensor) else batch.inputs)
         if self.whitening is not None:
             found = self.whitening(found)
-        return self.head(found.to(self.input_scale.dtype))
+        return self.head(found.to(next(self.head.parameters()).dtype))
 
     @torch.no_grad()
     def whiten(self, volumes: Iterable[Tensor]) -> None:

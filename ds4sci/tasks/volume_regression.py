@@ -94,7 +94,8 @@ class VolumeRegression(ArrayTask):
 
         def example(number: int) -> tuple[Any, ...]:
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_WHITENING_STREAM, number)))
-            return str(number), *self.augment(*self.train[number], rng)
+            inputs, targets = self.train[number]
+            return str(number), *self.augment(inputs, targets, rng)
 
         groups = (range(first, min(first + size, count)) for first in range(0, count, size))
         model.whiten(collate([example(number) for number in group]).inputs for group in groups)
