@@ -117,6 +117,7 @@ class Stage(nn.Module):
         """Return the activated volume and the features [b, f] of this stage; f = 0 without energies."""
         features = []
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            assert isinstance(convolution, nn.Conv3d)
             response = convolution(x.to(convolution.weight.dtype))
             x = nn.functional.leaky_relu(norm(response), SLOPE)
             if self.has_energies:
