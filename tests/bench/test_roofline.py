@@ -155,7 +155,7 @@ def test_the_command_measures_a_run_file(tmp_path: Path) -> None:
     assert saved["plot"] == "roofline.png"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # times of this machine: other programs must not run beside it
 def test_four_cases_are_named_and_predicted(tmp_path: Path) -> None:
     """GEMM, triad, cold read and all-reduce: the limiter of each is named, and the time predicted within 1.25 ×
     (all-reduce 1.5 ×). Ceiling and case are measured in turn; up to three attempts, as other programs may interfere."""

@@ -111,8 +111,10 @@ def test_imported_packages_are_requirements(wheel: Path) -> None:
                 modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.split(".")[0])
-    # triton comes with torch; flash_attn, peft and pynvml are extras; the others are baselines, if installed
-    optional = {"triton", "flash_attn", "peft", "pynvml", "cuequivariance_torch", "trifast", "pyfaidx", "deepxde"}
+    # triton comes with torch
+    extras = {"flash_attn", "peft", "pynvml", "mlperf_logging", "colossus", "skimage"}
+    baselines = {"cuequivariance_torch", "trifast", "pyfaidx", "deepxde", "torchdata"}  # if installed
+    optional = {"triton", *extras, *baselines}
     foreign = modules - sys.stdlib_module_names - {"ds4sci"} - optional
     distributions = importlib.metadata.packages_distributions()
     owners = {module: {name.lower() for name in distributions.get(module, [module])} for module in foreign}

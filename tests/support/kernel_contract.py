@@ -96,7 +96,8 @@ class KernelContract:
             honest = max((plain[name] - want).norm(), 0.3 * torch.finfo(dtype).eps * (want.norm() or scale))
             furthest = max((plain[name] - want).abs().max(), torch.finfo(dtype).eps * (want.abs().max() or scale))
             error = (got[name] - want).norm()
-            if error > 3 * honest and want.numel() < FEW_ELEMENTS:
+            # a sharp softmax weighs few keys: few products decide the errors of plain torch, whatever the size
+            if error > 3 * honest and (want.numel() < FEW_ELEMENTS or "sharp" in case.name):
                 error, plain_error = errors_over_draws(kernel, implementation, case, dtype, name)
                 honest = max(honest, plain_error)
                 furthest = max(furthest, honest)

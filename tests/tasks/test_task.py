@@ -95,8 +95,13 @@ def test_capabilities_are_recognised() -> None:
 
 
 def test_the_registry_lists_the_tasks() -> None:
-    assert task_names() == ["causal_lm", "fold", "masked_lm", "neural_operator", "token_classification"]
-    with pytest.raises(ValueError, match=r"no module ds4sci\.tasks\.folds; available tasks: causal_lm, fold"):
+    assert task_names() == [
+        "causal_lm", "denoising", "fold", "masked_lm", "neural_operator", "segmentation", "token_classification",
+        "volume_regression",
+    ]  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"no module ds4sci\.tasks\.folds; available tasks: causal_lm, denoising, fold"
+    ):
         import_task("folds")
     assert import_task("fold").asset_overrides(Path("run")) == []
     assert import_task("fold").summary.startswith("Task: predict protein structures")
