@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from ds4sci.nn.linear import wide
 from ds4sci.types import ArrayBatch
 
 EPSILON = 1e-6
@@ -121,18 +122,16 @@ class Stage(nn.Module):
             response = convolution(x.to(convolution.weight.dtype))
             x = nn.functional.leaky_relu(norm(response), SLOPE)
             if self.has_energies:
-                features += [log_energy(response), _wide(x).mean(dim=(2, 3, 4))]
+                features += [log_energy(response), wide(x).mean(dim=(2, 3, 4))]
         return x, torch.cat(features, dim=1) if features else x.new_empty(len(x), 0)
 
 
 def log_energy(response: Tensor) -> Tensor:
-    """Return log(variance over the volume + ``EPSILON``), [b, c] of [b, c, n, n, n], in fp32 at least."""
-    return (_wide(response).flatten(2).var(dim=2, correction=0) + EPSILON).log()
+    """Return log(variance over the volume + ``EPSILON``), [b, c] of [b, c, n, n, n], in fp32 at least.
 
-
-def _wide(x: Tensor) -> Tensor:
-    """Return ``x`` in fp32, or in fp64 if it is: bf16 would round log-energies to 1 %."""
-    return x if x.dtype == torch.float64 else x.float()
+    bf16 would round log-energies to 1 %.
+    """
+    return (wide(response).flatten(2).var(dim=2, correction=0) + EPSILON).log()
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -164,8 +163,8 @@ class Whitening(nn.Module):
         self.centre.copy_(x.mean(dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _wide(x)
-        return ((wide - self.centre.to(wide.dtype)) @ self.weight.to(wide.dtype).T).to(self.weight.dtype)
+        own = wide(x)
+        return ((own - self.centre.to(own.dtype)) @ self.weight.to(own.dtype).T).to(self.weight.dtype)
 
 
 class VolumeNet(nn.Module):

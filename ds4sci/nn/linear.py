@@ -1,4 +1,4 @@
-"""Linear layer and layer norm with AlphaFold's initialization (supplement 1.11.4)."""
+"""Linear layer and layer norm with AlphaFold's initialization (supplement 1.11.4), and the cast to fp32 or wider."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from ds4sci.kernels import layer_norm
 
 Init = Literal["lecun", "relu", "glorot", "gating", "zero"]
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in fp32, or unchanged in fp64."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Linear(nn.Linear):

@@ -19,16 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds4sci.geometry import Rigid, compose_along_chain, rotation_from_6d, rotation_from_update
-from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.nn.linear import LayerNorm, Linear, wide
 from ds4sci.parallel.axial import WHOLE, AxialShards
 
 HELIX_STEP = (0.3750, 0.2786, 0.8842, -0.9240, 0.0354, 0.3807), (3.5802, 0.9730, -0.8464)
 """Frame of residue i+1 in that of residue i in an α-helix, mean over PDB chains: two columns of the rotation, and Å."""
-
-
-def wide(x: Tensor) -> Tensor:
-    """``x`` in fp32, or unchanged in fp64."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class InvariantPointAttention(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ds4sci.nn.linear import wide
 from ds4sci.types import IGNORE_INDEX
 
 LOGITS_PER_CHUNK = 2**24
@@ -38,8 +39,8 @@ def token_losses(
 
     def chunk_loss(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(x)
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(wide, target, reduction="none", ignore_index=IGNORE_INDEX), logits.argmax(-1) == target
+        loss = F.cross_entropy(wide(logits), target, reduction="none", ignore_index=IGNORE_INDEX)
+        return loss, logits.argmax(-1) == target
 
     parts = []
     for x, target in zip(states.tensor_split(chunks), targets.tensor_split(chunks), strict=True):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ds4sci.baselines.non_local_means import NonLocalMeans, mean_square
 from ds4sci.metrics.images import psnr
 from ds4sci.models import unet
+from ds4sci.nn.linear import wide
 from ds4sci.tasks.array_task import ArrayDataConfig, ArrayTask
 from ds4sci.tasks.evaluations import Evaluation
 from ds4sci.tasks.evaluations.denoising import denoising_evaluation
@@ -137,7 +138,7 @@ class Denoising(ArrayTask):
 
     def loss(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Task.loss``."""
-        predicted = output if output.dtype == torch.float64 else output.float()
+        predicted = wide(output)
         loss = (predicted - (batch.targets.to(predicted.dtype) - 1) / CONTRAST).square().mean()
         return loss, {"mse": loss.detach()}
 

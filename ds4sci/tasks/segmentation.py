@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ds4sci.data.sphere import latitudes
 from ds4sci.metrics.images import confusion, iou
 from ds4sci.models import unet
+from ds4sci.nn.linear import wide
 from ds4sci.tasks.array_task import ArrayDataConfig, ArrayTask
 from ds4sci.tasks.evaluations import Evaluation
 from ds4sci.tasks.evaluations.segmentation import segmentation_evaluation
@@ -176,7 +177,7 @@ class Segmentation(ArrayTask):
 
     def loss(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Task.loss``."""
-        logits = output if output.dtype == torch.float64 else output.float()
+        logits = wide(output)
         weight = torch.as_tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
         # the mean over points: dividing by the sum of their weights would depend on the other examples
         loss = F.cross_entropy(logits, batch.targets, weight=weight, reduction="none").mean()

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ds4sci.models import cnn3d
+from ds4sci.nn.linear import wide
 from ds4sci.tasks.array_task import ArrayDataConfig, ArrayTask, collate
 from ds4sci.tasks.evaluations import Evaluation
 from ds4sci.tasks.evaluations.volumes import volume_evaluation
@@ -111,7 +111,7 @@ class VolumeRegression(ArrayTask):
 
     def loss(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Task.loss``."""
-        difference = _wide(output) - batch.targets
+        difference = wide(output) - batch.targets
         loss = difference.square().mean()
         return loss, {"mse": loss.detach(), "mae": difference.detach().abs().mean()}
 
@@ -151,7 +151,3 @@ def _names(key: str, given: tuple[str, ...], count: int, pattern: str) -> tuple[
     if given and len(given) != count:
         raise ValueError(f"data.{key} has {len(given)} names; the dataset has {count} {key}")
     return given or tuple(pattern.format(i) for i in range(count))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ds4sci.baselines.non_local_means import expected_counts, mean_square, repai
 from ds4sci.metrics.images import psnr
 from ds4sci.tasks.array_task import collate
 from ds4sci.tasks.evaluations import Evaluation, EvaluationRequest, EvaluationResult
-from ds4sci.tasks.evaluations.segmentation import comparison_table
+from ds4sci.tasks.evaluations.comparison import ComparisonFigure, comparison_result, first_middle_last
 
 if TYPE_CHECKING:
     from ds4sci.tasks.denoising import Denoising
@@ -40,27 +40,25 @@ def denoising_evaluation(task: Denoising) -> Evaluation:
                 values.append(psnr(mean_square(given, clean[0]), row["range"]))
             baselines[name] = float(np.mean(values))
         order = np.argsort([row["mse"] / row["mse_nlm"] for row in rows])
-        chosen = [int(order[i]) for i in sorted({0, len(order) // 2, len(order) - 1})]
+        chosen = first_middle_last(order)
         from ds4sci.tasks.evaluations import denoising_figures as draw
 
-        draw_images = partial(draw.save_images, _images(task, chosen, request.device), [rows[i] for i in chosen])
+        images = _images(task, chosen, request.device)
         found = {NETWORK: mean["psnr_db"]} | baselines
-        table = [[name, f"{own:.2f}", f"{own - mean['psnr_nlm_db']:+.2f}"] for name, own in found.items()]
-        header = ["", "PSNR, dB", "gain over non-local means, dB"]
         names = ", ".join(rows[i]["id"] for i in chosen)
-        values_: dict[str, Any] = {
-            "mean": mean, "baselines": baselines, "strength": task.baseline.strength,
-            "comparison": {"header": header, "rows": table},
-            "figures": [{
-                "file": "images.svg", "title": "Held-out images: highest, median and lowest gain",
-                "alt": f"Counts, non-local means, network and clean image of {names}",
-            }],
-            "rows": rows,
-        }  # fmt: skip
-        return EvaluationResult(
-            values_, comparison_table(header, table, f"{len(rows)} held-out images"),
-            attachments={".png": partial(draw_images, kind="png")}, is_validation=True,
-            report_files={"images.svg": partial(draw_images, kind="svg")},
+        return comparison_result(
+            {"mean": mean, "baselines": baselines, "strength": task.baseline.strength},
+            rows,
+            header=["", "PSNR, dB", "gain over non-local means, dB"],
+            table=[[name, f"{own:.2f}", f"{own - mean['psnr_nlm_db']:+.2f}"] for name, own in found.items()],
+            title=f"{len(rows)} held-out images",
+            figures=[
+                ComparisonFigure(
+                    "images", "Held-out images: highest, median and lowest gain",
+                    f"Counts, non-local means, network and clean image of {names}",
+                    partial(draw.save_images, images, [rows[i] for i in chosen]),
+                )
+            ],
         )  # fmt: skip
 
     return Evaluation(run)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from ds4sci.baselines.wind_thresholds import WindThresholds
 from ds4sci.metrics.images import confusion, iou
 from ds4sci.tasks.array_task import collate
 from ds4sci.tasks.evaluations import Evaluation, EvaluationRequest, EvaluationResult
+from ds4sci.tasks.evaluations.comparison import ComparisonFigure, comparison_result, first_middle_last
 
 if TYPE_CHECKING:
     from ds4sci.tasks.segmentation import Segmentation
@@ -51,37 +51,34 @@ def segmentation_evaluation(task: Segmentation) -> Evaluation:
         for name, predicted in (masks | {CONSTANT: np.zeros_like(labels)}).items():
             metrics[name] = task.iou_metrics(confusion(labels, predicted, len(task.classes)))
         order = np.argsort([-np.nanmean(iou(np.array(row["confusion"]))) for row in rows])
-        chosen = [int(order[i]) for i in sorted({0, len(order) // 2, len(order) - 1})]
+        chosen = first_middle_last(order)
         masks = {NETWORK: _predict(task, chosen, request.device)} | {k: x[chosen] for k, x in masks.items()}
         from ds4sci.tasks.evaluations import segmentation_figures as draw
 
-        draw_maps = partial(
-            draw.save_maps, inputs[chosen], labels[chosen], masks, task.classes, task.channels,
-            [rows[i]["id"] for i in chosen],
-        )  # fmt: skip
+        names = [rows[i]["id"] for i in chosen]
         columns = list(metrics[NETWORK])
-        table = [
-            [name, *(f"{own[key]:.4f}" if key in own else "–" for key in columns)] for name, own in metrics.items()
-        ]
-        header = ["IoU", "mean", *(key.removeprefix("iou_").replace("_", " ") for key in columns[1:])]
-        values: dict[str, Any] = {
-            "mean": metrics[NETWORK],
-            "baselines": {name: own for name, own in metrics.items() if name != NETWORK},
-            "thresholds": thresholds,
-            "comparison": {"header": header, "rows": table},
-            "figures": [{
-                "file": "maps.svg", "title": "Held-out examples: highest, median and lowest mean IoU",
-                "alt": f"Fields and masks of {', '.join(rows[i]['id'] for i in chosen)}",
-            }],
-            "rows": rows,
-        }  # fmt: skip
-        return EvaluationResult(
-            values,
-            comparison_table(header, table, f"{len(rows)} held-out examples"),
-            attachments={".png": partial(draw_maps, kind="png")},
-            is_validation=True,
-            report_files={"maps.svg": partial(draw_maps, kind="svg")},
-        )
+        return comparison_result(
+            {
+                "mean": metrics[NETWORK],
+                "baselines": {name: own for name, own in metrics.items() if name != NETWORK},
+                "thresholds": thresholds,
+            },
+            rows,
+            header=["IoU", "mean", *(key.removeprefix("iou_").replace("_", " ") for key in columns[1:])],
+            table=[
+                [name, *(f"{own[key]:.4f}" if key in own else "–" for key in columns)] for name, own in metrics.items()
+            ],
+            title=f"{len(rows)} held-out examples",
+            figures=[
+                ComparisonFigure(
+                    "maps", "Held-out examples: highest, median and lowest mean IoU",
+                    f"Fields and masks of {', '.join(names)}",
+                    partial(
+                        draw.save_maps, inputs[chosen], labels[chosen], masks, task.classes, task.channels, names
+                    ),
+                )
+            ],
+        )  # fmt: skip
 
     return Evaluation(run)
 
@@ -90,13 +87,3 @@ def _predict(task: Segmentation, numbers: list[int], device: torch.device) -> np
     batch = collate([(str(i), *task.valid[i]) for i in numbers]).to(device)
     with torch.no_grad():
         return task.model(batch).argmax(1).cpu().numpy()
-
-
-def comparison_table(header: list[str], rows: list[list[str]], title: str) -> Table:
-    """Return a table for the terminal; the first column holds names, the others numbers."""
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from ds4sci.baselines.ridge import Ridge, volume_statistics
 from ds4sci.tasks.evaluations import Evaluation, EvaluationRequest, EvaluationResult
+from ds4sci.tasks.evaluations.comparison import ComparisonFigure, comparison_result
 
 if TYPE_CHECKING:
     from ds4sci.tasks.volume_regression import VolumeRegression
@@ -41,39 +41,29 @@ def volume_evaluation(task: VolumeRegression) -> Evaluation:
         for row, own in zip(rows, ridge.tolist(), strict=True):
             row["ridge"] = own
         columns = ["mae", *(f"mae_{name}" for name in task.names)]
-        table = [[name, *(f"{own[column]:.4f}" for column in columns)] for name, own in means.items()]
-        header = ["mean absolute error", "all", *task.names]
         predictions = {NETWORK: np.array([row["predicted"] for row in rows]), RIDGE: ridge}
         volume = task.valid[0][0].astype(np.float64)
         from ds4sci.tasks.evaluations import volume_figures as draw
 
-        scatter = partial(draw.save_scatter, predictions, true, task.names)
-        values: dict[str, Any] = {
-            "mean": means[NETWORK],
-            "baselines": {name: means[name] for name in (RIDGE, CONSTANT)},
-            "comparison": {"header": header, "rows": table},
-            "figures": [
-                {
-                    "file": "scatter.svg", "title": "Predicted and true targets",
-                    "alt": f"Predicted against true {', '.join(task.names)} of {len(rows)} held-out volumes",
-                },
-                {
-                    "file": "slices.svg", "title": "Slices of the first held-out volume",
-                    "alt": f"Central slice of the channels {', '.join(task.channels)}",
-                },
+        return comparison_result(
+            {"mean": means[NETWORK], "baselines": {name: means[name] for name in (RIDGE, CONSTANT)}},
+            rows,
+            header=["mean absolute error", "all", *task.names],
+            table=[[name, *(f"{own[column]:.4f}" for column in columns)] for name, own in means.items()],
+            title=f"{len(rows)} held-out volumes",
+            figures=[
+                ComparisonFigure(
+                    "scatter", "Predicted and true targets",
+                    f"Predicted against true {', '.join(task.names)} of {len(rows)} held-out volumes",
+                    partial(draw.save_scatter, predictions, true, task.names),
+                ),
+                ComparisonFigure(
+                    "slices", "Slices of the first held-out volume",
+                    f"Central slice of the channels {', '.join(task.channels)}",
+                    partial(draw.save_slices, volume, task.channels),
+                ),
             ],
-            "rows": rows,
-        }  # fmt: skip
-        return EvaluationResult(
-            values,
-            _table(header, table, len(rows)),
-            attachments={".png": partial(scatter, kind="png")},
-            is_validation=True,
-            report_files={
-                "scatter.svg": partial(scatter, kind="svg"),
-                "slices.svg": partial(draw.save_slices, volume, task.channels, kind="svg"),
-            },
-        )
+        )  # fmt: skip
 
     return Evaluation(run)
 
@@ -95,12 +85,3 @@ def _baselines(task: VolumeRegression, held_out: int, request: EvaluationRequest
 def _summary(task: VolumeRegression, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     pairs = zip(predicted.tolist(), true.tolist(), strict=True)
     return task.summarize([{"predicted": a, "true": b} for a, b in pairs])
-
-
-def _table(header: list[str], rows: list[list[str]], count: int) -> Table:
-    table = Table(title=f"{count} held-out volumes", title_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
