@@ -25,7 +25,7 @@ from ds4sci.bench.registry import JsonFile, Quick, show
 from ds4sci.bench.roofline_ceilings import QUICK, Case, Ceilings, Sizes, limiter, measure
 from ds4sci.bench.roofline_counts import DiskReads, StepCounter, cache_bytes
 from ds4sci.config.run_file import RunConfig
-from ds4sci.mlperf import page_cache
+from ds4sci.machine import page_cache
 from ds4sci.tasks.build import build_task, default_kernels
 from ds4sci.train import listeners
 

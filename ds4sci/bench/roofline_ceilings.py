@@ -27,7 +27,7 @@ import torch.distributed as dist
 from ds4sci.bench.machine_limits import EMULATED_RATIO
 from ds4sci.bench.roofline_counts import DiskReads, StepCounter, Work, cache_bytes
 from ds4sci.kernels import machine_peak
-from ds4sci.mlperf import page_cache
+from ds4sci.machine import page_cache
 from ds4sci.train.distributed import free_port
 
 LIMITS = ("compute", "memory", "disk", "network")

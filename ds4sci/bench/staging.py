@@ -24,6 +24,7 @@ from ds4sci.bench.measurement import Measurement, spread, timed, write
 from ds4sci.bench.registry import JsonFile, Quick, show
 from ds4sci.datasets import manifest, staging, store
 from ds4sci.files.atomic_files import fingerprint
+from ds4sci.machine import page_cache
 
 STAGED = "staging: checksum while copying"
 TWO_PASSES = "plain copy, then checksum"
@@ -68,7 +69,8 @@ def measure(megabytes: int, files: int, rounds: int, source: Path | None = None,
         for _ in range(rounds):
             for name, method in methods.items():
                 shutil.rmtree(target, ignore_errors=True)
-                drop_from_page_cache(dataset)
+                os.sync()  # what the copy before has left to write
+                page_cache.drop([dataset])
                 seconds[name].append(timed(method))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ceiling = min(value for name, value in medians.items() if name not in (STAGED, TWO_PASSES))
@@ -109,11 +111,3 @@ def two_passes(folder: Path, target: Path, at_once: int) -> None:
     plain_copy(folder, target, at_once)
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(fingerprint, sorted(target.iterdir())))
-
-
-def drop_from_page_cache(folder: Path) -> None:
-    """Flush what waits to be written, and remove the files of ``folder`` from the page cache."""
-    os.sync()
-    for path in folder.iterdir():
-        with path.open("rb") as handle:
-            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

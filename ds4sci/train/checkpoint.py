@@ -189,6 +189,12 @@ def newest_intact(run: Path, context: DistributedContext, log: Any = print) -> P
     raise ValueError(f"{run}: no intact checkpoint in {run / 'checkpoints'}; start a new run")
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """``state.json`` of the checkpoint ``folder``. Raises OSError or ValueError if it cannot be read."""
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return state
+
+
 def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
     """Load the checkpoint ``folder`` into engine and EMA. A collective operation: every rank calls it.
 
@@ -196,7 +202,7 @@ def restore(folder: Path, engine: Engine, ema: Ema) -> dict[str, Any]:
     layout. Returns the state that ``save`` was given, with the ``"sums"`` of every rank that saved. Raises ValueError
     if the batch size differs, or if model, optimizer or schedule do not fit.
     """
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = read_state(folder)
     _check_same_batch(folder, state, engine)
     if (folder / slice_files.INDEX).is_file():
         check_kinds(engine, state["engine"], str(folder))

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.text_files import resolve_data_path
-from ds4sci.mlperf import INSTALL, is_available, page_cache
+from ds4sci.machine import page_cache
+from ds4sci.mlperf import INSTALL, is_available
 from ds4sci.mlperf.log import Layout, MlperfLog
 from ds4sci.monitor.rank_monitor import RankMonitor
 from ds4sci.train.distributed import DistributedContext

@@ -39,7 +39,7 @@ class RunOutcome:
     value        metric of the evaluation that reached the target, or of the last one; None without an evaluation
     seconds      time to quality if the target is reached, otherwise the training time so far
     evaluations  all evaluations, in order
-    error        first line of the error of a failed run
+    error        last line of the traceback of a failed run: the error itself
     artifacts    the files of the run folder
     """
 
@@ -79,7 +79,7 @@ def read_outcome(run: Path) -> RunOutcome:
     state = _newest_state(run)
     step, reached = int(state.get("step", 0)), state.get("reached")
     evaluations = tuple(_evaluations(artifacts, benchmark.metric))
-    error = _first_line(run / "error.txt")
+    error = _last_line(run / "error.txt")
     if reached is not None:
         return RunOutcome(
             run, config["seed"], "reached", steps, step, float(reached["value"]), float(reached["seconds"]),
@@ -128,9 +128,7 @@ def _newest_state(run: Path) -> dict[str, Any]:
     """State of the newest checkpoint; empty without one."""
     for step in reversed(checkpoint.checkpoint_steps(run)):
         with contextlib.suppress(OSError, ValueError):
-            file = checkpoint.checkpoint_folder(run, step) / "state.json"
-            state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return state
+            return checkpoint.read_state(checkpoint.checkpoint_folder(run, step))
     return {}
 
 
@@ -149,7 +147,7 @@ def _evaluations(artifacts: RunArtifacts, metric: str) -> list[Evaluation]:
     ]
 
 
-def _first_line(file: Path) -> str:
+def _last_line(file: Path) -> str:
     """Last line of a traceback that was written to ``file``: the error itself. Empty without the file."""
     with contextlib.suppress(OSError):
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

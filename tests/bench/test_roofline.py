@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ds4sci.bench import roofline, roofline_ceilings
 from ds4sci.bench.roofline_ceilings import QUICK, Case, Ceilings, limiter
 from ds4sci.bench.roofline_counts import DiskReads, StepCounter, TensorCache, Work, touched_bytes
-from ds4sci.mlperf import page_cache
+from ds4sci.machine import page_cache
 
 CEILINGS = Ceilings({"float32": 1e9, "bfloat16": 2e9}, memory=1e8, disk=1e7, network=1e6)
 

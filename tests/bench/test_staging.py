@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from ds4sci.bench import staging
 from ds4sci.cli.main import app
+from ds4sci.machine import page_cache
 
 
 def test_staging_is_compared_with_the_faster_plain_copy(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_staging_is_compared_with_the_faster_plain_copy(tmp_path: Path) -> None:
 def test_every_method_copies_every_file(tmp_path: Path) -> None:
     size = staging.write_dataset(tmp_path / "random-1", 1000, 3)
     assert size == 3000
-    staging.drop_from_page_cache(tmp_path / "random-1")
+    page_cache.drop([tmp_path / "random-1"])
     for number, method in enumerate((staging.plain_copy, staging.two_passes)):
         target = tmp_path / str(number)
         method(tmp_path / "random-1", target, 2)

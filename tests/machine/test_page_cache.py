@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ds4sci.mlperf import page_cache
+from ds4sci.machine import page_cache
 
 
 def test_files_of_a_folder_are_dropped(tmp_path: Path) -> None:
