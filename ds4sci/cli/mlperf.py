@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ds4sci.mlperf.check import Target
+    from ds4sci.config.benchmark import BenchmarkConfig
     from ds4sci.mlperf.log_file import LogFile
     from ds4sci.mlperf.reference import Convergence
     from ds4sci.mlperf.score import Throughput, TimeToQuality
@@ -32,7 +32,7 @@ def check(logs: Logs) -> None:
     from ds4sci.mlperf.log_file import find_logs
 
     files = find_logs(logs)
-    findings = find(files, registered_targets())
+    findings = find(files, registered_benchmarks())
     for finding in findings:
         typer.echo(str(finding))
     failed = len({finding.file for finding in findings})
@@ -127,15 +127,11 @@ def submission(
     typer.echo(f"wrote {out}; {len(findings)} findings; describe the system in {described}")
 
 
-def registered_targets() -> Mapping[str, Target]:
-    """Targets of the registered workloads, by name."""
-    from ds4sci.mlperf.check import Target
+def registered_benchmarks() -> Mapping[str, BenchmarkConfig]:
+    """Sections ``[benchmark]`` of the registered workloads, by name."""
     from ds4sci.workloads.registry import catalogue
 
-    return {
-        name: Target(one.benchmark.metric, one.benchmark.target, one.benchmark.direction)
-        for name, one in catalogue().workloads.items()
-    }
+    return {name: one.benchmark for name, one in catalogue().workloads.items()}
 
 
 def _registered_reference(benchmark: str) -> Path | None:
@@ -156,8 +152,8 @@ def _failures(logs: Sequence[LogFile], *, together: bool = True) -> dict[Path, s
     from ds4sci.mlperf import require
 
     require("scoring MLPerf logs")
-    targets = registered_targets()
-    findings = [finding for log in logs for finding in rules.check_log(log, targets)]
+    benchmarks = registered_benchmarks()
+    findings = [finding for log in logs for finding in rules.check_log(log, benchmarks)]
     findings += rules.check_set(logs) if together else []
     failures: dict[Path, str] = {}
     for finding in findings:

@@ -7,13 +7,14 @@ only; both are checked here, as well as what the logs of one submission must hav
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds4sci.config.benchmark import BenchmarkConfig
 from ds4sci.mlperf import OFFICIAL, RULES_VERSION, require, rules
-from ds4sci.mlperf.log_file import Event, Finding, LogFile
+from ds4sci.mlperf.log_file import Finding, LogFile
 
 SAME = (
     "submission_benchmark", "submission_division", "quality_target", "global_batch_size", "number_of_nodes",
@@ -22,19 +23,11 @@ SAME = (
 """Keys whose value all logs of a submission share."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """Registered quality target of a benchmark: its metric, value and direction (``higher`` or ``lower``)."""
-
-    metric: str
-    value: float
-    direction: str
-
-
-def check(files: Sequence[Path], targets: Mapping[str, Target] | None = None) -> list[Finding]:
+def check(files: Sequence[Path], benchmarks: Mapping[str, BenchmarkConfig] | None = None) -> list[Finding]:
     """Return what is wrong with the logs ``files``, one by one and together; an empty list if nothing is.
 
-    targets  registered targets by name of the benchmark; the target that a log states must agree
+    benchmarks  registered benchmarks by name; the target that a log states must be theirs, and in the closed division
+                the reference hyperparameters
 
     Raises ValueError if ``mlperf-logging`` is not installed.
     """
@@ -47,15 +40,17 @@ def check(files: Sequence[Path], targets: Mapping[str, Target] | None = None) ->
             findings.append(Finding(file, None, "format", str(error).removeprefix(f"{file}: ")))
             continue
         logs.append(log)
-        findings += check_log(log, targets or {})
+        findings += check_log(log, benchmarks or {})
     return findings + check_set(logs)
 
 
-def check_log(log: LogFile, targets: Mapping[str, Target]) -> list[Finding]:
+def check_log(log: LogFile, benchmarks: Mapping[str, BenchmarkConfig]) -> list[Finding]:
     """Return what is wrong with one log."""
     from ds4sci.mlperf.upstream import apply_rules
 
-    findings = [*log.errors, *_backward_times(log), *_other_target(log, targets)]
+    findings = [*log.errors, *_backward_times(log)]
+    if (benchmark := benchmarks.get(str(log.value("submission_benchmark")))) is not None:
+        findings += _other_target(log, benchmark) + _other_references(log, benchmark)
     findings += apply_rules(log, rules.file("common"))
     if log.value("submission_benchmark") in OFFICIAL:
         findings += apply_rules(log, f"hpc_{RULES_VERSION}/common.yaml")
@@ -103,24 +98,46 @@ def _backward_times(log: LogFile) -> list[Finding]:
     return findings
 
 
-def _other_target(log: LogFile, targets: Mapping[str, Target]) -> list[Finding]:
+def _other_target(log: LogFile, benchmark: BenchmarkConfig) -> list[Finding]:
     """A stated target that differs from the registered one."""
-    event: Event | None = log.first("quality_target")
-    target = targets.get(str(log.value("submission_benchmark")))
-    if event is None or target is None:
+    event = log.first("quality_target")
+    if event is None:
         return []
-    stated = Target(event.metadata.get("metric", ""), event.value, event.metadata.get("direction", ""))
-    if stated == target:
+    stated = event.metadata.get("metric", ""), event.value, event.metadata.get("direction", "")
+    registered = benchmark.metric, benchmark.target, benchmark.direction
+    if stated == registered:
         return []
     reason = (
-        f"the log states {_describe(stated)}, but the benchmark {log.value('submission_benchmark')} requires "
-        f"{_describe(target)}"
+        f"the log states {_target_text(*stated)}, but the benchmark {benchmark.name} requires "
+        f"{_target_text(*registered)}"
     )
     return [Finding(log.file, event.line, "quality_target", reason)]
 
 
-def _describe(target: Target) -> str:
-    return f"{target.metric} {'≥' if target.direction == 'higher' else '≤'} {target.value}"
+def _target_text(metric: str, value: Any, direction: str) -> str:
+    return f"{metric} {'≥' if direction == 'higher' else '≤'} {value}"
+
+
+def _other_references(log: LogFile, benchmark: BenchmarkConfig) -> list[Finding]:
+    """Reference hyperparameters of a log of the closed division that are not the registered ones, or are absent.
+
+    A run file can state its own; the rule ``value == reference`` would then compare the run with itself.
+    """
+    if log.value("submission_division") != "closed":
+        return []
+    stated = {str(event.metadata.get("name")): event for event in log.all("reference_hyperparameter")}
+    findings = []
+    for key, registered in benchmark.hyperparameters.items():
+        event = stated.get(key)
+        reference = None if event is None else event.metadata.get("reference")
+        if event is not None and reference == json.loads(json.dumps(registered)):
+            continue
+        reason = (
+            f"{key}: the log states the reference {'(none)' if event is None else repr(reference)}, but that of the "
+            f"benchmark {benchmark.name} is {registered!r}; take `benchmark.hyperparameters` as registered"
+        )
+        findings.append(Finding(log.file, event.line if event else None, "reference_hyperparameter", reason))
+    return findings
 
 
 def _sorted(findings: Iterable[Finding]) -> list[Finding]:

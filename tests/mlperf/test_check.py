@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ds4sci.mlperf.check import Target, check
+from ds4sci.mlperf.check import check
 from tests.support.mlperf_logs import CLEARED, change, tiny_config, write_log
 
 
@@ -133,10 +133,35 @@ def test_closed_division_requires_the_reference_hyperparameters(tmp_path: Path) 
     assert "reference_hyperparameter = 40: not the reference value" in found
 
 
-def test_the_registered_target_is_required(log: Path) -> None:
-    assert check([log], {"tiny": Target("score", -0.5, "higher")}) == []
-    (finding,) = check([log], {"tiny": Target("score", -0.1, "higher")})
+def test_the_registered_target_is_required(log: Path, tmp_path: Path) -> None:
+    registered = tiny_config(tmp_path).benchmark
+    assert registered is not None
+    assert check([log], {"tiny": registered}) == []
+    (finding,) = check([log], {"tiny": registered.model_copy(update={"target": -0.1})})
     assert "requires score ≥ -0.1" in finding.reason
+
+
+def test_the_registered_hyperparameters_are_required_in_the_closed_division(tmp_path: Path) -> None:
+    """A run that changes a hyperparameter together with its reference would otherwise be compared with itself."""
+    registered = tiny_config(tmp_path).benchmark
+    assert registered is not None
+    changes = ("train.steps=40", "benchmark.hyperparameters={'train.steps'=40}")
+    logs = {
+        division: write_log(
+            tiny_config(tmp_path, f"benchmark.submission.division={division}", *changes), tmp_path / division
+        )
+        for division in ("open", "closed")
+    }
+    assert not any(reasons(log) for log in logs.values())
+    assert check([logs["open"]], {"tiny": registered}) == []
+    (finding,) = check([logs["closed"]], {"tiny": registered})
+    assert "train.steps: the log states the reference 40, but that of the benchmark tiny is 30" in finding.reason
+
+    more = registered.model_copy(update={"hyperparameters": {**registered.hyperparameters, "seed": 0}})
+    log = write_log(tiny_config(tmp_path, "benchmark.submission.division=closed"), tmp_path / "equal")
+    assert check([log], {"tiny": registered}) == []
+    (finding,) = check([log], {"tiny": more})
+    assert "seed: the log states the reference (none)" in finding.reason
 
 
 def test_target_of_an_official_benchmark_is_fixed(tmp_path: Path) -> None:
