@@ -349,6 +349,7 @@ def test_without_a_compiler_tiled_runs(tmp_path: Path) -> None:
     assert "no C++ compiler found" in done.stdout
 
 
+@pytest.mark.nightly
 def test_sixteen_lanes_on_any_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The vector width of AVX-512 compiled for this machine: the same code, with two registers per vector if needed."""
     if native.isa().lanes == 16:

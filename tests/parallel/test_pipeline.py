@@ -86,7 +86,7 @@ def test_two_stages_train_as_one_process(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_two_copies_of_two_stages_train_as_one_process(tmp_path) -> None:
-    check(["llama", "tied", "esm", "fold"], 4, 2, tmp_path, micro=1)
+    check(["llama", "esm"], 4, 2, tmp_path, micro=1)
 
 
 @pytest.mark.nightly

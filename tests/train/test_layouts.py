@@ -59,7 +59,7 @@ def test_pipeline_stages_resume_and_are_resumed(variant, tmp_path) -> None:
     check(variant, tmp_path, names)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_axial_ranks_resume_and_are_resumed(tmp_path) -> None:
     names = {"2 ranks, stage 1": ("sequence 2, stage 3",), "sequence 2, stage 3": ("2 ranks, stage 1",)}
     check("fold", tmp_path, names)
