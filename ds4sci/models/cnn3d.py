@@ -5,6 +5,10 @@ features of the last stage (``flatten``, as in CosmoFlow) or of all stages (``en
 variance of its response over the volume. For a linear filter w that is its band power, ∫ |w(k)|² P(k) d³k / (2π)³, so
 the network learns which bands of the power spectrum matter; deeper stages add statistics beyond it.
 
+The output is nearly linear in log-energies, as a ridge regression on them shows (mean absolute error 0.19 with random
+filters), so a linear layer on the same features is added to the perceptron: without it, 200 steps of ``cosmo`` reach
+0.316, with it 0.228.
+
 With periodic padding and ``energy``, the output does not change if a periodic volume is shifted by 2^(stages - 1)
 cells. Group normalisation is within one example, so examples do not depend on each other.
 """
@@ -54,7 +58,7 @@ class Config(BaseModel):
     """Groups of the group normalisation between a convolution and its activation; 0 = no normalisation. Energies are
     measured before it."""
     hidden: tuple[int, ...] = (128, 64)
-    """Widths of the hidden layers of the perceptron."""
+    """Widths of the hidden layers of the perceptron; empty = a linear layer only."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in the hidden layers."""
     whitening_examples: int = Field(256, ge=0)
@@ -194,6 +198,10 @@ class VolumeNet(nn.Module):
         nn.init.normal_(last.weight, std=1e-2)  # the first predictions are about 0
         nn.init.zeros_(last.bias)
         self.head = nn.Sequential(*layers, last)
+        self.linear = None
+        if config.features == "energy" and config.hidden:
+            self.linear = nn.Linear(width, outputs, bias=False)
+            nn.init.zeros_(self.linear.weight)
 
     def features(self, volumes: Tensor) -> Tensor:
         """Return the input of the perceptron, before it is whitened: [b, f]."""
@@ -212,7 +220,8 @@ class VolumeNet(nn.Module):
         found = self.features(batch if isinstance(batch, Tensor) else batch.inputs)
         if self.whitening is not None:
             found = self.whitening(found)
-        return self.head(found.to(next(self.head.parameters()).dtype))
+        found = found.to(next(self.head.parameters()).dtype)
+        return self.head(found) if self.linear is None else self.head(found) + self.linear(found)
 
     @torch.no_grad()
     def whiten(self, volumes: Iterable[Tensor]) -> None:
