@@ -22,6 +22,7 @@ SECTIONS = {
     "Kernels": ("evoformer_block", "kernels_", "operations", "triton_"),
     "Language models": ("lm", "packing"),
     "Neural operators": ("operators", "zcs"),
+    "Workloads": ("workloads",),
     "Limits of training steps": ("roofline",),
     "Data": ("loading", "ready_loader", "parsing", "sequences", "staging"),
 }

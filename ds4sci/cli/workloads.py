@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -150,12 +151,23 @@ def run(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Runs of a workload, runs/benchmarks/NAME.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER…", help="Runs of a workload, runs/benchmarks/NAME, or of several.")
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write a table of all of them, a row per workload.")
+    ] = None,
 ) -> None:
     """Write FOLDER/report.html: quality over time of every run, times to quality, machine and hyperparameters."""
+    from ds4sci.bench import measurement
+    from ds4sci.bench.workload_results import summarize
     from ds4sci.workloads.page import write_page
 
-    typer.echo(write_page(folder))
+    for folder in folders:
+        typer.echo(write_page(folder))
+    if json_file is not None:
+        measurement.write(json_file, asdict(summarize(json_file.stem, folders)))
+        typer.echo(json_file)
 
 
 def register(app: typer.Typer, panel: str) -> None:

@@ -80,13 +80,27 @@ def test_run_trains_each_seed_to_the_target_and_reports(tmp_path, toy) -> None:
     trained = json.loads((out / "toy/seed_5/checkpoints/step_000002/state.json").read_text())
     assert found["value"] == pytest.approx(trained["reached"]["value"], rel=1e-6)
 
-    page = Path(bench("report", out / "toy").output.strip())
+    # the pages of the runs, and a table of all workloads
+    printed = bench("report", out / "toy", "--json", out / "workloads.json").output.split()
+    page, table = out / "toy/report.html", out / "workloads.json"
+    assert printed == [str(page), str(table)]
     text = page.read_text()
-    assert page == out / "toy/report.html"
     assert "2 of 2" in text
     assert 'href="seed_5/report.html"' in text
     assert (out / "toy/seed_5/report.html").is_file()
     assert "All runs have the reference hyperparameters" in text
+    measured = json.loads(table.read_text())
+    row = dict(zip(measured["columns"], measured["rows"][0], strict=True))
+    assert (row["workload"], row["runs"], row["reached"], row["steps, median"]) == ("toy", 2, 2, 2)
+    assert row["steps, range"] == "2–2"
+    assert row["minutes, median"] > 0
+    assert row["examples/s, inference"] == pytest.approx(found["examples"] / found["seconds"])
+
+    # times of two machines are not one table
+    machine = out / "toy/seed_7/machine.json"
+    machine.write_text(json.dumps(json.loads(machine.read_text()) | {"cpu": "another"}))
+    failed = bench("report", out / "toy", "--json", table, code=None).exception
+    assert "made on another machine than" in str(failed)
 
 
 def test_a_missed_target_is_exit_code_1_and_the_division_is_open(tmp_path, toy) -> None:

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": TASKS | {"tasks", "train"},
     "report": TASKS | {"tasks", "train", "inference", "monitor"},
     "workloads": TASKS | {"tasks", "train", "inference", "report"},
-    "bench": TASKS | {"tasks", "train", "inference", "integrations", "monitor"},
+    "bench": TASKS | {"tasks", "train", "inference", "integrations", "monitor", "workloads"},
     "doctor": TASKS | {"tasks", "train"},
     "selftest": TASKS | {"tasks", "train"},
 }
