@@ -108,7 +108,8 @@ class Reference(BaseModel):
         )
 
     def write(self, file: Path) -> None:
-        """Write the JSON, one run per line."""
+        """Write the JSON, one run per line. Creates the folder if needed."""
+        file.parent.mkdir(parents=True, exist_ok=True)
         head = self.model_dump(exclude={"runs"})
         runs = ",\n  ".join(json.dumps(run.model_dump()) for run in self.runs)
         atomic_files.replace_text(file, json.dumps(head, indent=1)[:-2] + f',\n "runs": [\n  {runs}\n ]\n}}\n')

@@ -67,7 +67,7 @@ def test_file_of_reference_runs(tmp_path: Path) -> None:
         for i in range(3)
     ]
     reference = Reference(benchmark="tiny", metric="score", direction="higher", target=0.5, runs=tuple(runs))
-    file = tmp_path / "tiny.json"
+    file = tmp_path / "new" / "tiny.json"
     reference.write(file)
     assert Reference.read(file) == reference
     assert len(file.read_text().splitlines()) == 11
