@@ -89,9 +89,11 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[pytest.MarkDecorator, ...]]] =
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, (_, _, marks) in CASES.items()])
 def test_trace_against_measured_step(name: str, tmp_path: Path) -> None:
-    """Saved and sent bytes are exact; the peak is within 10 % of the growth of the resident memory.
+    """Saved and sent bytes are exact, and on one rank those that torch's allocator gives out at the peak. The peak is
+    within 10 % of the growth of the resident memory.
 
-    Below 160 MB the limit is 16 MB: pages that the allocator keeps from warming up do not grow again.
+    Below 160 MB the limit is 16 MB: pages that malloc keeps from warming up do not grow again. Axial ranks that
+    recompute exchange many small tensors, which gloo's threads free later: 130 to 170 MB for 120 MB, by machine and load.
     """
     sections, size, _ = CASES[name]
     file = write_run(tmp_path, sections)
@@ -101,7 +103,10 @@ def test_trace_against_measured_step(name: str, tmp_path: Path) -> None:
     assert planned.saved == measured["saved"]
     assert planned.sent == measured["sent"]
     assert bool(planned.sent) == (size > 1)
-    assert planned.peak_with_gradients == pytest.approx(measured["peak"], rel=0.1, abs=16e6)
+    if size == 1:
+        assert planned.peak_with_gradients == pytest.approx(measured["allocated"], rel=1e-3)
+    kept = 48e6 if "recomputed, axial" in name else 16e6
+    assert planned.peak_with_gradients == pytest.approx(measured["peak"], rel=0.1, abs=kept)
 
 
 @pytest.mark.nightly
@@ -249,6 +254,8 @@ def test_errors(
 def test_written_json_trains(offload: int, tmp_path: Path) -> None:
     """The JSON of a plan for two GPUs trains on two CPU ranks."""
     overrides = ["model.evoformer.blocks=1", "model.structure.iterations=1", "train.steps=1"]
+    if offload:  # stage 3 refuses a model of which the first steps train a part
+        overrides.append("model.stem.stem_only_fraction=0")
     source = ROOT / "configs/fold/tiny_cpu.toml"
     planner = Planner(lambda more: RunConfig.load(source, [*overrides, *more]), Machine(2, 80 * GB))
     layout = Layout(3 if offload else 2, 1, recompute=True, offload=offload)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
 
 from ds4sci.config.run_file import RunConfig
 from ds4sci.kernels import KERNELS
@@ -34,10 +37,12 @@ from ds4sci.train.ema import Ema
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes saved for the backward pass, growth of the resident memory in a step, bytes sent by operation."""
+    """Bytes saved for the backward pass; growth of the resident memory, and of the bytes that torch's allocator has
+    given out, in a step; bytes sent by operation."""
 
     saved: int
     peak: int
+    allocated: int
     sent: dict[str, int]
 
 
@@ -69,6 +74,9 @@ def measure(config: RunConfig, group: SequenceGroup = SINGLE_RANK) -> Measured:
             del loss
         for p in task.model.parameters():
             p.grad = None
+        allocated = _allocator_peak(lambda: task.loss(task.model(batch), batch)[0].backward())
+        for p in task.model.parameters():
+            p.grad = None
         recorder = trace.Recorder()
         recorder.ignore([*task.model.parameters(), *task.model.buffers()])
         recorder.ignore([x for x in vars(batch).values() if isinstance(x, torch.Tensor)])
@@ -77,7 +85,21 @@ def measure(config: RunConfig, group: SequenceGroup = SINGLE_RANK) -> Measured:
                 loss, _ = task.loss(task.model(batch), batch)
             saved = recorder.saved_bytes()
             loss.backward()
-    return Measured(saved, peak, dict(recorder.sent))
+    return Measured(saved, peak, allocated, dict(recorder.sent))
+
+
+def _allocator_peak(step: Callable[[], object]) -> int:
+    """Largest number of bytes that torch's CPU allocator gives out during ``step``, beyond those before it.
+
+    The resident memory also contains pages that malloc keeps between tensors; in small steps of many small tensors they
+    differ by tens of MB from run to run. Only meaningful on one rank: gloo frees the tensors of finished exchanges in
+    threads that are not profiled.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 def _small(config: RunConfig, task: Task) -> Any:
