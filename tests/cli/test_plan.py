@@ -93,7 +93,7 @@ def test_trace_against_measured_step(name: str, tmp_path: Path) -> None:
     within 10 % of the growth of the resident memory.
 
     Below 160 MB the limit is 16 MB: pages that malloc keeps from warming up do not grow again. Axial ranks that
-    recompute exchange many small tensors, which gloo's threads free later: 130 to 170 MB for 120 MB, by machine and load.
+    recompute exchange many small tensors, which gloo's threads free later: 155 to 170 MB for 120 MB on AVX-512.
     """
     sections, size, _ = CASES[name]
     file = write_run(tmp_path, sections)
