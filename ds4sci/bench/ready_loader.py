@@ -90,7 +90,7 @@ class Source:
 def command(
     json: JsonFile,
     workers: Annotated[int, typer.Option(help="Worker processes; 0 = one per core, at most 4.")] = 0,
-    samples: Annotated[int, typer.Option(help="Samples of an epoch.")] = 256,
+    samples: Annotated[int, typer.Option(help="Samples of an epoch.")] = 1024,
     rounds: Annotated[int, typer.Option(help="Epochs per loader, in turn; the median is reported.")] = 3,
     quick: Quick = False,
 ) -> None:

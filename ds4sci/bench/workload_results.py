@@ -60,9 +60,9 @@ def _row(outcomes: Sequence[RunOutcome]) -> list[Any]:
         benchmark.name, f"{benchmark.metric} {benchmark.condition}", len(outcomes), len(reached),
         statistics.median(one.value for one in reached if one.value is not None) if reached else None,
         statistics.median(steps) if steps else None,
-        f"{min(steps):,}–{max(steps):,}" if steps else None,
+        f"{min(steps):,}–{max(steps):,}" if len(steps) > 1 else None,
         statistics.median(minutes) if minutes else None,
-        f"{min(minutes):.2f}–{max(minutes):.2f}" if minutes else None,
+        f"{min(minutes):.2f}–{max(minutes):.2f}" if len(minutes) > 1 else None,
         statistics.median(rates) if rates else None, _best_baseline(benchmark, outcomes),
     ]  # fmt: skip
 
