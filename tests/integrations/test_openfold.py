@@ -65,7 +65,10 @@ def evoformer_call(*lead: int, n: int, dtype: torch.dtype = torch.float32) -> Ca
 )
 def test_evoformer(lead: tuple[int, ...], n: int, dtype: torch.dtype) -> None:
     call = evoformer_call(*lead, n=n, dtype=dtype)
-    check_accuracy(Evoformer().train(), call, narrow=lambda m: m.to(dtype), widen=widen, dtype=dtype)
+    # the error of a bias's gradient in bf16 is that of few large elements: in single draws 0.25 to 7 times the model's
+    # own, 1.4 times over thirteen
+    draws = 6 if dtype is torch.bfloat16 else 3
+    check_accuracy(Evoformer().train(), call, narrow=lambda m: m.to(dtype), widen=widen, dtype=dtype, draws=draws)
 
 
 def test_evoformer_under_autocast() -> None:
