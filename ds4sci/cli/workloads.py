@@ -159,13 +159,14 @@ def report(
     ] = None,
 ) -> None:
     """Write FOLDER/report.html: quality over time of every run, times to quality, machine and hyperparameters."""
-    from ds4sci.bench import measurement
-    from ds4sci.bench.workload_results import summarize
     from ds4sci.workloads.page import write_page
 
     for folder in folders:
         typer.echo(write_page(folder))
     if json_file is not None:
+        from ds4sci.bench import measurement
+        from ds4sci.bench.workload_results import summarize
+
         measurement.write(json_file, asdict(summarize(json_file.stem, folders)))
         typer.echo(json_file)
 

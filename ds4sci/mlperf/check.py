@@ -7,12 +7,12 @@ only; both are checked here, as well as what the logs of one submission must hav
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ds4sci.config.benchmark import BenchmarkConfig
+from ds4sci.config.hyperparameters import Hyperparameter
 from ds4sci.mlperf import OFFICIAL, RULES_VERSION, require, rules
 from ds4sci.mlperf.log_file import Finding, LogFile
 
@@ -130,7 +130,7 @@ def _other_references(log: LogFile, benchmark: BenchmarkConfig) -> list[Finding]
     for key, registered in benchmark.hyperparameters.items():
         event = stated.get(key)
         reference = None if event is None else event.metadata.get("reference")
-        if event is not None and reference == json.loads(json.dumps(registered)):
+        if event is not None and Hyperparameter(key, registered, reference).is_equal:
             continue
         reason = (
             f"{key}: the log states the reference {'(none)' if event is None else repr(reference)}, but that of the "

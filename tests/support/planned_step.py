@@ -37,12 +37,12 @@ from ds4sci.train.ema import Ema
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes saved for the backward pass; growth of the resident memory, and of the bytes that torch's allocator has
-    given out, in a step; bytes sent by operation."""
+    """Bytes saved for the backward pass; growth of the resident memory in a step, and on one rank of the bytes that
+    torch's allocator has given out; bytes sent by operation."""
 
     saved: int
     peak: int
-    allocated: int
+    allocated: int | None
     sent: dict[str, int]
 
 
@@ -74,9 +74,11 @@ def measure(config: RunConfig, group: SequenceGroup = SINGLE_RANK) -> Measured:
             del loss
         for p in task.model.parameters():
             p.grad = None
-        allocated = _allocator_peak(lambda: task.loss(task.model(batch), batch)[0].backward())
-        for p in task.model.parameters():
-            p.grad = None
+        allocated = None
+        if group.size == 1:
+            allocated = _allocator_peak(lambda: task.loss(task.model(batch), batch)[0].backward())
+            for p in task.model.parameters():
+                p.grad = None
         recorder = trace.Recorder()
         recorder.ignore([*task.model.parameters(), *task.model.buffers()])
         recorder.ignore([x for x in vars(batch).values() if isinstance(x, torch.Tensor)])
@@ -92,8 +94,8 @@ def _allocator_peak(step: Callable[[], object]) -> int:
     """Largest number of bytes that torch's CPU allocator gives out during ``step``, beyond those before it.
 
     The resident memory also contains pages that malloc keeps between tensors; in small steps of many small tensors they
-    differ by tens of MB from run to run. Only meaningful on one rank: gloo frees the tensors of finished exchanges in
-    threads that are not profiled.
+    differ by tens of MB from run to run. On several ranks it would be wrong: gloo frees the tensors of finished
+    exchanges in threads that are not profiled.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         step()
