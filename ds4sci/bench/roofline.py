@@ -22,7 +22,7 @@ import typer
 
 from ds4sci.bench.measurement import Measurement, synchronize, write
 from ds4sci.bench.registry import JsonFile, Quick, show
-from ds4sci.bench.roofline_ceilings import QUICK, Case, Ceilings, Sizes, limiter, measure
+from ds4sci.bench.roofline_ceilings import QUICK, Case, Ceilings, full_sizes, limiter, measure
 from ds4sci.bench.roofline_counts import DiskReads, StepCounter, cache_bytes
 from ds4sci.config.run_file import RunConfig
 from ds4sci.machine import page_cache
@@ -55,7 +55,7 @@ def run(out: Path, files: list[str], overrides: list[str], *, quick: bool = Fals
     loaded = [RunConfig.load(file, overrides) for file in files]  # before minutes of measurements
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        ceilings, cases = measure(Path(folder), QUICK if quick else Sizes())
+        ceilings, cases = measure(Path(folder), QUICK if quick else full_sizes())
     steps = [step_of(config, timed=1 if quick else TIMED) for config in loaded]
     points = [point(case, ceilings) for case in (*cases, *steps)]
     flops = ", ".join(f"{name} products {rate / 1e9:.3g} GFLOP/s" for name, rate in ceilings.flops.items())

@@ -87,10 +87,16 @@ class Sizes:
     rounds: int = 7
 
 
+def full_sizes() -> Sizes:
+    """Sizes of a measurement: an array of the triad is as large as the largest cache, so that three never fit in it."""
+    triad = max(Sizes.triad, cache_bytes(torch.device("cpu")))
+    return Sizes(triad=triad, triad_case=triad * 3 // 2)
+
+
 QUICK = Sizes(128, (192, 64, 128), 1 << 20, 2 << 20, 1 << 20, 2 << 20, 1 << 20, 2 << 20, 2)
 
 
-def measure(folder: Path, sizes: Sizes = Sizes(), *, ranks: bool = True) -> tuple[Ceilings, list[Case]]:
+def measure(folder: Path, sizes: Sizes, *, ranks: bool = True) -> tuple[Ceilings, list[Case]]:
     """Measure ceilings and cases on the CPU. ``folder``: place of the files; without ``ranks`` no network."""
     ceilings, cases = Ceilings(), []
     ceilings.flops["float32"], case = _gemm(sizes, torch.float32)
@@ -123,7 +129,10 @@ def _timed(action: Callable[[], Any]) -> Callable[[], float]:
 
 
 def _work(action: Callable[[], Any]) -> Work:
+    """Work of one of many calls: the modelled cache holds what the call before left, to be written back first."""
     with StepCounter(cache_bytes(torch.device("cpu"))) as counter:
+        action()
+        counter.reset()
         action()
     return counter.work()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,56 @@ COLUMNS = [
     "workload", "target", "runs", "reached", "metric, median", "steps, median", "steps, range", "minutes, median",
     "minutes, range", "examples/s, inference", "best baseline",
 ]  # fmt: skip
+COMMITS = "commits of the runs: "
 
 
-def summarize(name: str, folders: Sequence[Path]) -> Measurement:
-    """Return times to quality of the runs in ``folders``, one folder per workload.
+def summarize(file: Path, folders: Sequence[Path]) -> Measurement:
+    """Return times to quality of the runs in ``folders``, one folder per workload, for the table in ``file``.
 
-    Median and range are those of the runs that reached the target. Raises ValueError if the runs were made on
-    different processors or GPUs, since their times cannot be compared, or if a folder holds no runs.
+    Median and range are those of the runs that reached the target. If ``file`` exists, its rows of other workloads are
+    kept, so that workloads can be measured one after the other. Raises ValueError if runs were made on different
+    processors or GPUs, since their times cannot be compared, or if a folder holds no runs.
     """
     found = [find_outcomes(folder) for folder in folders]
     machines = {str(one.artifacts.run): one.artifacts.machine or {} for runs in found for one in runs}
+    newest = next(iter(machines.values()))
+    rows = {row[0]: row for row in map(_row, found)}
+    commits = {one.artifacts.commit[:12] for runs in found for one in runs}
+    if file.exists():
+        earlier = _read(file)
+        kept = [row for row in earlier["rows"] if row[0] not in rows]
+        if kept:
+            machines = {str(file): earlier["machine"], **machines}
+            commits |= {
+                name for note in earlier["notes"] if COMMITS in note for name in note.split(COMMITS)[1].split(", ")
+            }
+        rows = {row[0]: row for row in kept} | rows
+    _require_one_machine(machines)
+    return Measurement(
+        name=file.stem,
+        title="Time to quality of the workloads",
+        command="ds4sci bench run NAME --seed 0 …; ds4sci bench report runs/benchmarks/* --json workloads.json",
+        columns=COLUMNS,
+        rows=[rows[name] for name in sorted(rows)],
+        notes=[
+            "from the first step to the end of the evaluation that reaches the target, with all evaluations",
+            COMMITS + ", ".join(sorted(commits)),
+        ],
+        machine=newest,
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        earlier: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); move it away to write a new table") from None
+    if not isinstance(earlier, dict) or earlier.get("columns") != COLUMNS:
+        raise ValueError(f"{file}: not a table of times to quality; name another file")
+    return earlier
+
+
+def _require_one_machine(machines: Mapping[str, Mapping[str, Any]]) -> None:
     first, *others = machines
     for other in others:
         for key in ("cpu", "cores", "gpus"):
@@ -34,19 +75,6 @@ def summarize(name: str, folders: Sequence[Path]) -> Measurement:
                     f"{other}: made on another machine than {first} ({key}: {two!r}, not {one!r}); times to quality "
                     "of one table are measured on one machine"
                 )
-    commits = sorted({one.artifacts.commit[:12] for runs in found for one in runs})
-    return Measurement(
-        name=name,
-        title="Time to quality of the workloads",
-        command="ds4sci bench run NAME --seed 0 …; ds4sci bench report runs/benchmarks/* --json workloads.json",
-        columns=COLUMNS,
-        rows=[_row(runs) for runs in found],
-        notes=[
-            "from the first step to the end of the evaluation that reaches the target, with all evaluations",
-            f"commits of the runs: {', '.join(commits)}",
-        ],
-        machine=machines[first],
-    )
 
 
 def _row(outcomes: Sequence[RunOutcome]) -> list[Any]:

@@ -155,19 +155,20 @@ def report(
         list[Path], typer.Argument(metavar="FOLDER…", help="Runs of a workload, runs/benchmarks/NAME, or of several.")
     ],
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write a table of all of them, a row per workload.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write a table, a row per workload; rows of others in FILE stay."),
     ] = None,
 ) -> None:
     """Write FOLDER/report.html: quality over time of every run, times to quality, machine and hyperparameters."""
+    from ds4sci.bench import measurement
+    from ds4sci.bench.workload_results import summarize
     from ds4sci.workloads.page import write_page
 
+    table = None if json_file is None else summarize(json_file, folders)
     for folder in folders:
         typer.echo(write_page(folder))
-    if json_file is not None:
-        from ds4sci.bench import measurement
-        from ds4sci.bench.workload_results import summarize
-
-        measurement.write(json_file, asdict(summarize(json_file.stem, folders)))
+    if json_file is not None and table is not None:
+        measurement.write(json_file, asdict(table))
         typer.echo(json_file)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ds4sci.bench import roofline, roofline_ceilings
-from ds4sci.bench.roofline_ceilings import QUICK, Case, Ceilings, limiter
+from ds4sci.bench.roofline_ceilings import QUICK, Case, Ceilings, full_sizes, limiter
 from ds4sci.bench.roofline_counts import DiskReads, StepCounter, TensorCache, Work, touched_bytes
 from ds4sci.machine import page_cache
 
@@ -161,7 +161,7 @@ def test_four_cases_are_named_and_predicted(tmp_path: Path) -> None:
     (all-reduce 1.5 ×). Ceiling and case are measured in turn; up to three attempts, as other programs may interfere."""
     expected = {"GEMM": "compute", "triad": "memory", "cold read": "disk", "all-reduce": "network"}
     for _ in range(3):
-        ceilings, cases = roofline_ceilings.measure(tmp_path)
+        ceilings, cases = roofline_ceilings.measure(tmp_path, full_sizes())
         points = [roofline.point(case, ceilings) for case in cases]
         if ceilings.disk is None:
             expected.pop("cold read", None)

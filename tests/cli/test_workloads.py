@@ -96,6 +96,24 @@ def test_run_trains_each_seed_to_the_target_and_reports(tmp_path, toy) -> None:
     assert row["minutes, median"] > 0
     assert row["examples/s, inference"] == pytest.approx(found["examples"] / found["seconds"])
 
+    # rows of other workloads in the file stay, if they are of the same machine
+    other = ["another workload", *measured["rows"][0][1:]]
+    notes = [measured["notes"][0], "commits of the runs: 0123456789ab"]
+    table.write_text(json.dumps(measured | {"rows": [other], "notes": notes}))
+    bench("report", out / "toy", "--json", table)
+    both = json.loads(table.read_text())
+    assert both["rows"] == [other, measured["rows"][0]]
+    assert "0123456789ab" in both["notes"][-1]
+    table.write_text(json.dumps(both | {"machine": both["machine"] | {"cores": 3}}))
+    page.unlink()
+    failed = bench("report", out / "toy", "--json", table, code=None).exception
+    assert f"made on another machine than {table} (cores: " in str(failed)
+    assert not page.exists(), "nothing is written when the table cannot be"
+    table.write_text(json.dumps({"columns": ["name"]}))
+    failed = bench("report", out / "toy", "--json", table, code=None).exception
+    assert f"{table}: not a table of times to quality" in str(failed)
+    table.unlink()
+
     # times of two machines are not one table
     machine = out / "toy/seed_7/machine.json"
     machine.write_text(json.dumps(json.loads(machine.read_text()) | {"cpu": "another"}))
