@@ -166,6 +166,9 @@ class LanguageBatch:
     rope_factor   divisor of the positions (linear position interpolation)
     residues      int64 [b, n], number of residues that each label accounts for; each residue of a row is counted at
                   most once. None if residues are not counted
+    samples       number of the training sample of each document; empty if they are not numbered
+    total_weight  denominator of the mean loss, where it is not the sum of ``weights``: documents that stand for others
+                  have larger weights (``ds4sci.data.pruning``)
     """
 
     ids: tuple[str, ...]
@@ -179,6 +182,8 @@ class LanguageBatch:
     step: int = 0
     rope_factor: float = 1.0
     residues: Tensor | None = None
+    samples: tuple[int, ...] = ()
+    total_weight: float | None = None
 
     def to(self, device: torch.device | str) -> LanguageBatch:
         """Return the batch on ``device``; ``doc_spans`` stays on the CPU, where kernels plan their tiles."""
@@ -194,6 +199,7 @@ class LanguageOutput:
     labels       int64 [b, s]
     weights      float32 [b, s]
     soft_masked  bool [b, s]
+    errors       fp32 [b, s], distance of the predicted probabilities from the one-hot label; None if not measured
     """
 
     losses: Tensor
@@ -201,6 +207,7 @@ class LanguageOutput:
     labels: Tensor
     weights: Tensor
     soft_masked: Tensor
+    errors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -248,6 +255,18 @@ class OperatorBatch:
             {name: x.to(device, non_blocking=True) for name, x in own.items()} for own in (self.points, self.given)
         )
         return replace(self, functions=self.functions.to(device, non_blocking=True), points=points, given=given)
+
+
+def in_double(batch: Any) -> Any:
+    """Return ``batch`` with the tensors that a model in fp64 needs in fp64; models convert all others."""
+    if isinstance(batch, Batch):
+        return replace(batch, atom_positions=batch.atom_positions.double())
+    if isinstance(batch, OperatorBatch):
+        sets: dict[str, Any] = {
+            name: {k: x.double() for k, x in getattr(batch, name).items()} for name in ("points", "given")
+        }
+        return replace(batch, functions=batch.functions.double(), **sets)
+    return batch
 
 
 @dataclass(frozen=True)

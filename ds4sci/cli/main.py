@@ -13,6 +13,7 @@ import typer
 from ds4sci.cli import data, doctor, inference, plan, selftest
 from ds4sci.cli import train as training
 from ds4sci.cli.bench import bench_app
+from ds4sci.cli.select import select_app
 
 app = typer.Typer(
     help="Train, evaluate and benchmark protein-structure models, protein and genome language models, and neural "
@@ -42,6 +43,7 @@ app.command("doctor")(doctor.doctor)
 app.command("selftest")(selftest.selftest)
 app.add_typer(data.data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(select_app, name="select")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -58,6 +58,9 @@ class TrainConfig(BaseModel):
     monitor_seconds: float = Field(default=1.0, ge=0.0)
     """Seconds between samples of CPU, memory, disk, network and GPU, which every rank writes with the stages of the run
     to ``RUN/monitor``; 0 = no monitor."""
+    gradient_noise: bool = False
+    """Measure the gradient noise scale, which suggests a batch size; ``metrics.jsonl`` and the report show it. Each
+    step must have at least two micro-batches, over ranks and accumulation."""
     log_every: int = Field(default=20, gt=0)
     """Steps between lines of ``metrics.jsonl``; each holds the means since the previous line."""
     weights: Path | None = None

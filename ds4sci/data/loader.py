@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ds4sci.data.sample_order import STRICT, UNRECORDED, Delivery, OrderConfig, Share, ordered_batches
 from ds4sci.data.sample_pools import WorkerType
-from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.chain_set import ChainSet, ChainSubset
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.types import Batch, Features, Record
 
@@ -130,7 +130,9 @@ class TrainingExamples:
 
     def name(self, position: int) -> str:
         """Id of the chain at a position."""
-        return self.chains.ids[self.index(position)] if isinstance(self.chains, ChainSet) else self[position].id
+        if isinstance(self.chains, ChainSet | ChainSubset):
+            return self.chains.ids[self.index(position)]
+        return self[position].id
 
     def __getitem__(self, position: int) -> Record:
         return self.chains[self.index(position)]

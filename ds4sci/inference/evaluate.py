@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from ds4sci.files.atomic_files import replace_text, replacing
+from ds4sci.files.json_values import to_plain
 from ds4sci.inference.trained_run import UNTRAINED, TrainedRun, evaluation_files
 from ds4sci.machine import provenance
 from ds4sci.tasks.build import default_kernels
 from ds4sci.tasks.evaluations import EvaluationRequest, EvaluationResult, select_evaluation
-from ds4sci.train.metric_log import to_plain
 from ds4sci.train.progress import progress_bar
 
 

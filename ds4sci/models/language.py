@@ -100,6 +100,8 @@ class LanguageModel(nn.Module):
     """
 
     factory: ModelFactory | None = None
+    measures_errors: bool = False
+    """Whether the output has ``errors``."""
 
     def __init__(self, model: nn.Module, config: Config, kind: Kind, convention: CallConvention = PACKED) -> None:
         """Raises ValueError for a model without backbone and head, or one that ``convention`` does not apply to."""
@@ -166,8 +168,9 @@ class LanguageModel(nn.Module):
         hidden = self.hidden(batch)
         shard = self.group.shard
         labels = shard(batch.labels)
-        losses, correct = token_losses(hidden, labels, self._parts[0].head, self.num_classes)
-        return LanguageOutput(losses, correct, labels, shard(batch.weights), shard(batch.soft_masked))
+        head, measures_errors = self._parts[0].head, self.measures_errors
+        losses, correct, errors = token_losses(hidden, labels, head, self.num_classes, with_errors=measures_errors)
+        return LanguageOutput(losses, correct, labels, shard(batch.weights), shard(batch.soft_masked), errors)
 
     def hidden(self, batch: LanguageBatch) -> Tensor:
         """Last hidden states ``[b, s, c]`` of this rank's shard of the rows."""

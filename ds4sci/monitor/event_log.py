@@ -14,7 +14,6 @@ samples are thinned: at ``MAX_SAMPLES`` every second one is dropped, and from th
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ds4sci.files.atomic_files import replacing
+from ds4sci.files.json_values import to_plain
 
 MAX_SAMPLES = 8192
 """Samples that a file holds: 2.3 hours at 1 Hz, about 3 MB."""
@@ -64,7 +64,7 @@ class EventLog:
     def write(self, kind: str, *, at: float | None = None, **values: Any) -> None:
         """Append one line. ``at``: its time; by default now."""
         head = {"time": round(time.time() if at is None else at, 4), "rank": self.rank, "attempt": self.attempt}
-        line = json.dumps(head | {"kind": kind} | _plain(values), separators=(",", ":"), default=str)
+        line = json.dumps(head | {"kind": kind} | to_plain(values), separators=(",", ":"), default=str)
         with self._lock:
             if self._handle < 0:
                 return
@@ -126,12 +126,3 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(event, dict) and {"time", "rank", "attempt", "kind"} <= event.keys():
                 yield event
-
-
-def _plain(value: Any) -> Any:
-    """``value`` with non-finite floats, which JSON lacks, as strings."""
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,12 +17,13 @@ LOGITS_PER_CHUNK = 2**24
 
 
 def token_losses(
-    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int
-) -> tuple[Tensor, Tensor]:
-    """Loss in nats of each label under softmax(head(hidden)), and whether the label has the highest logit.
+    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int, *, with_errors: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss in nats of each label under p = softmax(head(hidden)), whether the label has the highest logit, and errors.
 
     hidden ``[b, s, c]``, labels int64 ``[b, s]`` with −100 for none → losses ``[b, s]`` in fp32 (fp64 for fp64 logits),
-    with gradients, and bool ``[b, s]``. Tokens without a label have loss 0 and False.
+    with gradients, bool ``[b, s]``, and with ``with_errors`` ‖p − e‖₂ ``[b, s]`` with e the one-hot label (EL2N, arXiv
+    2107.07075), without gradients. Tokens without a label have loss 0, False and error 0.
 
     If few tokens have a label, only these pass through the head. The head runs on chunks of
     ``LOGITS_PER_CHUNK / vocabulary`` tokens; with more than one chunk, the backward pass recomputes the logits. The
@@ -37,10 +38,11 @@ def token_losses(
         (flat.index_select(0, index), flat_labels.index_select(0, index)) if is_sparse else (flat, flat_labels)
     )
 
-    def chunk_loss(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk_loss(x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         logits = head(x)
         loss = F.cross_entropy(wide(logits), target, reduction="none", ignore_index=IGNORE_INDEX)
-        return loss, logits.argmax(-1) == target
+        found = loss, logits.argmax(-1) == target
+        return (*found, _errors(wide(logits.detach()), loss.detach(), target)) if with_errors else found
 
     parts = []
     for x, target in zip(states.tensor_split(chunks), targets.tensor_split(chunks), strict=True):
@@ -48,11 +50,20 @@ def token_losses(
             parts.append(checkpoint(chunk_loss, x, target, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(chunk_loss(x, target))
-    losses, correct = (torch.cat(part) for part in zip(*parts, strict=True))
+    found = [torch.cat(part) for part in zip(*parts, strict=True)]
     if is_sparse:
-        losses = losses.new_zeros(flat_labels.numel()).index_put((index,), losses)
-        correct = correct.new_zeros(flat_labels.numel()).index_put((index,), correct)
-    return losses.view(labels.shape), correct.view(labels.shape)
+        found = [x.new_zeros(flat_labels.numel()).index_put((index,), x) for x in found]
+    losses, correct, *errors = (x.view(labels.shape) for x in found)
+    return losses, correct, errors[0] if errors else None
+
+
+def _errors(logits: Tensor, losses: Tensor, targets: Tensor) -> Tensor:
+    """‖p − e‖₂ of each token, from (1 − p_label)² and the squares of the others, without cancellation. 0 without a
+    label."""
+    others = logits.scatter(-1, targets.clamp(min=0)[:, None], float("-inf"))
+    squares = (torch.logsumexp(2 * others, -1) - 2 * torch.logsumexp(logits, -1)).exp()
+    errors = (torch.expm1(-losses).square() + squares).sqrt()
+    return torch.where(targets == IGNORE_INDEX, 0.0, errors)
 
 
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tokens: int) -> Tensor:

@@ -34,7 +34,7 @@ from ds4sci.config import deepspeed_json
 DEFAULT_BUCKET = 500_000_000
 DEFAULT_LIVE = 1_000_000_000
 DEFAULT_PREFETCH = 50_000_000
-MOMENTS = {"sgd": 0, "adagrad": 1, "lion": 1, "muon": 1}
+MOMENTS = {"sgd": 0, "adagrad": 1, "lion": 1, "muon": 1, "lars": 1}
 """fp32 numbers of state per parameter, by the lower-case name of the optimizer; 2 for Adam and all others."""
 
 

@@ -91,7 +91,7 @@ def learning_curves(
         colour = INK if name == "total" else SERIES[(place - 1) % len(SERIES)]
         style = "-" if place <= len(SERIES) else "--"
         left.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
-        mean = np.where(np.isfinite(values), _smoothed(values, smooth), np.nan)
+        mean = np.where(np.isfinite(values), smoothed(values, smooth), np.nan)
         width = 2 if name == "total" else 1.3
         left.plot(steps, mean, style, color=colour, linewidth=width, label=name.replace("_", " "))
     left.set(xlabel="step", title="Training loss and its unweighted terms")
@@ -303,7 +303,7 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
+def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over ``width`` values before and after each value. Ignores NaN."""
     good = np.isfinite(values)
     kernel = np.ones(2 * width + 1)

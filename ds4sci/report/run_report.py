@@ -14,6 +14,7 @@ from ds4sci.report import figures
 from ds4sci.report import page as html
 from ds4sci.report.chain_sections import by_class, by_length, cards
 from ds4sci.report.comparison_section import comparison
+from ds4sci.report.noise_section import noise_parts
 from ds4sci.report.run_artifacts import RunArtifacts, eval_command, read_artifacts
 from ds4sci.report.timeline_section import timeline_parts
 
@@ -44,6 +45,8 @@ def write_report(run: Path | str) -> Path:
         compared = comparison(artifacts)
         body = [html.section("Model and baselines", *compared)] if compared else []
         body += [html.section("Scores", *_held_out(artifacts)), curves]
+    if parts := noise_parts(artifacts):
+        body.append(html.section("Gradient noise and batch size", *parts))
     if parts := timeline_parts(artifacts.run):
         body.append(html.section("Timeline", *parts))
     body.append(html.section("Run", *_run(artifacts)))

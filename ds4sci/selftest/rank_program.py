@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.selftest.layouts import STEPS
 from ds4sci.tasks import Task, batch_weight
 from ds4sci.tasks.build import build_task
-from ds4sci.types import Batch, OperatorBatch
+from ds4sci.types import in_double
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,3 @@ def _shares(task: Task, model: nn.Module, batches: list[Any]) -> list[tuple[floa
     total = sum(weights)
     pairs = zip(weights, batches, strict=True)
     return [(weight / total if total else 0.0, float(_loss(task, model, batch))) for weight, batch in pairs]
-
-
-def in_double(batch: Any) -> Any:
-    """Return ``batch`` with the tensors that a model in fp64 needs in fp64."""
-    if isinstance(batch, Batch):
-        return replace(batch, atom_positions=batch.atom_positions.double())
-    if isinstance(batch, OperatorBatch):
-        sets: dict[str, Any] = {
-            name: {k: x.double() for k, x in getattr(batch, name).items()} for name in ("points", "given")
-        }
-        return replace(batch, functions=batch.functions.double(), **sets)
-    return batch

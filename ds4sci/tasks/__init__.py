@@ -15,7 +15,7 @@ A task module exposes
   ``folder``, for ``ds4sci selftest`` (``ds4sci.tasks.miniatures``).
 
 ``Task`` states what every task implements and which methods have defaults. ``ds4sci.tasks.capabilities`` lists the
-optional protocols behind ``parallel``, ``ds4sci predict``, ``ds4sci embed`` and ``ds4sci export``;
+optional protocols behind ``parallel``, ``ds4sci predict``, ``embed``, ``export`` and ``select score``;
 ``ds4sci.tasks.evaluations`` describes the evaluations that ``ds4sci eval`` offers.
 """
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 from ds4sci.tasks.capabilities import (
     Exportable,
     Pipelined,
+    SampleScoring,
     SequenceEmbedder,
     SequenceEmbedding,
     SequenceParallel,
@@ -40,6 +41,7 @@ __all__ = [
     "EvaluationResult",
     "Exportable",
     "Pipelined",
+    "SampleScoring",
     "SequenceEmbedder",
     "SequenceEmbedding",
     "SequenceParallel",

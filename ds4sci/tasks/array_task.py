@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from ds4sci.data.array_shards import ArrayShards
 from ds4sci.data.loader import make_rng, shuffled_index
 from ds4sci.data.sample_order import OrderConfig, Share, ordered_batches
+from ds4sci.data.sample_selection import SelectionConfig, kept_samples, require_a_step, selection_identity
 from ds4sci.datasets import store
+from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.task import Task
 from ds4sci.types import ArrayBatch
 
@@ -35,6 +37,8 @@ class ArrayDataConfig(OrderConfig):
     """Examples per forward pass of an evaluation."""
     workers: int = Field(0, ge=0)
     """Threads that prepare examples in advance; 0 = in the training loop. Does not change the examples."""
+    selection: SelectionConfig | None = None
+    """``[data.selection]``: train on a part of the examples."""
 
     def folder(self) -> Path:
         """The folder of the shards. Raises ValueError, with the command that gets the dataset, if it does not exist or
@@ -53,6 +57,26 @@ class ArrayTask(Task):
         self.data, self.seed = data, seed
         folder = data.folder()
         self.train, self.valid = ArrayShards.find(folder, "train"), ArrayShards.find(folder, "valid")
+        self.kept = np.arange(len(self.train))
+        if data.selection is not None:
+            self.kept = kept_samples(data.selection, self.sample_names())
+
+    def sample_names(self) -> list[str]:
+        """See ``ds4sci.tasks.SampleScoring``."""
+        return [f"train {number}" for number in range(len(self.train))]
+
+    def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, ArrayBatch]]:
+        """See ``ds4sci.tasks.SampleScoring``."""
+        shards = self.train if split == "train" else self.valid
+        return ((number, collate([(f"{split} {number}", *shards[number])])) for number in range(len(shards)))
+
+    def sample_error(self, output: Any, batch: ArrayBatch) -> Tensor | None:
+        """See ``ds4sci.tasks.SampleScoring``. The default is that of a task without classes."""
+        return None
+
+    def fixed_inputs(self) -> dict[str, str]:
+        """See ``Task.fixed_inputs``."""
+        return selection_identity(self.data.selection)
 
     def augment(self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Sequence[np.ndarray]:
         """Return one training example, changed by random symmetries. The default returns it unchanged."""
@@ -64,16 +88,17 @@ class ArrayTask(Task):
 
     def train_samples(self) -> int:
         """See ``Task.train_samples``."""
-        return len(self.train)
+        return len(self.kept)
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[ArrayBatch]:
         """See ``Task.batches``. The order is one shuffled epoch after another, or that of ``data.order``."""
         share = Share(start_step, rank, world_size, micro_batch_size, accumulation_steps)
+        require_a_step(self.data.selection, len(self.kept), share.step_size)
 
         def index(position: int) -> int:
-            return shuffled_index(self.seed, position, len(self.train))
+            return int(self.kept[shuffled_index(self.seed, position, len(self.kept))])
 
         def make(position: int) -> tuple[Any, ...]:
             rng = make_rng(self.seed, _SAMPLE_STREAM, *divmod(position, share.step_size))

@@ -5,10 +5,10 @@ A task has a capability if it has the methods and attributes of the protocol; it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ds4sci.data.sequences import SequenceStore
     from ds4sci.parallel.groups import SequenceGroup
     from ds4sci.parallel.pipeline import PipelineStage, StageParts
+
+
+Split = Literal["train", "valid"]
+"""Training or held-out data."""
 
 
 @runtime_checkable
@@ -62,6 +66,30 @@ class Pipelined(Protocol):
 
         Called once, before the first batch. Raises ValueError if the model cannot be divided.
         """
+
+
+@runtime_checkable
+class SampleScoring(Protocol):
+    """A task whose training samples can be scored one by one: ``ds4sci select score``.
+
+    A sample is what ``[data.selection]`` keeps or drops: a chain, a record, an example.
+    """
+
+    model: nn.Module
+
+    def sample_names(self) -> list[str]:
+        """Return the names of all training samples, selected or not, in order."""
+
+    def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, Any]]:
+        """Yield (number of the sample, a batch of it alone) for all training samples, or all held-out ones.
+
+        Batches are those of an evaluation: without random crops, shifts or symmetries. A long sample may come in
+        several batches, which follow one another.
+        """
+
+    def sample_error(self, output: Any, batch: Any) -> Tensor | None:
+        """Return the mean distance of predicted probabilities from one-hot labels (EL2N), over what ``Task.weight``
+        counts; None for a task that predicts no classes."""
 
 
 @runtime_checkable

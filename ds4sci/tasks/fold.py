@@ -17,8 +17,9 @@ from ds4sci.data.alignments.profile import MsaInput
 from ds4sci.data.loader import Plan, batches, make_rng
 from ds4sci.data.sample_order import OrderConfig
 from ds4sci.data.sample_pools import WorkerType
+from ds4sci.data.sample_selection import SelectionConfig, kept_samples, require_a_step, selection_identity
 from ds4sci.data.structures.batch import collate
-from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.chain_set import ChainSet, ChainSubset
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
@@ -31,6 +32,7 @@ from ds4sci.nn.heads import plddt
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
 from ds4sci.tasks import Evaluation, Task
+from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.evaluations.structures import structure_evaluation
 from ds4sci.tasks.miniatures import fold_miniature
 from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
@@ -60,6 +62,8 @@ class DataConfig(OrderConfig):
     worker_type: WorkerType = "thread"
     """``process``: workers are processes, each with its own copy of the chain set: for alignments, whose features take
     long."""
+    selection: SelectionConfig | None = None
+    """``[data.selection]``: train on a part of the chains."""
     evaluation_chains: int = Field(0, ge=0)
     """Number of chains of ``valid`` that evaluations during training score, evenly spaced over the set; 0 = all."""
     evaluation_batch: int = Field(8, ge=1)
@@ -129,9 +133,10 @@ class FoldTask(Task):
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[Batch]:
-        data = self.config.data
+        data, chains = self.config.data, self._train_chains()
+        require_a_step(data.selection, len(chains), micro_batch_size * accumulation_steps * world_size)
         return batches(
-            ChainSet.open(resolve_data_path(data.train)),
+            chains,
             seed=self.seed,
             start_step=start_step,
             steps=self.steps,
@@ -147,8 +152,29 @@ class FoldTask(Task):
             delivery=self.delivery,
         )
 
+    def _train_chains(self) -> ChainSet | ChainSubset:
+        """The selected training chains."""
+        chains, selection = ChainSet.open(resolve_data_path(self.config.data.train)), self.config.data.selection
+        return chains if selection is None else ChainSubset(chains, kept_samples(selection, chains.ids))
+
     def train_samples(self) -> int:
-        return len(ChainSet.open(resolve_data_path(self.config.data.train)))
+        return len(self._train_chains())
+
+    def sample_names(self) -> list[str]:
+        """See ``ds4sci.tasks.SampleScoring``."""
+        return ChainSet.open(resolve_data_path(self.config.data.train)).ids
+
+    def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, Batch]]:
+        """See ``ds4sci.tasks.SampleScoring``: chains at full length, without masking."""
+        data = self.config.data
+        for number, record in enumerate(ChainSet.open(resolve_data_path(getattr(data, split)))):
+            yield number, collate([self.featurize(record)], recycling=data.evaluation_recycling, progress=1.0)
+
+    def sample_error(self, output: Output | StemOutput, batch: Batch) -> None:
+        """See ``ds4sci.tasks.SampleScoring``: coordinates have no classes."""
+
+    def fixed_inputs(self) -> dict[str, str]:
+        return selection_identity(self.config.data.selection)
 
     @property
     def reorders_samples(self) -> bool:

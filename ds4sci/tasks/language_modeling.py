@@ -6,6 +6,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
+from ds4sci.data.pruning import PruningConfig
+from ds4sci.data.sample_selection import NOT_SELECTED, SelectionConfig, kept_samples, require_a_step, selection_identity
 from ds4sci.data.sequences import SequenceStore, index
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
 from ds4sci.models.huggingface.loading import Kind
 from ds4sci.tasks import Evaluation, SequenceEmbedding
+from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.evaluations.contacts import contact_evaluation
 from ds4sci.tasks.evaluations.sequences import sequence_evaluation
 from ds4sci.tasks.evaluations.variants import variant_evaluation
@@ -86,6 +90,14 @@ class DataConfig(BaseModel):
     """Weight of N, X and other ambiguity codes in the loss; ``<unk>`` tokens have weight 0."""
     workers: int = Field(0, ge=0)
     """Threads that prepare batches in advance; 0 = in the training loop. Does not change the batches."""
+    record_scores: bool = False
+    """Write loss, EL2N and forgetting of every training sample, from training's own forward passes, to
+    ``RUN/scores.npz``."""
+    pruning: PruningConfig | None = None
+    """``[data.pruning]``: leave out a part of the records with a low loss in each epoch, without bias."""
+    selection: SelectionConfig | None = None
+    """``[data.selection]``: train on a part of the training records, or of the regions of a genome that are not held
+    out."""
     evaluation_tokens: int = Field(65536, ge=0)
     """Number of held-out tokens that evaluations during training score, evenly spaced; 0 = all."""
 
@@ -218,12 +230,43 @@ class LanguageModelingTask(LanguageTask):
         key = train, phase.length, row
         if key not in self._rows_cache:
             reader, regions = self.train_valid_readers()[:2] if train else self.train_valid_readers()[2:]
-            self._rows_cache[key] = make_rows(
-                regions, self.tokenizer, reader.residues, document_tokens=phase.length, row_tokens=row, seed=self.seed,
+            kept = self._selected(regions) if train else regions
+            rows = make_rows(
+                kept, self.tokenizer, reader.residues, document_tokens=phase.length, row_tokens=row, seed=self.seed,
                 both_strands=bool(reader.reverse_complement),
                 window_fn=partial(corpus.cut_windows_cached, reader.store),
             )  # fmt: skip
+            if kept is not regions:
+                rows = replace(rows, region=self._selected_numbers()[rows.region])
+                others = regions.residues - kept.residues
+                rows = replace(rows, coverage=rows.coverage.excluding(NOT_SELECTED, others))
+            self._rows_cache[key] = rows
         return self._rows_cache[key]
+
+    def _selected(self, regions: Regions) -> Regions:
+        return regions if self.config.data.selection is None else regions.take(self._selected_numbers())
+
+    def _selected_numbers(self) -> np.ndarray:
+        assert self.config.data.selection is not None
+        return kept_samples(self.config.data.selection, self.sample_names())
+
+    def sample_names(self) -> list[str]:
+        """See ``ds4sci.tasks.SampleScoring``: RECORD:FIRST-LAST of every record, or region of one."""
+        reader, regions, _, _ = self.train_valid_readers()
+        places = zip(regions.record.tolist(), regions.start.tolist(), regions.stop.tolist(), strict=True)
+        return [f"{reader.store.name(record)}:{start + 1}-{stop}" for record, start, stop in places]
+
+    def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, LanguageBatch]]:
+        """See ``ds4sci.tasks.SampleScoring``: documents of the last phase, with masks by seed and document."""
+        readers = self.train_valid_readers()
+        reader, regions = readers[:2] if split == "train" else readers[2:]
+        return self.region_batches(
+            replace(reader, reverse_complement=0.0), self.masking_policy, regions, read_residues=reader.residues,
+            document_tokens=self.document_length, window_fn=partial(corpus.cut_windows_cached, reader.store),
+        )  # fmt: skip
+
+    def fixed_inputs(self) -> dict[str, str]:
+        return selection_identity(self.config.data.selection)
 
     def train_samples(self) -> int:
         """Return the number of rows of the last phase."""
@@ -254,10 +297,17 @@ class LanguageModelingTask(LanguageTask):
         for phase in self.config.data.phases:
             first = math.ceil(phase.from_progress * self.steps)
             rows = self._rows(phase, train=True)
+            require_a_step(self.config.data.selection, len(rows), micro_batch_size * accumulation_steps * world_size)
             phases.append(TrainingPhase(first, rows, self.row_length(phase), self.row_multiple, phase.rope_factor))
+        position = {"world_size": world_size, "micro_batch_size": micro_batch_size}
+        position["accumulation_steps"] = accumulation_steps
+        pruning, records = self.config.data.pruning, self.config.data.record_scores
+        if pruning is not None or records:
+            self.record_samples(len(self.sample_names()), errors=records)
+        if pruning is not None:
+            self.prune(pruning, phases, **position)
         return self.train_batches(
-            reader, self.masking_policy, phases, start_step=start_step, rank=rank, world_size=world_size,
-            micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
+            reader, self.masking_policy, phases, start_step=start_step, rank=rank, **position
         )  # fmt: skip
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:

@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.language.batches import DocumentSource, TrainingPhase, batches, evaluation_batches
-from ds4sci.data.language.packing import Rows
+from ds4sci.data.language.packing import Rows, make_rows
+from ds4sci.data.language.row_order import PrunedRows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
+from ds4sci.data.language.windows import Regions
+from ds4sci.data.pruning import PruningConfig
+from ds4sci.data.sample_record import SampleRecord
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.models.huggingface import pipeline_stage
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
 from ds4sci.tasks import ASSETS_DIR, Task
-from ds4sci.tasks.row_evaluation import forward_rows, shard_rows
+from ds4sci.tasks.row_evaluation import forward_rows, shard_rows, sums_of_documents
 from ds4sci.types import LanguageBatch, LanguageOutput
 
 SEQUENCES_FILE = "sequences.json"
@@ -42,12 +48,16 @@ class LanguageTask(Task):
 
     tokenizer: TokenizerAdapter
     seed: int
+    steps: int
     workers: int = 0
 
     def __init__(self, model: language.LanguageModel) -> None:
         self.language = model
         self.model: nn.Module = model
         self.group: SequenceGroup = SINGLE_RANK
+        self._pruned: PrunedRows | None = None
+        self._record: SampleRecord | None = None
+        self._restored: dict[str, np.ndarray] = {}
 
     @property
     def document_length(self) -> int:
@@ -77,21 +87,66 @@ class LanguageTask(Task):
         """Rows are padded to a multiple of this many tokens, so that every rank gets equally many in full vectors."""
         return math.lcm(self.group.size, 8)
 
+    def data_state(self) -> dict[str, np.ndarray]:
+        """See ``Task.data_state``: the record of the samples, and the epoch of the pruned order."""
+        recorded = {} if self._record is None else self._record.state()
+        return recorded | ({} if self._pruned is None else self._pruned.state())
+
+    def restore_data_state(self, state: dict[str, np.ndarray]) -> None:
+        """See ``Task.restore_data_state``."""
+        self._restored = state
+
+    def recorded_scores(self) -> dict[str, np.ndarray]:
+        """See ``Task.recorded_scores``."""
+        return {} if self._record is None else self._record.scores()
+
+    def record_samples(self, count: int, *, errors: bool) -> None:
+        """Record losses, forgetting and, if ``errors``, EL2N of ``count`` training samples from now on."""
+        self.language.measures_errors = errors
+        self._record = SampleRecord(count, self.gather)
+        if self._restored:
+            self._record.restore(self._restored)
+
+    def prune(self, pruning: PruningConfig, phases: Sequence[TrainingPhase], **position: int) -> None:
+        """Let pruning decide the order of the rows of the only one of ``phases``, after ``record_samples``.
+
+        Raises ValueError for several phases, workers and a run of too few epochs.
+        """
+        if len(phases) > 1 or self.workers:
+            what = f"data.workers = {self.workers}" if self.workers else f"{len(phases)} phases of data.phases"
+            raise ValueError(
+                f"data.pruning: {what}: the rows of an epoch depend on the losses of the one before, so that they "
+                "cannot be prepared in advance, nor change their length; use data.workers = 0 and one phase"
+            )
+        assert self._record is not None
+        step_size = position["micro_batch_size"] * position["world_size"] * position["accumulation_steps"]
+        self._pruned = PrunedRows(
+            phases[0].rows, phases[0].token_budget, self.seed, pruning, self._record, positions=self.steps * step_size
+        )  # fmt: skip
+        if self._restored:
+            self._pruned.restore(self._restored)
+
     def train_batches(
         self, reader: DocumentSource, policy: MaskingPolicy, phases: Sequence[TrainingPhase], **position: int
     ) -> Iterator[LanguageBatch]:
         """Yield the micro-batches of ``Task.batches``; ``position`` holds its arguments."""
+        if self._pruned is not None:
+            phases = [replace(phases[0], order=self._pruned)]
         return batches(
             reader, policy, phases, seed=self.seed, pad_id=self.tokenizer.pad_id, workers=self.workers, **position
         )
 
     def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = weighted_mean(output, batch)
+        if self._record is not None and batch.samples:
+            sums = sums_of_documents(output, batch, self.group)
+            if self.group.rank == 0:
+                self._record.add(batch.step, np.array(batch.samples, np.int64), sums.numpy())
         return loss, {"nats": loss.detach()}
 
     def weight(self, batch: LanguageBatch) -> float:
-        """Return the sum of the weights of the tokens to predict."""
-        return float(batch.weights.double().sum())
+        """Return the sum of the weights of the tokens to predict, or ``batch.total_weight``."""
+        return float(batch.weights.double().sum()) if batch.total_weight is None else batch.total_weight
 
     def work(self, batch: LanguageBatch) -> tuple[float, float]:
         """Return (real tokens, FLOP of a training step) of this rank's part of ``batch``."""
@@ -113,6 +168,26 @@ class LanguageTask(Task):
             every_token=every_token, rope_factor=self.rope_factor,
         )  # fmt: skip
         return forward_rows(model, batches_of_rows, shard, device, policy.num_passes() if every_token else 1)
+
+    def region_batches(
+        self, reader: DocumentSource, policy: MaskingPolicy, regions: Regions, **cutting: Any
+    ) -> Iterator[tuple[int, LanguageBatch]]:
+        """Yield (region, batch of one document of it) in order: ``SampleScoring.sample_batches``.
+
+        cutting  further arguments of ``make_rows``
+        """
+        self.language.measures_errors = True
+        rows = make_rows(regions, self.tokenizer, row_tokens=None, seed=self.seed, **cutting)
+        batches_of_rows = evaluation_batches(
+            reader, policy, rows, range(len(rows)), seed=self.seed, pad_id=self.tokenizer.pad_id, batch_size=1,
+            token_budget=None, pad_multiple=self.row_multiple, rope_factor=self.rope_factor,
+        )  # fmt: skip
+        return zip(rows.region.tolist(), batches_of_rows, strict=True)
+
+    def sample_error(self, output: LanguageOutput, batch: LanguageBatch) -> Tensor:
+        """See ``ds4sci.tasks.SampleScoring``: mean over the tokens to predict, with their weights."""
+        assert output.errors is not None
+        return (output.errors * output.weights).sum() / output.weights.sum().clamp(min=1e-12)
 
     def save_assets(self, folder: Path) -> None:
         """Write the configuration of the model and the tokenizer into ``folder``."""

@@ -59,3 +59,19 @@ def sum_by_class(
     values = torch.stack([x.detach().flatten().double().cpu()[keep] for x in columns], dim=1)
     table = torch.zeros(2 * num_classes, 4, dtype=torch.float64).index_add_(0, index, values).view(2, num_classes, 4)
     return group.all_reduce_sum(table.to(output.losses.device)).cpu()
+
+
+def sums_of_documents(output: LanguageOutput, batch: LanguageBatch, group: SequenceGroup) -> Tensor:
+    """Return the totals of each document of ``batch`` (``ds4sci.data.sample_record.COLUMNS``): fp64 [m, 4] on the CPU,
+    over all ranks of ``group``."""
+    spans = batch.doc_spans
+    number = torch.full((batch.weights.numel(),), len(spans), dtype=torch.int64)  # padding: one more than the last
+    for document, (start, stop) in enumerate(spans.tolist()):
+        number[start:stop] = document
+    own = group.shard(number.view_as(batch.weights)).to(output.losses.device).flatten()
+    weights = output.weights * (output.labels >= 0)
+    errors = output.errors if output.errors is not None else torch.full_like(weights, float("nan"))
+    columns = [weights * x.detach() for x in (output.losses, errors, output.correct)] + [weights]
+    values = torch.stack([x.double().flatten() for x in columns], dim=1)
+    table = values.new_zeros(len(spans) + 1, len(columns)).index_add_(0, own, values)
+    return group.all_reduce_sum(table)[:-1].cpu()

@@ -183,6 +183,12 @@ class Segmentation(ArrayTask):
         loss = F.cross_entropy(logits, batch.targets, weight=weight, reduction="none").mean()
         return loss, {"cross_entropy": loss.detach()}
 
+    def sample_error(self, output: Tensor, batch: ArrayBatch) -> Tensor:
+        """See ``ds4sci.tasks.SampleScoring``: mean over the points."""
+        probabilities = wide(output).softmax(1)
+        one_hot = F.one_hot(batch.targets, len(self.classes)).movedim(-1, 1)
+        return (probabilities - one_hot).norm(dim=1).mean()
+
     def score(self, output: Tensor, batch: ArrayBatch) -> list[dict[str, Any]]:
         """Return the confusion matrix of each example, [label][class]."""
         predicted = output.argmax(1).cpu().numpy()

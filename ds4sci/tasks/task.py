@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ds4sci.data.sample_order import UNRECORDED, Delivery
 from ds4sci.tasks.evaluations import Evaluation, held_out_evaluation
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -49,6 +50,9 @@ class Task(ABC):
 
     delivery: Delivery = UNRECORDED
     """Where a run records the samples that it uses; set by the trainer before ``batches``."""
+
+    gather: Callable[[Any], list[Any]] = staticmethod(lambda value: [value])
+    """Returns the values of all ranks, on every rank; set by the trainer before ``batches``."""
 
     @property
     def reorders_samples(self) -> bool:
@@ -109,6 +113,30 @@ class Task(ABC):
         The default returns None: nothing is logged.
         """
         return None
+
+    def data_state(self) -> dict[str, np.ndarray]:
+        """Return what the order of the samples depends on besides seed and step; a checkpoint holds it.
+
+        Every rank calls this at the same step; the result is the same on all ranks. The default returns nothing.
+        """
+        return {}
+
+    def recorded_scores(self) -> dict[str, np.ndarray]:
+        """Return score → value of every training sample, as recorded in ``loss``; called after ``data_state``.
+
+        The trainer writes them to RUN/scores.npz with the names of ``SampleScoring``. The default returns nothing.
+        """
+        return {}
+
+    def restore_data_state(self, state: dict[str, np.ndarray]) -> None:  # noqa: B027 (an optional hook)
+        """Restore what ``data_state`` returned, before ``batches``. The default does nothing."""
+
+    def fixed_inputs(self) -> dict[str, str]:
+        """Return key → value of what must not change between the start of a run and a resume, besides its settings.
+
+        An example is the checksum of a file that decides the order of the samples. The default returns nothing.
+        """
+        return {}
 
     def train_samples(self) -> int | None:
         """Return the number of different training samples, for the log of a benchmark.

@@ -7,7 +7,7 @@ All weights are trained, or only adapters and the head (``model.lora``).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,12 @@ from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter, open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
+from ds4sci.data.pruning import PruningConfig
+from ds4sci.data.sample_selection import NOT_SELECTED, SelectionConfig, kept_samples, require_a_step, selection_identity
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
+from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.language_task import LanguageTask, asset_overrides, parallel_units
 from ds4sci.tasks.miniatures import token_classification_miniature
 from ds4sci.tasks.row_evaluation import sum_by_class
@@ -55,6 +58,13 @@ class DataConfig(BaseModel):
     """Tokens of a packed row; by default ``length``."""
     packing: bool = True
     """Pack several documents into a row; otherwise each document is a row, padded to the longest of its batch."""
+    record_scores: bool = False
+    """Write loss, EL2N and forgetting of every training sample, from training's own forward passes, to
+    ``RUN/scores.npz``."""
+    pruning: PruningConfig | None = None
+    """``[data.pruning]``: leave out a part of the chains with a low loss in each epoch, without bias."""
+    selection: SelectionConfig | None = None
+    """``[data.selection]``: train on a part of the chains."""
     workers: int = Field(0, ge=0)
     """Threads that prepare batches in advance; 0 = in the training loop. Does not change the batches."""
 
@@ -109,7 +119,7 @@ def miniature(config: Config, folder: Path) -> dict[str, Any]:
 
 def build(config: Config, *, seed: int, steps: int) -> TokenClassificationTask:
     """Return the task with its model, loaded or initialised from ``seed``."""
-    return TokenClassificationTask(config, seed=seed)
+    return TokenClassificationTask(config, seed=seed, steps=steps)
 
 
 class TokenClassificationTask(LanguageTask):
@@ -117,8 +127,8 @@ class TokenClassificationTask(LanguageTask):
 
     target = "accuracy"
 
-    def __init__(self, config: Config, *, seed: int) -> None:
-        self.config, self.seed = config, seed
+    def __init__(self, config: Config, *, seed: int, steps: int) -> None:
+        self.config, self.seed, self.steps = config, seed, steps
         self.workers = config.data.workers
         self.names = STATES[config.data.states]
         self.tokenizer = open_tokenizer(config.model.path, config.data.tokenizer, causal=True)
@@ -140,34 +150,62 @@ class TokenClassificationTask(LanguageTask):
         """Most tokens of a document."""
         return self.config.data.length
 
-    def _open(self, path: Path) -> tuple[LabelReader, Rows, int | None]:
-        """DocumentReader, rows and row length of a chain set."""
+    def _open(self, path: Path, selection: SelectionConfig | None = None) -> tuple[LabelReader, Rows, int | None]:
+        """DocumentReader, rows and row length of a chain set, or of a part of it."""
         data = self.config.data
         chains = ChainSet.open(resolve_data_path(path))
         row = (data.row_length or data.length) if data.packing else None
-        regions = Regions.whole(chains.lengths, range(len(chains)))
+        kept = np.arange(len(chains)) if selection is None else kept_samples(selection, chains.ids)
+        regions = Regions.whole(chains.lengths, kept)
         rows = make_rows(regions, self.tokenizer, document_tokens=data.length, row_tokens=row, seed=self.seed)
+        if selection is not None:
+            rows = replace(rows, region=kept[rows.region])
+            others = int(chains.lengths.sum()) - regions.residues
+            rows = replace(rows, coverage=rows.coverage.excluding(NOT_SELECTED, others))
         return LabelReader(chains, self.tokenizer, data.states), rows, row
+
+    def _open_train(self) -> tuple[LabelReader, Rows, int | None]:
+        return self._open(self.config.data.train, self.config.data.selection)
+
+    def sample_names(self) -> list[str]:
+        """See ``ds4sci.tasks.SampleScoring``."""
+        return ChainSet.open(resolve_data_path(self.config.data.train)).ids
+
+    def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, LanguageBatch]]:
+        """See ``ds4sci.tasks.SampleScoring``."""
+        data = self.config.data
+        chains = ChainSet.open(resolve_data_path(getattr(data, split)))
+        regions = Regions.whole(chains.lengths, range(len(chains)))
+        reader = LabelReader(chains, self.tokenizer, data.states)
+        return self.region_batches(reader, MaskingPolicy(), regions, document_tokens=data.length)
+
+    def fixed_inputs(self) -> dict[str, str]:
+        """Return the selection and the checksum of its scores."""
+        return selection_identity(self.config.data.selection)
 
     def train_samples(self) -> int:
         """Return the number of rows of the training chains."""
-        return len(self._open(self.config.data.train)[1])
+        return len(self._open_train()[1])
 
     def coverage(self) -> dict[str, Coverage]:
         """Return the coverage of the rows of both chain sets."""
-        data = self.config.data
-        return {
-            name: self._open(path)[1].coverage for name, path in (("training", data.train), ("held out", data.valid))
-        }
+        held_out = self._open(self.config.data.valid)[1]
+        return {"training": self._open_train()[1].coverage, "held out": held_out.coverage}
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[LanguageBatch]:
-        reader, rows, row = self._open(self.config.data.train)
-        return self.train_batches(
-            reader, MaskingPolicy(), [TrainingPhase(0, rows, row, self.row_multiple)], start_step=start_step, rank=rank,
-            world_size=world_size, micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
-        )  # fmt: skip
+        reader, rows, row = self._open_train()
+        require_a_step(self.config.data.selection, len(rows), micro_batch_size * accumulation_steps * world_size)
+        phases = [TrainingPhase(0, rows, row, self.row_multiple)]
+        position = {"world_size": world_size, "micro_batch_size": micro_batch_size}
+        position["accumulation_steps"] = accumulation_steps
+        pruning, records = self.config.data.pruning, self.config.data.record_scores
+        if pruning is not None or records:
+            self.record_samples(len(self.sample_names()), errors=records)
+        if pruning is not None:
+            self.prune(pruning, phases, **position)
+        return self.train_batches(reader, MaskingPolicy(), phases, start_step=start_step, rank=rank, **position)
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
         reader, rows, row = self._open(self.config.data.valid)

@@ -6,6 +6,7 @@
   ``model.safetensors``: the unsharded EMA weights, which evaluation and prediction read (``slice_files``);
 - ``state.json``: data position, counters, best evaluation so far, every rank's running sums of losses, and the numbers
   of DeepSpeed's engine (``engine_state``);
+- ``data_state.npz``, if the order of the samples depends on more than the seed;
 - the resolved configuration;
 - ``manifest.json``: size and SHA-256 of every file.
 
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ds4sci.config.run_file import RunConfig
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
     from ds4sci.train.engine import Engine
 
 
+DATA_STATE = "data_state.npz"
+"""File of a checkpoint with what the order of the samples depends on, if it does (``Task.data_state``)."""
+
+
 def checkpoint_folder(run: Path, step: int) -> Path:
     """Return the folder of the checkpoint of ``step``."""
     return run / "checkpoints" / f"step_{step:06d}"
@@ -50,11 +56,15 @@ def checkpoint_steps(run: Path) -> list[int]:
     return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step_*") if p.name[5:].isdigit())
 
 
-def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[str, Any]) -> Path:
+def save(
+    run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[str, Any],
+    data_state: dict[str, np.ndarray] | None = None,
+) -> Path:  # fmt: skip
     """Write the checkpoint of ``state["step"]``. A collective operation: every rank calls it.
 
-    state  JSON values, identical on all ranks; written to state.json
-    sums   JSON values of this rank; state.json holds those of all ranks
+    state       JSON values, identical on all ranks; written to state.json
+    sums        JSON values of this rank; state.json holds those of all ranks
+    data_state  ``Task.data_state()``; if not empty, written to data_state.npz
 
     Raises OSError on every rank if any rank failed to write, for example on a full disk, with the path and the free
     space. The partial checkpoint is then removed, and earlier checkpoints are unchanged.
@@ -76,6 +86,9 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
     state |= {"engine": engine_state(engine), "sums": context.gather(sums)}
     if context.is_main:
         writer.write_bytes(partial / "state.json", json.dumps(state, indent=2).encode())
+        if data_state:
+            arrays: dict[str, Any] = data_state
+            writer.write(partial / DATA_STATE, lambda handle: np.savez(handle, allow_pickle=False, **arrays))
         for name in ("config.json", "deepspeed.json", "commit.txt"):
             writer.write_bytes(partial / name, (run / name).read_bytes())
     _raise_on_any_error(engine, writer, partial)
@@ -95,6 +108,15 @@ def save(run: Path, engine: Engine, ema: Ema, state: dict[str, Any], sums: dict[
             writer.error = str(error)
     _raise_on_any_error(engine, writer, partial)
     return final
+
+
+def read_data_state(folder: Path) -> dict[str, np.ndarray]:
+    """Return the data state of the checkpoint ``folder``; empty if it has none."""
+    file = folder / DATA_STATE
+    if not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def prune(run: Path, keep_last: int, best: int | None) -> None:

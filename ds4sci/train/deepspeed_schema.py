@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ds4sci.train.layerwise_optimizers import OPTIMIZERS
+
 EXTRA_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
     (): ("sequence_parallel_size", "data_parallel_size", "vocabulary_size"),
     ("pipeline",): (
@@ -45,8 +47,8 @@ INTEGER_KEYS = {
 """Integer keys of the top level; their default in DeepSpeed is None, which gives no type."""
 
 NUMERIC_ARGUMENTS = {
-    "lr", "eps", "weight_decay", "momentum", "muon_lr", "adam_lr", "warmup_min_lr", "warmup_max_lr",
-    "warmup_num_steps", "total_num_steps",
+    "lr", "eps", "weight_decay", "momentum", "muon_lr", "adam_lr", "min_coeff", "max_coeff",
+    "trust_coefficient", "warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps",
 }  # fmt: skip
 """Numeric arguments of optimizers and schedules."""
 
@@ -286,17 +288,18 @@ def _optimizer_arguments(name: str, path: Path) -> set[str]:
     """Return the valid keys of ``optimizer.params``; an empty set if they are not known."""
     import torch
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-    from deepspeed.ops.lamb import FusedLamb
     from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
     from deepspeed.runtime import config as parser
     from deepspeed.runtime.engine import DeepSpeedEngine
 
+    if name.lower() in OPTIMIZERS:
+        return _arguments(OPTIMIZERS[name.lower()])
     adam = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
     adam |= _arguments(torch.optim.Adam, torch.optim.AdamW, FusedAdam, DeepSpeedCPUAdam)
     if name.lower() not in parser.DEEPSPEED_OPTIMIZERS:
         kind = getattr(torch.optim, name, None)
         if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)):
-            known = [*parser.DEEPSPEED_OPTIMIZERS, *(n for n in dir(torch.optim) if n[0].isupper())]
+            known = [*parser.DEEPSPEED_OPTIMIZERS, *OPTIMIZERS, *(n for n in dir(torch.optim) if n[0].isupper())]
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
             raise ValueError(f"{path}: optimizer.type = {name!r}: neither DeepSpeed nor torch has this optimizer{hint}")
@@ -306,7 +309,6 @@ def _optimizer_arguments(name: str, path: Path) -> set[str]:
         "adam": adam,
         "adamw": adam,
         "adagrad": _arguments(torch.optim.Adagrad),
-        "lamb": _arguments(FusedLamb),
         "lion": _arguments(DeepSpeedCPULion, FusedLion),
         "muon": muon | {"torch_adam", "adam_w_mode", "fp32_optimizer_states"},
     }.get(name.lower(), set())

@@ -21,7 +21,10 @@ from ds4sci.config import deepspeed_json
 from ds4sci.tasks import Task
 from ds4sci.train import extension_builds
 from ds4sci.train.distributed import DistributedContext, create_context
+from ds4sci.train.gradient_noise import GradientNoise
 from ds4sci.train.gradient_scale import gradient_scale
+from ds4sci.train.layerwise_optimizers import OPTIMIZERS, LayerwiseOptimizer
+from ds4sci.train.optimizer_slices import base_optimizer, divide_layerwise
 
 if TYPE_CHECKING:
     from deepspeed.runtime.engine import DeepSpeedEngine
@@ -100,10 +103,14 @@ class Engine:
         self._parameters = parameters  # listing them costs milliseconds per step
         mark_leaf_modules(model)
         try:
+            own_optimizer = _own_optimizer(config, parameters)
+        except ValueError as error:
+            raise ValueError(f"{json_file}: optimizer.params: {error}") from error
+        try:
             with extension_builds.suppress_stdout(), _without_initial_step():
                 engine, _, _, _ = deepspeed.initialize(
                     model=self._module_to_wrap(model, context), model_parameters=parameters, config=str(json_file),
-                    dist_init_required=False, mpu=context.sequence.mpu,
+                    optimizer=own_optimizer, dist_init_required=False, mpu=context.sequence.mpu,
                 )  # fmt: skip
         except (AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) or type(error).__name__
@@ -117,10 +124,13 @@ class Engine:
             int(engine.gradient_accumulation_steps()),
         )
         self.zero_stage = int(engine.zero_optimization_stage())
+        if isinstance(optimizer := base_optimizer(self), LayerwiseOptimizer):
+            divide_layerwise(optimizer, self)
         # Every optimizer wrapper of DeepSpeed (ZeRO 1–3, bf16, fp16) skips a step whose global gradient norm is not
         # finite. The bare torch optimizer of stage 0 in fp32 does not, so that step() checks the norm itself.
         self._bare = isinstance(engine.optimizer, torch.optim.Optimizer)
         self.grad_norm: float | None = None
+        self.noise: GradientNoise | None = None
 
     def _module_to_wrap(self, model: nn.Module, context: DistributedContext) -> nn.Module:
         """The module that DeepSpeed gets."""
@@ -152,6 +162,26 @@ class Engine:
         """Return the learning rate of the first parameter group for the next step."""
         return float(self.deepspeed.get_lr()[0])
 
+    def measure_noise(self) -> None:
+        """Measure the gradient noise scale from the next step on.
+
+        Raises ValueError if the micro-batches of a step do not have gradients of their own, or there is only one.
+        """
+        group, (_, _, accumulation) = self.context.sequence, self.batch
+        reason = ""
+        if group.size > 1 or self.context.pipeline.size > 1:
+            reason = "with parallel.sequence or parallel.pipeline no rank has the gradient of a micro-batch"
+        elif self.deepspeed.fp16_enabled():
+            reason = "with fp16 the gradients of a micro-batch carry the loss scale; use bf16"
+        elif group.data_size * accumulation < 2:
+            reason = (
+                "a step has one micro-batch, and the noise is seen in the difference of several; set "
+                "gradient_accumulation_steps to 2 or more, or use more ranks"
+            )
+        if reason:
+            raise ValueError(f"{self.json_file}: train.gradient_noise = true: {reason}")
+        self.noise = GradientNoise(self._parameters, self._factor, self.context.device)
+
     def run_step(
         self, task: Task, parts: Sequence[tuple[Any, float]], seed_micro_batch: Callable[..., None]
     ) -> StepResult:
@@ -168,6 +198,8 @@ class Engine:
             loss, terms = task.loss(self.deepspeed(on_device), on_device)
             losses.append(to_floats(loss, terms))
             finite.append(self.backward(loss, share))
+            if self.noise is not None:
+                self.noise.end_micro_batch(share)
             applied = self.step()
         return StepResult(losses, finite, applied)
 
@@ -224,6 +256,19 @@ class Engine:
         monitor = self.deepspeed.monitor
         if monitor.enabled and self.context.is_main:
             monitor.write_events([(name, value, samples) for name, value in values.items()])
+
+
+def _own_optimizer(config: dict[str, Any], parameters: list[nn.Parameter]) -> LayerwiseOptimizer | None:
+    """The optimizer of the JSON if it is one of ``OPTIMIZERS``; DeepSpeed makes all others."""
+    section = config["optimizer"]
+    kind = OPTIMIZERS.get(str(section["type"]).lower())
+    if kind is None:
+        return None
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    if kind not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(kind)
+    return kind(parameters, **(section.get("params") or {}))
 
 
 def to_floats(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> dict[str, float]:

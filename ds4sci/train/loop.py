@@ -19,15 +19,18 @@ from typing import Any
 import torch
 
 from ds4sci.config.run_file import RunConfig
+from ds4sci.data import score_file
 from ds4sci.data.delivery_ledger import Ledger
 from ds4sci.data.sample_order import Delivery
 from ds4sci.files import atomic_files
+from ds4sci.files.json_values import to_plain
 from ds4sci.kernels.machine_peak import peak_rate
-from ds4sci.tasks import Task, batch_weight
+from ds4sci.tasks import SampleScoring, Task, batch_weight
 from ds4sci.train import checkpoint, optimizer_slices, rng_state, target, watchdog
 from ds4sci.train.ema import Ema
 from ds4sci.train.engine import Engine, StepResult
-from ds4sci.train.metric_log import LossSums, MetricLog, Throughput, peak_memory_mb, to_plain
+from ds4sci.train.gradient_noise import NoiseSums
+from ds4sci.train.metric_log import LossSums, MetricLog, Throughput, peak_memory_mb
 from ds4sci.train.progress import Progress
 from ds4sci.train.signals import StopRequest
 from ds4sci.train.stages import Stages
@@ -102,6 +105,7 @@ class TrainingLoop:
     def restore(self, folder: Path) -> None:
         """Restore the checkpoint ``folder`` and remove what the run wrote for later steps."""
         state = {"reached": None} | checkpoint.restore(folder, self.engine, self.ema)  # early checkpoints lack it
+        self.task.restore_data_state(checkpoint.read_data_state(folder))
         state["reached"] = target.still_reached(self.config, state["reached"])
         self.state = TrainState(**{name: state[name] for name in TrainState.__dataclass_fields__})
         self.sums.restore(state.get("sums", []), self.context.rank, self.context.world_size)
@@ -137,6 +141,7 @@ class TrainingLoop:
         _, micro, accumulation = self.engine.batch
         first_of_sample = self.group.rank == 0 and self.context.pipeline.is_first
         self.task.delivery = Delivery(self.ledger, train.steps, records=first_of_sample)
+        self.task.gather = self.context.gather
         batches = self.task.batches(
             start_step=self.state.step,
             rank=self.group.data_rank,
@@ -209,6 +214,8 @@ class TrainingLoop:
         self._rate = rate
         if applied and any_bad:
             raise RuntimeError("a step with a non-finite loss was applied to the weights; the run cannot continue")
+        if engine.noise is not None:
+            engine.noise.end_step(engine.grad_norm, is_finite=applied)
         if applied:
             self.ema.update()
         elif any_bad or not engine.uses_dynamic_loss_scale:
@@ -276,8 +283,11 @@ class TrainingLoop:
                 max(self._throughput.peak or 0.0, peak_rate(self.context.device, dtype) or 0.0) or None
             )
         parts = self.context.gather(
-            (self.sums, cpu - cpu_began, peak_memory_mb(self.context.device), self._throughput.reset())
-        )
+            (
+                self.sums, cpu - cpu_began, peak_memory_mb(self.context.device), self._throughput.reset(),
+                self.engine.noise.reset() if self.engine.noise is not None else NoiseSums(),
+            )
+        )  # fmt: skip
         self.sums = LossSums()
         means = LossSums.mean([part[0] for part in parts])
         loss = means.pop("loss", float("nan"))
@@ -285,11 +295,13 @@ class TrainingLoop:
         memory = max(part[2] for part in parts)
         rates = Throughput.rates([part[3] for part in parts], max(now - began, 1e-9))
         norm = self.engine.grad_norm
+        noise = NoiseSums.estimate([part[4] for part in parts], self.engine.batch[0])
         if self.context.is_main:
             self.metrics.write(
                 "train", step, progress=step / self.config.train.steps, loss=loss, loss_terms=means, lr=self._rate,
                 grad_norm=norm, samples_per_second=speed, seconds=now - self._began,
                 cpu_seconds=sum(part[1] for part in parts), memory_mb=memory, **rates,
+                **({} if noise is None else {"gradient_noise": noise}),
             )  # fmt: skip
         values = {"loss": loss} | means
         self.progress.show_losses(values, samples_per_second=speed, memory_mb=memory, rates=rates)
@@ -392,8 +404,12 @@ class TrainingLoop:
             "zero_stage": self.engine.zero_stage,
             "train_batch_size": self.engine.batch[0],
         }
-        checkpoint.save(self.run, self.engine, self.ema, state, self.sums.state())
+        data_state = self.task.data_state()
+        checkpoint.save(self.run, self.engine, self.ema, state, self.sums.state(), data_state)
         self.saved_step = self.state.step
         if self.context.is_main:
+            if (scores := self.task.recorded_scores()) and isinstance(self.task, SampleScoring):
+                about = {"run": str(self.run), "step": self.state.step}
+                score_file.write_scores(self.run / "scores.npz", self.task.sample_names(), scores, about)
             best = self.state.best["step"] if self.state.best else None
             checkpoint.prune(self.run, self.config.train.keep_last, best)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import resource
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from ds4sci.files.atomic_files import replace_text
+from ds4sci.files.json_values import to_plain
 
 
 class MetricLog:
@@ -39,19 +39,6 @@ class MetricLog:
             except (ValueError, KeyError, TypeError):
                 continue
         replace_text(self.path, "".join(kept))
-
-
-def to_plain(value: Any) -> Any:
-    """Return ``value`` with tensors and NumPy scalars as Python values and non-finite floats as strings."""
-    if isinstance(value, dict):
-        return {str(k): to_plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return to_plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def peak_memory_mb(device: torch.device) -> float:

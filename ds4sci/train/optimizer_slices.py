@@ -6,6 +6,7 @@ consecutive elements of some of them; ZeRO 3 divides each parameter.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ds4sci.train.ema import is_sharded
+from ds4sci.train.layerwise_optimizers import LayerwiseOptimizer, Segment
 
 if TYPE_CHECKING:
     from ds4sci.train.engine import Engine
@@ -29,7 +31,7 @@ FAMILIES = (
     ("Adam", "AdamW", "FusedAdam", "DeepSpeedCPUAdam"),
     ("Lion", "FusedLion", "DeepSpeedCPULion"),
     ("Adagrad", "DeepSpeedCPUAdagrad"),
-    ("SGD",), ("RMSprop",), ("Adadelta",), ("Adamax",), ("NAdam",), ("RAdam",), ("Rprop",), ("FusedLamb",),
+    ("SGD",), ("RMSprop",), ("Adadelta",), ("Adamax",), ("NAdam",), ("RAdam",), ("Rprop",), ("LAMB",), ("LARS",),
     ("MuonWithAuxAdam",),
 )  # fmt: skip
 """Optimizers whose state is per element or one number; those of a tuple read each other's state."""
@@ -39,6 +41,9 @@ WRAPPERS = (
     "FP16_UnfusedOptimizer",
 )  # fmt: skip
 """Classes of DeepSpeed around the optimizer whose fragments ``fragments`` finds."""
+
+PARTITIONING = WRAPPERS[:3]
+"""Those whose ranks hold different elements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +149,21 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
         else:
             master, offset = unsharded.get(p, (p, 0))
             yield Fragment(name, 0, p.numel(), master, offset, states)
+
+
+def divide_layerwise(optimizer: LayerwiseOptimizer, engine: Engine) -> None:
+    """Tell ``optimizer`` which elements of which parameters this rank has, unless it has whole ones."""
+    wrapper: Any = engine.deepspeed.optimizer
+    if type(wrapper).__name__ not in PARTITIONING:
+        return
+    trainable: dict[str, Any] = {name: p for name, p in engine.named_parameters() if p.requires_grad}
+    numbers = {name: number for number, name in enumerate(trainable)}
+    segments: dict[Tensor, list[Segment]] = defaultdict(list)
+    for one in fragments(engine):
+        shape = getattr(trainable[one.name], "ds_shape", trainable[one.name].shape)
+        segments[one.master].append(Segment(numbers[one.name], one.offset, one.stop - one.start, len(shape)))
+    process_groups = [p.ds_process_group for p in trainable.values() if is_sharded(p)]
+    optimizer.divide(segments, len(numbers), process_groups[0] if process_groups else wrapper.dp_process_group)
 
 
 def create_state(

@@ -97,10 +97,10 @@ class Progress:
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Show a bar over ``total`` chains. Yields a function that advances it by one."""
+def progress_bar(what: str, total: int, *, shown: bool, unit: str = "chains") -> Iterator[Callable[[], None]]:
+    """Show a bar over ``total`` units. Yields a function that advances it by one."""
     columns = (
-        TextColumn(f"{what} chains"),
+        TextColumn(f"{what} {unit}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

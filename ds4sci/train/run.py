@@ -159,11 +159,14 @@ class Session:
                 '"strict" or "replay"'
             )
         engine = self._create_engine(task)
+        if config.train.gradient_noise:
+            engine.measure_noise()
         progress = Progress(config.train.steps, shown=context.is_main)
         loop = TrainingLoop(
             config, task, engine, Ema(engine.named_parameters(), config.train.ema_decay), self.run, stop, progress,
             observe=observe, stages=self.stages,
         )  # fmt: skip
+        run_folder.check_fixed_inputs(self.run, task.fixed_inputs(), context, is_resumed=self.is_resumed)
         if self.is_resumed:
             loop.restore(checkpoint.newest_intact(self.run, context, progress.log))
             if loop.state.step > config.train.steps:

@@ -70,6 +70,27 @@ def _prepare(config: RunConfig, resume: Path | None, lock: ExitStack) -> RunFold
     return RunFolder(run, is_resumed, failures.begin_attempt(run))
 
 
+def check_fixed_inputs(run: Path, inputs: dict[str, str], context: DistributedContext, *, is_resumed: bool) -> None:
+    """Record ``inputs`` (``Task.fixed_inputs``) when a run starts, and compare them when it is resumed.
+
+    Raises ValueError on every rank if they differ.
+    """
+    file, problem = run / "inputs.json", ""
+    if context.is_main and is_resumed:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        changed = [key for key in {**before, **inputs} if before.get(key) != inputs.get(key)]
+        if changed:
+            key = changed[0]
+            problem = (
+                f"{run}: {key} has changed since the run began: it was {before.get(key, 'absent')} and is "
+                f"{inputs.get(key, 'absent')}; restore it, or start a new run with another train.name"
+            )
+    elif context.is_main and inputs:
+        replace_text(file, json.dumps(inputs, indent=1) + "\n")
+    if problem := context.broadcast(problem):
+        raise ValueError(problem)
+
+
 def folder_of(config: RunConfig) -> Path:
     """Return the folder of a run: ``train.name``, or a new name from the run file and the time."""
     return config.train.output / (config.train.name or new_name(config))

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ds4sci.files.atomic_files import replace_text
+from ds4sci.files.json_values import to_plain
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
 from ds4sci.tasks.build import default_kernels
 from ds4sci.train import rng_state
-from ds4sci.train.metric_log import to_plain
 from ds4sci.workloads.results import INFERENCE
 
 PASSES = 3

@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": TASKS | {"tasks", "train", "inference", "monitor"},
     "workloads": TASKS | {"tasks", "train", "inference", "report"},
     "bench": TASKS | {"tasks", "train", "inference", "integrations", "monitor", "workloads"},
+    "select": TASKS | {"tasks", "train", "inference", "report"},
     "doctor": TASKS | {"tasks", "train"},
     "selftest": TASKS | {"tasks", "train"},
 }

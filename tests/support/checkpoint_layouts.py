@@ -86,6 +86,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adagrad": {"lr": 1e-2},
     "NAdam": {"lr": 1e-3},
     "Adamax": {"lr": 1e-3},
+    "LAMB": {"lr": 1e-2, "weight_decay": 0.1},
+    "LARS": {"lr": 1.0, "trust_coefficient": 1e-2},
     "Muon": {"lr": 1e-3, "torch_adam": True},
 }  # fmt: skip
 VARIANTS |= {

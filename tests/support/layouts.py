@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +22,8 @@ from ds4sci.data.array_shards import write_shard
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.losses.fold import fold_loss
 from ds4sci.selftest.comparison import initial_weights
-from ds4sci.selftest.rank_program import in_double
 from ds4sci.tasks.build import build_task
-from ds4sci.types import ArrayBatch, Batch, LanguageBatch, OperatorBatch
+from ds4sci.types import ArrayBatch, Batch, LanguageBatch, OperatorBatch, in_double
 from tests.support import language_oracle as oracle
 from tests.support.fold_run import CHAINS
 
@@ -244,17 +243,21 @@ def curve(run_folder: Path) -> tuple[list[float], list[float], dict[str, Tensor]
     return [line["loss"] for line in lines], [line["grad_norm"] for line in lines], weights
 
 
-def plain(config: RunConfig) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """Return the same from fp64 torch in one process: the whole batch at once, ``torch.optim.SGD``, no DeepSpeed.
+def plain(
+    config: RunConfig, make_optimizer: Callable[[list[nn.Parameter]], Any] | None = None
+) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """Return the same from fp64 torch in one process: the whole batch at once, no DeepSpeed.
 
     The weights are their exponential moving average with ``train.ema_decay``, as those of a checkpoint.
+
+    make_optimizer  function of the trainable parameters; by default ``torch.optim.SGD``
     """
     task = build_task(config)
     assert config.train.weights is not None
     task.model.load_state_dict(safetensors.torch.load_file(config.train.weights), strict=False)
     model = task.model.double().train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=RATE)
+    optimizer = make_optimizer(parameters) if make_optimizer else torch.optim.SGD(parameters, lr=RATE)
     batches = task.batches(start_step=0, rank=0, world_size=1, micro_batch_size=BATCH, accumulation_steps=1)
     losses, norms, named = [], [], dict(model.named_parameters())
     means = {name: p.detach().clone() for name, p in named.items()}

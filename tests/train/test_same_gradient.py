@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ds4sci.config.run_file import RunConfig
-from ds4sci.selftest.rank_program import in_double
 from ds4sci.tasks import batch_weight
 from ds4sci.tasks.build import build_task
+from ds4sci.types import in_double
 from tests.support import layouts, rank_processes
 from tests.support.layouts import SPLITS, Case
 from tests.support.run_files import training_state

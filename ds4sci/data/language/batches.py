@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from ds4sci.data.language.packing import EVALUATION_STREAM, SAMPLE_STREAM, Rows, draw_window
+from ds4sci.data.language.row_order import RowOrder, ShuffledRows
 from ds4sci.data.language.sequence_transform import residue_weights, reverse_complement
 from ds4sci.data.language.targets import Example, MaskingPolicy, unlabelled_example
-from ds4sci.data.loader import make_rng, prefetch, shuffled_index
+from ds4sci.data.loader import make_rng, prefetch
 from ds4sci.data.tokenizers.vocabularies import AMBIGUITY_CODES
 from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
@@ -189,6 +190,7 @@ class TrainingPhase:
     token_budget  tokens of every row; None pads to the longest row that all ranks read in the same micro-batch
     pad_multiple  rows are padded to a multiple of this many tokens
     rope_factor   positions are divided by this
+    order         which row is read when; by default one shuffled epoch of ``rows`` after another
     """
 
     first_step: int
@@ -196,6 +198,7 @@ class TrainingPhase:
     token_budget: int | None
     pad_multiple: int = 1
     rope_factor: float = 1.0
+    order: RowOrder | None = None
 
 
 def batches(
@@ -223,23 +226,36 @@ def batches(
         phase = [phase for phase in phases if phase.first_step <= step][-1]
         base = (step - phase.first_step) * rows_per_micro_batch * accumulation_steps
         base += accumulation * rows_per_micro_batch
-        row_indices = [shuffled_index(seed, base + j, len(phase.rows)) for j in range(rows_per_micro_batch)]
-        n = phase.token_budget or max(int(phase.rows.tokens[list(phase.rows.documents(i))].sum()) for i in row_indices)
+        order = phase.order or ShuffledRows(phase.rows, seed)
+        places = [order.row(base + j) for j in range(rows_per_micro_batch)]
+        n = phase.token_budget or max(int(rows.tokens[list(rows.documents(i))].sum()) for rows, i in places)
         n = -(-n // phase.pad_multiple) * phase.pad_multiple
-        examples = []
+        examples, samples, factors = [], [], []
         for j in range(rank * micro_batch_size, (rank + 1) * micro_batch_size):
             rng = make_rng(seed, SAMPLE_STREAM, step, accumulation * rows_per_micro_batch + j)
-            row = []
-            for document in phase.rows.documents(row_indices[j]):
-                read = _read_document(reader, phase.rows, document, rng)
+            row, (rows, index) = [], places[j]
+            for document in rows.documents(index):
+                read = _read_document(reader, rows, document, rng)
                 row.append((read, policy.apply(read, rng)))
+                samples.append(int(rows.region[document]))
+                factors.append(order.weight(rows, document))
             examples.append(row)
-        return collate(examples, n, pad_id, step=step, rope_factor=phase.rope_factor)
+        batch = collate(examples, n, pad_id, step=step, rope_factor=phase.rope_factor, samples=tuple(samples))
+        return batch if phase.order is None else _weighted(batch, factors)
 
     micro_batches = ((step, accumulation) for step in count(start_step) for accumulation in range(accumulation_steps))
     if workers == 0:
         return (make(*indices) for indices in micro_batches)
     return prefetch(make, micro_batches, workers)
+
+
+def _weighted(batch: LanguageBatch, factors: Sequence[float]) -> LanguageBatch:
+    """Multiply the weights of the tokens of each document by its factor; the denominator of the mean stays."""
+    weights = batch.weights.clone().view(-1)
+    for (start, stop), factor in zip(batch.doc_spans.tolist(), factors, strict=True):
+        weights[start:stop] *= factor
+    total = float(batch.weights.double().sum())
+    return replace(batch, weights=weights.view_as(batch.weights), total_weight=total)
 
 
 def evaluation_batches(

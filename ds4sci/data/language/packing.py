@@ -32,6 +32,7 @@ class Rows:
     region_start, region_stop   int64 [m], region of the record within which the window may be shifted
     tokens        int64 [m], maximum number of tokens of the document
     row_offsets   int64 [r + 1], row i holds documents row_offsets[i] … row_offsets[i + 1] − 1
+    region        int64 [m], number of the document's region
     coverage      which residues of the regions the documents hold
     shift_step    windows are shifted by multiples of this many residues, which keeps a codon's frame
     """
@@ -43,6 +44,7 @@ class Rows:
     region_stop: np.ndarray
     tokens: np.ndarray
     row_offsets: np.ndarray
+    region: np.ndarray
     coverage: Coverage
     shift_step: int = 1
 
@@ -106,6 +108,7 @@ def make_rows(
         region_stop=regions.stop[region],
         tokens=windows.tokens[order],
         row_offsets=row_offsets.astype(np.int64),
+        region=region,
         coverage=windows.coverage,
         shift_step=shift_step,
     )

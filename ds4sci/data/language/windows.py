@@ -8,7 +8,7 @@ number of tokens is exact. numpy only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,15 @@ class Regions:
         stop = np.asarray(lengths, dtype=np.int64)[chosen]
         return cls(chosen, np.zeros_like(stop), stop)
 
+    def take(self, numbers: np.ndarray) -> Regions:
+        """The regions with these numbers."""
+        return Regions(self.record[numbers], self.start[numbers], self.stop[numbers])
+
+    @property
+    def residues(self) -> int:
+        """Number of residues."""
+        return int((self.stop - self.start).sum())
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -74,6 +83,11 @@ class Coverage:
     excluded: dict[str, int] = field(default_factory=dict)
     unknown: int = 0
     untokenized_records: tuple[int, ...] = ()
+
+    def excluding(self, reason: str, residues: int) -> Coverage:
+        """The coverage of sequences with further ``residues``, which are not read for this reason."""
+        excluded = self.excluded | {reason: self.excluded.get(reason, 0) + residues}
+        return replace(self, total_residues=self.total_residues + residues, excluded=excluded)
 
     def counts(self) -> dict[str, object]:
         """The numbers, for a log."""
@@ -248,7 +262,7 @@ def _reverse_complement_tokens(letters: np.ndarray, tokenizer: Tokenizer) -> int
 
 
 def _coverage(regions: Regions, region: np.ndarray, read: np.ndarray, unknown: int = 0) -> Coverage:
-    total, tokenized = int((regions.stop - regions.start).sum()), int(read.sum())
+    total, tokenized = regions.residues, int(read.sum())
     per_region = np.bincount(region, read, minlength=len(regions.record))
     tokenized_records = np.unique(regions.record[per_region > 0])
     untokenized_records = np.setdiff1d(regions.record, tokenized_records)
