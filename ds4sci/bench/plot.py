@@ -26,13 +26,41 @@ def _short(dtype: str) -> str:
 def plot(path: Path) -> Path:
     """Draw the measurement at ``path`` as a PNG next to it. Returns the path of the PNG."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    draw = {"lm": language_model, "zcs": derivatives}.get(saved.get("name"))
+    draw = {"lm": language_model, "zcs": derivatives, "data_selection": data_selection}.get(saved.get("name"))
     draw = roofline if "ceilings" in saved else draw
     figure = draw(saved) if draw else block(saved) if "shares" in saved else attention(saved)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
     return picture
+
+
+def data_selection(saved: dict[str, Any]) -> Figure:
+    """Rows: parts of wrong labels. Left: accuracy by batch size, a line per method. Right: λ_max on held-out data."""
+    runs = saved["runs"]
+    noises = sorted({one["noise"] for one in runs})
+    methods = list(dict.fromkeys(one["method"] for one in runs))
+    figure, axes = plt.subplots(
+        len(noises), 2, figsize=(11, 3.6 * len(noises)), layout="constrained", squeeze=False, sharex=True
+    )
+    for noise, panels in zip(noises, axes, strict=True):
+        for panel, key in zip(panels, ("accuracy", "lambda_valid"), strict=True):
+            for number, method in enumerate(methods):
+                own = [one for one in runs if (one["noise"], one["method"]) == (noise, method)]
+                batches = sorted({one["batch"] for one in own})
+                values = [[one[key] for one in own if one["batch"] == batch] for batch in batches]
+                mean = [sum(part) / len(part) for part in values]
+                style = "--" if method == "random" else "-"
+                panel.plot(batches, mean, style, marker="o", color=f"C{number}", label=method)
+                for batch, part in zip(batches, values, strict=True):
+                    panel.plot([batch] * len(part), part, ".", color=f"C{number}", ms=3)
+            panel.set_xscale("log", base=2)
+            panel.grid(alpha=0.3)
+            panel.set_title(f"{noise:.0%} wrong labels: {'accuracy' if key == 'accuracy' else 'λ_max, held out'}")
+            panel.set_xlabel("batch (residues)")
+        panels[1].set_yscale("log")
+        panels[0].legend(title="training data")
+    return figure
 
 
 def roofline(saved: dict[str, Any]) -> Figure:

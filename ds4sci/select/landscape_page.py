@@ -90,12 +90,12 @@ def write(measured: dict[str, Any], folder: Path) -> list[Path]:
     surfaces = measured["surfaces"]
     rows = [
         [
-            f"{one['step']:,}", one["label"], f"{one['samples']}", f"{one['loss']:.4g}", f"{one['largest']:.4g}",
+            f"{one['label']}, step {one['step']:,}", f"{one['samples']}", f"{one['loss']:.4g}", f"{one['largest']:.4g}",
             f"{one['residual']:.1g}", f"{one['trace']:.4g} ± {one['trace_error']:.2g}",
         ]
         for one in surfaces
     ]  # fmt: skip
-    header = ["step", "data", "samples", "loss", "λ_max", "‖Hv − λv‖ / |λ|", "trace"]
+    header = ["data", "samples", "loss", "λ_max", "‖Hv − λv‖ / |λ|", "trace"]
     note = html.paragraph(
         "λ_max: largest eigenvalue of the Hessian of the loss, by power iteration on products in fp64. The trace is "
         "Hutchinson's estimate with its standard error. A small λ_max is a flat minimum, in which larger steps and "

@@ -179,6 +179,38 @@ def resume(run: str) -> None:
     Session.join(config, resume=folder).train()
 
 
+def test_pages_and_lists_of_a_run(tmp_path: Path) -> None:
+    """The report of scores, the list of a filter, and the landscape with both kinds of data."""
+    run, scores = train(tmp_path, "token_classification"), tmp_path / "scores.npz"
+    found = score_runs([run], scores, wanted=("loss", "el2n"))
+    page = Path(select("report", scores).output.strip())
+    text = page.read_text()
+    assert page == scores.with_suffix(".html")
+    assert str(found.name[int(np.argmax(found.scores["el2n"]))]) in text
+    assert "Agreement" in text
+
+    kept = tmp_path / "kept.tsv"
+    done = select("filter", scores, "--keep", "lowest", "--fraction", 0.25, "--score", "loss", "--out", kept)
+    lines = [line.split("\t") for line in kept.read_text().splitlines()]
+    assert lines[0] == ["sample", "name", "loss", "kept"]
+    lowest = set(np.argsort(found.scores["loss"])[:6].tolist())
+    assert {int(one[0]) for one in lines[1:] if one[3] == "1"} == lowest
+    assert 'keep = "lowest"\nfraction = 0.25' in done.output
+    assert "exists" in str(
+        select("filter", scores, "--keep", "lowest", "--fraction", 0.25, "--score", "loss", "--out", kept).exception
+    )
+
+    small = ["--samples", 3, "--points", 3, "--grid", 3, "--iterations", 4]
+    done = select("landscape", run, *small)
+    assert done.exit_code == 0, done.output
+    measured = json.loads((run / "landscape/landscape.json").read_text())
+    assert [one["data"] for one in measured["surfaces"]] == ["train", "valid"]
+    for one in measured["surfaces"]:
+        assert one["line"]["loss"][1] == pytest.approx(one["loss"], rel=1e-12)
+        assert one["plane"]["loss"][1][1] == pytest.approx(one["loss"], rel=1e-12)
+    assert "λ_max" in (run / "landscape/landscape.html").read_text()
+
+
 def test_tasks_without_classes_have_no_el2n(tmp_path: Path) -> None:
     run = train(tmp_path, "volume_regression")
     assert len(score_runs([run], tmp_path / "x.npz", wanted=("loss", "gradient_norm")).name) == 40
