@@ -172,6 +172,34 @@ def test_every_stage_takes_the_same_steps_on_two_ranks(task: str, name: str, tmp
             assert float(off / moved) <= 3e-6, tree
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parallel", "stages", "micro"),
+    [({"pipeline": 2}, [1], 8), ({"sequence": 2}, [1, 3], 16)],
+    ids=["pipeline", "ulysses"],
+)
+def test_ranks_that_share_rows_take_the_same_steps(
+    parallel: dict[str, int], stages: list[int], micro: int, tmp_path: Path
+) -> None:
+    """Pipeline stages have parameters of their own; with sequence parallelism all ranks hold parts of all."""
+    given = SETTINGS["lamb"][0] | {"eps": 1e-3}
+    two_layers = {"config": layouts.SMALL_LLAMA | {"num_hidden_layers": 2}}
+    plain = layouts.configure("causal_lm", tmp_path, model=two_layers, file_name="one process")
+    config = layouts.configure("causal_lm", tmp_path, model=two_layers, parallel=parallel)
+    trees = {
+        f"stage_{stage}": layouts.deepspeed(stage, micro, 16 // micro, optimizer={"type": "Lamb", "params": given})
+        for stage in stages
+    }
+    train(tmp_path, 2, trees, config)
+    losses, _, weights = layouts.plain(plain, lambda of: Written("lamb", given, of, fills=True))
+    size = torch.stack([w.norm() for w in weights.values()]).norm()
+    for name in trees:
+        found, _, after = layouts.curve(tmp_path / "runs" / name)
+        assert found == pytest.approx(losses, rel=2e-6), name
+        off = torch.stack([(after[key].double() - w).norm() for key, w in weights.items()]).norm()
+        assert float(off / size) <= 1e-6, name
+
+
 def test_wrong_settings_name_the_file_and_the_key(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     for params, message in (
