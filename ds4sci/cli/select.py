@@ -163,3 +163,22 @@ def landscape(
         )
     for path in landscape_page.write(measured, out or run / "landscape"):
         typer.echo(path)
+
+
+@select_app.command()
+def clusters(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (TOML).")],
+    out: Annotated[Path, typer.Option("--out", metavar="NPZ", help="File of scores to write.")],
+    identity: Annotated[float, typer.Option("--identity", help="Sequence identity within a cluster.")] = 0.3,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Weigh training proteins by 1 / size of their homology cluster, for ``[data.weights]`` of a run file."""
+    from ds4sci.config.run_file import RunConfig
+    from ds4sci.select.homology_weights import write_weights
+
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists; give another --out, or --overwrite")
+    found = write_weights(RunConfig.load(config), identity, out)
+    sizes = found.scores["cluster_size"]
+    count = int(found.scores["cluster"].max()) + 1
+    typer.echo(f"{len(sizes):,} samples in {count:,} clusters, the largest of {int(sizes.max()):,}; {out}")

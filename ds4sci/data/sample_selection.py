@@ -46,18 +46,32 @@ class SelectionConfig(BaseModel):
         return self
 
 
+class WeightConfig(BaseModel):
+    """``[data.weights]``: factors of the losses of the training samples, such as 1 / size of the sample's cluster."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    scores: Path
+    """File of scores; see ``ds4sci select clusters``."""
+    score: str = "weight"
+    """Name of the score in the file: a number of at least 0. Only ratios count: the mean over the samples becomes 1."""
+
+
 NOT_SELECTED = "not selected"
 """Reason for unread residues."""
 
 
-def selection_identity(config: SelectionConfig | None) -> dict[str, str]:
-    """Key → value of what decides which samples are kept: the section, and the checksum of the file of scores."""
-    if config is None:
-        return {}
-    found = {"data.selection": config.model_dump_json(exclude={"scores"})}
-    if config.scores is not None:
-        checksum = atomic_files.fingerprint(resolve_data_path(config.scores))["sha256"]
-        found["data.selection.scores"] = f"sha256 {checksum}"
+def identity_of(**sections: SelectionConfig | WeightConfig | None) -> dict[str, str]:
+    """Key → value of what decides which samples are kept and what they weigh: sections of ``[data]``, by name, and the
+    checksums of their files of scores."""
+    found = {}
+    for name, config in sections.items():
+        if config is None:
+            continue
+        found[f"data.{name}"] = config.model_dump_json(exclude={"scores"})
+        if config.scores is not None:
+            checksum = atomic_files.fingerprint(resolve_data_path(config.scores))["sha256"]
+            found[f"data.{name}.scores"] = f"sha256 {checksum}"
     return found
 
 
@@ -82,7 +96,7 @@ def kept_samples(config: SelectionConfig, names: list[str]) -> np.ndarray:
     shuffled = rng.permutation(len(names))  # decides between equal scores
     if config.scores is None:
         return np.sort(shuffled[:count])
-    values = _scores_in_order(config, names)[shuffled]
+    values = _scores_in_order(config.scores, config.score, names)[shuffled]
     order = shuffled[np.argsort(values, kind="stable")]
     if config.keep == "lowest":
         return np.sort(order[:count])
@@ -97,11 +111,28 @@ def kept_samples(config: SelectionConfig, names: list[str]) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def _scores_in_order(config: SelectionConfig, names: list[str]) -> np.ndarray:
+def sample_weights(config: WeightConfig, names: list[str], kept: np.ndarray | None = None) -> np.ndarray:
+    """Return the factor of the loss of each training sample, float64 [n], with mean 1 over the kept ones.
+
+    Raises ValueError as ``kept_samples`` does, and for weights below 0 or without one above 0.
+    """
+    values = _scores_in_order(config.scores, config.score, names)
+    low = np.flatnonzero(values < 0)
+    if len(low):
+        raise ValueError(
+            f"{config.scores}: the weight of sample {low[0]} ({names[int(low[0])]}) is {values[low[0]]:g}; expected at "
+            "least 0"
+        )
+    mean = float(values.mean() if kept is None else values[kept].mean())
+    if not mean > 0:
+        raise ValueError(f"{config.scores}: all weights {config.score!r} are 0, so there is nothing to train on")
+    return values / mean
+
+
+def _scores_in_order(file: Path, score: str, names: list[str]) -> np.ndarray:
     """The score of each of ``names``."""
-    assert config.scores is not None
-    found = score_file.read(resolve_data_path(config.scores))
-    path, values = found.path, found.score(config.score)
+    found = score_file.read(resolve_data_path(file))
+    path, values = found.path, found.score(score)
     fingerprint = score_file.dataset_fingerprint(names)
     recorded = found.about.get("dataset", fingerprint)
     position = np.full(len(names), -1, dtype=np.int64)

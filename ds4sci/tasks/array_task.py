@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ds4sci.data.array_shards import ArrayShards
 from ds4sci.data.loader import make_rng, shuffled_index
 from ds4sci.data.sample_order import OrderConfig, Share, ordered_batches
-from ds4sci.data.sample_selection import SelectionConfig, kept_samples, require_a_step, selection_identity
+from ds4sci.data.sample_selection import SelectionConfig, identity_of, kept_samples, require_a_step
 from ds4sci.datasets import store
 from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.task import Task
@@ -76,7 +76,7 @@ class ArrayTask(Task):
 
     def fixed_inputs(self) -> dict[str, str]:
         """See ``Task.fixed_inputs``."""
-        return selection_identity(self.data.selection)
+        return identity_of(selection=self.data.selection)
 
     def augment(self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Sequence[np.ndarray]:
         """Return one training example, changed by random symmetries. The default returns it unchanged."""

@@ -17,7 +17,7 @@ from ds4sci.data.alignments.profile import MsaInput
 from ds4sci.data.loader import Plan, batches, make_rng
 from ds4sci.data.sample_order import OrderConfig
 from ds4sci.data.sample_pools import WorkerType
-from ds4sci.data.sample_selection import SelectionConfig, kept_samples, require_a_step, selection_identity
+from ds4sci.data.sample_selection import SelectionConfig, identity_of, kept_samples, require_a_step
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet, ChainSubset
 from ds4sci.data.structures.features import FeatureConfig, featurize
@@ -174,7 +174,7 @@ class FoldTask(Task):
         """See ``ds4sci.tasks.SampleScoring``: coordinates have no classes."""
 
     def fixed_inputs(self) -> dict[str, str]:
-        return selection_identity(self.config.data.selection)
+        return identity_of(selection=self.config.data.selection)
 
     @property
     def reorders_samples(self) -> bool:

@@ -24,7 +24,14 @@ from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.pruning import PruningConfig
-from ds4sci.data.sample_selection import NOT_SELECTED, SelectionConfig, kept_samples, require_a_step, selection_identity
+from ds4sci.data.sample_selection import (
+    NOT_SELECTED,
+    SelectionConfig,
+    WeightConfig,
+    identity_of,
+    kept_samples,
+    require_a_step,
+)
 from ds4sci.data.sequences import SequenceStore, index
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
@@ -93,6 +100,8 @@ class DataConfig(BaseModel):
     record_scores: bool = False
     """Write loss, EL2N and forgetting of every training sample, from training's own forward passes, to
     ``RUN/scores.npz``."""
+    weights: WeightConfig | None = None
+    """``[data.weights]``: factors of the losses of the samples, such as 1 / size of a homology cluster."""
     pruning: PruningConfig | None = None
     """``[data.pruning]``: leave out a part of the records with a low loss in each epoch, without bias."""
     selection: SelectionConfig | None = None
@@ -230,25 +239,24 @@ class LanguageModelingTask(LanguageTask):
         key = train, phase.length, row
         if key not in self._rows_cache:
             reader, regions = self.train_valid_readers()[:2] if train else self.train_valid_readers()[2:]
-            kept = self._selected(regions) if train else regions
+            kept = self.kept_samples() if train else None
             rows = make_rows(
-                kept, self.tokenizer, reader.residues, document_tokens=phase.length, row_tokens=row, seed=self.seed,
+                regions if kept is None else regions.take(kept), self.tokenizer, reader.residues,
+                document_tokens=phase.length, row_tokens=row, seed=self.seed,
                 both_strands=bool(reader.reverse_complement),
                 window_fn=partial(corpus.cut_windows_cached, reader.store),
             )  # fmt: skip
-            if kept is not regions:
-                rows = replace(rows, region=self._selected_numbers()[rows.region])
-                others = regions.residues - kept.residues
+            if kept is not None:
+                rows = replace(rows, region=kept[rows.region])
+                others = regions.residues - regions.take(kept).residues
                 rows = replace(rows, coverage=rows.coverage.excluding(NOT_SELECTED, others))
             self._rows_cache[key] = rows
         return self._rows_cache[key]
 
-    def _selected(self, regions: Regions) -> Regions:
-        return regions if self.config.data.selection is None else regions.take(self._selected_numbers())
-
-    def _selected_numbers(self) -> np.ndarray:
-        assert self.config.data.selection is not None
-        return kept_samples(self.config.data.selection, self.sample_names())
+    def kept_samples(self) -> np.ndarray | None:
+        """See ``LanguageTask.kept_samples``."""
+        selection = self.config.data.selection
+        return None if selection is None else kept_samples(selection, self.sample_names())
 
     def sample_names(self) -> list[str]:
         """See ``ds4sci.tasks.SampleScoring``: RECORD:FIRST-LAST of every record, or region of one."""
@@ -266,7 +274,7 @@ class LanguageModelingTask(LanguageTask):
         )  # fmt: skip
 
     def fixed_inputs(self) -> dict[str, str]:
-        return selection_identity(self.config.data.selection)
+        return identity_of(selection=self.config.data.selection, weights=self.config.data.weights)
 
     def train_samples(self) -> int:
         """Return the number of rows of the last phase."""
@@ -306,6 +314,8 @@ class LanguageModelingTask(LanguageTask):
             self.record_samples(len(self.sample_names()), errors=records)
         if pruning is not None:
             self.prune(pruning, phases, **position)
+        if (weights := self.config.data.weights) is not None:
+            self.set_weights(weights)
         return self.train_batches(
             reader, self.masking_policy, phases, start_step=start_step, rank=rank, **position
         )  # fmt: skip

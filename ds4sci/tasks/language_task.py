@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.language.batches import DocumentSource, TrainingPhase, batches, evaluation_batches
 from ds4sci.data.language.packing import Rows, make_rows
-from ds4sci.data.language.row_order import PrunedRows
+from ds4sci.data.language.row_order import PrunedRows, ShuffledRows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
 from ds4sci.data.language.windows import Regions
 from ds4sci.data.pruning import PruningConfig
 from ds4sci.data.sample_record import SampleRecord
+from ds4sci.data.sample_selection import WeightConfig, sample_weights
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.models.huggingface import pipeline_stage
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
-from ds4sci.tasks import ASSETS_DIR, Task
+from ds4sci.tasks import ASSETS_DIR, SampleScoring, Task
 from ds4sci.tasks.row_evaluation import forward_rows, shard_rows, sums_of_documents
 from ds4sci.types import LanguageBatch, LanguageOutput
 
@@ -57,6 +58,7 @@ class LanguageTask(Task):
         self.group: SequenceGroup = SINGLE_RANK
         self._pruned: PrunedRows | None = None
         self._record: SampleRecord | None = None
+        self._factors: np.ndarray | None = None
         self._restored: dict[str, np.ndarray] = {}
 
     @property
@@ -126,12 +128,24 @@ class LanguageTask(Task):
         if self._restored:
             self._pruned.restore(self._restored)
 
+    def set_weights(self, weights: WeightConfig) -> None:
+        """Multiply the losses of the training samples by the factors of a file."""
+        assert isinstance(self, SampleScoring)
+        self._factors = sample_weights(weights, self.sample_names(), self.kept_samples())
+
+    def kept_samples(self) -> np.ndarray | None:
+        """Return the numbers of the selected training samples, or None for all."""
+        return None
+
     def train_batches(
         self, reader: DocumentSource, policy: MaskingPolicy, phases: Sequence[TrainingPhase], **position: int
     ) -> Iterator[LanguageBatch]:
         """Yield the micro-batches of ``Task.batches``; ``position`` holds its arguments."""
         if self._pruned is not None:
+            self._pruned.factors = self._factors
             phases = [replace(phases[0], order=self._pruned)]
+        elif self._factors is not None:
+            phases = [replace(one, order=ShuffledRows(one.rows, self.seed, self._factors)) for one in phases]
         return batches(
             reader, policy, phases, seed=self.seed, pad_id=self.tokenizer.pad_id, workers=self.workers, **position
         )

@@ -23,7 +23,14 @@ from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter, open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
 from ds4sci.data.pruning import PruningConfig
-from ds4sci.data.sample_selection import NOT_SELECTED, SelectionConfig, kept_samples, require_a_step, selection_identity
+from ds4sci.data.sample_selection import (
+    NOT_SELECTED,
+    SelectionConfig,
+    WeightConfig,
+    identity_of,
+    kept_samples,
+    require_a_step,
+)
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
@@ -61,6 +68,8 @@ class DataConfig(BaseModel):
     record_scores: bool = False
     """Write loss, EL2N and forgetting of every training sample, from training's own forward passes, to
     ``RUN/scores.npz``."""
+    weights: WeightConfig | None = None
+    """``[data.weights]``: factors of the losses of the samples, such as 1 / size of a homology cluster."""
     pruning: PruningConfig | None = None
     """``[data.pruning]``: leave out a part of the chains with a low loss in each epoch, without bias."""
     selection: SelectionConfig | None = None
@@ -164,6 +173,11 @@ class TokenClassificationTask(LanguageTask):
             rows = replace(rows, coverage=rows.coverage.excluding(NOT_SELECTED, others))
         return LabelReader(chains, self.tokenizer, data.states), rows, row
 
+    def kept_samples(self) -> np.ndarray | None:
+        """See ``LanguageTask.kept_samples``."""
+        selection = self.config.data.selection
+        return None if selection is None else kept_samples(selection, self.sample_names())
+
     def _open_train(self) -> tuple[LabelReader, Rows, int | None]:
         return self._open(self.config.data.train, self.config.data.selection)
 
@@ -181,7 +195,7 @@ class TokenClassificationTask(LanguageTask):
 
     def fixed_inputs(self) -> dict[str, str]:
         """Return the selection and the checksum of its scores."""
-        return selection_identity(self.config.data.selection)
+        return identity_of(selection=self.config.data.selection, weights=self.config.data.weights)
 
     def train_samples(self) -> int:
         """Return the number of rows of the training chains."""
@@ -205,6 +219,8 @@ class TokenClassificationTask(LanguageTask):
             self.record_samples(len(self.sample_names()), errors=records)
         if pruning is not None:
             self.prune(pruning, phases, **position)
+        if (weights := self.config.data.weights) is not None:
+            self.set_weights(weights)
         return self.train_batches(reader, MaskingPolicy(), phases, start_step=start_step, rank=rank, **position)
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:

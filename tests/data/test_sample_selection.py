@@ -10,7 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from ds4sci.data import score_file
-from ds4sci.data.sample_selection import SelectionConfig, kept_samples, require_a_step, selection_identity
+from ds4sci.data.sample_selection import (
+    SelectionConfig,
+    WeightConfig,
+    identity_of,
+    kept_samples,
+    require_a_step,
+    sample_weights,
+)
 from ds4sci.data.score_file import ScoreFile
 
 NAMES = [f"chain {i}" for i in range(20)]
@@ -136,10 +143,26 @@ def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
 
 def test_identity_changes_with_the_file_and_the_section(tmp_path: Path) -> None:
     config = SelectionConfig(keep="lowest", fraction=0.5, scores=written(tmp_path))
-    first = selection_identity(config)
-    assert first == selection_identity(config)
-    assert first != selection_identity(config.model_copy(update={"fraction": 0.6}))
+    first = identity_of(selection=config)
+    assert first == identity_of(selection=config)
+    assert first != identity_of(selection=config.model_copy(update={"fraction": 0.6}))
     written(tmp_path, score_el2n=VALUES + 1)
-    assert first["data.selection"] == selection_identity(config)["data.selection"]
-    assert first["data.selection.scores"] != selection_identity(config)["data.selection.scores"]
-    assert selection_identity(None) == {}
+    assert first["data.selection"] == identity_of(selection=config)["data.selection"]
+    assert first["data.selection.scores"] != identity_of(selection=config)["data.selection.scores"]
+    assert identity_of(selection=None, weights=None) == {}
+
+
+def test_weights_have_the_mean_one_over_the_kept_samples(tmp_path: Path) -> None:
+    path = written(tmp_path, score_weight=np.ones(20))
+    assert sample_weights(WeightConfig(scores=path), NAMES).tolist() == [1.0] * 20
+    order = np.random.default_rng(1).permutation(20)
+    path = written(tmp_path, score_weight=order.astype(float))  # the weight of sample i is i
+    found = sample_weights(WeightConfig(scores=path), NAMES)
+    np.testing.assert_allclose(found, np.arange(20) / 9.5)
+    kept = np.array([2, 4])
+    np.testing.assert_allclose(sample_weights(WeightConfig(scores=path), NAMES, kept)[kept], [2 / 3, 4 / 3])
+    for values, message in ((order - 1.0, r"the weight of sample 0 \(chain 0\) is -1; expected at least 0"),
+                            (np.zeros(20), "all weights 'weight' are 0")):  # fmt: skip
+        path = written(tmp_path, score_weight=values)
+        with pytest.raises(ValueError, match=message):
+            sample_weights(WeightConfig(scores=path), NAMES)

@@ -28,10 +28,14 @@ class RowOrder(Protocol):
 
 @dataclass(frozen=True)
 class ShuffledRows:
-    """One shuffled epoch of all rows after another."""
+    """One shuffled epoch of all rows after another.
+
+    factors  float64, factor of the losses of each sample (``Rows.region``), or None
+    """
 
     rows: Rows
     seed: int
+    factors: np.ndarray | None = None
 
     def row(self, position: int) -> tuple[Rows, int]:
         """See ``RowOrder``."""
@@ -39,7 +43,7 @@ class ShuffledRows:
 
     def weight(self, rows: Rows, document: int) -> float:
         """See ``RowOrder``."""
-        return 1.0
+        return 1.0 if self.factors is None else float(self.factors[rows.region[document]])
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class PrunedRows:
                 f"{MIN_EPOCHS}; increase train.steps, or remove [data.pruning]"
             )
         self.rows, self.row_tokens, self.seed, self.config, self.record = rows, row_tokens, seed, config, record
+        self.factors: np.ndarray | None = None
         self._full_from = positions * (1 - config.last)
         everything = np.arange(len(rows.tokens))
         self._epochs = [self._make(0, 0, everything, np.ones(len(everything)))]
@@ -99,7 +104,8 @@ class PrunedRows:
     def weight(self, rows: Rows, document: int) -> float:
         """See ``RowOrder``."""
         epoch = next(one for one in self._epochs if one.rows is rows)
-        return float(epoch.weights[epoch.order[document]]) * epoch.scale
+        factor = 1.0 if self.factors is None else float(self.factors[rows.region[document]])
+        return float(epoch.weights[epoch.order[document]]) * epoch.scale * factor
 
     def _next(self, last: _Epoch) -> _Epoch:
         number, first = last.number + 1, last.first + len(last.rows)
