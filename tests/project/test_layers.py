@@ -46,9 +46,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planner": TASKS | {"tasks"},
     "inference": TASKS | {"tasks", "train"},
     "report": TASKS | {"tasks", "train", "inference", "monitor"},
-    "workloads": TASKS | {"tasks", "train", "inference", "report"},
-    "bench": TASKS | {"tasks", "train", "inference", "integrations", "monitor", "workloads"},
     "select": TASKS | {"tasks", "train", "inference", "report"},
+    "workloads": TASKS | {"tasks", "train", "inference", "report"},
+    "bench": TASKS | {"tasks", "train", "inference", "integrations", "monitor", "workloads", "select"},
     "doctor": TASKS | {"tasks", "train"},
     "selftest": TASKS | {"tasks", "train"},
 }
