@@ -61,7 +61,7 @@ NOT_SELECTED = "not selected"
 """Reason for unread residues."""
 
 
-def identity_of(**sections: SelectionConfig | WeightConfig | None) -> dict[str, str]:
+def identity_of(**sections: BaseModel | None) -> dict[str, str]:
     """Key → value of what decides which samples are kept and what they weigh: sections of ``[data]``, by name, and the
     checksums of their files of scores."""
     found = {}
@@ -69,8 +69,8 @@ def identity_of(**sections: SelectionConfig | WeightConfig | None) -> dict[str, 
         if config is None:
             continue
         found[f"data.{name}"] = config.model_dump_json(exclude={"scores"})
-        if config.scores is not None:
-            checksum = atomic_files.fingerprint(resolve_data_path(config.scores))["sha256"]
+        if (scores := getattr(config, "scores", None)) is not None:
+            checksum = atomic_files.fingerprint(resolve_data_path(scores))["sha256"]
             found[f"data.{name}.scores"] = f"sha256 {checksum}"
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data.array_shards import ArrayShards, write_shard
+from ds4sci.tasks.miniatures import sections_of
 
 EXAMPLES = {"train": 16, "valid": 3}
 ROWS, COLUMNS = 7, 12
@@ -20,7 +21,7 @@ ROWS, COLUMNS = 7, 12
 
 def segmentation_miniature(config: Any, folder: Path) -> dict[str, Any]:
     """Return the sections of a tiny segmentation; its random data, on two grids, go to ``folder``."""
-    tree = config.model_dump(mode="json", exclude_none=True)
+    tree = sections_of(config)
     channels = len(config.data.channels) or len(ArrayShards.find(config.data.folder(), "train")[0][0])
     classes = len(config.data.classes)
     for split, count in EXAMPLES.items():
@@ -42,7 +43,7 @@ def _small_data(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def denoising_miniature(config: Any, folder: Path) -> dict[str, Any]:
     """Return the sections of a tiny denoising; its random counts go to ``folder``."""
-    tree = config.model_dump(mode="json", exclude_none=True)
+    tree = sections_of(config)
     for split, count in EXAMPLES.items():
         rng = np.random.default_rng([1, count])
         clean = 1 + 0.1 * rng.normal(size=(count, 1, COLUMNS, COLUMNS))

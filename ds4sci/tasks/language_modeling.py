@@ -274,7 +274,8 @@ class LanguageModelingTask(LanguageTask):
         )  # fmt: skip
 
     def fixed_inputs(self) -> dict[str, str]:
-        return identity_of(selection=self.config.data.selection, weights=self.config.data.weights)
+        data = self.config.data
+        return identity_of(selection=data.selection, weights=data.weights, pruning=data.pruning)
 
     def train_samples(self) -> int:
         """Return the number of rows of the last phase."""

@@ -25,12 +25,14 @@ CHAINS, SEQUENCES = 16, 48
 """Records or volumes of the data sets that are written."""
 LENGTH, ROW_LENGTH = 48, 64
 """Most tokens of a document and of a row."""
+OWN_SAMPLES = ("order", "window", "replay", "selection", "weights", "pruning", "record_scores")
+"""Keys of ``[data]`` that choose, order or weigh samples of the run's own data set."""
 LETTERS = {"protein": "ACDEFGHIKLMNPQRSTVWY", "dna": "ACGT"}
 
 
 def fold_miniature(config: Any, folder: Path) -> dict[str, Any]:
     """Return the sections of a structure model's run file with small sizes; its shortest chains go to ``folder``."""
-    tree = _tree(config)
+    tree = sections_of(config)
     model, data = tree["model"], tree["data"]
     model |= {"c_m": 12, "c_z": 8, "c_s": 12, "c_plddt": 8}
     model["evoformer"] = _smaller(
@@ -43,11 +45,10 @@ def fold_miniature(config: Any, folder: Path) -> dict[str, Any]:
     ) | {"dropout": 0.0}
     model["stem"] = _smaller(model["stem"], blocks=1, convolution_width=5) | {"stem_only_fraction": 0.0}
     plan = data["plan"]
-    data.pop("replay", None)
     chains = _copy_chains(data, folder)
     return tree | {
         "data": data | chains | {
-            "workers": 0, "order": "strict", "evaluation_chains": 1, "evaluation_batch": 1, "evaluation_recycling": 0,
+            "workers": 0, "evaluation_chains": 1, "evaluation_batch": 1, "evaluation_recycling": 0,
             "evaluation_refinement": 0, "evaluation_relaxation": 0,
             "features": _smaller(data["features"], max_clusters=5, max_extra=7),
             "plan": {"phases": [{"crops": [17, 13]}], "max_recycling": min(1, plan["max_recycling"])},
@@ -57,7 +58,7 @@ def fold_miniature(config: Any, folder: Path) -> dict[str, Any]:
 
 def language_miniature(kind: Kind, config: Any, folder: Path) -> dict[str, Any]:
     """Return the sections of a language model's run file with a miniature of its class and random sequences."""
-    tree = _tree(config)
+    tree = sections_of(config)
     data, last = tree["data"], config.data.phases[-1]
     tokenizer = _save_model(kind, config, max(phase.length for phase in config.data.phases), folder / "model")
     alphabet = data["alphabet"] if data["alphabet"] != "auto" else tokenizer.alphabet or "protein"
@@ -76,7 +77,7 @@ def language_miniature(kind: Kind, config: Any, folder: Path) -> dict[str, Any]:
 
 def token_classification_miniature(config: Any, folder: Path) -> dict[str, Any]:
     """Return the sections of a token classifier's run file with a miniature of its class and its shortest chains."""
-    tree = _tree(config)
+    tree = sections_of(config)
     _save_model("token_labels", config, config.data.length, folder / "model")
     sizes = {"length": LENGTH, "row_length": ROW_LENGTH, "workers": 0, "tokenizer": {}}
     return {
@@ -87,7 +88,7 @@ def token_classification_miniature(config: Any, folder: Path) -> dict[str, Any]:
 
 def operator_miniature(config: Any, folder: Path) -> dict[str, Any]:
     """Return the sections of a neural operator's run file with a narrow network and few points."""
-    tree = _tree(config)
+    tree = sections_of(config)
     model = tree["model"]
     model |= {name: [min(8, width) for width in model[name]] for name in ("branch", "trunk")}
     data = _smaller(tree["data"], points=24, boundary_points=6, valid_functions=2, train_functions=64)
@@ -100,7 +101,7 @@ def volume_miniature(config: Any, folder: Path) -> dict[str, Any]:
     The number of stages, up to four, and of channels and targets stays; the data need not exist if the run file names
     channels and targets.
     """
-    tree = _tree(config)
+    tree = sections_of(config)
     if config.data.channels and config.data.targets:
         channels, outputs = len(config.data.channels), len(config.data.targets)
     else:
@@ -119,8 +120,12 @@ def volume_miniature(config: Any, folder: Path) -> dict[str, Any]:
     return tree | {"model": model, "data": tree["data"] | {"path": str(folder), "valid_examples": 2}}
 
 
-def _tree(config: Any) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude_none=True)
+def sections_of(config: Any) -> dict[str, Any]:
+    """Return the sections of a run file as plain values, without the keys that speak of samples of its own data."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    for key in OWN_SAMPLES:
+        tree["data"].pop(key, None)
+    return tree
 
 
 def _smaller(section: dict[str, Any], **most: int) -> dict[str, Any]:

@@ -195,7 +195,8 @@ class TokenClassificationTask(LanguageTask):
 
     def fixed_inputs(self) -> dict[str, str]:
         """Return the selection and the checksum of its scores."""
-        return identity_of(selection=self.config.data.selection, weights=self.config.data.weights)
+        data = self.config.data
+        return identity_of(selection=data.selection, weights=data.weights, pruning=data.pruning)
 
     def train_samples(self) -> int:
         """Return the number of rows of the training chains."""

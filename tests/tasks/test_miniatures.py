@@ -29,3 +29,16 @@ def test_channels_keep_their_parity(channels: int, small: int, tmp_path: Path) -
     assert made.model.evoformer.c_multiplication == small
     assert made.model.heads == config.settings.model.heads
     assert made.data.plan.max_recycling == 1
+
+
+def test_what_speaks_of_samples_of_the_own_data_is_left_out(tmp_path: Path) -> None:
+    """Scores, weights and orders are those of the run's data set, and a miniature has another one."""
+    chosen = ['data.selection={keep = "lowest", fraction = 0.5, scores = "x.npz"}']
+    more = ['data.weights={scores = "x.npz"}', "data.pruning={ratio = 0.5}", "data.record_scores=true"]
+    config = RunConfig.load(CONFIGS / "lm/protein_tiny.toml", [*chosen, *more])
+    made = masked_lm.Config.model_validate(masked_lm.miniature(config.settings, tmp_path)).data
+    assert (made.selection, made.weights, made.pruning, made.record_scores) == (None, None, None, False)
+    (tmp_path / "fold").mkdir()
+    config = RunConfig.load(CONFIGS / "fold/small.toml", [*chosen, 'data.order="replay"', 'data.replay="runs/x"'])
+    made = fold.Config.model_validate(fold.miniature(config.settings, tmp_path / "fold")).data
+    assert (made.selection, made.order, made.replay) == (None, "strict", None)
