@@ -24,6 +24,7 @@ SECTIONS = {
     "Neural operators": ("operators", "zcs"),
     "Workloads": ("workloads",),
     "Limits of training steps": ("roofline",),
+    "Data selection": ("data_selection",),
     "Data": ("loading", "ready_loader", "parsing", "sequences", "staging"),
 }
 """Headings of the results page, and the beginnings of the file names below each."""
