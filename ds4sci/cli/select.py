@@ -9,10 +9,22 @@ from typing import Annotated
 
 import typer
 
+CONVERGED = 0.1
+"""Largest ‖Hv − λv‖ / |λ| of a λ_max that is reported without a remark."""
+
 select_app = typer.Typer(
     help="Data selection and large batches: scores of training samples, and settings that follow the batch size.",
     no_args_is_help=True,
 )
+
+
+class Kept(Enum):
+    """What ``[data.selection]`` keeps by a score."""
+
+    lowest = "lowest"
+    highest = "highest"
+    middle = "middle"
+    stratified = "stratified"
 
 
 class ScalingRule(Enum):
@@ -21,6 +33,14 @@ class ScalingRule(Enum):
     linear = "linear"
     sqrt = "sqrt"
     none = "none"
+
+
+def _check_output(out: Path, overwrite: bool) -> None:
+    """Raise ValueError, before the work, if ``out`` cannot be written."""
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists; give another --out, or --overwrite")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out}: the folder {out.parent} does not exist; make it, or give another --out")
 
 
 @select_app.command()
@@ -51,8 +71,7 @@ def scale(
         scaled, changes = scale_to_batch(config, batch, rule=chosen, warmup_steps=warmup_steps)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists; give another --out, or --overwrite")
+    _check_output(out, overwrite)
     replace_text(out, json.dumps(scaled, indent=2) + "\n")
     typer.echo("\n".join([f"Learning rate: {chosen} rule", *changes]))
     factor = config["train_batch_size"] / batch
@@ -79,8 +98,7 @@ def score(
     """
     from ds4sci.select.scoring import score_runs
 
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists; give another --out, or --overwrite")
+    _check_output(out, overwrite)
     wanted = tuple(scores or ("loss",))
     found = score_runs(runs, out, wanted=wanted, reference=reference, which=which, shown=True)
     for name, values in found.scores.items():
@@ -103,7 +121,7 @@ def report(
 @select_app.command("filter")
 def filter_samples(
     file: Annotated[Path, typer.Argument(metavar="NPZ", help="File of scores.")],
-    keep: Annotated[str, typer.Option("--keep", help="lowest, highest, middle or stratified.")],
+    keep: Annotated[Kept, typer.Option("--keep", help="Samples to keep.")],
     fraction: Annotated[float, typer.Option("--fraction", help="Fraction of the samples to keep, above 0 up to 1.")],
     out: Annotated[Path, typer.Option("--out", metavar="TSV", help="List to write: sample, name, score, kept.")],
     name: Annotated[str, typer.Option("--score", help="Name of the score.")] = "el2n",
@@ -115,10 +133,9 @@ def filter_samples(
     from ds4sci.data.sample_selection import SelectionConfig, kept_samples
     from ds4sci.files.atomic_files import replace_text
 
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists; give another --out, or --overwrite")
+    _check_output(out, overwrite)
     config = SelectionConfig.model_validate(
-        {"keep": keep, "fraction": fraction, "scores": file, "score": name, "seed": seed}
+        {"keep": keep.value, "fraction": fraction, "scores": file, "score": name, "seed": seed}
     )
     scores = score_file.read(file)
     names = [""] * len(scores.sample)
@@ -128,10 +145,12 @@ def filter_samples(
         names[number] = one
     kept = set(kept_samples(config, names).tolist())
     values = dict(zip(scores.sample.tolist(), scores.score(name).tolist(), strict=True))
-    lines = [f"{i}\t{one}\t{values[i]:.9g}\t{int(i in kept)}" for i, one in enumerate(names)]
+    shown = [" ".join(one.split()) for one in names]  # a tab would add a column
+    lines = [f"{i}\t{one}\t{values[i]:.9g}\t{int(i in kept)}" for i, one in enumerate(shown)]
     replace_text(out, "\n".join(["\t".join(("sample", "name", name, "kept")), *lines]) + "\n")
     typer.echo(f"{len(kept):,} of {len(names):,} samples kept; {out}")
-    typer.echo(f'\n[data.selection]\nkeep = "{keep}"\nfraction = {fraction:g}\nscores = "{file}"\nscore = "{name}"')
+    typer.echo(f'\n[data.selection]\nkeep = "{keep.value}"\nfraction = {fraction!r}\nscores = "{file.absolute()}"')
+    typer.echo(f'score = "{name}"')
     typer.echo(f"seed = {seed}")
 
 
@@ -152,6 +171,10 @@ def landscape(
     """Curvature of the loss and slices through it, on the selected training data and on held-out data."""
     from ds4sci.select import landscape_page
 
+    if not 0 < span < float("inf"):
+        raise ValueError(f"--span {span:g}: expected a number above 0")
+    if grid == 1:
+        raise ValueError("--grid 1: a plane needs at least 2 points a side; 0 draws none")
     measured = landscape_page.measure(
         run, checkpoints=checkpoints or ["best"], samples=samples, span=span, points=points, grid=grid,
         iterations=iterations,
@@ -160,6 +183,7 @@ def landscape(
         typer.echo(
             f"step {one['step']:,}, {one['label']}: loss {one['loss']:.4g}, λ_max {one['largest']:.4g}, trace "
             f"{one['trace']:.4g} ± {one['trace_error']:.2g}"
+            + ("; λ_max has not converged: increase --iterations" if one["residual"] > CONVERGED else "")
         )
     for path in landscape_page.write(measured, out or run / "landscape"):
         typer.echo(path)
@@ -176,8 +200,7 @@ def clusters(
     from ds4sci.config.run_file import RunConfig
     from ds4sci.select.homology_weights import write_weights
 
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists; give another --out, or --overwrite")
+    _check_output(out, overwrite)
     found = write_weights(RunConfig.load(config), identity, out)
     sizes = found.scores["cluster_size"]
     count = int(found.scores["cluster"].max()) + 1

@@ -30,7 +30,7 @@ class PruningConfig(BaseModel):
     ratio: float = Field(0.5, gt=0, lt=1)
     """Probability that a sample with a loss below the mean is left out of an epoch."""
     last: float = Field(0.125, ge=0, le=1)
-    """Part of the run, at its end, whose epochs use all samples."""
+    """Part of the run, at its end, that uses all samples; the epoch in which it begins does too."""
 
 
 def prune(config: PruningConfig, losses: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 COLUMNS = ("loss", "error", "correct", "weight")
 """Columns of the totals of a sample: sums over its labels of weight · loss, weight · distance of the prediction from
 the label (NaN = not measured) and weight · (1 if the label is predicted, else 0), and the sum of the weights."""
-NAMES = ("loss", "loss_sum", "error_sum", "seen", "is_learned", "forgotten")
+NAMES = ("loss", "loss_sum", "error_sum", "seen", "measured", "is_learned", "forgotten")
 
 
 class SampleRecord:
@@ -25,6 +25,7 @@ class SampleRecord:
     loss_sum    float64 [n], sum of these losses over the steps
     error_sum   float64 [n], sum of the mean errors over the steps
     seen        int64 [n], number of steps
+    measured    int64 [n], number of steps with an error
     is_learned  bool [n], whether more than half of the labels were predicted when the sample was last seen
     forgotten   int64 [n], how often a learned sample was not (Toneva et al., arXiv 1812.05159)
     gather      function that returns the values of all ranks, in the order of the ranks, on every rank
@@ -34,7 +35,7 @@ class SampleRecord:
         self.gather = gather
         self.loss = np.full(size, np.nan)
         self.loss_sum, self.error_sum = np.zeros(size), np.zeros(size)
-        self.seen, self.forgotten = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.seen, self.measured, self.forgotten = (np.zeros(size, np.int64) for _ in range(3))
         self.is_learned = np.zeros(size, bool)
         self._pending: list[tuple[int, np.ndarray, np.ndarray]] = []
 
@@ -57,7 +58,9 @@ class SampleRecord:
             chosen, (loss, error, accuracy) = samples[is_seen], sums[:-1, is_seen] / sums[-1, is_seen]
             self.loss[chosen] = loss
             self.loss_sum[chosen] += loss
-            self.error_sum[chosen] += error
+            has_error = np.isfinite(error)
+            self.error_sum[chosen[has_error]] += error[has_error]
+            self.measured[chosen[has_error]] += 1
             self.seen[chosen] += 1
             is_learned = accuracy > 0.5
             self.forgotten[chosen] += self.is_learned[chosen] & ~is_learned
@@ -77,7 +80,9 @@ class SampleRecord:
             "loss": self.loss.copy(), "loss_mean": self.loss_sum / seen,
             "forgetting": np.where(never, self.seen + 1, self.forgotten) + 0.0 * seen,
         }  # fmt: skip
-        return found if np.isnan(self.error_sum).any() else found | {"el2n": self.error_sum / seen}
+        if self.measured.any():
+            found["el2n"] = self.error_sum / np.where(self.measured, self.measured, np.nan)
+        return found
 
     def state(self) -> dict[str, np.ndarray]:
         """What a resumed run needs. Every rank calls this at the same step."""

@@ -70,7 +70,13 @@ def identity_of(**sections: BaseModel | None) -> dict[str, str]:
             continue
         found[f"data.{name}"] = config.model_dump_json(exclude={"scores"})
         if (scores := getattr(config, "scores", None)) is not None:
-            checksum = atomic_files.fingerprint(resolve_data_path(scores))["sha256"]
+            file = resolve_data_path(scores)
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"data.{name}.scores = {str(scores)!r}: no such file; make one with `ds4sci select score`, or give "
+                    "its absolute path"
+                )
+            checksum = atomic_files.fingerprint(file)["sha256"]
             found[f"data.{name}.scores"] = f"sha256 {checksum}"
     return found
 
@@ -123,10 +129,11 @@ def sample_weights(config: WeightConfig, names: list[str], kept: np.ndarray | No
             f"{config.scores}: the weight of sample {low[0]} ({names[int(low[0])]}) is {values[low[0]]:g}; expected at "
             "least 0"
         )
-    mean = float(values.mean() if kept is None else values[kept].mean())
-    if not mean > 0:
+    used = values if kept is None else values[kept]
+    if not used.max() > 0:
         raise ValueError(f"{config.scores}: all weights {config.score!r} are 0, so there is nothing to train on")
-    return values / mean
+    scaled: np.ndarray = values / used.max()  # first, so that the sum of large numbers stays finite
+    return scaled / (used / used.max()).mean()
 
 
 def _scores_in_order(file: Path, score: str, names: list[str]) -> np.ndarray:

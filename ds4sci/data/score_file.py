@@ -53,8 +53,8 @@ class ScoreFile:
         if len(bad):
             raise ValueError(
                 f"{self.path}: the score {name!r} of sample {self.sample[bad[0]]} ({self.name[bad[0]]}) is "
-                f"{values[bad[0]]}, and {len(bad)} of {len(values)} are not finite; compute these scores again, or "
-                "remove the samples from the training set"
+                f"{values[bad[0]]}, and {len(bad)} of {len(values)} are not finite. A run records no scores of samples "
+                "that it did not select or not reach; score all with `ds4sci select score RUN`"
             )
         return values
 
@@ -63,8 +63,7 @@ def dataset_fingerprint(names: Iterable[str]) -> str:
     """SHA-256 of the names of the samples of a training set, in order."""
     digest = hashlib.sha256()
     for name in names:
-        digest.update(name.encode())
-        digest.update(b"\n")
+        digest.update(f"{len(name)}:{name}\n".encode())
     return digest.hexdigest()
 
 
@@ -110,6 +109,15 @@ def read(path: Path) -> ScoreFile:
     sample = arrays["sample"]
     if not np.issubdtype(sample.dtype, np.integer):
         raise ValueError(f"{path}: sample has the type {sample.dtype}; expected int64, because floats lose numbers")
+    if sample.ndim != 1 or not len(sample):
+        raise ValueError(
+            f"{path}: sample has the shape {sample.shape}; expected one number per sample, and at least one"
+        )
+    for key, values in arrays.items():
+        expected = "U" if key == "name" else "fiu"
+        if (key == "name" or key.startswith(PREFIX)) and values.dtype.kind not in expected:
+            kind = "strings" if key == "name" else "real numbers"
+            raise ValueError(f"{path}: {key} has the type {values.dtype}; expected {kind}")
     for key, values in arrays.items():
         if key != "about" and values.shape != sample.shape:
             raise ValueError(
@@ -125,6 +133,8 @@ def read(path: Path) -> ScoreFile:
     try:
         about = json.loads(str(arrays["about"])) if "about" in arrays else {}
     except ValueError:
-        raise ValueError(f"{path}: the array about is not JSON") from None
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: the array about is not a JSON object")
     scores = {key.removeprefix(PREFIX): values for key, values in arrays.items() if key.startswith(PREFIX)}
     return ScoreFile(path, sample.astype(np.int64), arrays["name"], scores, about)

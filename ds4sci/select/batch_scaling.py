@@ -45,12 +45,15 @@ def scale_to_batch(
     rule          of the learning rate; by default that of the optimizer
     warmup_steps  warm-up of the new schedule; by default the old one's samples
 
-    The micro-batch stays, so that the number of accumulation steps follows from the ranks. Raises ValueError if the
-    JSON has no ``train_batch_size``, or ``batch`` is not a multiple of the micro-batch.
+    The micro-batch stays, if it is set, and the number of accumulation steps follows from the ranks. Raises ValueError
+    if the JSON has no ``train_batch_size``, or the batches do not fit the micro-batch or the accumulation steps.
     """
     old = config.get("train_batch_size")
-    if not isinstance(old, int):
-        raise ValueError("train_batch_size is missing: without it the batch depends on the number of ranks; add it")
+    if not isinstance(old, int) or old < 1:
+        raise ValueError(
+            f"train_batch_size is {'missing' if old is None else repr(old)}: expected a whole number above 0; without "
+            "it the batch depends on the number of ranks"
+        )
     if batch < 1:
         raise ValueError(f"a batch of {batch} samples: expected at least 1")
     micro = config.get("train_micro_batch_size_per_gpu")
@@ -63,16 +66,35 @@ def scale_to_batch(
     factor = {"linear": k, "sqrt": math.sqrt(k), "none": 1.0}[rule or default_rule(config)]
     changes = [f"train_batch_size: {old} → {batch}"]
     new["train_batch_size"] = batch
-    if new.pop("gradient_accumulation_steps", None) is not None:
+    accumulation = config.get("gradient_accumulation_steps")
+    if isinstance(micro, int) and accumulation is not None:
+        del new["gradient_accumulation_steps"]
         changes.append("gradient_accumulation_steps: removed; DeepSpeed derives it from batch, micro-batch and ranks")
+    elif isinstance(accumulation, int):
+        if accumulation * batch % old:
+            raise ValueError(
+                f"gradient_accumulation_steps = {accumulation} × {k:g} is not a whole number, and without "
+                "train_micro_batch_size_per_gpu the micro-batch would change; add that key"
+            )
+        new["gradient_accumulation_steps"] = accumulation * batch // old
+        changes.append(f"gradient_accumulation_steps: {accumulation} → {new['gradient_accumulation_steps']}")
+    elif not isinstance(micro, int):
+        changes.append(
+            "note: neither train_micro_batch_size_per_gpu nor gradient_accumulation_steps is set, so that the "
+            "micro-batch grows with the batch; set the first if memory is short"
+        )
     for section in ("optimizer", "scheduler"):
         params = (new.get(section) or {}).get("params") or {}
-        for key in params.keys() & {*RATES}:
-            if isinstance(params[key], int | float) and params[key] and factor != 1:
-                before, params[key] = params[key], _rounded(params[key] * factor)
-                changes.append(f"{section}.params.{key}: {before:g} → {params[key]:g}")
+        for key in params.keys() & {*RATES} if factor != 1 else ():
+            before = params[key]
+            if isinstance(before, list):
+                params[key] = [_rounded(one * factor) for one in before]
+            elif isinstance(before, int | float) and before:
+                params[key] = _rounded(before * factor)
+            if params[key] != before:
+                changes.append(f"{section}.params.{key}: {before} → {params[key]}")
         for key in params.keys() & {*STEPS} if section == "scheduler" else ():
-            if isinstance(params[key], int | float):
+            if isinstance(params[key], int | float) and params[key] > 0:
                 before, params[key] = params[key], max(1, round(params[key] / k))
                 changes.append(f"{section}.params.{key}: {before} → {params[key]}")
     if warmup_steps is not None:

@@ -19,11 +19,21 @@ SHOWN = 15
 
 
 def write_page(scores: ScoreFile, path: Path) -> Path:
-    """Write the page of ``scores`` to ``path``, and return it. Raises ValueError if a score is not finite."""
-    columns = {name: scores.score(name) for name in sorted(scores.scores)}
-    if not columns or not len(scores.sample):
+    """Write the page of ``scores`` to ``path``, and return it. Samples without a finite score are counted.
+
+    Raises ValueError if no sample has one.
+    """
+    finite = np.all([np.isfinite(values) for values in scores.scores.values()], axis=0)
+    if not scores.scores or not finite.any():
         raise ValueError(f"{scores.path}: no scores to show")
-    body = []
+    lacking, whole = int((~finite).sum()), scores
+    chosen = {name: values[finite].astype(float) for name, values in sorted(scores.scores.items())}
+    scores = ScoreFile(whole.path, whole.sample[finite], whole.name[finite], chosen, whole.about)
+    columns, body = chosen, []
+    if lacking:
+        body.append(
+            html.missing(f"{lacking:,} of {len(whole.sample):,} samples have no finite score, and are left out here.")
+        )
     for name, values in columns.items():
         picture = figures.svg(draw, name, values, size=(11, 3.4), panels=(1, 2))
         alt = f"{name}: median {np.median(values):.3g}, {values.min():.3g} to {values.max():.3g}"

@@ -54,10 +54,11 @@ def score_runs(
         raise ValueError(f"no score {unknown[0]!r}; there are {', '.join(SCORES)}")
     if (LEARNABILITY in wanted) != (reference is not None):
         raise ValueError("the score learnability needs a reference run, and no other score uses one")
+    wanted = list(dict.fromkeys(wanted))
     names: list[str] = []
     sums: dict[str, np.ndarray] = {}
     steps = []
-    passes = [(run, list(wanted)) for run in runs] + ([(reference, [LOSS])] if reference is not None else [])
+    passes = [(run, wanted) for run in runs] + ([(reference, [LOSS])] if reference is not None else [])
     for number, (run, listed) in enumerate(passes):
         trained = TrainedRun.load(run, which)
         task = trained.task

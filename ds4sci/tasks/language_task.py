@@ -123,7 +123,8 @@ class LanguageTask(Task):
         assert self._record is not None
         step_size = position["micro_batch_size"] * position["world_size"] * position["accumulation_steps"]
         self._pruned = PrunedRows(
-            phases[0].rows, phases[0].token_budget, self.seed, pruning, self._record, positions=self.steps * step_size
+            phases[0].rows, phases[0].token_budget, self.seed, pruning, self._record, positions=self.steps * step_size,
+            span=position["micro_batch_size"] * position["world_size"],
         )  # fmt: skip
         if self._restored:
             self._pruned.restore(self._restored)

@@ -123,3 +123,29 @@ def test_a_mean_over_an_epoch_keeps_its_size() -> None:
 def test_too_few_epochs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"3\.0 epochs of \d+ rows, and pruning needs at least 4"):
         PrunedRows(rows(), 64, 0, PruningConfig(), SampleRecord(60), positions=3 * len(rows()))
+
+
+@pytest.mark.parametrize("last", [0.0, 0.125, 0.25, 1.0])
+@pytest.mark.parametrize("epochs", [4, 5, 8, 12])
+def test_the_last_part_of_a_run_uses_all_samples(last: float, epochs: int) -> None:
+    made, losses = rows(row_tokens=None), np.random.default_rng(5).random(60)
+    total = epochs * 60
+    order = PrunedRows(made, None, 3, PruningConfig(last=last), SampleRecord(60), positions=total)
+    whole = walk(order, 0, total, losses)
+    full = [weights == [1.0] for _, weights in whole]
+    assert all(full[round(total * (1 - last)) :])
+    assert all(full) == (last == 1.0), "but not all of it is full"
+
+
+@pytest.mark.parametrize("span", [1, 7, 64, 200])
+def test_a_micro_batch_may_span_epochs(span: int) -> None:
+    """Weights are asked for after all rows of a micro-batch are known, also where it is larger than an epoch."""
+    made, losses = rows(row_tokens=None), np.random.default_rng(5).random(60)
+    order = PrunedRows(made, None, 3, PruningConfig(), SampleRecord(60), positions=1000, span=span)
+    values = np.stack([losses] * 3 + [np.ones(60)], axis=1)
+    for first in range(0, 1000 - span, span):
+        places = [order.row(position) for position in range(first, first + span)]
+        for own, row in places:
+            assert order.weight(own, row) > 0
+        order.record.add(first, np.arange(60), values)
+    assert len(order._epochs) <= span // 30 + 3, "old epochs are dropped"

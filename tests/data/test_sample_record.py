@@ -76,3 +76,13 @@ def test_a_restored_record_goes_on() -> None:
     fill(second, range(11, 30))
     for name, value in whole.merge().scores().items():
         np.testing.assert_array_equal(value, second.merge().scores()[name])
+
+
+def test_errors_that_are_measured_later_have_their_own_mean() -> None:
+    record = SampleRecord(2)
+    record.add(0, np.array([0, 1]), totals([1.0, np.nan, 1.0], [1.0, np.nan, 1.0]))
+    record.add(1, np.array([0]), totals([1.0, 0.5, 1.0]))
+    record.add(2, np.array([0]), totals([1.0, 0.7, 1.0]))
+    found = record.merge().scores()["el2n"]
+    assert found[0] == pytest.approx(0.6)
+    assert np.isnan(found[1])

@@ -101,7 +101,12 @@ def test_equal_scores_are_drawn(tmp_path: Path) -> None:
             "training set: sample 20 of 20",
         ),
         ({"about": np.array('{"dataset": "0"}')}, "the scores are those of another training set; compute them"),
-        ({"about": np.array("{")}, "the array about is not JSON"),
+        ({"about": np.array("{")}, "the array about is not a JSON object"),
+        ({"about": np.array("[1]")}, "the array about is not a JSON object"),
+        ({"score_el2n": np.array(["high"] * 20)}, "score_el2n has the type <U4; expected real numbers"),
+        ({"score_el2n": VALUES * 1j}, "score_el2n has the type complex128; expected real numbers"),
+        ({"name": np.array([b"x"] * 20)}, r"name has the type \|S1; expected strings"),
+        ({"sample": np.arange(20)[:, None]}, r"sample has the shape \(20, 1\)"),
     ],
 )
 def test_files_that_cannot_be_used(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -166,3 +171,18 @@ def test_weights_have_the_mean_one_over_the_kept_samples(tmp_path: Path) -> None
         path = written(tmp_path, score_weight=values)
         with pytest.raises(ValueError, match=message):
             sample_weights(WeightConfig(scores=path), NAMES)
+
+
+def test_large_weights_do_not_overflow(tmp_path: Path) -> None:
+    path = written(tmp_path, score_weight=np.full(20, 1e308))
+    np.testing.assert_allclose(sample_weights(WeightConfig(scores=path), NAMES), 1.0)
+
+
+def test_names_cannot_be_confused() -> None:
+    assert score_file.dataset_fingerprint(["a\nb", "c"]) != score_file.dataset_fingerprint(["a", "b\nc"])
+
+
+def test_a_missing_file_is_named_with_its_key(tmp_path: Path) -> None:
+    config = SelectionConfig(keep="lowest", fraction=0.5, scores=tmp_path / "none.npz")
+    with pytest.raises(FileNotFoundError, match=r"data\.selection\.scores = .*none\.npz.*no such file"):
+        identity_of(selection=config)

@@ -48,6 +48,25 @@ def test_a_smaller_batch_and_other_schedules() -> None:
     assert scale_to_batch(config(), 64, warmup_steps=7)[0]["scheduler"]["params"]["warmup_num_steps"] == 7
 
 
+def test_the_micro_batch_stays_where_accumulation_decides_it() -> None:
+    old = {key: value for key, value in config().items() if key != "train_micro_batch_size_per_gpu"}
+    new, changes = scale_to_batch(old, 256)
+    assert new["gradient_accumulation_steps"] == 16
+    assert "gradient_accumulation_steps: 4 → 16" in changes
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps = 4 × 1\.01562 is not a whole number"):
+        scale_to_batch(old, 65)
+    del old["gradient_accumulation_steps"]
+    assert any("micro-batch grows with the batch" in line for line in scale_to_batch(old, 256)[1])
+
+
+def test_zeros_stay_and_lists_are_scaled() -> None:
+    rates = {"warmup_num_steps": 0, "total_num_steps": 100, "max_lr": [1e-3, 2e-3], "decay_step_size": 0}
+    new = scale_to_batch(config(scheduler={"type": "OneCycleLR", "params": rates}), 256)[0]
+    assert new["scheduler"]["params"] == {
+        "warmup_num_steps": 0, "total_num_steps": 25, "max_lr": [2e-3, 4e-3], "decay_step_size": 0
+    }  # fmt: skip
+
+
 def test_the_command_writes_a_json_and_refuses_what_cannot_be_scaled(tmp_path: Path) -> None:
     file, out = tmp_path / "ds.json", tmp_path / "large.json"
     file.write_text(json.dumps(config()))
@@ -69,6 +88,7 @@ def test_the_command_writes_a_json_and_refuses_what_cannot_be_scaled(tmp_path: P
             f"{file}: a batch of 100 samples is not a multiple of train_micro_batch_size_per_gpu = 8",
         ),
         ({"train_batch_size": None}, ["--batch", 128], "train_batch_size is missing"),
+        ({"train_batch_size": 0}, ["--batch", 128], "train_batch_size is 0: expected a whole number above 0"),
         ({"scheduler": {}}, ["--batch", 128, "--warmup_steps", 5], "the scheduler has no warmup_num_steps to set"),
     ):
         file.write_text(json.dumps({k: v for k, v in (config() | changed).items() if v is not None}))

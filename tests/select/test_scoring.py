@@ -104,7 +104,8 @@ def test_scores_do_not_depend_on_the_layout_of_the_run(tmp_path: Path) -> None:
 
     other = train(tmp_path, "masked_lm", name="other", train={"weights": None})
     apart = [score_runs([run], tmp_path / "x.npz", wanted=("loss",)).scores["loss"] for run in (one, other)]
-    both = score_runs([one, other], tmp_path / "x.npz", wanted=("loss", "learnability"), reference=other)
+    twice = ("loss", "learnability", "loss", "learnability")
+    both = score_runs([one, other], tmp_path / "x.npz", wanted=twice, reference=other)
     np.testing.assert_allclose(both.scores["loss"], sum(apart) / 2, rtol=1e-12)
     np.testing.assert_allclose(both.scores["learnability"], sum(apart) / 2 - apart[1], atol=1e-12)
 
@@ -200,9 +201,23 @@ def test_pages_and_lists_of_a_run(tmp_path: Path) -> None:
         select("filter", scores, "--keep", "lowest", "--fraction", 0.25, "--score", "loss", "--out", kept).exception
     )
 
-    small = ["--samples", 3, "--points", 3, "--grid", 3, "--iterations", 4]
+    assert 'scores = "' + str(scores.absolute()) in done.output
+
+    unseen = {"loss": np.where(np.arange(24) < 4, np.nan, found.scores["loss"])}
+    score_file.write(tmp_path / "part.npz", score_file.ScoreFile(scores, found.sample, found.name, unseen))
+    text = Path(select("report", tmp_path / "part.npz").output.strip()).read_text()
+    assert "4 of 24 samples have no finite score" in text
+    few = select("filter", tmp_path / "part.npz", "--keep", "lowest", "--fraction", 1, "--score", "loss", "--out", "x")
+    assert "that it did not select or not reach" in str(few.exception)
+    none = select("filter", scores, "--keep", "lowest", "--fraction", 1, "--out", tmp_path / "no/kept.tsv")
+    assert "does not exist" in str(none.exception)
+
+    assert "--span nan" in str(select("landscape", run, "--span", "nan").exception)
+    assert "--grid 1" in str(select("landscape", run, "--grid", 1).exception)
+    small = ["--samples", 3, "--points", 3, "--grid", 3, "--iterations", 2]
     done = select("landscape", run, *small)
     assert done.exit_code == 0, done.output
+    assert "λ_max has not converged" in done.output
     measured = json.loads((run / "landscape/landscape.json").read_text())
     assert [one["data"] for one in measured["surfaces"]] == ["train", "valid"]
     for one in measured["surfaces"]:

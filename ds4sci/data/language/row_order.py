@@ -79,7 +79,7 @@ class PrunedRows:
 
     def __init__(
         self, rows: Rows, row_tokens: int | None, seed: int, config: PruningConfig, record: SampleRecord, *,
-        positions: int,
+        positions: int, span: int = 1,
     ) -> None:  # fmt: skip
         """``positions``: rows that the run would read without pruning. Raises ValueError for too few epochs."""
         epochs = positions / len(rows)
@@ -90,6 +90,7 @@ class PrunedRows:
             )
         self.rows, self.row_tokens, self.seed, self.config, self.record = rows, row_tokens, seed, config, record
         self.factors: np.ndarray | None = None
+        self._span = span
         self._full_from = positions * (1 - config.last)
         everything = np.arange(len(rows.tokens))
         self._epochs = [self._make(0, 0, everything, np.ones(len(everything)))]
@@ -97,7 +98,8 @@ class PrunedRows:
     def row(self, position: int) -> tuple[Rows, int]:
         """See ``RowOrder``. Begins the next epoch, which all ranks do together, if its first position comes."""
         while position >= (newest := self._epochs[-1]).first + len(newest.rows):
-            self._epochs = [newest, self._next(newest)]
+            used = [one for one in self._epochs if one.first + len(one.rows) > position - self._span]
+            self._epochs = [*used, self._next(newest)]
         epoch = next(one for one in reversed(self._epochs) if one.first <= position)
         return epoch.rows, int(epoch.shuffled[position - epoch.first])
 
@@ -111,13 +113,15 @@ class PrunedRows:
         number, first = last.number + 1, last.first + len(last.rows)
         losses = self.record.merge().loss
         kept, weights = prune(self.config, losses, self.seed, number)
-        if first >= self._full_from:
-            kept, weights = np.arange(len(losses)), np.ones(len(losses))
         of_sample = np.zeros(len(losses))
         of_sample[kept] = weights
         of_document = of_sample[self.rows.region]
         documents = np.flatnonzero(of_document)
-        return self._make(number, first, documents, of_document[documents])
+        epoch = self._make(number, first, documents, of_document[documents])
+        if first + len(epoch.rows) <= self._full_from:
+            return epoch
+        everything = np.arange(len(of_document))  # the epoch would reach into the last part
+        return self._make(number, first, everything, np.ones(len(everything)))
 
     def _make(self, number: int, first: int, documents: np.ndarray, weights: np.ndarray) -> _Epoch:
         tokens = self.rows.tokens[documents]
