@@ -90,18 +90,30 @@ def score(
         Path | None, typer.Option("--reference", metavar="RUN", help="Run whose loss learnability subtracts.")
     ] = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step.")] = "best",
+    fraction: Annotated[
+        float,
+        typer.Option("--fraction", help="Part of the samples to score, drawn by --seed; `learn` predicts the others."),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the part.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Score every training sample of trained runs, for ``[data.selection]`` of a run file.
 
     Each sample is scored on its own, in evaluation mode. The file is a .npz with the numbers and names of the samples.
     """
+    import numpy as np
+
     from ds4sci.select.scoring import score_runs
 
     _check_output(out, overwrite)
     wanted = tuple(scores or ("loss",))
-    found = score_runs(runs, out, wanted=wanted, reference=reference, which=which, shown=True)
-    for name, values in found.scores.items():
+    if not 0 < fraction <= 1:
+        raise ValueError(f"--fraction {fraction:g}: expected a number above 0, up to 1")
+    found = score_runs(
+        runs, out, wanted=wanted, reference=reference, which=which, fraction=fraction, seed=seed, shown=True
+    )
+    for name, every in found.scores.items():
+        values = every[~np.isnan(every)]
         typer.echo(f"{name}: mean {values.mean():.4g}, {values.min():.4g} to {values.max():.4g}, {len(values)} samples")
     typer.echo(out)
 
@@ -205,3 +217,26 @@ def clusters(
     sizes = found.scores["cluster_size"]
     count = int(found.scores["cluster"].max()) + 1
     typer.echo(f"{len(sizes):,} samples in {count:,} clusters, the largest of {int(sizes.max()):,}; {out}")
+
+
+@select_app.command()
+def learn(
+    file: Annotated[Path, typer.Argument(metavar="NPZ", help="File with the scores of a part of the samples.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Run file (TOML) with the training sequences.")],
+    out: Annotated[Path, typer.Option("--out", metavar="NPZ", help="File of scores to write.")],
+    name: Annotated[str, typer.Option("--score", help="Score to predict.")] = "el2n",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the network and the folds.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Predict a score of all training sequences from those of a part, by a small network on cheap features.
+
+    Prints the rank correlation of predicted and given scores in cross-validation: below 0.5 the prediction says little.
+    """
+    from ds4sci.config.run_file import RunConfig
+    from ds4sci.data import score_file
+    from ds4sci.select.learned_scorer import learn as predict_scores
+
+    _check_output(out, overwrite)
+    found, correlation = predict_scores(RunConfig.load(config), score_file.read(file), name, out, seed=seed)
+    typer.echo(f"{', '.join(found.scores)} of {len(found.sample):,} samples; rank correlation {correlation:.2f} in")
+    typer.echo(f"cross-validation on {found.about['samples']:,} samples; {out}")

@@ -8,7 +8,6 @@ training samples.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.data import score_file
 from ds4sci.data.clustering import chain_split, sequence_split
 from ds4sci.data.score_file import ScoreFile
-from ds4sci.data.structures.chain_set import ChainSet
-from ds4sci.data.text_files import resolve_data_path
-from ds4sci.tasks import SampleScoring
-from ds4sci.tasks.build import build_task
+from ds4sci.select.sequences import training_sequences
 
 
 def write_weights(config: RunConfig, identity: float, out: Path) -> ScoreFile:
@@ -28,23 +24,17 @@ def write_weights(config: RunConfig, identity: float, out: Path) -> ScoreFile:
 
     Raises ValueError for a task without proteins.
     """
-    task: Any = build_task(config)
-    if not isinstance(task, SampleScoring):
-        raise ValueError(f"{config.source}: the task {config.task.name} has no fixed training samples to cluster")
-    names, data = task.sample_names(), getattr(config.settings, "data", None)
-    if isinstance(file := getattr(data, "train", None), Path):
-        groups = chain_split.clusters(ChainSet.open(resolve_data_path(file)), identity)
-    elif hasattr(task, "train_valid_readers"):
-        reader, regions, _, _ = task.train_valid_readers()
-        if reader.store.alphabet != "protein":
-            raise ValueError(f"{config.source}: the sequences are {reader.store.alphabet}; only proteins are clustered")
-        of_record = {int(record): number for number, record in enumerate(regions.record)}
-        records = sequence_split.clusters(reader.store, identity)
-        groups = [[of_record[one] for one in group if one in of_record] for group in records]
+    found = training_sequences(config)
+    if found.chains is not None:
+        groups = chain_split.clusters(found.chains, identity)
+    elif found.store.alphabet != "protein":
+        raise ValueError(f"{config.source}: the sequences are {found.store.alphabet}; only proteins are clustered")
     else:
-        raise ValueError(f"{config.source}: the task {config.task.name} trains on no proteins")
-    cluster, size = np.zeros(len(names)), np.ones(len(names))
+        of_record = {record: number for number, record in enumerate(found.records)}
+        records = sequence_split.clusters(found.store, identity)
+        groups = [[of_record[one] for one in group if one in of_record] for group in records]
+    cluster, size = np.zeros(len(found.names)), np.ones(len(found.names))
     for number, group in enumerate(group for group in groups if group):
         cluster[group], size[group] = number, len(group)
     scores = {"cluster": cluster, "cluster_size": size, "weight": 1 / size}
-    return score_file.write_scores(out, names, scores, {"identity": identity, "config": str(config.source)})
+    return score_file.write_scores(out, found.names, scores, {"identity": identity, "config": str(config.source)})

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.data import score_file
+from ds4sci.data.loader import make_rng
 from ds4sci.data.score_file import ScoreFile
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
@@ -34,17 +35,20 @@ LOSS, EL2N, LAST, FULL, LEARNABILITY = SCORES = (
     "loss", "el2n", "gradient_norm", "gradient_norm_full", "learnability",
 )  # fmt: skip
 """Names of the scores."""
+STREAM = 42
+"""Key of the random stream that draws samples."""
 
 
 def score_runs(
     runs: Sequence[Path], out: Path, *, wanted: Sequence[str] = (LOSS, EL2N), reference: Path | None = None,
-    which: str = "best", shown: bool = False,
+    which: str = "best", fraction: float = 1.0, seed: int = 0, shown: bool = False,
 ) -> ScoreFile:  # fmt: skip
     """Score the training samples of ``runs``, and write ``out``. Returns its contents.
 
     runs       run folders with the same training set; scores are averaged over them
     reference  run whose loss ``learnability`` subtracts
     which      checkpoint of the runs
+    fraction   part of the samples to score, drawn by ``seed``; the others have NaN (``ds4sci.select.learned_scorer``)
     shown      show a progress bar
 
     Raises ValueError for an unknown score, runs of different training sets, and a task without scores.
@@ -71,8 +75,9 @@ def score_runs(
         needed = [LOSS if name == LEARNABILITY else name for name in listed]
         label = f"scoring {number + 1} of {len(passes)}:"
         bar = progress_bar(label, len(own), shown=shown, unit="samples")
+        chosen = make_rng(seed, STREAM).permutation(len(own))[: max(1, round(fraction * len(own)))]
         with default_kernels(trained.config), bar as advance:
-            found = score_samples(trained, needed, advance)
+            found = score_samples(trained, needed, None if fraction == 1 else chosen, advance)
         if run is reference and number == len(passes) - 1:
             sums[LEARNABILITY] = sums.get(LEARNABILITY, 0.0) - found[LOSS]
         else:
@@ -88,21 +93,29 @@ def score_runs(
 
 
 def score_samples(
-    trained: TrainedRun, wanted: Sequence[str], advance: Callable[[], None] = lambda: None
-) -> dict[str, np.ndarray]:
-    """Return score → float64 [n] of every training sample of a run. Calls ``advance`` after each batch.
+    trained: TrainedRun, wanted: Sequence[str], chosen: np.ndarray | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Return score → float64 [n] of every training sample of a run, or of the ``chosen`` ones and NaN for others.
 
-    A sample of several batches has the mean of their scores, weighted by ``Task.weight``. Raises ValueError for
-    ``el2n`` if the task predicts no classes, and for a sample without a token that counts.
+    ``advance`` is called after each batch. A sample of several batches has the mean of their scores, weighted by
+    ``Task.weight``. Raises ValueError for ``el2n`` if the task predicts no classes, and for a sample without a token
+    that counts.
     """
     task: Any = trained.task
     model = task.model
     count = len(task.sample_names())
     sums = {name: np.zeros(count) for name in wanted}
-    weights = np.zeros(count)
+    weights, is_chosen = np.zeros(count), np.ones(count, bool)
+    if chosen is not None:
+        is_chosen[:] = False
+        is_chosen[chosen] = True
     gradients = [name for name in wanted if name in (LAST, FULL)]
     with _last_called(model) as last, torch.set_grad_enabled(bool(gradients)):
         for number, batch in task.sample_batches():
+            if not is_chosen[number]:
+                advance()
+                continue
             rng_state.seed_all(trained.config.seed, rng_state.EVALUATION, number)  # a loss may draw, as unclamped FAPE
             on_device = batch.to(trained.device)
             output = model(on_device)
@@ -123,13 +136,14 @@ def score_samples(
             for name in sums:
                 sums[name][number] += weight * values[name]
             advance()
-    empty = np.flatnonzero(weights == 0)
+    empty = np.flatnonzero((weights == 0) & is_chosen)
     if len(empty):
         name = task.sample_names()[int(empty[0])]
         raise ValueError(
             f"{trained.folder}: sample {empty[0]} ({name}) has nothing to predict, and so no score; {len(empty)} of "
             f"{count} are like it. Remove them from the training set"
         )
+    weights[~is_chosen] = np.nan
     return {name: values / weights for name, values in sums.items()}
 
 

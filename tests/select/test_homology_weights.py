@@ -75,7 +75,7 @@ def test_records_of_a_language_model(tmp_path: Path) -> None:
 
 def test_tasks_without_proteins(tmp_path: Path) -> None:
     for task, message in (
-        ("volume_regression", "trains on no proteins"),
+        ("volume_regression", "trains on no sequences"),
         ("neural_operator", "no fixed training samples"),
     ):
         config = layouts.configure(task, tmp_path)
