@@ -35,7 +35,7 @@ def losses_of(run: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-@pytest.mark.parametrize("task", ["token_classification", pytest.param("causal_lm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["token_classification", pytest.param("causal_lm", marks=pytest.mark.nightly)])
 def test_ranks_prune_alike_and_a_resume_continues_exactly(task: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, task)
     two = train(tmp_path, 2, config, "two")
