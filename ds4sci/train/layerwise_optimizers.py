@@ -4,7 +4,7 @@ With w the weights of one parameter, g its gradient, λ the weight decay and γ 
 
     LAMB   m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  u = m̂ / (√v̂ + ε) + λ w
            w ← w − γ · clip(‖w‖ / ‖u‖, min_coeff, max_coeff) · u
-    LARS   u = η ‖w‖ / (‖g‖ + λ ‖w‖) · (g + λ w),  b ← momentum · b + γ u
+    LARS   u = η ‖w‖ / (‖g‖ + λ ‖w‖ + ε) · (g + λ w),  b ← momentum · b + γ u
            w ← w − b
 
 The ratio is 1 where ‖w‖ or the other norm is 0. The norms are those of whole parameters: where ZeRO divides parameters
@@ -193,6 +193,8 @@ class LARS(LayerwiseOptimizer):
     momentum          of the scaled steps
     weight_decay      λ
     trust_coefficient  η
+    eps               ε, above the rounding errors of gradients: without weight decay the ratio makes any gradient, also
+                      one of rounding errors, as long as η ‖w‖
     exclude_one_dimensional  biases and scales of norms have the ratio 1 and no decay, as is usual with LARS: their
                              weights begin at 0, where a ratio would stop them
     """
@@ -201,14 +203,14 @@ class LARS(LayerwiseOptimizer):
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0,
-        trust_coefficient: float = 1e-3, exclude_one_dimensional: bool = True,
+        trust_coefficient: float = 1e-3, eps: float = 1e-8, exclude_one_dimensional: bool = True,
     ) -> None:  # fmt: skip
         """Raises ValueError for a value outside its range."""
         super().__init__(
             params,
             {
                 "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient,
-                "exclude_one_dimensional": exclude_one_dimensional,
+                "eps": eps, "exclude_one_dimensional": exclude_one_dimensional,
             },
         )  # fmt: skip
 
@@ -217,8 +219,8 @@ class LARS(LayerwiseOptimizer):
         return _dense_gradient(p).clone()
 
     def ratio(self, weight: Tensor, vector: Tensor, group: dict[str, Any]) -> Tensor:
-        """η ‖w‖ / (‖g‖ + λ ‖w‖)."""
-        return group["trust_coefficient"] * weight / (vector + group["weight_decay"] * weight)
+        """η ‖w‖ / (‖g‖ + λ ‖w‖ + ε)."""
+        return group["trust_coefficient"] * weight / (vector + group["weight_decay"] * weight + group["eps"])
 
     def apply(self, tensors: list[Tensor], vectors: list[Tensor], group: dict[str, Any]) -> None:
         """b ← momentum · b + γ u, w ← w − b."""
