@@ -23,15 +23,7 @@ from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
-from ds4sci.data.pruning import PruningConfig
-from ds4sci.data.sample_selection import (
-    NOT_SELECTED,
-    SelectionConfig,
-    WeightConfig,
-    identity_of,
-    kept_samples,
-    require_a_step,
-)
+from ds4sci.data.sample_selection import NOT_SELECTED
 from ds4sci.data.sequences import SequenceStore, index
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
@@ -41,7 +33,7 @@ from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.evaluations.contacts import contact_evaluation
 from ds4sci.tasks.evaluations.sequences import sequence_evaluation
 from ds4sci.tasks.evaluations.variants import variant_evaluation
-from ds4sci.tasks.language_task import SEQUENCES_FILE, LanguageTask
+from ds4sci.tasks.language_task import SEQUENCES_FILE, LanguageTask, SampleKeys
 from ds4sci.tasks.row_evaluation import sum_by_class
 from ds4sci.types import LanguageBatch, LanguageOutput
 
@@ -61,7 +53,7 @@ class LengthPhase(BaseModel):
     """Positions are divided by this (linear position interpolation), for context lengths beyond pretraining."""
 
 
-class DataConfig(BaseModel):
+class DataConfig(SampleKeys):
     """``[data]``: training and validation sequences, and the rows into which they are packed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -82,7 +74,7 @@ class DataConfig(BaseModel):
     """Alphabet of the files; ``auto`` detects it."""
     on_bad_record: str = Field("error", pattern="^(error|skip)$")
     """Treatment of unreadable records: ``error`` stops the run, ``skip`` counts and skips them."""
-    tokenizer: dict[str, Any] = {}
+    tokenizer: dict[str, Any] = Field(default={})
     """For a new model: ``kind`` (esm, nucleotide, byte, kmer, codon) and its options. A model from ``model.path``
     has its own tokenizer."""
     phases: tuple[LengthPhase, ...] = Field(default=(LengthPhase(length=1024),), min_length=1)
@@ -97,16 +89,6 @@ class DataConfig(BaseModel):
     """Weight of N, X and other ambiguity codes in the loss; ``<unk>`` tokens have weight 0."""
     workers: int = Field(0, ge=0)
     """Threads that prepare batches in advance; 0 = in the training loop. Does not change the batches."""
-    record_scores: bool = False
-    """Write loss, EL2N and forgetting of every training sample, from training's own forward passes, to
-    ``RUN/scores.npz``."""
-    weights: WeightConfig | None = None
-    """``[data.weights]``: factors of the losses of the samples, such as 1 / size of a homology cluster."""
-    pruning: PruningConfig | None = None
-    """``[data.pruning]``: leave out a part of the records with a low loss in each epoch, without bias."""
-    selection: SelectionConfig | None = None
-    """``[data.selection]``: train on a part of the training records, or of the regions of a genome that are not held
-    out."""
     evaluation_tokens: int = Field(65536, ge=0)
     """Number of held-out tokens that evaluations during training score, evenly spaced; 0 = all."""
 
@@ -253,11 +235,6 @@ class LanguageModelingTask(LanguageTask):
             self._rows_cache[key] = rows
         return self._rows_cache[key]
 
-    def kept_samples(self) -> np.ndarray | None:
-        """See ``LanguageTask.kept_samples``."""
-        selection = self.config.data.selection
-        return None if selection is None else kept_samples(selection, self.sample_names())
-
     def sample_names(self) -> list[str]:
         """See ``ds4sci.tasks.SampleScoring``: RECORD:FIRST-LAST of every record, or region of one."""
         reader, regions, _, _ = self.train_valid_readers()
@@ -272,10 +249,6 @@ class LanguageModelingTask(LanguageTask):
             replace(reader, reverse_complement=0.0), self.masking_policy, regions, read_residues=reader.residues,
             document_tokens=self.document_length, window_fn=partial(corpus.cut_windows_cached, reader.store),
         )  # fmt: skip
-
-    def fixed_inputs(self) -> dict[str, str]:
-        data = self.config.data
-        return identity_of(selection=data.selection, weights=data.weights, pruning=data.pruning)
 
     def train_samples(self) -> int:
         """Return the number of rows of the last phase."""
@@ -306,19 +279,10 @@ class LanguageModelingTask(LanguageTask):
         for phase in self.config.data.phases:
             first = math.ceil(phase.from_progress * self.steps)
             rows = self._rows(phase, train=True)
-            require_a_step(self.config.data.selection, len(rows), micro_batch_size * accumulation_steps * world_size)
             phases.append(TrainingPhase(first, rows, self.row_length(phase), self.row_multiple, phase.rope_factor))
-        position = {"world_size": world_size, "micro_batch_size": micro_batch_size}
-        position["accumulation_steps"] = accumulation_steps
-        pruning, records = self.config.data.pruning, self.config.data.record_scores
-        if pruning is not None or records:
-            self.record_samples(len(self.sample_names()), errors=records)
-        if pruning is not None:
-            self.prune(pruning, phases, **position)
-        if (weights := self.config.data.weights) is not None:
-            self.set_weights(weights)
         return self.train_batches(
-            reader, self.masking_policy, phases, start_step=start_step, rank=rank, **position
+            reader, self.masking_policy, phases, start_step=start_step, rank=rank, world_size=world_size,
+            micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
         )  # fmt: skip
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ds4sci.config.task_module import ParallelUnit
@@ -22,13 +23,20 @@ from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
 from ds4sci.data.language.windows import Regions
 from ds4sci.data.pruning import PruningConfig
 from ds4sci.data.sample_record import SampleRecord
-from ds4sci.data.sample_selection import WeightConfig, sample_weights
+from ds4sci.data.sample_selection import (
+    SelectionConfig,
+    WeightConfig,
+    identity_of,
+    kept_samples,
+    require_a_step,
+    sample_weights,
+)
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.models.huggingface import pipeline_stage
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
-from ds4sci.tasks import ASSETS_DIR, SampleScoring, Task
+from ds4sci.tasks import ASSETS_DIR, Task
 from ds4sci.tasks.row_evaluation import forward_rows, shard_rows, sums_of_documents
 from ds4sci.types import LanguageBatch, LanguageOutput
 
@@ -40,6 +48,22 @@ PEFT_TASK_TYPES = {"causal_lm": "CAUSAL_LM", "token_labels": "TOKEN_CLS", "maske
 (``auto_mapping``)."""
 
 
+class SampleKeys(BaseModel):
+    """Keys of ``[data]`` that choose, record and weigh training samples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    selection: SelectionConfig | None = None
+    """``[data.selection]``: train on a part of the samples: chains, records, or regions of a genome."""
+    weights: WeightConfig | None = None
+    """``[data.weights]``: factors of the losses of the samples, such as 1 / size of a homology cluster."""
+    pruning: PruningConfig | None = None
+    """``[data.pruning]``: leave out a part of the samples with a low loss in each epoch, without bias."""
+    record_scores: bool = False
+    """Write loss, EL2N and forgetting of every training sample, from training's own forward passes, to
+    ``RUN/scores.npz``."""
+
+
 class LanguageTask(Task):
     """A task whose model is a ``LanguageModel`` and whose batches are packed rows of documents.
 
@@ -49,7 +73,7 @@ class LanguageTask(Task):
 
     tokenizer: TokenizerAdapter
     seed: int
-    steps: int
+    steps: int = 0
     workers: int = 0
 
     def __init__(self, model: language.LanguageModel) -> None:
@@ -60,6 +84,16 @@ class LanguageTask(Task):
         self._record: SampleRecord | None = None
         self._factors: np.ndarray | None = None
         self._restored: dict[str, np.ndarray] = {}
+
+    @property
+    def samples(self) -> SampleKeys:
+        """What the run file says about training samples; subclasses have a ``config`` whose ``data`` says it."""
+        data = getattr(getattr(self, "config", None), "data", None)
+        return data if isinstance(data, SampleKeys) else SampleKeys()
+
+    def sample_names(self) -> list[str]:
+        """See ``ds4sci.tasks.SampleScoring``."""
+        raise NotImplementedError
 
     @property
     def document_length(self) -> int:
@@ -102,15 +136,30 @@ class LanguageTask(Task):
         """See ``Task.recorded_scores``."""
         return {} if self._record is None else self._record.scores()
 
-    def record_samples(self, count: int, *, errors: bool) -> None:
-        """Record losses, forgetting and, if ``errors``, EL2N of ``count`` training samples from now on."""
-        self.language.measures_errors = errors
-        self._record = SampleRecord(count, self.gather)
-        if self._restored:
-            self._record.restore(self._restored)
+    def fixed_inputs(self) -> dict[str, str]:
+        """See ``Task.fixed_inputs``: what selects, weighs and prunes samples."""
+        keys = self.samples
+        return identity_of(selection=keys.selection, weights=keys.weights, pruning=keys.pruning)
 
-    def prune(self, pruning: PruningConfig, phases: Sequence[TrainingPhase], **position: int) -> None:
-        """Let pruning decide the order of the rows of the only one of ``phases``, after ``record_samples``.
+    def kept_samples(self) -> np.ndarray | None:
+        """Return the numbers of the selected training samples, or None for all."""
+        return None if self.samples.selection is None else kept_samples(self.samples.selection, self.sample_names())
+
+    def _follow_samples(self, phases: Sequence[TrainingPhase], **position: int) -> None:
+        """Prepare what ``samples`` asks for besides the selection: record, pruning and weights."""
+        keys = self.samples
+        if keys.pruning is not None or keys.record_scores:
+            self.language.measures_errors = keys.record_scores
+            self._record = SampleRecord(len(self.sample_names()), self.gather)
+            if self._restored:
+                self._record.restore(self._restored)
+        if keys.pruning is not None:
+            self._prune(keys.pruning, phases, **position)
+        if keys.weights is not None:
+            self._factors = sample_weights(keys.weights, self.sample_names(), self.kept_samples())
+
+    def _prune(self, pruning: PruningConfig, phases: Sequence[TrainingPhase], **position: int) -> None:
+        """Let pruning decide the order of the rows of the only one of ``phases``.
 
         Raises ValueError for several phases, workers and a run of too few epochs.
         """
@@ -129,27 +178,27 @@ class LanguageTask(Task):
         if self._restored:
             self._pruned.restore(self._restored)
 
-    def set_weights(self, weights: WeightConfig) -> None:
-        """Multiply the losses of the training samples by the factors of a file."""
-        assert isinstance(self, SampleScoring)
-        self._factors = sample_weights(weights, self.sample_names(), self.kept_samples())
-
-    def kept_samples(self) -> np.ndarray | None:
-        """Return the numbers of the selected training samples, or None for all."""
-        return None
-
     def train_batches(
-        self, reader: DocumentSource, policy: MaskingPolicy, phases: Sequence[TrainingPhase], **position: int
-    ) -> Iterator[LanguageBatch]:
-        """Yield the micro-batches of ``Task.batches``; ``position`` holds its arguments."""
+        self, reader: DocumentSource, policy: MaskingPolicy, phases: Sequence[TrainingPhase], *, start_step: int,
+        rank: int, **position: int,
+    ) -> Iterator[LanguageBatch]:  # fmt: skip
+        """Yield the micro-batches of ``Task.batches``; ``position`` holds its other arguments.
+
+        Raises ValueError if a selection leaves fewer rows than a step needs.
+        """
+        step_size = position["micro_batch_size"] * position["world_size"] * position["accumulation_steps"]
+        for phase in phases:
+            require_a_step(self.samples.selection, len(phase.rows), step_size)
+        self._follow_samples(phases, **position)
         if self._pruned is not None:
             self._pruned.factors = self._factors
             phases = [replace(phases[0], order=self._pruned)]
         elif self._factors is not None:
             phases = [replace(one, order=ShuffledRows(one.rows, self.seed, self._factors)) for one in phases]
         return batches(
-            reader, policy, phases, seed=self.seed, pad_id=self.tokenizer.pad_id, workers=self.workers, **position
-        )
+            reader, policy, phases, seed=self.seed, pad_id=self.tokenizer.pad_id, workers=self.workers,
+            start_step=start_step, rank=rank, **position,
+        )  # fmt: skip
 
     def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = weighted_mean(output, batch)

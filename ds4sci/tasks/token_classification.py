@@ -22,20 +22,12 @@ from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter, open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
-from ds4sci.data.pruning import PruningConfig
-from ds4sci.data.sample_selection import (
-    NOT_SELECTED,
-    SelectionConfig,
-    WeightConfig,
-    identity_of,
-    kept_samples,
-    require_a_step,
-)
+from ds4sci.data.sample_selection import NOT_SELECTED, SelectionConfig, kept_samples
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
 from ds4sci.tasks.capabilities import Split
-from ds4sci.tasks.language_task import LanguageTask, asset_overrides, parallel_units
+from ds4sci.tasks.language_task import LanguageTask, SampleKeys, asset_overrides, parallel_units
 from ds4sci.tasks.miniatures import token_classification_miniature
 from ds4sci.tasks.row_evaluation import sum_by_class
 from ds4sci.types import IGNORE_INDEX, LanguageBatch
@@ -46,7 +38,7 @@ STATES = {"3": ("helix", "strand", "loop"), "8": tuple("HGIEBTSC")}
 """Names of the classes; the eight are DSSP's, with C for loop."""
 
 
-class DataConfig(BaseModel):
+class DataConfig(SampleKeys):
     """``[data]``: chains with known secondary structure."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -57,7 +49,7 @@ class DataConfig(BaseModel):
     """Chain set for validation; it should have no homologues of the training chains."""
     states: Literal["3", "8"] = "3"
     """Three classes (helix, strand, loop), or DSSP's eight."""
-    tokenizer: dict[str, Any] = {}
+    tokenizer: dict[str, Any] = Field(default={})
     """For a new model: ``kind`` and its options. A model from ``model.path`` has its own tokenizer."""
     length: int = Field(1024, ge=4)
     """Most tokens of a document; longer chains are cut into windows."""
@@ -65,15 +57,6 @@ class DataConfig(BaseModel):
     """Tokens of a packed row; by default ``length``."""
     packing: bool = True
     """Pack several documents into a row; otherwise each document is a row, padded to the longest of its batch."""
-    record_scores: bool = False
-    """Write loss, EL2N and forgetting of every training sample, from training's own forward passes, to
-    ``RUN/scores.npz``."""
-    weights: WeightConfig | None = None
-    """``[data.weights]``: factors of the losses of the samples, such as 1 / size of a homology cluster."""
-    pruning: PruningConfig | None = None
-    """``[data.pruning]``: leave out a part of the chains with a low loss in each epoch, without bias."""
-    selection: SelectionConfig | None = None
-    """``[data.selection]``: train on a part of the chains."""
     workers: int = Field(0, ge=0)
     """Threads that prepare batches in advance; 0 = in the training loop. Does not change the batches."""
 
@@ -173,11 +156,6 @@ class TokenClassificationTask(LanguageTask):
             rows = replace(rows, coverage=rows.coverage.excluding(NOT_SELECTED, others))
         return LabelReader(chains, self.tokenizer, data.states), rows, row
 
-    def kept_samples(self) -> np.ndarray | None:
-        """See ``LanguageTask.kept_samples``."""
-        selection = self.config.data.selection
-        return None if selection is None else kept_samples(selection, self.sample_names())
-
     def _open_train(self) -> tuple[LabelReader, Rows, int | None]:
         return self._open(self.config.data.train, self.config.data.selection)
 
@@ -193,11 +171,6 @@ class TokenClassificationTask(LanguageTask):
         reader = LabelReader(chains, self.tokenizer, data.states)
         return self.region_batches(reader, MaskingPolicy(), regions, document_tokens=data.length)
 
-    def fixed_inputs(self) -> dict[str, str]:
-        """Return the selection and the checksum of its scores."""
-        data = self.config.data
-        return identity_of(selection=data.selection, weights=data.weights, pruning=data.pruning)
-
     def train_samples(self) -> int:
         """Return the number of rows of the training chains."""
         return len(self._open_train()[1])
@@ -211,18 +184,10 @@ class TokenClassificationTask(LanguageTask):
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[LanguageBatch]:
         reader, rows, row = self._open_train()
-        require_a_step(self.config.data.selection, len(rows), micro_batch_size * accumulation_steps * world_size)
-        phases = [TrainingPhase(0, rows, row, self.row_multiple)]
-        position = {"world_size": world_size, "micro_batch_size": micro_batch_size}
-        position["accumulation_steps"] = accumulation_steps
-        pruning, records = self.config.data.pruning, self.config.data.record_scores
-        if pruning is not None or records:
-            self.record_samples(len(self.sample_names()), errors=records)
-        if pruning is not None:
-            self.prune(pruning, phases, **position)
-        if (weights := self.config.data.weights) is not None:
-            self.set_weights(weights)
-        return self.train_batches(reader, MaskingPolicy(), phases, start_step=start_step, rank=rank, **position)
+        return self.train_batches(
+            reader, MaskingPolicy(), [TrainingPhase(0, rows, row, self.row_multiple)], start_step=start_step, rank=rank,
+            world_size=world_size, micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
+        )  # fmt: skip
 
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int, device: torch.device) -> list[dict[str, Any]]:
         reader, rows, row = self._open(self.config.data.valid)
