@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ def peak_memory_mb(action: Callable[[], object], device: torch.device) -> float 
     clear = Path("/proc/self/clear_refs")
     if not clear.exists():
         return None
+    gc.collect()  # garbage that is collected during the action would hide what it allocates
     with contextlib.suppress(AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)  # memory cached by the allocator would hide what the action allocates
     clear.write_text("5")  # resets the peak to the memory that is resident now
