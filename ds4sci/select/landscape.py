@@ -91,12 +91,12 @@ class LossSurface:
         parts = []
         for p in self._parts(self.start):
             drawn = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
-            rows, drawn_rows = p.flatten(1) if p.dim() > 1 else None, drawn.flatten(1) if p.dim() > 1 else None
-            if rows is None or drawn_rows is None:
+            if p.dim() < 2:
                 parts.append(torch.zeros_like(p))
                 continue
-            scale = rows.norm(dim=1) / drawn_rows.norm(dim=1).clamp(min=1e-300)
-            parts.append((drawn_rows * scale[:, None]).view_as(p))
+            rows = drawn.flatten(1)
+            scale = p.flatten(1).norm(dim=1) / rows.norm(dim=1).clamp(min=1e-300)
+            parts.append((rows * scale[:, None]).view_as(p))
         return self._flat(parts)
 
     def _losses(self, theta: Tensor) -> Any:

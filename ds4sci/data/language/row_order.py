@@ -81,7 +81,11 @@ class PrunedRows:
         self, rows: Rows, row_tokens: int | None, seed: int, config: PruningConfig, record: SampleRecord, *,
         positions: int, span: int = 1,
     ) -> None:  # fmt: skip
-        """``positions``: rows that the run would read without pruning. Raises ValueError for too few epochs."""
+        """Raises ValueError for too few epochs.
+
+        positions  rows that the run reads
+        span       most rows that are read before their weights are asked for
+        """
         epochs = positions / len(rows)
         if epochs < MIN_EPOCHS:
             raise ValueError(
