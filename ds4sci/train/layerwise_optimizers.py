@@ -47,6 +47,18 @@ class Segment:
         return tensor.view(-1).narrow(0, self.start, self.numel)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Segments of the tensors of a step: (number of the tensor, segment), whether each has a ratio, and both as tensors
+    on the device of the weights."""
+
+    tensors: list[Tensor]
+    places: list[tuple[int, Segment]]
+    is_adapted: list[bool]
+    index: Tensor
+    adapted_mask: Tensor
+
+
 class LayerwiseOptimizer(torch.optim.Optimizer):
     """Base of LAMB and LARS. As it is made, every tensor is a whole parameter; ``divide`` changes that.
 
@@ -63,15 +75,18 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         self._segments: Mapping[Tensor, list[Segment]] | None = None
         self._count = 0
         self._process_group: Any = None
+        self._layouts: dict[tuple[Any, ...], _Layout] = {}
 
     def divide(self, segments: Mapping[Tensor, list[Segment]], count: int, process_group: Any) -> None:
         """Set what the tensors of ``param_groups`` hold: parts of parameters that the ranks of a group share.
 
         segments       tensor → its segments of parameters; elements outside them are padding
         count          number of parameters on all ranks
-        process_group  the ranks that together hold each parameter once; None: all
+        process_group  the ranks that together hold each parameter once; None: all, or this process alone where
+                       torch.distributed was not initialized
         """
         self._segments, self._count, self._process_group = segments, count, process_group
+        self._layouts.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -88,10 +103,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any]) -> None:
         tensors = [p for p in group["params"] if p.grad is not None]
         vectors = [self.vector(p, group) for p in tensors]
-        places = [(number, one) for number, p in enumerate(tensors) for one in self._segments_of(p, number)]
-        weights, parts = ([one.of(of[number]) for number, one in places] for of in (tensors, vectors))
-        is_adapted = [one.dimensions > 1 or not group["exclude_one_dimensional"] for _, one in places]
-        decayed = [pair for pair, chosen in zip(zip(parts, weights, strict=True), is_adapted, strict=True) if chosen]
+        layout = self._layout(tensors, group)
+        weights, parts = ([one.of(of[number]) for number, one in layout.places] for of in (tensors, vectors))
+        pairs = zip(parts, weights, strict=True)
+        decayed = [pair for pair, adapted in zip(pairs, layout.is_adapted, strict=True) if adapted]
 
         def decay() -> None:
             if decayed and group["weight_decay"]:
@@ -101,20 +116,33 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             decay()
         count = len(tensors) if self._segments is None else self._count
         squares = tensors[0].new_zeros(2, count, dtype=torch.float64)
-        numbers = torch.tensor([one.index for _, one in places], dtype=torch.long, device=squares.device)
         for row, of in zip(squares, (weights, parts), strict=True):
             if of:
-                row.index_add_(0, numbers, torch.stack(torch._foreach_norm(of, 2, dtype=torch.float64)).square_())
-        if self._segments is not None:
+                row.index_add_(0, layout.index, torch.stack(torch._foreach_norm(of, 2, dtype=torch.float64)).square_())
+        if self._segments is not None and dist.is_initialized():
             dist.all_reduce(squares, group=self._process_group)
-        norms = squares.sqrt_()[:, numbers]
-        has_ratio = torch.tensor(is_adapted, dtype=torch.bool, device=norms.device) & (norms > 0).all(0)
+        norms = squares.sqrt_()[:, layout.index]
+        has_ratio = layout.adapted_mask & (norms > 0).all(0)
         ratios = torch.where(has_ratio, self.ratio(norms[0], norms[1], group), 1.0).to(tensors[0].dtype)
         if not self.decays_before_norm:
             decay()
         if parts:
             torch._foreach_mul_(parts, list(ratios.unbind()))
         self.apply(tensors, vectors, group)
+
+    def _layout(self, tensors: list[Tensor], group: dict[str, Any]) -> _Layout:
+        """The segments of these tensors, with their index on the device: made once, not copied there at each step."""
+        device = tensors[0].device
+        key = (*map(id, tensors), device, group["exclude_one_dimensional"])
+        if key not in self._layouts:
+            places = [(number, one) for number, p in enumerate(tensors) for one in self._segments_of(p, number)]
+            is_adapted = [one.dimensions > 1 or not group["exclude_one_dimensional"] for _, one in places]
+            self._layouts[key] = _Layout(  # holds the tensors, so that no other tensor gets an id of the key
+                tensors, places, is_adapted,
+                torch.tensor([one.index for _, one in places], dtype=torch.long, device=device),
+                torch.tensor(is_adapted, dtype=torch.bool, device=device),
+            )  # fmt: skip
+        return self._layouts[key]
 
     def _segments_of(self, p: Tensor, number: int) -> list[Segment]:
         return [Segment(number, 0, p.numel(), p.dim())] if self._segments is None else self._segments[p]
