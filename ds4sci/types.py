@@ -88,6 +88,8 @@ class Features:
     atom_mask       bool [n, 37]
     secondary       int64 [n]: 0 helix (HGI), 1 strand (EB), 2 loop, -1 unknown
     resolution      float32 [], Å, 0 = unknown
+    sample          number in the training set, −1 outside training
+    factor          of the loss
     """
 
     id: str
@@ -103,6 +105,8 @@ class Features:
     atom_mask: np.ndarray
     secondary: np.ndarray
     resolution: np.ndarray
+    sample: int = -1
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Batch:
     """``Features`` of b examples, padded to a common length and stacked along a leading axis b.
 
     token_mask  bool [b, n], True = real residue (padding is False)
+    sample      int64 [b], and factor, float32 [b]; None = −1 and 1
     ids         b record ids
     recycling   recycling passes without gradient before the last pass; the same on all ranks
     step        optimizer step of this batch
@@ -130,6 +135,8 @@ class Batch:
     atom_mask: Tensor
     secondary: Tensor
     resolution: Tensor
+    sample: Tensor | None = None
+    factor: Tensor | None = None
     recycling: int = 0
     step: int = 0
     progress: float = 0.0
@@ -218,12 +225,16 @@ class ArrayBatch:
     inputs   float32 [b, c, …]
     targets  [b, …]: float32 values or int64 classes, as the task needs
     step     optimizer step of this batch
+    sample   int64 [b], numbers in the training set; None outside training
+    factor   float32 [b], factors of the losses; None = 1
     """
 
     ids: tuple[str, ...]
     inputs: Tensor
     targets: Tensor
     step: int = 0
+    sample: Tensor | None = None
+    factor: Tensor | None = None
 
     def to(self, device: torch.device | str) -> ArrayBatch:
         """Return the batch on ``device``."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, pairwise
 from typing import TypeVar
@@ -22,11 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ds4sci.data.sample_order import STRICT, UNRECORDED, Delivery, OrderConfig, Share, ordered_batches
 from ds4sci.data.sample_pools import WorkerType
-from ds4sci.data.structures.chain_set import ChainSet, ChainSubset
+from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.types import Batch, Features, Record
 
 B = TypeVar("B")
+
+Schedule = Callable[[int], tuple[int, float]]
+"""Position → number of the training sample, and factor of its loss."""
 
 _EPOCH_STREAM, _STEP_STREAM, _SAMPLE_STREAM = range(3)
 """First key of each kind of random stream, so that two kinds never share a stream."""
@@ -92,13 +95,14 @@ def make_rng(seed: int, *key: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The items of a shuffled epoch, in order."""
     return make_rng(seed, _EPOCH_STREAM, epoch).permutation(size)
 
 
 def shuffled_index(seed: int, position: int, size: int) -> int:
     """Index, below ``size``, of the item at a position of the endless sequence of shuffled epochs."""
-    return int(_epoch_order(seed, position // size, size)[position % size])
+    return int(epoch_order(seed, position // size, size)[position % size])
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class TrainingExamples:
 
     step_size  examples per step: position p is sample j = p mod step_size of step k = p // step_size
     steps      length of the run
+    schedule   by default shuffled epochs of all chains, with the factor 1
     """
 
     chains: Sequence[Record]
@@ -115,6 +120,7 @@ class TrainingExamples:
     steps: int
     plan: Plan
     feature_config: FeatureConfig
+    schedule: Schedule | None = None
 
     def draw(self, step: int) -> tuple[int, int]:
         """Draw (crop length, recycling passes) of a step."""
@@ -126,11 +132,16 @@ class TrainingExamples:
 
     def index(self, position: int) -> int:
         """Index of the chain at a position."""
-        return shuffled_index(self.seed, position, len(self.chains))
+        return self._at(position)[0]
+
+    def _at(self, position: int) -> tuple[int, float]:
+        if self.schedule is None:
+            return shuffled_index(self.seed, position, len(self.chains)), 1.0
+        return self.schedule(position)
 
     def name(self, position: int) -> str:
         """Id of the chain at a position."""
-        if isinstance(self.chains, ChainSet | ChainSubset):
+        if isinstance(self.chains, ChainSet):
             return self.chains.ids[self.index(position)]
         return self[position].id
 
@@ -140,7 +151,9 @@ class TrainingExamples:
     def __call__(self, position: int) -> Features:
         step, j = divmod(position, self.step_size)
         rng = make_rng(self.seed, _SAMPLE_STREAM, step, j)
-        return featurize(self[position], self.feature_config, rng, crop=self.draw(step)[0])
+        number, factor = self._at(position)
+        features = featurize(self.chains[number], self.feature_config, rng, crop=self.draw(step)[0])
+        return replace(features, sample=number, factor=factor)
 
     def collate(self, samples: Sequence[Features], step: int) -> Batch:
         """Make a batch of a step."""
@@ -166,6 +179,7 @@ def batches(
     worker_type: WorkerType = "thread",
     order: OrderConfig = STRICT,
     delivery: Delivery = UNRECORDED,
+    schedule: Schedule | None = None,
 ) -> Iterator[Batch]:
     """Endless micro-batches of this rank from ``start_step`` on, ``accumulation_steps`` of them per step.
 
@@ -195,7 +209,7 @@ def batches(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to {world_size - 1} (world_size - 1); got {rank}")
     share = Share(start_step, rank, world_size, micro_batch_size, accumulation_steps)
-    examples = TrainingExamples(chains, seed, share.step_size, steps, plan, feature_config)
+    examples = TrainingExamples(chains, seed, share.step_size, steps, plan, feature_config, schedule)
     if order.order != "strict" or delivery.keeps_ledger(order) or (workers and worker_type == "process"):
         return ordered_batches(
             examples, examples.collate, examples.name,

@@ -14,8 +14,9 @@ import numpy as np
 
 COLUMNS = ("loss", "error", "correct", "weight")
 """Columns of the totals of a sample: sums over its labels of weight · loss, weight · distance of the prediction from
-the label (NaN = not measured) and weight · (1 if the label is predicted, else 0), and the sum of the weights."""
-NAMES = ("loss", "loss_sum", "error_sum", "seen", "measured", "is_learned", "forgotten")
+the label, and weight · (1 if the label is predicted, else 0), both NaN where they are not measured, and the sum of the
+weights."""
+NAMES = ("loss", "loss_sum", "error_sum", "seen", "measured", "classified", "is_learned", "forgotten")
 
 
 class SampleRecord:
@@ -26,6 +27,7 @@ class SampleRecord:
     error_sum   float64 [n], sum of the mean errors over the steps
     seen        int64 [n], number of steps
     measured    int64 [n], number of steps with an error
+    classified  int64 [n], number of steps in which it is known whether the labels were predicted
     is_learned  bool [n], whether more than half of the labels were predicted when the sample was last seen
     forgotten   int64 [n], how often a learned sample was not (Toneva et al., arXiv 1812.05159)
     gather      function that returns the values of all ranks, in the order of the ranks, on every rank
@@ -35,7 +37,7 @@ class SampleRecord:
         self.gather = gather
         self.loss = np.full(size, np.nan)
         self.loss_sum, self.error_sum = np.zeros(size), np.zeros(size)
-        self.seen, self.measured, self.forgotten = (np.zeros(size, np.int64) for _ in range(3))
+        self.seen, self.measured, self.classified, self.forgotten = (np.zeros(size, np.int64) for _ in range(4))
         self.is_learned = np.zeros(size, bool)
         self._pending: list[tuple[int, np.ndarray, np.ndarray]] = []
 
@@ -62,6 +64,7 @@ class SampleRecord:
             self.error_sum[chosen[has_error]] += error[has_error]
             self.measured[chosen[has_error]] += 1
             self.seen[chosen] += 1
+            self.classified[chosen[np.isfinite(accuracy)]] += 1
             is_learned = accuracy > 0.5
             self.forgotten[chosen] += self.is_learned[chosen] & ~is_learned
             self.is_learned[chosen] = is_learned
@@ -72,14 +75,14 @@ class SampleRecord:
 
         loss, loss_mean  last loss, and the mean over the run
         el2n             mean error; absent if errors were not measured
-        forgetting       number of times that the sample was forgotten; one more than ``seen`` if it was never learned
+        forgetting       number of times that the sample was forgotten; one more than ``seen`` if it was never learned;
+                         absent for a task without classes
         """
         seen = np.where(self.seen, self.seen, np.nan)
         never = (self.forgotten == 0) & ~self.is_learned
-        found = {
-            "loss": self.loss.copy(), "loss_mean": self.loss_sum / seen,
-            "forgetting": np.where(never, self.seen + 1, self.forgotten) + 0.0 * seen,
-        }  # fmt: skip
+        found = {"loss": self.loss.copy(), "loss_mean": self.loss_sum / seen}
+        if self.classified.any():
+            found["forgetting"] = np.where(never, self.seen + 1, self.forgotten) + 0.0 * seen
         if self.measured.any():
             found["el2n"] = self.error_sum / np.where(self.measured, self.measured, np.nan)
         return found

@@ -108,8 +108,16 @@ LINEAR = ("chirality", "chain_bonds", "torsion", "angle_norm", "experimentally_r
 def fold_loss(
     output: Output | StemOutput, batch: Batch, config: LossConfig, shards: AxialShards = WHOLE
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of the terms and the terms themselves, unweighted and detached. Terms are dimensionless ratios or
-    nats.
+    """Mean of ``sample_losses``, without the factors of the samples, and the terms."""
+    losses, terms = sample_losses(output, batch, config, shards)
+    return losses.mean(), terms
+
+
+def sample_losses(
+    output: Output | StemOutput, batch: Batch, config: LossConfig, shards: AxialShards = WHOLE
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of the terms of each sample, [b], and the means of the terms over the samples, unweighted and
+    detached. Terms are dimensionless ratios or nats.
 
     Each term is a mean over samples, and within a sample over its residues, atoms or pairs (as in AlphaFold 2). A term
     that is undefined for a sample, such as pLDDT at a resolution out of range, is 0.
@@ -125,12 +133,12 @@ def fold_loss(
             per_sample = _stem_terms(output, batch, config, shards)
         else:
             per_sample = _terms(output, batch, config, shards)
-        terms = {name: values.mean() for name, values in per_sample.items()}
         if shards.group.size > 1:
-            terms |= {name: terms[name] / shards.group.size for name in LINEAR if name in terms}
+            per_sample |= {name: per_sample[name] / shards.group.size for name in LINEAR if name in per_sample}
     # lddt_ca is reported, not trained on
-    total = sum(getattr(config, name) * value for name, value in terms.items() if name != "lddt_ca")
-    return total, {name: value.detach() for name, value in terms.items()}
+    trained = [getattr(config, name) * values for name, values in per_sample.items() if name != "lddt_ca"]
+    total: Tensor = sum(trained, batch.resolution.new_zeros(len(batch.ids)))
+    return total, {name: values.detach().mean() for name, values in per_sample.items()}
 
 
 def _terms(output: Output, batch: Batch, c: LossConfig, shards: AxialShards) -> dict[str, Tensor]:

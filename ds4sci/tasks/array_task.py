@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,19 +13,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ds4sci.data.array_shards import ArrayShards
-from ds4sci.data.loader import make_rng, shuffled_index
+from ds4sci.data.loader import make_rng
 from ds4sci.data.sample_order import OrderConfig, Share, ordered_batches
-from ds4sci.data.sample_selection import SelectionConfig, identity_of, kept_samples, require_a_step
+from ds4sci.data.sample_schedule import SampleKeys, SampleSchedule
 from ds4sci.datasets import store
 from ds4sci.tasks.capabilities import Split
-from ds4sci.tasks.task import Task
+from ds4sci.tasks.sampled_task import SampledTask
 from ds4sci.types import ArrayBatch
 
 _SAMPLE_STREAM = 3
 """Key of the random stream of an example; 0 to 2 are those of ``ds4sci.data.loader``."""
 
 
-class ArrayDataConfig(OrderConfig):
+class ArrayDataConfig(OrderConfig, SampleKeys):
     """``[data]``: the dataset, the order of its examples, and how many examples an evaluation scores."""
 
     path: Path
@@ -37,8 +37,6 @@ class ArrayDataConfig(OrderConfig):
     """Examples per forward pass of an evaluation."""
     workers: int = Field(0, ge=0)
     """Threads that prepare examples in advance; 0 = in the training loop. Does not change the examples."""
-    selection: SelectionConfig | None = None
-    """``[data.selection]``: train on a part of the examples."""
 
     def folder(self) -> Path:
         """The folder of the shards. Raises ValueError, with the command that gets the dataset, if it does not exist or
@@ -50,16 +48,25 @@ class ArrayDataConfig(OrderConfig):
         return self.model_copy(update={"path": folder})
 
 
-class ArrayTask(Task):
-    """Data of a task on arrays. Subclasses set ``model`` and ``target`` and define loss, score and summary."""
+class ArrayExample(NamedTuple):
+    """Name, input and target of an example, its number in the training set (−1 outside training), and the factor of its
+    loss."""
+
+    name: str
+    inputs: np.ndarray
+    targets: np.ndarray
+    sample: int = -1
+    factor: float = 1.0
+
+
+class ArrayTask(SampledTask):
+    """Data of a task on arrays. Subclasses set ``model`` and ``target`` and define losses, score and summary."""
 
     def __init__(self, data: ArrayDataConfig, seed: int) -> None:
         self.data, self.seed = data, seed
         folder = data.folder()
         self.train, self.valid = ArrayShards.find(folder, "train"), ArrayShards.find(folder, "valid")
-        self.kept = np.arange(len(self.train))
-        if data.selection is not None:
-            self.kept = kept_samples(data.selection, self.sample_names())
+        self.schedule = SampleSchedule(data, self.sample_names(), seed)
 
     def sample_names(self) -> list[str]:
         """See ``ds4sci.tasks.SampleScoring``."""
@@ -68,17 +75,39 @@ class ArrayTask(Task):
     def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, ArrayBatch]]:
         """See ``ds4sci.tasks.SampleScoring``."""
         shards = self.train if split == "train" else self.valid
-        return ((number, collate([(f"{split} {number}", *shards[number])])) for number in range(len(shards)))
+        for number in range(len(shards)):
+            yield number, collate([ArrayExample(f"{split} {number}", *shards[number])])
 
-    def sample_error(self, output: Any, batch: ArrayBatch) -> Tensor | None:
-        """See ``ds4sci.tasks.SampleScoring``. The default is that of a task without classes."""
+    @property
+    def samples(self) -> SampleKeys:
+        """See ``SampledTask``."""
+        return self.data
+
+    @abstractmethod
+    def sample_losses(self, output: Any, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of each example, [b], and named, detached means over the examples."""
+
+    def sample_errors(self, output: Any, batch: ArrayBatch) -> tuple[Tensor, Tensor] | None:
+        """Return, for each example [b], the mean distance of the predicted probabilities from the one-hot labels, and
+        the part of the labels that is predicted. The default is that of a task without classes: None."""
         return None
 
-    def fixed_inputs(self) -> dict[str, str]:
-        """See ``Task.fixed_inputs``."""
-        return identity_of(selection=self.data.selection)
+    def sample_error(self, output: Any, batch: ArrayBatch) -> Tensor | None:
+        """See ``ds4sci.tasks.SampleScoring``."""
+        found = self.sample_errors(output, batch)
+        return None if found is None else found[0].mean()
 
-    def augment(self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Sequence[np.ndarray]:
+    def loss(self, output: Any, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Task.loss``: the mean of ``sample_losses``, with the factors of the samples."""
+        losses, terms = self.sample_losses(output, batch)
+        errors, correct = (None, None)
+        if self.data.record_scores and (found := self.sample_errors(output, batch)) is not None:
+            errors, correct = found
+        return self.mean_loss(losses, batch, errors=errors, correct=correct), terms
+
+    def augment(
+        self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return one training example, changed by random symmetries. The default returns it unchanged."""
         return inputs, targets
 
@@ -88,25 +117,24 @@ class ArrayTask(Task):
 
     def train_samples(self) -> int:
         """See ``Task.train_samples``."""
-        return len(self.kept)
+        return len(self.schedule.kept)
 
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[ArrayBatch]:
         """See ``Task.batches``. The order is one shuffled epoch after another, or that of ``data.order``."""
         share = Share(start_step, rank, world_size, micro_batch_size, accumulation_steps)
-        require_a_step(self.data.selection, len(self.kept), share.step_size)
+        schedule = self.start_schedule(self.schedule, share, workers=self.data.workers, order=self.data)
 
-        def index(position: int) -> int:
-            return int(self.kept[shuffled_index(self.seed, position, len(self.kept))])
-
-        def make(position: int) -> tuple[Any, ...]:
+        def make(position: int) -> ArrayExample:
             rng = make_rng(self.seed, _SAMPLE_STREAM, *divmod(position, share.step_size))
-            inputs, targets = self.train[index(position)]
-            return name(position), *self.augment(inputs, targets, rng)
+            sample, factor = schedule.at(position)
+            inputs, targets = self.train[sample]
+            inputs, targets = self.augment(inputs, targets, rng)
+            return ArrayExample(f"train {sample}", inputs, targets, sample, factor)
 
         def name(position: int) -> str:
-            return f"train {index(position)}"
+            return f"train {schedule.at(position)[0]}"
 
         return ordered_batches(
             make, collate, name, config=self.data, share=share, delivery=self.delivery, workers=self.data.workers
@@ -126,17 +154,20 @@ class ArrayTask(Task):
         rows = []
         for first in range(0, per_rank, self.data.evaluation_batch):
             numbers = padded[first : first + self.data.evaluation_batch]
-            batch = collate([(f"valid {i}", *self.valid[i]) for i in numbers]).to(device)
+            batch = collate([ArrayExample(f"valid {i}", *self.valid[i]) for i in numbers]).to(device)
             with torch.no_grad():
                 scores = self.score(model(batch), batch)
             rows += [{"id": name} | row for name, row in zip(batch.ids, scores, strict=True)]
         return rows[: len(shard)]
 
 
-def collate(examples: Sequence[tuple[Any, ...]], step: int = 0) -> ArrayBatch:
-    """Stack (id, input, target) examples. Floating-point arrays become float32, integers int64."""
-    ids, inputs, targets = zip(*examples, strict=True)
-    return ArrayBatch(tuple(ids), _stack(inputs), _stack(targets), step)
+def collate(examples: Sequence[ArrayExample], step: int = 0) -> ArrayBatch:
+    """Stack examples. Floating-point arrays become float32, integers int64."""
+    names, inputs, targets, samples, factors = zip(*examples, strict=True)
+    return ArrayBatch(
+        tuple(names), _stack(inputs), _stack(targets), step, torch.tensor(samples, dtype=torch.int64),
+        torch.tensor(factors, dtype=torch.float32),
+    )  # fmt: skip
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:

@@ -11,7 +11,6 @@ over the held-out images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,9 @@ class Denoising(ArrayTask):
         self.model = Denoiser(unet.build(config.model, inputs=2, outputs=1, seed=seed))
         self._baseline_errors: dict[str, float] = {}
 
-    def augment(self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Sequence[np.ndarray]:
+    def augment(
+        self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See ``ArrayTask.augment``."""
         height, width = inputs.shape[1:]
         crop = self.config.data.crop
@@ -136,11 +137,11 @@ class Denoising(ArrayTask):
         number = int(rng.integers(8)) if self.config.data.symmetries else 0
         return square_symmetry(inputs, number), square_symmetry(targets, number)
 
-    def loss(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Task.loss``."""
+    def sample_losses(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``ArrayTask.sample_losses``: the mean squared error."""
         predicted = wide(output)
-        loss = (predicted - (batch.targets.to(predicted.dtype) - 1) / CONTRAST).square().mean()
-        return loss, {"mse": loss.detach()}
+        losses = (predicted - (batch.targets.to(predicted.dtype) - 1) / CONTRAST).square().mean((1, 2, 3))
+        return losses, {"mse": losses.detach().mean()}
 
     @staticmethod
     def intensity(output: Tensor) -> np.ndarray:

@@ -15,15 +15,15 @@ from ds4sci.chemistry import residue_constants
 from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.alignments.profile import MsaInput
 from ds4sci.data.loader import Plan, batches, make_rng
-from ds4sci.data.sample_order import OrderConfig
+from ds4sci.data.sample_order import OrderConfig, Share
 from ds4sci.data.sample_pools import WorkerType
-from ds4sci.data.sample_selection import SelectionConfig, identity_of, kept_samples, require_a_step
+from ds4sci.data.sample_schedule import SampleKeys, SampleSchedule
 from ds4sci.data.structures.batch import collate
-from ds4sci.data.structures.chain_set import ChainSet, ChainSubset
+from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
-from ds4sci.losses.fold import LossConfig, fold_loss
+from ds4sci.losses.fold import LossConfig, sample_losses
 from ds4sci.metrics import chain_metrics, mean_metrics
 from ds4sci.models import fold, fold_stage
 from ds4sci.models.refine import refine
@@ -31,10 +31,11 @@ from ds4sci.models.relax import relax
 from ds4sci.nn.heads import plddt
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
-from ds4sci.tasks import Evaluation, Task
+from ds4sci.tasks import Evaluation
 from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.evaluations.structures import structure_evaluation
 from ds4sci.tasks.miniatures import fold_miniature
+from ds4sci.tasks.sampled_task import SampledTask
 from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
 
 RESIDUE_CODES = RESIDUES + "X"
@@ -44,7 +45,7 @@ CONTACT_CUTOFF = 8.0
 """Å. Two residues are in contact if their Cβ atoms are closer than this."""
 
 
-class DataConfig(OrderConfig):
+class DataConfig(OrderConfig, SampleKeys):
     """``[data]``: training and validation chains, their features and their order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -62,8 +63,6 @@ class DataConfig(OrderConfig):
     worker_type: WorkerType = "thread"
     """``process``: workers are processes, each with its own copy of the chain set: for alignments, whose features take
     long."""
-    selection: SelectionConfig | None = None
-    """``[data.selection]``: train on a part of the chains."""
     evaluation_chains: int = Field(0, ge=0)
     """Number of chains of ``valid`` that evaluations during training score, evenly spaced over the set; 0 = all."""
     evaluation_batch: int = Field(8, ge=1)
@@ -111,7 +110,7 @@ def parallel_units(config: Config) -> list[ParallelUnit]:
     ]
 
 
-class FoldTask(Task):
+class FoldTask(SampledTask):
     """Structure prediction. See ``ds4sci.tasks.Task`` and ``ds4sci.tasks.StructurePredictor`` for the methods."""
 
     target = "lddt_ca"
@@ -133,10 +132,12 @@ class FoldTask(Task):
     def batches(
         self, *, start_step: int, rank: int, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> Iterator[Batch]:
-        data, chains = self.config.data, self._train_chains()
-        require_a_step(data.selection, len(chains), micro_batch_size * accumulation_steps * world_size)
+        data = self.config.data
+        share = Share(start_step, rank, world_size, micro_batch_size, accumulation_steps)
+        schedule = SampleSchedule(data, self.sample_names(), self.seed)
+        self.start_schedule(schedule, share, workers=data.workers, order=data)
         return batches(
-            chains,
+            ChainSet.open(resolve_data_path(data.train)),
             seed=self.seed,
             start_step=start_step,
             steps=self.steps,
@@ -150,15 +151,16 @@ class FoldTask(Task):
             worker_type=data.worker_type,
             order=data,
             delivery=self.delivery,
+            schedule=schedule.at,
         )
 
-    def _train_chains(self) -> ChainSet | ChainSubset:
-        """The selected training chains."""
-        chains, selection = ChainSet.open(resolve_data_path(self.config.data.train)), self.config.data.selection
-        return chains if selection is None else ChainSubset(chains, kept_samples(selection, chains.ids))
+    @property
+    def samples(self) -> SampleKeys:
+        """See ``SampledTask``."""
+        return self.config.data
 
     def train_samples(self) -> int:
-        return len(self._train_chains())
+        return len(SampleSchedule(self.samples, self.sample_names(), self.seed).kept)
 
     def sample_names(self) -> list[str]:
         """See ``ds4sci.tasks.SampleScoring``."""
@@ -173,9 +175,6 @@ class FoldTask(Task):
     def sample_error(self, output: Output | StemOutput, batch: Batch) -> None:
         """See ``ds4sci.tasks.SampleScoring``: coordinates have no classes."""
 
-    def fixed_inputs(self) -> dict[str, str]:
-        return identity_of(selection=self.config.data.selection)
-
     @property
     def reorders_samples(self) -> bool:
         return self.config.data.order == "ready"
@@ -189,7 +188,9 @@ class FoldTask(Task):
         return fold_stage.FoldStage(self.fold_model, stage, stages)
 
     def loss(self, output: Output | StemOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return fold_loss(output, batch, self.config.loss, self.fold_model.shards(batch))
+        shards = self.fold_model.shards(batch)
+        losses, terms = sample_losses(output, batch, self.config.loss, shards)
+        return self.mean_loss(losses, batch, group=shards.group), terms
 
     def evaluations(self) -> dict[str, Evaluation]:
         data = self.config.data

@@ -23,6 +23,7 @@ from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
+from ds4sci.data.sample_schedule import SampleKeys
 from ds4sci.data.sample_selection import NOT_SELECTED
 from ds4sci.data.sequences import SequenceStore, index
 from ds4sci.data.text_files import resolve_data_path
@@ -33,7 +34,7 @@ from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.evaluations.contacts import contact_evaluation
 from ds4sci.tasks.evaluations.sequences import sequence_evaluation
 from ds4sci.tasks.evaluations.variants import variant_evaluation
-from ds4sci.tasks.language_task import SEQUENCES_FILE, LanguageTask, SampleKeys
+from ds4sci.tasks.language_task import SEQUENCES_FILE, LanguageTask
 from ds4sci.tasks.row_evaluation import sum_by_class
 from ds4sci.types import LanguageBatch, LanguageOutput
 

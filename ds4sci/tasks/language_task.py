@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ds4sci.config.task_module import ParallelUnit
@@ -21,23 +20,16 @@ from ds4sci.data.language.row_order import PrunedRows, ShuffledRows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
 from ds4sci.data.language.windows import Regions
-from ds4sci.data.pruning import PruningConfig
-from ds4sci.data.sample_record import SampleRecord
-from ds4sci.data.sample_selection import (
-    SelectionConfig,
-    WeightConfig,
-    identity_of,
-    kept_samples,
-    require_a_step,
-    sample_weights,
-)
+from ds4sci.data.sample_schedule import SampleKeys
+from ds4sci.data.sample_selection import kept_samples, require_a_step, sample_weights
 from ds4sci.losses.language import weighted_mean
 from ds4sci.models import language
 from ds4sci.models.huggingface import pipeline_stage
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
-from ds4sci.tasks import ASSETS_DIR, Task
+from ds4sci.tasks import ASSETS_DIR
 from ds4sci.tasks.row_evaluation import forward_rows, shard_rows, sums_of_documents
+from ds4sci.tasks.sampled_task import SampledTask
 from ds4sci.types import LanguageBatch, LanguageOutput
 
 SEQUENCES_FILE = "sequences.json"
@@ -48,23 +40,7 @@ PEFT_TASK_TYPES = {"causal_lm": "CAUSAL_LM", "token_labels": "TOKEN_CLS", "maske
 (``auto_mapping``)."""
 
 
-class SampleKeys(BaseModel):
-    """Keys of ``[data]`` that choose, record and weigh training samples."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    selection: SelectionConfig | None = None
-    """``[data.selection]``: train on a part of the samples: chains, records, or regions of a genome."""
-    weights: WeightConfig | None = None
-    """``[data.weights]``: factors of the losses of the samples, such as 1 / size of a homology cluster."""
-    pruning: PruningConfig | None = None
-    """``[data.pruning]``: leave out a part of the samples with a low loss in each epoch, without bias."""
-    record_scores: bool = False
-    """Write loss, EL2N and forgetting of every training sample, from training's own forward passes, to
-    ``RUN/scores.npz``."""
-
-
-class LanguageTask(Task):
+class LanguageTask(SampledTask):
     """A task whose model is a ``LanguageModel`` and whose batches are packed rows of documents.
 
     tokenizer  tokenizer of the run
@@ -80,20 +56,12 @@ class LanguageTask(Task):
         self.language = model
         self.model: nn.Module = model
         self.group: SequenceGroup = SINGLE_RANK
-        self._pruned: PrunedRows | None = None
-        self._record: SampleRecord | None = None
-        self._factors: np.ndarray | None = None
-        self._restored: dict[str, np.ndarray] = {}
 
     @property
     def samples(self) -> SampleKeys:
         """What the run file says about training samples; subclasses have a ``config`` whose ``data`` says it."""
         data = getattr(getattr(self, "config", None), "data", None)
         return data if isinstance(data, SampleKeys) else SampleKeys()
-
-    def sample_names(self) -> list[str]:
-        """See ``ds4sci.tasks.SampleScoring``."""
-        raise NotImplementedError
 
     @property
     def document_length(self) -> int:
@@ -123,60 +91,38 @@ class LanguageTask(Task):
         """Rows are padded to a multiple of this many tokens, so that every rank gets equally many in full vectors."""
         return math.lcm(self.group.size, 8)
 
-    def data_state(self) -> dict[str, np.ndarray]:
-        """See ``Task.data_state``: the record of the samples, and the epoch of the pruned order."""
-        recorded = {} if self._record is None else self._record.state()
-        return recorded | ({} if self._pruned is None else self._pruned.state())
-
-    def restore_data_state(self, state: dict[str, np.ndarray]) -> None:
-        """See ``Task.restore_data_state``."""
-        self._restored = state
-
-    def recorded_scores(self) -> dict[str, np.ndarray]:
-        """See ``Task.recorded_scores``."""
-        return {} if self._record is None else self._record.scores()
-
-    def fixed_inputs(self) -> dict[str, str]:
-        """See ``Task.fixed_inputs``: what selects, weighs and prunes samples."""
-        keys = self.samples
-        return identity_of(selection=keys.selection, weights=keys.weights, pruning=keys.pruning)
-
     def kept_samples(self) -> np.ndarray | None:
         """Return the numbers of the selected training samples, or None for all."""
         return None if self.samples.selection is None else kept_samples(self.samples.selection, self.sample_names())
 
-    def _follow_samples(self, phases: Sequence[TrainingPhase], **position: int) -> None:
-        """Prepare what ``samples`` asks for besides the selection: record, pruning and weights."""
-        keys = self.samples
-        if keys.pruning is not None or keys.record_scores:
-            self.language.measures_errors = keys.record_scores
-            self._record = SampleRecord(len(self.sample_names()), self.gather)
-            if self._restored:
-                self._record.restore(self._restored)
-        if keys.pruning is not None:
-            self._prune(keys.pruning, phases, **position)
-        if keys.weights is not None:
-            self._factors = sample_weights(keys.weights, self.sample_names(), self.kept_samples())
+    def _order(self, phases: Sequence[TrainingPhase], **position: int) -> Sequence[TrainingPhase]:
+        """Prepare what ``samples`` asks for besides the selection; return ``phases`` with the order of their rows.
 
-    def _prune(self, pruning: PruningConfig, phases: Sequence[TrainingPhase], **position: int) -> None:
-        """Let pruning decide the order of the rows of the only one of ``phases``.
-
-        Raises ValueError for several phases, workers and a run of too few epochs.
+        Raises ValueError for pruning with several phases, workers or too few epochs.
         """
+        keys = self.samples
+        self.language.measures_errors = self.language.measures_errors or keys.record_scores
+        record, factors = self.start_record(), None
+        if keys.weights is not None:
+            factors = sample_weights(keys.weights, self.sample_names(), self.kept_samples())
+        if keys.pruning is None:
+            if factors is None:
+                return phases
+            return [replace(one, order=ShuffledRows(one.rows, self.seed, factors)) for one in phases]
         if len(phases) > 1 or self.workers:
             what = f"data.workers = {self.workers}" if self.workers else f"{len(phases)} phases of data.phases"
             raise ValueError(
                 f"data.pruning: {what}: the rows of an epoch depend on the losses of the one before, so that they "
                 "cannot be prepared in advance, nor change their length; use data.workers = 0 and one phase"
             )
-        assert self._record is not None
-        step_size = position["micro_batch_size"] * position["world_size"] * position["accumulation_steps"]
-        self._pruned = PrunedRows(
-            phases[0].rows, phases[0].token_budget, self.seed, pruning, self._record, positions=self.steps * step_size,
-            span=position["micro_batch_size"] * position["world_size"],
+        assert record is not None
+        span = position["micro_batch_size"] * position["world_size"]
+        order = PrunedRows(
+            phases[0].rows, phases[0].token_budget, self.seed, keys.pruning, record, span=span, factors=factors,
+            positions=self.steps * span * position["accumulation_steps"],
         )  # fmt: skip
-        if self._restored:
-            self._pruned.restore(self._restored)
+        self.start_pruning(order.epochs)
+        return [replace(phases[0], order=order)]
 
     def train_batches(
         self, reader: DocumentSource, policy: MaskingPolicy, phases: Sequence[TrainingPhase], *, start_step: int,
@@ -189,15 +135,9 @@ class LanguageTask(Task):
         step_size = position["micro_batch_size"] * position["world_size"] * position["accumulation_steps"]
         for phase in phases:
             require_a_step(self.samples.selection, len(phase.rows), step_size)
-        self._follow_samples(phases, **position)
-        if self._pruned is not None:
-            self._pruned.factors = self._factors
-            phases = [replace(phases[0], order=self._pruned)]
-        elif self._factors is not None:
-            phases = [replace(one, order=ShuffledRows(one.rows, self.seed, self._factors)) for one in phases]
         return batches(
-            reader, policy, phases, seed=self.seed, pad_id=self.tokenizer.pad_id, workers=self.workers,
-            start_step=start_step, rank=rank, **position,
+            reader, policy, self._order(phases, **position), seed=self.seed, pad_id=self.tokenizer.pad_id,
+            workers=self.workers, start_step=start_step, rank=rank, **position,
         )  # fmt: skip
 
     def loss(self, output: LanguageOutput, batch: LanguageBatch) -> tuple[Tensor, dict[str, Tensor]]:

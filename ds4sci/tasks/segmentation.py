@@ -11,7 +11,6 @@ union (IoU) of each class over all held-out points together, and its mean ``miou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,9 @@ class Segmentation(ArrayTask):
             "[2h − 1, 2w]"
         )
 
-    def augment(self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Sequence[np.ndarray]:
+    def augment(
+        self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See ``ArrayTask.augment``."""
         if self.config.data.shift:
             columns = int(rng.integers(inputs.shape[-1]))
@@ -175,19 +176,21 @@ class Segmentation(ArrayTask):
             inputs[list(self.config.data.odd_channels)] *= -1
         return inputs, targets
 
-    def loss(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Task.loss``."""
+    def sample_losses(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``ArrayTask.sample_losses``: the cross-entropy with the weights of the classes."""
         logits = wide(output)
         weight = torch.as_tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
         # the mean over points: dividing by the sum of their weights would depend on the other examples
-        loss = F.cross_entropy(logits, batch.targets, weight=weight, reduction="none").mean()
-        return loss, {"cross_entropy": loss.detach()}
+        losses = F.cross_entropy(logits, batch.targets, weight=weight, reduction="none").mean((1, 2))
+        return losses, {"cross_entropy": losses.detach().mean()}
 
-    def sample_error(self, output: Tensor, batch: ArrayBatch) -> Tensor:
-        """See ``ds4sci.tasks.SampleScoring``: mean over the points."""
+    @torch.no_grad()
+    def sample_errors(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, Tensor]:
+        """See ``ArrayTask.sample_errors``: means over the points."""
         probabilities = wide(output).softmax(1)
         one_hot = F.one_hot(batch.targets, len(self.classes)).movedim(-1, 1)
-        return (probabilities - one_hot).norm(dim=1).mean()
+        correct = probabilities.argmax(1) == batch.targets
+        return (probabilities - one_hot).norm(dim=1).mean((1, 2)), correct.to(probabilities.dtype).mean((1, 2))
 
     def score(self, output: Tensor, batch: ArrayBatch) -> list[dict[str, Any]]:
         """Return the confusion matrix of each example, [label][class]."""

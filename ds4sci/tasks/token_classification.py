@@ -22,12 +22,13 @@ from ds4sci.data.language.packing import Rows, make_rows
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter, open_tokenizer
 from ds4sci.data.language.windows import Coverage, Regions
+from ds4sci.data.sample_schedule import SampleKeys
 from ds4sci.data.sample_selection import NOT_SELECTED, SelectionConfig, kept_samples
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.models import language
 from ds4sci.tasks.capabilities import Split
-from ds4sci.tasks.language_task import LanguageTask, SampleKeys, asset_overrides, parallel_units
+from ds4sci.tasks.language_task import LanguageTask, asset_overrides, parallel_units
 from ds4sci.tasks.miniatures import token_classification_miniature
 from ds4sci.tasks.row_evaluation import sum_by_class
 from ds4sci.types import IGNORE_INDEX, LanguageBatch

@@ -7,7 +7,6 @@ The loss is the mean squared error over the targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ds4sci.models import cnn3d
 from ds4sci.nn.linear import wide
-from ds4sci.tasks.array_task import ArrayDataConfig, ArrayTask, collate
+from ds4sci.tasks.array_task import ArrayDataConfig, ArrayExample, ArrayTask, collate
 from ds4sci.tasks.evaluations import Evaluation
 from ds4sci.tasks.evaluations.volumes import volume_evaluation
 from ds4sci.tasks.miniatures import volume_miniature
@@ -92,15 +91,17 @@ class VolumeRegression(ArrayTask):
         """Initialise the whitening layer from the first training examples, augmented; they are in random order."""
         count, size = min(self.config.model.whitening_examples, len(self.train)), self.data.evaluation_batch
 
-        def example(number: int) -> tuple[Any, ...]:
+        def example(number: int) -> ArrayExample:
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_WHITENING_STREAM, number)))
             inputs, targets = self.train[number]
-            return str(number), *self.augment(inputs, targets, rng)
+            return ArrayExample(str(number), *self.augment(inputs, targets, rng))
 
         groups = (range(first, min(first + size, count)) for first in range(0, count, size))
         model.whiten(collate([example(number) for number in group]).inputs for group in groups)
 
-    def augment(self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> Sequence[np.ndarray]:
+    def augment(
+        self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See ``ArrayTask.augment``."""
         if self.config.data.shifts:
             shift = tuple(map(int, rng.integers(inputs.shape[1], size=3)))
@@ -109,11 +110,11 @@ class VolumeRegression(ArrayTask):
             inputs = cube_symmetry(inputs, int(rng.integers(48)))
         return inputs, targets
 
-    def loss(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Task.loss``."""
+    def sample_losses(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``ArrayTask.sample_losses``: the mean squared error over the targets."""
         difference = wide(output) - batch.targets
-        loss = difference.square().mean()
-        return loss, {"mse": loss.detach(), "mae": difference.detach().abs().mean()}
+        losses = difference.square().mean(1)
+        return losses, {"mse": losses.detach().mean(), "mae": difference.detach().abs().mean()}
 
     def score(self, output: Tensor, batch: ArrayBatch) -> list[dict[str, Any]]:
         """Return predicted and true targets of each example."""

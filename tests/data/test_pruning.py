@@ -72,7 +72,7 @@ def walk(order: PrunedRows, first: int, positions: int, losses: np.ndarray) -> l
         samples = own.region[documents]
         found.append((samples.tolist(), [order.weight(own, document) for document in documents]))
         values = np.stack([losses[samples]] * 3 + [np.ones(len(samples))], axis=1)
-        order.record.add(position, samples, values)
+        order.epochs.record.add(position, samples, values)
         assert own.tokens[documents].sum() <= 64
     return found
 
@@ -99,10 +99,10 @@ def test_epochs_of_rows(row_tokens: int | None) -> None:
     for stop in (1, len(made) - 1, len(made), len(made) + 5, total - 3):
         again = PrunedRows(made, row_tokens, 3, config, SampleRecord(60), positions=total)
         walk(again, 0, stop, losses)
-        state = {name: value.copy() for name, value in (again.record.state() | again.state()).items()}
+        state = {name: value.copy() for name, value in (again.epochs.record.state() | again.epochs.state()).items()}
         resumed = PrunedRows(made, row_tokens, 3, config, SampleRecord(60), positions=total)
-        resumed.record.restore(state)
-        resumed.restore(state)
+        resumed.epochs.record.restore(state)
+        resumed.epochs.restore(state)
         assert walk(resumed, stop, total - stop, losses) == whole[stop:], stop
 
 
@@ -147,5 +147,5 @@ def test_a_micro_batch_may_span_epochs(span: int) -> None:
         places = [order.row(position) for position in range(first, first + span)]
         for own, row in places:
             assert order.weight(own, row) > 0
-        order.record.add(first, np.arange(60), values)
-    assert len(order._epochs) <= span // 30 + 3, "old epochs are dropped"
+        order.epochs.record.add(first, np.arange(60), values)
+    assert len(order.epochs.open) <= span // 30 + 3, "old epochs are dropped"

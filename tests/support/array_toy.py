@@ -53,12 +53,12 @@ class ArrayToy(ArrayTask):
         time.sleep(random.lognormvariate(-7, 1.5))  # another time in every run
         return inputs + rng.normal(scale=0.1, size=inputs.shape), targets
 
-    def loss(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def sample_losses(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         if batch.step == self.config.data.kill_at and not Path("KILLED").exists():
             Path("KILLED").touch()
             os.kill(os.getpid(), 9)
-        loss = (output - batch.targets).square().mean()
-        return loss, {"square": loss.detach()}
+        losses = (output - batch.targets).square()
+        return losses, {"square": losses.detach().mean()}
 
     def score(self, output: Tensor, batch: ArrayBatch) -> list[dict[str, Any]]:
         return [{"score": -float(value)} for value in (output - batch.targets).square()]

@@ -38,9 +38,9 @@ class LinearTask(ArrayTask):
         super().__init__(data, seed)
         self.model = LinearModel()
 
-    def loss(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (output - batch.targets).square().mean()
-        return loss, {"square": loss.detach()}
+    def sample_losses(self, output: Tensor, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = (output - batch.targets).square().flatten(1).mean(1)
+        return losses, {"square": losses.detach().mean()}
 
     def score(self, output: Any, batch: ArrayBatch) -> list[dict[str, Any]]:
         return [{"error": float(error)} for error in (output - batch.targets).abs().mean(-1)]

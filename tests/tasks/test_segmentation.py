@@ -16,7 +16,7 @@ from ds4sci.data import sphere
 from ds4sci.data.array_shards import write_shard
 from ds4sci.datasets import climate
 from ds4sci.tasks import segmentation
-from ds4sci.tasks.array_task import collate
+from ds4sci.tasks.array_task import ArrayExample, collate
 from ds4sci.tasks.evaluations import EvaluationRequest
 from ds4sci.tasks.evaluations.segmentation import CONSTANT, NETWORK, THRESHOLDS
 from ds4sci.types import ArrayBatch
@@ -104,7 +104,7 @@ def test_the_iou_is_that_of_all_points_together(folder: Path) -> None:
     made = task(folder)
     rows = made.evaluate(made.model, rank=0, world_size=1, device=torch.device("cpu"))
     assert [row["id"] for row in rows] == [f"valid {i}" for i in range(5)]
-    own = collate([(str(i), *made.valid[i]) for i in range(5)])
+    own = collate([ArrayExample(str(i), *made.valid[i]) for i in range(5)])
     predicted, true = made.model(own).argmax(1), own.targets
     union = [((predicted == k) | (true == k)).sum() for k in range(3)]
     expected = [float(((predicted == k) & (true == k)).sum() / union[k]) for k in range(3)]
@@ -151,3 +151,19 @@ def test_data_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     write_shard(other, "valid", 0, np.zeros((1, 2, 5, 8), np.float32), np.zeros((1, 5, 9), np.uint8))
     with pytest.raises(ValueError, match=r"expected inputs \[channels, h, w\] and integers"):
         task(other)
+
+
+def test_errors_of_single_examples(folder: Path) -> None:
+    """EL2N and the part of the points that are right, of each example, by hand."""
+    made = task(folder)
+    own = batch(made)
+    with torch.no_grad():
+        output = made.model(own)
+    errors, correct = made.sample_errors(output, own)
+    assert errors.shape == correct.shape == (len(own.ids),)
+    probabilities, labels = output.double().softmax(1).numpy(), own.targets.numpy()
+    for i in range(len(own.ids)):
+        one_hot = np.eye(len(made.classes))[labels[i]].transpose(2, 0, 1)
+        by_hand = np.sqrt(np.square(probabilities[i] - one_hot).sum(0)).mean()
+        assert float(errors[i]) == pytest.approx(by_hand, rel=1e-5)
+        assert float(correct[i]) == pytest.approx((probabilities[i].argmax(0) == labels[i]).mean())

@@ -29,8 +29,9 @@ def collate(
     for field in fields(Features):
         if field.name == "id":
             continue
-        arrays = [getattr(one, field.name) for one in features]
+        arrays = [np.asarray(getattr(one, field.name)) for one in features]
         stacked[field.name] = torch.from_numpy(_stack(arrays, n, field.name, _PADDING.get(field.name, 0)))
+    stacked["factor"] = stacked["factor"].float()
     token_mask = np.zeros((len(features), n), bool)
     for row, one in enumerate(features):
         token_mask[row, : len(one.aatype)] = True

@@ -210,19 +210,3 @@ class ChainSet(Sequence[Record]):
                 f"{where}: chain {arrays['ids'][chain]} has {arrays['sequence'][at].decode()!r} at residue"
                 f" {at - int(offsets[chain]) + 1}; expected one of the twenty amino acids or X"
             )
-
-
-class ChainSubset(Sequence[Record]):
-    """Some chains of a set, in the order of ``numbers``."""
-
-    def __init__(self, chains: ChainSet, numbers: np.ndarray) -> None:
-        self.chains, self.numbers = chains, numbers
-        self.ids = [chains.ids[int(number)] for number in numbers]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self.chains[int(number)] for number in self.numbers[index]]
-        return self.chains[int(self.numbers[index])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -109,7 +111,7 @@ def _profile(record: Record, aatype: np.ndarray, settings: FeatureConfig) -> np.
 
 def _one_row(
     aatype: np.ndarray, profile: np.ndarray, settings: FeatureConfig, rng: np.random.Generator, window: slice
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Return the features of ``"profile"`` and ``"sequence"``: s = 1, e = 0, no deletions."""
     true = aatype[None]
     shown, hidden = _mask_letters(true, np.concatenate([profile[:, :20], np.zeros((len(aatype), 2))], 1), settings, rng)
@@ -127,7 +129,7 @@ def _one_row(
     }
 
 
-def _clustered(msa: Msa, settings: FeatureConfig, rng: np.random.Generator, window: slice) -> dict[str, np.ndarray]:
+def _clustered(msa: Msa, settings: FeatureConfig, rng: np.random.Generator, window: slice) -> dict[str, Any]:
     """Return the features of ``"msa"`` (supplement 1.2.7): cluster centres, masking, assignment, cluster statistics."""
     depth = len(msa.sequences)
     order = np.concatenate([[0], 1 + rng.permutation(depth - 1)])

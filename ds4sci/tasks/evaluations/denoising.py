@@ -10,7 +10,7 @@ import torch
 
 from ds4sci.baselines.non_local_means import expected_counts, mean_square, repair
 from ds4sci.metrics.images import psnr
-from ds4sci.tasks.array_task import collate
+from ds4sci.tasks.array_task import ArrayExample, collate
 from ds4sci.tasks.evaluations import Evaluation, EvaluationRequest, EvaluationResult
 from ds4sci.tasks.evaluations.comparison import ComparisonFigure, comparison_result, first_middle_last
 
@@ -66,7 +66,7 @@ def denoising_evaluation(task: Denoising) -> Evaluation:
 
 def _images(task: Denoising, numbers: list[int], device: torch.device) -> list[dict[str, np.ndarray]]:
     """Relative intensities of each image by method, in the order in which they are drawn."""
-    batch = collate([(str(i), *task.valid[i]) for i in numbers]).to(device)
+    batch = collate([ArrayExample(str(i), *task.valid[i]) for i in numbers]).to(device)
     with torch.no_grad():
         predicted = task.intensity(task.model(batch))
     images = []

@@ -10,7 +10,7 @@ import torch
 
 from ds4sci.baselines.wind_thresholds import WindThresholds
 from ds4sci.metrics.images import confusion, iou
-from ds4sci.tasks.array_task import collate
+from ds4sci.tasks.array_task import ArrayExample, collate
 from ds4sci.tasks.evaluations import Evaluation, EvaluationRequest, EvaluationResult
 from ds4sci.tasks.evaluations.comparison import ComparisonFigure, comparison_result, first_middle_last
 
@@ -84,6 +84,6 @@ def segmentation_evaluation(task: Segmentation) -> Evaluation:
 
 
 def _predict(task: Segmentation, numbers: list[int], device: torch.device) -> np.ndarray:
-    batch = collate([(str(i), *task.valid[i]) for i in numbers]).to(device)
+    batch = collate([ArrayExample(str(i), *task.valid[i]) for i in numbers]).to(device)
     with torch.no_grad():
         return task.model(batch).argmax(1).cpu().numpy()
