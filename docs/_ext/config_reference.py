@@ -15,7 +15,9 @@ from sphinx.application import Sphinx
 
 from ds4sci.config import run_file, task_module
 
-TASKS = ("fold", "masked_lm", "causal_lm", "token_classification", "neural_operator", "volume_regression")
+TASKS = (
+    "fold", "masked_lm", "causal_lm", "token_classification", "neural_operator", "volume_regression", "surrogate",
+)  # fmt: skip
 OUT = "generated"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ds4sci.metrics.power_spectrum import power_spectrum
+from ds4sci.data.power_spectrum import power_spectrum
 
 PENALTIES = tuple(10.0**power for power in range(-4, 4))
 FOLDS = 5

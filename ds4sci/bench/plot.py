@@ -26,13 +26,41 @@ def _short(dtype: str) -> str:
 def plot(path: Path) -> Path:
     """Draw the measurement at ``path`` as a PNG next to it. Returns the path of the PNG."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    draw = {"lm": language_model, "zcs": derivatives, "data_selection": data_selection}.get(saved.get("name"))
+    named = {"lm": language_model, "zcs": derivatives, "data_selection": data_selection, "cogsim": cogsim}
+    draw = named.get(saved.get("name"))
     draw = roofline if "ceilings" in saved else draw
     figure = draw(saved) if draw else block(saved) if "shares" in saved else attention(saved)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
     return picture
+
+
+def cogsim(saved: dict[str, Any]) -> Figure:
+    """Rows: pairs of simulation and experiment. Left: error of each method, a point per draw. Right: coverage."""
+    studies = saved["studies"]
+    figure, axes = plt.subplots(len(studies), 2, figsize=(11, 3.9 * len(studies)), layout="constrained", squeeze=False)
+    for (pair, found), (errors, covered) in zip(studies.items(), axes, strict=True):
+        methods = list(dict.fromkeys(row["method"] for row in found["draws"]))
+        values = [[row["nrmse"] for row in found["draws"] if row["method"] == method] for method in methods]
+        errors.boxplot(values, tick_labels=methods, widths=0.55, showfliers=False, medianprops={"color": "black"})
+        for number, own in enumerate(values, 1):
+            offsets = [number + 0.16 * ((17 * i) % 11 - 5) / 5 for i in range(len(own))]
+            errors.plot(offsets, own, ".", color=f"C{number - 1}", ms=4)
+        errors.set_yscale("log")
+        errors.set_title(f"{pair}: error on held-out experiments")
+        errors.set_ylabel("error / spread of the simulation")
+        errors.grid(alpha=0.3, which="both", axis="y")
+        covered.plot([0, 1], [0, 1], color="grey", linewidth=1)
+        for name, own in found["coverage"].items():
+            covered.plot(saved["levels"], own, marker="o", ms=3, label=name)
+        covered.set_title(f"{pair}: intervals of the ensembles")
+        covered.set_xlabel("nominal coverage")
+        covered.set_ylabel("empirical coverage")
+        covered.set_ylim(-0.02, 1.02)
+        covered.grid(alpha=0.3)
+        covered.legend(fontsize=8)
+    return figure
 
 
 def data_selection(saved: dict[str, Any]) -> Figure:

@@ -1,7 +1,7 @@
 """Results pages generated from ``benchmarks/*.json``: ``python -m ds4sci.bench.tables``.
 
 README.md gets the headline table, between two markers; ``docs/results.md`` gets every table and plot. ``--check``
-compares and changes nothing.
+compares and changes nothing. Pages of ``EXAMPLES`` get the table of their measurement between the same markers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ SECTIONS = {
     "Workloads": ("workloads",),
     "Limits of training steps": ("roofline",),
     "Data selection": ("data_selection",),
+    "Cognitive simulation": ("cogsim",),
     "Data": ("loading", "ready_loader", "parsing", "sequences", "staging"),
 }
 """Headings of the results page, and the beginnings of the file names below each."""
+EXAMPLES = {"examples/cogsim/README.md": "cogsim"}
+"""Page of an example with a generated table → name of its measurement."""
 OTHER = "Other"
 LINK = "All tables and plots: [docs/results.md](docs/results.md)."
 
@@ -110,12 +113,12 @@ def results_page(measurements: dict[str, dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def replaced(text: str, table: str) -> str:
+def replaced(text: str, table: str, *, name: str = "README.md") -> str:
     """``text`` with ``table`` between the markers. Raises ValueError if a marker is missing."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise ValueError(f"README.md: markers not found; expected the lines\n{START}\n{END}")
+        raise ValueError(f"{name}: markers not found; expected the lines\n{START}\n{END}")
     return f"{before}{START}\n\n{table}\n\n{END}{after}"
 
 
@@ -133,6 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
         readme: replaced(readme.read_text(encoding="utf-8"), f"{headline(measurements)}\n\n{LINK}"),
         page: results_page(measurements),
     }
+    for name, measurement in EXAMPLES.items():
+        if measurement in measurements and (example := options.root / name).exists():
+            table = section(measurements[measurement], plots="../../benchmarks")
+            pages[example] = replaced(example.read_text(encoding="utf-8"), table, name=name)
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if options.check:
         for path in stale:

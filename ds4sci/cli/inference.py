@@ -11,10 +11,16 @@ import typer
 from ds4sci.cli.train import Overrides
 
 Run = Annotated[Path, typer.Option("--run", help="Run folder, such as runs/quickstart.", metavar="RUN")]
+Runs = Annotated[
+    list[Path],
+    typer.Option(
+        "--run", help="Run folder, such as runs/quickstart; several are an ensemble of surrogates.", metavar="RUN"
+    ),
+]
 
 
 def evaluate(
-    run: Run,
+    runs: Runs,
     json: Annotated[Path, typer.Option("--json", metavar="OUT", help="JSON file to write all scores to.")],
     chains: Annotated[
         Path | None,
@@ -48,7 +54,7 @@ def evaluate(
 
     Structure models: --chains. Language models: --fasta, --fasta with --variants, or --contacts. Neural operators need
     no file: they are scored on functions that training does not draw. Without a file, other models are scored on the
-    held-out data of the run.
+    held-out data of the run. Several runs of surrogates: error and calibration of their ensemble.
     """
     from ds4sci.inference.evaluate import evaluate_run
 
@@ -57,7 +63,14 @@ def evaluate(
     if marginal is not None:
         options["marginal"] = marginal
     given = {name: path for name, path in files.items() if path is not None}
-    evaluate_run(run, json, files=given, options=options, which=which, overrides=overrides or [])
+    if len(runs) > 1:
+        from ds4sci.inference.ensemble import evaluate_ensemble
+
+        if given or options or overrides:
+            raise ValueError("several --run are an ensemble of surrogates, which takes --checkpoint and --json only")
+        evaluate_ensemble(runs, json, which=which)
+        return
+    evaluate_run(runs[0], json, files=given, options=options, which=which, overrides=overrides or [])
 
 
 def embed(
@@ -97,9 +110,15 @@ def export(
 
 
 def predict(
-    run: Run,
-    fasta: Annotated[Path, typer.Option("--fasta", metavar="FILE", help="Sequences to predict structures for.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for mmCIF and PDB files.")],
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the predictions.")],
+    fasta: Annotated[
+        Path | None, typer.Option("--fasta", metavar="FILE", help="Structure models: sequences to predict.")
+    ] = None,
+    parameters: Annotated[
+        Path | None,
+        typer.Option("--parameters", metavar="FILE", help="Surrogates: .csv or .npz file with the input parameters."),
+    ] = None,
     msa: Annotated[
         Path | None, typer.Option("--msa", metavar="DIR", help="Folder of alignments named NAME.a3m or NAME.sto.")
     ] = None,
@@ -113,15 +132,28 @@ def predict(
         ),
     ] = True,
 ) -> None:
-    """Predict structures. pLDDT is in the B-factor column; OUT/summary.json lists the result of each record.
+    """Predict structures (--fasta), or outputs of surrogates (--parameters) with mean and deviation over several runs.
 
-    A record that fails is reported, and the remaining records are still predicted. Exit code 0: all records were
-    predicted. 1: some failed. 2: the input could not be read, or no record was attempted.
+    pLDDT is in the B-factor column of structures; OUT/summary.json lists the result of each record. A record that fails
+    is reported, and the remaining records are still predicted. Exit code 0: all records were predicted. 1: some failed.
+    2: the input could not be read, or no record was attempted.
     """
+    if (fasta is None) == (parameters is None):
+        raise ValueError("give --fasta FILE (structure models) or --parameters FILE (surrogates)")
+    if parameters is not None:
+        from ds4sci.inference import ensemble
+
+        if msa is not None or overrides:
+            raise ValueError("--parameters takes --run, --checkpoint and --out only")
+        _show_predictions(ensemble.predict_parameters(runs, parameters, out, which=which), out)
+        return
+    assert fasta is not None
+    if len(runs) > 1:
+        raise ValueError("--fasta takes one --run; several are an ensemble of surrogates, with --parameters")
     from ds4sci.inference import predict as command
 
     summary = command.predict_run(
-        run, fasta, out, msa, which=which, overrides=overrides or (), check_memory=check_memory
+        runs[0], fasta, out, msa, which=which, overrides=overrides or (), check_memory=check_memory
     )
     for path in command.written_files(summary, out):
         typer.echo(path)
@@ -130,6 +162,18 @@ def predict(
         typer.secho(f"failed: {line}", fg="red", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _show_predictions(summary: dict[str, Any], out: Path) -> None:
+    """Print the files of an ensemble's predictions, and a warning about extrapolation."""
+    for name in [*summary["files"], "summary.json"]:
+        typer.echo(out / name)
+    if outside := summary["outside_of_training_range"]:
+        total = summary["predictions"]
+        typer.secho(
+            f"warning: {outside} of {total} rows have a parameter outside the range of the training data", fg="yellow",
+            err=True,
+        )  # fmt: skip
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.")]) -> None:

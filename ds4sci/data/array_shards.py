@@ -53,6 +53,11 @@ class ArrayShards(Sequence[tuple[np.ndarray, np.ndarray]]):
             raise ValueError(f"{folder}: no file {split}-*.safetensors; expected a dataset of arrays")
         return cls(files)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Number of examples up to the end of each file."""
+        return tuple(self._ends)
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 

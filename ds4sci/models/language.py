@@ -8,7 +8,6 @@ states, so that the logits of all tokens never exist at once (``ds4sci.nn.token_
 from __future__ import annotations
 
 import copy
-import fnmatch
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ds4sci.models.freezing import freeze_parameters
 from ds4sci.models.huggingface import attention, loading, parts
 from ds4sci.models.huggingface.call_convention import PACKED, CallConvention, ModelFactory
 from ds4sci.models.huggingface.loading import Kind
@@ -367,16 +367,7 @@ def build(
     convention = verify(factory, longest=longest, packing=packing, key=str(lora))
     if lora:
         model = add_adapters(model)
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in config.freeze:
-        if not fnmatch.filter(names, pattern):
-            some = ", ".join(names[:4])
-            raise ValueError(f"model.freeze: {pattern!r} matches no parameter; parameters are {some}, …")
-    for name, parameter in model.named_parameters():
-        if any(fnmatch.fnmatch(name, pattern) for pattern in config.freeze):
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"model.freeze = {list(config.freeze)} leaves nothing to train")
+    freeze_parameters(model, config.freeze)
     made = LanguageModel(model, config, kind, convention)
     made.factory = factory
     return made

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from ds4sci.tasks.capabilities import (
     Exportable,
+    ParameterPredictor,
     Pipelined,
     SampleScoring,
     SequenceEmbedder,
@@ -40,6 +41,7 @@ __all__ = [
     "EvaluationRequest",
     "EvaluationResult",
     "Exportable",
+    "ParameterPredictor",
     "Pipelined",
     "SampleScoring",
     "SequenceEmbedder",

@@ -16,6 +16,7 @@ from ds4sci.data.array_shards import ArrayShards
 from ds4sci.data.loader import make_rng
 from ds4sci.data.sample_order import OrderConfig, Share, ordered_batches
 from ds4sci.data.sample_schedule import SampleKeys, SampleSchedule
+from ds4sci.data.surrogate_variables import NormalizedShards
 from ds4sci.datasets import store
 from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.sampled_task import SampledTask
@@ -64,9 +65,12 @@ class ArrayTask(SampledTask):
 
     def __init__(self, data: ArrayDataConfig, seed: int) -> None:
         self.data, self.seed = data, seed
-        folder = data.folder()
-        self.train, self.valid = ArrayShards.find(folder, "train"), ArrayShards.find(folder, "valid")
+        self.train, self.valid = self.open_examples("train"), self.open_examples("valid")
         self.schedule = SampleSchedule(data, self.sample_names(), seed)
+
+    def open_examples(self, split: Split) -> ArrayShards | NormalizedShards:
+        """Return the (input, target) examples of a split. The default opens the shards in the folder of the data."""
+        return ArrayShards.find(self.data.folder(), split)
 
     def sample_names(self) -> list[str]:
         """See ``ds4sci.tasks.SampleScoring``."""

@@ -1,4 +1,4 @@
-"""Optional protocols of tasks: sequence and pipeline parallelism, structure prediction, sequence embedding and export.
+"""Optional protocols of tasks: sequence and pipeline parallelism, prediction, sequence embedding and export.
 
 A task has a capability if it has the methods and attributes of the protocol; it need not inherit from it.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ds4sci.data.alignments.profile import MsaInput
     from ds4sci.data.sequences import SequenceStore
+    from ds4sci.data.surrogate_variables import Units, Variables
     from ds4sci.parallel.groups import SequenceGroup
     from ds4sci.parallel.pipeline import PipelineStage, StageParts
 
@@ -146,6 +147,23 @@ class SequenceEmbedder(Protocol):
 
     def embed(self, residues: np.ndarray, name: str) -> SequenceEmbedding:
         """Embed ``residues`` (uint8 letters [n]) as one document; the result is complete on every rank."""
+
+
+@runtime_checkable
+class ParameterPredictor(Protocol):
+    """A task that predicts scalars and a field from parameters: ``ds4sci predict --parameters``, and ensembles."""
+
+    model: nn.Module
+    variables: Variables
+    units: Units
+    weights: Mapping[str, float]
+    """Weights of the mean squared errors of ``scalars`` and ``field`` in the loss."""
+
+    def predict_outputs(self, parameters: np.ndarray, device: torch.device) -> np.ndarray:
+        """Return outputs [m, t], float64, of parameters [m, p]; both in their own units."""
+
+    def held_out_examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return parameters [m, p] and outputs [m, t] of the held-out examples, float64, in their own units."""
 
 
 @runtime_checkable

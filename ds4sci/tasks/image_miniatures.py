@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data.array_shards import ArrayShards, write_shard
+from ds4sci.data.surrogate_variables import Variables
 from ds4sci.tasks.miniatures import sections_of
 
 EXAMPLES = {"train": 16, "valid": 3}
@@ -51,3 +52,29 @@ def denoising_miniature(config: Any, folder: Path) -> dict[str, Any]:
     data = _small_data(tree["data"], folder) | ({"crop": COLUMNS - 1} if config.data.crop else {})
     baseline = {"patch": 3, "distance": 2, "calibration_images": 2}
     return tree | {"model": _small_unet(tree["model"]), "data": data, "baseline": baseline}
+
+
+def surrogate_miniature(config: Any, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny surrogate with three parameters, two scalars and a field of 3 × 4 cells; its random
+    examples go to ``folder``."""
+    tree = sections_of(config)
+    source = config.data.source
+    variables = Variables(
+        ("a", "b", "c"),
+        np.full(3, -1.0),
+        np.full(3, 2.0),
+        ("d", "e"),
+        "f",
+        (3, 4),
+        tuple(dict.fromkeys(("base", source))),
+    )
+    variables.write(folder)
+    for number, name in enumerate(variables.sources):
+        (folder / name).mkdir()
+        for split, count in EXAMPLES.items():
+            rng = np.random.default_rng([2, number, count])
+            inputs = rng.uniform(variables.low, variables.high, (count, 3)).astype(np.float32)
+            targets = rng.normal(size=(count, variables.outputs)).astype(np.float32)
+            write_shard(folder / name, split, 0, inputs, targets)
+    hidden = [min(8, width) for width in tree["model"]["hidden"]]
+    return tree | {"model": tree["model"] | {"hidden": hidden}, "data": _small_data(tree["data"], folder)}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import fft, integrate
 
+from ds4sci.data.power_spectrum import power_spectrum
 from ds4sci.datasets import lpt
 from ds4sci.datasets.lpt import Cosmology, cic_density, density_boxes, displacements, gaussian_field, lattice
-from ds4sci.metrics.power_spectrum import power_spectrum
 
 PLANCK = Cosmology(0.3089, 0.8159, 0.9667, 67.74)
 REDSHIFTS = (3.0, 1.5, 0.5, 0.0)

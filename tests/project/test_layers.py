@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"types", "files"},
     "metrics": FOUNDATION,
     "data": FOUNDATION,
-    "datasets": FOUNDATION | {"data"},
+    "datasets": FOUNDATION | {"data", "physics"},
     "losses": FOUNDATION | {"geometry", "parallel"},
     "parallel": {"types"},
     "nn": NN,

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from ds4sci.data.array_shards import write_shard
-from ds4sci.tasks import denoising, segmentation
+from ds4sci.data.surrogate_variables import Variables
+from ds4sci.tasks import denoising, segmentation, surrogate
 from ds4sci.tasks.array_task import ArrayTask
 from ds4sci.train import engine as engines
 from ds4sci.train.distributed import set_rank_environment
 
 SAMPLES = 4
-TASKS = ("segmentation", "denoising")
+TASKS = ("segmentation", "denoising", "surrogate")
 MODEL = {"channels": 4, "levels": 2, "groups": 2}
 
 
@@ -24,6 +25,8 @@ def write_data(name: str, folder: Path) -> Path:
     """Write six training examples and three held-out ones of task ``name``."""
     folder = folder / name
     folder.mkdir()
+    if name == "surrogate":
+        return write_surrogate(folder)
     for split, count in (("train", 6), ("valid", 3)):
         rng = np.random.default_rng(count)
         if name == "segmentation":
@@ -36,17 +39,45 @@ def write_data(name: str, folder: Path) -> Path:
     return folder
 
 
+def write_surrogate(folder: Path, train: int = 6, valid: int = 3) -> Path:
+    """Write smooth functions of two parameters: two scalars, and a field of 3 × 4 cells; the experiment is biased."""
+    variables = Variables(
+        ("a", "b"),
+        np.array([0.0, 10.0]),
+        np.array([1.0, 20.0]),
+        ("mean", "peak"),
+        "u",
+        (3, 4),
+        ("simulation", "experiment"),
+    )
+    variables.write(folder)
+    for number, source in enumerate(variables.sources):
+        (folder / source).mkdir()
+        for split, count in (("train", train), ("valid", valid)):
+            rng = np.random.default_rng([number, count])
+            inputs = rng.uniform(variables.low, variables.high, (count, 2)).astype(np.float32)
+            a, b = variables.normalized(inputs.astype(float)).T
+            field = np.sin(a[:, None] + 0.5 * np.arange(12)) * (1 + 0.3 * b[:, None]) + number * (
+                0.5 + 0.2 * a[:, None]
+            )
+            scalars = np.stack([100 + 5 * field.mean(1), field.max(1)], axis=1)
+            write_shard(folder / source, split, 0, inputs, np.hstack([scalars, field]).astype(np.float32))
+    return folder
+
+
 def sections(name: str, folder: Path) -> dict[str, Any]:
     """Sections of the run file for the data in ``folder``."""
     if name == "segmentation":
         data = {"classes": ["background", "a", "b"], "channels": ["u", "v"], "odd_channels": [1]}
         return {"data": {"path": str(folder)} | data, "model": MODEL | {"periodic": True}}
+    if name == "surrogate":
+        return {"data": {"path": str(folder), "source": "experiment"}, "model": {"hidden": [8, 6]}}
     baseline = {"patch": 3, "distance": 2, "calibration_images": 2}
     return {"data": {"path": str(folder), "crop": 13}, "model": MODEL, "baseline": baseline}
 
 
 def make_task(name: str, folder: Path) -> ArrayTask:
-    module = {"segmentation": segmentation, "denoising": denoising}[name]
+    module = {"segmentation": segmentation, "denoising": denoising, "surrogate": surrogate}[name]
     return module.build(module.Config.model_validate(sections(name, folder)), seed=0, steps=1)
 
 

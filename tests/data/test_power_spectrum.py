@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ds4sci.metrics.power_spectrum import power_spectrum
+from ds4sci.data.power_spectrum import power_spectrum
 
 
 @pytest.mark.parametrize("n", [8, 9])
