@@ -98,8 +98,13 @@ def export(
 
 def predict(
     run: Run,
-    fasta: Annotated[Path, typer.Option("--fasta", metavar="FILE", help="Sequences to predict structures for.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for mmCIF and PDB files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for structures or masks.")],
+    fasta: Annotated[
+        Path | None, typer.Option("--fasta", metavar="FILE", help="Structure models: sequences to predict.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="PATH", help="Image models: an image, or a folder of images.")
+    ] = None,
     msa: Annotated[
         Path | None, typer.Option("--msa", metavar="DIR", help="Folder of alignments named NAME.a3m or NAME.sto.")
     ] = None,
@@ -113,11 +118,24 @@ def predict(
         ),
     ] = True,
 ) -> None:
-    """Predict structures. pLDDT is in the B-factor column; OUT/summary.json lists the result of each record.
+    """Predict structures (--fasta) or segment and classify images (--images); OUT/summary.json lists each result.
 
-    A record that fails is reported, and the remaining records are still predicted. Exit code 0: all records were
-    predicted. 1: some failed. 2: the input could not be read, or no record was attempted.
+    pLDDT is in the B-factor column. A record that fails is reported, and the remaining records are still predicted.
+    Exit code 0: all records were predicted. 1: some failed. 2: the input could not be read, or no record was attempted.
     """
+    if (fasta is None) == (images is None):
+        raise ValueError("predict needs one of --fasta (structure models) and --images (image models)")
+    if images is not None:
+        from ds4sci.inference.predict_images import predict_images
+
+        records = predict_images(run, images, out, which=which, overrides=overrides or ())["records"]
+        bad = [row for row in records if row["error"] is not None]
+        for row in bad:
+            typer.secho(f"failed: {row['id']}: {row['error']}", fg="red", err=True)
+        if bad:
+            raise typer.Exit(1)
+        return
+    assert fasta is not None
     from ds4sci.inference import predict as command
 
     summary = command.predict_run(

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from ds4sci.tasks.capabilities import (
     Exportable,
+    ImagePredictor,
     Pipelined,
     SampleScoring,
     SequenceEmbedder,
@@ -40,6 +41,7 @@ __all__ = [
     "EvaluationRequest",
     "EvaluationResult",
     "Exportable",
+    "ImagePredictor",
     "Pipelined",
     "SampleScoring",
     "SequenceEmbedder",

@@ -67,8 +67,13 @@ class ArrayTask(Task):
 
     def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, ArrayBatch]]:
         """See ``ds4sci.tasks.SampleScoring``."""
-        shards = self.train if split == "train" else self.valid
-        return ((number, collate([(f"{split} {number}", *shards[number])])) for number in range(len(shards)))
+        count = len(self.train if split == "train" else self.valid)
+        return ((number, collate([(f"{split} {number}", *self.example(split, number))])) for number in range(count))
+
+    def example(self, split: Split, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (input, target) of an example as evaluations use it, without augmentation."""
+        inputs, targets = (self.train if split == "train" else self.valid)[number]
+        return inputs, targets
 
     def sample_error(self, output: Any, batch: ArrayBatch) -> Tensor | None:
         """See ``ds4sci.tasks.SampleScoring``. The default is that of a task without classes."""
@@ -126,7 +131,7 @@ class ArrayTask(Task):
         rows = []
         for first in range(0, per_rank, self.data.evaluation_batch):
             numbers = padded[first : first + self.data.evaluation_batch]
-            batch = collate([(f"valid {i}", *self.valid[i]) for i in numbers]).to(device)
+            batch = collate([(f"valid {i}", *self.example("valid", i)) for i in numbers]).to(device)
             with torch.no_grad():
                 scores = self.score(model(batch), batch)
             rows += [{"id": name} | row for name, row in zip(batch.ids, scores, strict=True)]
