@@ -96,8 +96,8 @@ def test_capabilities_are_recognised() -> None:
 
 def test_the_registry_lists_the_tasks() -> None:
     assert task_names() == [
-        "causal_lm", "denoising", "fold", "masked_lm", "neural_operator", "segmentation", "token_classification",
-        "volume_regression",
+        "causal_lm", "denoising", "fold", "image", "masked_lm", "neural_operator", "segmentation",
+        "token_classification", "volume_regression",
     ]  # fmt: skip
     with pytest.raises(
         ValueError, match=r"no module ds4sci\.tasks\.folds; available tasks: causal_lm, denoising, fold"

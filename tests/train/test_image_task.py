@@ -31,7 +31,7 @@ def plain(head: str, axes: int, folder: Path, dtype: torch.dtype) -> tuple[float
     return float(loss.detach()), {key: p.grad.double() for key, p in made.model.named_parameters()}
 
 
-@pytest.mark.parametrize("sequence", [1, 2])
+@pytest.mark.parametrize("sequence", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_two_ranks_equal_one(sequence: int, tmp_path: Path) -> None:
     """Loss, gradients and scores of each head on every ZeRO stage; errors at most 3 times those of one rank in fp32.
 
@@ -79,7 +79,10 @@ def run_file(head: str, axes: int, folder: Path, sequence: int, **train: Any) ->
     return folder / "run.json"
 
 
-@pytest.mark.parametrize(("head", "axes", "sequence"), [("segmentation", 3, 2), ("masked_autoencoder", 3, 1)])
+@pytest.mark.parametrize(
+    ("head", "axes", "sequence"),
+    [("segmentation", 3, 2), pytest.param("masked_autoencoder", 3, 1, marks=pytest.mark.nightly)],
+)
 def test_a_run_resumes_and_is_evaluated_and_reported(head: str, axes: int, sequence: int, tmp_path: Path) -> None:
     file = run_file(head, axes, tmp_path, sequence)
     rank_processes.run(2, ["--config", str(file)], tmp_path)
