@@ -49,6 +49,10 @@ DOCS = [
 
 IMAGES = [
     "scikit-image>=0.22",  # non-local means, which the benchmark em_denoise is measured against
+    "tifffile>=2024.1",  # TIFF images of the task `image`, with the metadata of ImageJ and OME
+    "pillow>=10.3",  # PNG images and masks
+    "nibabel>=5.2",  # NIfTI volumes and their orientation
+    "pydicom>=3",  # DICOM images and series; 3 has pydicom.pixels
 ]
 
 EXTRAS = {

@@ -242,6 +242,22 @@ class ArrayBatch:
 
 
 @dataclass(frozen=True)
+class ImageOutput:
+    """Results of a vision transformer for this rank's tokens: s of an example's 1 + n, or fewer under parallelism.
+
+    values   logits [b, s, p, classes] of the p points of each patch (p = 1: of the example), or reconstructed patches
+             [b, s, c · p]
+    targets  int64 [b, s, p], −100 for none; or the patches to reconstruct, [b, s, c · p]
+    index    int64 [b, s], number of each token: 0 class token, 1 + i patch i, −1 padding. Of reconstructed patches,
+             those above 0 were hidden from the encoder
+    """
+
+    values: Tensor
+    targets: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
 class OperatorBatch:
     """m functions evaluated at the same points.
 

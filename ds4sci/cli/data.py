@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from ds4sci.cli import datasets
+
+Number = TypeVar("Number", int, float)
 
 data_app = typer.Typer(
     help="Get datasets by name. Prepare training data: build, index, split, and check for leakage.",
@@ -118,6 +121,57 @@ def data_split(
         typer.echo(f"{out}: {len(indices)} chains")
 
 
+@data_app.command("images")
+def data_images(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of TIFF, PNG, NIfTI, DICOM or NPZ files.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder of the dataset.")],
+    size: Annotated[str, typer.Option(metavar="[Z,]Y,X", help="Shape of an example, such as 64,64,64.")],
+    masks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of masks with the relative names of the images.")
+    ] = None,
+    classes: Annotated[
+        str, typer.Option(metavar="A,B,…", help="Names of the classes 0, 1, … of masks or labels.")
+    ] = "",
+    table: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Columns file and any of patient, label, split.")
+    ] = None,
+    patients: Annotated[
+        str, typer.Option(help="Where the patient is named: metadata, folder or file (one patient per file).")
+    ] = "metadata",
+    spacing: Annotated[
+        str | None, typer.Option(metavar="[Z,]Y,X", help="Voxel spacing in mm to resample to. Default: as stored.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Number of channels of every image.")] = 1,
+    normalize: Annotated[
+        str, typer.Option(help="image: mean 0, deviation 1 per image and channel; or none.")
+    ] = "image",
+    fit: Annotated[str, typer.Option(help="tiles: cut images; whole: resample each to the size.")] = "tiles",
+    overlap: Annotated[float, typer.Option(help="Least overlap of neighbouring tiles, as a fraction.")] = 0.0,
+    fraction: Annotated[float, typer.Option(help="Fraction of the patients for validation.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Random seed of the choice of patients for validation.")] = 0,
+    bad: Annotated[
+        str, typer.Option("--bad", help="For an image that cannot be used: error (stop), or skip (report it).")
+    ] = "error",
+) -> None:
+    """Make a dataset for the task `image` from image files, split by patient. Reports images left out with reasons."""
+    from ds4sci.data.images import image_set
+    from ds4sci.data.images.patients import read_table
+    from ds4sci.data.images.recipe import Recipe
+
+    if bad not in ("error", "skip"):
+        raise ValueError(f"--bad {bad}: expected error or skip")
+    recipe = Recipe(
+        tuple(numbers("--size", size, int)), channels,
+        None if spacing is None else tuple(numbers("--spacing", spacing, float)), normalize, fit, overlap,
+    )  # fmt: skip
+    report = image_set.build(
+        images, out, recipe, masks=masks, classes=[name.strip() for name in classes.split(",") if name.strip()],
+        table=None if table is None else read_table(table), patients=patients, valid_fraction=fraction, seed=seed,
+        strict=bad == "error",
+    )  # fmt: skip
+    typer.echo(str(report))
+
+
 @data_app.command("leakage")
 def data_leakage(
     train_set: Annotated[Path, typer.Argument(metavar="TRAIN.npz|STORE", help="Training set.")],
@@ -150,6 +204,14 @@ def data_leakage(
     if pairs:
         raise typer.Exit(1)
     typer.echo("no homologs found" if identity is None else f"no homologs of {identity:.0%} identity or more found")
+
+
+def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """Numbers of a list with commas. Raises ValueError, naming ``option``, for anything else."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text}: expected numbers separated by commas, such as 64,64") from None
 
 
 def key_and_value(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from json import loads
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,6 +116,9 @@ def predict(
     fasta: Annotated[
         Path | None, typer.Option("--fasta", metavar="FILE", help="Structure models: sequences to predict.")
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="PATH", help="Image models: an image, or a folder of images.")
+    ] = None,
     parameters: Annotated[
         Path | None,
         typer.Option("--parameters", metavar="FILE", help="Surrogates: .csv or .npz file with the input parameters."),
@@ -132,14 +136,17 @@ def predict(
         ),
     ] = True,
 ) -> None:
-    """Predict structures (--fasta), or outputs of surrogates (--parameters) with mean and deviation over several runs.
+    """Predict structures (--fasta), masks or classes of images (--images), or outputs of surrogates (--parameters).
 
-    pLDDT is in the B-factor column of structures; OUT/summary.json lists the result of each record. A record that fails
-    is reported, and the remaining records are still predicted. Exit code 0: all records were predicted. 1: some failed.
-    2: the input could not be read, or no record was attempted.
+    pLDDT is in the B-factor column of structures. Surrogates of several runs give mean and standard deviation.
+    OUT/summary.json lists each result. A record that fails is reported, and the remaining records are still predicted.
+    Exit code 0: all records were predicted. 1: some failed. 2: the input could not be read, or no record was attempted.
     """
-    if (fasta is None) == (parameters is None):
-        raise ValueError("give --fasta FILE (structure models) or --parameters FILE (surrogates)")
+    if sum(given is not None for given in (fasta, images, parameters)) != 1:
+        raise ValueError(
+            "give one of --fasta FILE (structure models), --images PATH (image models) and --parameters FILE "
+            "(surrogates)"
+        )
     if parameters is not None:
         from ds4sci.inference import ensemble
 
@@ -147,9 +154,19 @@ def predict(
             raise ValueError("--parameters takes --run, --checkpoint and --out only")
         _show_predictions(ensemble.predict_parameters(runs, parameters, out, which=which), out)
         return
-    assert fasta is not None
     if len(runs) > 1:
-        raise ValueError("--fasta takes one --run; several are an ensemble of surrogates, with --parameters")
+        raise ValueError(
+            "--fasta and --images take one --run; several are an ensemble of surrogates, with --parameters"
+        )
+    if images is not None:
+        from ds4sci.inference.predict_images import predict_images
+
+        if msa is not None:
+            raise ValueError("--msa goes with --fasta; images have no alignments")
+        records = predict_images(runs[0], images, out, which=which, overrides=overrides or ())["records"]
+        _report_failures([f"{row['id']}: {row['error']}" for row in records if row["error"] is not None])
+        return
+    assert fasta is not None
     from ds4sci.inference import predict as command
 
     summary = command.predict_run(
@@ -157,7 +174,11 @@ def predict(
     )
     for path in command.written_files(summary, out):
         typer.echo(path)
-    failed = command.failures(summary)
+    _report_failures(command.failures(summary))
+
+
+def _report_failures(failed: Sequence[str]) -> None:
+    """Print the records that failed; then exit with 1 if there is one."""
     for line in failed:
         typer.secho(f"failed: {line}", fg="red", err=True)
     if failed:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from ds4sci.tasks.capabilities import (
     Exportable,
+    ImagePredictor,
     ParameterPredictor,
     Pipelined,
     SampleScoring,
@@ -41,6 +42,7 @@ __all__ = [
     "EvaluationRequest",
     "EvaluationResult",
     "Exportable",
+    "ImagePredictor",
     "ParameterPredictor",
     "Pipelined",
     "SampleScoring",

@@ -78,9 +78,14 @@ class ArrayTask(SampledTask):
 
     def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, ArrayBatch]]:
         """See ``ds4sci.tasks.SampleScoring``."""
-        shards = self.train if split == "train" else self.valid
-        for number in range(len(shards)):
-            yield number, collate([ArrayExample(f"{split} {number}", *shards[number])])
+        count = len(self.train if split == "train" else self.valid)
+        for number in range(count):
+            yield number, collate([ArrayExample(f"{split} {number}", *self.example(split, number))])
+
+    def example(self, split: Split, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (input, target) of an example as evaluations use it, without augmentation."""
+        inputs, targets = (self.train if split == "train" else self.valid)[number]
+        return inputs, targets
 
     @property
     def samples(self) -> SampleKeys:
@@ -158,7 +163,7 @@ class ArrayTask(SampledTask):
         rows = []
         for first in range(0, per_rank, self.data.evaluation_batch):
             numbers = padded[first : first + self.data.evaluation_batch]
-            batch = collate([ArrayExample(f"valid {i}", *self.valid[i]) for i in numbers]).to(device)
+            batch = collate([ArrayExample(f"valid {i}", *self.example("valid", i)) for i in numbers]).to(device)
             with torch.no_grad():
                 scores = self.score(model(batch), batch)
             rows += [{"id": name} | row for name, row in zip(batch.ids, scores, strict=True)]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ds4sci.data.alignments.profile import MsaInput
+    from ds4sci.data.images.recipe import Recipe
     from ds4sci.data.sequences import SequenceStore
     from ds4sci.data.surrogate_variables import Units, Variables
     from ds4sci.parallel.groups import SequenceGroup
@@ -111,6 +112,20 @@ class StructurePredictor(Protocol):
 
     def prediction_bytes(self, record: Record) -> int:
         """Estimate the memory in bytes of predicting ``record`` as a batch of one; 0 where there is no estimate."""
+
+
+@runtime_checkable
+class ImagePredictor(Protocol):
+    """A task that segments or classifies images: ``ds4sci predict --images``."""
+
+    classes: tuple[str, ...]
+    """Names of the classes."""
+
+    def recipe(self, run: Path) -> Recipe:
+        """Return how an image becomes examples, from the assets of ``run``. Raises ValueError if there are none."""
+
+    def logits(self, examples: np.ndarray, device: torch.device) -> np.ndarray:
+        """Return logits of examples float32 [k, c, …]: [k, classes, …] of points, or [k, classes] of examples."""
 
 
 @dataclass(frozen=True)

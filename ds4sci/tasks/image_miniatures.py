@@ -54,6 +54,30 @@ def denoising_miniature(config: Any, folder: Path) -> dict[str, Any]:
     return tree | {"model": _small_unet(tree["model"]), "data": data, "baseline": baseline}
 
 
+def image_miniature(config: Any, folder: Path) -> dict[str, Any]:
+    """Return the sections of a tiny vision transformer on random images of two by three patches, or 2 × 3 × 1.
+
+    Number of axes, head and parity of the number of attention heads stay.
+    """
+    tree = sections_of(config)
+    model = config.model
+    axes = len(model.patch)
+    patch, size = (4, 4, 2)[:axes], (8, 12, 2)[:axes]
+    heads = 3 if int(model.config.get("num_attention_heads", 12)) % 2 else 2
+    channels = 1 if not config.data.path.exists() else len(ArrayShards.find(config.data.folder(), "train")[0][0])
+    classes = max(2, len(config.data.classes))
+    for split, count in EXAMPLES.items():
+        rng = np.random.default_rng([2, count])
+        inputs = rng.normal(size=(count, channels, *size)).astype(np.float32)
+        shape = (count, *size) if model.head == "segmentation" else (count,)
+        write_shard(folder, split, 0, inputs, rng.integers(classes, size=shape).astype(np.uint8))
+    sizes = {"hidden_size": 8 * heads, "num_hidden_layers": 2, "num_attention_heads": heads, "intermediate_size": 32}
+    decoder = {"hidden_size": 8 * heads, "num_hidden_layers": 1, "num_attention_heads": heads}
+    small = tree["model"] | {"patch": list(patch), "config": sizes, "decoder": decoder, "load_weights": False}
+    small.pop("path", None)
+    return tree | {"model": small, "data": _small_data(tree["data"], folder)}
+
+
 def surrogate_miniature(config: Any, folder: Path) -> dict[str, Any]:
     """Return the sections of a tiny surrogate with three parameters, two scalars and a field of 3 × 4 cells; its random
     examples go to ``folder``."""

@@ -85,21 +85,23 @@ class SampledTask(Task):
 
     def mean_loss(
         self, losses: Tensor, batch: Any, *, errors: Tensor | None = None, correct: Tensor | None = None,
-        group: SequenceGroup = SINGLE_RANK,
+        sizes: Tensor | None = None, group: SequenceGroup = SINGLE_RANK,
     ) -> Tensor:  # fmt: skip
         """Return the mean loss of the samples of a batch, with their factors, and record them.
 
         losses   [b], of each sample; with several ranks in ``group``, this rank's parts of them
         errors   [b], mean distances of predicted probabilities from one-hot labels; None where there are no classes
         correct  [b], parts of the labels that are predicted
+        sizes    [b], what each loss is a mean over, if the mean over the batch counts that (``Task.weight``)
         """
         if self._record is not None and batch.sample is not None:
             whole = group.all_reduce_sum(losses)
             none = torch.full_like(whole, float("nan"))
             columns = (whole, none if errors is None else errors, none if correct is None else correct)
-            totals = torch.stack([*(x.detach().double() for x in columns), torch.ones_like(whole).double()], dim=1)
+            is_seen = torch.ones_like(whole) if sizes is None else sizes > 0
+            totals = torch.stack([*(x.detach().double() for x in columns), is_seen.double()], dim=1)
             if group.rank == 0:
                 self._record.add(batch.step, batch.sample.cpu().numpy(), totals.cpu().numpy())
         if batch.factor is not None:
             losses = losses * batch.factor.to(losses.dtype)
-        return losses.mean()
+        return losses.mean() if sizes is None else (losses * sizes).sum() / sizes.sum().clamp(min=1)

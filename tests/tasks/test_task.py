@@ -96,7 +96,7 @@ def test_capabilities_are_recognised() -> None:
 
 def test_the_registry_lists_the_tasks() -> None:
     assert task_names() == [
-        "causal_lm", "denoising", "fold", "masked_lm", "neural_operator", "segmentation", "surrogate",
+        "causal_lm", "denoising", "fold", "image", "masked_lm", "neural_operator", "segmentation", "surrogate",
         "token_classification", "volume_regression",
     ]  # fmt: skip
     with pytest.raises(
