@@ -45,6 +45,7 @@ class MeasurementPlan:
     repeats     trainings of each mode and number of ranks
     batch       global batch of strong scaling, None for that of the DeepSpeed JSON
     per_rank    batch of a data-parallel rank in weak scaling, None for one micro-batch
+    threads_per_rank  threads of a rank, None for the cores divided by the largest number of ranks with a core each
     """
 
     config: Path | str
@@ -57,6 +58,7 @@ class MeasurementPlan:
     repeats: int = 3
     batch: int | None = None
     per_rank: int | None = None
+    threads_per_rank: int | None = None
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1 or len(set(self.ranks)) < len(self.ranks):
@@ -80,7 +82,9 @@ class MeasurementPlan:
 
     @property
     def threads(self) -> int:
-        """Threads of a rank: the cores divided by the largest number of ranks that has a core for each."""
+        """Threads of a rank, the same in all trainings."""
+        if self.threads_per_rank is not None:
+            return self.threads_per_rank
         fitting = [ranks for ranks in self.ranks if ranks <= usable_cores()]
         return max(1, usable_cores() // max(fitting, default=usable_cores()))
 

@@ -66,13 +66,14 @@ def html(logs: Sequence[ScalingLog]) -> str:
     note = (
         "Strong scaling keeps the global batch, weak scaling the batch of a rank. Efficiency is relative to the "
         "smallest number of ranks. Utilization is model FLOPs without recomputation / (peak × time). Communication is "
-        "the time in collectives, waiting for slower ranks included. Ranks above the cores or GPUs are oversubscribed: they share "
-        "them, and their times say nothing about a larger machine. Spread is (slowest − fastest repeat) / median."
+        "the time in collectives, waiting for slower ranks included. Ranks above the cores or GPUs are oversubscribed: "
+        "they share them, and their times say nothing about a larger machine. Spread is (slowest − fastest repeat) / "
+        "median."
     )
     parts = [
         page.section("Overview", page.tiles(tiles), page.figure(
             svg(_efficiency, found, size=(10.2, 3.8), panels=(1, 2)), "efficiency and speed-up by number of ranks",
-            "Left: efficiency. Right: speed-up in samples per second. Hollow markers are oversubscribed; grey is ideal.",
+            "Left: efficiency. Right: speed-up in samples/s. Hollow markers are oversubscribed; grey is ideal.",
             wide=True)),
         page.section("Figures", page.table(HEADER, [cells(one) for one in found]), page.paragraph(note)),
         page.section("Step time and memory", page.figure(

@@ -102,7 +102,8 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
             assert benchmark is not None
             names.setdefault(f"{benchmark.name} {benchmark.metric} {benchmark.condition}", one.run)
             if len(names) > 1:
-                raise ValueError(f"{one.run}: a run of another benchmark or target than {min(names.values())}")
+                first = next(iter(names.values()))
+                raise ValueError(f"{one.run}: a run of another benchmark or target than {first}")
             if not one.is_reached:
                 raise ValueError(
                     f"{one.run}: {one.outcome}, no samples to quality; remove it or train it to the target"

@@ -80,13 +80,9 @@ class Counter:
             traffic[f"{operation} of activations"] = total
             size, calls = tensor_bytes(operation, total, sequence), trace.calls[name] * plan.accumulation
             exchanges.append(Exchange(f"{operation} of activations", operation, size, calls, sequence))
-        zero = deepspeed_json.zero_section(tree)
-        bucket = int(zero.get("reduce_bucket_size", states.DEFAULT_BUCKET)) * states.weight_bytes(tree)
-        for name, sent in states.zero_traffic(sizes, tree, plan.ranks, plan.accumulation).items():
-            traffic[name] = sent
-            size = tensor_bytes(_operation(name), sent, plan.ranks)
-            overlaps = bool(zero.get("overlap_comm")) and "gradients" in name
-            exchanges.append(Exchange(name, _operation(name), size, -(-size // bucket), plan.ranks, overlaps=overlaps))
+        zero = states.zero_traffic(sizes, tree, plan.ranks, plan.accumulation)
+        traffic |= zero
+        exchanges += zero_exchanges(zero, tree, plan.ranks)
         memory = states.zero_states(sizes, tree, plan.ranks)
         needed = sum(memory.device.values()) + trace.peak + planner.machine.reserve
         owned = sizes.trained if deepspeed_json.zero_stage(tree) == 0 else sizes.trained / plan.ranks
@@ -116,6 +112,18 @@ class Counter:
         whole = Planner(lambda extra: RunConfig.load(self.file, [*overrides, *extra]), Machine(1, GB))
         plain = whole.trace(Layout(0, micro))
         return trace, trace.flops * sequence if isinstance(plain, str) else plain.flops
+
+
+def zero_exchanges(traffic: dict[str, int], tree: dict[str, Any], ranks: int) -> list[Exchange]:
+    """Return the collectives of ZeRO from the bytes that a rank sends (``states.zero_traffic``), in buckets."""
+    zero = deepspeed_json.zero_section(tree)
+    bucket = int(zero.get("reduce_bucket_size", states.DEFAULT_BUCKET)) * states.weight_bytes(tree)
+    found = []
+    for name, sent in traffic.items():
+        size = tensor_bytes(_operation(name), sent, ranks)
+        overlaps = bool(zero.get("overlap_comm")) and "gradients" in name
+        found.append(Exchange(name, _operation(name), size, -(-size // bucket), ranks, overlaps=overlaps))
+    return found
 
 
 def dtype(tree: dict[str, Any]) -> str:

@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "select": TASKS | {"tasks", "train", "inference", "report"},
     "workloads": TASKS | {"tasks", "train", "inference", "report"},
     "scaling": TASKS | {"tasks", "train", "report", "workloads", "planner"},
-    "bench": TASKS | {"tasks", "train", "inference", "integrations", "monitor", "workloads", "select", "scaling"},
+    "bench": TASKS
+    | {"tasks", "train", "inference", "integrations", "monitor", "workloads", "select", "planner", "scaling"},
     "doctor": TASKS | {"tasks", "train"},
     "selftest": TASKS | {"tasks", "train"},
 }
