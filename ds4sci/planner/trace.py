@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ds4sci.kernels import KERNELS, tiles
+from ds4sci.kernels.flop_formulas import FORMULAS
 from ds4sci.kernels.spec import set_default_implementations
 from ds4sci.models.huggingface import attention
 from ds4sci.nn import activation_memory
@@ -162,6 +163,8 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "ds4sci":
             peak, flops = self._inside(func, args)
             self._reach(self.current + peak)
+            if not flops and (formula := FORMULAS.get(func._overloadpacket)) is not None:
+                flops = int(formula(*args, **kwargs))
             self.flops[self.stage] += flops
         out = func(*args, **kwargs)
         if (count := flop_registry.get(func._overloadpacket)) is not None:

@@ -195,10 +195,10 @@ def test_work_of_a_run_file(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("\n".join(lines))
     counter = Counter(tmp_path / "run.toml", (), cluster())
     made = [counter.count(plan(counter.config, "weak", ranks)) for ranks in (4, 16)]
-    tokens, h, f, layers = 256, 64, 128, 2
-    dense = 6 * tokens * layers * (4 * h * h + 3 * h * f)
-    assert made[0].workload.model_flops == pytest.approx(dense, rel=0.35)  # and attention, and the head
-    assert made[0].workload.model_flops > dense
+    tokens, h, f, layers, vocabulary = 256, 64, 128, 2, 320
+    products = 6 * tokens * (layers * (4 * h * h + 3 * h * f) + h * vocabulary)
+    attention = 7 * 2 * layers * h * tokens * (tokens + 1) // 2  # two products forward, five backward, causal
+    assert made[0].workload.model_flops == pytest.approx(products + attention, rel=1e-3)
     assert made[0].workload.flops == made[1].workload.flops
     assert made[1].workload.samples == 16
     for one, ranks in zip(made, (4, 16), strict=True):
