@@ -17,8 +17,8 @@ from ds4sci.scaling.logs import ScalingLog
 
 COLOURS = {"strong": BLUE, "weak": RED}
 HEADER = (
-    "mode", "ranks", "batch", "s per step", "samples/s", "speed-up", "efficiency", "utilization", "communication",
-    "MB per rank", "node-hours per 10⁶ samples", "spread",
+    "mode", "ranks", "batch", "s/step", "samples/s", "speed-up", "efficiency", "utilization", "comm.", "MB/rank",
+    "node-h/10⁶", "spread",
 )  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def html(logs: Sequence[ScalingLog]) -> str:
         "Strong scaling keeps the global batch, weak scaling the batch of a rank. Efficiency is relative to the "
         "smallest number of ranks. Utilization is model FLOPs without recomputation / (peak × time). Communication is "
         "the time in collectives, waiting for slower ranks included. Ranks above the cores or GPUs are oversubscribed: "
-        "they share them, and their times say nothing about a larger machine. Spread is (slowest − fastest repeat) / "
-        "median."
+        "they share them, and their times say nothing about a larger machine. Node-h/10⁶: node-hours of a million "
+        "samples. Spread is (slowest − fastest repeat) / median."
     )
     parts = [
         page.section("Overview", page.tiles(tiles), page.figure(
