@@ -151,8 +151,9 @@ def predict(
         raise ValueError(
             f"--ranks {max(chosen):,}: {machine.name} has {machine.nodes:,} nodes with {largest:,} ranks in all"
         )
-    kind = "weak" if mode is Modes.weak else "strong"
-    plans = [plan(counter.config, kind, one, batch=batch) for one in chosen]  # before minutes of tracing
+    plans = [
+        plan(counter.config, "weak" if mode is Modes.weak else "strong", one, batch=batch) for one in chosen
+    ]  # before minutes of tracing
     counted = [counter.count(one, sample_bytes=sample_bytes, undivided=undivided) for one in plans]
     found = predictions.predict(counted, machine, law)
     typer.echo(predictions.as_text(found, machine, law))
