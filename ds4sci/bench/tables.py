@@ -23,6 +23,7 @@ SECTIONS = {
     "Language models": ("lm", "packing"),
     "Neural operators": ("operators", "zcs"),
     "Workloads": ("workloads",),
+    "Scaling": ("scaling",),
     "Limits of training steps": ("roofline",),
     "Data selection": ("data_selection",),
     "Cognitive simulation": ("cogsim",),

@@ -13,6 +13,7 @@ import typer
 from ds4sci.cli import data, doctor, inference, plan, selftest
 from ds4sci.cli import train as training
 from ds4sci.cli.bench import bench_app
+from ds4sci.cli.scaling import scaling_app
 from ds4sci.cli.select import select_app
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.command("selftest")(selftest.selftest)
 app.add_typer(data.data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(select_app, name="select")
+app.add_typer(scaling_app, name="scaling")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -61,6 +61,10 @@ class TrainConfig(BaseModel):
     gradient_noise: bool = False
     """Measure the gradient noise scale, which suggests a batch size; ``metrics.jsonl`` and the report show it. Each
     step must have at least two micro-batches, over ranks and accumulation."""
+    time_collectives: bool = False
+    """Write the mean seconds per step that a rank spends in collective operations, waiting included, to
+    ``metrics.jsonl`` as ``communication_seconds``. With NCCL, whose operations run beside the computation, this is the
+    time of the calls and waits only."""
     log_every: int = Field(default=20, gt=0)
     """Steps between lines of ``metrics.jsonl``; each holds the means since the previous line."""
     weights: Path | None = None

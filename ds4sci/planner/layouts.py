@@ -194,7 +194,7 @@ class Planner:
         config = self.deepspeed_config(layout)
         if layout.stage == 3 and (reason := getattr(self.task.model, "why_not_zero3", None)):
             return Estimate(layout, problem=f"ZeRO stage 3 cannot train {reason}")
-        trace = self._trace(layout)
+        trace = self.trace(layout)
         if isinstance(trace, str):
             return Estimate(layout, problem=trace)
         accumulation = int(config["gradient_accumulation_steps"])
@@ -276,7 +276,7 @@ class Planner:
         make_fake(task.model, torch.bfloat16 if weight_bytes(self.json) == 2 else torch.float32)
         return task
 
-    def _trace(self, layout: Layout) -> StepTrace | str:
+    def trace(self, layout: Layout) -> StepTrace | str:
         """Return the trace of a micro-batch of ``layout``, or why there is none. The ZeRO stage does not matter."""
         overrides = [o for o in self.overrides(layout) if not o.startswith("parallel.")]
         key = (layout.micro, layout.sequence, *overrides)

@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ds4sci.kernels import KERNELS, tiles
+from ds4sci.kernels.flop_formulas import FORMULAS
 from ds4sci.kernels.spec import set_default_implementations
 from ds4sci.models.huggingface import attention
 from ds4sci.nn import activation_memory
@@ -58,6 +59,8 @@ class StepTrace:
     peak   largest sum of living storages, without weights, inputs, ``host`` and complete gradients of weights
     peak_with_gradients  the same with gradients of weights, which ZeRO 0 and 1 keep to the end of the step
     sent   collective operation → bytes that this rank sends to others
+    calls  collective operation → how often it is called
+    flops  operations of matrix products, convolutions and attention, recomputed ones included
     """
 
     saved: int
@@ -65,6 +68,8 @@ class StepTrace:
     peak: int
     peak_with_gradients: int
     sent: dict[str, int]
+    calls: dict[str, int] = field(default_factory=dict)
+    flops: int = 0
 
 
 @dataclass
@@ -81,6 +86,7 @@ class Recorder(TorchDispatchMode):
     gradients: int = 0
     host: int = 0
     sent: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
     inside: dict[Any, tuple[int, int]] = field(default_factory=dict)
     stage: int = 0
     flops: Counter[int] = field(default_factory=Counter)
@@ -152,10 +158,13 @@ class Recorder(TorchDispatchMode):
             name, size = sent_by_collective(func, args)
             if size:
                 self.sent[name] += size
+                self.calls[name] += 1
         args = _with_known_shapes(func, args)
         if func.namespace == "ds4sci":
             peak, flops = self._inside(func, args)
             self._reach(self.current + peak)
+            if not flops and (formula := FORMULAS.get(func._overloadpacket)) is not None:
+                flops = int(formula(*args, **kwargs))
             self.flops[self.stage] += flops
         out = func(*args, **kwargs)
         if (count := flop_registry.get(func._overloadpacket)) is not None:
@@ -273,7 +282,10 @@ def trace_step(
     finally:
         for hook in hooks:
             hook.remove()
-    return StepTrace(saved, recorder.host, recorder.peak, recorder.peak_with_gradients, dict(recorder.sent))
+    return StepTrace(
+        saved, recorder.host, recorder.peak, recorder.peak_with_gradients, dict(recorder.sent), dict(recorder.calls),
+        recorder.flops.total(),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ Decisions that the ranks take together use one control message per step.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -25,6 +26,7 @@ from ds4sci.data.sample_order import Delivery
 from ds4sci.files import atomic_files
 from ds4sci.files.json_values import to_plain
 from ds4sci.kernels.machine_peak import peak_rate
+from ds4sci.parallel.collective_times import CollectiveTimes
 from ds4sci.tasks import SampleScoring, Task, batch_weight
 from ds4sci.train import checkpoint, optimizer_slices, rng_state, target, watchdog
 from ds4sci.train.ema import Ema
@@ -101,6 +103,7 @@ class TrainingLoop:
         self._began = time.monotonic() - self.state.seconds
         self._lap = (time.monotonic(), time.process_time(), self.state.step)
         self._throughput = Throughput()
+        self._collectives = CollectiveTimes()
 
     def restore(self, folder: Path) -> None:
         """Restore the checkpoint ``folder`` and remove what the run wrote for later steps."""
@@ -150,8 +153,9 @@ class TrainingLoop:
             accumulation_steps=accumulation,
         )
         self.engine.module.train()
+        timed = self._collectives if train.time_collectives else contextlib.nullcontext()
         while not (stopped or self.state.reached or self.state.step == train.steps):
-            with self.stages.stage("train", step=self.state.step) as end:
+            with timed, self.stages.stage("train", step=self.state.step) as end:
                 stopped = self._train_until_evaluation(batches, accumulation)
                 end["step"] = self.state.step
             improved = False
@@ -282,10 +286,11 @@ class TrainingLoop:
             self._throughput.peak = (
                 max(self._throughput.peak or 0.0, peak_rate(self.context.device, dtype) or 0.0) or None
             )
+        waited = self._collectives.reset() / max(step - step_began, 1)
         parts = self.context.gather(
             (
                 self.sums, cpu - cpu_began, peak_memory_mb(self.context.device), self._throughput.reset(),
-                self.engine.noise.reset() if self.engine.noise is not None else NoiseSums(),
+                self.engine.noise.reset() if self.engine.noise is not None else NoiseSums(), waited,
             )
         )  # fmt: skip
         self.sums = LossSums()
@@ -295,6 +300,7 @@ class TrainingLoop:
         memory = max(part[2] for part in parts)
         rates = Throughput.rates([part[3] for part in parts], max(now - began, 1e-9))
         norm = self.engine.grad_norm
+        communication = sum(part[5] for part in parts) / len(parts)
         noise = NoiseSums.estimate([part[4] for part in parts], self.engine.batch[0])
         if self.context.is_main:
             self.metrics.write(
@@ -302,6 +308,7 @@ class TrainingLoop:
                 grad_norm=norm, samples_per_second=speed, seconds=now - self._began,
                 cpu_seconds=sum(part[1] for part in parts), memory_mb=memory, **rates,
                 **({} if noise is None else {"gradient_noise": noise}),
+                **({"communication_seconds": communication} if self.config.train.time_collectives else {}),
             )  # fmt: skip
         values = {"loss": loss} | means
         self.progress.show_losses(values, samples_per_second=speed, memory_mb=memory, rates=rates)

@@ -48,7 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": TASKS | {"tasks", "train", "inference", "monitor"},
     "select": TASKS | {"tasks", "train", "inference", "report"},
     "workloads": TASKS | {"tasks", "train", "inference", "report"},
-    "bench": TASKS | {"tasks", "train", "inference", "integrations", "monitor", "workloads", "select"},
+    "scaling": TASKS | {"tasks", "train", "report", "workloads", "planner"},
+    "bench": TASKS
+    | {"tasks", "train", "inference", "integrations", "monitor", "workloads", "select", "planner", "scaling"},
     "doctor": TASKS | {"tasks", "train"},
     "selftest": TASKS | {"tasks", "train"},
 }
