@@ -9,7 +9,7 @@ import pytest
 from ds4sci.bench import commits
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_checkouts_take_turns() -> None:
     root = str(Path(__file__).resolve().parents[2])
     found = commits.compare(root, only=["layer_norm, c 128, n 128, float32"], rounds=1)

@@ -17,6 +17,7 @@ pytest.importorskip("transformers.models.esm.modeling_esmfold")
 SMALL = {"sequence_state_dim": 32, "pairwise_state_dim": 16, "sequence_head_width": 16, "pairwise_head_width": 8}
 
 
+@pytest.mark.nightly
 def test_quick_run_writes_all_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "esmfold.json"
     with pytest.raises(SystemExit) as done:

@@ -47,6 +47,7 @@ def test_wrong_baseline_is_skipped_with_a_note(monkeypatch: pytest.MonkeyPatch) 
     assert "odd skipped (its output differs by" in skipped[0]
 
 
+@pytest.mark.nightly
 def test_growth_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evoformer_attention, "GROWTH_LENGTHS", (16, 32))
     grown = evoformer_attention.growth(torch.device("cpu"))

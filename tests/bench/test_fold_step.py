@@ -30,7 +30,7 @@ def test_step_by_crop(tmp_path: Path) -> None:
     assert float(str(rows[1][3])) > float(str(rows[0][3])) > 0, "a longer crop needs more memory"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_step_against_another_kernel(tmp_path: Path) -> None:
     other = ["kernels.evoformer_attention=reference"]
     measured = fold_step.compare(CONFIG, TINY, other, 16)

@@ -55,7 +55,7 @@ def test_zcs_saves_the_same_for_more_functions() -> None:
     assert growth["zcs_forward"] < 1.3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command_writes_rows_and_a_plot(tmp_path) -> None:
     out = tmp_path / "zcs.json"
     done = CliRunner().invoke(app, ["bench", "zcs", "--quick", "--json", str(out)])

@@ -92,7 +92,7 @@ def test_runs_that_do_not_fit_are_refused(runs: list[Path], tmp_path: Path, caps
     for arguments, message in (
         (
             ["predict", *flags(runs), "--out", str(tmp_path / "x")],
-            "give --fasta FILE (structure models) or --parameters",
+            "give one of --fasta FILE (structure models)",
         ),
         (["predict", *flags(runs), "--fasta", "x.fa", "--out", str(tmp_path / "x")], "--fasta takes one --run"),
         (["eval", *flags(runs), "--json", str(tmp_path / "x.json"), "--ngrams"], "several --run are an ensemble"),

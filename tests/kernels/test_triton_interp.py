@@ -31,8 +31,11 @@ TWO_TILES = "past"
 """The case whose last tile of queries and of keys has one element."""
 LARGE = f"MSA or triangle or AF3 or template or {TWO_TILES}"
 """Cases of evoformer attention that take seconds each on the interpreter."""
+FLOAT32 = "float32"
 GRADIENTS = "cross or heads"
 """Cases that differ in the inputs that have a gradient, or in how a gradient is summed."""
+SOME_ROWS = f"0-2 or 0-4 or {2**28}-1 or {2**28}-3"
+"""Scratch memory and number of rows of half of the cases of ``test_rows_that_share_a_bias``."""
 BLOCK_LARGE = "several or MSA or ending or single or AF2 or incoming"
 """Cases of the other operations that take seconds each."""
 
@@ -65,20 +68,35 @@ def run(*arguments: str) -> None:
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("part", ["interpreter", "numerics", "probes", "offsets", "pointwise", "pointwise_probes"])
-def test_on_the_interpreter(part: str) -> None:
-    run(f"tests/kernels/interpreted/{part}.py")
+@pytest.mark.parametrize("parts", [("probes", "offsets", "interpreter"), ("pointwise", "pointwise_probes")], ids=str)
+def test_on_the_interpreter(parts: tuple[str, ...]) -> None:
+    run(*(f"tests/kernels/interpreted/{part}.py" for part in parts))
 
 
 @pytest.mark.interp
-def test_accuracy_of_evoformer_attention() -> None:
-    run(EVOFORMER, "-k", f"triton and test_accuracy and not ({LARGE})")
+def test_numerics() -> None:
+    """With each number of rows that share a bias, and each kind of launch, but not all of both."""
+    run("tests/kernels/interpreted/numerics.py", "-k", f"not (rows_that_share_a_bias and ({SOME_ROWS}))")
 
 
 @pytest.mark.interp
-@pytest.mark.slow
-def test_accuracy_of_evoformer_attention_over_two_tiles() -> None:
-    run(EVOFORMER, "-k", f"triton and test_accuracy and {TWO_TILES} and float32")
+@pytest.mark.nightly
+def test_numerics_of_all_rows_that_share_a_bias() -> None:
+    run("tests/kernels/interpreted/numerics.py", "-k", f"rows_that_share_a_bias and ({SOME_ROWS})")
+
+
+@pytest.mark.interp
+def test_evoformer_attention() -> None:
+    """Accuracy on small cases: all in float32, and those of ``GRADIENTS`` in 16 bits. lse, torch.compile, vmap,
+    checkpointing, opcheck."""
+    small = f"test_accuracy and not ({LARGE}) and ({FLOAT32} or {GRADIENTS})"
+    run(EVOFORMER, "-k", f"triton and ({small} or not TestContract)")
+
+
+@pytest.mark.interp
+@pytest.mark.nightly
+def test_accuracy_of_evoformer_attention_in_16_bits() -> None:
+    run(EVOFORMER, "-k", f"triton and test_accuracy and not ({LARGE} or {FLOAT32} or {GRADIENTS})")
 
 
 @pytest.mark.interp
@@ -92,8 +110,11 @@ def test_accuracy_of_evoformer_attention_on_large_cases(dtype: str) -> None:
 @pytest.mark.interp
 @pytest.mark.slow
 def test_contract_of_evoformer_attention() -> None:
-    """Not the test with several numbers of threads: the interpreter does not use those of torch."""
-    run(EVOFORMER, "-k", f"TestContract and triton and ({GRADIENTS}) and not (test_accuracy or threads)")
+    """And the accuracy over two tiles. Not the test with several numbers of threads: the interpreter does not use those
+    of torch."""
+    two_tiles = f"test_accuracy and {TWO_TILES} and float32"
+    contract = f"TestContract and ({GRADIENTS}) and not (test_accuracy or threads)"
+    run(EVOFORMER, "-k", f"triton and ({two_tiles} or {contract})")
 
 
 @pytest.mark.interp
@@ -103,14 +124,10 @@ def test_contract_of_evoformer_attention_on_every_small_case() -> None:
 
 
 @pytest.mark.interp
-def test_operators_of_evoformer_attention() -> None:
-    """lse, torch.compile, vmap, checkpointing, opcheck."""
-    run(EVOFORMER, "-k", "triton and not TestContract")
-
-
-@pytest.mark.interp
 def test_accuracy_of_the_block_operations() -> None:
-    run(*BLOCK, "-k", f"triton and test_accuracy and not ({BLOCK_LARGE})")
+    """And what shared dropout promises besides its contract."""
+    small = f"test_accuracy and not ({BLOCK_LARGE})"
+    run(*BLOCK, "-k", f"triton and ({small} or test_shared_dropout and not TestContract)")
 
 
 @pytest.mark.interp
@@ -131,8 +148,3 @@ def test_separate_gradients_of_the_block_operations() -> None:
 @pytest.mark.parametrize("family", ["keys", "queries"])
 def test_errors_do_not_grow(family: str) -> None:
     run(EVOFORMER, "-k", f"test_errors_do_not_grow and {family}")
-
-
-@pytest.mark.interp
-def test_dropout() -> None:
-    run("tests/kernels/test_shared_dropout.py", "-k", "triton and not TestContract")
