@@ -10,7 +10,7 @@ import pytest
 from ds4sci.bench import axial
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ranks_divide_the_saved_memory() -> None:
     """A rank of P saves at most 1.1 / P of what one process saves."""
     whole, *parts = (axial.trace(size, *axial.TRACED_SIZES) for size in (1, 2, 4, 8))

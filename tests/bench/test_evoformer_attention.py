@@ -22,6 +22,7 @@ def test_baselines_agree_with_the_reference(bias: bool) -> None:
         torch.testing.assert_close(one.run(**given), want, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.nightly
 def test_quick_run_writes_all_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "kernels.json"
     with pytest.raises(SystemExit) as done:

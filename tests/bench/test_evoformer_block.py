@@ -12,6 +12,7 @@ from ds4sci.bench import evoformer_block, plot
 from ds4sci.cli.main import main
 
 
+@pytest.mark.nightly
 def test_quick_block_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "block.json"
     with pytest.raises(SystemExit) as done:

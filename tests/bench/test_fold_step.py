@@ -23,6 +23,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.nightly
 def test_step_by_crop(tmp_path: Path) -> None:
     rows = saved_rows(fold_step.measure(CONFIG, TINY, [8, 48], repeats=2), tmp_path)
     assert [row[0] for row in rows] == [8, 48]

@@ -10,6 +10,7 @@ import pytest
 from ds4sci.cli.main import main
 
 
+@pytest.mark.nightly
 def test_quick_operations(tmp_path: Path) -> None:
     out = tmp_path / "operations.json"
     with pytest.raises(SystemExit) as done:

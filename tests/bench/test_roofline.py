@@ -129,6 +129,7 @@ def test_cold_reads_are_counted(tmp_path: Path) -> None:
     assert warm.read() == 0
 
 
+@pytest.mark.nightly
 def test_the_command_measures_a_run_file(tmp_path: Path) -> None:
     """Arithmetic and files only: with these sizes the times mean nothing."""
     out = tmp_path / "roofline.json"

@@ -12,6 +12,7 @@ from ds4sci.bench import varlen_attention
 from ds4sci.bench.varlen_attention import QUICK, Row, measure, proteins, run
 
 
+@pytest.mark.nightly
 def test_quick_run_measures_every_method(tmp_path: Path) -> None:
     out = tmp_path / "attention.json"
     measured = run("cpu", quick=True, out=out)

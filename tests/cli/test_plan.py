@@ -82,7 +82,7 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[pytest.MarkDecorator, ...]]] =
     "llama 2048": (language("causal_lm", 2048, LLAMA, **NEVER), 1, (nightly,)),
     "llama 8192": (language("causal_lm", 8192, LLAMA, **NEVER), 1, (nightly,)),
     "llama 2048, LoRA": (language("causal_lm", 2048, LLAMA, lora={"rank": 4}, **NEVER), 1, (nightly,)),
-    "llama 2048, sequence 2": (language("causal_lm", 2048, LLAMA, **NEVER), 2, (slow,)),
+    "llama 2048, sequence 2": (language("causal_lm", 2048, LLAMA, **NEVER), 2, (nightly,)),
     "esm 8192, recomputed, sequence 2": (language("masked_lm", 8192, ESM, **ALWAYS), 2, (nightly,)),
 }
 """Name → sections of the run file, ranks that share the example, marks."""

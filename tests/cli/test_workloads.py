@@ -212,7 +212,7 @@ def test_an_unknown_dataset_is_an_error(toy) -> None:
     assert "unknown dataset 'cosmoss'" in str(bench("run", file, code=None).exception)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_launcher_stops_at_the_target_and_runs_instances(tmp_path) -> None:
     """The real launchers: ``deepspeed launch/train.py`` on two ranks, and two instances of ``ds4sci bench run``."""
     root = Path(__file__).resolve().parents[2]

@@ -286,7 +286,7 @@ def test_a_killed_job_resumes_exactly(tmp_path: Path) -> None:
             assert len(workers) == 2
             process.kill()
             kills += 1
-            _, alive = psutil.wait_procs(workers, timeout=20)
+            _, alive = psutil.wait_procs(workers, timeout=60)
             assert not alive
         else:
             process.stdout.read()

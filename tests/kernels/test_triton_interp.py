@@ -107,8 +107,8 @@ def test_accuracy_of_evoformer_attention_on_large_cases(dtype: str) -> None:
     run(EVOFORMER, "-k", f"triton and test_accuracy and ({LARGE}) and {only}")
 
 
+@pytest.mark.nightly
 @pytest.mark.interp
-@pytest.mark.slow
 def test_contract_of_evoformer_attention() -> None:
     """And the accuracy over two tiles. Not the test with several numbers of threads: the interpreter does not use those
     of torch."""
@@ -123,6 +123,7 @@ def test_contract_of_evoformer_attention_on_every_small_case() -> None:
     run(EVOFORMER, "-k", f"TestContract and triton and not ({LARGE}) and not (test_accuracy or threads)")
 
 
+@pytest.mark.nightly
 @pytest.mark.interp
 def test_accuracy_of_the_block_operations() -> None:
     """And what shared dropout promises besides its contract."""

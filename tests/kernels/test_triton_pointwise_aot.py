@@ -163,6 +163,7 @@ def test_tiles_have_at_least_one_element_per_thread() -> None:
                     assert config.channels >= channels
 
 
+@pytest.mark.nightly
 def test_violations_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles too large for registers or for shared memory."""
     monkeypatch.setattr(triton_plan, "choose", lambda *args: Config(128, 256, 4))

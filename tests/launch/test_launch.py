@@ -165,6 +165,7 @@ def resume(nodes: Cluster, *overrides: str) -> str:
     return rank_processes.run(2, arguments, nodes.folder).output
 
 
+@pytest.mark.nightly
 def test_two_nodes_of_deepspeeds_launcher_train_and_end_after_a_kill(nodes: Cluster) -> None:
     fault = 'faults=[{rank=1, step=7, phase="step", kind="kill"}]'
     process = nodes.start("toy.toml", fault, LAUNCHER="deepspeed")

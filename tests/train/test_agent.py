@@ -90,7 +90,7 @@ def test_torchrun_restarts_only_what_it_can(run_file, tmp_path) -> None:
     assert "toy.toml: train.name is missing; a restart finds the run folder by its name" in ended.output
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_goes_on_after_a_kill_and_stops_in_order(tmp_path, run_file) -> None:
     file = run_file(steps=4000, evaluate_every=0, log_every=1, data="step_seconds = 0.02")
     run = tmp_path / "runs/run"

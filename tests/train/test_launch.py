@@ -143,7 +143,7 @@ def test_a_signal_reaches_the_ranks_of_all_launchers(tmp_path) -> None:
     assert [(tmp_path / f"{code}.log").read_text() for code in (0, 7)] == ["stopped in order\n"] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("how", ["ctrl-c", "TERM to deepspeed", "TERM to its launcher"])
 def test_signals_to_deepspeeds_own_launcher(how, tmp_path, run_file) -> None:
     """The ranks save before they exit; the exit code is that of DeepSpeed's launcher."""

@@ -135,7 +135,7 @@ def train(home: Path, ranks: int, trees: dict[str, dict[str, Any]], config: RunC
 
 
 @pytest.mark.parametrize(("task", "name", "numbers"), [
-    ("masked_lm", "lamb", [0]), ("masked_lm", "lars", [0]),
+    ("masked_lm", "lamb", [0]), pytest.param("masked_lm", "lars", [0], marks=pytest.mark.nightly),
     pytest.param("masked_lm", "lamb", [1], marks=pytest.mark.nightly),
     pytest.param("masked_lm", "lars", [1], marks=pytest.mark.nightly),
     pytest.param("fold", "lamb", [0, 1], marks=pytest.mark.nightly),

@@ -35,7 +35,9 @@ def plain(case: dict[str, Any], dtype: torch.dtype) -> tuple[float, dict[str, to
     return float(loss.detach()), {name: p.grad.double() for name, p in made.model.named_parameters()}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.nightly), pytest.param(1, marks=pytest.mark.nightly), 2]
+)
 def test_two_ranks_have_the_gradients_of_one_process(stage: int, tmp_path: Path) -> None:
     cases = [
         {

@@ -68,6 +68,7 @@ def test_two_ranks_per_row(stage, tmp_path) -> None:
     check(cases(2, stage), 2, tmp_path)
 
 
+@pytest.mark.nightly
 def test_recomputed_layers_and_tiled_mlps(tmp_path) -> None:
     check(cases(2, 3, checkpoint_min_tokens=0), 2, tmp_path)
 
@@ -80,7 +81,7 @@ def test_four_ranks(world, sequence, stage, tmp_path) -> None:
     check(cases(sequence, stage), world, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stage_3_without_reduce_scatter(tmp_path) -> None:
     """Here DeepSpeed scales gradients correctly, and the measured correction is 1."""
     check(cases(2, 3, zero={"reduce_scatter": False}), 2, tmp_path)

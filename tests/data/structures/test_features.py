@@ -57,7 +57,7 @@ def test_shapes_and_types(record: Record, kind: str, crop: int | None) -> None:
         "true_msa": (np.int64, (s, n)), "masked_msa": (bool, (s, n)), "atom_positions": (np.float32, (n, 37, 3)),
         "atom_mask": (bool, (n, 37)), "secondary": (np.int64, (n,)), "resolution": (np.float32, ()),
     }  # fmt: skip
-    assert {field.name for field in fields(Features)} == {*expected, "id"}
+    assert {field.name for field in fields(Features)} == {*expected, "id", "sample", "factor"}
     for name, (dtype, shape) in expected.items():
         array = getattr(got, name)
         assert (array.dtype, array.shape) == (dtype, shape), name
@@ -69,6 +69,7 @@ def test_shapes_and_types(record: Record, kind: str, crop: int | None) -> None:
     np.testing.assert_array_equal(got.true_msa[0], got.aatype)
     np.testing.assert_array_equal(got.atom_positions, record.atom_positions[start : start + n])
     assert got.resolution == 3.0
+    assert (got.sample, got.factor) == (-1, 1.0), "outside training"
 
 
 def test_secondary_classes(record: Record) -> None:
