@@ -264,6 +264,7 @@ def test_orders_are_validated(tmp_path: Path) -> None:
         positions(batches(OrderConfig(order="replay", replay=tmp_path), Share(0, 0, 1, 8, 1), Delivery()), 1)
 
 
+@pytest.mark.nightly
 def test_a_killed_job_resumes_exactly(tmp_path: Path) -> None:
     """kill -9 of the job at random times, on one rank and on two; its worker processes end by themselves."""
     steps, rng, kills, ranks = 60, random.Random(3), 0, 1

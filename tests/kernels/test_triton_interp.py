@@ -68,7 +68,14 @@ def run(*arguments: str) -> None:
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("parts", [("probes", "offsets", "interpreter"), ("pointwise", "pointwise_probes")], ids=str)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(("probes", "offsets"), marks=pytest.mark.nightly),
+        ("interpreter", "pointwise", "pointwise_probes"),
+    ],
+    ids=str,
+)
 def test_on_the_interpreter(parts: tuple[str, ...]) -> None:
     run(*(f"tests/kernels/interpreted/{part}.py" for part in parts))
 

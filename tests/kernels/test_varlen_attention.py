@@ -178,10 +178,8 @@ def test_memory_grows_linearly(implementation: str) -> None:
     assert peaks[1] < 20 * weight.nbytes / 1e6
 
 
-@pytest.mark.parametrize(
-    "implementation",
-    [pytest.param(one, marks=pytest.mark.slow if one == "native" else pytest.mark.nightly) for one in LINEAR],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("implementation", LINEAR)
 def test_a_document_of_65536_tokens(implementation: str) -> None:
     t = 65536
     given = {name: normal(t, 1, 16, seed=i) for i, name in enumerate("qkv")} | {"doc_spans": torch.tensor([[0, t]])}

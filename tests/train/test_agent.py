@@ -78,6 +78,7 @@ def test_settings_are_checked_before_ranks_start(run_file, capsys, monkeypatch) 
     assert "not a run folder" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_torchrun_restarts_only_what_it_can(run_file, tmp_path) -> None:
     elastic = {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     arguments = ["--config", str(run_file())]

@@ -164,9 +164,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 """The interface of cpu_adam without torch's headers, most of the time of its build. Its steps change nothing."""
 
 
-@pytest.mark.parametrize(
-    "complete", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("complete", [False, True])
 @pytest.mark.skipif(
     extension_builds.why_no_build() is not None, reason=f"cannot build here: {extension_builds.why_no_build()}"
 )

@@ -115,6 +115,7 @@ def test_the_exported_model_is_the_trained_one(tmp_path, genome, write) -> None:
         export.export_run(run, out)
 
 
+@pytest.mark.nightly
 def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, genome, write, monkeypatch) -> None:
     """Three bases per token, five heads on two ranks, and sequences longer than those of training.
 
@@ -175,6 +176,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+@pytest.mark.nightly
 def test_adapters_of_a_loaded_model_under_zero_3(tmp_path, proteins, base, write) -> None:
     import peft
     from transformers import AutoModelForMaskedLM

@@ -65,7 +65,7 @@ def working_folder(process: psutil.Process) -> str | None:
         return None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_rank_ends_the_launcher_and_the_run_resumes(tmp_path, run_file) -> None:
     file = run_file(evaluate_every=0, hang_seconds=5.0)
     fault = 'faults=[{rank=1, step=8, phase="step", kind="stop"}]'

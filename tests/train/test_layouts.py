@@ -44,10 +44,8 @@ def test_layouts_resume_each_other(tmp_path) -> None:
     check("tied", tmp_path, RING)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant", ["LoRA", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("two groups", "bf16"))]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("variant", ["LoRA", "two groups", "bf16"])
 def test_flat_buffers_and_divided_parameters_resume_each_other(variant, tmp_path) -> None:
     names = {"2 ranks, stage 1": ("2 ranks, stage 3",), "2 ranks, stage 3": ("2 ranks, stage 3", "2 ranks, stage 0")}
     check(variant, tmp_path, names)

@@ -84,6 +84,7 @@ def test_what_cannot_be_pruned(data: dict[str, Any], message: str, tmp_path: Pat
         train(tmp_path, 1, config_of(tmp_path, task, **data), "run")
 
 
+@pytest.mark.nightly
 def test_recorded_scores_are_those_of_a_pass_of_their_own(tmp_path: Path) -> None:
     """Weights that do not move: on one rank and two, any ZeRO stage, packed or not, loss and EL2N of every chain are
     those of ``ds4sci select score`` within 1e-5; on the same layout they are the same bits."""

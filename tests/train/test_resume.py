@@ -27,9 +27,8 @@ ZERO = {
 
 
 def kinds(*plain: str) -> list:
-    """All keys of ``ZERO``; stage 0 is a slow test, and others that are not in ``plain`` are nightly."""
-    marks = {kind: pytest.mark.slow if kind == "stage 0" else pytest.mark.nightly for kind in ZERO}
-    return [kind if kind in plain else pytest.param(kind, marks=marks[kind]) for kind in ZERO]
+    """All keys of ``ZERO``; those not in ``plain`` are nightly tests."""
+    return [kind if kind in plain else pytest.param(kind, marks=pytest.mark.nightly) for kind in ZERO]
 
 
 @pytest.mark.parametrize("kind", kinds("stage 1 accumulating", "stage 3 bf16, small parameters kept"))

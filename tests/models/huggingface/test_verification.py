@@ -316,6 +316,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.nightly
 def test_torch_autocast_in_the_deepspeed_config(tmp_path) -> None:
     """Rotary embeddings return q and k in fp32 while v is bf16; packed attention casts them as SDPA does."""
     from ds4sci.train.distributed import free_port
