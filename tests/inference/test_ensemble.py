@@ -94,7 +94,10 @@ def test_runs_that_do_not_fit_are_refused(runs: list[Path], tmp_path: Path, caps
             ["predict", *flags(runs), "--out", str(tmp_path / "x")],
             "give one of --fasta FILE (structure models)",
         ),
-        (["predict", *flags(runs), "--fasta", "x.fa", "--out", str(tmp_path / "x")], "--fasta and --images take one --run"),
+        (
+            ["predict", *flags(runs), "--fasta", "x.fa", "--out", str(tmp_path / "x")],
+            "--fasta and --images take one --run",
+        ),
         (["eval", *flags(runs), "--json", str(tmp_path / "x.json"), "--ngrams"], "several --run are an ensemble"),
     ):
         with pytest.raises(SystemExit) as stopped:
