@@ -16,6 +16,7 @@ import typer
 from ds4sci.bench.measurement import FOLDER, Measurement, spread, synchronize, timed
 from ds4sci.bench.memory import peak_bytes
 from ds4sci.bench.registry import OutFolder, Overrides, RunFile, show
+from ds4sci.config.number_lists import whole_numbers
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.structures.synthetic import synthetic_chain
 
@@ -39,9 +40,7 @@ def command(
     out: OutFolder = FOLDER,
 ) -> None:
     """Structure-model training step: seconds and peak memory by crop length."""
-    if not all(part.isdigit() and int(part) > 0 for part in crops.split(",")):
-        raise ValueError(f"--crops {crops!r}: expected lengths in residues separated by commas, such as 64,128")
-    lengths = [int(part) for part in crops.split(",")]
+    lengths = list(whole_numbers("--crops", crops))
     if against and len(lengths) > 1:
         raise ValueError(f"--against needs one crop, but --crops has {len(lengths)}; use for example --crops 128")
     measurement = (

@@ -7,17 +7,18 @@ without a training step, before and after each training. No figure is fitted to 
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
 
 from ds4sci.bench.measurement import Measurement, write
 from ds4sci.bench.registry import JsonFile, Quick, show
+from ds4sci.config.number_lists import whole_numbers
 from ds4sci.config.run_file import RunConfig
 from ds4sci.machine.processor import usable_cores
 from ds4sci.planner.states import Sizes, zero_traffic
@@ -38,7 +39,9 @@ def command(
     out: JsonFile,
     configs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]…", help=f"Run file to train here, by default {CONFIG}; settings."),
+        typer.Argument(
+            metavar="[CONFIG]… [KEY=VALUE]…", help=f"Run files to train here, by default {CONFIG}; settings."
+        ),
     ] = None,
     ranks: Annotated[str, typer.Option("--ranks", metavar="N,N,…", help="Numbers of ranks to train on.")] = "1,2,4",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Calibrations and trainings of each.")] = 3,
@@ -49,18 +52,19 @@ def command(
     """Predicted against measured scaling: on this machine by a short calibration, and on published points."""
     given = configs or []
     files, overrides = [x for x in given if "=" not in x], [x for x in given if "=" in x]
-    counts = tuple(int(one) for one in ranks.split(","))
+    counts = whole_numbers("--ranks", ranks)
     rows: list[list[Any]] = []
     notes, details = [], []
     if not only_published:
-        file = files[0] if files else CONFIG
-        for one in compare_here(file, overrides, counts, 1 if quick else repeats, 2 if quick else steps):
-            rows.append(one["row"])
-            details.append({key: value for key, value in one.items() if key != "row"})
+        for file in files or [CONFIG]:
+            for one in compare_here(file, overrides, counts, 1 if quick else repeats, 2 if quick else steps):
+                rows.append(one["row"])
+                details.append({key: value for key, value in one.items() if key != "row"})
         loads = [load for one in details for load in one["load"]]
         notes.append(
-            f"this machine: {file}, {', '.join([*overrides, 'strong scaling'])}, one thread per rank where the cores "
-            f"suffice; 1-minute load of {usable_cores()} cores before the trainings {min(loads):.1f}–{max(loads):.1f}"
+            f"this machine: {', '.join([*(files or [CONFIG]), *overrides, 'strong scaling'])}, one thread per rank "
+            f"where the cores suffice; 1-minute load of {usable_cores()} cores before the trainings "
+            f"{min(loads):.1f}–{max(loads):.1f}"
         )
     points = published.read_points()
     rows += [_row(one) for one in published.compare_all(points)]
@@ -109,7 +113,7 @@ def compare_here(
     made = []
     for ranks in counts:
         log = found[ranks]
-        measured = statistics.median(statistics.median(one.step_seconds) for one in repeated[ranks])
+        measured = median(median(one.step_seconds) for one in repeated[ranks])
         predicted = predict_here(config, plan(config, "strong", ranks), calibrations[ranks])
         label = ", oversubscribed" if log.is_oversubscribed else ""
         row = published.Comparison(
@@ -126,7 +130,6 @@ def compare_here(
 
 def predict_here(config: RunConfig, batches: BatchPlan, measured: Sequence[Calibration]) -> StepTime:
     """Predict a step from calibrations with as many ranks: their medians."""
-    median = lambda values: statistics.median(list(values))  # noqa: E731
     tree, ranks = deepspeed_tree(config, batches), batches.ranks
     sizes = Sizes.of(build_task(config).model)
     link = {

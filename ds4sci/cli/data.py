@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from ds4sci.cli import datasets
-
-Number = TypeVar("Number", int, float)
+from ds4sci.config.number_lists import numbers
 
 data_app = typer.Typer(
     help="Get datasets by name. Prepare training data: build, index, split, and check for leakage.",
@@ -161,8 +159,8 @@ def data_images(
     if bad not in ("error", "skip"):
         raise ValueError(f"--bad {bad}: expected error or skip")
     recipe = Recipe(
-        tuple(numbers("--size", size, int)), channels,
-        None if spacing is None else tuple(numbers("--spacing", spacing, float)), normalize, fit, overlap,
+        numbers("--size", size, int), channels,
+        None if spacing is None else numbers("--spacing", spacing, float), normalize, fit, overlap,
     )  # fmt: skip
     report = image_set.build(
         images, out, recipe, masks=masks, classes=[name.strip() for name in classes.split(",") if name.strip()],
@@ -204,14 +202,6 @@ def data_leakage(
     if pairs:
         raise typer.Exit(1)
     typer.echo("no homologs found" if identity is None else f"no homologs of {identity:.0%} identity or more found")
-
-
-def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    """Numbers of a list with commas. Raises ValueError, naming ``option``, for anything else."""
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} {text}: expected numbers separated by commas, such as 64,64") from None
 
 
 def key_and_value(text: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ds4sci.cli.train import Overrides
+from ds4sci.config.number_lists import whole_numbers
 
 scaling_app = typer.Typer(
     no_args_is_help=True,
@@ -56,7 +57,16 @@ def run(
 
     modes = MODES if mode is Modes.both else (("strong",) if mode is Modes.strong else ("weak",))
     plan = MeasurementPlan(
-        config, tuple(overrides or ()), numbers("--ranks", ranks), out, modes, steps, warmup, repeats, batch, per_rank
+        config,
+        tuple(overrides or ()),
+        whole_numbers("--ranks", ranks),
+        out,
+        modes,
+        steps,
+        warmup,
+        repeats,
+        batch,
+        per_rank,
     )
     logs = measure(plan, typer.echo, command=" ".join(["ds4sci", *sys.argv[1:]]))
     typer.echo(page.as_text(logs))
@@ -145,7 +155,9 @@ def predict(
     law = fit(read_points(quality)) if quality else None
     counter = Counter(config, tuple(overrides or ()), machine)
     each = counter.config.parallel.sequence
-    chosen = default_ranks(machine.gpus_per_node, machine.nodes, each) if ranks is None else numbers("--ranks", ranks)
+    chosen = (
+        default_ranks(machine.gpus_per_node, machine.nodes, each) if ranks is None else whole_numbers("--ranks", ranks)
+    )
     largest = machine.nodes * machine.gpus_per_node
     if max(chosen) > largest:
         raise ValueError(
@@ -160,17 +172,6 @@ def predict(
     if json_out is not None:
         replace_text(json_out, json.dumps(predictions.as_json(found, machine, law), indent=1) + "\n")
         typer.echo(json_out)
-
-
-def numbers(option: str, text: str) -> tuple[int, ...]:
-    """Numbers above 0 from text such as ``1,2,4``. Raises ValueError that names the option."""
-    try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < 1:
-        raise ValueError(f"{option} {text}: expected whole numbers above 0, separated by commas, such as 1,2,4")
-    return found
 
 
 def default_ranks(per_node: int, nodes: int, shared: int) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ As in DeepCAM (Kurth et al. 2018), two rare classes are separated from the backg
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,8 +20,8 @@ import numpy as np
 
 from ds4sci.data.array_shards import write_shard
 from ds4sci.data.sphere import coarsen, cyclonic_vorticity
-from ds4sci.datasets.archives import extract
-from ds4sci.datasets.dataset import Dataset, Source
+from ds4sci.datasets import ferret
+from ds4sci.datasets.dataset import Dataset
 
 CLASSES = ("background", "cyclonic vorticity", "strong wind")
 VORTICITY = 1.8e-5
@@ -34,8 +33,6 @@ NOISE = 1.0
 SEED = 0
 FIRST_VALID_YEAR = 1991
 _START_YEAR, _MONTHS, _GRID = 1982, 132, (73, 144)
-_MEMBER = "usr/share/ferret-vis/data/monthly_navy_winds.cdf"
-_PACKAGE = "ferret-datasets"
 
 DATASET = Dataset(
     name="climate",
@@ -43,24 +40,16 @@ DATASET = Dataset(
     title="vorticity extremes and strong winds in monthly sea-surface winds, 1982–1992",
     origin="monthly means of the US Navy FNOC wind analyses on 2.5°, prepared by NOAA PMEL for the program Ferret "
     "(https://ferret.pmel.noaa.gov/Ferret), from the Debian package ferret-datasets; labels are made here",
-    licence="Ferret Licence (NOAA, public domain, redistribution allowed); the terms of the winds themselves are not "
-    "stated",
+    licence=f"{ferret.LICENCE}; the terms of the winds themselves are not stated",
     splits={"train": "108 months, 1982–1990", "valid": "24 months, 1991–1992"},
     size=4_200_000,
-    sources=(
-        Source(
-            kind="deb", package=_PACKAGE, version="7.6.0-5", size=27_795_908,
-            sha256="e5770222647ebfe2ab77b845e07a7e05cb6fed7b12dec9ae287a1f8046031744",
-        ),
-    ),
-)  # fmt: skip
+    sources=(ferret.PACKAGE,),
+)
 
 
 def make(folder: Path, sources: Mapping[str, Path]) -> None:
     """Write the shards into ``folder``. Raises ValueError if the archive or the winds are not as expected."""
-    with tempfile.TemporaryDirectory() as scratch:
-        (file,) = extract(sources[_PACKAGE], Path(scratch), [_MEMBER])
-        u, v = read_winds(file)
+    u, v = ferret.from_package(sources, "monthly_navy_winds.cdf", read_winds)
     inputs, targets = make_inputs(u, v), make_labels(u, v)
     years = _START_YEAR + np.arange(len(u)) // 12
     for split, chosen in (("train", years < FIRST_VALID_YEAR), ("valid", years >= FIRST_VALID_YEAR)):

@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ds4sci.datasets.archives import extract
-from ds4sci.datasets.dataset import Dataset, Source
+from ds4sci.datasets import ferret
+from ds4sci.datasets.dataset import Dataset
 from ds4sci.files.atomic_files import replacing
 
 _GRID = (2161, 4320)
-_MEMBER = "usr/share/ferret-vis/data/etopo5.cdf"
-_PACKAGE = "ferret-datasets"
 HIGHEST = 9000
 """Largest distance from sea level that is plausible above, m; below, the trenches reach 11,000 m."""
 
@@ -27,23 +24,16 @@ DATASET = Dataset(
     title="global relief, land and sea floor, on a grid of 5 arc minutes",
     origin="ETOPO5 (NOAA National Geophysical Data Center, 1988), prepared by NOAA PMEL for the program Ferret, from "
     "the Debian package ferret-datasets",
-    licence="Ferret Licence (NOAA, public domain, redistribution allowed)",
+    licence=ferret.LICENCE,
     splits={"image": "one image of 2161 × 4320 points"},
     size=11_400_000,
-    sources=(
-        Source(
-            kind="deb", package=_PACKAGE, version="7.6.0-5", size=27_795_908,
-            sha256="e5770222647ebfe2ab77b845e07a7e05cb6fed7b12dec9ae287a1f8046031744",
-        ),
-    ),
-)  # fmt: skip
+    sources=(ferret.PACKAGE,),
+)
 
 
 def make(folder: Path, sources: Mapping[str, Path]) -> None:
     """Write ``relief.npz`` into ``folder``. Raises ValueError if the archive or the heights are not as expected."""
-    with tempfile.TemporaryDirectory() as scratch:
-        (file,) = extract(sources[_PACKAGE], Path(scratch), [_MEMBER])
-        heights = read_heights(file)
+    heights = ferret.from_package(sources, "etopo5.cdf", read_heights)
     with replacing(folder / "relief.npz") as out:
         np.savez_compressed(out, image=heights, axes="YX")
 

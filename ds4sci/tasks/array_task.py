@@ -18,6 +18,7 @@ from ds4sci.data.sample_order import OrderConfig, Share, ordered_batches
 from ds4sci.data.sample_schedule import SampleKeys, SampleSchedule
 from ds4sci.data.surrogate_variables import NormalizedShards
 from ds4sci.datasets import store
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.sampled_task import SampledTask
 from ds4sci.types import ArrayBatch
@@ -106,13 +107,25 @@ class ArrayTask(SampledTask):
         found = self.sample_errors(output, batch)
         return None if found is None else found[0].mean()
 
+    @property
+    def group(self) -> SequenceGroup:
+        """Ranks that an example is sharded across. The default is one rank."""
+        return SINGLE_RANK
+
+    def sample_sizes(self, batch: ArrayBatch) -> Tensor | None:
+        """Return what the loss of each example [b] is a mean over, if the mean over a batch counts that, as
+        ``Task.weight`` does. The default, None, counts examples."""
+        return None
+
     def loss(self, output: Any, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Task.loss``: the mean of ``sample_losses``, with the factors of the samples."""
+        """See ``Task.loss``: this rank's part of the mean of ``sample_losses``, with the factors of the samples."""
         losses, terms = self.sample_losses(output, batch)
         errors, correct = (None, None)
         if self.data.record_scores and (found := self.sample_errors(output, batch)) is not None:
             errors, correct = found
-        return self.mean_loss(losses, batch, errors=errors, correct=correct), terms
+        sizes = self.sample_sizes(batch)
+        loss = self.mean_loss(losses, batch, errors=errors, correct=correct, sizes=sizes, group=self.group)
+        return loss, terms
 
     def augment(
         self, inputs: np.ndarray, targets: np.ndarray, rng: np.random.Generator

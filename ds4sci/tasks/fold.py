@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,9 @@ class FoldTask(SampledTask):
     ) -> Iterator[Batch]:
         data = self.config.data
         share = Share(start_step, rank, world_size, micro_batch_size, accumulation_steps)
-        schedule = SampleSchedule(data, self.sample_names(), self.seed)
-        self.start_schedule(schedule, share, workers=data.workers, order=data)
+        schedule = self.start_schedule(self.schedule, share, workers=data.workers, order=data)
         return batches(
-            ChainSet.open(resolve_data_path(data.train)),
+            self.train_chains,
             seed=self.seed,
             start_step=start_step,
             steps=self.steps,
@@ -159,12 +159,22 @@ class FoldTask(SampledTask):
         """See ``SampledTask``."""
         return self.config.data
 
+    @cached_property
+    def train_chains(self) -> ChainSet:
+        """The chain set ``data.train``. Predictions do not open it."""
+        return ChainSet.open(resolve_data_path(self.config.data.train))
+
+    @cached_property
+    def schedule(self) -> SampleSchedule:
+        """Order and factors of the training chains."""
+        return SampleSchedule(self.samples, self.sample_names(), self.seed)
+
     def train_samples(self) -> int:
-        return len(SampleSchedule(self.samples, self.sample_names(), self.seed).kept)
+        return len(self.schedule.kept)
 
     def sample_names(self) -> list[str]:
         """See ``ds4sci.tasks.SampleScoring``."""
-        return ChainSet.open(resolve_data_path(self.config.data.train)).ids
+        return self.train_chains.ids
 
     def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, Batch]]:
         """See ``ds4sci.tasks.SampleScoring``: chains at full length, without masking."""

@@ -219,23 +219,17 @@ class ImageTask(ArrayTask):
         each = F.cross_entropy(
             values.flatten(0, 2), output.targets.flatten(), weight=weight, ignore_index=IGNORE_INDEX, reduction="none"
         )
-        return each.view(len(batch.ids), -1).sum(1) / self._sizes(batch).clamp(min=1), {}
+        return each.view(len(batch.ids), -1).sum(1) / self.sample_sizes(batch).clamp(min=1), {}
 
-    def _sizes(self, batch: ArrayBatch) -> Tensor:
-        """Labelled points of each example, 1 for other heads."""
+    def sample_sizes(self, batch: ArrayBatch) -> Tensor:
+        """See ``ArrayTask.sample_sizes``: labelled points of each example, 1 for other heads."""
         if self.head == "segmentation":
             return (batch.targets != IGNORE_INDEX).flatten(1).sum(1)
         return torch.ones(len(batch.ids), dtype=torch.int64, device=batch.inputs.device)
 
     def loss(self, output: ImageOutput, batch: ArrayBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Task.loss``: this rank's part of the mean over labelled points, hidden patches or examples."""
-        losses, _ = self.sample_losses(output, batch)
-        errors, correct = (None, None)
-        if self.data.record_scores and (found := self.sample_errors(output, batch)) is not None:
-            errors, correct = found
-        loss = self.mean_loss(
-            losses, batch, errors=errors, correct=correct, sizes=self._sizes(batch), group=self.group
-        )  # fmt: skip
+        """See ``ArrayTask.loss``: over labelled points, hidden patches or examples."""
+        loss, _ = super().loss(output, batch)
         return loss, {"squared_error" if self.head == "masked_autoencoder" else "cross_entropy": loss.detach()}
 
     @torch.no_grad()
@@ -248,7 +242,7 @@ class ImageTask(ArrayTask):
         one_hot = F.one_hot(output.targets.clamp(min=0), len(self.classes))
         columns = ((probabilities - one_hot).norm(dim=-1), probabilities.argmax(-1) == output.targets)
         sums = torch.stack([(x * labelled).flatten(1).sum(1) for x in columns])
-        errors, correct = self.group.all_reduce_sum(sums) / self._sizes(batch).clamp(min=1)
+        errors, correct = self.group.all_reduce_sum(sums) / self.sample_sizes(batch).clamp(min=1)
         return errors, correct
 
     def score(self, output: ImageOutput, batch: ArrayBatch) -> list[dict[str, Any]]:

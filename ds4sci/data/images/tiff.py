@@ -6,6 +6,10 @@ microscopy or the centimetre; dots per inch are those of a printer.
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,12 +23,14 @@ _MM = {"µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6, "mm
 """Millimetres per unit."""
 _PAGES, _SAMPLES = "QIZ", "SC"
 """Axes of tifffile that are slices and channels."""
+_LOSS = re.compile(r"missing|zeroed|failed to read|could not read|out of range|expected \d+|incomplete", re.IGNORECASE)
+"""Warnings of tifffile that mean that values are lost; others are about metadata."""
 
 
 def read(path: Path, labels: bool) -> Image:
     """See ``ds4sci.data.images.reading.read_image``."""
     tifffile = load_module("tifffile", path)
-    with tifffile.TiffFile(path) as file:
+    with _refused_losses(path), tifffile.TiffFile(path) as file:
         if len(file.series) != 1:
             shapes = ", ".join(str(list(one.shape)) for one in file.series)
             raise ValueError(f"{path}: {len(file.series)} images of different shapes: {shapes}; expected one image")
@@ -40,6 +46,32 @@ def read(path: Path, labels: bool) -> Image:
             values = _inverted(path, values, page.bitspersample)
         spacing = _spacing(file, page, "ZYX" if "Z" in axes else "YX")
     return Image(to_channels_first(values, axes), spacing)
+
+
+@contextmanager
+def _refused_losses(path: Path) -> Iterator[None]:
+    """Raise ValueError if tifffile finds a file incomplete: it logs this, and returns the other pages, or zeros."""
+    found: list[str] = []
+
+    class Losses(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if record.levelno >= logging.ERROR or _LOSS.search(message):
+                found.append(message)
+
+    logger, handler = logging.getLogger("tifffile"), Losses(logging.WARNING)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # also where a program has silenced tifffile
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    if found:
+        raise ValueError(
+            f"{path}: the file is damaged, truncated, or one of a set whose other files are absent: {found[0]}"
+        )
 
 
 def _squeezed(path: Path, series: Any) -> tuple[str, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import sys
 import zlib
@@ -281,3 +282,20 @@ def test_an_absent_library_is_named_with_the_remedy(tmp_path: Path, monkeypatch:
     (tmp_path / "a.nii").write_bytes(b"")
     with pytest.raises(ValueError, match=r"a\.nii: reading NIfTI needs nibabel: pip install 'ds4sci\[images\]'"):
         read_image(tmp_path / "a.nii")
+
+
+def test_a_tiff_stack_without_its_last_pages_is_refused(tmp_path: Path) -> None:
+    """tifffile reads the pages that are left, and only logs that others are missing, even if its log is silenced."""
+    path = tmp_path / "stack.ome.tif"
+    tifffile.imwrite(path, RNG.integers(0, 9, (3, 20, 22)).astype(np.uint16), metadata={"axes": "ZYX"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert tifffile.imread(path).shape == (20, 22)
+    level = logging.getLogger("tifffile").level
+    for chosen in (logging.NOTSET, logging.CRITICAL):
+        logging.getLogger("tifffile").setLevel(chosen)
+        try:
+            with pytest.raises(ValueError, match=r"stack\.ome\.tif: the file is damaged, truncated, or one of a set"):
+                read_image(path)
+        finally:
+            logging.getLogger("tifffile").setLevel(level)
