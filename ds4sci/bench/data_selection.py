@@ -313,26 +313,26 @@ def measure(model: nn.Module, own: Residues, valid: Residues) -> dict[str, float
     with torch.no_grad():
         logits = model(valid.x)
     return {
-        "accuracy": float((logits.argmax(-1) == valid.y).float().mean()),
+        "quality": float((logits.argmax(-1) == valid.y).float().mean()),
         "nats": float(F.cross_entropy(logits, valid.y)),
         "lambda_train": largest_curvature(model, own), "lambda_valid": largest_curvature(model, valid),
     }  # fmt: skip
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[list[Any]]:
-    """A row per noise, batch and method: mean accuracy, half the 95 % interval, difference from the control with its
+    """A row per noise, batch and method: mean quality, half the 95 % interval, difference from the control with its
     interval (paired by seed), and the mean λ_max."""
     rows = []
     keys = dict.fromkeys((one["noise"], one["batch"], one["method"]) for one in runs)
     table = {(one["noise"], one["batch"], one["method"], one["seed"]): one for one in runs}
     for noise, batch, method in keys:
         own = [one for one in runs if (one["noise"], one["batch"], one["method"]) == (noise, batch, method)]
-        control = [table[noise, batch, "random", one["seed"]]["accuracy"] for one in own]
-        accuracy = [one["accuracy"] for one in own]
-        gain = [a - c for a, c in zip(accuracy, control, strict=True)]
+        control = [table[noise, batch, "random", one["seed"]]["quality"] for one in own]
+        quality = [one["quality"] for one in own]
+        gain = [q - c for q, c in zip(quality, control, strict=True)]
         rows.append(
             [
-                f"{noise:.0%}", batch, method, statistics.mean(accuracy), _half_interval(accuracy),
+                f"{noise:.0%}", batch, method, statistics.mean(quality), _half_interval(quality),
                 None if method == "random" else statistics.mean(gain),
                 None if method == "random" else _half_interval(gain),
                 statistics.mean(one["lambda_train"] for one in own),
@@ -378,6 +378,10 @@ def command(
             f"{len(runs)} networks, {sum(one['seconds'] for one in runs) / 60:.0f} minutes of training",
         ],
     )  # fmt: skip
-    write(out, asdict(measurement) | {"runs": runs, "plan": asdict(plan), "plot": out.with_suffix(".png").name})
+    write(
+        out,
+        asdict(measurement)
+        | {"runs": runs, "plan": asdict(plan), "quality": "accuracy", "plot": out.with_suffix(".png").name},
+    )
     partial.unlink()
     show(measurement, out, plot(out))

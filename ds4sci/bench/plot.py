@@ -26,8 +26,8 @@ def _short(dtype: str) -> str:
 def plot(path: Path) -> Path:
     """Draw the measurement at ``path`` as a PNG next to it. Returns the path of the PNG."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    named = {"lm": language_model, "zcs": derivatives, "data_selection": data_selection, "cogsim": cogsim}
-    draw = named.get(saved.get("name"))
+    named = {"lm": language_model, "zcs": derivatives, "cogsim": cogsim}
+    draw = data_selection if "quality" in saved else named.get(saved.get("name"))
     draw = roofline if "ceilings" in saved else draw
     figure = draw(saved) if draw else block(saved) if "shares" in saved else attention(saved)
     picture = path.with_suffix(".png")
@@ -64,15 +64,15 @@ def cogsim(saved: dict[str, Any]) -> Figure:
 
 
 def data_selection(saved: dict[str, Any]) -> Figure:
-    """Rows: parts of wrong labels. Left: accuracy by batch size, a line per method. Right: λ_max on held-out data."""
-    runs = saved["runs"]
+    """Rows: parts of wrong labels. Left: quality by batch size, a line per method. Right: λ_max on held-out data."""
+    runs, quality = saved["runs"], saved["quality"]
     noises = sorted({one["noise"] for one in runs})
     methods = list(dict.fromkeys(one["method"] for one in runs))
     figure, axes = plt.subplots(
         len(noises), 2, figsize=(11, 3.6 * len(noises)), layout="constrained", squeeze=False, sharex=True
     )
     for noise, panels in zip(noises, axes, strict=True):
-        for panel, key in zip(panels, ("accuracy", "lambda_valid"), strict=True):
+        for panel, key in zip(panels, ("quality", "lambda_valid"), strict=True):
             for number, method in enumerate(methods):
                 own = [one for one in runs if (one["noise"], one["method"]) == (noise, method)]
                 batches = sorted({one["batch"] for one in own})
@@ -84,8 +84,9 @@ def data_selection(saved: dict[str, Any]) -> Figure:
                     panel.plot([batch] * len(part), part, ".", color=f"C{number}", ms=3)
             panel.set_xscale("log", base=2)
             panel.grid(alpha=0.3)
-            panel.set_title(f"{noise:.0%} wrong labels: {'accuracy' if key == 'accuracy' else 'λ_max, held out'}")
-            panel.set_xlabel("batch (residues)")
+            title = quality if key == "quality" else "λ_max, held out"
+            panel.set_title(f"{noise:.0%} wrong labels: {title}" if len(noises) > 1 else title)
+            panel.set_xlabel("batch (samples)")
         panels[1].set_yscale("log")
         panels[0].legend(title="training data")
     return figure

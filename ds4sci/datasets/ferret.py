@@ -15,7 +15,9 @@ PACKAGE = Source(
     sha256="e5770222647ebfe2ab77b845e07a7e05cb6fed7b12dec9ae287a1f8046031744",
 )  # fmt: skip
 LICENCE = "Ferret Licence (NOAA, public domain, redistribution allowed)"
+"""Of the program and of the files that NOAA PMEL prepared; a field may have an owner of its own."""
 _FOLDER = "usr/share/ferret-vis/data/"
+"""Folder of the fields in the package."""
 Fields = TypeVar("Fields")
 
 

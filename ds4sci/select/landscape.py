@@ -122,7 +122,7 @@ def curvature(
     """Largest eigenvalue and trace of the Hessian at the trained weights.
 
     iterations, tolerance  the power iteration ends when λ changes by less than this part, twice in a row
-    probes                 vectors of the trace
+    probes                 vectors of the trace; 0: it is NaN
     """
     value, residual, used = power_iteration(surface.times_hessian, surface.start, iterations, tolerance, seed)
     if value < 0:  # a negative eigenvalue has the largest size: shift it to zero
@@ -140,7 +140,7 @@ def curvature(
         signs = torch.randint(0, 2, surface.start.shape, generator=generator).to(surface.start) * 2 - 1
         found.append(float(signs @ surface.times_hessian(signs)))
     error = float(np.std(found, ddof=1) / np.sqrt(probes)) if probes > 1 else float("nan")
-    return Curvature(value, residual, used, float(np.mean(found)), error)
+    return Curvature(value, residual, used, float(np.mean(found)) if found else float("nan"), error)
 
 
 def power_iteration(

@@ -46,7 +46,7 @@ def measure(
     for number, which in enumerate(checkpoints):
         for split, label in SPLITS:
             trained = TrainedRun.load(run, which)
-            surface = landscape.LossSurface(trained.task, _batches(trained, split, samples), trained.device)
+            surface = landscape.LossSurface(trained.task, batches(trained, split, samples), trained.device)
             with default_kernels(trained.config):
                 one = {
                     "step": trained.step, "data": split, "label": label, "samples": len(surface.batches),
@@ -60,7 +60,11 @@ def measure(
     return {"run": str(run), "surfaces": found, "machine": provenance.describe(), "commit": provenance.commit()}
 
 
-def _batches(trained: TrainedRun, split: Split, samples: int) -> list[Any]:
+def batches(trained: TrainedRun, split: Split, samples: int) -> list[Any]:
+    """Return ``samples`` evenly spaced samples of a split, each as a batch; of ``train``, those that the run selects.
+
+    Raises ValueError for a task whose samples cannot be scored.
+    """
     task: Any = trained.task
     if not isinstance(task, SampleScoring):
         raise trained.lacks("show its landscape", "sample_names, sample_batches and sample_error")
@@ -70,11 +74,11 @@ def _batches(trained: TrainedRun, split: Split, samples: int) -> list[Any]:
         names = task.sample_names()
         kept = np.arange(len(names)) if selection is None else kept_samples(selection, names)
         wanted = set(_spaced(kept, samples).tolist())
-    batches = [(number, batch) for number, batch in task.sample_batches(split) if wanted is None or number in wanted]
+    found = [(number, batch) for number, batch in task.sample_batches(split) if wanted is None or number in wanted]
     if wanted is None:
-        held_out = _spaced(np.unique([number for number, _ in batches]), samples)
-        batches = [(number, batch) for number, batch in batches if number in held_out]
-    return [batch for _, batch in batches]
+        held_out = _spaced(np.unique([number for number, _ in found]), samples)
+        found = [(number, batch) for number, batch in found if number in held_out]
+    return [batch for _, batch in found]
 
 
 def _spaced(numbers: np.ndarray, count: int) -> np.ndarray:

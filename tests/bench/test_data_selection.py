@@ -131,7 +131,7 @@ def test_curvature_is_that_of_the_dense_hessian() -> None:
 
 def test_summary_by_hand() -> None:
     runs = [
-        {"noise": 0.2, "batch": 64, "method": method, "seed": seed, "accuracy": accuracy, "lambda_train": 1.0 + seed,
+        {"noise": 0.2, "batch": 64, "method": method, "seed": seed, "quality": accuracy, "lambda_train": 1.0 + seed,
          "lambda_valid": 2.0}
         for method, values in (("random", (0.5, 0.7)), ("el2n", (0.8, 0.9))) for seed, accuracy in enumerate(values)
     ]  # fmt: skip

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workloads": TASKS | {"tasks", "train", "inference", "report"},
     "scaling": TASKS | {"tasks", "train", "report", "workloads", "planner"},
     "bench": TASKS
-    | {"tasks", "train", "inference", "integrations", "monitor", "workloads", "select", "planner", "scaling"},
+    | {"tasks", "train", "inference", "report", "integrations", "monitor", "workloads", "select", "planner", "scaling"},
     "doctor": TASKS | {"tasks", "train"},
     "selftest": TASKS | {"tasks", "train"},
 }

@@ -301,7 +301,8 @@ def part(batch: Any, first: int, last: int) -> Any:
         given = {name: x[first:last] for name, x in batch.given.items()}
         return replace(batch, ids=ids, functions=batch.functions[first:last], given=given)
     if isinstance(batch, ArrayBatch):
-        return replace(batch, ids=ids, inputs=batch.inputs[first:last], targets=batch.targets[first:last])
+        cut = {name: value[first:last] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        return replace(batch, ids=ids, **cut)
     from tests.support.shared_rows import part as rows
 
     return rows(batch, first, last)
