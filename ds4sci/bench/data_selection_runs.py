@@ -162,8 +162,7 @@ def curvature(study: Study, folder: Path) -> Iterator[tuple[str, float]]:
     for split, _ in landscape_page.SPLITS:
         trained = TrainedRun.load(folder, "latest")
         with default_kernels(trained.config):
-            batches = landscape_page.batches(trained, split, study.samples)
-            surface = landscape.LossSurface(trained.task, batches, trained.device)
+            surface = landscape_page.surface_of(trained, split, study.samples)
             found = landscape.curvature(surface, iterations=study.iterations, probes=0, tolerance=1e-2)
         yield f"lambda_{split}", found.largest
         yield f"residual_{split}", found.residual

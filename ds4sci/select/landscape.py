@@ -53,14 +53,22 @@ class LossSurface:
     call.
     """
 
-    def __init__(self, task: Any, batches: Sequence[Any], device: torch.device) -> None:
-        """Raises ValueError if no batch has anything to predict."""
+    def __init__(
+        self, task: Any, batches: Sequence[Any], device: torch.device, factors: Sequence[float] | None = None
+    ) -> None:
+        """Raises ValueError if no batch has anything to predict.
+
+        factors  of the losses of the batches, as ``[data.weights]`` gives them in training; by default 1
+        """
         weights = [batch_weight(task, batch) for batch in batches]
         if not sum(weights) > 0:
             raise ValueError("the samples have nothing to predict, so there is no loss; choose others")
         self.task, self.model = task, task.model.to(device).double().eval()
         self.batches = [in_double(batch.to(device)) for batch in batches]
-        self.shares = [weight / sum(weights) for weight in weights]
+        self.shares = [
+            factor * weight / sum(weights)
+            for weight, factor in zip(weights, factors or [1.0] * len(weights), strict=True)
+        ]
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.start = self._flat([p.detach() for p in self.parameters])
 

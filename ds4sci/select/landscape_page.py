@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ds4sci.data.sample_selection import SelectionConfig, kept_samples
+from ds4sci.data.sample_selection import SelectionConfig, WeightConfig, kept_samples, sample_weights
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.files.json_values import to_plain
 from ds4sci.inference.trained_run import TrainedRun
@@ -23,7 +23,10 @@ from ds4sci.tasks import SampleScoring
 from ds4sci.tasks.build import default_kernels
 from ds4sci.tasks.capabilities import Split
 
-SPLITS: tuple[tuple[Split, str], ...] = (("train", "training data, as selected"), ("valid", "held-out data"))
+SPLITS: tuple[tuple[Split, str], ...] = (
+    ("train", "training data, as selected and weighted"),
+    ("valid", "held-out data"),
+)
 
 
 def measure(
@@ -46,7 +49,7 @@ def measure(
     for number, which in enumerate(checkpoints):
         for split, label in SPLITS:
             trained = TrainedRun.load(run, which)
-            surface = landscape.LossSurface(trained.task, batches(trained, split, samples), trained.device)
+            surface = surface_of(trained, split, samples)
             with default_kernels(trained.config):
                 one = {
                     "step": trained.step, "data": split, "label": label, "samples": len(surface.batches),
@@ -60,25 +63,29 @@ def measure(
     return {"run": str(run), "surfaces": found, "machine": provenance.describe(), "commit": provenance.commit()}
 
 
-def batches(trained: TrainedRun, split: Split, samples: int) -> list[Any]:
-    """Return ``samples`` evenly spaced samples of a split, each as a batch; of ``train``, those that the run selects.
+def surface_of(trained: TrainedRun, split: Split, count: int) -> landscape.LossSurface:
+    """Return the loss on ``count`` evenly spaced samples of a split; of ``train``, those that the run selects, with
+    their weights.
 
     Raises ValueError for a task whose samples cannot be scored.
     """
     task: Any = trained.task
     if not isinstance(task, SampleScoring):
         raise trained.lacks("show its landscape", "sample_names, sample_batches and sample_error")
-    selection: SelectionConfig | None = getattr(getattr(trained.config.settings, "data", None), "selection", None)
-    wanted: set[int] | None = None
     if split == "train":
-        names = task.sample_names()
+        names, keys = task.sample_names(), getattr(trained.config.settings, "data", None)
+        selection: SelectionConfig | None = getattr(keys, "selection", None)
+        weights: WeightConfig | None = getattr(keys, "weights", None)
         kept = np.arange(len(names)) if selection is None else kept_samples(selection, names)
-        wanted = set(_spaced(kept, samples).tolist())
-    found = [(number, batch) for number, batch in task.sample_batches(split) if wanted is None or number in wanted]
-    if wanted is None:
-        held_out = _spaced(np.unique([number for number, _ in found]), samples)
-        found = [(number, batch) for number, batch in found if number in held_out]
-    return [batch for _, batch in found]
+        factors = np.ones(len(names)) if weights is None else sample_weights(weights, names, kept)
+        wanted = set(_spaced(kept, count).tolist())
+        found = [(number, batch) for number, batch in task.sample_batches(split) if number in wanted]
+        return landscape.LossSurface(
+            task, [batch for _, batch in found], trained.device, [float(factors[number]) for number, _ in found]
+        )
+    found = list(task.sample_batches(split))
+    held_out = _spaced(np.unique([number for number, _ in found]), count)
+    return landscape.LossSurface(task, [batch for number, batch in found if number in held_out], trained.device)
 
 
 def _spaced(numbers: np.ndarray, count: int) -> np.ndarray:

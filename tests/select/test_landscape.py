@@ -38,7 +38,9 @@ class Network(nn.Module):
         return out
 
 
-def surface(sizes: tuple[int, ...] = (5, 2)) -> tuple[LossSurface, Tensor, Tensor]:
+def surface(
+    sizes: tuple[int, ...] = (5, 2), factors: tuple[float, ...] | None = None
+) -> tuple[LossSurface, Tensor, Tensor]:
     """A surface over batches of these sizes, and all inputs and targets."""
     task: Any = Regression()
     task.model = Network(task.model)
@@ -48,7 +50,7 @@ def surface(sizes: tuple[int, ...] = (5, 2)) -> tuple[LossSurface, Tensor, Tenso
         part = slice(first, first + size)
         batches.append(ArrayBatch(tuple("x" * size), x[part], y[part]))
         first += size
-    return LossSurface(task, batches, torch.device("cpu")), x.double(), y.double()
+    return LossSurface(task, batches, torch.device("cpu"), factors), x.double(), y.double()
 
 
 def dense_hessian(made: LossSurface, x: Tensor, y: Tensor) -> Tensor:
@@ -109,6 +111,9 @@ def test_slices_pass_through_the_weights_and_keep_the_norms_of_filters() -> None
 def test_batches_are_weighted_and_must_predict_something() -> None:
     made, x, y = surface((6, 1))
     assert made.loss(made.start) == pytest.approx(float((made.model.network(x) - y).square().mean()), rel=1e-12)
+    weighted, _, _ = surface((6, 1), (0.5, 4.0))
+    rows = (made.model.network(x) - y).square().mean(1)
+    assert weighted.loss(weighted.start) == pytest.approx(float(0.5 * rows[:6].sum() + 4 * rows[6]) / 7, rel=1e-12)
     task: Any = Regression()
     task.weight = lambda batch: 0.0
     batch = ArrayBatch(("a",), torch.ones(1, 3), torch.ones(1, 2))

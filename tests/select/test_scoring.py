@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from ds4sci.cli.main import app
 from ds4sci.data import score_file
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.nn.token_loss import token_losses
+from ds4sci.select.landscape_page import surface_of
 from ds4sci.select.scoring import score_runs
 from ds4sci.tasks.build import build_task
 from ds4sci.types import IGNORE_INDEX
@@ -224,6 +226,10 @@ def test_pages_and_lists_of_a_run(tmp_path: Path) -> None:
         assert one["line"]["loss"][1] == pytest.approx(one["loss"], rel=1e-12)
         assert one["plane"]["loss"][1][1] == pytest.approx(one["loss"], rel=1e-12)
     assert "λ_max" in (run / "landscape/landscape.html").read_text()
+    given = [f'data.weights.scores="{scores}"', 'data.weights.score="loss"']
+    plain, weighted = (surface_of(TrainedRun.load(run, "best", own), "train", 24) for own in ([], given))
+    loss = found.scores["loss"]
+    np.testing.assert_allclose(np.divide(weighted.shares, plain.shares), loss / loss.mean(), rtol=1e-12)
 
 
 def test_tasks_without_classes_have_no_el2n(tmp_path: Path) -> None:
