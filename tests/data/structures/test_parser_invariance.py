@@ -84,7 +84,7 @@ def waters_and_ligands(rng: random.Random, number: int) -> list[list[Atom]]:
     for at in range(rng.randint(0, 5)):
         name = rng.choice(["HOH", "HOH", "HOH", *LIGANDS])
         names = ["O"] if name == "HOH" else LIGANDS[name]
-        place = [rng.uniform(80, 99) for _ in range(3)]
+        place = [rng.uniform(80, 85) + 15 * at for _ in range(3)]  # two free glycines within 2.5 Å would be a peptide
         where = [tuple(round(x + shift, 3) for x in place) for shift in range(len(names))]
         made.append([Atom(a, name, number + 10 * at, True, at_) for a, at_ in zip(names, where, strict=True)])
     return made
