@@ -322,6 +322,9 @@ SUPPRESSED_WARNINGS = (
     "Attempting to get learning rate from scheduler before it has started",  # caused by DeepSpeed's own schedules
     "[Rank 0] [deepspeed] OVERFLOW! Skipping step",  # the training loop reports the samples
     "MPU is not provided",  # expected when a universal checkpoint is loaded
+    # ZeRO-3 gathers parameters by the tensors that modules return. The whole models, which return these types, need the
+    # values of no parameter of their own in backward; tests compare their gradients on every stage
+    "A module has unknown inputs or outputs type (<class 'ds4sci.types.",
 )
 """Beginnings of DeepSpeed's warnings that do not concern the user."""
 
