@@ -18,6 +18,11 @@ select_app = typer.Typer(
 )
 
 
+Ranks = Annotated[
+    int, typer.Option("--ranks", min=1, help="Processes of this machine that share the samples, one per GPU or core.")
+]
+
+
 class Kept(Enum):
     """What ``[data.selection]`` keeps by a score."""
 
@@ -95,6 +100,7 @@ def score(
         typer.Option("--fraction", help="Part of the samples to score, drawn by --seed; `learn` predicts the others."),
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the part.")] = 0,
+    ranks: Ranks = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Score every training sample of trained runs, for ``[data.selection]`` of a run file.
@@ -110,8 +116,9 @@ def score(
     if not 0 < fraction <= 1:
         raise ValueError(f"--fraction {fraction:g}: expected a number above 0, up to 1")
     found = score_runs(
-        runs, out, wanted=wanted, reference=reference, which=which, fraction=fraction, seed=seed, shown=True
-    )
+        runs, out, wanted=wanted, reference=reference, which=which, fraction=fraction, seed=seed, shown=True,
+        ranks=ranks,
+    )  # fmt: skip
     for name, every in found.scores.items():
         values = every[~np.isnan(every)]
         typer.echo(f"{name}: mean {values.mean():.4g}, {values.min():.4g} to {values.max():.4g}, {len(values)} samples")
@@ -179,6 +186,7 @@ def landscape(
     points: Annotated[int, typer.Option("--points", min=3, help="Points of the 1-D slice.")] = 21,
     grid: Annotated[int, typer.Option("--grid", min=0, help="Points of a side of the 2-D slice; 0 = none.")] = 9,
     iterations: Annotated[int, typer.Option("--iterations", min=2, help="Most products of the power iteration.")] = 100,
+    ranks: Ranks = 1,
 ) -> None:
     """Curvature of the loss and slices through it, on the selected training data and on held-out data."""
     from ds4sci.select import landscape_page
@@ -187,10 +195,8 @@ def landscape(
         raise ValueError(f"--span {span:g}: expected a number above 0")
     if grid == 1:
         raise ValueError("--grid 1: a plane needs at least 2 points a side; 0 draws none")
-    measured = landscape_page.measure(
-        run, checkpoints=checkpoints or ["best"], samples=samples, span=span, points=points, grid=grid,
-        iterations=iterations,
-    )  # fmt: skip
+    plan = landscape_page.Plan(tuple(checkpoints or ["best"]), samples, span, points, grid, iterations)
+    measured = landscape_page.measure(run, plan, ranks=ranks)
     for one in measured["surfaces"]:
         typer.echo(
             f"step {one['step']:,}, {one['label']}: loss {one['loss']:.4g}, λ_max {one['largest']:.4g}, trace "

@@ -7,26 +7,22 @@ sequence.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from ds4sci.data.language.targets import count_new_residues
 from ds4sci.data.language.windows import NO_TOKEN
 from ds4sci.files.atomic_files import new_folder, refuse_full, replace_text
+from ds4sci.inference.ranks import run_ranks
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine.memory_errors import name_memory_errors
-from ds4sci.machine.processor import usable_cores
 from ds4sci.tasks import SequenceEmbedder
 from ds4sci.tasks.build import default_kernels
-from ds4sci.train.distributed import free_port, rank_variables
+from ds4sci.train.distributed import DistributedContext
 
 INDEX = "index.json"
 
@@ -54,11 +50,8 @@ def embed(
     run, fasta, out = Path(run), Path(fasta), Path(out)
     refuse_full(out)
     _load(run, which)  # report errors before the ranks start
-    with new_folder(out) as temporary, ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
-        arguments = (str(run), str(fasta), str(temporary), which, mean, ranks)
-        port = free_port()
-        waiting = [pool.submit(_rank, rank, port, *arguments) for rank in range(ranks)]
-        return max(one.result() for one in waiting)
+    with new_folder(out) as temporary:
+        return max(run_ranks(_rank, ranks, run, fasta, temporary, which, mean, sequence=ranks))
 
 
 def _load(run: Path, which: str) -> tuple[TrainedRun, SequenceEmbedder]:
@@ -68,23 +61,14 @@ def _load(run: Path, which: str) -> tuple[TrainedRun, SequenceEmbedder]:
     return loaded, loaded.task
 
 
-def _rank(rank: int, port: int, run: str, fasta: str, out: str, which: str, mean: bool, ranks: int) -> int:
-    """Entry point of one process."""
-    from ds4sci.train import engine
-
-    engine.silence_deepspeed()
-    os.environ.update(rank_variables(rank, ranks, port))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
-    joined = engine.init_distributed({}, ranks)
-    try:
-        loaded, task = _load(Path(run), which)
-        task.model.to(joined.device).eval()
-        task.set_parallel_groups(joined.sequence)
-        facts = {"run": run, "checkpoint": which, "step": loaded.step}
-        with default_kernels(loaded.config):
-            return _write(task, Path(fasta), Path(out), mean, facts, is_writer=joined.sequence.rank == 0)
-    finally:
-        dist.destroy_process_group()
+def _rank(context: DistributedContext, run: Path, fasta: Path, out: Path, which: str, mean: bool) -> int:
+    """Embed this rank's part of each sequence."""
+    loaded, task = _load(run, which)
+    task.model.to(context.device).eval()
+    task.set_parallel_groups(context.sequence)
+    facts = {"run": str(run), "checkpoint": which, "step": loaded.step}
+    with default_kernels(loaded.config):
+        return _write(task, fasta, out, mean, facts, is_writer=context.sequence.rank == 0)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.tasks import batch_weight
 from ds4sci.train import rng_state
 from ds4sci.types import in_double
@@ -54,28 +55,32 @@ class LossSurface:
     """
 
     def __init__(
-        self, task: Any, batches: Sequence[Any], device: torch.device, factors: Sequence[float] | None = None
-    ) -> None:
+        self, task: Any, batches: Sequence[Any], device: torch.device, factors: Sequence[float] | None = None,
+        ranks: SequenceGroup = SINGLE_RANK,
+    ) -> None:  # fmt: skip
         """Raises ValueError if no batch has anything to predict.
 
+        batches  the same on all ranks
         factors  of the losses of the batches, as ``[data.weights]`` gives them in training; by default 1
+        ranks    that share the batches, each with a copy of the model
         """
         weights = [batch_weight(task, batch) for batch in batches]
         if not sum(weights) > 0:
             raise ValueError("the samples have nothing to predict, so there is no loss; choose others")
-        self.task, self.model = task, task.model.to(device).double().eval()
-        self.batches = [in_double(batch.to(device)) for batch in batches]
-        self.shares = [
-            factor * weight / sum(weights)
-            for weight, factor in zip(weights, factors or [1.0] * len(weights), strict=True)
-        ]
+        self.task, self.model, self.ranks = task, task.model.to(device).double().eval(), ranks
+        self.samples = len(batches)
+        factors = factors or [1.0] * len(weights)
+        self.shares = [factor * weight / sum(weights) for weight, factor in zip(weights, factors, strict=True)]
+        own = range(ranks.rank, len(batches), ranks.size)
+        self.batches = {number: in_double(batches[number].to(device)) for number in own}
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.start = self._flat([p.detach() for p in self.parameters])
 
     def loss(self, theta: Tensor) -> float:
         """L(θ)."""
         with torch.no_grad():
-            return sum(float(part) for part in self._losses(theta))
+            own = sum(self._losses(theta), start=theta.new_zeros(()))
+        return float(self.ranks.all_reduce_sum(own))
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), flat."""
@@ -85,7 +90,7 @@ class LossSurface:
             total += self._flat(
                 [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
             )
-        return total
+        return self.ranks.all_reduce_sum(total)
 
     def times_hessian(self, vector: Tensor, theta: Tensor | None = None) -> Tensor:
         """H v at θ, by default at the trained weights."""
@@ -111,9 +116,9 @@ class LossSurface:
         with torch.no_grad():
             for p, value in zip(self.parameters, self._parts(theta), strict=True):
                 p.copy_(value)
-        for number, (batch, share) in enumerate(zip(self.batches, self.shares, strict=True)):
+        for number, batch in self.batches.items():
             rng_state.seed_all(0, rng_state.EVALUATION, number)
-            yield self.task.loss(self.model(batch), batch)[0] * share
+            yield self.task.loss(self.model(batch), batch)[0] * self.shares[number]
 
     def _parts(self, theta: Tensor) -> list[Tensor]:
         sizes = [p.numel() for p in self.parameters]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from matplotlib.axes import Axes
 from ds4sci.data.sample_selection import SelectionConfig, WeightConfig, kept_samples, sample_weights
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.files.json_values import to_plain
+from ds4sci.inference.ranks import run_ranks
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.report import figures
 from ds4sci.report import page as html
 from ds4sci.select import landscape
 from ds4sci.tasks import SampleScoring
 from ds4sci.tasks.build import default_kernels
 from ds4sci.tasks.capabilities import Split
+from ds4sci.train.distributed import DistributedContext
 
 SPLITS: tuple[tuple[Split, str], ...] = (
     ("train", "training data, as selected and weighted"),
@@ -29,43 +32,66 @@ SPLITS: tuple[tuple[Split, str], ...] = (
 )
 
 
-def measure(
-    run: Path, *, checkpoints: Sequence[str] = ("best",), samples: int = 64, span: float = 0.5, points: int = 21,
-    grid: int = 9, iterations: int = 100,
-) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    checkpoints  of the run: best, latest, or steps
+    samples      of each kind, evenly spaced over the set
+    span         slices go from −span to span, in units of the weights
+    points       of the 1-D slice
+    grid         points of a side of the 2-D slice, which is that of the last checkpoint; 0: none
+    iterations   most products of the power iteration
+    """
+
+    checkpoints: tuple[str, ...] = ("best",)
+    samples: int = 64
+    span: float = 0.5
+    points: int = 21
+    grid: int = 9
+    iterations: int = 100
+
+
+def measure(run: Path, plan: Plan, *, ranks: int = 1) -> dict[str, Any]:
     """Measure curvature and slices of each checkpoint on both kinds of data; the result has JSON values.
 
-    samples     of each kind, evenly spaced over the set
-    span        slices go from −span to span, in units of the weights
-    points      of the 1-D slice
-    grid        points of a side of the 2-D slice; 0: none
-    iterations  most products of the power iteration
+    ranks  processes of this machine that share the samples, each with a copy of the model
 
-    The 2-D slices are those of the last checkpoint. Raises ValueError for a task whose samples cannot be scored.
+    Raises ValueError for a task whose samples cannot be scored.
     """
+    surfaces = _surfaces(None, run, plan) if ranks == 1 else run_ranks(_surfaces, ranks, run, plan)[0]
+    return {"run": str(run), "surfaces": surfaces, "machine": provenance.describe(), "commit": provenance.commit()}
+
+
+def _surfaces(context: DistributedContext | None, run: Path, plan: Plan) -> list[dict[str, Any]]:
+    """Figures of each checkpoint and kind of data, on every rank."""
+    group = SINGLE_RANK if context is None else SequenceGroup(context.rank, context.world_size)  # of the whole world
     found: list[dict[str, Any]] = []
-    places = np.linspace(-span, span, points).tolist()
-    sides = np.linspace(-span, span, grid).tolist() if grid else []
-    for number, which in enumerate(checkpoints):
+    places = np.linspace(-plan.span, plan.span, plan.points).tolist()
+    sides = np.linspace(-plan.span, plan.span, plan.grid).tolist() if plan.grid else []
+    for number, which in enumerate(plan.checkpoints):
         for split, label in SPLITS:
             trained = TrainedRun.load(run, which)
-            surface = surface_of(trained, split, samples)
+            surface = surface_of(trained, split, plan.samples, group)
             with default_kernels(trained.config):
                 one = {
-                    "step": trained.step, "data": split, "label": label, "samples": len(surface.batches),
+                    "step": trained.step, "data": split, "label": label, "samples": surface.samples,
                     "loss": surface.loss(surface.start),
-                    **asdict(landscape.curvature(surface, iterations=iterations)),
+                    **asdict(landscape.curvature(surface, iterations=plan.iterations)),
                     "line": {"places": places, "loss": landscape.line(surface, places)},
                 }  # fmt: skip
-                if sides and number == len(checkpoints) - 1:
+                if sides and number == len(plan.checkpoints) - 1:
                     one["plane"] = {"places": sides, "loss": landscape.plane(surface, sides)}
             found.append(one)
-    return {"run": str(run), "surfaces": found, "machine": provenance.describe(), "commit": provenance.commit()}
+    return found
 
 
-def surface_of(trained: TrainedRun, split: Split, count: int) -> landscape.LossSurface:
-    """Return the loss on ``count`` evenly spaced samples of a split; of ``train``, those that the run selects, with
-    their weights.
+def surface_of(
+    trained: TrainedRun, split: Split, count: int, ranks: SequenceGroup = SINGLE_RANK
+) -> landscape.LossSurface:
+    """Return the loss on ``count`` evenly spaced samples of a split, which ``ranks`` share.
+
+    Of ``train``, they are samples that the run selects, with their weights.
 
     Raises ValueError for a task whose samples cannot be scored.
     """
@@ -80,12 +106,12 @@ def surface_of(trained: TrainedRun, split: Split, count: int) -> landscape.LossS
         factors = np.ones(len(names)) if weights is None else sample_weights(weights, names, kept)
         wanted = set(_spaced(kept, count).tolist())
         found = [(number, batch) for number, batch in task.sample_batches(split) if number in wanted]
-        return landscape.LossSurface(
-            task, [batch for _, batch in found], trained.device, [float(factors[number]) for number, _ in found]
-        )
+        own = [float(factors[number]) for number, _ in found]
+        return landscape.LossSurface(task, [batch for _, batch in found], trained.device, own, ranks)
     found = list(task.sample_batches(split))
     held_out = _spaced(np.unique([number for number, _ in found]), count)
-    return landscape.LossSurface(task, [batch for number, batch in found if number in held_out], trained.device)
+    batches = [batch for number, batch in found if number in held_out]
+    return landscape.LossSurface(task, batches, trained.device, ranks=ranks)
 
 
 def _spaced(numbers: np.ndarray, count: int) -> np.ndarray:

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from ds4sci.data import score_file
 from ds4sci.data.loader import make_rng
 from ds4sci.data.score_file import ScoreFile
+from ds4sci.inference.ranks import run_ranks
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
 from ds4sci.tasks import SampleScoring, batch_weight
 from ds4sci.tasks.build import default_kernels
 from ds4sci.train import rng_state
+from ds4sci.train.distributed import DistributedContext
 from ds4sci.train.progress import progress_bar
 
 LOSS, EL2N, LAST, FULL, LEARNABILITY = SCORES = (
@@ -41,7 +43,7 @@ STREAM = 42
 
 def score_runs(
     runs: Sequence[Path], out: Path, *, wanted: Sequence[str] = (LOSS, EL2N), reference: Path | None = None,
-    which: str = "best", fraction: float = 1.0, seed: int = 0, shown: bool = False,
+    which: str = "best", fraction: float = 1.0, seed: int = 0, shown: bool = False, ranks: int = 1,
 ) -> ScoreFile:  # fmt: skip
     """Score the training samples of ``runs``, and write ``out``. Returns its contents.
 
@@ -50,6 +52,7 @@ def score_runs(
     which      checkpoint of the runs
     fraction   part of the samples to score, drawn by ``seed``; the others have NaN (``ds4sci.select.learned_scorer``)
     shown      show a progress bar
+    ranks      processes of this machine that share the samples, each with a copy of the model
 
     Raises ValueError for an unknown score, runs of different training sets, and a task without scores.
     """
@@ -71,17 +74,24 @@ def score_runs(
         own = task.sample_names()
         if names and own != names:
             raise ValueError(f"{run}: another training set than that of {runs[0]}; score runs of one set together")
-        names = own
+        names, step = own, trained.step
         needed = [LOSS if name == LEARNABILITY else name for name in listed]
         label = f"scoring {number + 1} of {len(passes)}:"
-        bar = progress_bar(label, len(own), shown=shown, unit="samples")
         chosen = make_rng(seed, STREAM).permutation(len(own))[: max(1, round(fraction * len(own)))]
-        with default_kernels(trained.config), bar as advance:
-            found = score_samples(trained, needed, None if fraction == 1 else chosen, advance)
+        if ranks == 1:
+            with default_kernels(trained.config):
+                found = _score_shown(trained, needed, chosen, label if shown else "")
+        else:
+            del trained, task  # the ranks load it
+            parts = run_ranks(_score_part, ranks, run, which, needed, chosen, label if shown else "")
+            found = {name: np.full(len(own), np.nan) for name in needed}
+            for rank, part in enumerate(parts):
+                for name in needed:
+                    found[name][chosen[rank::ranks]] = part[name][chosen[rank::ranks]]
         if run is reference and number == len(passes) - 1:
             sums[LEARNABILITY] = sums.get(LEARNABILITY, 0.0) - found[LOSS]
         else:
-            steps.append(trained.step)
+            steps.append(step)
             for name, need in zip(listed, needed, strict=True):
                 sums[name] = sums.get(name, 0.0) + found[need] / len(runs)
     about = {
@@ -90,6 +100,23 @@ def score_runs(
         "commit": provenance.commit(),
     }  # fmt: skip
     return score_file.write_scores(out, names, sums, about)
+
+
+def _score_part(
+    context: DistributedContext, run: Path, which: str, wanted: list[str], chosen: np.ndarray, label: str
+) -> dict[str, np.ndarray]:
+    """The scores of this rank's share of the chosen samples."""
+    trained = TrainedRun.load(run, which)
+    own = chosen[context.rank :: context.world_size]
+    with default_kernels(trained.config):
+        return _score_shown(trained, wanted, own, label if context.is_main else "")
+
+
+def _score_shown(trained: TrainedRun, wanted: list[str], chosen: np.ndarray, label: str) -> dict[str, np.ndarray]:
+    """``score_samples`` with a progress bar, unless the label is empty."""
+    count = len(trained.task.sample_names()) if isinstance(trained.task, SampleScoring) else 0
+    with progress_bar(label, count, shown=bool(label), unit="samples") as advance:
+        return score_samples(trained, wanted, chosen, advance)
 
 
 def score_samples(

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from ds4sci.cli.main import app
 from ds4sci.data import score_file
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.inference import ranks as inference_ranks
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.nn.token_loss import token_losses
-from ds4sci.select.landscape_page import surface_of
+from ds4sci.select import landscape_page
 from ds4sci.select.scoring import score_runs
 from ds4sci.tasks.build import build_task
 from ds4sci.types import IGNORE_INDEX
@@ -227,9 +228,30 @@ def test_pages_and_lists_of_a_run(tmp_path: Path) -> None:
         assert one["plane"]["loss"][1][1] == pytest.approx(one["loss"], rel=1e-12)
     assert "λ_max" in (run / "landscape/landscape.html").read_text()
     given = [f'data.weights.scores="{scores}"', 'data.weights.score="loss"']
-    plain, weighted = (surface_of(TrainedRun.load(run, "best", own), "train", 24) for own in ([], given))
+    plain, weighted = (landscape_page.surface_of(TrainedRun.load(run, "best", own), "train", 24) for own in ([], given))
     loss = found.scores["loss"]
     np.testing.assert_allclose(np.divide(weighted.shares, plain.shares), loss / loss.mean(), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and landscape are those of one rank within rounding."""
+    monkeypatch.setattr(inference_ranks, "get_context", rank_processes.forked_from_server)
+    run = train(tmp_path, "token_classification")
+    one, two = (
+        score_runs([run], tmp_path / f"{ranks}.npz", fraction=0.7, ranks=ranks).scores for ranks in (1, 2)
+    )  # fmt: skip
+    for name in ("loss", "el2n"):
+        assert np.isnan(one[name]).sum() == 7, "of 24"
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
+    plan = landscape_page.Plan(samples=5, points=3, grid=0, iterations=4)
+    alone, shared = (landscape_page.measure(run, plan, ranks=ranks)["surfaces"] for ranks in (1, 2))
+    for first, second in zip(alone, shared, strict=True):
+        assert first["samples"] == second["samples"] == (5 if first["data"] == "train" else 1)
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-12)
+        assert second["line"]["loss"] == pytest.approx(first["line"]["loss"], rel=1e-12)
+        assert second["largest"] == pytest.approx(first["largest"], rel=1e-5)
+        assert second["trace"] == pytest.approx(first["trace"], rel=1e-5)
 
 
 def test_tasks_without_classes_have_no_el2n(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 
 from ds4sci.data.language.batches import DocumentReader
 from ds4sci.data.sequences import index
-from ds4sci.inference import embed as embed_module
+from ds4sci.inference import ranks as inference_ranks
 from ds4sci.inference.embed import embed
 from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.inference.trained_run import TrainedRun
@@ -33,7 +32,7 @@ def bases(length: int, seed: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def forked_embedding_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_module, "get_context", rank_processes.forked_from_server)
+    monkeypatch.setattr(inference_ranks, "get_context", rank_processes.forked_from_server)
 
 
 @pytest.fixture
@@ -229,14 +228,13 @@ def test_a_tokenizer_of_all_letters_has_the_alphabet_of_the_run(tmp_path, run) -
 def test_a_failed_embedding_leaves_no_folder(tmp_path, run, monkeypatch) -> None:
     """The corrected command is not refused because of the first one."""
 
-    def fails(rank: int, port: int, run: str, fasta: str, out: str, *more: Any) -> int:
-        (Path(out) / "000000.safetensors").write_bytes(b"")
-        if "asked" in fasta:
+    def fails(work: Any, ranks: int, run: Path, fasta: Path, out: Path, *more: Any, sequence: int) -> list[int]:
+        (out / "000000.safetensors").write_bytes(b"")
+        if "asked" in fasta.name:
             raise ValueError("residues by kind: in no token")
-        return 1
+        return [1]
 
-    monkeypatch.setattr(embed_module, "ProcessPoolExecutor", lambda ranks, mp_context: ThreadPoolExecutor(ranks))
-    monkeypatch.setattr(embed_module, "_rank", fails)
+    monkeypatch.setattr("ds4sci.inference.embed.run_ranks", fails)
     made, out = run("causal_lm", '{kind = "nucleotide"}'), tmp_path / "deep" / "out"
     with pytest.raises(ValueError, match="in no token"):
         embed(made, tmp_path / "asked.fa", out)

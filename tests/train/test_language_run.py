@@ -123,7 +123,7 @@ def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, 
     """
     from safetensors.torch import load_file
 
-    from ds4sci.inference import embed as embed_module
+    from ds4sci.inference import ranks as inference_ranks
     from ds4sci.inference.embed import embed
 
     data = f'path = "{genome}"\ntokenizer = {{kind = "kmer", k = 3}}\nphases = [{{length = 64}}]'
@@ -132,7 +132,7 @@ def test_embeddings_are_the_last_hidden_states_on_any_number_of_ranks(tmp_path, 
     run, fasta = tmp_path / "runs/run", tmp_path / "two.fa"
     fasta.write_text(f">long\n{SEED * 20}\n>short\n{SEED[:20]}\n")
     with monkeypatch.context() as patch:
-        patch.setattr(embed_module, "get_context", rank_processes.forked_from_server)
+        patch.setattr(inference_ranks, "get_context", rank_processes.forked_from_server)
         assert embed(run, fasta, tmp_path / "one") == embed(run, fasta, tmp_path / "two", ranks=2) == 2
     index = json.loads((tmp_path / "two" / "index.json").read_text())
     assert list(index["sequences"]) == ["long", "short"]
