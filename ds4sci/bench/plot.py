@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from ds4sci.bench.evoformer_attention import GROWTH_LENGTHS, OURS
@@ -69,7 +70,7 @@ def data_selection(saved: dict[str, Any]) -> Figure:
     noises = sorted({one["noise"] for one in runs})
     methods = list(dict.fromkeys(one["method"] for one in runs))
     figure, axes = plt.subplots(
-        len(noises), 2, figsize=(11, 3.6 * len(noises)), layout="constrained", squeeze=False, sharex=True
+        len(noises), 2, figsize=(14, 3.6 * len(noises)), layout="constrained", squeeze=False, sharex=True
     )
     for noise, panels in zip(noises, axes, strict=True):
         for panel, key in zip(panels, ("quality", "lambda_valid"), strict=True):
@@ -83,12 +84,16 @@ def data_selection(saved: dict[str, Any]) -> Figure:
                 for batch, part in zip(batches, values, strict=True):
                     panel.plot([batch] * len(part), part, ".", color=f"C{number}", ms=3)
             panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+            panel.tick_params(axis="x", labelsize=8)
             panel.grid(alpha=0.3)
             title = quality if key == "quality" else "λ_max, held out"
             panel.set_title(f"{noise:.0%} wrong labels: {title}" if len(noises) > 1 else title)
             panel.set_xlabel("batch (samples)")
         panels[1].set_yscale("log")
-        panels[0].legend(title="training data")
+        panels[1].yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        panels[1].yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title="training data", loc="outside right upper")
     return figure
 
 
