@@ -84,8 +84,9 @@ def data_selection(saved: dict[str, Any]) -> Figure:
                 for batch, part in zip(batches, values, strict=True):
                     panel.plot([batch] * len(part), part, ".", color=f"C{number}", ms=3)
             panel.set_xscale("log", base=2)
-            panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-            panel.tick_params(axis="x", labelsize=8)
+            sizes = sorted({one["batch"] for one in runs})
+            panel.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=8)
+            panel.minorticks_off()
             panel.grid(alpha=0.3)
             title = quality if key == "quality" else "λ_max, held out"
             panel.set_title(f"{noise:.0%} wrong labels: {title}" if len(noises) > 1 else title)
