@@ -16,7 +16,7 @@ from ds4sci.data import score_file
 FILE = "configs/benchmarks/protein_lm.toml"
 TINY = (
     "model.config.hidden_size=16", "model.config.intermediate_size=16", "model.config.num_hidden_layers=1",
-    "train.steps=8", "data.phases.0.length=64", "data.phases.0.row_length=64",
+    "train.steps=8", "data.phases=[{length = 128, row_length = 128}]", "data.evaluate_every_token=false",
 )  # fmt: skip
 
 
