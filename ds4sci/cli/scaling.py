@@ -57,17 +57,9 @@ def run(
 
     modes = MODES if mode is Modes.both else (("strong",) if mode is Modes.strong else ("weak",))
     plan = MeasurementPlan(
-        config,
-        tuple(overrides or ()),
-        whole_numbers("--ranks", ranks),
-        out,
-        modes,
-        steps,
-        warmup,
-        repeats,
-        batch,
+        config, tuple(overrides or ()), whole_numbers("--ranks", ranks), out, modes, steps, warmup, repeats, batch,
         per_rank,
-    )
+    )  # fmt: skip
     logs = measure(plan, typer.echo, command=" ".join(["ds4sci", *sys.argv[1:]]))
     typer.echo(page.as_text(logs))
     typer.echo(f"logs in {out}; page: ds4sci scaling report {out}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -22,11 +22,14 @@ def run_ranks(work: Callable[..., Result], ranks: int, *arguments: Any, sequence
     work      function of a module; ``context`` is a ``ds4sci.train.distributed.DistributedContext``
     sequence  ranks that share each row
 
-    Arguments and results are pickled. Raises what a rank raises.
+    Arguments and results are pickled. Raises what the first rank that fails raises.
     """
     port = free_port()
     with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(_rank, rank, port, ranks, sequence, work, arguments) for rank in range(ranks)]
+        finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
+        for one in finished:  # the first failure: it makes the others fail, who wait for that rank
+            one.result()
         return [one.result() for one in waiting]
 
 
