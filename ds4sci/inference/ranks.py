@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from ds4sci.machine.processor import usable_cores
 from ds4sci.train.distributed import free_port, rank_variables
 
 Result = TypeVar("Result")
+_TIME = "failed_at"
+"""Attribute of an exception of a rank: when it was raised, by the clock that all processes share."""
 
 
 def run_ranks(work: Callable[..., Result], ranks: int, *arguments: Any, sequence: int = 1) -> list[Result]:
@@ -27,9 +30,9 @@ def run_ranks(work: Callable[..., Result], ranks: int, *arguments: Any, sequence
     port = free_port()
     with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(_rank, rank, port, ranks, sequence, work, arguments) for rank in range(ranks)]
-        finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
-        for one in finished:  # the first failure: it makes the others fail, who wait for that rank
-            one.result()
+        errors = [error for one in waiting if (error := one.exception()) is not None]
+        if errors:
+            raise min(errors, key=lambda error: getattr(error, _TIME, float("inf")))
         return [one.result() for one in waiting]
 
 
@@ -45,5 +48,8 @@ def _rank(
     context = engine.init_distributed({}, sequence)
     try:
         return work(context, *arguments)
+    except Exception as error:  # ranks that wait for this one fail too, later
+        setattr(error, _TIME, time.monotonic())
+        raise
     finally:
         dist.destroy_process_group()
