@@ -82,12 +82,14 @@ class Training:
         return f"{self.method}_batch_{self.batch}_seed_{self.seed}"
 
 
-def run(study: Study, log: Callable[[str], None]) -> list[dict[str, Any]]:
+def run(study: Study, base: RunConfig, metric: str, log: Callable[[str], None]) -> list[dict[str, Any]]:
     """Train all runs, as many at once as there are cores, one rank each; return a row of figures for each.
+
+    base    the run file with its overrides
+    metric  of an evaluation, which is the quality
 
     Raises RuntimeError, naming the log, if a training fails. A study that was interrupted continues.
     """
-    base = RunConfig.load(study.file, study.overrides)
     batch = int(base.deepspeed_config()["train_batch_size"])
     first = Training(batch, "full", SCORING_SEED, max(1, round(study.part * base.train.steps)))
     train_all(study, base, [first], log)
@@ -96,7 +98,7 @@ def run(study: Study, log: Callable[[str], None]) -> list[dict[str, Any]]:
         scoring.score_runs([study.folder / first.name], scores, wanted=(study.score,), which="latest", shown=True)
     trainings = [Training(*one) for one in product(study.batches, METHODS, range(study.seeds))]
     train_all(study, base, trainings, log)
-    return [measure(study, base, one) for one in trainings]
+    return [measure(study, metric, one) for one in trainings]
 
 
 def train_all(study: Study, base: RunConfig, trainings: list[Training], log: Callable[[str], None]) -> None:
@@ -145,14 +147,13 @@ def arguments(study: Study, base: RunConfig, one: Training) -> list[str]:
     return ["--config", study.file, "--deepspeed_config", str(json_file), *study.overrides, *given]
 
 
-def measure(study: Study, base: RunConfig, one: Training) -> dict[str, Any]:
+def measure(study: Study, metric: str, one: Training) -> dict[str, Any]:
     """Quality and λ_max of a finished run."""
     folder = study.folder / one.name
-    artifacts = read_artifacts(folder)
-    metric = quality_of(base)
+    last = read_artifacts(folder).evaluations[-1]
     found = {
-        "noise": 0.0, "batch": one.batch, "method": one.method, "seed": one.seed,
-        "steps": artifacts.evaluations[-1]["step"], "quality": artifacts.evaluations[-1][metric],
+        "noise": 0.0, "batch": one.batch, "method": one.method, "seed": one.seed, "steps": last["step"],
+        "quality": last[metric],
     }  # fmt: skip
     return found | dict(curvature(study, folder))
 
@@ -193,9 +194,9 @@ def command(
         config, tuple(overrides or ()), score, part, whole_numbers("--batches", batches), seeds, samples, iterations,
         out.with_suffix(".runs").absolute(),
     )  # fmt: skip
-    runs = run(study, typer.echo)
     base = RunConfig.load(study.file, study.overrides)
     metric, name = quality_of(base), Path(config).stem
+    runs = run(study, base, metric, typer.echo)
     columns = ["batch", "kept", metric, "± 95 %", "over random", "± 95 % ", "λ_max, training", "λ_max, held out"]
     measurement = Measurement(
         name=out.stem, title=f"Data selection: {name}, 80 % of the data kept",

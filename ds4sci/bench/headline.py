@@ -106,7 +106,8 @@ def _operator_errors(figures: Figures) -> str:
 
 
 def _predicted_here(figures: Figures) -> str:
-    rows = [row for row in records(figures) if row["point"].startswith("this machine") and "over" not in row["point"]]
+    here = [row for row in records(figures) if row["point"].startswith("this machine")]
+    rows = [row for row in here if not row["point"].endswith("oversubscribed")]
     return f"within {max(abs(float(row['error'].strip('%+'))) for row in rows):.1f} %"
 
 
