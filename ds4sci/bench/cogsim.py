@@ -2,7 +2,7 @@
 
 After Kustowski et al. (2022, Mach. Learn.: Sci. Technol. 3 015035): a surrogate is trained on many runs of a
 simulation, and partly retrained on fewer than a dozen experiments. An ensemble of surrogates of the simulation is
-trained by the engine, its members side by side. Then, for many draws of experiments, five methods predict held-out
+trained by the engine, its members side by side. Then, for many draws of experiments, six methods predict held-out
 experiments:
 
     source    the surrogate of the simulation, not corrected
@@ -10,6 +10,7 @@ experiments:
     full      all layers of the surrogate fine-tuned
     affine    a + b · prediction, for each output by least squares
     transfer  the output layers retrained towards the source's weights, the trunk frozen
+    ladder    the output layers retrained on runs of a better simulation first, then on the experiments
 
 Errors are in units of the spread of the simulation's outputs. Draws are paired: all methods see the same experiments.
 """
@@ -20,7 +21,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ import typer
 from scipy import stats
 from torch import Tensor
 
-from ds4sci.bench.cogsim_methods import Training, affine, fine_tuned, retrain_heads, train_source
+from ds4sci.bench.cogsim_methods import Retrained, Training, affine, fine_tuned, retrain_heads, train_source
 from ds4sci.bench.measurement import Measurement, write
 from ds4sci.bench.registry import JsonFile, Quick, show
 from ds4sci.config.run_file import RunConfig, find_file
@@ -51,7 +52,11 @@ from ds4sci.workloads.verification import obtain_datasets
 COMMAND = "cogsim"
 PAIRS = {"lpt": Path("configs/cogsim/zeldovich.toml"), "burgers": Path("configs/cogsim/coarse.toml")}
 """Pair of simulation and experiment → run file of the source model."""
-METHODS = ("source", "scratch", "full", "affine", "transfer")
+METHODS = ("source", "scratch", "full", "affine", "transfer", "ladder")
+COMPARED = METHODS[:4]
+"""Methods that are compared with ``transfer`` and ``ladder``."""
+BETTER = {"lpt": "lpt2", "burgers": "fine"}
+"""Pair → source of its dataset that is the better simulation."""
 CALIBRATED = ("source on the simulation", "source", "transfer", "transfer, leave-one-out")
 """Predictions whose intervals are compared with their nominal probability. The last one adds the variance of the
 leave-one-out residuals of the experiments to that of the ensemble."""
@@ -70,7 +75,7 @@ class Plan:
 
 DEFAULT = Plan(10, 20, 4, Training())
 QUICK_COUNTS = {
-    "coarse": {"train": 40, "valid": 8}, "fine": {"train": 1, "valid": 1}, "experiment": {"train": 9, "valid": 6},
+    "coarse": {"train": 40, "valid": 8}, "fine": {"train": 9, "valid": 1}, "experiment": {"train": 9, "valid": 6},
 }  # fmt: skip
 QUICK = Plan(6, 3, 2, Training(rates=(3e-3,), steps=(0, 5, 10), folds=3))
 
@@ -81,11 +86,13 @@ class Members:
 
     models      k networks, trained on the simulation
     simulation  task of the source
+    better      the same task on the better simulation
     experiment  the same task on the experiments
     """
 
     models: list[SurrogateNet]
     simulation: Surrogate
+    better: Surrogate
     experiment: Surrogate
 
 
@@ -102,10 +109,11 @@ def engine_members(pair: str, plan: Plan, out: Path, log: Log) -> Members:
     models = [task.model for task in tasks if isinstance(task.model, SurrogateNet)]
     simulation = tasks[0]
     assert isinstance(simulation, Surrogate)
-    return Members(models, simulation, experiment_of(RunConfig.load(file).settings))
+    settings = RunConfig.load(file).settings
+    return Members(models, simulation, of_source(settings, BETTER[pair]), of_source(settings, "experiment"))
 
 
-def loop_members(settings: Any, plan: Plan, steps: int = 200) -> Members:
+def loop_members(settings: Any, pair: str, plan: Plan, steps: int = 200) -> Members:
     """Train the members in this process, for studies of the smallest size."""
     simulation = build_surrogate(settings, seed=0, steps=steps)
     x, y = arrays(simulation.train)
@@ -114,12 +122,12 @@ def loop_members(settings: Any, plan: Plan, steps: int = 200) -> Members:
         model = build_surrogate(settings, seed=seed, steps=steps).model
         assert isinstance(model, SurrogateNet)
         models.append(train_source(model, x, y, output_weights(simulation), steps=steps, batch=32, seed=seed))
-    return Members(models, simulation, experiment_of(settings))
+    return Members(models, simulation, of_source(settings, BETTER[pair]), of_source(settings, "experiment"))
 
 
-def experiment_of(settings: Any) -> Surrogate:
-    """The task of ``settings`` on the source ``experiment`` of the dataset."""
-    data = settings.data.model_copy(update={"source": "experiment"})
+def of_source(settings: Any, source: str) -> Surrogate:
+    """The task of ``settings`` on another source of its dataset."""
+    data = settings.data.model_copy(update={"source": source})
     return build_surrogate(settings.model_copy(update={"data": data}), seed=0, steps=1)
 
 
@@ -151,22 +159,14 @@ def study(members: Members, plan: Plan, log: Log = lambda text: None) -> dict[st
     with torch.no_grad():
         source = torch.stack([model(probe) for model in members.models])
         own = torch.stack([model(simulated_x) for model in members.models])
-        at = torch.stack([model(x) for model in members.models])
+        at = torch.stack([model(x) for model in members.models])  # [k, d, n, t]
     predictions: dict[str, Tensor] = {"source": source.expand(plan.draws, *source.shape)}  # [d, k, m, t]
     mean = source.mean(0)
     predictions["affine"] = torch.stack([affine(at[:, d].mean(0), y[d], mean) for d in range(plan.draws)])[:, None]
-    retrained, residuals = [], []
-    for model, at_probe, at_shots in zip(members.models, source, at, strict=True):
-        with torch.no_grad():
-            known = model.features(train_x)
-            centre, spread = known.mean(0), known.std(0).clamp_min(1e-6)
-            features, probe_features = ((model.features(each) - centre) / spread for each in (x, probe))
-        found = [
-            retrain_heads(features[d], at_shots[d], y[d], probe_features, at_probe, blocks) for d in range(plan.draws)
-        ]
-        retrained.append(torch.stack([one.probe for one in found]))
-        residuals.append(torch.stack([one.residuals for one in found]))
-    predictions["transfer"] = torch.stack(retrained, 1)
+    found = [_retrained(model, train_x, arrays(members.better.train), x, y, probe, blocks) for model in members.models]
+    predictions["transfer"], predictions["ladder"], residuals = (
+        torch.stack(part, 1) for part in zip(*found, strict=True)
+    )
     began = time.monotonic()
     choices = {}
     config = task.config.model
@@ -188,12 +188,48 @@ def study(members: Members, plan: Plan, log: Log = lambda text: None) -> dict[st
     shown = {"source on the simulation": (own[None], simulated_y), "source": (predictions["source"][:1], true)}
     shown["transfer"] = (predictions["transfer"], true)
     covered = {name: _coverage(values.numpy(), exact.numpy()) for name, (values, exact) in shown.items()}
-    extra = torch.stack(residuals, 1).mean(1).square().mean(1, keepdim=True)  # [d, 1, t]
+    extra = residuals.mean(1).square().mean(1, keepdim=True)  # [d, 1, t]
     covered[CALIBRATED[-1]] = _coverage(predictions["transfer"].numpy(), true.numpy(), extra.numpy())
     return {
         "draws": rows, "choices": choices, "coverage": covered,
         "error on the simulation": float((((own.mean(0) - simulated_y).square() * weights).sum(-1)).mean().sqrt()),
     }  # fmt: skip
+
+
+def _retrained(
+    model: SurrogateNet, known: Tensor, better: tuple[Tensor, Tensor], x: Tensor, y: Tensor, probe: Tensor,
+    blocks: Sequence[slice],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Retrain the output layers of one model on each of d draws of experiments.
+
+    known   [n, p], parameters of the source's training data, over which features are standardized
+    better  parameters and outputs of the better simulation
+    x, y    [d, n, p] and [d, n, t]
+    probe   [m, p]
+
+    Returns predictions [d, m, t] of ``transfer`` and of ``ladder``, and the leave-one-out residuals [d, n, t] of
+    ``transfer``.
+    """
+    with torch.no_grad():
+        features = model.features(known)
+        centre, spread = features.mean(0), features.std(0).clamp_min(1e-6)
+        places = torch.cat([x.flatten(0, 1), probe])
+        h, at = (model.features(places) - centre) / spread, model(places)
+        better_h, better_at = (model.features(better[0]) - centre) / spread, model(better[0])
+    raised = retrain_heads(better_h, better_at, better[1], h, at, blocks).probe
+
+    def on_experiments(predicted: Tensor) -> list[Retrained]:
+        count = x.shape[0] * x.shape[1]
+        own = (part.view(*x.shape[:2], -1) for part in (h[:count], predicted[:count]))
+        return [
+            retrain_heads(features, at_shots, measured, h[count:], predicted[count:], blocks)
+            for features, at_shots, measured in zip(*own, y, strict=True)
+        ]
+
+    transfer, ladder = on_experiments(at), on_experiments(raised)
+    parts = ([one.probe for one in transfer], [one.probe for one in ladder], [one.residuals for one in transfer])
+    first, second, third = (torch.stack(part) for part in parts)
+    return first, second, third
 
 
 def _coverage(predictions: np.ndarray, true: np.ndarray, extra: np.ndarray | float = 0.0) -> list[float]:
@@ -204,30 +240,33 @@ def _coverage(predictions: np.ndarray, true: np.ndarray, extra: np.ndarray | flo
 
 
 def summarize(pair: str, draws: list[dict[str, Any]]) -> list[list[Any]]:
-    """A row per method: median error and its quartiles, medians of scalars and field, and against ``transfer`` the
-    number of draws in which it is better and p of the one-sided Wilcoxon signed-rank test."""
-    errors = {name: [row["nrmse"] for row in draws if row["method"] == name] for name in METHODS}
-    rows = []
+    """A row per method: median error and its quartiles, medians of scalars and field, and for ``transfer`` and
+    ``ladder`` the number of draws in which they are better, with p of the one-sided Wilcoxon signed-rank test."""
+    errors = {name: np.array([row["nrmse"] for row in draws if row["method"] == name]) for name in METHODS}
+    rows: list[list[Any]] = []
     for name, own in errors.items():
-        low, _, high = statistics.quantiles(own, n=4, method="inclusive")
+        low, middle, high = np.quantile(own, (0.25, 0.5, 0.75))
         each = [[row[key] for row in draws if row["method"] == name and key in row] for key in ("scalars", "field")]
         parts = [statistics.median(values) if values else None for values in each]
-        wins, p = None, None
-        if name != "transfer":
-            difference = np.array(errors["transfer"]) - np.array(own)
-            wins = f"{int((difference < 0).sum())} of {len(own)}"
-            p = f"{float(stats.wilcoxon(difference, alternative='less').pvalue):.1e}"
-        rows.append([pair, name, statistics.median(own), f"{low:.3f}–{high:.3f}", *parts, wins, p])
+        rows.append([pair, name, float(middle), f"{low:.3f}–{high:.3f}", *parts])
+        for method in ("transfer", "ladder"):
+            difference = errors[method] - own
+            p = float(stats.wilcoxon(difference, alternative="less").pvalue) if difference.any() else 1.0
+            better = f"{int((difference < 0).sum())} of {len(own)} (p {p:.0e})"
+            rows[-1].append(better if name in COMPARED or (method, name) == ("ladder", "transfer") else None)
     return rows
 
 
 def verdicts(pair: str, draws: list[dict[str, Any]]) -> str:
-    """One sentence: which methods transfer beats in the median."""
+    """One sentence: which methods have a larger median error than transfer, and than the ladder."""
     median = {name: statistics.median(row["nrmse"] for row in draws if row["method"] == name) for name in METHODS}
-    better = [name for name in METHODS if name != "transfer" and median["transfer"] < median[name]]
-    worse = [name for name in METHODS if name != "transfer" and name not in better]
-    text = f"{pair}: transfer has the lower median error than {', '.join(better) or 'no other method'}"
-    return text + (f", not than {', '.join(worse)}" if worse else "")
+    texts = []
+    for method, others in (("transfer", COMPARED), ("ladder", (*COMPARED, "transfer"))):
+        better = [name for name in others if median[method] < median[name]]
+        worse = [name for name in others if name not in better]
+        text = f"{method} has the lower median error than {', '.join(better) or 'no other method'}"
+        texts.append(text + (f", not than {', '.join(worse)}" if worse else ""))
+    return f"{pair}: " + "; ".join(texts)
 
 
 def command(
@@ -239,7 +278,7 @@ def command(
     members: Annotated[int, typer.Option("--members", min=2, help="Source models of each ensemble.")] = DEFAULT.members,
     quick: Quick = False,
 ) -> None:
-    """Surrogates of a biased simulation corrected by ten experiments: five methods, paired over 20 draws."""
+    """Surrogates of a biased simulation corrected by ten experiments: six methods, paired over 20 draws."""
     from ds4sci.bench.plot import plot
 
     chosen = ["burgers"] if quick else pairs or list(PAIRS)
@@ -259,13 +298,16 @@ def command(
         name="cogsim",
         title=f"Cognitive simulation: {plan.shots} experiments correct the surrogate of a simulation",
         command=f"ds4sci bench cogsim{options} --json OUT",
-        columns=["pair", "method", "median error", "quartiles", "scalars", "field", "transfer better in", "p"],
+        columns=[
+            *("pair", "method", "median error", "quartiles", "scalars", "field"),
+            *("transfer better in", "ladder better in"),
+        ],
         rows=[row for pair, one in found.items() for row in summarize(pair, one["draws"])],
         notes=[
             f"{plan.draws} draws of {plan.shots} experiments, the same for all methods; ensembles of {plan.members}; "
             "error: root of the mean squared error of held-out experiments, in units of the spread of the simulation's "
             "outputs, scalars and field with equal weight",
-            "p: Wilcoxon signed-rank test over the draws, one-sided, that transfer has the lower error",
+            "p: Wilcoxon signed-rank test over the draws, one-sided, that the method has the lower error",
             *(verdicts(pair, one["draws"]) for pair, one in found.items()),
             *(
                 f"{pair}: error of the source models on held-out simulations {one['error on the simulation']:.3f}"
@@ -284,4 +326,4 @@ def _quick_members(folder: Path, plan: Plan) -> Members:
     settings: Any = RunConfig.load(find_file(PAIRS["burgers"], near=None, what="run file")).settings
     cogsim_burgers.make_shards(folder, QUICK_COUNTS)
     data = settings.data.model_copy(update={"path": folder})
-    return loop_members(settings.model_copy(update={"data": data}), plan, steps=60)
+    return loop_members(settings.model_copy(update={"data": data}), "burgers", plan, steps=60)

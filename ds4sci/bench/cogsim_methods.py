@@ -28,8 +28,8 @@ class Training:
     folds  parts of the experiments, each of which is left out once
     """
 
-    rates: tuple[float, ...] = (3e-3,)
-    steps: tuple[int, ...] = (0, 10, 20, 50, 100, 200)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    steps: tuple[int, ...] = (0, 5, 10, 20, 50, 100, 200)
     folds: int = 5
 
 

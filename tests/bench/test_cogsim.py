@@ -87,18 +87,37 @@ def test_cross_validation_stops_before_noise_is_learned() -> None:
     assert [choice["steps"] for choice in choices] == [0, 0]
 
 
+MEDIANS = {"source": 3.0, "scratch": 2.0, "full": 0.5, "affine": 1.0, "transfer": 0.7, "ladder": 0.4}
+
+
 def test_summary_by_hand() -> None:
     draws = [
         {"method": method, "draw": draw, "nrmse": base + 0.01 * draw, "scalars": base, "field": base}
-        for method, base in (("source", 3.0), ("scratch", 2.0), ("full", 0.5), ("affine", 1.0), ("transfer", 0.7))
+        for method, base in MEDIANS.items()
         for draw in range(5)
     ]
     rows = {row[1]: row for row in cogsim.summarize("lpt", draws)}
-    assert rows["source"][2:] == [pytest.approx(3.02), "3.010–3.030", 3.0, 3.0, "5 of 5", "3.1e-02"]
-    assert rows["full"][6] == "0 of 5"
-    assert rows["transfer"][6:] == [None, None]
-    text = cogsim.verdicts("lpt", draws)
-    assert text == "lpt: transfer has the lower median error than source, scratch, affine, not than full"
+    assert rows["source"][2:] == [pytest.approx(3.02), "3.010–3.030", 3.0, 3.0, *["5 of 5 (p 3e-02)"] * 2]
+    assert rows["full"][6:] == ["0 of 5 (p 1e+00)", "5 of 5 (p 3e-02)"]
+    assert rows["transfer"][6:] == [None, "5 of 5 (p 3e-02)"]
+    assert rows["ladder"][6:] == [None, None]
+    assert cogsim.verdicts("lpt", draws) == (
+        "lpt: transfer has the lower median error than source, scratch, affine, not than full; "
+        "ladder has the lower median error than source, scratch, full, affine, transfer"
+    )
+
+
+def test_a_better_simulation_without_bias_leaves_the_experiments_nothing_to_correct() -> None:
+    torch.manual_seed(4)
+    source, known, probe = model(5), torch.rand(64, 2), torch.rand(9, 2)
+    truth = model(5)
+    with torch.no_grad():  # the same trunk, other output layers: the ladder can represent it
+        truth.field.weight += 0.5 * torch.randn_like(truth.field.weight)
+        x = torch.rand(3, 4, 2)
+        better, y, true = (known, truth(known)), truth(x), truth(probe)
+    transfer, ladder, _ = cogsim._retrained(source, known, better, x, y, probe, [slice(0, 1), slice(1, 4)])
+    assert transfer.shape == ladder.shape == (3, 9, 4)
+    assert (ladder - true).abs().max() < 0.1 * (transfer - true).abs().max()
 
 
 def test_members_that_are_trained_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +134,7 @@ def test_members_that_are_trained_are_read(tmp_path: Path, monkeypatch: pytest.M
     for seed in range(2):
         make_run(tmp_path / f"runs/toy/seed_{seed}", data, seed)
     monkeypatch.setitem(cogsim.PAIRS, "lpt", tmp_path / "toy.toml")
+    monkeypatch.setitem(cogsim.BETTER, "lpt", "simulation")
     members = cogsim.engine_members("lpt", cogsim.QUICK, tmp_path / "runs", print)
     assert len(members.models) == cogsim.QUICK.members
     assert not torch.equal(members.models[0].trunk[0].weight, members.models[1].trunk[0].weight)
