@@ -79,13 +79,15 @@ def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int) -> tuple[li
 
 
 def ds4sci_steps(
-    kind: str, n: int, steps: int, document: int | None = None, *, sequence: int = 1, checkpoint_min_tokens: int = 8192
-) -> tuple[list[float], int]:
+    kind: str, n: int, steps: int, document: int | None = None, *, sequence: int = 1,
+    activation_budget: float | None = None,
+) -> tuple[list[float], int]:  # fmt: skip
     """The same figures with ds4sci's engine: DeepSpeed, ZeRO 0, on the ranks that the environment variables define."""
     import torch
 
     from ds4sci.losses.language import weighted_mean
     from ds4sci.models import language
+    from ds4sci.nn.activation_budget import set_budget
     from ds4sci.train import engine as engines
     from ds4sci.train.distributed import set_rank_environment
 
@@ -97,9 +99,11 @@ def ds4sci_steps(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(settings), encoding="utf-8")
-        own = language.Config(config={"model_type": "llama"}, checkpoint_min_tokens=checkpoint_min_tokens)
+        own = language.Config(config={"model_type": "llama"})
         model = language.LanguageModel(hf_model(kind), own, kind)  # type: ignore[arg-type]
         model.group = context.sequence
+        if activation_budget is not None:
+            set_budget(model, activation_budget)
         engine = engines.Engine(model, file, context)
     engine.module.train()
     batch = ds4sci_batch(kind, n, document)

@@ -64,7 +64,8 @@ def unknown_key(location: str, keys: tuple[str, ...], valid: list[str]) -> str:
     """Return the message for the unknown key ``keys`` at ``location``; ``valid`` are the names valid in its section."""
     dotted, name = ".".join(keys), keys[-1]
     new = renamed.new_key(keys)
-    if new is not None and new.rpartition(".")[2] in valid:
+    new_section, _, new_name = (new or "").rpartition(".")
+    if new is not None and (new_name in valid or new_section == "train"):  # every run file has [train]
         return f"{location}: {renamed.key_message(dotted, new)}"
     owner = owner_in_json(name)
     if owner is None and len(keys) > 1:

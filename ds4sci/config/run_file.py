@@ -12,7 +12,7 @@ import json
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -67,6 +67,11 @@ class TrainConfig(BaseModel):
     time of the calls and waits only."""
     log_every: int = Field(default=20, gt=0)
     """Steps between lines of ``metrics.jsonl``; each holds the means since the previous line."""
+    activation_budget: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | Literal["unlimited"] | None = None
+    """GB per rank that the layers of a model may keep for the backward pass. What does not fit is computed again, and
+    the outputs of attention last, as they are small and costly; 0 keeps the inputs of layers only, ``"unlimited"`` all.
+    The layer that is being computed again is not counted. By default language models and vision transformers recompute
+    their layers above 8,192 tokens per rank and micro-batch, and structure models if ``model.checkpoint_blocks``."""
     weights: Path | None = None
     """Initial weights, for fine-tuning: a run folder (its best checkpoint) or a ``model.safetensors`` file."""
     stage_to: Path | None = None

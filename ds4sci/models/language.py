@@ -25,6 +25,7 @@ from ds4sci.models.huggingface.loading import Kind
 from ds4sci.models.huggingface.parts import unwrap_peft
 from ds4sci.models.huggingface.verification import verify
 from ds4sci.nn import activation_memory
+from ds4sci.nn.activation_budget import CHECKPOINT_MIN_TOKENS, LayerStack
 from ds4sci.nn.token_loss import token_losses
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.types import LanguageBatch, LanguageOutput
@@ -63,9 +64,6 @@ class Config(BaseModel):
     """LoRA adapters. All other weights are then frozen."""
     freeze: tuple[str, ...] = ()
     """Frozen parameters: patterns such as ``*embeddings*``. Each must match at least one parameter."""
-    checkpoint_min_tokens: int = Field(8192, ge=0)
-    """Activation checkpointing starts above this number of tokens per rank and micro-batch: layers save their inputs
-    only, and are recomputed in the backward pass."""
     offload: bool = False
     """Keep the saved inputs of recomputed layers in pinned host memory. One tensor of hidden states per layer is
     transferred twice per step. No effect on a CPU."""
@@ -124,6 +122,7 @@ class LanguageModel(nn.Module):
         parts.tile_tokenwise_modules(inner, self._tile)
         self._token_dropout = parts.TokenDropout.from_model(inner) if packed else parts.TokenDropout(None)
         self._width = int(inner.config.get_text_config().hidden_size)
+        self.activations = LayerStack("layers", len(self.layers))
         self._recomputes = False
 
     @property
@@ -145,7 +144,7 @@ class LanguageModel(nn.Module):
                     raise ValueError(
                         f"parallel.sequence: ranks would drop different layers; set model.overrides.{key}=0"
                     )
-        self._group = group
+        self._group = self.activations.group = group
 
     @property
     def layers(self) -> list[Any]:
@@ -178,21 +177,20 @@ class LanguageModel(nn.Module):
         shard = self.group.shard
         tokens = shard(batch.input_ids)
         self.check_lengths(batch)
-        self._recomputes = (
-            self.training and torch.is_grad_enabled() and tokens.numel() > self.config.checkpoint_min_tokens
-        )
+        self._recomputes = self.training and self.activations.recomputes(tokens.numel())
         row_bytes = tokens.numel() * self.group.size * self._width * 4
         if self._recomputes and tokens.device.type == "cpu" and row_bytes >= activation_memory.MIN_TENSOR_BYTES:
             activation_memory.return_freed_tensors()
-        checkpoint = functools.partial(attention.checkpoint_layer, offload=self.config.offload)
         if self._recomputes and not model.layers:
             raise ValueError(
-                f"{type(unwrap_peft(self.model)).__name__}: its layers do not support activation checkpointing; set "
-                f"model.checkpoint_min_tokens above the {tokens.numel()} tokens of a rank's micro-batch"
+                f"{type(unwrap_peft(self.model)).__name__}: its layers do not support activation checkpointing, which "
+                f"begins above {CHECKPOINT_MIN_TOKENS:,} tokens of a rank's micro-batch and with "
+                f"train.activation_budget; it has {tokens.numel():,} tokens: shorten the rows, and remove the key"
             )
-        for layer in model.layers:
-            layer.gradient_checkpointing = self._recomputes
-            layer._gradient_checkpointing_func = checkpoint
+        attention.set_checkpointing(
+            model.layers, self.activations.plan(tuple(tokens.shape), len(model.layers)) if self._recomputes else None,
+            offload=self.config.offload,
+        )  # fmt: skip
         if self.convention.attention == "original":
             # a token of a causal model depends on no later token, hence on no padding
             mask = {} if self.kind == "causal_lm" else {"attention_mask": parts.attention_mask(batch)}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ds4sci.models.huggingface import attention, parts
 from ds4sci.models.patches import grid_of, interpolate_positions, patchify, sine_positions
 from ds4sci.nn import activation_memory
+from ds4sci.nn.activation_budget import LayerStack
 from ds4sci.parallel import axial
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.types import IGNORE_INDEX, ArrayBatch, ImageOutput
@@ -67,8 +68,6 @@ class Config(BaseModel):
     """Whether the targets of a masked autoencoder have mean 0 and variance 1 in each patch."""
     decoder: DecoderConfig = DecoderConfig()
     """Decoder of a masked autoencoder."""
-    checkpoint_min_tokens: int = Field(8192, ge=0)
-    """Activation checkpointing starts above this number of tokens per rank and micro-batch."""
     tile_size: int = Field(2048, ge=16)
     """Tokens that MLPs process at a time in recomputed layers."""
 
@@ -164,22 +163,20 @@ class Layers(nn.Module):
         parts.tile_tokenwise_modules(vit, lambda: settings.tile_size if self._recomputes else None)
         self.layers: Any = vit.layers
         self.layernorm = vit.layernorm
-        self.settings, self._recomputes = settings, False
+        self.activations, self._recomputes = LayerStack("layers", len(self.layers)), False
 
     def forward(self, x: Tensor, tokens: int, group: SequenceGroup) -> Tensor:
         """x [b, s, c]: this rank's part of rows whose first ``tokens`` are real; the others are padding."""
         row = x.shape[1] * group.size
         starts = torch.arange(len(x)) * row
         layout = attention.Layout(torch.stack((starts, starts + tokens), dim=1), group)
-        self._recomputes = (
-            self.training and torch.is_grad_enabled() and x.shape[:2].numel() > self.settings.checkpoint_min_tokens
-        )
+        self.activations.group = group
+        self._recomputes = self.training and self.activations.recomputes(x.shape[:2].numel())
         row_bytes = x.numel() * group.size * 4
         if self._recomputes and x.device.type == "cpu" and row_bytes >= activation_memory.MIN_TENSOR_BYTES:
             activation_memory.return_freed_tensors()
-        for layer in self.layers:
-            layer.gradient_checkpointing = self._recomputes
-            layer._gradient_checkpointing_func = attention.checkpoint_layer
+        plan = self.activations.plan(tuple(x.shape), len(self.layers)) if self._recomputes else None
+        attention.set_checkpointing(self.layers, plan)
         with attention.use_layout(layout):
             for layer in self.layers:
                 x = layer(x)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ds4sci.nn.activation_budget import LayerStack
 from ds4sci.nn.attention import (
     MSAColumnAttention,
     MSAColumnGlobalAttention,
@@ -116,22 +116,28 @@ class EvoformerBlock(nn.Module):
 
 
 class EvoformerStack(nn.Module):
-    """``blocks`` Evoformer blocks; ``checkpoint_blocks`` recomputes the activations of each in the backward pass."""
+    """``blocks`` Evoformer blocks; ``checkpoint_blocks`` recomputes the activations of each in the backward pass.
+
+    With ``train.activation_budget`` those are recomputed that do not fit into it (``nn.activation_budget``).
+    """
 
     def __init__(self, config: BlockConfig, blocks: int, checkpoint_blocks: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(EvoformerBlock(config) for _ in range(blocks))
         self.checkpoint_blocks = checkpoint_blocks
+        self.activations = LayerStack("blocks", blocks)
 
     def forward(
         self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE
     ) -> tuple[Tensor, Tensor]:
         """As a block."""
-        for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                m, z = checkpoint(block, m, z, msa_mask, pair_mask, shards, use_reentrant=False)
-            else:
-                m, z = block(m, z, msa_mask, pair_mask, shards)
+        runs: list[Any] = [None] * len(self.blocks)
+        if torch.is_grad_enabled() and (self.checkpoint_blocks or self.activations.limit is not None):
+            self.activations.group = shards.group
+            runs = self.activations.plan((m.shape, z.shape), len(self.blocks))
+        for block, run in zip(self.blocks, runs, strict=True):
+            given = (m, z, msa_mask, pair_mask, shards)
+            m, z = block(*given) if run is None else run(block, *given)
         return m, z
 
 

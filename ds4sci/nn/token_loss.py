@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ds4sci.nn.activation_budget import keeps_all
 from ds4sci.nn.linear import wide
 from ds4sci.types import IGNORE_INDEX
 
@@ -70,8 +71,9 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tokens: int) -> Tenso
     """``function`` of x ``[b, s, c]``, applied to ``tokens`` tokens at a time and recomputed in the backward pass.
 
     For functions of each token separately, such as an MLP: their saved activations grow with ``tokens`` instead of s.
+    In a layer that keeps all its activations (``nn.activation_budget``), nothing is recomputed.
     """
-    if x.shape[1] <= tokens or not torch.is_grad_enabled():
+    if x.shape[1] <= tokens or keeps_all() or not torch.is_grad_enabled():
         return torch.cat([function(part) for part in x.split(tokens, 1)], 1) if x.shape[1] > tokens else function(x)
     parts = [checkpoint(function, part, use_reentrant=False) for part in x.split(tokens, 1)]
     return torch.cat(parts, 1)

@@ -8,6 +8,7 @@ more ranks for each example; the optimizer on the host; weights on the host; sav
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,13 +17,13 @@ import torch
 
 from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
+from ds4sci.nn import activation_budget
 from ds4sci.parallel.groups import fake_group
 from ds4sci.planner.batches import largest_batch
 from ds4sci.planner.states import Sizes, States, weight_bytes, zero_states, zero_traffic
 from ds4sci.planner.trace import StepTrace, make_fake, set_groups, trace_step
 from ds4sci.tasks import SequenceParallel, Task
 from ds4sci.tasks.build import build_task
-from ds4sci.tasks.fold import FoldTask
 from ds4sci.tasks.language_task import LanguageTask
 
 GB = 2**30
@@ -53,17 +54,17 @@ class Machine:
 class Layout:
     """Settings of a candidate.
 
-    stage      ZeRO stage
-    micro      samples of a micro-batch
-    sequence   ranks that share an example
-    recompute  recompute blocks or layers in the backward pass
-    offload    optimizer, then parameters, then saved inputs on the host: how many of the three, in this order
+    stage              ZeRO stage
+    micro              samples of a micro-batch
+    sequence           ranks that share an example
+    activation_budget  GB that blocks or layers keep for the backward pass; None: as the run file says
+    offload            optimizer, then parameters, then saved inputs on the host: how many of the three, in this order
     """
 
     stage: int
     micro: int
     sequence: int = 1
-    recompute: bool = False
+    activation_budget: float | None = None
     offload: int = 0
 
     def describe(self) -> str:
@@ -71,7 +72,8 @@ class Layout:
         text = f"ZeRO {self.stage}, micro-batch {self.micro}"
         if self.sequence > 1:
             text += f", {self.sequence} ranks per example"
-        text += ", recomputed" if self.recompute else ""
+        if self.activation_budget is not None:
+            text += f", recomputed beyond {self.activation_budget:g} GB" if self.activation_budget else ", recomputed"
         parts = ("optimizer", "weights", "saved inputs")[: self.offload]
         return text + (f", {' and '.join(parts)} on the host" if parts else "")
 
@@ -155,20 +157,22 @@ class Planner:
         widths = [p for p in range(self.sequence + 1, gpus + 1) if gpus % p == 0 and p % self.sequence == 0]
         widths = widths if isinstance(self.task, SequenceParallel) else []
         variants = [Layout(0, micro, self.sequence) for micro in micros]
-        recomputes = self._recompute_override() is not None
-        if recomputes:
-            variants += [Layout(0, micro, self.sequence, True) for micro in micros]
-        variants += [Layout(0, 1, p, recomputes) for p in widths]
+        least = 0.0 if self._can_recompute_more() else None
+        if least is not None:
+            variants += [Layout(0, micro, self.sequence, least) for micro in micros]
+        variants += [Layout(0, 1, p, least) for p in widths]
         for variant in variants:
             for stage in stages:
                 yield replace(variant, stage=stage)
-        smallest = [v for v in variants if v.micro == 1 and v.recompute == recomputes]
+        smallest = [v for v in variants if v.micro == 1 and v.activation_budget == least]
         for offload in (1, 2, 3) if isinstance(self.task, LanguageTask) else (1, 2):
             for variant in smallest:
                 yield replace(variant, stage=3, offload=offload)
 
     def choose(self) -> list[Estimate]:
         """Return the estimates of the candidates up to the first that fits, or of all if none does.
+
+        If that recomputes layers, it gets the activation budget that the GPU has memory for.
 
         Raises ValueError for a run with pipeline stages.
         """
@@ -181,8 +185,23 @@ class Planner:
         for layout in self.candidates():
             estimates.append(self.estimate(layout))
             if estimates[-1].fits:
+                if layout.activation_budget == 0:
+                    estimates[-1] = self._with_budget(estimates[-1])
                 break
         return estimates
+
+    def _with_budget(self, least: Estimate) -> Estimate:
+        """Return ``least``, whose layers keep their inputs only, with the largest of a few budgets that fits."""
+        trace = self.trace(least.layout)
+        assert not isinstance(trace, str)
+        free = self.machine.gpu_bytes - least.peak
+        for budget in (trace.saved + 0.95 * free, 0.95 * free, 0.5 * free):
+            rounded = math.floor(10 * budget / activation_budget.GB) / 10
+            if rounded > 0:
+                made = self.estimate(replace(least.layout, activation_budget=rounded))
+                if made.fits and made.device["activations"] > least.device["activations"]:
+                    return made
+        return least
 
     def estimate(self, layout: Layout) -> Estimate:
         """Return memory and communication of ``layout``."""
@@ -251,21 +270,15 @@ class Planner:
         found = []
         if layout.sequence != self.sequence:
             found.append(f"parallel.sequence={layout.sequence}")
-        recompute = self._recompute_override()
-        if layout.recompute and recompute is not None:
-            found.append(recompute)
+        if layout.activation_budget is not None:
+            found.append(f"train.activation_budget={layout.activation_budget:g}")
         if layout.offload == 3:
             found.append("model.offload=true")
         return found
 
-    def _recompute_override(self) -> str | None:
-        """Return the setting that recomputes blocks or layers; None if they are, or the task has no such setting."""
-        settings: Any = self.config.settings
-        if isinstance(self.task, FoldTask):
-            return None if settings.model.checkpoint_blocks else "model.checkpoint_blocks=true"
-        if isinstance(self.task, LanguageTask) and settings.model.checkpoint_min_tokens:
-            return "model.checkpoint_min_tokens=0"
-        return None
+    def _can_recompute_more(self) -> bool:
+        """Whether the model has layers that can be recomputed, and the run file keeps more of them than their input."""
+        return bool(activation_budget.stacks(self.task.model)) and self.config.train.activation_budget != 0
 
     def _build(self, overrides: list[str]) -> Task:
         config = self.load(overrides)

@@ -35,7 +35,7 @@ from ds4sci.kernels import KERNELS, tiles
 from ds4sci.kernels.flop_formulas import FORMULAS
 from ds4sci.kernels.spec import set_default_implementations
 from ds4sci.models.huggingface import attention
-from ds4sci.nn import activation_memory
+from ds4sci.nn import activation_budget, activation_memory
 from ds4sci.parallel.collectives import sent_by_collective
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks import SequenceParallel, Task
@@ -263,6 +263,9 @@ def trace_step(
     """
     model = task.model
     model.train()
+    for _ in range(2 if any(stack.counts for stack in activation_budget.stacks(model)) else 0):
+        with conditions(Recorder(), gpu):
+            model(batch)  # the first two steps on a shape may count what layers keep
     recorder = Recorder(inside={} if inside is None else inside)
     recorder.ignore([*model.parameters(), *model.buffers()])
     recorder.ignore(tensors_of(batch))

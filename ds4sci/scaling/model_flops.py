@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,11 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ds4sci.config.run_file import RunConfig
 from ds4sci.kernels.flop_formulas import FORMULAS
+from ds4sci.nn.activation_budget import stacks
 from ds4sci.tasks.build import build_task, default_kernels
-from ds4sci.tasks.language_task import LanguageTask
-
-NO_RECOMPUTATION = 10**9
-"""``model.checkpoint_min_tokens`` above which nothing is recomputed."""
 
 
 def count(config: RunConfig, micro: int, *, start_step: int = 0) -> int:
@@ -25,11 +23,8 @@ def count(config: RunConfig, micro: int, *, start_step: int = 0) -> int:
     torch.manual_seed(0)
     task = build_task(config)
     model: Any = task.model
-    if isinstance(task, LanguageTask):
-        model.config = model.config.model_copy(update={"checkpoint_min_tokens": NO_RECOMPUTATION})
-    for module in model.modules():
-        if hasattr(module, "checkpoint_blocks"):
-            module.checkpoint_blocks = False
+    for stack in stacks(model):
+        stack.limit = math.inf
     stream = task.batches(start_step=start_step, rank=0, world_size=1, micro_batch_size=micro, accumulation_steps=1)
     batch = next(iter(stream))
     if hasattr(stream, "close"):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
+from ds4sci.nn.activation_budget import stacks
 from ds4sci.planner import states
 from ds4sci.planner.layouts import COLLECTIVES, GB, Layout, Machine, Planner
 from ds4sci.planner.trace import StepTrace
@@ -103,9 +104,7 @@ class Counter:
                 raise ValueError(f"{self.config.source}: {trace}")
             flops = model_flops.count(self.config, micro)  # runs it here, as its loss reads values of predictions
             return StepTrace(0, 0, 0, 0, {}, {}, flops), flops
-        settings = getattr(self.config.settings, "model", None)
-        off = {"checkpoint_blocks": "false", "checkpoint_min_tokens": str(model_flops.NO_RECOMPUTATION)}
-        more = [f"model.{key}={value}" for key, value in off.items() if hasattr(settings, key)]
+        more = ["train.activation_budget=unlimited"] if stacks(planner.task.model) else []
         if not more and sequence == 1:
             return trace, trace.flops
         overrides = [*self.overrides, "parallel.sequence=1", *more]

@@ -8,6 +8,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.config.task_module import import_task
 from ds4sci.kernels import KERNELS
 from ds4sci.kernels.spec import check_implementations, set_default_implementations
+from ds4sci.nn.activation_budget import set_budget
 from ds4sci.tasks.task import Task
 
 
@@ -26,6 +27,11 @@ def build_task(config: RunConfig) -> Task:
             f"{config.source}: task.name = {config.task.name!r}: build() returned {type(task).__name__}; expected an "
             "instance of ds4sci.tasks.Task"
         )
+    if config.train.activation_budget is not None:
+        try:
+            set_budget(task.model, config.train.activation_budget, divided_by=config.parallel.pipeline)
+        except ValueError as error:
+            raise ValueError(f"{config.source}: {error}") from None
     return task
 
 

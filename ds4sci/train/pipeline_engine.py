@@ -204,8 +204,7 @@ def _check(config: dict[str, Any], json_file: Path, stage: PipelineStage, group:
     if interval:
         raise ValueError(
             f"{json_file}: pipeline.activation_checkpoint_interval = {interval}: a stage is one layer of DeepSpeed's "
-            "pipeline, and its blocks recompute themselves; remove the key and set model.checkpoint_blocks = true "
-            "(fold) or model.checkpoint_min_tokens (language models)"
+            "pipeline, and its blocks recompute themselves; remove the key and set train.activation_budget"
         )
     if not any(p.requires_grad for p in stage.parameters()):
         blocks = stage.parts[group.stage].blocks

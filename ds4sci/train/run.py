@@ -10,6 +10,7 @@ from typing import Any
 
 from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
+from ds4sci.nn.activation_budget import log_decisions
 from ds4sci.tasks import ASSETS_DIR, Pipelined, SequenceParallel, Task
 from ds4sci.tasks.build import build_task, default_kernels
 from ds4sci.train import checkpoint, data_staging, deepspeed_schema, failures, listeners, rng_state, run_folder, target
@@ -162,6 +163,7 @@ class Session:
         if config.train.gradient_noise:
             engine.measure_noise()
         progress = Progress(config.train.steps, shown=context.is_main)
+        log_decisions(task.model, progress.log)
         loop = TrainingLoop(
             config, task, engine, Ema(engine.named_parameters(), config.train.ema_decay), self.run, stop, progress,
             observe=observe, stages=self.stages,

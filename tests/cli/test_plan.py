@@ -26,7 +26,7 @@ from tests.cli.test_main import call
 from tests.support import planned_step, rank_processes
 
 ROOT = Path(__file__).parents[2]
-NEVER, ALWAYS = {"checkpoint_min_tokens": 10**9}, {"checkpoint_min_tokens": 0}
+NEVER, ALWAYS = {"train": {"activation_budget": "unlimited"}}, {"train": {"activation_budget": 0}}
 ESM = {
     "model_type": "esm", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8,
     "intermediate_size": 1024, "max_position_embeddings": 9000, "position_embedding_type": "rotary",
@@ -53,11 +53,14 @@ def write_run(folder: Path, sections: dict[str, Any], deepspeed: dict[str, Any] 
     return file
 
 
-def language(task: str, n: int, config: dict[str, Any], **model: Any) -> dict[str, Any]:
+def language(
+    task: str, n: int, config: dict[str, Any], *, train: dict[str, Any] | None = None, **model: Any
+) -> dict[str, Any]:
     """Return the sections of a language model with rows of ``n`` tokens. Its data does not exist."""
     data = {"path": "absent.fa", "tokenizer": {"kind": "esm" if task == "masked_lm" else "byte"}}
     return {
-        "task": {"name": task}, "model": {"config": config, **model}, "data": data | {"phases": [{"length": n}]},
+        "task": {"name": task}, "train": {"steps": 10} | (train or {}),
+        "model": {"config": config, **model}, "data": data | {"phases": [{"length": n}]},
     }  # fmt: skip
 
 
@@ -222,6 +225,21 @@ def test_plan_writes_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert out.read_bytes() == before
 
 
+def test_memory_that_is_left_keeps_activations(tmp_path: Path) -> None:
+    """Where layers must be recomputed, the plan chooses a budget that fits, and its trace keeps more than without."""
+    sections = language("causal_lm", 16384, LLAMA, **NEVER)
+    file = write_run(tmp_path, sections, SMALL | {"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1})
+    planner = Planner(lambda more: RunConfig.load(file, more), Machine(1, 1000 * GB))
+    plain, least = (planner.estimate(Layout(0, 1, activation_budget=budget)) for budget in (None, 0.0))
+    middle = (plain.peak + least.peak) // 2 - planner.machine.reserve
+    planner.machine = Machine(1, int((middle + 2 * GB) / 0.95))
+    chosen = planner.choose()[-1]
+    assert chosen.layout.activation_budget
+    assert least.device["activations"] < chosen.device["activations"] < plain.device["activations"]
+    assert chosen.fits
+    assert planner.overrides(chosen.layout) == [f"train.activation_budget={chosen.layout.activation_budget:g}"]
+
+
 def test_nothing_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_run(tmp_path, language("causal_lm", 64, LLAMA | {"num_hidden_layers": 1}), SMALL)
     out = tmp_path / "plan.json"
@@ -265,7 +283,7 @@ def test_written_json_trains(offload: int, tmp_path: Path) -> None:
         overrides.append("model.stem.stem_only_fraction=0")
     source = ROOT / "configs/fold/tiny_cpu.toml"
     planner = Planner(lambda more: RunConfig.load(source, [*overrides, *more]), Machine(2, 80 * GB))
-    layout = Layout(3 if offload else 2, 1, recompute=True, offload=offload)
+    layout = Layout(3 if offload else 2, 1, activation_budget=0, offload=offload)
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(planner.deepspeed_config(layout)))
     short = [*overrides, *planner.overrides(layout), "data.evaluation_chains=2", "data.evaluation_recycling=0"]

@@ -17,7 +17,7 @@ SIZES = {"masked_lm": oracle.ESM, "causal_lm": oracle.LLAMA}
 
 
 def gradients(kind: str, device: str = "cpu", **more: object) -> dict[str, Tensor]:
-    model = oracle.model(kind, SIZES[kind], checkpoint_min_tokens=0, tile_size=16, **more).train().to(device)
+    model = oracle.model(kind, SIZES[kind], activation_budget=0, tile_size=16, **more).train().to(device)
     out = model(oracle.batch(kind, [[17, 9, 30]], 64).to(torch.device(device)))
     ((out.losses * out.weights).sum() / out.weights.sum()).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

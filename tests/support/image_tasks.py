@@ -11,6 +11,7 @@ import torch
 
 from ds4sci.data.array_shards import write_shard
 from ds4sci.data.images.recipe import IGNORED
+from ds4sci.nn.activation_budget import set_budget
 from ds4sci.tasks import image
 from ds4sci.train import engine as engines
 from ds4sci.train.distributed import set_rank_environment
@@ -79,7 +80,9 @@ def steps(folder: str, sequence: int, stages: str) -> None:
         context.barrier()
         group = context.sequence
         for head, axes in CASES:
-            made = make_task(head, axes, Path(folder) / f"{head}{axes}", checkpoint_min_tokens=0 if stage == 2 else 99)
+            made = make_task(head, axes, Path(folder) / f"{head}{axes}")
+            if stage == 2:
+                set_budget(made.model, 0)
             made.set_parallel_groups(group)
             engine = engines.Engine(made.model, file, context)
             engine.module.train()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ds4sci.data.language.batches import Document, collate
 from ds4sci.data.language.targets import MaskingPolicy
 from ds4sci.models import language
+from ds4sci.nn.activation_budget import set_budget
 from ds4sci.types import IGNORE_INDEX, LanguageBatch
 
 VOCABULARY = 33
@@ -30,7 +31,10 @@ LLAMA: dict[str, Any] = {
 """Grouped-query attention: three query heads per key head."""
 
 
-def model(kind: str, config: dict[str, Any], dtype: torch.dtype = torch.float32, **more: Any) -> language.LanguageModel:
+def model(
+    kind: str, config: dict[str, Any], dtype: torch.dtype = torch.float32, *, activation_budget: float | None = None,
+    **more: Any,
+) -> language.LanguageModel:  # fmt: skip
     """Return a new model, the same at every call, with weights large enough that no output is close to zero."""
     torch.manual_seed(0)
     settings = language.Config(config=config, **more)
@@ -38,6 +42,8 @@ def model(kind: str, config: dict[str, Any], dtype: torch.dtype = torch.float32,
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.normal_(0, 0.15) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.05)
+    if activation_budget is not None:
+        set_budget(built, activation_budget)
     return built.to(dtype)
 
 

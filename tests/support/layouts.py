@@ -71,13 +71,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fold averaged": ("fold", {"train": {"ema_decay": 0.9}}, {}),
     "fold offloaded": ("fold", {}, {"offload_optimizer": OFFLOAD}),
     "fold offloaded with parameters": ("fold", {}, {"offload_optimizer": OFFLOAD, "offload_param": OFFLOAD}),
-    "masked_lm recomputed": ("masked_lm", {"model": {"checkpoint_min_tokens": 0}}, {}),
+    "masked_lm recomputed": ("masked_lm", {"train": {"activation_budget": 0}}, {}),
     "causal_lm averaged, recomputed": (
-        "causal_lm", {"model": {"checkpoint_min_tokens": 0}, "train": {"ema_decay": 0.9}}, {},
+        "causal_lm", {"train": {"activation_budget": 2e-5, "ema_decay": 0.9}}, {},
     ),
     "masked_lm offloaded": ("masked_lm", {}, {"offload_optimizer": OFFLOAD}),
     "token_classification lora": ("token_classification", {"model": {"lora": LORA}}, {}),
-    "causal_lm lora, recomputed": ("causal_lm", {"model": {"lora": LORA, "checkpoint_min_tokens": 0}}, {}),
+    "causal_lm lora, recomputed": ("causal_lm", {"model": {"lora": LORA}, "train": {"activation_budget": 0}}, {}),
     "token_classification lora, offloaded": (
         "token_classification", {"model": {"lora": LORA}}, {"offload_optimizer": OFFLOAD},
     ),

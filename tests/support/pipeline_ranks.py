@@ -16,12 +16,12 @@ TWO_BLOCKS: dict[str, Any] = layouts.SMALL_FOLD | {"evoformer": layouts.SMALL_FO
 THREE_BLOCKS = layouts.SMALL_FOLD | {"evoformer": layouts.SMALL_FOLD["evoformer"] | {"blocks": 3}}
 ESM = layouts.SMALL_ESM | {"num_hidden_layers": 3}
 LLAMA = layouts.SMALL_LLAMA | {"num_hidden_layers": 3}
-RECOMPUTED = {"checkpoint_min_tokens": 0}
+RECOMPUTED = {"train": {"activation_budget": 0}}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("causal_lm", {"model": {"config": LLAMA}}),
-    "tied": ("causal_lm unpacked", {"model": {"config": LLAMA | {"tie_word_embeddings": True}} | RECOMPUTED}),
-    "esm": ("masked_lm", {"model": {"config": ESM} | RECOMPUTED}),
+    "tied": ("causal_lm unpacked", {"model": {"config": LLAMA | {"tie_word_embeddings": True}}} | RECOMPUTED),
+    "esm": ("masked_lm", {"model": {"config": ESM}} | RECOMPUTED),
     "labels": ("token_classification", {"model": {"config": ESM}}),
     "fold": ("fold", {"model": TWO_BLOCKS | {"checkpoint_blocks": True}, "data": {"evaluation_recycling": 1}}),
     "fold, all stacks": (

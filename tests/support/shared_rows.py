@@ -44,14 +44,14 @@ def _step(case: dict[str, Any], file: Path, context: Any) -> dict[str, Any]:
     context.barrier()
     group = context.sequence
     kind, sizes, all_rows = rows(case)
-    model = oracle.model(
-        kind, sizes, getattr(torch, case["dtype"]), checkpoint_min_tokens=case.get("checkpoint_min_tokens", 8192)
-    )
+    model = oracle.model(kind, sizes, getattr(torch, case["dtype"]), activation_budget=case.get("activation_budget"))
     model.group = group
-    engine = engines.Engine(model, file, context)
-    engine.module.train()
     share = len(all_rows) // group.data_size
     mine = part(oracle.batch(kind, all_rows, 64), group.data_rank * share, (group.data_rank + 1) * share)
+    for _ in range(2 if case.get("activation_budget") else 0):
+        model.train()(mine)  # the first steps count what layers keep
+    engine = engines.Engine(model, file, context)
+    engine.module.train()
     loss = weighted_mean(engine.deepspeed(mine), mine)
     count = float(mine.weights.double().sum())
     share = count / (context.all_reduce_sum(count) / group.size)

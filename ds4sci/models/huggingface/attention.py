@@ -8,17 +8,18 @@ in the ``Layout`` that ``use_layout`` sets.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ds4sci.kernels import varlen_attention
 from ds4sci.kernels.varlen_attention import forward_backward
+from ds4sci.nn.activation_budget import RunLayer, keep_all, keep_input
 from ds4sci.nn.activation_memory import save_on_host
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.ulysses import ulysses_attention
@@ -60,19 +61,35 @@ def use_layout(layout: Layout) -> Iterator[None]:
         _current = before
 
 
-def checkpoint_layer(function: Callable[..., Any], *args: Any, offload: bool = False) -> Any:
-    """``torch.utils.checkpoint`` for Hugging Face layers; the recomputation uses the layout of the forward pass.
+def checkpoint_layer(
+    function: Callable[..., Any], *args: Any, run_layer: RunLayer = keep_input, offload: bool = False
+) -> Any:
+    """Activation checkpointing of Hugging Face layers; the recomputation uses the layout of the forward pass.
 
-    offload  keep the layer's inputs in host memory until the backward pass
+    run_layer  as returned by ``LayerStack.plan``: what is kept
+    offload    keep the layer's inputs in host memory until the backward pass
     """
-    layout = None if _current is None else replace(_current, checkpointed=True)
+    layout = None if _current is None else replace(_current, checkpointed=run_layer is not keep_all)
 
     def run(*inputs: Any) -> Any:
         with use_layout(layout) if layout is not None else contextlib.nullcontext():
             return function(*inputs)
 
     with save_on_host() if offload else contextlib.nullcontext():
-        return checkpoint(run, *args, use_reentrant=False)
+        return run_layer(run, *args)
+
+
+def set_checkpointing(layers: Sequence[Any], runs: Sequence[RunLayer | None] | None, *, offload: bool = False) -> None:
+    """Have each of ``layers``, of transformers' ``GradientCheckpointingLayer``, called by its element of ``runs``.
+
+    runs     of ``LayerStack.plan``; None for all layers that are called as they are
+    offload  keep the layers' inputs in host memory until the backward pass
+    """
+    for layer, run in zip(layers, runs or [None] * len(layers), strict=True):
+        layer.gradient_checkpointing = run is not None
+        layer._gradient_checkpointing_func = functools.partial(
+            checkpoint_layer, run_layer=run or keep_input, offload=offload
+        )
 
 
 def register() -> None:

@@ -295,7 +295,7 @@ from tests.support import language_oracle as oracle
 extension_builds.build_required({}, log=lambda line: None)
 found = {}
 for name, config in json.loads(sys.argv[1]).items():
-    model = oracle.model("causal_lm", config, checkpoint_min_tokens=0)
+    model = oracle.model("causal_lm", config, activation_budget=0)
     batch = oracle.batch("causal_lm", [[17, 9], [25]], 32)
     with torch.no_grad():
         reference = float(oracle.plain_loss(model, batch))
