@@ -201,7 +201,7 @@ def command(
     measurement = Measurement(
         name=out.stem, title=f"Data selection: {name}, 80 % of the data kept",
         command=f"ds4sci bench data_selection_runs {' '.join([config, *study.overrides])} --score {score} --batches "
-        f"{batches} --seeds {seeds} --part {part:g} --json OUT",
+        f"{batches} --seeds {seeds} --part {part:g} --samples {samples} --iterations {iterations} --json OUT",
         columns=columns, rows=[row[1:] for row in summarize(runs)],
         notes=[
             f"lowest: without the fifth with the highest {score} after {part:.0%} of the steps of a run on all data; "
