@@ -5,6 +5,7 @@ Each method runs in processes of its own, A B C A B C, so that each peak memory 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 from collections.abc import Sequence
@@ -25,8 +26,22 @@ from ds4sci.machine.processor import usable_cores
 
 COMMAND = "lm"
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
-METHODS = ("Trainer", "Trainer, checkpointed", "ds4sci")
-COLUMNS = ["model", "tokens", "method", "seconds", "spread", "peak memory (MB)", "speed-up", "memory reduction"]
+DTYPES = ("fp32", "bf16")
+BUDGET = 1.0
+"""GB of ``train.activation_budget`` of the last method. It keeps all activations of 8,192 tokens, and the outputs of
+attention of 65,536."""
+METHODS = ("Trainer", "Trainer, checkpointed", "ds4sci", f"ds4sci, {BUDGET:g} GB kept")
+COLUMNS = [
+    "model",
+    "tokens",
+    "dtype",
+    "method",
+    "seconds",
+    "spread",
+    "peak memory (MB)",
+    "speed-up",
+    "memory reduction",
+]
 
 
 def command(
@@ -38,6 +53,9 @@ def command(
         list[str] | None,
         typer.Option("--kind", metavar="NAME", help="causal_lm or masked_lm. Repeatable. Default: both."),
     ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option("--dtype", metavar="NAME", help="fp32 or bf16. Repeatable. Default: both.")
+    ] = None,
     longest: Annotated[
         bool, typer.Option("--longest/--no-longest", help="Also search for the longest row that trains in 8 GB.")
     ] = True,
@@ -47,7 +65,10 @@ def command(
     for name in kind or ():
         if name not in KINDS:
             raise ValueError(f"--kind {name}: unknown kind; expected one of: {', '.join(KINDS)}")
-    measurement = run(n or (), out=json, kinds=kind or (), quick=quick, longest=longest)
+    for name in dtype or ():
+        if name not in DTYPES:
+            raise ValueError(f"--dtype {name}: unknown dtype; expected one of: {', '.join(DTYPES)}")
+    measurement = run(n or (), out=json, kinds=kind or (), dtypes=dtype or (), quick=quick, longest=longest)
     if quick or len(n or LENGTHS) < 2:
         show(measurement, json)
         return
@@ -57,31 +78,32 @@ def command(
 
 
 def run(
-    lengths: Sequence[int] = (), *, out: Path, kinds: Sequence[str] = (), quick: bool = False, longest: bool = True
-) -> Measurement:
+    lengths: Sequence[int] = (), *, out: Path, kinds: Sequence[str] = (), dtypes: Sequence[str] = (),
+    quick: bool = False, longest: bool = True,
+) -> Measurement:  # fmt: skip
     """Measure every method at every length, then search for the longest row; write ``out`` after each length."""
     all_lengths = [256] if quick else list(lengths or LENGTHS)
     all_kinds = list(kinds or KINDS)
     rows: list[list[Any]] = []
     for n in all_lengths:
-        for kind in all_kinds:
-            rows += _measure_methods(kind, n, quick)
-            rows.sort(key=lambda row: (all_kinds.index(row[0]), row[1]))
-            measured = _measurement(kinds, lengths, rows, out)
+        for kind, dtype in itertools.product(all_kinds, dtypes or DTYPES):
+            rows += _measure_methods(kind, n, dtype, quick)
+            rows.sort(key=lambda row: (all_kinds.index(row[0]), DTYPES.index(row[2]), row[1]))
+            measured = _measurement(kinds, lengths, dtypes, rows, out)
             write(out, asdict(measured) | ({"plot": out.with_suffix(".png").name} if len(all_lengths) > 1 else {}))
     if longest and not quick:
         write(out.with_name(f"{out.stem}_longest.json"), asdict(lm_longest.search(all_kinds, out)))
     return measured
 
 
-def _measure_methods(kind: str, n: int, quick: bool) -> list[list[Any]]:
+def _measure_methods(kind: str, n: int, dtype: str, quick: bool) -> list[list[Any]]:
     """Rows of the table: every method on a row of ``n`` tokens."""
-    rounds, steps = (1, 2) if quick else (1, 1) if n >= 16384 else (3, 4)
+    rounds, steps = (1, 2) if quick else (1, 1) if n >= 16384 else (2, 3) if n >= 8192 else (3, 4)
     found: dict[str, tuple[list[float], list[int | None]]] = {method: ([], []) for method in METHODS}
     for _ in range(rounds):
         for method in METHODS:
-            print(f"ds4sci: {kind}, {n} tokens, {method} …", file=sys.stderr, flush=True)
-            times, peak = measure(method, kind, n, steps)
+            print(f"ds4sci: {kind}, {n} tokens, {dtype}, {method} …", file=sys.stderr, flush=True)
+            times, peak = measure(method, kind, n, steps, dtype)
             found[method][0].extend(times)
             found[method][1].append(peak)
     base: tuple[float, int] | None = None
@@ -89,41 +111,53 @@ def _measure_methods(kind: str, n: int, quick: bool) -> list[list[Any]]:
     for method, (times, peaks) in found.items():
         held = [peak for peak in peaks if peak is not None]
         if not held:
-            rows.append([kind, n, method, None, "out of memory", None, None, None])
+            rows.append([kind, n, dtype, method, None, "out of memory", None, None, None])
             continue
         median, peak = statistics.median(times), min(held)
         if method == METHODS[0]:
             base = median, peak
         shown = f"{spread(times):.0%}" if len(times) > 1 else None
         ratios = [base[0] / median, base[1] / peak] if base else [None, None]
-        rows.append([kind, n, method, median, shown, peak / 1e6, *ratios])
+        rows.append([kind, n, dtype, method, median, shown, peak / 1e6, *ratios])
     return rows
 
 
-def _measurement(kinds: Sequence[str], lengths: Sequence[int], rows: list[list[Any]], out: Path) -> Measurement:
+def _measurement(
+    kinds: Sequence[str], lengths: Sequence[int], dtypes: Sequence[str], rows: list[list[Any]], out: Path
+) -> Measurement:
     return Measurement(
         name="lm",
         title="A training step of a language model (4 layers, width 256), baseline: Hugging Face's Trainer",
         command="ds4sci bench lm"
-        + "".join([*(f" --kind {k}" for k in kinds), *(f" --n {n}" for n in lengths), f" --json {out.name}"]),
+        + "".join(
+            f" --{key} {value}"
+            for key, values in (("kind", kinds), ("dtype", dtypes), ("n", lengths))
+            for value in values
+        )
+        + f" --json {out.name}",
         columns=COLUMNS,
         rows=rows,
         notes=[
-            "one process, fp32, AdamW, one row; causal: Llama layers, one document; masked: ESM layers, the last "
+            "one process, AdamW, one row; bf16: Trainer's is autocast, ds4sci's DeepSpeed's, with fp32 weights in the "
+            "optimizer; causal: Llama layers, one document; masked: ESM layers, the last "
             "quarter is padding; each method in its own processes, A B C A B C; peak memory of the whole process",
-            "medians of 9 steps after 3 warm-up steps; from 16,384 tokens on one step without warm-up; "
+            "medians of 9 steps, from 8,192 tokens on of 4, after a warm-up step in each process; from 16,384 tokens on one "
+            "step without warm-up; "
             f"{usable_cores()} threads",
+            f"{METHODS[-1]}: train.activation_budget = {BUDGET:g}",
         ],
     )
 
 
-def measure(method: str, kind: str, n: int, steps: int) -> tuple[list[float], int | None]:
+def measure(method: str, kind: str, n: int, steps: int, dtype: str = "fp32") -> tuple[list[float], int | None]:
     """Seconds of the steps and peak memory of a new process. Out of memory gives no seconds and None."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=limit_memory) as pool:
-        if method == "ds4sci":
-            future = pool.submit(ds4sci_steps, kind, n, steps)
+        bf16 = dtype == "bf16"
+        if method.startswith("ds4sci"):
+            budget = BUDGET if method == METHODS[-1] else None
+            future = pool.submit(ds4sci_steps, kind, n, steps, activation_budget=budget, bf16=bf16)
         else:
-            future = pool.submit(trainer_steps, kind, n, "checkpointed" in method, steps)
+            future = pool.submit(trainer_steps, kind, n, "checkpointed" in method, steps, bf16=bf16)
         try:
             return future.result()
         except (MemoryError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """Training steps of one language model, by Hugging Face's ``Trainer`` and by ds4sci.
 
-Both train the same model (4 layers, width 256, 8 heads) on the same rows, in fp32 with AdamW: ``causal_lm`` with one
-document per row, ``masked_lm`` with the last quarter of the row padded.
+Both train the same model (4 layers, width 256, 8 heads) on the same rows, with AdamW: ``causal_lm`` with one
+document per row, ``masked_lm`` with the last quarter of the row padded. In bf16, each in its own way: ``Trainer`` casts
+in torch's autocast, and DeepSpeed keeps weights in bf16 and their fp32 copies in the optimizer.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def example(kind: str, n: int) -> dict[str, Any]:
     return {"input_ids": given, "labels": torch.where(chosen, tokens, -100), "attention_mask": real.long()}
 
 
-def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int) -> tuple[list[float], int]:
+def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int, *, bf16: bool = False) -> tuple[list[float], int]:
     """Seconds of the steps after the first, and peak memory of the process in bytes, with ``transformers.Trainer``."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -69,7 +70,7 @@ def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int) -> tuple[li
         arguments = TrainingArguments(
             output_dir=folder, max_steps=steps, per_device_train_batch_size=1, use_cpu=True, report_to=[],
             save_strategy="no", logging_strategy="no", disable_tqdm=True, optim="adamw_torch", learning_rate=1e-4,
-            gradient_checkpointing=checkpointed,
+            gradient_checkpointing=checkpointed, bf16=bf16,
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointed else None,
         )  # fmt: skip
         Trainer(
@@ -80,7 +81,7 @@ def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int) -> tuple[li
 
 def ds4sci_steps(
     kind: str, n: int, steps: int, document: int | None = None, *, sequence: int = 1,
-    activation_budget: float | None = None,
+    activation_budget: float | None = None, bf16: bool = False,
 ) -> tuple[list[float], int]:  # fmt: skip
     """The same figures with ds4sci's engine: DeepSpeed, ZeRO 0, on the ranks that the environment variables define."""
     import torch
@@ -94,7 +95,9 @@ def ds4sci_steps(
     set_rank_environment()
     engines.silence_deepspeed()
     optimizer = {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}}
-    settings = {"train_micro_batch_size_per_gpu": 1, "optimizer": optimizer, "gradient_clipping": 1.0}
+    settings: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "optimizer": optimizer, "gradient_clipping": 1.0}
+    if bf16:
+        settings["bf16"] = {"enabled": True}
     context = engines.init_distributed(settings, sequence)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"

@@ -143,24 +143,26 @@ def roofline(saved: dict[str, Any]) -> Figure:
 
 def language_model(saved: dict[str, Any]) -> Figure:
     """Training step of a language model: peak memory and seconds against tokens per row."""
-    columns = {name: at for at, name in enumerate(saved["columns"])}
-    kinds = list(dict.fromkeys(row[0] for row in saved["rows"]))
-    figure, axes = plt.subplots(len(kinds), 2, figsize=(11, 4 * len(kinds)), layout="constrained", squeeze=False)
-    for kind, (memory, seconds) in zip(kinds, axes, strict=True):
-        for method in dict.fromkeys(row[2] for row in saved["rows"]):
+    rows = [dict(zip(saved["columns"], row, strict=True)) for row in saved["rows"]]
+    cases = list(dict.fromkeys((row["model"], row["dtype"]) for row in rows))
+    figure, axes = plt.subplots(len(cases), 2, figsize=(11, 4 * len(cases)), layout="constrained", squeeze=False)
+    for case, (memory, seconds) in zip(cases, axes, strict=True):
+        for method in dict.fromkeys(row["method"] for row in rows):
             mine = [
-                row for row in saved["rows"] if row[0] == kind and row[2] == method and row[columns["peak memory (MB)"]]
+                row
+                for row in rows
+                if ((row["model"], row["dtype"]), row["method"]) == (case, method) and row["peak memory (MB)"]
             ]
-            tokens = [row[columns["tokens"]] for row in mine]
-            memory.loglog(tokens, [row[columns["peak memory (MB)"]] for row in mine], marker="o", label=method)
-            seconds.loglog(tokens, [row[columns["seconds"]] for row in mine], marker="o", label=method)
-        tokens = sorted({row[columns["tokens"]] for row in saved["rows"]})
+            tokens = [row["tokens"] for row in mine]
+            memory.loglog(tokens, [row["peak memory (MB)"] for row in mine], marker="o", label=method)
+            seconds.loglog(tokens, [row["seconds"] for row in mine], marker="o", label=method)
+        tokens = sorted({row["tokens"] for row in rows})
         sizes = [500 * 2**k for k in range(6)]
         memory.set_yticks(sizes, [f"{size:,}" for size in sizes])
         for axis, what in ((memory, "peak memory of the process (MB)"), (seconds, "seconds per step")):
             axis.set_xticks(tokens, [f"{n // 1024} K" if n >= 1024 else str(n) for n in tokens])
             axis.minorticks_off()
-            axis.set_xlabel(f"tokens per row, {kind}")
+            axis.set_xlabel(f"tokens per row, {case[0]}, {case[1]}")
             axis.set_ylabel(what)
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)

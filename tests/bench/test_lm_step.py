@@ -76,7 +76,7 @@ def test_simplifications_of_the_search_do_not_change_memory() -> None:
 def test_benchmark_runs(tmp_path) -> None:
     lm_step.run(out=tmp_path / "lm.json", quick=True)
     rows = json.loads((tmp_path / "lm.json").read_text())["rows"]
-    assert [(row[0], row[2]) for row in rows] == [
-        (kind, method) for kind in lm_training.KINDS for method in lm_step.METHODS
+    assert [(row[0], row[2], row[3]) for row in rows] == [
+        (kind, dtype, method) for kind in lm_training.KINDS for dtype in lm_step.DTYPES for method in lm_step.METHODS
     ]
-    assert all(row[3] > 0 and row[5] > 100 for row in rows)
+    assert all(row[4] > 0 and row[6] > 100 for row in rows)
