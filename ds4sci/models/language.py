@@ -187,8 +187,12 @@ class LanguageModel(nn.Module):
                 f"begins above {CHECKPOINT_MIN_TOKENS:,} tokens of a rank's micro-batch and with "
                 f"train.activation_budget; it has {tokens.numel():,} tokens: shorten the rows, and remove the key"
             )
+        plan = None
+        if self._recomputes:
+            size = tokens.numel() * self._width * next(model.backbone.parameters()).element_size()
+            plan = self.activations.plan(tuple(tokens.shape), len(model.layers), size)
         attention.set_checkpointing(
-            model.layers, self.activations.plan(tuple(tokens.shape), len(model.layers)) if self._recomputes else None,
+            model.layers, plan,
             offload=self.config.offload,
         )  # fmt: skip
         if self.convention.attention == "original":
