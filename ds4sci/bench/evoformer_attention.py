@@ -81,6 +81,13 @@ class Shape:
         rows = self.b * self.s * self.n * self.h * self.d
         return dtype.itemsize * (rows + backward * (3 * rows + self.bias * self.b * self.h * self.n**2))
 
+    def least_bytes(self, dtype: torch.dtype, backward: bool) -> int:
+        """Bytes that must cross the memory bus: inputs and results, and if ``backward`` the gradient of the output."""
+        rows = self.b * self.s * self.n * self.h * self.d
+        bias = self.bias * self.b * self.h * self.n**2
+        inputs = dtype.itemsize * (3 * rows + bias + backward * rows) + self.b * self.s * self.n
+        return inputs + self.result_bytes(dtype, backward)
+
 
 SHAPES = (
     Shape("MSA row", 64, 256, 8, 32),
@@ -176,6 +183,7 @@ def measure(
                 "shape": shape.name, "dtype": dtype_name(dtype), "implementation": name, "backward": backward,
                 "seconds": statistics.median(taken), "spread": spread(taken), "memory_mb": memory[name],
                 "result_mb": shape.result_bytes(dtype, backward) / 1e6, "flops": shape.flops(backward),
+                "bytes": shape.least_bytes(dtype, backward),
             }
             for name, taken in times.items()
         ]  # fmt: skip
@@ -211,7 +219,9 @@ def table(rows: list[dict[str, Any]], limit: Callable[[dict[str, Any]], float | 
     return lines
 
 
-def run(device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), compiled: bool = True) -> Measurement:
+def run(
+    device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), compiled: bool = True, rounds: int = 7
+) -> Measurement:
     """Measure all shapes, and how memory and time scale with n; write table, figures and machine rates to ``out``.
 
     ``cases`` restricts the shapes, and leaves out the scaling. Raises ValueError for an unknown case.
@@ -235,7 +245,7 @@ def run(device_name: str, *, quick: bool, out: Path, cases: Sequence[str] = (), 
             print(f"ds4sci: {shape.name}, {dtype_name(dtype)} …", file=sys.stderr, flush=True)
             torch.compiler.reset()  # otherwise the fourth shape exceeds torch's recompilation limit
             small = device.type == "cuda" or shape.scores < MAX_COMPILED_SCORES
-            measured, notes = measure(shape, dtype, device, rounds=2 if quick else 7, compiled=compiled and small)
+            measured, notes = measure(shape, dtype, device, rounds=2 if quick else rounds, compiled=compiled and small)
             rows += measured
             skipped += notes
 

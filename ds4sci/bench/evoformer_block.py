@@ -11,7 +11,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -184,8 +184,11 @@ def _extrapolate(rows: list[dict[str, Any]], what: str, n: int) -> float:
     return float(rows[-1][what] * (n / rows[-1]["n"]) ** slope(rows, what))
 
 
-def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> Measurement:
-    """Measure the block, its time shares and its growth with n; write table and figures to ``out``."""
+def run(
+    device_name: str, *, quick: bool, out: Path, compiled: bool = True, lengths: Sequence[int] = LENGTHS,
+    grows: bool = True,
+) -> Measurement:  # fmt: skip
+    """Measure the block, its time shares and, if ``grows``, its growth with n; write table and figures to ``out``."""
     device = torch.device(device_name)
     # no dropout: a compiled block draws different masks, which could not be compared
     sizes = EvoformerConfig(dropout_msa=0.0, dropout_pair=0.0).model_dump(exclude={"blocks"})
@@ -193,7 +196,7 @@ def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> M
     rates = cpu_rates(device)
     measured: list[dict[str, Any]] = []
     shares: list[dict[str, Any]] = []
-    for n in (16,) if quick else LENGTHS:
+    for n in (16,) if quick else lengths:
         for dtype in DTYPES:
             kind = dtype_name(dtype)
             print(f"ds4sci: one block, n = {n}, {kind} …", file=sys.stderr, flush=True)
@@ -204,7 +207,7 @@ def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> M
                 measured.append({"n": n, "dtype": kind} | row)
             for name in ("plain", "ds4sci") if device.type == "cpu" else ():
                 shares.append({"n": n, "dtype": kind, "method": name} | time_shares(step, METHODS[name][1]))
-    grown = [] if quick else growth(config, device, LIMIT_MB)
+    grown = [] if quick or not grows else growth(config, device, LIMIT_MB)
     measurement = Measurement(
         name=out.stem,
         title=f"One Evoformer block at AlphaFold 2's widths, {ROWS} MSA rows, forward + backward",
@@ -224,7 +227,7 @@ def run(device_name: str, *, quick: bool, out: Path, compiled: bool = True) -> M
     everything = asdict(measurement) | {
         "measured": measured, "shares": shares, "growth": grown, "rates": rates, "quick": quick,
     }  # fmt: skip
-    if not quick:
+    if grown:
         everything["plot"] = f"{out.stem}.png"
     write(out, everything)
     return measurement

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ds4sci.bench import evoformer_attention, evoformer_block, varlen_attention
 from ds4sci.bench.evoformer_attention import OURS
@@ -26,6 +27,7 @@ from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.bench.registry import Device, JsonFile, Quick, show
 from ds4sci.config import renamed
 from ds4sci.kernels import KERNELS
+from ds4sci.kernels.flop_formulas import FORMULAS
 from ds4sci.kernels.gated_self_attention import Weights as AttentionWeights
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.triangle_multiplication import Weights as TriangleWeights
@@ -130,6 +132,16 @@ def with_grad(given: Any, leaves: list[Tensor]) -> Any:
     return given
 
 
+def least_bytes(given: dict[str, Any], operation: str, backward: bool) -> int:
+    """Bytes that must cross the memory bus: inputs and output, and if ``backward`` their gradients."""
+    with torch.no_grad():
+        out: Tensor = KERNELS[operation].reference(**given)
+    leaves: list[Tensor] = []
+    with_grad(given, leaves)
+    mask = given["mask"].nbytes if isinstance(given.get("mask"), Tensor) else 0
+    return (1 + backward) * (sum(x.nbytes for x in leaves) + out.nbytes) + mask
+
+
 def measure(case: OperationCase, n: int, dtype: torch.dtype, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Rows of one case: implementation, direction, seconds, spread, MB."""
     generator = torch.Generator().manual_seed(0)
@@ -157,6 +169,8 @@ def measure(case: OperationCase, n: int, dtype: torch.dtype, device: torch.devic
             torch.autograd.grad(out, leaves, weight)
 
         actions = {method: partial(run_once, method) for method in methods}
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            run_once("reference")
         memory = {}
         for method, action in actions.items():
             action()  # builds, warms up
@@ -166,6 +180,7 @@ def measure(case: OperationCase, n: int, dtype: torch.dtype, device: torch.devic
                 "operation": case.operation, "case": case.name, "n": n, "dtype": dtype_name(dtype),
                 "backward": backward, "implementation": method, "seconds": statistics.median(times),
                 "spread": spread(times), "memory_mb": memory[method],
+                "flops": counter.get_total_flops(), "bytes": least_bytes(given, case.operation, backward),
             }
             for method, times in time_alternately(actions, rounds).items()
         ]  # fmt: skip
@@ -190,7 +205,7 @@ def table(rows: list[dict[str, Any]]) -> list[list[Any]]:
     return lines
 
 
-def run(op: str, device_name: str, *, quick: bool, out: Path) -> Measurement:
+def run(op: str, device_name: str, *, quick: bool, out: Path, rounds: int = ROUNDS) -> Measurement:
     """Measure one operation, or with ``all`` every operation of the block; write table and figures to ``out``."""
     chosen = [case for case in OPERATION_CASES if op in ("all", case.operation)]
     device = torch.device(device_name)
@@ -199,8 +214,7 @@ def run(op: str, device_name: str, *, quick: bool, out: Path) -> Measurement:
     for case in chosen:
         for dtype in DTYPES:
             print(f"ds4sci: {case.operation}, {case.name}, {dtype} …", file=sys.stderr, flush=True)
-            n, rounds = (16, 1) if quick else (256, ROUNDS)
-            rows += measure(case, n, dtype, device, rounds)
+            rows += measure(case, 16 if quick else 256, dtype, device, 1 if quick else rounds)
     measurement = Measurement(
         name=out.stem,
         title="Operations of the Evoformer block, baseline: plain torch",

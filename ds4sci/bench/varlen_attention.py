@@ -140,6 +140,7 @@ def measure(row: Row, dtype: torch.dtype, device: torch.device, rounds: int) -> 
                 "case": row.name, "dtype": dtype_name(dtype), "backward": backward, "method": name,
                 "seconds": statistics.median(own), "spread": spread(own), "memory_mb": memory[name],
                 "flops": (14 if backward else 4) * row.scores * row.d,
+                "bytes": (8 if backward else 4) * sum(row.lengths) * row.h * row.d * dtype.itemsize,
             }
             for name, own in times.items()
         ]  # fmt: skip
@@ -165,7 +166,7 @@ def table(rows: list[dict[str, Any]]) -> list[list[Any]]:
     return lines
 
 
-def run(device_name: str, *, quick: bool, out: Path) -> Measurement:
+def run(device_name: str, *, quick: bool, out: Path, rounds: int = ROUNDS) -> Measurement:
     """Measure all rows; write table and figures to ``out``."""
     device = torch.device(device_name)
     rates = cpu_rates(device)
@@ -173,7 +174,7 @@ def run(device_name: str, *, quick: bool, out: Path) -> Measurement:
     for row in QUICK if quick else ROWS:
         for dtype in DTYPES:
             print(f"ds4sci: {row.name}, {dtype} …", file=sys.stderr, flush=True)
-            rows += measure(row, dtype, device, 1 if quick else ROUNDS)
+            rows += measure(row, dtype, device, 1 if quick else rounds)
     measurement = Measurement(
         name=out.stem,
         title="Attention within packed documents, baseline: torch's scaled_dot_product_attention",
