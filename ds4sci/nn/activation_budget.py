@@ -44,8 +44,8 @@ from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 CHECKPOINT_MIN_TOKENS = 8192
 """Without a budget, layers of transformers are recomputed above this number of tokens per rank and micro-batch."""
 WHOLE_LAYER = 30
-"""Times its input that a layer keeps at most, roughly. In the tests, ESM, Llama, ViT and an Evoformer block keep 10 to 15
-times their input."""
+"""Times its input that a layer keeps at most, roughly. In the tests, ESM, Llama, ViT and an Evoformer block keep 10 to
+15 times their input."""
 GB = 1e9
 """Bytes of a GB of ``train.activation_budget``."""
 
