@@ -67,6 +67,10 @@ class Config(BaseModel):
     offload: bool = False
     """Keep the saved inputs of recomputed layers in pinned host memory. One tensor of hidden states per layer is
     transferred twice per step. No effect on a CPU."""
+    chunk_tokens: int | None = Field(None, ge=16)
+    """Run each layer on this number of tokens at a time in training, forward and backward: of a whole row exist only
+    the layers' inputs, and the keys and values of one layer. For the longest rows; it takes the place of
+    ``train.activation_budget``. Not with ZeRO 3, pipeline stages or ``parallel.sequence``."""
     tile_size: int = Field(2048, ge=16)
     """Tokens that MLPs and RMSNorms process at a time in recomputed layers."""
 
@@ -118,6 +122,11 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{type(inner).__name__}: it takes no position_ids, so documents cannot be packed")
         text = inner.config.get_text_config()
         self.num_classes = int(inner.config.num_labels if kind == "token_labels" else text.vocab_size)
+        if config.chunk_tokens is not None and not (packed and convention.shardable):
+            raise ValueError(
+                f"model.chunk_tokens: {type(inner).__name__} mixes tokens outside attention, or has its own attention "
+                "or positions, so its layers cannot run on a part of the tokens"
+            )
         inner.config.use_cache = False
         parts.tile_tokenwise_modules(inner, self._tile)
         self._token_dropout = parts.TokenDropout.from_model(inner) if packed else parts.TokenDropout(None)
@@ -134,6 +143,8 @@ class LanguageModel(nn.Module):
     def group(self, group: SequenceGroup) -> None:
         if group.size > 1:
             inner = unwrap_peft(self.model)
+            if self.config.chunk_tokens is not None:
+                raise ValueError("model.chunk_tokens and parallel.sequence cannot be combined; remove one of them")
             if not self.convention.shardable:
                 raise ValueError(
                     f"parallel.sequence: {type(inner).__name__} mixes tokens outside attention, or has its own "
@@ -160,6 +171,12 @@ class LanguageModel(nn.Module):
         """Number of weights in matrices that multiply each token, in the whole model."""
         return self._parts[0].matmul_parameters
 
+    @property
+    def why_not_zero3(self) -> str | None:
+        """Why ZeRO stage 3 cannot train this model, or None."""
+        chunks = self.config.chunk_tokens is not None
+        return "layers with model.chunk_tokens, whose weights are used many times in a step" if chunks else None
+
     def _tile(self) -> int | None:
         return self.config.tile_size if self._recomputes else None
 
@@ -177,7 +194,9 @@ class LanguageModel(nn.Module):
         shard = self.group.shard
         tokens = shard(batch.input_ids)
         self.check_lengths(batch)
-        self._recomputes = self.training and self.activations.recomputes(tokens.numel())
+        chunk_tokens = self.config.chunk_tokens
+        chunks = chunk_tokens is not None and tokens.shape[1] > chunk_tokens and torch.is_grad_enabled()
+        self._recomputes = self.training and (chunks or self.activations.recomputes(tokens.numel()))
         row_bytes = tokens.numel() * self.group.size * self._width * 4
         if self._recomputes and tokens.device.type == "cpu" and row_bytes >= activation_memory.MIN_TENSOR_BYTES:
             activation_memory.return_freed_tensors()
@@ -187,14 +206,15 @@ class LanguageModel(nn.Module):
                 f"begins above {CHECKPOINT_MIN_TOKENS:,} tokens of a rank's micro-batch and with "
                 f"train.activation_budget; it has {tokens.numel():,} tokens: shorten the rows, and remove the key"
             )
-        plan = None
-        if self._recomputes:
-            size = tokens.numel() * self._width * next(model.backbone.parameters()).element_size()
-            plan = self.activations.plan(tuple(tokens.shape), len(model.layers), size)
-        attention.set_checkpointing(
-            model.layers, plan,
-            offload=self.config.offload,
-        )  # fmt: skip
+        if chunks and self.training:
+            assert chunk_tokens is not None
+            attention.set_chunks(model.layers, chunk_tokens, offload=self.config.offload)
+        else:
+            plan = None
+            if self._recomputes:
+                size = tokens.numel() * self._width * next(model.backbone.parameters()).element_size()
+                plan = self.activations.plan(tuple(tokens.shape), len(model.layers), size)
+            attention.set_checkpointing(model.layers, plan, offload=self.config.offload)
         if self.convention.attention == "original":
             # a token of a causal model depends on no later token, hence on no padding
             mask = {} if self.kind == "causal_lm" else {"attention_mask": parts.attention_mask(batch)}
@@ -329,6 +349,11 @@ def _set_packed_attention(model: Any) -> None:
         raise unsupported
 
 
+def _verified_config(config: Config) -> Config:
+    """The settings of a miniature: chunks so short that its rows have several."""
+    return config if config.chunk_tokens is None else config.model_copy(update={"chunk_tokens": 16})
+
+
 def build(
     config: Config, kind: Kind, *, vocabulary: int, special: dict[str, int], labels: tuple[str, ...] = (),
     longest: int | None = None, packing: bool = True,
@@ -364,9 +389,10 @@ def build(
     factory = ModelFactory(
         copy.deepcopy(model.config), kind,  # LanguageModel changes the config of its model
         loading.auto_class(kind).from_config,
-        lambda small, convention: LanguageModel(small, config, kind, convention), add_adapters if lora else None,
+        lambda small, convention: LanguageModel(small, _verified_config(config), kind, convention),
+        add_adapters if lora else None,
     )  # fmt: skip
-    convention = verify(factory, longest=longest, packing=packing, key=str(lora))
+    convention = verify(factory, longest=longest, packing=packing, key=f"{lora} {config.chunk_tokens is not None}")
     if lora:
         model = add_adapters(model)
     freeze_parameters(model, config.freeze)

@@ -1,4 +1,4 @@
-// Backward of one task: all queries of a document, for the heads of one group.
+// Backward of one task: the given queries of a document, for the heads of one group.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@ namespace DS4SCI_ISA {
 // log 2 for each query.
 template <class L>
 static void pack_gradients(const Params& p, int64_t head, Workspace<L>& w, QueryTile& tile) {
-  const Rows grad_rows = rows_of(p.grad_out, head, tile.token), out_rows = rows_of(p.out, head, tile.token);
-  const int64_t at = head * p.tokens + tile.token;
+  const int64_t row = tile.token - p.first_query, at = head * p.queries + row;
+  const Rows grad_rows = rows_of(p.grad_out, head, row), out_rows = rows_of(p.out, head, row);
   for (int q = 0; q < QB; ++q) tile.lse[q] = NEG_INF, tile.lse_low[q] = tile.delta[q] = 0.0f;
   copy(p.lse + at, tile.lse, tile.count);
   if (p.lse_low) copy(p.lse_low + at, tile.lse_low, tile.count);
@@ -100,15 +100,19 @@ static inline void flush_partial(std::vector<float>& partial, float* sums) {
   }
 }
 
-// Multiplies rows of sums by `factor` and stores them in the caller's array.
+// Multiplies rows of sums by `factor` and stores them in the caller's array, or with `adds` adds them to it.
 template <class L>
-static void store_rows(const Array& to, int64_t head, int64_t at, int64_t count, float* from, float factor,
-                       const Workspace<L>& w) {
+static void store_rows(const Array& to, int64_t head, int64_t at, int64_t count, float* from, float factor, bool adds,
+                       Workspace<L>& w) {
   if (!to.data) return;
   const Rows rows = rows_of(to, head, at);
   for (int64_t i = 0; i < count; ++i) {
-    float* row = from + i * w.dp;
+    float *row = from + i * w.dp, *before = w.row.data();
     for (int c = 0; c < w.dp; c += W) store(row + c, load(row + c) * factor);
+    if (adds) {
+      load_row(rows, i, w.d, before);
+      for (int c = 0; c < w.d; c += W) store(row + c, load(row + c) + load(before + c));
+    }
     store_row(rows, i, w.d, row);
   }
 }
@@ -116,7 +120,7 @@ static void store_rows(const Array& to, int64_t head, int64_t at, int64_t count,
 template <class L>
 static void backward_task(const Params& p, const Task& task, int64_t key_head, Prefetcher prefetcher, Workspace<L>& w) {
   pack_keys(p, task, key_head, true, w);
-  const int64_t n = task.stop - task.start, group = p.heads / p.key_heads;
+  const int64_t n = task.keys(p.causal), group = p.heads / p.key_heads;
   for (auto* sums : {&w.dk, &w.dv}) std::fill(sums->begin(), sums->begin() + whole_tiles(n) * w.dp, 0.0f);
   for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head)
     for (int64_t from = task.query_begin; from < task.query_end; from += TILES * QB) {
@@ -140,11 +144,12 @@ static void backward_task(const Params& p, const Task& task, int64_t key_head, P
       }
       for (int i = 0; i < tiles; ++i) {
         sums_to_rows(w.tile[i], w);
-        store_rows(p.grad_q, head, w.tile[i].token, w.tile[i].count, w.sum_rows.data(), float(p.scale), w);
+        const int64_t row = w.tile[i].token - p.first_query;
+        store_rows(p.grad_q, head, row, w.tile[i].count, w.sum_rows.data(), float(p.scale), false, w);
       }
     }
-  store_rows(p.grad_k, key_head, task.start, n, w.dk.data(), float(p.scale), w);
-  store_rows(p.grad_v, key_head, task.start, n, w.dv.data(), 1.0f, w);
+  store_rows(p.grad_k, key_head, task.start, n, w.dk.data(), float(p.scale), p.adds, w);
+  store_rows(p.grad_v, key_head, task.start, n, w.dv.data(), 1.0f, p.adds, w);
 }
 
 }  // namespace DS4SCI_ISA

@@ -71,13 +71,14 @@ static void write_output(const Params& p, int64_t head, Workspace<L>& w, QueryTi
     store(lse_low + x * W, total == 0.0f ? Vec{} : to_float(exact - to_double(whole)));
     store(scales + x * W, total == 0.0f ? Vec{} : 1.0f / total);
   }
-  const Rows out = rows_of(p.out, head, tile.token);
+  const int64_t row = tile.token - p.first_query;
+  const Rows out = rows_of(p.out, head, row);
   for (int q = 0; q < tile.count; ++q) {
-    float* row = &w.sum_rows[q * w.dp];
-    for (int c = 0; c < w.d; c += W) store(row + c, load(row + c) * scales[q]);
-    store_row(out, q, w.d, row);
+    float* sums = &w.sum_rows[q * w.dp];
+    for (int c = 0; c < w.d; c += W) store(sums + c, load(sums + c) * scales[q]);
+    store_row(out, q, w.d, sums);
   }
-  const int64_t at = head * p.tokens + tile.token;
+  const int64_t at = head * p.queries + row;
   copy(lse, p.lse + at, tile.count);
   if (p.lse_low) copy(lse_low, p.lse_low + at, tile.count);
 }

@@ -104,9 +104,12 @@ class Prefetcher {
   const bool backward;
   int64_t at, to, step, key_head;
 
+  // Rows of the tokens at..until; row 0 of x is that of token `first`, and there are `count` rows.
   template <int WRITE>
-  void prefetch(const Array& x, int64_t head, int64_t until) const {
-    if (x.data) rows_of(x, head, 0).prefetch<WRITE>(at, until, int(p.channels));
+  void prefetch(const Array& x, int64_t head, int64_t until, int64_t first, int64_t count) const {
+    if (!x.data) return;
+    const int64_t from = std::max(at - first, int64_t(0)), to = std::min(until - first, count);
+    rows_of(x, head, 0).prefetch<WRITE>(from, to, int(p.channels));
   }
 
  public:
@@ -124,12 +127,12 @@ class Prefetcher {
   void advance() {
     if (at >= to) return;
     const int64_t until = std::min(to, at + step), group = p.heads / p.key_heads;
-    for (const Array* x : {&p.k, &p.v}) prefetch<0>(*x, key_head, until);
+    for (const Array* x : {&p.k, &p.v}) prefetch<0>(*x, key_head, until, 0, p.tokens);
     for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head) {
-      prefetch<0>(p.q, head, until);
+      prefetch<0>(p.q, head, until, p.first_query, p.queries);
       if (backward)
-        for (const Array* x : {&p.out, &p.grad_out}) prefetch<0>(*x, head, until);
-      prefetch<1>(backward ? p.grad_q : p.out, head, until);
+        for (const Array* x : {&p.out, &p.grad_out}) prefetch<0>(*x, head, until, p.first_query, p.queries);
+      prefetch<1>(backward ? p.grad_q : p.out, head, until, p.first_query, p.queries);
     }
     at = until;
   }
@@ -180,7 +183,7 @@ static void pack_queries(const Params& p, const Task& task, int64_t head, int64_
   x.count = int(std::min<int64_t>(QB, task.query_end - at));
   const int64_t keys = p.causal ? at + x.count - task.start : task.stop - task.start;
   x.num_keys = (keys + L::PER_LANE - 1) / L::PER_LANE * L::PER_LANE;
-  const Rows from = rows_of(p.q, head, at);
+  const Rows from = rows_of(p.q, head, at - p.first_query);
   for (int q = 0; q < x.count; ++q) load_lanes(L{}, from, q, w.d, &x.q[q * w.lp]);
   std::fill(x.q.begin() + x.count * w.lp, x.q.end(), 0.0f);
   transpose_tile(w, x.q, x.qt);

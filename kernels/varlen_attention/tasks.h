@@ -20,7 +20,7 @@ struct Task {
 
 // A document whose queries, times the heads of a group, exceed MAX_TASK_QUERIES is split into several tasks of the forward.
 // Each task packs its keys again, which costs as much as one tile in about a hundred. The backward sums over all queries of
-// a document and is not split.
+// a document that are given, and is not split.
 constexpr int64_t MAX_TASK_QUERIES = 4096, MIN_TASK_QUERIES = 256;
 
 // The tasks of all documents, largest first, so that no thread starts a large one when the others have finished.
@@ -28,8 +28,10 @@ inline std::vector<Task> make_tasks(const Params& p, bool backward) {
   std::vector<Task> tasks;
   const int64_t split = std::max(MAX_TASK_QUERIES * p.key_heads / p.heads / MIN_TASK_QUERIES, int64_t(1)) * MIN_TASK_QUERIES;
   for (int64_t i = 0; i < p.documents; ++i) {
-    const int64_t start = p.doc_spans[2 * i], stop = p.doc_spans[2 * i + 1], step = backward ? stop - start : split;
-    for (int64_t q = start; q < stop; q += step) tasks.push_back({start, stop, q, std::min(stop, q + step)});
+    const int64_t start = p.doc_spans[2 * i], stop = p.doc_spans[2 * i + 1];
+    const int64_t first = std::max(start, p.first_query), last = std::min(stop, p.first_query + p.queries);
+    const int64_t step = backward ? std::max(last - first, int64_t(1)) : split;
+    for (int64_t q = first; q < last; q += step) tasks.push_back({start, stop, q, std::min(last, q + step)});
   }
   const bool causal = p.causal;
   std::stable_sort(tasks.begin(), tasks.end(), [causal](const Task& a, const Task& b) {

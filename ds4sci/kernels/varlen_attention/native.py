@@ -27,9 +27,11 @@ class Params(ctypes.Structure):
     """``ds4sci::Params`` of params.h: the same fields in the same order, which ``native.load`` checks."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("tokens", "heads", "key_heads", "channels", "documents")),
+        *((name, ctypes.c_int64) for name in ("tokens", "heads", "key_heads", "channels")),
+        *((name, ctypes.c_int64) for name in ("first_query", "queries", "documents")),
         ("doc_spans", ctypes.c_void_p),
         ("causal", ctypes.c_int64),
+        ("adds", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("gomp_parallel", ctypes.c_void_p),
         ("scale", ctypes.c_double),
@@ -63,7 +65,7 @@ def _forward(
     if int((doc_spans[:, 1] - doc_spans[:, 0]).sum()) < q.shape[0]:  # the kernel does not write padding
         for x in results:
             x.zero_()
-    _run(q, k, v, doc_spans, results, causal, scale)
+    run_queries(q, k, v, doc_spans, results, causal, scale)
     return results
 
 
@@ -101,27 +103,34 @@ def _gradients(
     writable = {
         name: x if contiguous_channels(x) is x else torch.zeros(x.shape, dtype=x.dtype) for name, x in grads.items()
     }
-    _run(q, k, v, doc_spans, (out, lse, lse_low), causal, scale, grad, writable)
+    run_queries(q, k, v, doc_spans, (out, lse, lse_low), causal, scale, grad, writable)
     for name, x in grads.items():
         if writable[name] is not x:
             x.copy_(writable[name])
     return [grads.get(name, grad.new_empty(0)) for name in ("q", "k", "v", "doc_spans")]
 
 
-def _run(
+def run_queries(
     q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, results: tuple[Tensor, ...], causal: bool, scale: float,
-    grad: Tensor | None = None, grads: dict[str, Tensor] | None = None,
+    grad: Tensor | None = None, grads: dict[str, Tensor] | None = None, *, first_query: int = 0, adds: bool = False,
 ) -> None:  # fmt: skip
-    """Run forward, or with ``grad`` backward, which writes ``grads``."""
+    """Run forward, or with ``grad`` backward, which writes ``grads``.
+
+    first_query  the token of the row whose query is the first of q
+    adds         add the gradients of k and v to those in ``grads``
+    """
     if q.untyped_storage().device.type == "meta":
         return  # a FakeTensor has only a shape (ds4sci.planner)
-    (t, h, d), (out, lse, lse_low) = q.shape, results
+    (queries, h, d), (out, lse, lse_low) = q.shape, results
     arrays = {"q": contiguous_channels(q), "k": contiguous_channels(k), "v": contiguous_channels(v), "out": out}
     if grad is not None:
         arrays["grad_out"] = contiguous_channels(grad)
     arrays |= {f"grad_{name}": x for name, x in (grads or {}).items()}
     doc_spans = doc_spans.contiguous()
-    params = Params(t, h, k.shape[1], d, len(doc_spans), doc_spans.data_ptr(), causal, max(1, torch.get_num_threads()))
+    params = Params(
+        k.shape[0], h, k.shape[1], d, first_query, queries, len(doc_spans), doc_spans.data_ptr(), causal, adds
+    )
+    params.threads = max(1, torch.get_num_threads())
     params.gomp_parallel, params.scale, params.lse = native.gomp_parallel(), scale, lse.data_ptr()
     params.lse_low = lse_low.data_ptr() if lse_low.numel() else None
     for name, x in arrays.items():
@@ -129,7 +138,8 @@ def _run(
     function = getattr(native.load(NAME, Array, Params), f"ds4sci_varlen_attention_{native.isa().name}")
     if function(ctypes.byref(params), ctypes.c_int(grad is not None)):
         raise MemoryError(
-            f"varlen_attention: not enough memory for the keys and values of the longest document among {t} tokens; "
+            "varlen_attention: not enough memory for the keys and values of the longest document among "
+            f"{k.shape[0]} tokens; "
             "use fewer threads (torch.set_num_threads)"
         )
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ds4sci.kernels import varlen_attention
 from ds4sci.kernels.varlen_attention import forward_backward
+from ds4sci.models.huggingface.chunked_layer import Chunk, run_chunked
 from ds4sci.nn.activation_budget import RunLayer, keep_all, keep_input
 from ds4sci.nn.activation_memory import save_on_host
 from ds4sci.parallel.groups import SequenceGroup
@@ -40,11 +41,13 @@ class Layout:
     """The documents of a batch (``LanguageBatch.doc_spans``) and the ranks that its rows are sharded across.
 
     checkpointed  the running layer is recomputed in the backward pass (``checkpoint_layer``)
+    chunk         the running layer runs on this part of the tokens (``chunk_layer``)
     """
 
     doc_spans: Tensor
     group: SequenceGroup
     checkpointed: bool = False
+    chunk: Chunk | None = None
 
 
 _current: Layout | None = None
@@ -77,6 +80,32 @@ def checkpoint_layer(
 
     with save_on_host() if offload else contextlib.nullcontext():
         return run_layer(run, *args)
+
+
+def chunk_layer(
+    layer: Any, function: functools.partial[Any], *args: Any, chunk_tokens: int, offload: bool = False
+) -> Any:
+    """Call a Hugging Face layer on ``chunk_tokens`` tokens at a time (``chunked_layer``).
+
+    offload  keep the layer's inputs in host memory until the backward pass
+    """
+    layout = _current
+    assert layout is not None
+
+    def use_chunk(chunk: Chunk) -> contextlib.AbstractContextManager[None]:
+        return use_layout(replace(layout, chunk=chunk))
+
+    with save_on_host() if offload else contextlib.nullcontext():
+        return run_chunked(function, *args, chunk_tokens=chunk_tokens, layer=layer, use_chunk=use_chunk)
+
+
+def set_chunks(layers: Sequence[Any], chunk_tokens: int, *, offload: bool = False) -> None:
+    """Have each of ``layers``, of transformers' ``GradientCheckpointingLayer``, called by ``chunk_layer``."""
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = functools.partial(
+            chunk_layer, layer, chunk_tokens=chunk_tokens, offload=offload
+        )
 
 
 def set_checkpointing(layers: Sequence[Any], runs: Sequence[RunLayer | None] | None, *, offload: bool = False) -> None:
@@ -151,6 +180,10 @@ def packed_attention(
     if d_qk != d_v:  # zero padding adds nothing to the logits and is cut off the output
         scaling = d_qk**-0.5 if scaling is None else scaling
         q, k, v = (F.pad(x, (0, max(d_qk, d_v) - x.shape[-1])) for x in (q, k, v))
+    if _current.chunk is not None:
+        scale = d_qk**-0.5 if scaling is None else scaling
+        chunk_out = _current.chunk.attend(q[0], k[0], v[0], doc_spans, causal, scale)
+        return chunk_out[None, ..., :d_v], None
     separate = forward_backward(q, doc_spans, causal=causal, scale=scaling)
     # in a checkpointed layer the saved q, k and v are recomputed, and their gradients may overwrite them; the layer may
     # still read the tensors that it passed, so attention donates copies; between ranks, those that it has received

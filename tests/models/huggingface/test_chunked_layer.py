@@ -1,0 +1,154 @@
+"""Layers on a part of the tokens at a time: losses and gradients of the whole rows, and what cannot be divided."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from ds4sci.kernels.varlen_attention.chunks import Queries
+from ds4sci.models import language
+from ds4sci.models.huggingface.chunked_layer import run_chunked
+from ds4sci.parallel.groups import SequenceGroup
+from tests.support import language_oracle as oracle
+
+KINDS = {"causal_lm": oracle.LLAMA, "masked_lm": oracle.ESM}
+ROWS = {"packed": [[17, 9, 30]], "padded": [[40]], "two rows": [[33, 20], [64]]}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("causal_lm", {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64}),
+    "mistral": ("causal_lm", {"num_key_value_heads": 2, "intermediate_size": 64, "sliding_window": None}),
+    "gpt_neox": ("causal_lm", {"intermediate_size": 64}),
+    "esmc": ("masked_lm", {}),
+}
+
+
+def step(kind: str, config: dict[str, Any], chunk_tokens: int | None, rows: list[list[int]], **more: Any) -> Any:
+    """Loss and gradients of a step in fp64."""
+    model = oracle.model(kind, config, torch.float64, chunk_tokens=chunk_tokens, **more).train()
+    batch = oracle.batch(kind, rows, 64)
+    torch.manual_seed(7)
+    calls, attend = [], Queries.attend
+    with mock.patch.object(Queries, "attend", lambda own, *given: calls.append(own.first) or attend(own, *given)):
+        out = model(batch)
+    assert len(set(calls)) == (0 if chunk_tokens is None else len(rows) * -(-64 // chunk_tokens))
+    loss = (out.losses * out.weights).sum() / out.weights.sum()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def compare(found: Any, wanted: Any) -> None:
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-6, atol=0)  # transformers' rotary embeddings are fp32
+    assert found[1].keys() == wanted[1].keys()
+    for name, grad in wanted[1].items():
+        assert (found[1][name] - grad).norm() <= 1e-6 * grad.norm() + 1e-12, name
+
+
+@pytest.mark.parametrize("size", [16, 23])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_equal_those_of_whole_rows(kind: str, rows: str, size: int) -> None:
+    compare(step(kind, KINDS[kind], size, ROWS[rows]), step(kind, KINDS[kind], None, ROWS[rows]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(family: str) -> None:
+    kind, sizes = FAMILIES[family]
+    config = {"model_type": family, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4} | sizes
+    compare(step(kind, config, 20, ROWS["packed"]), step(kind, config, None, ROWS["packed"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora(kind: str) -> None:
+    lora = language.LoraConfig(rank=3)
+    found = step(kind, KINDS[kind], 16, ROWS["packed"], lora=lora)
+    compare(found, step(kind, KINDS[kind], None, ROWS["packed"], lora=lora))
+    assert all("lora" in name for name in found[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_own_precision_on_the_native_kernel(kind: str, dtype: torch.dtype) -> None:
+    """As right as whole rows in the same precision, and the same bits in every step."""
+    batch = oracle.batch(kind, [[170, 61, 25]], 256)
+    found = []
+    for chunk_tokens, precision in ((None, torch.float64), (None, dtype), (48, dtype), (48, dtype)):
+        model = oracle.model(kind, KINDS[kind], precision, chunk_tokens=chunk_tokens).train()
+        model(batch).losses.double().mean().backward()
+        found.append({name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None})
+    exact, plain, own, again = found
+    allowed = 3 * max(float((plain[name] - g).norm() / g.norm()) for name, g in exact.items())
+    for name, grad in exact.items():
+        assert float((own[name] - grad).norm() / grad.norm()) <= allowed, name
+        assert torch.equal(own[name], again[name])
+
+
+def test_dropout_is_the_same_in_every_pass() -> None:
+    """Numerical derivative of the loss along the gradient: masks that differed between passes would change it."""
+    config = oracle.ESM | {"hidden_dropout_prob": 0.3}
+    model = oracle.model("masked_lm", config, torch.float64, chunk_tokens=16).train()
+    batch = oracle.batch("masked_lm", ROWS["packed"], 64)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(5)
+        return model(batch).losses.mean()
+
+    loss().backward()
+    weight = model.get_parameter("model.esm.encoder.layer.0.attention.self.value.weight")
+    direction = weight.grad / weight.grad.norm()
+    values = []
+    for step in (1e-4, -1e-4):
+        with torch.no_grad():
+            weight += step * direction
+        values.append(float(loss().detach()))
+        with torch.no_grad():
+            weight -= step * direction
+    assert (values[0] - values[1]) / 2e-4 == pytest.approx(float(weight.grad.norm()), rel=1e-4)
+
+
+def test_short_rows_and_evaluation_run_as_before() -> None:
+    model = oracle.model("causal_lm", oracle.LLAMA, chunk_tokens=64).train()
+    model(oracle.batch("causal_lm", ROWS["packed"], 64)).losses.mean().backward()
+    assert not any(layer.gradient_checkpointing for layer in model.layers)
+    with torch.no_grad():
+        model.eval()(oracle.batch("causal_lm", [[100]], 128))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (torch.zeros(1, 4, 10, 10), "shape (1, 4, 10, 10), which cannot be divided by tokens"),
+        (torch.zeros(3, requires_grad=True), "an argument with a gradient besides its input"),
+    ],
+)
+def test_arguments_that_cannot_be_divided_are_refused(argument: torch.Tensor, message: str) -> None:
+    function = functools.partial(lambda x, bias: x, bias=argument)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_chunked(
+            function, torch.zeros(1, 10, 4), chunk_tokens=5, layer=nn.Identity(),
+            use_chunk=lambda chunk: contextlib.nullcontext(),
+        )  # fmt: skip
+
+
+def test_a_layer_without_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match="the layer does not call attention"):
+        run_chunked(
+            functools.partial(lambda x: x), torch.zeros(1, 10, 4), chunk_tokens=5, layer=nn.Identity(),
+            use_chunk=lambda chunk: contextlib.nullcontext(),
+        )  # fmt: skip
+
+
+def test_what_is_not_supported_is_refused() -> None:
+    model = oracle.model("causal_lm", oracle.LLAMA, chunk_tokens=16)
+    with pytest.raises(ValueError, match=r"chunk_tokens and parallel\.sequence cannot be combined"):
+        model.group = SequenceGroup(0, 2)
+    assert model.why_not_zero3
+    assert oracle.model("causal_lm", oracle.LLAMA).why_not_zero3 is None
+    config = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    with pytest.raises(ValueError, match=r"model\.chunk_tokens: MambaForCausalLM mixes tokens"):
+        oracle.model("causal_lm", config, chunk_tokens=16)
