@@ -20,7 +20,9 @@ MEMORY_LIMIT = 8e9
 """Bytes that a process may hold."""
 DOCUMENT = 1024
 """Tokens per document in ds4sci's rows. A test compares the memory with that of one whole document."""
-METHODS = ("Trainer", "Trainer, checkpointed", "ds4sci", "ds4sci, 2 ranks")
+CHUNK = 1024
+"""Tokens of ``model.chunk_tokens``."""
+METHODS = ("Trainer", "Trainer, checkpointed", "ds4sci", f"ds4sci, chunks of {CHUNK:,} tokens", "ds4sci, 2 ranks")
 COLUMNS = ["model", "method", "longest row in 8 GB (tokens)", "relative to Trainer"]
 
 
@@ -60,8 +62,9 @@ def _probe(kind: str, method: str) -> Callable[[int], int]:
             return _two_ranks(kind, n)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=limit_memory) as pool:
             try:
-                if method == "ds4sci":
-                    return pool.submit(ds4sci_steps, kind, n, 1, DOCUMENT).result()[1]
+                if method.startswith("ds4sci"):
+                    chunk = CHUNK if "chunks" in method else None
+                    return pool.submit(ds4sci_steps, kind, n, 1, DOCUMENT, chunk_tokens=chunk).result()[1]
                 return pool.submit(trainer_memory, kind, n, "checkpointed" in method).result()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

@@ -81,7 +81,7 @@ def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int, *, bf16: bo
 
 def ds4sci_steps(
     kind: str, n: int, steps: int, document: int | None = None, *, sequence: int = 1,
-    activation_budget: float | None = None, bf16: bool = False,
+    activation_budget: float | None = None, chunk_tokens: int | None = None, bf16: bool = False,
 ) -> tuple[list[float], int]:  # fmt: skip
     """The same figures with ds4sci's engine: DeepSpeed, ZeRO 0, on the ranks that the environment variables define."""
     import torch
@@ -102,7 +102,7 @@ def ds4sci_steps(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(settings), encoding="utf-8")
-        own = language.Config(config={"model_type": "llama"})
+        own = language.Config(config={"model_type": "llama"}, chunk_tokens=chunk_tokens)
         model = language.LanguageModel(hf_model(kind), own, kind)  # type: ignore[arg-type]
         model.group = context.sequence
         if activation_budget is not None:

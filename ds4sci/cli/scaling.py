@@ -146,7 +146,7 @@ def predict(
     machine = clusters.load(cluster)
     law = fit(read_points(quality)) if quality else None
     counter = Counter(config, tuple(overrides or ()), machine)
-    each = counter.config.parallel.sequence
+    each = counter.config.parallel.sequence * counter.config.parallel.pipeline
     chosen = (
         default_ranks(machine.gpus_per_node, machine.nodes, each) if ranks is None else whole_numbers("--ranks", ranks)
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ds4sci.models.fold import FoldModel
 from ds4sci.models.huggingface.parts import supports_checkpointing
@@ -23,6 +23,8 @@ class StageEstimate:
     flops       floating-point operations of the forward pass of a micro-batch; backward takes about twice as many
     saved       bytes saved for the backward pass of a micro-batch
     in_flight   micro-batches whose backward pass is outstanding at most
+    received    bytes that it receives from the stage before it, and sends back as gradients, for a micro-batch
+    trained     elements of its trained parameters
     """
 
     blocks: range
@@ -30,6 +32,8 @@ class StageEstimate:
     flops: int
     saved: int
     in_flight: int
+    received: int = 0
+    trained: int = 0
 
     @property
     def activations(self) -> int:
@@ -47,17 +51,26 @@ def plan_stages(task: Task, batch: Any, stages: int, accumulation: int, *, gpu: 
         raise ValueError(f"{type(task).__name__} cannot be divided into pipeline stages")
     parts = task.pipeline_parts(stages)
     sizes = {name: p.numel() for name, p in task.model.named_parameters()}
+    trained = {name for name, p in task.model.named_parameters() if p.requires_grad}
     blocks = _blocks(task.model)
     recorder = Recorder()
     recorder.ignore([*task.model.parameters(), *task.model.buffers(), *tensors_of(batch)])
     if hasattr(batch, "recycling"):  # passes without gradient save nothing
         batch = replace(batch, recycling=0)
 
-    def begin(stage: int) -> Callable[..., None]:
-        return lambda *_: setattr(recorder, "stage", stage)
+    received = [0] * stages
+    first = {part.blocks.start: stage for stage, part in enumerate(parts) if stage}
+
+    def begin(stage: int, index: int) -> Callable[..., None]:
+        def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+            recorder.stage = stage
+            if first.get(index) == stage:
+                received[stage] = sum(x.nbytes for x in given if isinstance(x, Tensor) and x.requires_grad)
+
+        return enter
 
     hooks = [
-        blocks[index].register_forward_pre_hook(begin(stage))
+        blocks[index].register_forward_pre_hook(begin(stage, index))
         for stage, part in enumerate(parts)
         for index in part.blocks
     ]
@@ -73,7 +86,8 @@ def plan_stages(task: Task, batch: Any, stages: int, accumulation: int, *, gpu: 
     return [
         StageEstimate(
             part.blocks, sum(sizes[name] for name in part.parameters), recorder.flops[stage],
-            saved[stage], min(stages - stage, accumulation),
+            saved[stage], min(stages - stage, accumulation), received[stage],
+            sum(sizes[name] for name in part.parameters if name in trained),
         )
         for stage, part in enumerate(parts)
     ]  # fmt: skip

@@ -5,7 +5,7 @@ A micro-batch is traced with weights that have no memory and a process group tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,9 @@ from ds4sci.config import deepspeed_json
 from ds4sci.config.run_file import RunConfig
 from ds4sci.nn.activation_budget import stacks
 from ds4sci.planner import states
+from ds4sci.planner.batches import largest_batch
 from ds4sci.planner.layouts import COLLECTIVES, GB, Layout, Machine, Planner
+from ds4sci.planner.pipeline import plan_stages
 from ds4sci.planner.trace import StepTrace
 from ds4sci.scaling import model_flops
 from ds4sci.scaling.batch_plan import BatchPlan, write_deepspeed
@@ -42,6 +44,18 @@ class Counted:
     problem: str
 
 
+@dataclass(frozen=True)
+class Slowest:
+    """The largest figures of the stages of a pipeline: fraction of the FLOPs, elements of all and of trained
+    parameters, bytes saved for the micro-batches in flight, bytes received for a micro-batch."""
+
+    flops: float
+    parameters: int
+    trained: int
+    activations: int
+    received: int
+
+
 class Counter:
     """Counts of one run file on a cluster. A micro-batch of each size is traced once.
 
@@ -51,11 +65,6 @@ class Counter:
     def __init__(self, file: Path | str, overrides: tuple[str, ...], cluster: ClusterConfig) -> None:
         self.file, self.overrides, self.cluster = file, overrides, cluster
         self.config = RunConfig.load(file, overrides)
-        if self.config.parallel.pipeline > 1:
-            raise ValueError(
-                f"{self.config.source}: parallel.pipeline = {self.config.parallel.pipeline}: the planner traces no "
-                "pipeline stages; predict with parallel.pipeline=1"
-            )
         self._traces: dict[int, tuple[StepTrace, int]] = {}
 
     def count(self, plan: BatchPlan, *, sample_bytes: float = 0.0, undivided: float = 0.0) -> Counted:
@@ -65,13 +74,18 @@ class Counter:
         undivided     fraction of an example's work that ranks sharing it all do
         """
         sequence, gpu_bytes = self.config.parallel.sequence, int(self.cluster.memory_gb * GB)
+        stages = self.config.parallel.pipeline
+        replicas = plan.ranks // stages  # ranks that hold the same stage; they are neighbours
         with TemporaryDirectory() as folder:
             json_file = write_deepspeed(self.config, plan, Path(folder))
             planner = Planner(
-                lambda more: RunConfig.load(self.file, [*self.overrides, *more], deepspeed=json_file),
-                Machine(plan.ranks, gpu_bytes),
+                lambda more: RunConfig.load(
+                    self.file, [*self.overrides, "parallel.pipeline=1", *more], deepspeed=json_file
+                ),
+                Machine(replicas, gpu_bytes),
             )
             tree, sizes = planner.json, planner.sizes
+            slowest = self._stages(planner, plan, stages) if stages > 1 else None
             if plan.micro not in self._traces:
                 self._traces[plan.micro] = self._trace(planner, plan.micro)
         trace, model = self._traces[plan.micro]
@@ -81,19 +95,39 @@ class Counter:
             traffic[f"{operation} of activations"] = total
             size, calls = tensor_bytes(operation, total, sequence), trace.calls[name] * plan.accumulation
             exchanges.append(Exchange(f"{operation} of activations", operation, size, calls, sequence))
-        zero = states.zero_traffic(sizes, tree, plan.ranks, plan.accumulation)
+        flops, activations = float(trace.flops), trace.peak
+        if slowest is not None:
+            flops *= slowest.flops
+            activations = slowest.activations + trace.peak - trace.saved  # saved by the stage, and one block at work
+            sizes = replace(sizes, total=slowest.parameters, trained=slowest.trained)
+            sent = slowest.received * plan.accumulation
+            traffic["send-receive of activations"] = sent
+            calls = 2 * plan.accumulation
+            exchanges.append(Exchange("pipeline", "send-receive", 2 * sent, calls, stages, stride=replicas))
+        zero = states.zero_traffic(sizes, tree, replicas, plan.accumulation)
         traffic |= zero
-        exchanges += zero_exchanges(zero, tree, plan.ranks)
-        memory = states.zero_states(sizes, tree, plan.ranks)
-        needed = sum(memory.device.values()) + trace.peak + planner.machine.reserve
-        owned = sizes.trained if deepspeed_json.zero_stage(tree) == 0 else sizes.trained / plan.ranks
+        exchanges += zero_exchanges(zero, tree, replicas)
+        memory = states.zero_states(sizes, tree, replicas)
+        needed = sum(memory.device.values()) + activations + planner.machine.reserve
+        owned = sizes.trained if deepspeed_json.zero_stage(tree) == 0 else sizes.trained / replicas
         work = Workload(
-            plan.ranks, plan.batch, trace.flops * plan.accumulation, model * plan.accumulation / sequence, dtype(tree),
-            state_bytes=owned * ADAM_BYTES, exchanges=tuple(exchanges), micro_batches=plan.accumulation,
-            read_bytes=sample_bytes * plan.batch / plan.ranks, sharing=sequence, undivided=undivided,
+            plan.ranks, plan.batch, flops * plan.accumulation, model * plan.accumulation / (sequence * stages),
+            dtype(tree), state_bytes=owned * ADAM_BYTES, exchanges=tuple(exchanges), stages=stages,
+            micro_batches=plan.accumulation, read_bytes=sample_bytes * plan.batch / plan.ranks, sharing=sequence,
+            undivided=undivided,
         )  # fmt: skip
         missing = needed - gpu_bytes
         return Counted(work, needed, traffic, f"{missing / GB:.1f} GB too much" if missing > 0 else "")
+
+    def _stages(self, planner: Planner, plan: BatchPlan, stages: int) -> Slowest:
+        """Trace the stages of a micro-batch, and return the largest of each figure over them."""
+        found = plan_stages(planner.task, largest_batch(planner.task, plan.micro), stages, plan.accumulation)
+        total = sum(one.flops for one in found)
+        return Slowest(
+            max(one.flops for one in found) / total, max(one.parameters for one in found),
+            max(one.trained for one in found), max(one.activations for one in found),
+            max(one.received for one in found),
+        )  # fmt: skip
 
     def _trace(self, planner: Planner, micro: int) -> tuple[StepTrace, int]:
         """Trace a micro-batch on a rank, and count the FLOPs of the whole micro-batch without recomputation."""

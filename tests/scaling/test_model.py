@@ -179,21 +179,27 @@ def test_cluster_file_is_refused_with_key_and_reason(tmp_path: Path) -> None:
         cluster(peak={"fp32": 1e12}).peak_of("bf16")
 
 
-def test_work_of_a_run_file(tmp_path: Path) -> None:
-    """FLOPs of a Llama by the usual formula, and ZeRO's bytes; more ranks trace nothing again."""
+def write_llama(folder: Path) -> Path:
+    """Write a run file of a Llama with two layers, and return its path. Its data does not exist."""
     model = {
         "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320,
         "num_key_value_heads": 4, "intermediate_size": 128, "max_position_embeddings": 512,
     }  # fmt: skip
-    (tmp_path / "ds.json").write_text(json.dumps({
+    (folder / "ds.json").write_text(json.dumps({
         "train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
         "zero_optimization": {"stage": 1},
     }))  # fmt: skip
     lines = ['deepspeed = "ds.json"', '[task]\nname = "causal_lm"', "[train]\nsteps = 1", "[model.config]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in model.items()]
     lines += ['[data]\npath = "absent.fa"\ntokenizer = { kind = "byte" }', "[[data.phases]]\nlength = 256"]
-    (tmp_path / "run.toml").write_text("\n".join(lines))
-    counter = Counter(tmp_path / "run.toml", (), cluster())
+    file = folder / "run.toml"
+    file.write_text("\n".join(lines))
+    return file
+
+
+def test_work_of_a_run_file(tmp_path: Path) -> None:
+    """FLOPs of a Llama by the usual formula, and ZeRO's bytes; more ranks trace nothing again."""
+    counter = Counter(write_llama(tmp_path), (), cluster())
     made = [counter.count(plan(counter.config, "weak", ranks)) for ranks in (4, 16)]
     tokens, h, f, layers, vocabulary = 256, 64, 128, 2, 320
     products = 6 * tokens * (layers * (4 * h * h + 3 * h * f) + h * vocabulary)
@@ -205,3 +211,26 @@ def test_work_of_a_run_file(tmp_path: Path) -> None:
         sent = {x.name: round(bytes_sent(x.operation, x.size, ranks)) for x in one.workload.exchanges}
         assert sent == one.traffic
         assert set(sent) == {"reduce-scatter of gradients", "all-gather of weights"}
+
+
+def test_work_of_pipeline_stages(tmp_path: Path) -> None:
+    """The slower of two stages has a layer and the head; hidden states travel forward, and their gradients back."""
+    file = write_llama(tmp_path)
+    whole = Counter(file, (), cluster())
+    staged = Counter(file, ("parallel.pipeline=2",), cluster())
+    one = whole.count(plan(whole.config, "weak", 4, batch=8)).workload
+    counted = staged.count(plan(staged.config, "weak", 8, batch=8))
+    two = counted.workload
+    assert (two.samples, two.stages, two.micro_batches) == (one.samples, 2, 8)
+    assert two.model_flops == pytest.approx(one.model_flops / 2)
+    layer, head = 4 * 64 * 64 + 3 * 64 * 128 + 64 * 257, 64 * 320  # products of a token; attention over half of 256
+    assert two.flops / one.flops == pytest.approx((layer + head) / (2 * layer + head), rel=0.01)
+    (sent,) = [x for x in two.exchanges if x.name == "pipeline"]
+    assert (sent.size, sent.calls, sent.ranks, sent.stride) == (2 * 8 * 256 * 64 * 4, 16, 2, 4)
+    assert counted.traffic["send-receive of activations"] == 8 * 256 * 64 * 4
+    assert step_time(two, cluster()).terms["pipeline bubble"] == pytest.approx(
+        step_time(two, cluster()).terms["compute"] / 8
+    )
+    reduced = {x.name: x.size for x in one.exchanges}["reduce-scatter of gradients"]
+    own = {x.name: x.size for x in two.exchanges}["reduce-scatter of gradients"]
+    assert 0.5 < own / reduced < 0.6, "gradients of the larger stage only, among its four ranks"
