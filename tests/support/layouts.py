@@ -81,13 +81,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "token_classification lora, offloaded": (
         "token_classification", {"model": {"lora": LORA}}, {"offload_optimizer": OFFLOAD},
     ),
+    "causal_lm chunked": ("causal_lm", {"model": {"chunk_tokens": 16}}, {}),
+    "masked_lm chunked": ("masked_lm", {"model": {"chunk_tokens": 24}}, {}),
 }  # fmt: skip
 """Name → (task, sections of the run file, keys of ``zero_optimization``): settings that must not change the numbers."""
 
 
 def variant_stages(name: str) -> list[int]:
-    """ZeRO stages that a variant can use: optimizer states are offloaded from stage 1 on, parameters at stage 3."""
+    """ZeRO stages that a variant can use: optimizer states are offloaded from stage 1 on, parameters at stage 3, and
+    layers do not run in chunks at stage 3."""
     zero = VARIANTS[name][2]
+    if "chunked" in name:
+        return [0, 1, 2]
     return [3] if "offload_param" in zero else [1, 2, 3] if zero else [0, 1, 2, 3]
 
 
