@@ -70,7 +70,7 @@ class Config(BaseModel):
     chunk_tokens: int | None = Field(None, ge=16)
     """Run each layer on this number of tokens at a time in training, forward and backward: of a whole row exist only
     the layers' inputs, and the keys and values of one layer. For the longest rows; it takes the place of
-    ``train.activation_budget``. Not with ZeRO 3, pipeline stages or ``parallel.sequence``."""
+    ``train.activation_budget``. Not with ZeRO 3 or ``parallel.sequence``."""
     tile_size: int = Field(2048, ge=16)
     """Tokens that MLPs and RMSNorms process at a time in recomputed layers."""
 
@@ -213,7 +213,7 @@ class LanguageModel(nn.Module):
             plan = None
             if self._recomputes:
                 size = tokens.numel() * self._width * next(model.backbone.parameters()).element_size()
-                plan = self.activations.plan(tuple(tokens.shape), len(model.layers), size)
+                plan = self.activations.plan(tuple(tokens.shape), model.layers, size)
             attention.set_checkpointing(model.layers, plan, offload=self.config.offload)
         if self.convention.attention == "original":
             # a token of a causal model depends on no later token, hence on no padding

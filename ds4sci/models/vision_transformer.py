@@ -175,7 +175,7 @@ class Layers(nn.Module):
         row_bytes = x.numel() * group.size * 4
         if self._recomputes and x.device.type == "cpu" and row_bytes >= activation_memory.MIN_TENSOR_BYTES:
             activation_memory.return_freed_tensors()
-        plan = self.activations.plan(tuple(x.shape), len(self.layers), x.nbytes) if self._recomputes else None
+        plan = self.activations.plan(tuple(x.shape), self.layers, x.nbytes) if self._recomputes else None
         attention.set_checkpointing(self.layers, plan)
         with attention.use_layout(layout):
             for layer in self.layers:

@@ -13,9 +13,11 @@ Outputs of attention are small and costly: the second forward pass of attention 
 linear layer with as many outputs. So a budget first keeps operators in as many layers as it can, then all of as many
 layers as it can, from the last layer on: the backward pass releases these before it computes earlier layers again.
 
-The sizes are counted, not estimated. In the first step on inputs of a new shape, layers keep their input only, and the
-last layer, which the backward pass would compute at once, is counted. If the budget might not have room for all that
-it keeps, its tokenwise functions keep their inputs only, and it is counted again in the second step if there is room.
+The sizes are counted, not estimated. In the first step on inputs of a new shape, layers keep their input only, and one
+is counted: the last of those with the most trained weights, usually the last, which the backward pass computes first.
+If the budget might not have room for all that it keeps, its tokenwise functions keep their inputs only, and it is
+counted again in the second step if there is room.
+
 Gradients do not depend on the budget: what is computed again has the same bits, and functions that recomputed layers
 apply to a part of the tokens at a time (``token_loss.tiled``) do so in all layers.
 
@@ -27,7 +29,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -116,7 +118,7 @@ class LayerStack:
         self.log: Callable[[str], None] | None = None
         self.group: SequenceGroup = SINGLE_RANK
         self._sizes: dict[Any, LayerBytes] = {}
-        self._reported: set[Any] = set()
+        self._reported = False
 
     @property
     def counts(self) -> bool:
@@ -129,36 +131,46 @@ class LayerStack:
         limited = tokens > CHECKPOINT_MIN_TOKENS if self.limit is None else self.limit < math.inf
         return torch.is_grad_enabled() and limited
 
-    def plan(self, shape: Any, layers: int, input_bytes: int) -> list[RunLayer | None]:
+    def plan(self, shape: Any, layers: Sequence[nn.Module], input_bytes: int) -> list[RunLayer | None]:
         """Return for each layer a function that calls it, ``run(layer, *args)``, and keeps what the budget allows; None
         for a layer that is called as it is.
 
-        shape        of the inputs, hashable: anything that the sizes depend on
+        shape        of the inputs, hashable: anything that the sizes depend on, besides dtypes and trained weights
         input_bytes  of a layer, roughly
         """
-        if self.limit is None and self.log is not None and shape not in self._reported:
-            self._reported.add(shape)
+        count = len(layers)
+        if self.limit is None and self.log is not None and not self._reported:
+            self._reported = True
             self.log(
-                f"Activations: {layers} {self.name} keep their input for backward and are computed again; with "
+                f"Activations: {count} {self.name} keep their input for backward and are computed again; with "
                 "train.activation_budget (GB) they keep the outputs of attention too, and whatever else fits"
             )
         if not self.counts:
-            return [None if self.limit else keep_input] * layers
-        if not layers:
+            return [None if self.limit else keep_input] * count
+        if not count:
             return []
+        # The layer with the most trained weights, the last of them: others keep at most as much.
+        trained = [sum(p.numel() for p in layer.parameters() if p.requires_grad) for layer in layers]
+        at = max(range(count), key=lambda i: (trained[i], i))
+        first = next(layers[0].parameters(), None)
+        autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        shape = shape, None if first is None else first.dtype, autocast, tuple(trained)
         size = self._sizes.get(shape)
         if size is None:
-            whole = (self.limit or 0) > (layers + WHOLE_LAYER) * input_bytes
-            return [*[keep_input] * (layers - 1), functools.partial(self._count, shape, layers, whole)]
+            whole = (self.limit or 0) > (count + WHOLE_LAYER) * input_bytes
+            found: list[RunLayer | None] = [keep_input] * count
+            found[at] = functools.partial(self._count, shape, count, whole)
+            return found
         runs: dict[Keep, RunLayer] = {Keep.INPUT: keep_input, Keep.OPERATORS: keep_operators, Keep.ALL: keep_all}
-        keeps = choose(self.limit or 0, layers, size)
+        keeps = choose(self.limit or 0, count, size)
         if size.is_bound and keeps[-1] is Keep.ALL:
-            others = keep_operators if size.operators > size.input else keep_input
-            return [*[others] * (layers - 1), functools.partial(self._count, shape, layers, True)]
+            found = [keep_operators if size.operators > size.input else keep_input] * count
+            found[at] = functools.partial(self._count, shape, count, True)
+            return found
         return [runs[keep] for keep in keeps]
 
     def _count(self, shape: Any, layers: int, whole: bool, function: Callable[..., Any], *args: Any) -> Any:
-        """Call the last layer and count what it keeps; with ``whole`` tokenwise functions keep all."""
+        """Call a layer and count what it keeps; with ``whole`` tokenwise functions keep all."""
         with _counted() as counted:
             out = (keep_all if whole else _call)(function, *args)
         given = sum(x.nbytes for x in args if isinstance(x, Tensor) and x.requires_grad)
@@ -282,10 +294,13 @@ def _counted() -> Iterator[_Counted]:
             if storage._cdata not in seen:
                 seen[storage._cdata] = x  # keeps the storage alive, and its address unique
                 found.saved += storage.nbytes()
-        return x
+        return x.detach()  # an output that its own operation saves would otherwise be a cycle, never freed
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), _OperatorOutputs(found, _operators()):
-        yield found
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), _OperatorOutputs(found, _operators()):
+            yield found
+    finally:
+        seen.clear()  # saved tensors keep the hook alive, and the hook would keep them
 
 
 class _OperatorOutputs(TorchDispatchMode):

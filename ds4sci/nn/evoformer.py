@@ -134,7 +134,7 @@ class EvoformerStack(nn.Module):
         runs: list[Any] = [None] * len(self.blocks)
         if torch.is_grad_enabled() and (self.checkpoint_blocks or self.activations.limit is not None):
             self.activations.group = shards.group
-            runs = self.activations.plan((m.shape, z.shape), len(self.blocks), m.nbytes + z.nbytes)
+            runs = self.activations.plan((m.shape, z.shape), list(self.blocks), m.nbytes + z.nbytes)
         for block, run in zip(self.blocks, runs, strict=True):
             given = (m, z, msa_mask, pair_mask, shards)
             m, z = block(*given) if run is None else run(block, *given)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,44 @@ def test_same_bits_and_fewer_operations_for_every_budget(name: str) -> None:
 
 def is_costly(name: str) -> bool:
     return name in ("varlen_attention", "gated_self_attention", "triangle_multiplication", "evoformer_attention")
+
+
+def test_frozen_layers_do_not_hide_what_others_keep() -> None:
+    """The budget holds where the last layer is frozen, and so keeps less than the others."""
+    config = oracle.LLAMA | {"num_hidden_layers": 4}
+    model = oracle.model("causal_lm", config, tile_size=16, freeze=("*layers.3.*",)).train()
+    batch = oracle.batch("causal_lm", [[170, 61, 25]], 256)
+    set_budget(model, 0)
+    least = step(model, batch)[2]
+    budget = 1.9e6
+    set_budget(model, budget / GB)
+    for _ in range(3):
+        memory = step(model, batch)[2]
+    (size,) = stacks(model)[0]._sizes.values()
+    assert size.all > 700_000
+    assert memory - least + 4 * size.input <= budget
+
+
+def test_a_second_backward_after_a_counting_step_is_right() -> None:
+    model, batch = language("causal_lm")
+    set_budget(model, 1e-9)
+    loss = model(batch).losses.mean()
+    found = []
+    for keep in (True, False):
+        model.zero_grad()
+        loss.backward(retain_graph=keep)
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    same(found[1], found[0])
+
+
+def test_a_counting_step_without_backward_leaves_no_tensors() -> None:
+    model, batch = language("causal_lm")
+    set_budget(model, 5.0)
+    model(batch)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
 
 
 def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:

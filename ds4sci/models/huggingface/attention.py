@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ds4sci.kernels import varlen_attention
 from ds4sci.kernels.varlen_attention import forward_backward
 from ds4sci.models.huggingface.chunked_layer import Chunk, run_chunked
-from ds4sci.nn.activation_budget import RunLayer, keep_all, keep_input
+from ds4sci.nn.activation_budget import RunLayer, keep_input, keep_operators
 from ds4sci.nn.activation_memory import save_on_host
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.ulysses import ulysses_attention
@@ -72,19 +72,21 @@ def checkpoint_layer(
     run_layer  as returned by ``LayerStack.plan``: what is kept
     offload    keep the layer's inputs in host memory until the backward pass
     """
-    layout = None if _current is None else replace(_current, checkpointed=run_layer is not keep_all)
+    recomputed = run_layer in (keep_input, keep_operators)
+    layout = None if _current is None else replace(_current, checkpointed=recomputed)
 
     def run(*inputs: Any) -> Any:
         with use_layout(layout) if layout is not None else contextlib.nullcontext():
             return function(*inputs)
 
-    with save_on_host() if offload else contextlib.nullcontext():
+    with save_on_host() if offload and recomputed else contextlib.nullcontext():  # a layer that keeps all stays
         return run_layer(run, *args)
 
 
 def chunk_layer(
-    layer: Any, function: functools.partial[Any], *args: Any, chunk_tokens: int, offload: bool = False
-) -> Any:
+    layer: Any, function: functools.partial[Any], *args: Any, chunk_tokens: int, overwrites: bool = False,
+    offload: bool = False,
+) -> Any:  # fmt: skip
     """Call a Hugging Face layer on ``chunk_tokens`` tokens at a time (``chunked_layer``).
 
     offload  keep the layer's inputs in host memory until the backward pass
@@ -96,16 +98,24 @@ def chunk_layer(
         return use_layout(replace(layout, chunk=chunk))
 
     with save_on_host() if offload else contextlib.nullcontext():
-        return run_chunked(function, *args, chunk_tokens=chunk_tokens, layer=layer, use_chunk=use_chunk)
+        return run_chunked(
+            function, *args, chunk_tokens=chunk_tokens, layer=layer, use_chunk=use_chunk, overwrites=overwrites
+        )
 
 
 def set_chunks(layers: Sequence[Any], chunk_tokens: int, *, offload: bool = False) -> None:
-    """Have each of ``layers``, of transformers' ``GradientCheckpointingLayer``, called by ``chunk_layer``."""
+    """Have each of ``layers``, of transformers' ``GradientCheckpointingLayer``, called by ``chunk_layer``.
+
+    Memory is largest in the backward pass of the last layer, whose gradient is written over its input, unless hooks
+    might have kept that.
+    """
+    hooks = [hook for layer in layers[-2:] for hook in (*layer._forward_hooks, *layer._forward_pre_hooks)]
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = functools.partial(
-            chunk_layer, layer, chunk_tokens=chunk_tokens, offload=offload
-        )
+            chunk_layer, layer, chunk_tokens=chunk_tokens, offload=offload,
+            overwrites=layer is layers[-1] and len(layers) > 1 and not hooks,
+        )  # fmt: skip
 
 
 def set_checkpointing(layers: Sequence[Any], runs: Sequence[RunLayer | None] | None, *, offload: bool = False) -> None:

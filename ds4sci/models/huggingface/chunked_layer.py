@@ -105,17 +105,19 @@ class _Attention(torch.autograd.Function):
 
 def run_chunked(
     function: functools.partial[Any], x: Tensor, *args: Any, chunk_tokens: int, layer: nn.Module,
-    use_chunk: Callable[[Chunk], contextlib.AbstractContextManager[None]],
+    use_chunk: Callable[[Chunk], contextlib.AbstractContextManager[None]], overwrites: bool = False,
 ) -> Tensor:  # fmt: skip
     """Call a layer on ``chunk_tokens`` tokens of one row of x ``[b, n, c]`` at a time, forward and backward.
 
     function   the layer, with its keyword arguments, as ``GradientCheckpointingLayer`` passes it
     layer      the module whose parameters get gradients
     use_chunk  context in which ds4sci's attention uses a chunk
+    overwrites  whether backward of a causal layer may write the gradient of x over x. A second backward through the
+                same graph then raises RuntimeError
 
     Raises ValueError for arguments that cannot be divided by tokens.
     """
-    runner = _Runner(function, args, chunk_tokens, layer, use_chunk, (x.shape[0], x.shape[1]))
+    runner = _Runner(function, args, chunk_tokens, layer, use_chunk, (x.shape[0], x.shape[1]), overwrites)
     parameters = [p for p in layer.parameters() if p.requires_grad]
     out: Tensor = _Layer.apply(runner, parameters, x, *parameters)
     return out
@@ -146,6 +148,8 @@ class _Runner:
     layer: nn.Module
     use_chunk: Callable[[Chunk], contextlib.AbstractContextManager[None]]
     shape: tuple[int, int]
+    overwrites: bool
+    is_spent: bool = False
 
     def __post_init__(self) -> None:
         rows, n = self.shape
@@ -154,9 +158,8 @@ class _Runner:
             for row in range(rows)
             for start in range(0, n, self.chunk_tokens)
         ]
-        drops = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in self.layer.modules())
         # each chunk has its own random numbers, the same in every pass
-        self.seeds = torch.randint(2**62, (len(self.parts),)).tolist() if drops else []
+        self.seeds: list[int] = torch.randint(2**62, (len(self.parts),)).tolist()
         self.autocast: dict[str, Any] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,6 +183,8 @@ class _Runner:
 
     def backward(self, x: Tensor, grad: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the gradients of x and of the parameters."""
+        if self.is_spent:
+            raise RuntimeError("model.chunk_tokens: a second backward pass through the same graph is not possible")
         chunk = Chunk(x.shape[0] * x.shape[1])
         with torch.no_grad():
             for i in range(len(self.parts)):
@@ -192,7 +197,8 @@ class _Runner:
         )
         # Causal: the input of a chunk is not needed after its backward. If another operation has saved x, autograd
         # raises an error there, as x has been modified.
-        grad_x = x.detach() if chunk.causal else torch.empty_like(x)
+        self.is_spent = self.overwrites and bool(chunk.causal)
+        grad_x = x.detach() if self.is_spent else torch.empty_like(x)
         sums: list[Tensor | None] = [None] * len(parameters)
 
         def add(i: int, outputs: list[Tensor], grads: list[Tensor], own: Tensor, first: bool) -> None:
@@ -271,9 +277,6 @@ class _Runner:
 
     @contextlib.contextmanager
     def random(self, i: int, device: torch.device) -> Iterator[None]:
-        if not self.seeds:
-            yield
-            return
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seeds[i])
             yield

@@ -88,18 +88,30 @@ def test_own_precision_on_the_native_kernel(kind: str, dtype: torch.dtype) -> No
         assert torch.equal(own[name], again[name])
 
 
-def test_dropout_is_the_same_in_every_pass() -> None:
+OPT = {
+    "model_type": "opt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
+    "word_embed_proj_dim": 32, "attention_dropout": 0.0, "dropout": 0.3,
+}  # fmt: skip
+"""Its layers call ``nn.functional.dropout``."""
+DROPOUT = {
+    "masked_lm": (oracle.ESM | {"hidden_dropout_prob": 0.3}, "model.esm.encoder.layer.0.attention.self.value.weight"),
+    "causal_lm": (OPT, "model.model.decoder.layers.0.self_attn.v_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", DROPOUT)
+def test_dropout_is_the_same_in_every_pass(kind: str) -> None:
     """Numerical derivative of the loss along the gradient: masks that differed between passes would change it."""
-    config = oracle.ESM | {"hidden_dropout_prob": 0.3}
-    model = oracle.model("masked_lm", config, torch.float64, chunk_tokens=16).train()
-    batch = oracle.batch("masked_lm", ROWS["packed"], 64)
+    config, name = DROPOUT[kind]
+    model = oracle.model(kind, config, torch.float64, chunk_tokens=16).train()
+    batch = oracle.batch(kind, ROWS["packed"], 64)
 
     def loss() -> torch.Tensor:
         torch.manual_seed(5)
         return model(batch).losses.mean()
 
     loss().backward()
-    weight = model.get_parameter("model.esm.encoder.layer.0.attention.self.value.weight")
+    weight = model.get_parameter(name)
     direction = weight.grad / weight.grad.norm()
     values = []
     for step in (1e-4, -1e-4):
@@ -108,7 +120,22 @@ def test_dropout_is_the_same_in_every_pass() -> None:
         values.append(float(loss().detach()))
         with torch.no_grad():
             weight -= step * direction
-    assert (values[0] - values[1]) / 2e-4 == pytest.approx(float(weight.grad.norm()), rel=1e-4)
+    assert (values[0] - values[1]) / 2e-4 == pytest.approx(float(weight.grad.norm()), rel=1e-3)  # OPT has ReLU
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_hidden_states_that_hooks_keep_are_not_overwritten(offload: bool) -> None:
+    """Without hooks, a second backward pass is refused rather than wrong."""
+    model = oracle.model("causal_lm", oracle.LLAMA, torch.float64, chunk_tokens=16, offload=offload).train()
+    batch = oracle.batch("causal_lm", ROWS["packed"], 64)
+    loss = model(batch).losses.mean()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"second backward pass|modified by an inplace operation"):
+        loss.backward()
+    seen: list[torch.Tensor] = []
+    model.layers[0].register_forward_hook(lambda module, given, out: seen.extend((out.detach(), out.detach().clone())))
+    model(batch).losses.mean().backward()
+    assert torch.equal(seen[0], seen[1])
 
 
 def test_short_rows_and_evaluation_run_as_before() -> None:
