@@ -21,7 +21,8 @@ counted again in the second step if there is room.
 Gradients do not depend on the budget: what is computed again has the same bits, and functions that recomputed layers
 apply to a part of the tokens at a time (``token_loss.tiled``) do so in all layers.
 
-The outputs of operators are kept by torch's selective activation checkpointing.
+Torch's own selective checkpointing demands the same operators in forward and recomputation, which ZeRO 3 does not give:
+it gathers and releases weights inside the layer. Here only the kept operators have to be the same.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +40,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
 
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 
@@ -214,7 +216,11 @@ def keep_input(function: Callable[..., Any], *args: Any) -> Any:
 
 def keep_operators(function: Callable[..., Any], *args: Any) -> Any:
     """Call ``function``, of which the inputs and the outputs of ``OPERATORS`` are kept for backward."""
-    contexts = functools.partial(create_selective_checkpoint_contexts, _operators())
+
+    def contexts() -> tuple[_Keeping, _Replaying]:
+        outputs: deque[tuple[Any, Any]] = deque()
+        return _Keeping(_operators(), outputs), _Replaying(outputs)
+
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
 
@@ -303,12 +309,46 @@ def _counted() -> Iterator[_Counted]:
         seen.clear()  # saved tensors keep the hook alive, and the hook would keep them
 
 
-class _OperatorOutputs(TorchDispatchMode):
+class _Mode(TorchDispatchMode):
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         """Compiled functions, such as flex_attention, run as without this mode."""
         return True
 
+
+def _detached(outputs: Any) -> Any:
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, outputs)
+
+
+class _Keeping(_Mode):
+    """Mode of the forward pass of a layer: keeps the outputs of ``operators``, in order."""
+
+    def __init__(self, operators: Iterable[Any], outputs: deque[tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.operators, self.outputs = frozenset(operators), outputs
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in self.operators:
+            self.outputs.append((func, _detached(out)))
+        return out
+
+
+class _Replaying(_Mode):
+    """Mode of the recomputation: the operator that comes next returns the output that was kept. A second recomputation,
+    after a backward pass with ``retain_graph``, computes everything."""
+
+    def __init__(self, outputs: deque[tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.outputs and func is self.outputs[0][0]:
+            return self.outputs.popleft()[1]
+        return func(*args, **(kwargs or {}))
+
+
+class _OperatorOutputs(_Mode):
     def __init__(self, found: _Counted, operators: Iterable[Any]) -> None:
         super().__init__()
         self.found, self.operators = found, frozenset(operators)
