@@ -74,6 +74,7 @@ def limits(out: Path, dry_run: bool) -> None:
 def language_model(out: Path, dry_run: bool) -> None:
     """A training step of a causal language model in bf16: 8,192 tokens, and 131,072 with its layers' inputs on the
     host. Plain torch: forward, loss, backward, AdamW."""
+    from ds4sci.bench.lm_training import ds4sci_batch
     from ds4sci.models import language
     from ds4sci.nn.activation_budget import set_budget
 
@@ -91,7 +92,7 @@ def language_model(out: Path, dry_run: bool) -> None:
         if offload:
             set_budget(model, 0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        batch = _row(tokens, device)
+        batch = ds4sci_batch("causal_lm", tokens, None).to(device)
 
         def step(model: Any = model, optimizer: torch.optim.Optimizer = optimizer, batch: Any = batch) -> torch.Tensor:
             loss: torch.Tensor = model(batch).losses.mean()
@@ -118,19 +119,6 @@ def language_model(out: Path, dry_run: bool) -> None:
         "scaling.md); with inputs of layers on the host, every layer is computed again"
     ]
     write(out, asdict(_measurement(out, "Language model, training step", columns, rows, notes)))
-
-
-def _row(tokens: int, device: torch.device) -> Any:
-    from ds4sci.types import LanguageBatch
-
-    ids = torch.randint(1, 256, (1, tokens), generator=torch.Generator().manual_seed(0))
-    labels = torch.cat([ids[:, 1:], torch.full((1, 1), -100)], 1)
-    batch = LanguageBatch(
-        ids=("synthetic",), input_ids=ids, labels=labels, weights=(labels >= 0).float(),
-        position_ids=torch.arange(tokens)[None], doc_spans=torch.tensor([[0, tokens]]),
-        soft_masked=torch.zeros(1, tokens, dtype=torch.bool), tokens=tokens,
-    )  # fmt: skip
-    return batch.to(device)
 
 
 def attention(out: Path, dry_run: bool) -> None:

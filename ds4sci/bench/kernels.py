@@ -171,6 +171,7 @@ def measure(case: OperationCase, n: int, dtype: torch.dtype, device: torch.devic
         actions = {method: partial(run_once, method) for method in methods}
         with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             run_once("reference")
+        moved = least_bytes(given, case.operation, backward)
         memory = {}
         for method, action in actions.items():
             action()  # builds, warms up
@@ -180,7 +181,7 @@ def measure(case: OperationCase, n: int, dtype: torch.dtype, device: torch.devic
                 "operation": case.operation, "case": case.name, "n": n, "dtype": dtype_name(dtype),
                 "backward": backward, "implementation": method, "seconds": statistics.median(times),
                 "spread": spread(times), "memory_mb": memory[method],
-                "flops": counter.get_total_flops(), "bytes": least_bytes(given, case.operation, backward),
+                "flops": counter.get_total_flops(), "bytes": moved,
             }
             for method, times in time_alternately(actions, rounds).items()
         ]  # fmt: skip
