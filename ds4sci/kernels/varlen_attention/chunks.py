@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ds4sci.kernels.varlen_attention import native
 from ds4sci.kernels.varlen_attention.doc_spans import check_doc_spans
+from ds4sci.kernels.varlen_attention.sdpa import attend_document
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Queries:
         for rows, keys in self._documents(q.shape[0]):
             leaves = [x.detach().requires_grad_() for x in (q[rows], k[keys], v[keys])]
             with torch.enable_grad():
-                part = _attend_document(leaves[0], leaves[1], leaves[2], self.causal, self.scale)
+                part = attend_document(leaves[0], leaves[1], leaves[2], self.causal, self.scale)
             out[rows] = part.detach()
             graphs.append((rows, keys, part, leaves))
         return out, (graphs,)
@@ -81,15 +81,3 @@ class Queries:
             if begin < end:
                 found.append((slice(begin - self.first, end - self.first), slice(start, end if self.causal else stop)))
         return found
-
-
-def _attend_document(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """The last queries of a document: with ``causal``, the last one attends to all keys."""
-    from torch.nn.attention.bias import causal_lower_right
-
-    group = q.shape[1] // k.shape[1]
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    if group > 1:
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    mask: Any = causal_lower_right(q.shape[2], k.shape[2]) if causal else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).squeeze(0).transpose(0, 1)
