@@ -62,6 +62,9 @@ EXTRAS = {
     ],
     "wandb": ["wandb>=0.17"],  # "wandb" section of the DeepSpeed JSON; offline works
     "tensorboard": ["tensorboard>=2.16"],  # "tensorboard" section of the DeepSpeed JSON
+    # Weights of 8 bits (torchao: the activations stay in fp32) and 4 bits (bitsandbytes: packed, on CPUs too) that
+    # transformers reads, with accelerate.
+    "quantize": ["torchao>=0.18", "bitsandbytes>=0.49", "accelerate>=1.1"],
     "lora": ["peft>=0.14"],  # [model.lora]: low-rank adapters of Hugging Face models
     "mlperf": ["mlperf-logging>=4.1"],  # [benchmark]: MLPerf logs and upstream's checkers; brings pandas
     "cosmo": ["colossus>=1.3"],  # matter power spectra and growth factors from which the dataset `cosmo` is generated
@@ -74,6 +77,8 @@ EXTRAS = {
         "pytest>=8.2",
         "pytest-xdist>=3.6",  # launch/test.sh runs the files in three processes: most tests use one thread
         "peft>=0.14",  # tests of adapters
+        "torchao>=0.18",  # tests of weights of 8 bits
+        "bitsandbytes>=0.49",  # tests of weights of 4 bits
         "colossus>=1.3",  # the generator of the dataset `cosmo`, and the check on its boxes
         "accelerate>=1.1",  # transformers.Trainer, which `ds4sci bench lm` measures beside ours
         "pyfaidx>=0.8",  # measured beside our index of FASTA files

@@ -24,6 +24,7 @@ SECTIONS = {
     "Neural operators": ("operators", "zcs"),
     "Workloads": ("workloads",),
     "Scaling": ("scaling",),
+    "Compressed weights": ("quantized",),
     "Limits of training steps": ("roofline",),
     "Data selection": ("data_selection",),
     "Cognitive simulation": ("cogsim",),

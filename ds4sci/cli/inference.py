@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from json import loads
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ds4sci.cli.train import Overrides
 
 Run = Annotated[Path, typer.Option("--run", help="Run folder, such as runs/quickstart.", metavar="RUN")]
+Quantize = Annotated[
+    Literal["int8", "nf4"] | None,
+    typer.Option("--quantize", help="Compress the weights of linear layers: int8 (1 byte) or nf4 (4 bits)."),
+]
 Runs = Annotated[
     list[Path],
     typer.Option(
@@ -50,6 +54,7 @@ def evaluate(
         str,
         typer.Option("--checkpoint", help="best, latest, a step number, or untrained."),
     ] = "best",
+    quantize: Quantize = None,
 ) -> None:
     """Score a trained model with one of the evaluations of its task, selected by the input files.
 
@@ -67,11 +72,11 @@ def evaluate(
     if len(runs) > 1:
         from ds4sci.inference.ensemble import evaluate_ensemble
 
-        if given or options or overrides:
+        if given or options or overrides or quantize:
             raise ValueError("several --run are an ensemble of surrogates, which takes --checkpoint and --json only")
         evaluate_ensemble(runs, json, which=which)
         return
-    evaluate_run(runs[0], json, files=given, options=options, which=which, overrides=overrides or [])
+    evaluate_run(runs[0], json, files=given, options=options, which=which, overrides=overrides or [], quantize=quantize)
 
 
 def embed(
@@ -102,11 +107,12 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write only the LoRA adapter, in the format of peft.")
     ] = False,
+    quantize: Quantize = None,
 ) -> None:
     """Export a trained model. A language model becomes a Hugging Face folder: weights, config and tokenizer."""
     from ds4sci.inference.export import export_run, list_files
 
-    for name, size in list_files(export_run(run, out, which=which, adapter=adapter)):
+    for name, size in list_files(export_run(run, out, which=which, adapter=adapter, quantize=quantize)):
         typer.echo(f"{out / name}  {size:,} bytes")
 
 
@@ -128,6 +134,7 @@ def predict(
     ] = None,
     overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step number.")] = "best",
+    quantize: Quantize = None,
     check_memory: Annotated[
         bool,
         typer.Option(
@@ -150,7 +157,7 @@ def predict(
     if parameters is not None:
         from ds4sci.inference import ensemble
 
-        if msa is not None or overrides:
+        if msa is not None or overrides or quantize:
             raise ValueError("--parameters takes --run, --checkpoint and --out only")
         _show_predictions(ensemble.predict_parameters(runs, parameters, out, which=which), out)
         return
@@ -161,8 +168,8 @@ def predict(
     if images is not None:
         from ds4sci.inference.predict_images import predict_images
 
-        if msa is not None:
-            raise ValueError("--msa goes with --fasta; images have no alignments")
+        if msa is not None or quantize is not None:
+            raise ValueError("--msa and --quantize go with --fasta")
         records = predict_images(runs[0], images, out, which=which, overrides=overrides or ())["records"]
         _report_failures([f"{row['id']}: {row['error']}" for row in records if row["error"] is not None])
         return
@@ -170,7 +177,14 @@ def predict(
     from ds4sci.inference import predict as command
 
     summary = command.predict_run(
-        runs[0], fasta, out, msa, which=which, overrides=overrides or (), check_memory=check_memory
+        runs[0],
+        fasta,
+        out,
+        msa,
+        which=which,
+        overrides=overrides or (),
+        quantize=quantize,
+        check_memory=check_memory,
     )
     for path in command.written_files(summary, out):
         typer.echo(path)

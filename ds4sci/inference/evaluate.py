@@ -15,6 +15,7 @@ from ds4sci.files.atomic_files import replace_text, replacing
 from ds4sci.files.json_values import to_plain
 from ds4sci.inference.trained_run import UNTRAINED, TrainedRun, evaluation_files
 from ds4sci.machine import provenance
+from ds4sci.nn.quantized_weights import Format, stored_bytes
 from ds4sci.tasks.build import default_kernels
 from ds4sci.tasks.evaluations import EvaluationRequest, EvaluationResult, select_evaluation
 from ds4sci.train.progress import progress_bar
@@ -28,6 +29,7 @@ def evaluate_run(
     options: Mapping[str, Any] | None = None,
     which: str = "best",
     overrides: Sequence[str] = (),
+    quantize: Format | None = None,
     show: bool = True,
 ) -> dict[str, Any]:
     """Run the evaluation of the task that takes the input ``files``, and write ``out`` (JSON) atomically.
@@ -36,9 +38,11 @@ def evaluate_run(
     options    option name → value, such as ``{"ngrams": True}``
     which      ``best``, ``latest``, ``step_NNNNNN`` (or N), or ``untrained``: the weights before the first step
     overrides  ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
+    quantize   evaluate with weights in ``int8`` or ``nf4``; see ``TrainedRun.load``
     show       print a progress bar, a table of the result and the names of the files
 
-    Returns what ``out`` holds: ``run``, ``name``, ``checkpoint``, ``step``, ``overrides``, ``evaluation``, the values
+    Returns what ``out`` holds: ``run``, ``name``, ``checkpoint``, ``step``, ``overrides``, ``quantize``,
+    ``weight_bytes``, ``evaluation``, the values
     of the evaluation, ``machine``, ``commit``, ``finished`` and ``seconds``. Figures and other attachments are written
     beside ``out``. If the files are the run's own validation data and nothing is overridden, the files of
     ``evaluation_files`` are written too, so that the report shows them.
@@ -47,7 +51,7 @@ def evaluate_run(
     the task takes; the message then lists the evaluations.
     """
     paths = {name: Path(path) for name, path in (files or {}).items()}
-    loaded = TrainedRun.load(run, which, overrides)
+    loaded = TrainedRun.load(run, which, overrides, quantize=quantize)
     try:
         name, evaluation = select_evaluation(loaded.task.evaluations(), set(paths), set(options or {}))
     except ValueError as error:
@@ -60,11 +64,12 @@ def evaluate_run(
         result = evaluation.run(request)
     values = {
         "run": str(run), "name": loaded.name, "checkpoint": which, "step": loaded.step, "overrides": list(overrides),
+        "quantize": quantize, "weight_bytes": stored_bytes(loaded.task.model),
         "evaluation": name, "machine": provenance.describe(), "commit": provenance.commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - began, 1),
     } | result.values  # fmt: skip
     written = [] if out is None else _write_result(Path(out), values, result)
-    if result.is_validation and not overrides:
+    if result.is_validation and not overrides and quantize is None:
         _write_report_files(loaded, values, result)
     if show:
         console = Console(highlight=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from ds4sci.files.atomic_files import replace_text
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import memory, provenance
 from ds4sci.machine.memory_errors import describe_error, release_memory
+from ds4sci.nn.quantized_weights import Format, stored_bytes
 from ds4sci.tasks import StructurePredictor
 from ds4sci.tasks.build import default_kernels
 from ds4sci.train.progress import progress_bar
@@ -64,6 +65,7 @@ def predict_run(
     *,
     which: str = "best",
     overrides: Sequence[str] = (),
+    quantize: Format | None = None,
     check_memory: bool = True,
     show: bool = True,
 ) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def predict_run(
                   A record without an alignment is predicted from its sequence, as the summary's ``input`` says
     which         ``best``, ``latest``, ``step_NNNNNN`` or a step
     overrides     ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
+    quantize      weights in ``int8`` or ``nf4``; see ``TrainedRun.load``
     check_memory  refuse a record that needs more memory than is free, by the estimate of the task, instead of trying it
                   and possibly being killed by the system
 
@@ -83,9 +86,10 @@ def predict_run(
     not even those of an earlier run, and is named in the summary; the other records are predicted. Unsafe characters of
     an ID become ``_`` in file names; names that would collide get a number.
 
-    Returns the summary: ``run, name, step, machine, commit, counts, records``. A row of ``records`` has ``id, length,
-    status, error, files, notes, input, msa_rows, alignments, memory_gb`` (estimated) and, if predicted, ``plddt``.
-    ``status`` is ``predicted``, ``failed`` or, if the command was interrupted, ``not attempted``.
+    Returns the summary: ``run, name, step, quantize, weight_bytes, machine, commit, counts, records``. A row of
+    ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, memory_gb`` (estimated) and,
+    if predicted, ``plddt``. ``status`` is ``predicted``, ``failed`` or, if the command was interrupted, ``not
+    attempted``.
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
     that is not FASTA, no readable entry, a duplicate name, no alignment for any record.
@@ -96,7 +100,7 @@ def predict_run(
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir}: is a file; expected a folder for the structures, or a new name")
     jobs = read_jobs(fasta, None if msa_dir is None else Path(msa_dir))
-    loaded = TrainedRun.load(run, which, overrides)
+    loaded = TrainedRun.load(run, which, overrides, quantize=quantize)
     task = loaded.task
     if not isinstance(task, StructurePredictor):
         raise loaded.lacks("predict structures", "`featurize`, `predict`, `prediction_bytes` and `msa_input`")
@@ -109,6 +113,8 @@ def predict_run(
             "run": str(run),
             "name": loaded.name,
             "step": loaded.step,
+            "quantize": quantize,
+            "weight_bytes": stored_bytes(task.model),
             "machine": provenance.describe(),
             "commit": provenance.commit(),
             "counts": counts,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ds4sci.config.run_file import RunConfig
+from ds4sci.nn.quantized_weights import Format, quantize_weights
 from ds4sci.tasks import Task
 from ds4sci.tasks.build import build_task
 from ds4sci.train import checkpoint
@@ -35,12 +36,15 @@ class TrainedRun:
     step: int
 
     @classmethod
-    def load(cls, run: Path | str, which: str = "best", overrides: Sequence[str] = ()) -> TrainedRun:
+    def load(
+        cls, run: Path | str, which: str = "best", overrides: Sequence[str] = (), *, quantize: Format | None = None
+    ) -> TrainedRun:
         """Load the checkpoint ``which`` of ``run``.
 
         overrides  ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
+        quantize   compress the weights of linear layers to ``int8`` or ``nf4`` (``ds4sci.nn.quantized_weights``)
 
-        Raises ValueError if there is no such run or checkpoint.
+        Raises ValueError if there is no such run or checkpoint, or if its model has nothing to compress.
         """
         run = Path(run)
         if which == UNTRAINED:
@@ -51,6 +55,8 @@ class TrainedRun:
         else:
             config, task = checkpoint.load_run(run, which=which, overrides=overrides)
             step = int(checkpoint.select_checkpoint(run, which).name.removeprefix("step_"))
+        if quantize is not None:
+            quantize_weights(task.model, quantize)
         task.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(run, config, task, which, step)
 

@@ -26,6 +26,7 @@ from ds4sci.models.huggingface.parts import unwrap_peft
 from ds4sci.models.huggingface.verification import verify
 from ds4sci.nn import activation_memory
 from ds4sci.nn.activation_budget import CHECKPOINT_MIN_TOKENS, LayerStack
+from ds4sci.nn.quantized_weights import Format, quantize_weights
 from ds4sci.nn.token_loss import token_losses
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.types import LanguageBatch, LanguageOutput
@@ -307,6 +308,13 @@ class LanguageModel(nn.Module):
         if self.kind == "causal_lm" and getattr(config, "max_position_embeddings", length) < length:
             config.max_position_embeddings = length
         return inner
+
+    def quantize(self, format: Format) -> None:
+        """Compress the weights of the backbone's linear layers, for inference; adapters are merged first."""
+        model: Any = self.model
+        if self.config.lora is not None:
+            model.merge_adapter()
+        quantize_weights(unwrap_peft(model), format)
 
     def check_rope(self, factors: list[float]) -> None:
         """Raises ValueError if position interpolation by ``factors`` cannot be expressed in the exported config."""
