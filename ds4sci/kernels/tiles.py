@@ -25,6 +25,16 @@ def tile_slices(length: int, bytes_each: int, device: torch.device) -> Iterator[
         yield slice(length * i // count, length * (i + 1) // count)
 
 
+def part_slices(x: Tensor, dim: int = 0) -> Iterator[slice]:
+    """Slices of x along ``dim`` of at most a sixteenth of its size and eight tiles: parts that are updated in place."""
+    limit = 8 * CPU_BYTES if x.device.type == "cpu" else GPU_BYTES
+    length = x.shape[dim]
+    each = x.nbytes // max(1, length)
+    step = max(1, min(-(-length // 16), limit // max(1, each)))
+    for first in range(0, length, step):
+        yield slice(first, min(first + step, length))
+
+
 def row_order(x: Tensor) -> list[int]:
     """The dimensions of x [..., c] except the last, outermost in memory first."""
     strides = x.stride()

@@ -199,11 +199,16 @@ class FoldModel(nn.Module):
         """
         if self.trains_stem_only(batch):
             return self.predict_by_stem(batch, self.embed_by_stem(batch))
-        previous: Output | None = None
+        recycled: list[Tensor] | None = None
         for _ in range(batch.recycling):
             with torch.no_grad():
-                previous = self._pass(batch, previous)
-        return self._pass(batch, previous)
+                recycled = recycled_inputs(batch, self._pass(batch, recycled))
+        return self._pass(batch, recycled)
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether updates are added to m and z in place: not where a backward pass or other ranks need them."""
+        return not (self.training or torch.is_grad_enabled()) and self.group.size == 1
 
     def shards(self, batch: Batch) -> AxialShards:
         """Division of the MSA rows and residues of ``batch`` among the ranks of the parallel group."""
@@ -234,25 +239,30 @@ class FoldModel(nn.Module):
         m = torch.cat([m[:, :count] + m0.unsqueeze(1), m[:, count:]], dim=1)
         return self.stem(m, shards.own_msa(batch.msa_mask, 1))
 
-    def _pass(self, batch: Batch, previous: Output | None) -> Output:
-        m, z = self.embed(batch, None if previous is None else recycled_inputs(batch, previous))
-        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask(batch), self.shards(batch))
+    def _pass(self, batch: Batch, recycled: list[Tensor] | None) -> Output:
+        m, z = self.embed(batch, recycled)
+        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask(batch), self.shards(batch), in_place=self._in_place)
         return self.predict(batch, m, z)
 
-    def embed(self, batch: Batch, recycled: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Inputs of the Evoformer: m [b, s, n, c_m] and z [b, n, n, c_z]. ``recycled`` is as in RecyclingEmbedder.
+    def embed(self, batch: Batch, recycled: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Inputs of the Evoformer: m [b, s, n, c_m] and z [b, n, n, c_z].
 
-        With a parallel group, m and z are this rank's rows, and so is the z of ``recycled``.
+        ``recycled`` holds the inputs of RecyclingEmbedder; it is emptied, so that the previous z is freed. With a
+        parallel group, m and z are this rank's rows, and so is the z of ``recycled``.
         """
         shards = self.shards(batch)
         m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat, shards)
-        m0, dz = self.recycling_embedder(recycled, shards)
+        in_place = self._in_place
+        m0, dz = self.recycling_embedder(recycled, shards, add_to=z if in_place else None)
+        if recycled is not None:
+            recycled.clear()
         m = self._stem(m, m0, batch, shards)
-        z = z + dz
+        z = dz if in_place else z + dz
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
             extra_shards = AxialShards.divide(self.group, *batch.extra_msa_mask.shape[1:])
             extra = self.extra_msa_embedder(extra_shards.own_msa(batch.extra_msa_feat, 1))
-            _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, pair_mask(batch), extra_shards)
+            mask = pair_mask(batch)
+            _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, mask, extra_shards, in_place=in_place)
         return m, z
 
     def predict(self, batch: Batch, m: Tensor, z: Tensor) -> Output:
@@ -295,39 +305,34 @@ def pair_mask(batch: Batch) -> Tensor:
     return batch.token_mask.unsqueeze(-1) & batch.token_mask.unsqueeze(-2)
 
 
-def recycled_inputs(batch: Batch, previous: Output) -> tuple[Tensor, Tensor, Tensor]:
+def recycled_inputs(batch: Batch, previous: Output) -> list[Tensor]:
     """Inputs of RecyclingEmbedder from the output of the previous pass, without gradient."""
     atoms = table("ATOM37_MASK", previous.atom37)[batch.aatype]
     beta, _ = pseudo_beta(previous.atom37.detach(), atoms, batch.aatype)
-    return previous.msa0.detach(), previous.pair.detach(), beta
+    return [previous.msa0.detach(), previous.pair.detach(), beta]
 
 
 def prediction_bytes(config: Config, n: int, s: int = 1, e: int = 0, *, recycling: int = 0, refinement: int = 0) -> int:
     """Estimated peak memory of a prediction beyond the weights, in bytes: n residues, s MSA rows, e extra MSA rows.
 
-    ``4 · (P n² + M s n + E e n) + 40 MB``, where the numbers of floats per pair, MSA entry and extra MSA entry are
+    ``4 · (P n² + M s n + E e n) + T + 40 MB``, where the numbers of floats per pair, MSA entry and extra MSA entry are
 
-    - ``P = previous + max(trunk, heads)``. ``trunk = 20 + max(5.3 c_z, c_z + 4 c_multiplication, 2 c_z + 5.5 heads_pair
-      · d_pair)`` is the largest pair update (transition, multiplication, attention); ``heads = c_z + 2 · 64 + 40`` is
-      the pair representation, the logits of the distogram and their probabilities (90 more with refinement);
-      ``previous = c_z + 64`` is what recycling keeps.
+    - ``P = max(trunk, heads, recycling)``. ``trunk = c_z + 1.25 c_multiplication + heads_msa + 20`` (updates are added
+      in place), ``heads = c_z + 2 · 64 + 40`` is the pair representation, the logits of the distogram and their
+      probabilities (90 more with refinement), ``recycling = 2 c_z + 20`` is the previous pair representation too.
     - ``M = 1.5 c_m + heads_msa · d_msa + 49``, and ``E = 1.5 c_e + heads_msa · d_msa + 25`` with the sizes of the
       extra-MSA stack.
 
-    The factors are fitted to the peak resident set size on CPUs, fp32, batch size 1: 22 predictions with c_z from 8 to
-    128, n = 384 and 640, s up to 256, e up to 512, with and without recycling. The estimate is 0.93 to 1.11 times the
-    measured value at n = 640, and 0.71 to 1.17 times at n = 384, where the allocator keeps much of the freed memory.
+    T, for the parts that are updated at a time, is four sixteenths of the pair representation, at most 64 MB. The
+    factors are fitted to the peak resident set size on CPUs, fp32, batch size 1, with c_z from 8 to 128: at n = 640 the
+    estimate is 1.07 to 1.20 times the measured value, at n = 400 it is 0.99 to 1.40 times.
     """
     evoformer, extra, z = config.evoformer, config.extra_msa, config.c_z
-    updates = {
-        "transition": 5.3 * z,
-        "multiplication": z + 4.0 * evoformer.c_multiplication,
-        "attention": 2 * z + 5.5 * evoformer.heads_pair * evoformer.d_pair,
-    }
-    used = [size for name, size in updates.items() if any(name in update for update in evoformer.pair_updates)]
-    trunk = 20 + max(used, default=z)
+    multiplies = any("multiplication" in update for update in evoformer.pair_updates)
+    trunk = z + (1.25 * evoformer.c_multiplication if multiplies else 0) + evoformer.heads_msa + 20
     heads = z + 2 * DISTOGRAM_BINS + (130 if refinement else 40)
-    pair = max(trunk, heads) + (z + DISTOGRAM_BINS if recycling else 0)
+    pair = max(trunk, heads, 2 * z + 20 if recycling else 0)
     row = 1.5 * config.c_m + evoformer.heads_msa * evoformer.d_msa + 49
     extra_row = 1.5 * extra.c_e + evoformer.heads_msa * extra.d_msa + 25 if extra.blocks else 0.0
-    return int(4 * (pair * n * n + row * s * n + extra_row * e * n)) + 40_000_000
+    parts = 4 * min(16 * 2**20, 4 * z * n * n / 16)
+    return int(4 * (pair * n * n + row * s * n + extra_row * e * n) + parts) + 40_000_000

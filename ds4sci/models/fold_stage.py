@@ -83,17 +83,17 @@ class FoldStage(PipelineStage):
     def recycle(self, output: Output, batch: Batch) -> Tensor:
         return _pack(recycled_inputs(batch, output))
 
-    def _unpack_recycled(self, batch: Batch, recycled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _unpack_recycled(self, batch: Batch, recycled: Tensor) -> list[Tensor]:
         (b, n), config = batch.aatype.shape, self.model.config
         m0, z, beta = _unpack(recycled, [(b, n, config.c_m), (b, n, n, config.c_z), (b, n, 3)])
         dtype = self.model.recycling_embedder.layer_norm_m.weight.dtype
-        return m0.to(dtype), z.to(dtype), beta  # coordinates are fp32 or fp64 for any dtype of weights
+        return [m0.to(dtype), z.to(dtype), beta]  # coordinates are fp32 or fp64 for any dtype of weights
 
 
 class _OtherStage(nn.Module):
     """Stand-in for a block of another stage."""
 
-    def forward(self, m: Tensor, z: Tensor, *masks: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, m: Tensor, z: Tensor, *masks: Any, in_place: bool = False) -> tuple[Tensor, Tensor]:
         return m, z
 
 

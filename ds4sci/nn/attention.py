@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ds4sci.kernels import evoformer_attention, gated_self_attention, pair_bias
 from ds4sci.kernels.gated_self_attention import Weights
+from ds4sci.kernels.tiles import part_slices
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.parallel.axial import WHOLE, AxialShards
 
@@ -26,11 +27,20 @@ class Attention(nn.Module):
         self.linear_g = Linear(c, d * heads, init="gating")
         self.linear_o = Linear(d * heads, c, init="zero")
 
-    def forward(self, x: Tensor, mask: Tensor, norm: LayerNorm, pair_bias: Tensor | None = None) -> Tensor:
-        """x [b, s, n, c] before its layer norm ``norm``, mask bool [b, s, n], pair_bias [b, h, n, n] → [b, s, n, c]."""
+    def forward(
+        self, x: Tensor, mask: Tensor, norm: LayerNorm, pair_bias: Tensor | None = None, *, in_place: bool = False
+    ) -> Tensor:
+        """x [b, s, n, c] before its layer norm ``norm``, mask bool [b, s, n], pair_bias [b, h, n, n] → [b, s, n, c].
+
+        ``in_place``: add the result to x, a few of its s rows at a time, and return x.
+        """
         layers = (norm, self.linear_q, self.linear_k, self.linear_v, self.linear_g, self.linear_o)
         weights = Weights(*((layer.weight, layer.bias) for layer in layers))
-        return gated_self_attention(x, mask, pair_bias, weights, self.heads, eps=norm.eps)
+        if not in_place:
+            return gated_self_attention(x, mask, pair_bias, weights, self.heads, eps=norm.eps)
+        for rows in part_slices(x, 1):
+            x[:, rows] += gated_self_attention(x[:, rows], mask[:, rows], pair_bias, weights, self.heads, eps=norm.eps)
+        return x
 
 
 class MSARowAttentionWithPairBias(nn.Module):
@@ -45,13 +55,15 @@ class MSARowAttentionWithPairBias(nn.Module):
         self.linear_z = Linear(c_z, heads, bias=False, init="lecun")
         self.mha = Attention(c_m, d, heads)
 
-    def forward(self, m: Tensor, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+    def forward(
+        self, m: Tensor, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE, *, in_place: bool = False
+    ) -> Tensor:
         """m [b, s, n, c_m], z [b, n, n, c_z], mask bool [b, s, n] → update of m. ``shards``: rows of m, mask and z.
 
-        Gathers the bias, heads · n² numbers.
+        Gathers the bias, heads · n² numbers. ``in_place``: add the update to m, and return m.
         """
         bias = pair_bias(z, self.layer_norm_z.weight, self.layer_norm_z.bias, self.linear_z.weight)
-        return self.mha(m, mask, self.layer_norm_m, shards.gather_residues(bias, 2))
+        return self.mha(m, mask, self.layer_norm_m, shards.gather_residues(bias, 2), in_place=in_place)
 
 
 class MSAColumnAttention(nn.Module):
@@ -64,9 +76,10 @@ class MSAColumnAttention(nn.Module):
         self.layer_norm = LayerNorm(c_m)
         self.mha = Attention(c_m, d, heads)
 
-    def forward(self, m: Tensor, mask: Tensor) -> Tensor:
-        """m [b, s, n, c_m], mask bool [b, s, n] → update of m."""
-        return self.mha(m.transpose(1, 2), mask.transpose(1, 2), self.layer_norm).transpose(1, 2)
+    def forward(self, m: Tensor, mask: Tensor, *, in_place: bool = False) -> Tensor:
+        """m [b, s, n, c_m], mask bool [b, s, n] → update of m. ``in_place``: add it to m, and return m."""
+        out = self.mha(m.transpose(1, 2), mask.transpose(1, 2), self.layer_norm, in_place=in_place)
+        return m if in_place else out.transpose(1, 2)
 
 
 class MSAColumnGlobalAttention(nn.Module):
@@ -82,8 +95,15 @@ class MSAColumnGlobalAttention(nn.Module):
         self.linear_g = Linear(c_m, d * heads, init="gating")
         self.linear_o = Linear(d * heads, c_m, init="zero")
 
-    def forward(self, m: Tensor, mask: Tensor) -> Tensor:
-        """m [b, e, n, c_m], mask bool [b, e, n] → update of m."""
+    def forward(self, m: Tensor, mask: Tensor, *, in_place: bool = False) -> Tensor:
+        """m [b, e, n, c_m], mask bool [b, e, n] → update of m. ``in_place``: add it to m, and return m."""
+        if not in_place:
+            return self._update(m, mask)
+        for columns in part_slices(m, 2):
+            m[:, :, columns] += self._update(m[:, :, columns], mask[:, :, columns])
+        return m
+
+    def _update(self, m: Tensor, mask: Tensor) -> Tensor:
         m = self.layer_norm(m).transpose(1, 2)  # [b, n, e, c]
         row_mask = mask.transpose(1, 2)
         weight = row_mask.unsqueeze(-1).to(m.dtype)
@@ -108,14 +128,17 @@ class TriangleAttention(nn.Module):
         self.linear = Linear(c_z, heads, bias=False, init="lecun")
         self.mha = Attention(c_z, d, heads)
 
-    def forward(self, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
+    def forward(self, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE, *, in_place: bool = False) -> Tensor:
         """z [b, n, n, c_z], mask bool [b, n, n] → update of z. ``shards``: z has this rank's rows, the mask has all.
 
         Gathers the bias, heads · n² numbers. Around the ending node, z and the update are exchanged for columns.
+        ``in_place``: add the update to z, and return z; without shards.
         """
         if self.node == "ending":
             z, mask = shards.pair_to_columns(z).transpose(1, 2), mask.transpose(1, 2)
         bias = pair_bias(z, self.layer_norm.weight, self.layer_norm.bias, self.linear.weight)
         mask = shards.own_residues(mask, 1)
-        out = self.mha(z, mask, self.layer_norm, shards.gather_residues(bias, 2))
+        out = self.mha(z, mask, self.layer_norm, shards.gather_residues(bias, 2), in_place=in_place)
+        if in_place:
+            return out.transpose(1, 2) if self.node == "ending" else out
         return shards.pair_to_rows(out.transpose(1, 2)) if self.node == "ending" else out

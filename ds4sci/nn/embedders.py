@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ds4sci.kernels.tiles import part_slices
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.parallel.axial import WHOLE, AxialShards
 
@@ -44,7 +47,11 @@ class InputEmbedder(nn.Module):
         offset = shards.own_residues(residue_index, 1).unsqueeze(-1) - residue_index.unsqueeze(-2)
         offset = offset.clamp(-self.max_relative, self.max_relative) + self.max_relative
         z = self.linear_tf_z_i(shards.own_residues(target, 1)).unsqueeze(-2) + self.linear_tf_z_j(target).unsqueeze(-3)
-        z = z + self.linear_relpos(offset)
+        if torch.is_grad_enabled() or z.dtype != self.linear_relpos.weight.dtype:  # autocast: the sum is wider
+            z = z + self.linear_relpos(offset)
+        else:
+            for rows in part_slices(z, 1):
+                z[:, rows] += self.linear_relpos(offset[:, rows])
         m = self.linear_msa_m(shards.own_msa(msa_feat, 1).to(dtype)) + self.linear_tf_m(target).unsqueeze(-3)
         return m, z
 
@@ -61,12 +68,14 @@ class RecyclingEmbedder(nn.Module):
         self.bins, self.first, self.last = bins, first, last
 
     def forward(
-        self, previous: tuple[Tensor, Tensor, Tensor] | None, shards: AxialShards = WHOLE
-    ) -> tuple[Tensor, Tensor]:
+        self, previous: Sequence[Tensor] | None, shards: AxialShards = WHOLE, *,
+        add_to: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(m0 [b, n, c_m], z [b, n, n, c_z], beta [b, n, 3] Å) → updates of the first MSA row and of z.
 
         None stands for the first pass: the embedding of zeros (line 3), as [1, 1, c_m] and [1, 1, 1, c_z].
-        ``shards``: z and its update are this rank's rows.
+        ``shards``: z and its update are this rank's rows. ``add_to``: the z of this pass, which its update is added to
+        in place, without gradient; it is returned in place of the update.
         """
         if previous is None:
             like = self.layer_norm_m.weight
@@ -78,7 +87,13 @@ class RecyclingEmbedder(nn.Module):
         # all distances: those of some rows alone would round differently, and a bin is a step function
         distance = shards.own_residues(torch.cdist(beta, beta), 1)
         index = torch.bucketize(distance, edges) - 1  # -1 below the first edge: no bin, as in AlphaFold
-        return self.layer_norm_m(m0), self.layer_norm_z(z) + self.linear(index)
+        m0 = self.layer_norm_m(m0)
+        if add_to is None:
+            return m0, self.layer_norm_z(z) + self.linear(index)
+        for rows in part_slices(add_to, 1):
+            own = rows if z.shape[1] > 1 else slice(None)
+            add_to[:, rows] += self.layer_norm_z(z[:, own]) + self.linear(index[:, own])
+        return m0, add_to
 
 
 class ExtraMSAEmbedder(nn.Module):

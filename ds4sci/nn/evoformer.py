@@ -83,13 +83,20 @@ class EvoformerBlock(nn.Module):
         self.dropout_pair_column = SharedDropout(c.dropout_pair, axis=2)
 
     def forward(
-        self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE
-    ) -> tuple[Tensor, Tensor]:
+        self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE, *,
+        in_place: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """m [b, s, n, c_m], z [b, n, n, c_z], masks bool [b, s, n] and [b, n, n] → m, z.
 
         ``shards``: m and z have this rank's rows, the masks have all. m is exchanged for columns where an update needs
         them and back where one needs rows, at the latest at the end of the block.
+
+        ``in_place``: add the updates to m and z themselves, a few rows at a time, with memory for half as many hidden
+        numbers. In evaluation, without gradient and without shards.
         """
+        if in_place:
+            self._add_updates(m, z, msa_mask, pair_mask)
+            return m, z
         by_columns = False
         for name, update in self.msa.items():
             if name in COLUMN_UPDATES and not by_columns:
@@ -114,6 +121,24 @@ class EvoformerBlock(nn.Module):
                 z = z + self.dropout_pair_row(update(z, pair_mask, shards))
         return shards.msa_to_rows(m) if by_columns else m, z
 
+    def _add_updates(self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor) -> None:
+        """Add all updates to m and z in place."""
+        assert not self.training, "updates in place are without dropout"
+        for name, update in self.msa.items():
+            if name == "row_attention":
+                update(m, z, msa_mask, in_place=True)
+            elif name == "transition":
+                update(m, in_place=True)
+            else:
+                update(m, msa_mask, in_place=True)
+        for name, update in self.pair.items():
+            if name == "outer_product_mean":
+                update(m, msa_mask, add_to=z)
+            elif name == "transition":
+                update(z, in_place=True)
+            else:
+                update(z, pair_mask, in_place=True)
+
 
 class EvoformerStack(nn.Module):
     """``blocks`` Evoformer blocks; ``checkpoint_blocks`` recomputes the activations of each in the backward pass.
@@ -128,8 +153,9 @@ class EvoformerStack(nn.Module):
         self.activations = LayerStack("blocks", blocks)
 
     def forward(
-        self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE
-    ) -> tuple[Tensor, Tensor]:
+        self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE, *,
+        in_place: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As a block."""
         runs: list[Any] = [None] * len(self.blocks)
         if torch.is_grad_enabled() and (self.checkpoint_blocks or self.activations.limit is not None):
@@ -137,7 +163,7 @@ class EvoformerStack(nn.Module):
             runs = self.activations.plan((m.shape, z.shape), list(self.blocks), m.nbytes + z.nbytes)
         for block, run in zip(self.blocks, runs, strict=True):
             given = (m, z, msa_mask, pair_mask, shards)
-            m, z = block(*given) if run is None else run(block, *given)
+            m, z = block(*given, in_place=in_place) if run is None else run(block, *given)
         return m, z
 
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.kernels import outer_product_mean, shared_dropout, transition, triangle_multiplication
+from ds4sci.kernels.tiles import part_slices
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
+from ds4sci.kernels.triangle_multiplication.in_place import add_triangle_multiplication
 from ds4sci.nn.axial_multiplication import axial_triangle_multiplication
 from ds4sci.nn.axial_outer_product import axial_outer_product_mean
 from ds4sci.nn.linear import LayerNorm, Linear
@@ -25,18 +27,26 @@ class OuterProductMean(nn.Module):
         self.linear_2 = Linear(c_m, c)
         self.linear_out = Linear(c * c, c_z, init="zero")
 
-    def forward(self, m: Tensor, mask: Tensor, shards: AxialShards = WHOLE, *, by_columns: bool = False) -> Tensor:
+    def forward(
+        self, m: Tensor, mask: Tensor, shards: AxialShards = WHOLE, *, by_columns: bool = False,
+        add_to: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """m [b, s, n, c_m], mask bool [b, s, n] → update of z [b, n, n, c_z].
 
         shards      m has this rank's rows, or its columns if ``by_columns``; the mask has all. Returns this rank's rows
                     of the update. Gathers the projection b; rows of a are exchanged for columns
+        add_to      z, which the update is added to in place; returns z. Without gradient, and without shards
         """
         m = self.layer_norm(m)
         a, b = self.linear_1(m), self.linear_2(m)
         weight, bias = self.linear_out.weight, self.linear_out.bias
         if shards.group.size > 1:
             return axial_outer_product_mean(a, b, mask, weight, bias, shards, by_columns=by_columns)
-        return outer_product_mean(a, b, mask, weight, bias)
+        if add_to is None:
+            return outer_product_mean(a, b, mask, weight, bias)
+        for rows in part_slices(add_to, 1):
+            add_to[:, rows] += outer_product_mean(a[:, :, rows], b, mask[:, :, rows], weight, bias, mask_b=mask)
+        return add_to
 
 
 class TriangleMultiplication(nn.Module):
@@ -56,8 +66,11 @@ class TriangleMultiplication(nn.Module):
         self.linear_z = Linear(c, c_z, init="zero")
         self.linear_g = Linear(c_z, c_z, init="gating")
 
-    def forward(self, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE) -> Tensor:
-        """z [b, n, n, c_z], mask bool [b, n, n] → update of z. ``shards``: z has this rank's rows, the mask has all."""
+    def forward(self, z: Tensor, mask: Tensor, shards: AxialShards = WHOLE, *, in_place: bool = False) -> Tensor:
+        """z [b, n, n, c_z], mask bool [b, n, n] → update of z. ``shards``: z has this rank's rows, the mask has all.
+
+        ``in_place``: add the update to z, and return z.
+        """
         weights = Weights(
             *(
                 (layer.weight, layer.bias)
@@ -69,7 +82,8 @@ class TriangleMultiplication(nn.Module):
         )  # fmt: skip
         if shards.group.size > 1:
             return axial_triangle_multiplication(z, shards.own_residues(mask, 1), weights, self.direction, shards)
-        return triangle_multiplication(z, mask, weights, self.direction)
+        run = add_triangle_multiplication if in_place else triangle_multiplication
+        return run(z, mask, weights, self.direction)
 
 
 class Transition(nn.Module):
@@ -83,11 +97,17 @@ class Transition(nn.Module):
         self.linear_1 = Linear(c, factor * c, init="relu")
         self.linear_2 = Linear(factor * c, c, init="zero")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return transition(
-            x, self.layer_norm.weight, self.layer_norm.bias,
+    def forward(self, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """x [b, i, j, c] → update of x. ``in_place``: add it to x, and return x."""
+        weights = (
+            self.layer_norm.weight, self.layer_norm.bias,
             self.linear_1.weight, self.linear_1.bias, self.linear_2.weight, self.linear_2.bias,
         )  # fmt: skip
+        if not in_place:
+            return transition(x, *weights)
+        for rows in part_slices(x, 1):
+            x[:, rows] += transition(x[:, rows], *weights)
+        return x
 
 
 class Convolution(nn.Module):
@@ -103,8 +123,18 @@ class Convolution(nn.Module):
         self.convolution = nn.Conv1d(c_m, c_m, width, padding=width // 2, groups=c_m)
         self.linear_2 = Linear(c_m, c_m, init="zero")
 
-    def forward(self, m: Tensor, mask: Tensor) -> Tensor:
-        """m [b, s, n, c_m], mask bool [b, s, n] → update of m. Padding counts as zero."""
+    def forward(self, m: Tensor, mask: Tensor, *, in_place: bool = False) -> Tensor:
+        """m [b, s, n, c_m], mask bool [b, s, n] → update of m. Padding counts as zero.
+
+        ``in_place``: add the update to m, and return m.
+        """
+        if not in_place:
+            return self._update(m, mask)
+        for rows in part_slices(m, 1):
+            m[:, rows] += self._update(m[:, rows], mask[:, rows])
+        return m
+
+    def _update(self, m: Tensor, mask: Tensor) -> Tensor:
         hidden = self.linear_1(self.layer_norm(m)).relu() * mask.unsqueeze(-1)
         b, s = m.shape[:2]
         mixed = self.convolution(hidden.flatten(0, 1).transpose(1, 2)).transpose(1, 2)

@@ -11,6 +11,7 @@ values and points of attention are gathered. Elements sent by each rank with eve
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds4sci.geometry import Rigid, compose_along_chain, rotation_from_6d, rotation_from_update
+from ds4sci.kernels.tiles import part_slices
 from ds4sci.nn.linear import LayerNorm, Linear, wide
 from ds4sci.parallel.axial import WHOLE, AxialShards
 
@@ -49,8 +51,15 @@ class InvariantPointAttention(nn.Module):
         bias = math.sqrt(1 / 3) * rearrange(wide(self.linear_b(z)), "b q k h -> b h q k")
         return bias.masked_fill(~mask[:, None, None, :], -1e9)
 
-    def forward(self, s: Tensor, z: Tensor, frames: Rigid, bias: Tensor, shards: AxialShards = WHOLE) -> Tensor:
-        """s [b, n_r, c_s], z [b, n_r, n, c_z], frames [b, n_r], bias of ``pair_bias`` [b, h, n_r, n] → update of s."""
+    def forward(
+        self, s: Tensor, z: Callable[[slice], Tensor], frames: Rigid, bias: Tensor, shards: AxialShards = WHOLE, *,
+        rows: Sequence[slice] = (slice(None),),
+    ) -> Tensor:  # fmt: skip
+        """s [b, n_r, c_s], z [b, n_r, n, c_z], frames [b, n_r], bias of ``pair_bias`` [b, h, n_r, n] → update of s.
+
+        z     function that returns some of the rows
+        rows  parts in which the rows are computed, one after the other
+        """
         h = self.heads
         q = rearrange(self.linear_q(s), "b n (h d) -> b h n d", h=h)
         kv = shards.gather_residues(self.linear_kv(s), 1)
@@ -69,15 +78,22 @@ class InvariantPointAttention(nn.Module):
         # one matrix product for scalars and points: q·k/√(3d) + w q·k of the points; |q|² and |k|² are added below
         query = torch.cat([wide(q) * math.sqrt(1 / (3 * self.d)), weight * q_points], dim=-1)
         key = torch.cat([wide(k), k_points], dim=-1)
-        norms = q_points.square().sum(-1, keepdim=True) + k_points.square().sum(-1).unsqueeze(-2)
-        scores = query @ key.transpose(-1, -2) - 0.5 * weight * norms
-        attention = (scores + bias).softmax(-1)
+        squares = k_points.square().sum(-1).unsqueeze(-2)
 
-        out = rearrange(torch.einsum("bhqk,bhkd->bhqd", attention.to(v.dtype), v), "b h n d -> b n (h d)")
-        out_points = torch.einsum("bhqk,bhkpx->bqhpx", attention, v_points).flatten(-3, -2)
+        def attend(own: slice) -> tuple[Tensor, Tensor, Tensor]:
+            """Scalar, point and pair values of some residues."""
+            norms = q_points[:, :, own].square().sum(-1, keepdim=True) + squares
+            scores = query[:, :, own] @ key.transpose(-1, -2) - 0.5 * weight * norms
+            attention = (scores + bias[:, :, own]).softmax(-1)
+            out = rearrange(torch.einsum("bhqk,bhkd->bhqd", attention.to(v.dtype), v), "b h n d -> b n (h d)")
+            out_points = torch.einsum("bhqk,bhkpx->bqhpx", attention, v_points).flatten(-3, -2)
+            pairs = z(own)
+            return out, out_points, torch.einsum("bhqk,bqkc->bqhc", attention.to(pairs.dtype), pairs).flatten(-2)
+
+        made = [attend(own) for own in rows]
+        out, out_points, out_pair = made[0] if len(made) == 1 else (torch.cat(x, 1) for x in zip(*made, strict=True))
         out_points = frames.unsqueeze(-1).invert_apply(out_points)
         norm = torch.sqrt(out_points.square().sum(-1) + 1e-8)
-        out_pair = torch.einsum("bhqk,bqkc->bqhc", attention.to(z.dtype), z).flatten(-2)
         parts = [wide(out), *out_points.unbind(-1), norm, wide(out_pair)]
         return self.linear_out(torch.cat(parts, dim=-1).to(s.dtype))
 
@@ -238,10 +254,17 @@ class StructureModule(nn.Module):
         """single [b, n_r, c_s], pair [b, n_r, n, c_z], mask bool [b, n] → ``Structure``.
 
         shards  division of the residues over the ranks that share the batch; n_r = n for a single rank
+
+        Without gradient, some rows of the pair representation are normalized at a time, again in each iteration.
         """
         with torch.autocast(single.device.type, enabled=False):
             s_initial, initial = self._initialize(single, mask, shards)
-            z = self.layer_norm_z(pair.to(s_initial.dtype))
+            rows = [slice(None)] if torch.is_grad_enabled() else list(part_slices(pair, 1))
+            whole = self.layer_norm_z(pair.to(s_initial.dtype)) if torch.is_grad_enabled() else None
+
+            def z(own: slice) -> Tensor:
+                return self.layer_norm_z(pair[:, own].to(s_initial.dtype)) if whole is None else whole
+
             s = self.linear_in(s_initial)
             # detached: gradients of the later losses explode through a chain of n steps; a local loss trains the
             # initial frames
@@ -249,10 +272,12 @@ class StructureModule(nn.Module):
                 shards.own_residues(x.detach(), 1) for x in (initial.rotation, initial.translation)
             )
             frames = Rigid(rotation, translation).scale(1 / self.position_scale)
-            bias = self.ipa.pair_bias(z, mask)
+            biases = [self.ipa.pair_bias(z(own), mask) for own in rows]
+            bias = biases[0] if len(biases) == 1 else torch.cat(biases, 2)
+            del biases
             states, angles, raw_angles = [], [], []
             for _ in range(self.iterations):
-                s = self.layer_norm_ipa(self.ipa_dropout(s + self.ipa(s, z, frames, bias, shards), shards))
+                s = self.layer_norm_ipa(self.ipa_dropout(s + self.ipa(s, z, frames, bias, shards, rows=rows), shards))
                 s = self.transition(s, shards)
                 frames = frames.compose(self.bb_update(s))
                 raw, unit = self.angle_resnet(s, s_initial)

@@ -9,8 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from ds4sci import kernels
+from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import triangle_multiplication
 from ds4sci.kernels.triangle_multiplication import Weights
+from ds4sci.kernels.triangle_multiplication.in_place import add_triangle_multiplication
 from tests.support.kernel_contract import BroadcastMaskContract
 from tests.support.kernel_runs import normal
 
@@ -65,3 +67,44 @@ def test_a_mask_of_another_batch_is_refused_by_shape() -> None:
     n = given["z"].shape[1]
     with pytest.raises(ValueError, match=rf"mask must be .*got \(3, {n}, {n}\)"):
         kernels.triangle_multiplication(**{**given, "mask": torch.ones(3, n, n)})
+
+
+def _random_weights(c: int, hidden: int, dtype: torch.dtype, bias: bool) -> Weights:
+    def layer(c_out: int, c_in: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        scale = c_in**-0.5
+        return (
+            (normal(c_out, c_in, seed=seed) * scale).to(dtype),
+            normal(c_out, seed=seed + 7).to(dtype) if bias else None,
+        )
+
+    def norm(channels: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return normal(channels, seed=seed).to(dtype), normal(channels, seed=seed + 1).to(dtype)
+
+    projections = [layer(hidden, c, 20 + i) for i in range(4)]
+    return Weights(norm(c, 10), *projections, norm(hidden, 30), layer(c, hidden, 40), layer(c, c, 50))
+
+
+@pytest.mark.parametrize("direction", ["outgoing", "incoming"])
+@pytest.mark.parametrize(("n", "hidden", "bias"), [(1, 4, True), (17, 12, True), (63, 30, False)])
+def test_in_place_equals_the_sum(direction: str, n: int, hidden: int, bias: bool) -> None:
+    """Two examples, masks, hidden channels that the parts do not divide; against fp64, with plain torch's error."""
+    z, mask = normal(2, n, n, 16), torch.rand(2, n, n, generator=torch.Generator().manual_seed(n)) < 0.8
+    exact = z + kernels.triangle_multiplication(
+        z, mask, _random_weights(16, hidden, torch.float64, bias), direction, implementation="reference"
+    )
+    weights, single = _random_weights(16, hidden, torch.float32, bias), z.float()
+    plain = single + kernels.triangle_multiplication(single, mask, weights, direction, implementation="reference")
+    found = single.clone()
+    assert add_triangle_multiplication(found, mask, weights, direction) is found
+    honest = (plain - exact).abs().max()
+    assert (found - exact).abs().max() <= 3 * honest
+
+
+def test_memory_of_the_sum_in_place() -> None:
+    """Beside z, the product of its size, a quarter for a and b, and tiles."""
+    z, weights = torch.randn(1, 512, 512, 64), _random_weights(64, 64, torch.float32, True)
+    add_triangle_multiplication(torch.randn(1, 9, 9, 64), None, weights, "outgoing")  # builds
+    peak = peak_memory_mb(lambda: add_triangle_multiplication(z, None, weights, "outgoing"), z.device)
+    if peak is None:
+        pytest.skip("the system does not report the peak memory of a process")
+    assert peak * 1e6 < 2.5 * z.nbytes  # 4 out of place

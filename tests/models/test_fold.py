@@ -15,7 +15,7 @@ from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.losses.fold import LossConfig, fold_loss
-from ds4sci.models.fold import FoldModel, StemConfig
+from ds4sci.models.fold import FoldModel, StemConfig, recycled_inputs
 from ds4sci.types import Batch, Output, StemOutput
 from tests.support.small_fold import SMALL
 
@@ -139,13 +139,14 @@ def test_recycling_equals_iterated_passes(model: FoldModel, batch: Batch) -> Non
     model.eval()
     batch = wide(batch)
     once = model(batch)
-    twice = model._pass(batch, once)
+    twice = model._pass(batch, recycled_inputs(batch, once))
     recycled = model(replace(batch, recycling=1))
     assert torch.equal(twice.translations, recycled.translations)
     assert not torch.allclose(once.translations, recycled.translations)
     zeros = replace(once, pair=torch.zeros_like(once.pair), msa0=torch.zeros_like(once.msa0),
                     atom37=torch.zeros_like(once.atom37))  # fmt: skip
-    torch.testing.assert_close(model._pass(batch, zeros).translations, once.translations)
+    again = model._pass(batch, recycled_inputs(batch, zeros))
+    torch.testing.assert_close(again.translations, once.translations)
 
 
 def test_checkpointing_does_not_change_gradients(batch: Batch) -> None:
@@ -225,3 +226,38 @@ def test_stem_only_steps_train_the_stem(batch: Batch) -> None:
     assert isinstance(model.eval()(replace(batch, progress=0.4)), Output)
     # an untrained trunk does not change the single representation of the stem, so initial frames are equal
     torch.testing.assert_close(whole.initial_frames[1], alone.initial_frames[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stem", [0, 1])
+def test_updates_in_place_equal_those_of_training(model: FoldModel, batch: Batch, stem: int) -> None:
+    """Without gradient, updates are added in place and rows of pairs normalized in parts; with it they are not."""
+    config = SMALL.model_copy(update={"stem": StemConfig(blocks=stem)})
+    updates = ("row_attention", "convolution", "column_attention", "transition")
+    config = config.model_copy(update={"evoformer": config.evoformer.model_copy(update={"msa_updates": updates})})
+    torch.manual_seed(1)
+    model = FoldModel(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batch = replace(wide(batch), recycling=1)
+    usual = model(batch)
+    with torch.no_grad():
+        found = model(batch)
+    assert usual.pair.requires_grad
+    for name in ("pair", "msa0", "atom37", "plddt_logits", "distogram_logits", "masked_msa_logits"):
+        torch.testing.assert_close(getattr(found, name), getattr(usual, name), rtol=1e-9, atol=1e-9)
+
+
+def test_a_block_changes_its_inputs_only_if_told(model: FoldModel, batch: Batch) -> None:
+    model.eval()
+    with torch.no_grad():
+        m, z = model.embed(wide(batch), None)
+        kept = m.clone(), z.clone()
+        mask = torch.ones(z.shape[:3], dtype=torch.bool)
+        block = model.evoformer.blocks[0]
+        outputs = block(m, z, batch.msa_mask, mask)
+        assert torch.equal(m, kept[0])
+        assert torch.equal(z, kept[1])
+        assert all(x is y for x, y in zip(block(m, z, batch.msa_mask, mask, in_place=True), (m, z), strict=True))
+        for found, expected in zip((m, z), outputs, strict=True):
+            torch.testing.assert_close(found, expected)

@@ -113,8 +113,10 @@ def test_invariant_point_attention(generator: torch.Generator) -> None:
     mask = pair_mask.diagonal(dim1=1, dim2=2)
     rigid, their_rigid = random_rigids(generator)
     want = theirs(s, z, their_rigid, mask.double())
-    got = ours(s, z, rigid, ours.pair_bias(z, mask))
-    assert_round_off(got[mask], want[mask])
+    bias = ours.pair_bias(z, mask)
+    for rows in ([slice(None)], [slice(0, 3), slice(3, N)]):
+        got = ours(s, lambda own: z[:, own], rigid, bias, rows=rows)
+        assert_round_off(got[mask], want[mask])
 
 
 def give_our_tables(module: nn.Module) -> None:

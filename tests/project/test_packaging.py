@@ -112,7 +112,9 @@ def test_imported_packages_are_requirements(wheel: Path) -> None:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.split(".")[0])
     # triton comes with torch
-    extras = {"flash_attn", "peft", "pynvml", "mlperf_logging", "colossus", "skimage"}
+    extras = {
+        "flash_attn", "peft", "pynvml", "mlperf_logging", "colossus", "skimage", "torchao", "bitsandbytes", "accelerate",
+    }  # fmt: skip
     baselines = {"cuequivariance_torch", "trifast", "pyfaidx", "deepxde", "torchdata"}  # if installed
     optional = {"triton", *extras, *baselines}
     foreign = modules - sys.stdlib_module_names - {"ds4sci"} - optional
