@@ -17,6 +17,7 @@ from ds4sci.data.structures import writers
 from ds4sci.inference import predict
 from ds4sci.types import Prediction
 from tests.support.fold_run import make_fold_run
+from tests.support.html_page import Page
 from tests.support.limited_memory import limited_memory
 
 DATA = Path(__file__).parents[1] / "fixtures"
@@ -115,6 +116,23 @@ def test_a_bad_sequence_fails_only_its_record(run: Path, tmp_path: Path, capsys:
     assert [row["status"] for row in summary["records"]] == ["predicted", "failed", "failed", "predicted"]
 
 
+def test_predict_writes_a_page_and_report_writes_it_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    fasta = write_fasta(tmp_path, {"first": "GAVLIKW", "digit": "MK1A?"})
+    assert command("predict", "--run", run, "--fasta", fasta, "--out", out) == 1
+    assert str(out / "index.html") in capsys.readouterr().out
+    source = (out / "index.html").read_text(encoding="utf-8")
+    page = Page(source)
+    page.check_self_contained()
+    assert [one["name"] for one in page.data["view-data"]["structures"]] == ["first"]
+    assert "'1' at letter 3 of 'digit' is not a valid amino acid" in page.text
+    (out / "index.html").unlink()
+    assert command("report", out) == 0
+    assert (out / "index.html").read_text(encoding="utf-8") == source
+
+
 def test_a_bad_alignment_fails_only_its_record(run: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path, SEQUENCES)
     with pytest.raises(ValueError, match="no such folder"):
@@ -172,7 +190,7 @@ def test_a_record_that_needs_too_much_memory_is_refused(
     assert re.search(r"needs about \d+\.\d GB of memory at 9000 residues, [01]\.\d GB are free", long["error"])
     assert "failed: titin_part (9000 residues): needs about" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "last.cif", "last.confidence.npz", "last.pdb", "ok.cif", "ok.confidence.npz", "ok.pdb",
+        "index.html", "last.cif", "last.confidence.npz", "last.pdb", "ok.cif", "ok.confidence.npz", "ok.pdb",
         "summary.json",
     ]  # fmt: skip
 
