@@ -175,8 +175,9 @@ def predict(
     )
     from ds4sci.report.prediction_page import write_prediction_page
 
-    for path in (*command.written_files(summary, out), write_prediction_page(out)):
+    for path in command.written_files(summary, out):
         typer.echo(path)
+    typer.echo(write_prediction_page(out))
     _report_failures(command.failures(summary))
 
 

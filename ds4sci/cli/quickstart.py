@@ -157,7 +157,7 @@ def stages(console: Console, config: Path, run: Path, overrides: list[str], *, r
     load_or_make(say, folded / "summary.json", run, lambda: list(predict_fasta(run, FASTA, folded)))
 
     say("[bold]4 · report[/]")
-    pages = [write_report(run), write_prediction_page(folded)]
+    report, structures = write_report(run), write_prediction_page(folded)
     rows = [("before training", before["mean"])]
     rows += [(entry["label"], entry["mean"]) for entry in simple["baselines"].values()]
     rows.append((f"trained, {trained['step']} steps, without refinement", as_built["mean"]))
@@ -167,11 +167,8 @@ def stages(console: Console, config: Path, run: Path, overrides: list[str], *, r
     result.save(run)
     if record:
         say(f"wrote {result.save()}; python -m ds4sci.bench.tables adds it to README.md and docs/results.md")
-    say(
-        "".join(
-            f"{name}: {page.resolve()}\n" for name, page in zip(("report", "structures"), pages, strict=True)
-        ).rstrip()
-    )
+    say(f"report: {report.resolve()}")
+    say(f"structures: {structures.resolve()}")
 
 
 def result_table(rows: list[tuple[str, Means]], trained: int) -> Any:

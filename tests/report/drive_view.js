@@ -60,6 +60,31 @@
   await note("beyond");
   byId("view-selection").value = "";
   byId("view-form").requestSubmit();
+  const stage = document.querySelector("#view-stage canvas");
+  if (stage) {
+    // clicks on 20 places of the drawn residues: blue pixels with blue ones around them
+    const copy = Object.assign(document.createElement("canvas"), { width: stage.width, height: stage.height });
+    const pen = copy.getContext("2d");
+    pen.drawImage(stage, 0, 0);
+    const { data } = pen.getImageData(0, 0, copy.width, copy.height);
+    const isBlue = (x, y) => blue(...data.subarray(4 * (y * copy.width + x), 4 * (y * copy.width + x) + 3));
+    const around = [[0, 0], [5, 0], [-5, 0], [0, 5], [0, -5]], places = [];
+    for (let y = 10; y < copy.height - 10; y++) {
+      for (let x = 10; x < copy.width - 10; x++) if (around.every(([dx, dy]) => isBlue(x + dx, y + dy))) places.push([x, y]);
+    }
+    const box = stage.getBoundingClientRect();
+    result.clicked = [];
+    for (let i = 0; i < 20; i++) {
+      const [x, y] = places[Math.floor((places.length * (i + 0.5)) / 20)];
+      const at = { clientX: box.left + (x * box.width) / copy.width, clientY: box.top + (y * box.height) / copy.height };
+      byId("view-clear").click();
+      for (const type of ["mousedown", "mouseup"]) {
+        stage.dispatchEvent(new MouseEvent(type, { ...at, bubbles: true, view: window }));
+      }
+      result.clicked.push(byId("view-selection").value);
+    }
+    byId("view-clear").click();
+  }
   for (const style of ["atoms", "tube"]) {
     byId("view-style").value = style;
     byId("view-style").dispatchEvent(new Event("change"));

@@ -105,6 +105,9 @@ def test_the_page_in_a_browser(page: Path, tmp_path: Path, flags: list[str]) -> 
     assert steps["clear"]["blue"] == pytest.approx(start["blue"], rel=0.02)
     assert steps["typed"]["selection"] == "60-70, 3"
     assert (steps["beyond"]["valid"], steps["beyond"]["readout"]) == (False, steps["typed"]["readout"])
+    found = [residue for residue in result["clicked"] if residue.isdigit()]
+    assert len(found) >= 15, "clicks on the structure select residues"
+    assert len(set(found)) > 5
     assert steps["atoms"]["blue"] > start["blue"] > steps["tube"]["blue"] > 0.005
     assert steps["second map"]["map"] == "expected Cβ–Cβ distance"
     second = steps["second structure"]

@@ -338,13 +338,9 @@
   }
 
   const sorted = (a, b) => [Math.min(a, b), Math.max(a, b)];
-  selectable(plot, (x) => [x], ([from], [to]) => [sorted(from, to)], residueText);
-  selectable(map, (x, y) => [x, y], (from, to) => {
-    const columns = sorted(from[0], to[0]), rows = sorted(from[1], to[1]);
-    return String(columns) === String(rows) ? [columns] : [columns, rows];
-  }, pairText);
+  // ---- one structure at a time
 
-  // ---- one structure
+  const chosenIndex = () => Number(document.querySelector('input[name="structure"]:checked').value);
 
   async function show(index) {
     const chosen = data.structures[index];
@@ -353,7 +349,7 @@
       truth: chosen.truth && await modelText(chosen.sequence, chosen.truth),
     };
     const maps = await Promise.all(chosen.maps.map(async (one) => ({ ...one, codes: await unpack(one.data) })));
-    if (Number(document.querySelector('input[name="structure"]:checked').value) !== index) return; // another was chosen
+    if (chosenIndex() !== index) return; // another was chosen meanwhile
     current = { ...chosen, models, maps };
     element("name").textContent = chosen.name;
     element("links").replaceChildren(...Object.entries(chosen.links).map(([name, file]) =>
@@ -376,40 +372,50 @@
 
   // #structure-3 in the address chooses a structure, so that tables can link to it
   function chooseByAddress() {
-    const chosen = document.querySelector(`${location.hash.replace(/[^#\w-]/g, "") || "#none"} input[name="structure"]`);
-    if (chosen) chosen.click();
+    document.getElementById(location.hash.slice(1))?.querySelector('input[name="structure"]')?.click();
   }
 
-  for (const input of document.querySelectorAll('input[name="structure"]')) {
-    input.addEventListener("change", () => show(Number(input.value)));
+  function listen() {
+    selectable(plot, (x) => [x], ([from], [to]) => [sorted(from, to)], residueText);
+    selectable(map, (x, y) => [x, y], (from, to) => {
+      const columns = sorted(from[0], to[0]), rows = sorted(from[1], to[1]);
+      return String(columns) === String(rows) ? [columns] : [columns, rows];
+    }, pairText);
+    for (const input of document.querySelectorAll('input[name="structure"]')) {
+      input.addEventListener("change", () => show(Number(input.value)));
+    }
+    element("style").addEventListener("change", drawStyle);
+    element("truth").addEventListener("change", drawStyle);
+    element("map-name").addEventListener("change", () => { drawMap(); showSelection(); });
+    element("clear").addEventListener("click", () => select([]));
+    element("form").addEventListener("submit", (event) => { event.preventDefault(); selectTyped(); });
+    element("selection").addEventListener("input", () => element("selection").setCustomValidity(""));
+    element("centre").addEventListener("click", () => {
+      if (!viewer) return;
+      const resi = ranges.flatMap(([a, b]) => Array.from({ length: b - a + 1 }, (_, i) => a + i));
+      viewer.zoomTo(resi.length ? { model: current.predictionModel, resi } : {});
+      viewer.zoom(resi.length ? 0.8 : 1.2);
+    });
+    element("save").addEventListener("click", () => {
+      if (!viewer) return;
+      Object.assign(document.createElement("a"), { href: viewer.pngURI(), download: `${current.name}.png` }).click();
+    });
+    dark.addEventListener("change", () => {
+      if (viewer) viewer.setBackgroundColor(theme("paper"));
+      redraw();
+      drawStyle();
+    });
+    new ResizeObserver(redraw).observe(stage);
+    addEventListener("hashchange", chooseByAddress);
   }
-  element("style").addEventListener("change", drawStyle);
-  element("truth").addEventListener("change", drawStyle);
-  element("map-name").addEventListener("change", () => { drawMap(); showSelection(); });
-  element("clear").addEventListener("click", () => select([]));
-  element("form").addEventListener("submit", (event) => { event.preventDefault(); selectTyped(); });
-  element("selection").addEventListener("input", () => element("selection").setCustomValidity(""));
-  element("centre").addEventListener("click", () => {
-    if (!viewer) return;
-    const resi = ranges.flatMap(([a, b]) => Array.from({ length: b - a + 1 }, (_, i) => a + i));
-    viewer.zoomTo(resi.length ? { model: current.predictionModel, resi } : {});
-    viewer.zoom(resi.length ? 0.8 : 1.2);
-  });
-  element("save").addEventListener("click", () => {
-    if (!viewer) return;
-    Object.assign(document.createElement("a"), { href: viewer.pngURI(), download: `${current.name}.png` }).click();
-  });
-  dark.addEventListener("change", () => {
-    if (viewer) viewer.setBackgroundColor(theme("paper"));
-    redraw();
-    drawStyle();
-  });
-  new ResizeObserver(redraw).observe(stage);
-  addEventListener("hashchange", chooseByAddress);
+
   if (typeof DecompressionStream === "undefined") {
     notice("This browser is too old for the view: it has no DecompressionStream (all browsers since 2023 have it).");
     return;
   }
   makeViewer();
-  show(0).then(chooseByAddress);
+  show(chosenIndex()).then(() => {
+    listen();
+    chooseByAddress();
+  });
 })();
