@@ -103,10 +103,9 @@ def structures(artifacts: RunArtifacts) -> list[str]:
     shown = [_viewed(label, ranked[place], artifacts.chains[ranked[place]["id"]]) for place, label in chosen.items()]
     side = map_side(sum(len(structure.maps) for structure in shown))
     packed = [pack_structure(structure, side) for structure in shown]
-    text = (
-        "Predicted chains, coloured by confidence, superposed on the true structures (grey) by TM-score. The maps "
-        "compare the distances between Cβ atoms that the distogram expects with the true ones."
-    )
+    text = "Predicted chains, coloured by confidence, superposed on the true structures (grey) by TM-score."
+    if any(structure.maps for structure in shown):
+        text += " The maps compare the distances between Cβ atoms that the distogram expects with the true ones."
     return [html.paragraph(text), structure_view(packed, [structure.remark for structure in shown])]
 
 

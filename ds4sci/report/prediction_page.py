@@ -17,6 +17,7 @@ from ds4sci.files.atomic_files import replace_text
 from ds4sci.inference.predict import FAILED, NOT_ATTEMPTED, PREDICTED, SUMMARY
 from ds4sci.report import page as html
 from ds4sci.report.structure_view import (
+    GREENS,
     PairMap,
     ViewedStructure,
     map_side,
@@ -120,8 +121,10 @@ def _structure(out_dir: Path, row: dict[str, Any]) -> ViewedStructure:
 
 def _maps(arrays: Any) -> Iterator[PairMap]:
     if "pae" in arrays:
-        pae = arrays["pae"].astype(float)
-        yield PairMap("predicted aligned error", pae, 30, rows="aligned residue", columns="scored residue")
+        yield PairMap(
+            "predicted aligned error", arrays["pae"].astype(float), 30, rows="aligned residue",
+            columns="scored residue", colours=GREENS,
+        )  # fmt: skip
     yield PairMap("expected Cβ–Cβ distance", arrays["distances"].astype(float), 22)
     yield PairMap("contact probability (< 8 Å)", arrays["contacts"].astype(float), 1, unit="")
 

@@ -51,6 +51,11 @@ UNKNOWN = 255
 """Code of a pair without a value; 0–254 are the values from 0 to the maximum of the map."""
 
 
+BLUES = ("#08306b", "#6baed6", "#ffffff")
+GREENS = ("#00441b", "#41ab5d", "#ffffff")
+"""Colours of a map from 0 to its maximum. Green is the scale of PAE in the AlphaFold database."""
+
+
 @dataclass(frozen=True)
 class PairMap:
     """Values of residue pairs.
@@ -61,6 +66,7 @@ class PairMap:
     rows     what the vertical axis shows, such as ``aligned residue``
     columns  what the horizontal axis shows
     unit     of the values
+    colours  from 0 to the maximum
     """
 
     name: str
@@ -69,6 +75,7 @@ class PairMap:
     rows: str = "residue"
     columns: str = "residue"
     unit: str = "Å"
+    colours: tuple[str, ...] = BLUES
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class ViewedStructure:
     remark    text below the name
     sequence  one-letter codes, length n
     atoms     float [n, 37, 3] Å, in the columns of ``ATOM37``; NaN where an atom is unknown. A chain with Cα atoms only
-              is drawn as a tube
+              is drawn as a trace
     plddt     float [n], 0–100
     maps      maps of residue pairs; the first is shown first
     truth     true coordinates, superposed, like ``atoms``; or None
@@ -202,7 +209,7 @@ def _pack_map(one: PairMap, side: int) -> dict[str, Any]:
     count = np.isfinite(blocks).sum(axis=-1)
     mean = np.nansum(blocks, axis=-1) / np.maximum(count, 1)
     codes = np.where(count > 0, (mean / one.maximum).clip(0, 1) * (UNKNOWN - 1), UNKNOWN).round().astype(np.uint8)
-    words = {key: getattr(one, key) for key in ("name", "maximum", "rows", "columns", "unit")}
+    words = {key: getattr(one, key) for key in ("name", "maximum", "rows", "columns", "unit", "colours")}
     return words | {"side": rows, "block": block, "data": _compress(codes.tobytes())}
 
 

@@ -85,7 +85,7 @@
     }
     byId("view-clear").click();
   }
-  for (const style of ["atoms", "tube"]) {
+  for (const style of ["atoms", "trace"]) {
     byId("view-style").value = style;
     byId("view-style").dispatchEvent(new Event("change"));
     await note(style);

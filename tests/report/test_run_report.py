@@ -103,7 +103,7 @@ def test_chains_are_shown_superposed_on_the_true_ones(complete: Path) -> None:
         assert np.mean(1 / (1 + (apart / d0) ** 2)) * known.mean() == pytest.approx(row["tm_score"], abs=0.01)
 
 
-def test_predictions_of_older_versions_are_shown_as_tubes(complete: Path, tmp_path: Path) -> None:
+def test_predictions_of_older_versions_are_shown_as_traces(complete: Path, tmp_path: Path) -> None:
     """They have Cα atoms only and no sequence."""
     run = shutil.copytree(complete, tmp_path / "run")
     path = evaluation_files(run)["predictions"]

@@ -108,7 +108,7 @@ def test_the_page_in_a_browser(page: Path, tmp_path: Path, flags: list[str]) -> 
     found = [residue for residue in result["clicked"] if residue.isdigit()]
     assert len(found) >= 15, "clicks on the structure select residues"
     assert len(set(found)) > 5
-    assert steps["atoms"]["blue"] > start["blue"] > steps["tube"]["blue"] > 0.005
+    assert steps["atoms"]["blue"] > start["blue"] > steps["trace"]["blue"] > 0.005
     assert steps["second map"]["map"] == "expected Cβ–Cβ distance"
     second = steps["second structure"]
     assert (second["title"], second["links"][0]) == ("second one", "second_one.cif")

@@ -7,7 +7,6 @@
   const SELECTED = ["#d4149b", "#0a8f4b"]; // not in the colours of the confidence
   const MARGIN = { left: 44, right: 10, top: 8, bottom: 36 };
   const SIDE_CHAINS_UP_TO = 40; // selected residues that are drawn with side chains
-  const SCALES = { "predicted aligned error": ["#00441b", "#41ab5d", "#ffffff"], other: ["#08306b", "#6baed6", "#ffffff"] };
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let viewer = null; // null without WebGL
   let current = null; // the structure that is shown: its data, models and unpacked maps
@@ -61,7 +60,6 @@
     return mix(stops[index], stops[index + 1], at - index);
   };
   const confidence = (plddt) => data.confidence.find(([least]) => plddt >= least) ?? data.confidence.at(-1);
-  const stops = (one) => SCALES[one.name] ?? SCALES.other;
   const selectedAs = (residue) => ranges.findIndex(([first, last]) => first <= residue && residue <= last);
 
   function residueColour(residue) {
@@ -110,16 +108,20 @@
     model.setHoverable({}, true, (atom) => { readout.textContent = residueText(atom.resi); }, showSelection);
     viewer.setHoverDuration(60);
     viewer.resize();
-    viewer.zoomTo();
-    viewer.zoom(1.2);
+    zoomTo({}, current.truth ? 1 : 1.2);
+  }
+
+  function zoomTo(atoms, factor) {
+    viewer.zoomTo(atoms);
+    viewer.zoom(factor);
   }
 
   function drawStyle() {
     if (!viewer) return;
     const style = element("style").value;
-    const tube = (kind) => style === "tube" || current.models[kind].only_ca;
+    const trace = (kind) => style === "trace" || current.models[kind].only_ca;
     const cartoon = (kind, colour) =>
-      ({ cartoon: tube(kind) ? { ...colour, style: "trace", thickness: 0.35 } : { ...colour, style: "oval", arrows: true } });
+      ({ cartoon: trace(kind) ? { ...colour, style: "trace", thickness: 0.35 } : { ...colour, style: "oval", arrows: true } });
     const byResidue = { colorfunc: (atom) => residueColour(atom.resi) };
     const chosen = ranges.flatMap(([a, b]) => Array.from({ length: b - a + 1 }, (_, i) => a + i));
     const model = current.predictionModel;
@@ -201,7 +203,7 @@
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = one.side;
     const pen = canvas.getContext("2d"), picture = pen.createImageData(one.side, one.side);
-    const palette = Array.from({ length: 256 }, (_, code) => (code === 255 ? [128, 138, 148] : parts(ramp(stops(one), code / 254))));
+    const palette = Array.from({ length: 256 }, (_, code) => (code === 255 ? [128, 138, 148] : parts(ramp(one.colours, code / 254))));
     one.codes.forEach((code, i) => picture.data.set([...palette[code], 255], 4 * i));
     pen.putImageData(picture, 0, 0);
     return canvas;
@@ -241,7 +243,7 @@
       pen.lineWidth = 2;
       pen.strokeRect(x(columns[0] - 1), y(rows[0] - 1), x(columns[1]) - x(columns[0] - 1), y(rows[1]) - y(rows[0] - 1));
     }
-    element("scale").style.background = `linear-gradient(to right, ${stops(one).join(", ")})`;
+    element("scale").style.background = `linear-gradient(to right, ${one.colours.join(", ")})`;
     element("maximum").textContent = `≥ ${one.maximum} ${one.unit}`;
     map.setAttribute("aria-label", `Map of ${one.name} between ${n} residues. Drag to select two ranges of residues.`);
   }
@@ -393,8 +395,8 @@
     element("centre").addEventListener("click", () => {
       if (!viewer) return;
       const resi = ranges.flatMap(([a, b]) => Array.from({ length: b - a + 1 }, (_, i) => a + i));
-      viewer.zoomTo(resi.length ? { model: current.predictionModel, resi } : {});
-      viewer.zoom(resi.length ? 0.8 : 1.2);
+      if (resi.length) zoomTo({ model: current.predictionModel, resi }, 0.8);
+      else zoomTo({}, current.truth ? 1 : 1.2);
     });
     element("save").addEventListener("click", () => {
       if (!viewer) return;
