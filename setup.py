@@ -134,14 +134,14 @@ setup(
     description="Train protein-structure models and science language models on DeepSpeed, on any machine",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
-    license_expression="Apache-2.0",
-    license_files=["LICENSE", "NOTICE"],
+    license_expression="Apache-2.0 AND BSD-3-Clause",  # the second is 3Dmol.js
+    license_files=["LICENSE", "NOTICE", "ds4sci/report/assets/3dmol/LICENSE"],
     python_requires=">=3.11",
     cmdclass={"build_py": Build, "bdist_wheel": Wheel},
     packages=[*find_packages(include=["ds4sci", "ds4sci.*"]), "ds4sci._csrc", "ds4sci._configs"],
     package_dir={"ds4sci._csrc": "kernels", "ds4sci._configs": "configs"},
     package_data={
-        "ds4sci": ["*.json", "**/*.json", "**/*.md", "**/*.yaml", "py.typed"],
+        "ds4sci": ["*.json", "**/*.json", "**/*.md", "**/*.yaml", "py.typed", "report/assets/**/*"],
         "ds4sci._csrc": ["**/*.cpp", "**/*.h", "**/*.hpp", "**/*.cu", "**/*.cuh", "**/*.md"],
         "ds4sci._configs": ["**/*.toml", "**/*.json"],
     },

@@ -349,6 +349,8 @@ class Prediction:
     distances float32 [n, n] Å, expected Cβ–Cβ distance of the distogram
     contacts  float32 [n, n], probability that the Cβ–Cβ distance is below 8 Å
     secondary float32 [n, 3], probabilities of helix, strand and loop, or None if the head is disabled
+    pae       float32 [n, n] Å, predicted aligned error: of the position of residue j (column) in the frame of residue i
+              (row); None from models that do not estimate it
     """
 
     id: str
@@ -360,3 +362,4 @@ class Prediction:
     distances: np.ndarray
     contacts: np.ndarray
     secondary: np.ndarray | None = None
+    pae: np.ndarray | None = None

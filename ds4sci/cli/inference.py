@@ -145,8 +145,9 @@ def predict(
 ) -> None:
     """Predict structures (--fasta), masks or classes of images (--images), or outputs of surrogates (--parameters).
 
-    pLDDT is in the B-factor column of structures. Surrogates of several runs give mean and standard deviation.
-    OUT/summary.json lists each result. A record that fails is reported, and the remaining records are still predicted.
+    pLDDT is in the B-factor column of structures, and OUT/index.html shows them in 3-D. Surrogates of several runs give
+    mean and standard deviation. OUT/summary.json lists each result. A record that fails is reported, and the remaining
+    records are still predicted.
     Exit code 0: all records were predicted. 1: some failed. 2: the input could not be read, or no record was attempted.
     """
     if sum(given is not None for given in (fasta, images, parameters)) != 1:
@@ -186,8 +187,11 @@ def predict(
         quantize=quantize,
         check_memory=check_memory,
     )
+    from ds4sci.report.prediction_page import write_prediction_page
+
     for path in command.written_files(summary, out):
         typer.echo(path)
+    typer.echo(write_prediction_page(out))
     _report_failures(command.failures(summary))
 
 
@@ -211,8 +215,15 @@ def _show_predictions(summary: dict[str, Any], out: Path) -> None:
         )  # fmt: skip
 
 
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.")]) -> None:
-    """Write RUN/report.html: one self-contained page with learning curves, scores and figures."""
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Run folder, such as runs/quickstart, or folder of predictions.")
+    ],
+) -> None:
+    """Write one self-contained page: RUN/report.html with learning curves, scores and figures of a run, or
+    OUT/index.html with the structures in a folder of ``ds4sci predict --fasta``."""
+    from ds4sci.inference.predict import SUMMARY
+    from ds4sci.report.prediction_page import write_prediction_page
     from ds4sci.report.run_report import write_report
 
-    typer.echo(write_report(run))
+    typer.echo(write_prediction_page(folder) if (folder / SUMMARY).is_file() else write_report(folder))

@@ -140,6 +140,7 @@ def stages(console: Console, config: Path, run: Path, overrides: list[str], *, r
     from ds4sci.inference.evaluate import evaluate_run
     from ds4sci.inference.predict import predict_fasta
     from ds4sci.inference.trained_run import UNTRAINED, evaluation_files
+    from ds4sci.report.prediction_page import write_prediction_page
     from ds4sci.report.run_report import write_report
 
     files = evaluation_files(run)
@@ -156,7 +157,7 @@ def stages(console: Console, config: Path, run: Path, overrides: list[str], *, r
     load_or_make(say, folded / "summary.json", run, lambda: list(predict_fasta(run, FASTA, folded)))
 
     say("[bold]4 · report[/]")
-    page = write_report(run)
+    report, structures = write_report(run), write_prediction_page(folded)
     rows = [("before training", before["mean"])]
     rows += [(entry["label"], entry["mean"]) for entry in simple["baselines"].values()]
     rows.append((f"trained, {trained['step']} steps, without refinement", as_built["mean"]))
@@ -166,7 +167,8 @@ def stages(console: Console, config: Path, run: Path, overrides: list[str], *, r
     result.save(run)
     if record:
         say(f"wrote {result.save()}; python -m ds4sci.bench.tables adds it to README.md and docs/results.md")
-    say(f"structures: {folded}    report: {Path(page).resolve()}")
+    say(f"report: {report.resolve()}")
+    say(f"structures: {structures.resolve()}")
 
 
 def result_table(rows: list[tuple[str, Means]], trained: int) -> Any:

@@ -69,7 +69,7 @@ def predict_run(
     check_memory: bool = True,
     show: bool = True,
 ) -> dict[str, Any]:
-    """Predict every record of ``fasta``; write OUT/ID.cif, OUT/ID.pdb and OUT/summary.json.
+    """Predict every record of ``fasta``; write OUT/ID.cif, ID.pdb, ID.confidence.npz and OUT/summary.json.
 
     msa_dir       folder of alignments named by record: ID.a3m or ID.sto (.stk, .stockholm), plain or .gz, or a folder
                   ID/ of them (``ds4sci.data.alignments.alignment_files``); several alignments of a record are joined.
@@ -130,7 +130,10 @@ def predict_run(
                 if show:
                     console.print(_line(row), markup=False)
                 if time.monotonic() - written > SUMMARY_INTERVAL_S:
-                    _write_summary(out_dir, summary())
+                    try:
+                        _write_summary(out_dir, summary())
+                    except OSError as error:  # such as a full disk; the summary is written again in the end
+                        console.print(f"warning: {out_dir / SUMMARY}: {error}", markup=False)
                     written = time.monotonic()
                 advance()
     finally:
@@ -232,11 +235,11 @@ def _row(job: Job) -> dict[str, Any]:
 def _attempt(
     task: StructurePredictor, device: torch.device, job: Job, row: dict[str, Any], out_dir: Path, check_memory: bool
 ) -> None:
-    """Predict one record and fill in its row, whether it succeeds or fails."""
+    """Predict one record and fill in its row, whether it succeeds or fails. Files of an earlier run are removed."""
     written_paths: list[Path] = []
     failure: str | None = None
     try:
-        _remove([out_dir / f"{job.stem}{suffix}" for suffix in (".cif", ".pdb")])  # of an earlier run
+        _remove([out_dir / f"{job.stem}{suffix}" for suffix in (".cif", ".pdb", writers.CONFIDENCE_SUFFIX)])
         if job.error is not None:
             raise ValueError(job.error)
         record = with_msa_input(job.record, task.msa_input)
@@ -256,6 +259,7 @@ def _attempt(
             written_paths.append(writers.write_pdb(prediction, out_dir / f"{job.stem}.pdb"))
         except writers.PdbLimitError as error:
             row["no_pdb"] = str(error)
+        written_paths.append(writers.write_confidence(prediction, out_dir / f"{job.stem}{writers.CONFIDENCE_SUFFIX}"))
         row |= {"status": PREDICTED, "plddt": round(float(np.mean(prediction.plddt)), 2)}
         row["files"] = [path.name for path in written_paths]
     except Exception as error:  # any error fails one record only; the summary and the exit code report it

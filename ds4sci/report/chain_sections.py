@@ -1,4 +1,4 @@
-"""Sections of the report about single chains: scores by length and secondary structure, distance maps, traces."""
+"""Sections of the report about single chains: scores by length and secondary structure, view of structures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from ds4sci.chemistry.residue_constants import ATOM37, ATOM37_INDEX
+from ds4sci.metrics import superposition_metrics
 from ds4sci.report import figures
 from ds4sci.report import page as html
 from ds4sci.report.run_artifacts import RunArtifacts
+from ds4sci.report.structure_view import PairMap, ViewedStructure, map_side, pack_structure, structure_view
+from ds4sci.tasks.evaluations.structures import BACKBONE
 
 BASELINE = "distances_true_secondary"
 
@@ -85,58 +89,53 @@ def _mean(rows: list[dict[str, Any]], key: str) -> str:
     return f"{np.mean(values):.3f}" if values else "–"
 
 
-def cards(artifacts: RunArtifacts) -> list[str]:
-    """Distance maps and traces of the best, upper-quartile, median and worst chain by lDDT-Cα."""
+def structures(artifacts: RunArtifacts) -> list[str]:
+    """View of the best, upper-quartile, median and worst chain by lDDT-Cα, superposed on their true structures."""
     assert artifacts.held_out is not None
     rows = [row for row in artifacts.held_out["per_chain"] if row.get("lddt_ca") is not None]
-    ranked = sorted(
-        (row for row in rows if "distances" in artifacts.chains.get(row["id"], {})), key=lambda r: -r["lddt_ca"]
-    )
+    ranked = sorted((row for row in rows if row["id"] in artifacts.chains), key=lambda row: -row["lddt_ca"])
     if not ranked:
         return [html.missing("No chain has both a score and a saved prediction.")]
     last = len(ranked) - 1
     chosen: dict[int, str] = {}
     for label, place in (("Best", 0), ("Upper quartile", last // 4), ("Median", last // 2), ("Worst", last)):
         chosen.setdefault(place, label)
-    parts = [
-        html.paragraph(
-            "Left: distances between Cβ atoms, expected by the distogram and true. Right: the predicted Cα trace, "
-            "coloured by confidence, superposed on the true trace (grey), from two directions. A dot marks the first "
-            "residue."
-        ),
-        html.colour_key(
-            [(figures.TRUE_TRACE, "true structure")]
-            + [
-                (colour, f"pLDDT {'≥ ' + str(least) if least else '< 50'} ({words})")
-                for least, colour, words in figures.CONFIDENCE
-            ]
-        ),
-    ]
-    for place, label in chosen.items():
-        row, fields = ranked[place], artifacts.chains[ranked[place]["id"]]
-        parts.append(
-            f"<h3>{label}: {html.escape(row['id'])}, {row['length']} residues, lDDT-Cα {row['lddt_ca']:.3f}, "
-            f"TM-score {row['tm_score']:.3f}</h3>"
-            if row.get("tm_score") is not None
-            else f"<h3>{label}: {html.escape(row['id'])}, {row['length']} residues</h3>"
-        )
-        maps = figures.svg(
-            figures.distance_maps, fields["distances"].astype(float), fields["true_distances"].astype(float),
-            size=(6.2, 3.1), panels=(1, 2),
-        )  # fmt: skip
-        trace = figures.svg(
-            figures.traces,
-            fields["ca"],
-            fields["true_ca"],
-            fields["mask"],
-            fields["plddt"],
-            size=(6.2, 3.1),
-            panels=(1, 2),
-        )
-        parts.append(
-            html.pair(
-                html.figure(maps, f"Predicted and true distance map of {row['id']}"),
-                html.figure(trace, f"Predicted Cα trace of {row['id']}, superposed on the true trace"),
-            )
-        )
-    return parts
+    shown = [_viewed(label, ranked[place], artifacts.chains[ranked[place]["id"]]) for place, label in chosen.items()]
+    side = map_side(sum(len(structure.maps) for structure in shown))
+    packed = [pack_structure(structure, side) for structure in shown]
+    text = "Predicted chains, coloured by confidence, superposed on the true structures (grey) by TM-score."
+    if any(structure.maps for structure in shown):
+        text += " The maps compare the distances between Cβ atoms that the distogram expects with the true ones."
+    return [html.paragraph(text), structure_view(packed, [structure.remark for structure in shown])]
+
+
+def _viewed(label: str, row: dict[str, Any], fields: dict[str, np.ndarray]) -> ViewedStructure:
+    """A chain and its true structure, moved onto the prediction. Older runs have saved the Cα atoms only."""
+    n = len(fields["ca"])
+    columns = BACKBONE if "backbone" in fields else [ATOM37_INDEX["CA"]]
+    atoms, truth = np.full((2, n, len(ATOM37), 3), np.nan)
+    atoms[:, columns] = fields.get("backbone", fields["ca"][:, None])
+    truth[:, columns] = fields.get(
+        "true_backbone", np.where(fields["mask"][:, None], fields["true_ca"], np.nan)[:, None]
+    )
+    if fitted := superposition_metrics(fields["true_ca"], fields["ca"], fields["mask"]):
+        truth = fitted.superposition.apply(truth)
+    maps = []
+    if "distances" in fields:
+        predicted, true = (fields[name].astype(float) for name in ("distances", "true_distances"))
+        halves = np.where(np.triu(np.ones((n, n), dtype=bool)), predicted, true)
+        maps = [
+            PairMap("distance: ◥ predicted, ◣ true", halves, 22),
+            PairMap("error of the distance", np.abs(np.minimum(predicted, 22) - np.minimum(true, 22)), 10),
+        ]
+    scores = [("lDDT-Cα", "lddt_ca"), ("TM-score", "tm_score")]
+    texts = [f"{name} {row[key]:.3f}" for name, key in scores if row.get(key) is not None]
+    return ViewedStructure(
+        name=f"{label}: {row['id']}",
+        remark=" · ".join([f"{row['length']} residues", *texts]),
+        sequence=str(fields["sequence"]) if "sequence" in fields else "X" * n,
+        atoms=atoms,
+        plddt=fields["plddt"].astype(float),
+        maps=maps,
+        truth=truth,
+    )

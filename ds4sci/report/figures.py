@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, LogNorm, to_rgb
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ds4sci.metrics import METRICS, Superposition, superposition_metrics
+from ds4sci.metrics import METRICS
 
 INK, GREY, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 SERIES = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, "#8c6d31", "#5c4d9a")
 """Okabe–Ito palette, which is distinguishable with colour-vision deficiency."""
 
-CONFIDENCE = (
-    (90, "#0053d6", "very high"),
-    (70, "#65cbf3", "confident"),
-    (50, "#ffdb13", "low"),
-    (0, "#ff7d45", "very low"),
-)
-"""Lower bound of pLDDT, colour and label: the scale of the AlphaFold database."""
-
 CLASSES = {"α": (RED, "o"), "β": (BLUE, "s"), "mixed": (GREEN, "^"), "few": (GREY, "D")}
 """Colour and marker of each secondary-structure class."""
-
-TRUE_TRACE = "#aab4bf"
-
-SEGMENTS = 6
-"""Line segments of the curve between two Cα atoms."""
 
 STYLE = {
     "font.family": "sans-serif", "font.size": 10, "axes.edgecolor": GREY, "axes.labelcolor": INK,
@@ -182,88 +167,6 @@ def calibration(axes: Sequence[Axes], plddt: np.ndarray, lddt: np.ndarray, chain
         panel.plot([0, 100], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
         panel.set(xlim=(0, 100), ylim=(0, 1))
         panel.legend(loc="upper left")
-
-
-def distance_maps(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray) -> None:
-    """Predicted and true Cβ–Cβ distances on one scale, up to 22 Å, the last bin of the distogram."""
-    image = None
-    for panel, values, title in zip(axes, (predicted, true), ("predicted", "true"), strict=True):
-        image = panel.imshow(values, cmap="viridis_r", vmin=2, vmax=22, interpolation="nearest", origin="upper")
-        panel.set_title(title)
-        panel.set_xlabel("residue")
-        panel.grid(False)
-        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes[1].set_yticklabels([])
-    assert image is not None
-    axes[0].figure.colorbar(image, ax=list(axes), shrink=0.75, label="Cβ–Cβ (Å)", extend="max")
-
-
-def traces(axes: Sequence[Axes], ca: np.ndarray, true: np.ndarray, mask: np.ndarray, plddt: np.ndarray) -> None:
-    """Predicted Cα trace (coloured by pLDDT) superposed on the true trace (grey) by TM-score, in two views at 90°."""
-    fitted = superposition_metrics(ca, true, mask)
-    moved = (fitted.superposition if fitted else Superposition(np.eye(3), np.zeros(3))).apply(ca)
-    # the true trace is interrupted at residues without coordinates
-    truth = np.where(mask[:, None], true, np.nan).astype(float)
-    centre = np.nanmean(truth, axis=0)
-    _, _, directions = np.linalg.svd(np.nan_to_num(truth - centre), full_matrices=False)
-    # a proper rotation, so that no view is a mirror image
-    directions[2] *= np.sign(np.linalg.det(directions))
-    truth, moved = (truth - centre) @ directions.T, (moved - centre) @ directions.T
-    reach = float(np.nanmax(np.abs(np.concatenate([truth, moved])))) + 2
-    colours = [_confidence_colour(value) for value in (plddt[1:] + plddt[:-1]) / 2]
-    views = (np.eye(3), np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]]))
-    for panel, turn in zip(axes, views, strict=True):
-        seen = [_strands(truth @ turn.T, [TRUE_TRACE] * (len(ca) - 1), 4.2), _strands(moved @ turn.T, colours, 2.4)]
-        _draw_by_depth(panel, [strand for strands in seen for strand in strands])
-        for points, colour, edge in ((truth, TRUE_TRACE, GREY), (moved, _confidence_colour(float(plddt[0])), INK)):
-            first = (points[np.isfinite(points).all(axis=1)] @ turn.T)[:1]
-            panel.scatter(first[:, 0], first[:, 1], s=34, color=colour, edgecolor=edge, linewidth=1, zorder=9)
-        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-        panel.axis("off")
-    axes[0].plot([-reach + 1, -reach + 11], [-reach + 1] * 2, color=INK, linewidth=2)
-    axes[0].text(-reach + 6, -reach + 2, "10 Å", ha="center", va="bottom", fontsize=9)
-
-
-def _strands(points: np.ndarray, colours: list[str], width: float) -> list[tuple[float, np.ndarray, str, float]]:
-    """Segments (depth, ends [2, 2], colour, width) of a smooth curve through ``points`` (Catmull–Rom spline)."""
-    padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
-    time = np.linspace(0, 1, SEGMENTS + 1)[:, None]
-    segments = []
-    for bond, colour in enumerate(colours):
-        a, b, c, d = padded[bond : bond + 4]
-        if np.isnan(b).any() or np.isnan(c).any():
-            continue
-        # the curve ends straight at a residue without coordinates
-        a, d = np.where(np.isnan(a), 2 * b - c, a), np.where(np.isnan(d), 2 * c - b, d)
-        curve = b + ((c - a) * time + (2 * a - 5 * b + 4 * c - d) * time**2 + (3 * (b - c) + d - a) * time**3) / 2
-        segments += [
-            ((start[2] + stop[2]) / 2, np.stack([start[:2], stop[:2]]), colour, width)
-            for start, stop in itertools.pairwise(curve)
-        ]
-    return segments
-
-
-def _draw_by_depth(panel: Axes, strands: list[tuple[float, np.ndarray, str, float]]) -> None:
-    """Draw segments from back to front. A white rim shows which strand is in front; distant segments are paler."""
-    strands = sorted(strands, key=lambda strand: strand[0])
-    nearest, farthest = strands[-1][0], strands[0][0]
-    segments, colours, widths = [], [], []
-    for depth, ends, colour, width in strands:
-        haze = 0.35 * (nearest - depth) / max(nearest - farthest, 1e-6)
-        shade = (1 - haze) * np.array(to_rgb(colour)) + haze
-        reach = (ends[1] - ends[0]) * 0.08
-        segments += [ends, np.stack([ends[0] - reach, ends[1] + reach])]
-        colours += [(1.0, 1.0, 1.0), tuple(shade)]
-        widths += [width + 1.6, width]
-    lines = LineCollection(segments, colors=colours, linewidths=widths, capstyle="butt")
-    # thousands of segments: rasterized, they need a tenth of the bytes
-    lines.set_rasterized(True)
-    panel.add_collection(lines)
-
-
-def _confidence_colour(plddt: float) -> str:
-    return next((colour for least, colour, _ in CONFIDENCE if plddt >= least), CONFIDENCE[-1][1])
 
 
 def ramachandran(axes: Sequence[Axes], predicted: np.ndarray, true: np.ndarray) -> None:

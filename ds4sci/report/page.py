@@ -1,18 +1,24 @@
-"""HTML elements of the report: a self-contained page without scripts or external resources."""
+"""HTML elements of the report: a self-contained page without external resources."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from html import escape
 
 CSS = """
-:root { --ink: #1f2933; --soft: #52606d; --line: #d9dee4; --wash: #f5f7fa; --blue: #0072b2; --good: #00664b;
-  --bad: #a33b00 }
+:root { --ink: #1f2933; --soft: #52606d; --line: #d9dee4; --edge: #8896a5; --wash: #f5f7fa; --paper: #ffffff;
+  --mark: #e6f1f8; --note: #fff8e8; --blue: #0072b2; --good: #00664b; --bad: #a33b00 }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e4e9ee; --soft: #a6b2bf; --line: #39434e; --edge: #75818e; --wash: #1e252c; --paper: #14191e;
+    --mark: #17344a; --note: #332a14; --blue: #6cbdf0; --good: #57c9a2; --bad: #ff9d66 }
+  figure img { background: #fff; border-radius: 6px }
+}
 * { box-sizing: border-box }
-html { color-scheme: light; -webkit-text-size-adjust: 100% }
-body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "DejaVu Sans", sans-serif }
+html { color-scheme: light dark; -webkit-text-size-adjust: 100% }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
 header { background: #102a43; color: #fff; padding: 2.2rem 0 1.8rem }
 header p { color: #d3e0ee; margin: .3rem 0 0 }
 main, header > div, footer { max-width: 1080px; margin: 0 auto; padding: 0 1.25rem }
@@ -34,8 +40,11 @@ th { font-weight: 600; color: var(--soft) }
 th:first-child, td:first-child { min-width: 9rem }
 th:first-child, td:first-child, .words td, .words th { text-align: left }
 .words td { overflow-wrap: anywhere }
+.records :is(th, td):nth-child(2), .records :is(th, td):nth-child(n + 5) { text-align: left }
+.records td a { white-space: nowrap; margin-right: .4rem } .records td:first-child a { white-space: normal }
+.records td:last-child { min-width: 14rem; overflow-wrap: anywhere }
 .words td:first-child { white-space: nowrap; color: var(--soft); width: 11rem }
-tr.main td { font-weight: 700; background: #e6f1f8 }
+tr.main td { font-weight: 700; background: var(--mark) }
 .good { color: var(--good); font-weight: 600; white-space: nowrap }
 .bad { color: var(--bad); font-weight: 600; white-space: nowrap }
 figure { margin: 1rem 0; overflow-x: auto }
@@ -43,7 +52,7 @@ figure img { display: block; width: 100%; height: auto }
 figcaption { color: var(--soft); font-size: .88rem; margin-top: .3rem; max-width: 46rem }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem 1.6rem; align-items: center }
 .pair figure { margin: .4rem 0; min-width: 0 }
-.missing { border-left: 4px solid #e69f00; background: #fff8e8; padding: .6rem .9rem; max-width: 46rem }
+.missing { border-left: 4px solid #e69f00; background: var(--note); padding: .6rem .9rem; max-width: 46rem }
 .key span { display: inline-block; margin-right: 1rem; white-space: nowrap; font-size: .88rem; color: var(--soft) }
 .key i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .35rem;
   vertical-align: -1px; border: 1px solid #0003 }
@@ -62,17 +71,27 @@ footer { color: var(--soft); font-size: .86rem; padding-top: 1.5rem; padding-bot
 """
 
 
-def page(title: str, header: str, body: Sequence[str], footer: str) -> str:
-    """HTML document. ``header``, ``body`` and ``footer`` are HTML."""
+def page(title: str, header: str, body: Sequence[str], footer: str, *, scripts: Sequence[str] = ()) -> str:
+    """HTML document. ``header``, ``body`` and ``footer`` are HTML; ``scripts`` are JavaScript, run in this order.
+
+    The page can load nothing and run no other script. Raises ValueError if a script contains ``</script``.
+    """
+    if any("</script" in script.lower() for script in scripts):
+        raise ValueError("a script contains </script, which would end its element; write it in two parts")
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = "; script-src" + "".join(f" 'sha256-{one}'" for one in hashes) if hashes else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # blocks every request, whatever the page contains
+        # blocks every request and every script but the given ones, whatever the page contains
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
+        f"style-src 'unsafe-inline'{allowed}\">\n"
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n'
-        f"<header><div>{header}</div></header>\n<main>\n" + "\n".join(body) + f"\n</main>\n<footer>{footer}</footer>\n"
-        "</body>\n</html>\n"
+        f"<header><div>{header}</div></header>\n<main>\n"
+        + "\n".join(body)
+        + f"\n</main>\n<footer>{footer}</footer>\n"
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
+        + "</body>\n</html>\n"
     )
 
 

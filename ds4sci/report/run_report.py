@@ -12,10 +12,11 @@ from ds4sci.inference.trained_run import UNTRAINED
 from ds4sci.metrics import METRICS, PERCENT_METRICS
 from ds4sci.report import figures
 from ds4sci.report import page as html
-from ds4sci.report.chain_sections import by_class, by_length, cards
+from ds4sci.report.chain_sections import by_class, by_length, structures
 from ds4sci.report.comparison_section import comparison
 from ds4sci.report.noise_section import noise_parts
 from ds4sci.report.run_artifacts import RunArtifacts, eval_command, read_artifacts
+from ds4sci.report.structure_view import view_scripts
 from ds4sci.report.timeline_section import timeline_parts
 
 COLUMNS = ("lddt_ca", "tm_score", "gdt_ts", "rmsd", "right_handed", "bond_ok", "clash")
@@ -52,9 +53,9 @@ def write_report(run: Path | str) -> Path:
     body.append(html.section("Run", *_run(artifacts)))
     subtitle = html.escape(" · ".join(part for part in _subtitle(artifacts) if part))
     header = f"<h1>{html.escape(artifacts.name)}</h1><p>{subtitle}</p>"
-    footer = "Created by <code>ds4sci report</code>. Self-contained: no network access, no scripts."
+    footer = "Created by <code>ds4sci report</code>. Self-contained: no network access."
     path = artifacts.run / "report.html"
-    replace_text(path, html.page(f"{artifacts.name} · ds4sci", header, body, footer))
+    replace_text(path, html.page(f"{artifacts.name} · ds4sci", header, body, footer, scripts=view_scripts(body)))
     return path
 
 
@@ -217,7 +218,7 @@ def _structures(artifacts: RunArtifacts) -> list[str]:
                 eval_command(artifacts),
             )
         ]
-    return cards(artifacts)
+    return structures(artifacts)
 
 
 def _calibration(artifacts: RunArtifacts) -> list[str]:

@@ -17,6 +17,7 @@ from ds4sci.data.structures import writers
 from ds4sci.inference import predict
 from ds4sci.types import Prediction
 from tests.support.fold_run import make_fold_run
+from tests.support.html_page import Page
 from tests.support.limited_memory import limited_memory
 
 DATA = Path(__file__).parents[1] / "fixtures"
@@ -47,7 +48,8 @@ def test_prediction_writes_structures(run: Path, tmp_path: Path) -> None:
     first, second = summary["records"]
     assert (first["input"], first["msa_rows"], second["input"]) == ("alignment", 2, "sequence")
     assert sorted(path.name for path in out.iterdir()) == [
-        "first.cif", "first.pdb", "second.X.cif", "second.X.pdb", "summary.json",
+        "first.cif", "first.confidence.npz", "first.pdb", "second.X.cif", "second.X.confidence.npz", "second.X.pdb",
+        "summary.json",
     ]  # fmt: skip
     for row in summary["records"]:
         (chain,) = gemmi.read_structure(str(out / f"{row['id']}.cif"))[0]
@@ -57,10 +59,14 @@ def test_prediction_writes_structures(run: Path, tmp_path: Path) -> None:
         assert 0 <= min(confidences) <= max(confidences) <= 100
         (again,) = PDBParser(QUIET=True).get_structure("x", str(out / f"{row['id']}.pdb"))[0]
         assert len(list(again)) == row["length"]
+        with np.load(out / f"{row['id']}.confidence.npz", allow_pickle=False) as arrays:
+            np.testing.assert_allclose(arrays["plddt"], confidences, atol=0.006)
+            assert arrays["distances"].shape == arrays["contacts"].shape == (row["length"], row["length"])
+            assert "pae" not in arrays  # no model of ds4sci estimates it
     paths = list(predict.predict_fasta(run, write_fasta(tmp_path, SEQUENCES), out, show=False))
     assert paths[-1] == out / "summary.json"
     assert all(path.is_file() for path in paths)
-    assert len(paths) == 5
+    assert len(paths) == 7
     # without its alignment, the first record has a different prediction
     assert json.loads((out / "summary.json").read_text())["records"][0]["plddt"] != first["plddt"]
 
@@ -69,9 +75,9 @@ def test_records_too_large_for_pdb_get_only_mmcif(run: Path, tmp_path: Path, mon
     monkeypatch.setattr(writers, "PDB_MAX_RESIDUES", 20)
     summary = predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out", show=False)
     first, second = summary["records"]
-    assert first["files"] == ["first.cif"]
+    assert first["files"] == ["first.cif", "first.confidence.npz"]
     assert "a residue number of 22; the limit is 20" in first["no_pdb"]
-    assert second["files"] == ["second.X.cif", "second.X.pdb"]
+    assert second["files"] == ["second.X.cif", "second.X.pdb", "second.X.confidence.npz"]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +114,23 @@ def test_a_bad_sequence_fails_only_its_record(run: Path, tmp_path: Path, capsys:
     assert f"failed: none (0 residues): {fasta}: line 5: 'none' has no sequence" in printed
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["status"] for row in summary["records"]] == ["predicted", "failed", "failed", "predicted"]
+
+
+def test_predict_writes_a_page_and_report_writes_it_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    fasta = write_fasta(tmp_path, {"first": "GAVLIKW", "digit": "MK1A?"})
+    assert command("predict", "--run", run, "--fasta", fasta, "--out", out) == 1
+    assert str(out / "index.html") in capsys.readouterr().out
+    source = (out / "index.html").read_text(encoding="utf-8")
+    page = Page(source)
+    page.check_self_contained()
+    assert [one["name"] for one in page.data["view-data"]["structures"]] == ["first"]
+    assert "'1' at letter 3 of 'digit' is not a valid amino acid" in page.text
+    (out / "index.html").unlink()
+    assert command("report", out) == 0
+    assert (out / "index.html").read_text(encoding="utf-8") == source
 
 
 def test_a_bad_alignment_fails_only_its_record(run: Path, tmp_path: Path) -> None:
@@ -167,7 +190,8 @@ def test_a_record_that_needs_too_much_memory_is_refused(
     assert re.search(r"needs about \d+\.\d GB of memory at 9000 residues, [01]\.\d GB are free", long["error"])
     assert "failed: titin_part (9000 residues): needs about" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "last.cif", "last.pdb", "ok.cif", "ok.pdb", "summary.json",
+        "index.html", "last.cif", "last.confidence.npz", "last.pdb", "ok.cif", "ok.confidence.npz", "ok.pdb",
+        "summary.json",
     ]  # fmt: skip
 
 
@@ -201,6 +225,36 @@ def test_a_failed_write_leaves_no_files(run: Path, tmp_path: Path, monkeypatch: 
         list(predict.predict_fasta(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "again", show=False))
 
 
+@pytest.mark.parametrize("name", ["first.cif", "first.confidence.npz"])
+def test_a_file_that_cannot_be_written_fails_only_its_record(run: Path, tmp_path: Path, name: str) -> None:
+    """A folder is in the place of a file: an error of the file system itself."""
+    out = tmp_path / "out"
+    (out / name / "occupied").mkdir(parents=True)
+    first, second = predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), out, show=False)["records"]
+    assert (first["status"], first["files"], second["status"]) == ("failed", [], "predicted")
+    assert name in first["error"]
+    assert {path.name for path in out.iterdir()} == {name, *second["files"], "summary.json"}
+
+
+def test_a_summary_that_cannot_be_written_midway_does_not_stop_the_records(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = predict.replace_text, []
+
+    def full_disk_at_first(path: Path, text: str) -> None:
+        calls.append(path.name)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(predict, "replace_text", full_disk_at_first)
+    monkeypatch.setattr(predict, "SUMMARY_INTERVAL_S", -1.0)
+    summary = predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out")
+    assert summary["counts"]["predicted"] == 2
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert "summary.json: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
 def test_files_of_an_earlier_run_are_removed_on_failure(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,8 +265,8 @@ def test_files_of_an_earlier_run_are_removed_on_failure(
     (tmp_path / "msa" / "second.X.a3m").write_text(">second.X\nAAAAAAA\n")
     monkeypatch.setattr(writers, "PDB_MAX_RESIDUES", 20)
     first, second = predict.predict_run(run, fasta, out, tmp_path / "msa", show=False)["records"]
-    assert (first["files"], second["status"]) == (["first.cif"], predict.FAILED)
-    assert {path.name for path in out.iterdir()} == {"first.cif", "summary.json"}
+    assert (first["files"], second["status"]) == (["first.cif", "first.confidence.npz"], predict.FAILED)
+    assert {path.name for path in out.iterdir()} == {*first["files"], "summary.json"}
 
 
 def test_an_interrupted_command_writes_the_summary(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +282,8 @@ def test_an_interrupted_command_writes_the_summary(run: Path, tmp_path: Path, mo
         predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out", show=False)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["status"] for row in summary["records"]] == ["predicted", "not attempted"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.cif", "first.pdb", "summary.json"]
+    names = ["first.cif", "first.confidence.npz", "first.pdb", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_record_names_become_file_names() -> None:

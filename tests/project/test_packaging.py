@@ -75,6 +75,7 @@ def expected() -> set[str]:
         for pattern in ("*.py", "*.json", "*.md", "*.yaml")
         for file in (ROOT / "ds4sci").rglob(pattern)
     }
+    names |= {f.relative_to(ROOT).as_posix() for f in (ROOT / "ds4sci" / "report" / "assets").rglob("*") if f.is_file()}
     configs = [file for pattern in ("*.toml", "*.json") for file in (ROOT / "configs").rglob(pattern)]
     names |= {"ds4sci/_configs/" + file.relative_to(ROOT / "configs").as_posix() for file in configs}
     natives = [f for pattern in ("*.cpp", "*.h", "*.cu", "*.cuh") for f in (ROOT / "kernels").rglob(pattern)]
@@ -91,7 +92,9 @@ def test_wheel_carries_code_configs_and_native_sources(wheel: Path) -> None:
     assert top == {"ds4sci", next(name for name in top if name.endswith(".dist-info"))}, "tests and runs stay out"
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/NOTICE") for name in names)
-    assert "License-Expression: Apache-2.0" in metadata
+    assert any(name.endswith("3dmol/3Dmol-min.js") for name in names)
+    assert any(name.endswith("licenses/ds4sci/report/assets/3dmol/LICENSE") for name in names)
+    assert "License-Expression: Apache-2.0 AND BSD-3-Clause" in metadata
     assert "Requires-Python: >=3.11" in metadata
 
 

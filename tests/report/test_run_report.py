@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
 from ds4sci.baselines import measure_baselines
+from ds4sci.chemistry.residue_constants import ATOM37
+from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.inference.trained_run import evaluation_files
-from ds4sci.report import figures
 from ds4sci.report.chain_sections import secondary_class
 from ds4sci.report.run_report import write_report
+from ds4sci.report.structure_view import view_scripts
 from tests.support.fold_run import make_fold_run
+from tests.support.html_page import Page
+from tests.support.view_data import unpack_atoms
 
 
 @pytest.fixture(scope="module")
@@ -35,36 +38,6 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-class Page(HTMLParser):
-    """Checks that every element is closed, and collects images, links and text."""
-
-    VOID = ("meta", "link", "img", "br", "input", "hr")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.images: list[dict[str, str | None]] = []
-        self.references: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        values = dict(attrs)
-        self.references += [str(values[key]) for key in ("src", "href", "data", "action") if key in values]
-        if tag == "img":
-            self.images.append(values)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def read(run: Path) -> Page:
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
@@ -72,10 +45,9 @@ def read(run: Path) -> Page:
 def test_page_is_complete_and_self_contained(complete: Path) -> None:
     source = (complete / "report.html").read_text(encoding="utf-8")
     page = Page(source)
-    assert all(reference.startswith("data:") for reference in page.references)
-    assert not re.search(r"<script|@import|url\(|<iframe|srcset", source)
-    assert "default-src 'none'" in source
-    assert len(page.images) == 1 + 1 + 4 * 2 + 1 + 2
+    page.check_self_contained()
+    assert page.scripts == view_scripts([source])
+    assert len(page.images) == 1 + 1 + 1 + 2
     for image in page.images:
         assert image["alt"]
         svg = base64.b64decode(str(image["src"]).removeprefix("data:image/svg+xml;base64,")).decode()
@@ -85,7 +57,8 @@ def test_page_is_complete_and_self_contained(complete: Path) -> None:
             for name, value in element.attrib.items():
                 if name.endswith("href"):
                     assert value.startswith(("#", "data:"))
-    assert 'class="missing"' not in source
+    assert source.count('<p class="missing">') == 1  # without JavaScript
+    assert len(source) < 3_000_000
 
 
 def test_page_has_the_scores(complete: Path) -> None:
@@ -104,6 +77,44 @@ def test_page_has_the_scores(complete: Path) -> None:
     rows = sorted(json.loads(files["held_out"].read_text())["per_chain"], key=lambda row: row["lddt_ca"])
     assert f"Worst: {rows[0]['id']}" in text
     assert f"Best: {rows[-1]['id']}" in text
+
+
+def test_chains_are_shown_superposed_on_the_true_ones(complete: Path) -> None:
+    shown = read(complete).data["view-data"]["structures"]
+    rows = sorted(
+        json.loads(evaluation_files(complete)["held_out"].read_text())["per_chain"], key=lambda r: r["lddt_ca"]
+    )
+    assert [one["name"].split(": ")[0] for one in shown] == ["Best", "Upper quartile", "Median", "Worst"]
+    chains = ChainSet.open(complete.parents[1] / "valid.npz")
+    for one in shown:
+        record = next(record for record in chains if one["name"].endswith(f": {record.id}"))
+        row = next(row for row in rows if row["id"] == record.id)
+        assert one["sequence"] == record.sequence
+        assert [len(one["maps"]), one["maps"][0]["side"]] == [2, len(record.sequence)]
+        predicted, true = (unpack_atoms(one[key], len(record.sequence)) for key in ("prediction", "truth"))
+        truth_known = record.atom_mask[:, [0, 1, 2, 4]].astype(bool)
+        np.testing.assert_array_equal(np.isfinite(true).all(-1)[:, [0, 1, 2, 4]], truth_known)
+        # a rigid motion of the true chain, with the TM-score of the evaluation where it lies
+        known = truth_known[:, 1]
+        moved, original = true[known, 1], record.atom_positions[known, 1]
+        np.testing.assert_allclose(pdist(moved), pdist(original), atol=0.05)
+        d0 = max(1.24 * (len(known) - 15) ** (1 / 3) - 1.8, 0.5)
+        apart = np.linalg.norm(predicted[known, 1] - moved, axis=-1)
+        assert np.mean(1 / (1 + (apart / d0) ** 2)) * known.mean() == pytest.approx(row["tm_score"], abs=0.01)
+
+
+def test_predictions_of_older_versions_are_shown_as_traces(complete: Path, tmp_path: Path) -> None:
+    """They have Cα atoms only and no sequence."""
+    run = shutil.copytree(complete, tmp_path / "run")
+    path = evaluation_files(run)["predictions"]
+    with np.load(path, allow_pickle=False) as arrays:
+        old = {key: arrays[key] for key in arrays.files if not key.endswith(("backbone", "sequence"))}
+    np.savez_compressed(path, **old)
+    write_report(run)
+    for one in read(run).data["view-data"]["structures"]:
+        assert set(one["sequence"]) == {"X"}
+        atoms = unpack_atoms(one["prediction"], len(one["sequence"]))
+        assert np.isfinite(atoms).all(axis=(0, 2)).tolist() == [name == "CA" for name in ATOM37]
 
 
 def test_report_is_deterministic(complete: Path) -> None:
@@ -174,24 +185,6 @@ def test_names_are_escaped_and_nan_is_accepted(complete: Path, tmp_path: Path) -
     source = write_report(run).read_text(encoding="utf-8")
     assert "<script" not in source
     assert "alert(1)" in Page(source).text
-
-
-def test_traces_break_where_residues_are_missing() -> None:
-    ca = np.cumsum(np.full((12, 3), 2.2), axis=0) + np.random.default_rng(0).normal(0, 0.3, (12, 3))
-    true, mask = ca.copy(), np.ones(12, dtype=bool)
-    mask[5] = False
-    true[5] = 0
-    picture = figures.svg(figures.traces, ca, true, mask, np.linspace(20, 95, 12), size=(6, 3), panels=(1, 2))
-    assert "<image" in picture
-    points = np.where(mask[:, None], true, np.nan)
-    assert len(figures._strands(points, ["#000000"] * 11, 1.0)) == (11 - 2) * figures.SEGMENTS
-
-
-def test_curves_pass_through_every_atom() -> None:
-    points = np.random.default_rng(0).normal(size=(6, 3))
-    strands = figures._strands(points, ["#000000"] * 5, 1.0)
-    starts = np.array([ends[0] for _, ends, _, _ in strands])[:: figures.SEGMENTS]
-    np.testing.assert_allclose(starts, points[:-1, :2])
 
 
 @pytest.mark.parametrize(

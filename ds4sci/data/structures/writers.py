@@ -1,4 +1,4 @@
-"""mmCIF and PDB writers for predicted structures, with pLDDT (0–100) in the B-factor column."""
+"""Writers of predicted structures: mmCIF and PDB with pLDDT (0–100) in the B-factor column, confidence arrays."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import gemmi
 import numpy as np
 
 from ds4sci.chemistry.residue_constants import ATOM37, RESTYPE_1TO3
-from ds4sci.files.atomic_files import replace_text
+from ds4sci.files.atomic_files import replace_text, replacing
 from ds4sci.types import Prediction
 
 CHAIN = "A"
+CONFIDENCE_SUFFIX = ".confidence.npz"
 PDB_MAX_RESIDUES = 9999
 PDB_MAX_ATOMS = 99_999
 """Limits of the residue-number (4 digits) and serial (5 digits) columns of the PDB format (wwPDB 3.3)."""
@@ -157,3 +158,20 @@ def write_pdb(prediction: Prediction, path: str | Path) -> Path:
                 " use mmCIF."
             )
     return _write(Path(path), to_gemmi_structure(prediction).make_pdb_string())
+
+
+def write_confidence(prediction: Prediction, path: str | Path) -> Path:
+    """Write the confidence arrays of ``prediction`` as a compressed NPZ file and return the path.
+
+    plddt float32 [n]; distances (Å), contacts and, if the model estimates it, pae (Å) as float16 [n, n]; secondary
+    float16 [n, 3] if the model has that head. ``ds4sci.types.Prediction`` describes them.
+    """
+    arrays = {"plddt": np.asarray(prediction.plddt, dtype=np.float32)}
+    for name in ("distances", "contacts", "pae", "secondary"):
+        if (values := getattr(prediction, name)) is not None:
+            arrays[name] = np.asarray(values, dtype=np.float16)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    return path

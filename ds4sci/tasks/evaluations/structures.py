@@ -24,6 +24,9 @@ from ds4sci.types import Prediction, Record
 MAX_MAP_LENGTH = 128
 """Longest chain, in residues, whose distance maps are saved for the report."""
 
+BACKBONE = [ATOM37_INDEX[name] for name in ("N", "CA", "C", "O")]
+"""Columns of the atoms whose coordinates are saved for the report."""
+
 PREDICTIONS_FILE = "predictions.npz"
 """Arrays of the predicted chains, saved for the report."""
 
@@ -89,14 +92,19 @@ def predict_chains(
 def report_arrays(prediction: Prediction, record: Record) -> dict[str, np.ndarray]:
     """Return the arrays of one chain that the report draws, named ``ID/field``.
 
-    ca, true_ca [n, 3] Å, mask [n] (True = true Cα known), plddt [n], lddt [n] (NaN where undefined), torsion and
-    true_torsion [n, 2] (φ, ψ in degrees, NaN where undefined), secondary [n] (class, −1 unknown); for chains up to
-    ``MAX_MAP_LENGTH`` residues also distances and true_distances [n, n], Cβ–Cβ in Å.
+    sequence (text), backbone and true_backbone [n, 4, 3] Å (atoms of ``BACKBONE``, NaN where unknown), ca and true_ca
+    [n, 3] Å, mask [n] (True = true Cα known), plddt [n], lddt [n] (NaN where undefined), torsion, true_torsion [n, 2]
+    (φ, ψ in degrees, NaN where undefined), secondary [n] (class, −1 unknown); for chains up to ``MAX_MAP_LENGTH``
+    residues also distances and true_distances [n, n], Cβ–Cβ in Å.
     """
     mask = record.atom_mask[:, ATOM37_INDEX["CA"]].astype(bool)
     ca, true_ca = prediction.atom37[:, ATOM37_INDEX["CA"]], record.atom_positions[:, ATOM37_INDEX["CA"]]
     per_residue = lddt_ca(ca, true_ca, mask, per_residue=True)
+    true_atoms = np.where(record.atom_mask.astype(bool)[:, :, None], record.atom_positions, np.nan)
     fields = {
+        "sequence": np.array(record.sequence),
+        "backbone": prediction.atom37[:, BACKBONE].astype(np.float32),
+        "true_backbone": true_atoms[:, BACKBONE].astype(np.float32),
         "ca": ca.astype(np.float32),
         "true_ca": true_ca.astype(np.float32),
         "mask": mask,
