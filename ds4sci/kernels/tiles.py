@@ -26,11 +26,10 @@ def tile_slices(length: int, bytes_each: int, device: torch.device) -> Iterator[
 
 
 def part_slices(x: Tensor, dim: int = 0) -> Iterator[slice]:
-    """Slices of x along ``dim`` of at most a sixteenth of its size and eight tiles: parts that are updated in place."""
-    limit = 8 * CPU_BYTES if x.device.type == "cpu" else GPU_BYTES
+    """Slices of x along ``dim``: parts that are updated in place, a sixteenth of x, at least one tile and at most 8."""
+    tile = CPU_BYTES if x.device.type == "cpu" else GPU_BYTES // 8
     length = x.shape[dim]
-    each = x.nbytes // max(1, length)
-    step = max(1, min(-(-length // 16), limit // max(1, each)))
+    step = max(1, min(max(x.nbytes // 16, tile), 8 * tile) * length // max(1, x.nbytes))
     for first in range(0, length, step):
         yield slice(first, min(first + step, length))
 

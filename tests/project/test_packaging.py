@@ -116,7 +116,8 @@ def test_imported_packages_are_requirements(wheel: Path) -> None:
                 modules.add(node.module.split(".")[0])
     # triton comes with torch
     extras = {
-        "flash_attn", "peft", "pynvml", "mlperf_logging", "colossus", "skimage", "torchao", "bitsandbytes", "accelerate",
+        "flash_attn", "peft", "pynvml", "mlperf_logging", "colossus", "skimage", "torchao", "bitsandbytes",
+        "accelerate",
     }  # fmt: skip
     baselines = {"cuequivariance_torch", "trifast", "pyfaidx", "deepxde", "torchdata"}  # if installed
     optional = {"triton", *extras, *baselines}

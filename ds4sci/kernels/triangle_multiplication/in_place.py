@@ -12,7 +12,7 @@ from ds4sci.kernels.triangle_multiplication.fused import Update, contract
 from ds4sci.kernels.triangle_multiplication.reference import Direction, Weights
 
 CHANNEL_PARTS = 8
-"""Parts of the hidden channels whose a and b exist at a time. z is normalized once for each."""
+"""Parts of the hidden channels whose a and b exist at a time, where these are large. z is normalized once for each."""
 
 
 @torch.no_grad()
@@ -32,7 +32,8 @@ def add_triangle_multiplication(
     whole = Update(parameters, eps, name if name in BACKENDS else "tiled")
     n, hidden = z.shape[1], whole.hidden
     product = z.new_empty(hidden, n, n)
-    size = -(-hidden // CHANNEL_PARTS)
+    count = len(list(part_slices(product))) // 2  # a and b are twice as large as the product
+    size = -(-hidden // max(1, min(CHANNEL_PARTS, count)))
     for x, keep in zip(z, [None] * len(z) if mask is None else mask.flatten(1), strict=True):
         for first in range(0, hidden, size):
             part = _channels(parameters, slice(first, min(first + size, hidden)), whole, eps)
