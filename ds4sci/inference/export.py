@@ -10,6 +10,7 @@ from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
 from ds4sci.tasks import Exportable
 from ds4sci.train import checkpoint
+from ds4sci.train.initial_weights import read_record
 
 
 def export_run(run: Path | str, out: Path | str, *, which: str = "best", adapter: bool = False) -> Path:
@@ -18,8 +19,9 @@ def export_run(run: Path | str, out: Path | str, *, which: str = "best", adapter
     The task determines the format (``ds4sci.tasks.Exportable``). Language models become a Hugging Face folder, which
     ``AutoModel….from_pretrained(out)`` and ``AutoTokenizer.from_pretrained(out)`` read without ds4sci: adapters are
     merged into the weights, or, with ``adapter``, written without them, with the name of their base model and their
-    task, as ``peft.AutoPeftModel…`` reads them. ``ds4sci.json`` names the run, the checkpoint and the commit. The
-    folder appears complete or not at all.
+    task, as ``peft.AutoPeftModel…`` reads them. Structure models become a checkpoint of OpenFold. ``ds4sci.json`` names
+    the run, the checkpoint and the commit; ``notice.txt`` has the license of published weights that the run started
+    from. The folder appears complete or not at all.
 
     Raises ValueError for a run or checkpoint that does not exist, a task without export, ``adapter`` on a run without
     adapters or with new base weights, and a folder that is not empty.
@@ -36,6 +38,9 @@ def export_run(run: Path | str, out: Path | str, *, which: str = "best", adapter
     with new_folder(out) as temporary:
         task.export(temporary, adapter=adapter, started_with=started_with)
         origin = {"run": run.name, "checkpoint": folder.name, "commit": provenance.commit()}
+        if notice := read_record(run).get("notice"):
+            origin["notice"] = notice
+            (temporary / "notice.txt").write_text(notice + "\n", encoding="utf-8")
         (temporary / "ds4sci.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
     return out
 
