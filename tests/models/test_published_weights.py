@@ -286,6 +286,8 @@ ITERATION = "alphafold/alphafold_iteration/evoformer/evoformer_iteration"
         ("multimer", r"1 unknown names: .*This is a multimer model"),
         ("partial templates", r"1 tensors of template_embedder\.\* are missing: template_embedder\.template_pair_emb"),
         ("not a model", r"not the parameters of a structure model: linear_single\.weight is missing"),
+        ("no heads", r"row_attention\.linear_z\.weight is missing or empty"),
+        ("no points", r"the shapes of structure_module\.ipa\.\* give v_points = -2"),
     ],
 )
 def test_a_damaged_file_is_not_converted(
@@ -307,6 +309,14 @@ def test_a_damaged_file_is_not_converted(
         content[f"{evoformer}/~_relative_encoding/position_activations//bias"] = np.zeros(2, np.float32)
     elif damage == "partial templates":
         del content[f"{evoformer}/template_embedding/single_template_embedding/embedding2d//bias"]
+    elif damage == "no heads":
+        heads = f"{ITERATION}/msa_row_attention_with_pair_bias//feat_2d_weights"
+        content[heads] = content[heads][..., :0]
+    elif damage == "no points":
+        points = (
+            "alphafold/alphafold_iteration/structure_module/fold_iteration/invariant_point_attention/kv_point_local"
+        )
+        content[f"{points}//bias"] = content[f"{points}//bias"][:1]
     else:
         content = {name: array for name, array in content.items() if "single_activations" not in name}
     np.savez(tmp_path / "in.npz", **content)

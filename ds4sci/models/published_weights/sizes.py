@@ -87,6 +87,8 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
         "v_points": shape[f"{ipa}linear_kv_points.bias"][0] // (3 * heads) - qk_points,
         "c_angle": shape["structure_module.angle_resnet.linear_in.bias"][0],
     }
+    if wrong := [f"{key} = {size}" for key, size in sizes["structure"].items() if size < 1]:
+        raise ValueError(f"not the parameters of a structure model: the shapes of {ipa}* give {', '.join(wrong)}")
     return Contents(
         Config.model_validate(sizes),
         has_templates=any(name.startswith(TEMPLATES) for name in tensors),
@@ -95,14 +97,14 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
 
 
 class _Shapes:
-    """Shapes of tensors by name. Raises ValueError for a tensor that is missing or has no axes."""
+    """Shapes of tensors by name. Raises ValueError for a tensor that is missing or empty."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
-        if name not in self.tensors or not self.tensors[name].dim():
-            raise ValueError(f"not the parameters of a structure model: {name} is missing")
+        if name not in self.tensors or not self.tensors[name].numel() or not self.tensors[name].dim():
+            raise ValueError(f"not the parameters of a structure model: {name} is missing or empty")
         return tuple(self.tensors[name].shape)
 
 

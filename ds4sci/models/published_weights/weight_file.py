@@ -5,8 +5,6 @@ Nothing is unpickled: arrays are read with ``allow_pickle=False``, torch files w
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,19 +135,19 @@ def _read_npz(path: Path) -> tuple[Tensors, str]:
                     reason = "pickled Python objects, which are not read" if "pickle" in str(error) else str(error)
                     raise ValueError(f"the array {name} holds {reason}") from None
             return arrays, ""
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable .npz file of parameters: {error}") from None
+    except Exception as error:  # zipfile, zlib and numpy raise errors of many types for a damaged file
+        raise ValueError(f"{path}: not a readable .npz file of parameters: {error}") from error
 
 
 def _read_torch(path: Path) -> tuple[Tensors, str]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # the restricted unpickler raises errors of any type for a damaged file
         first = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{path}: not a readable torch file of tensors alone: {first}. Python objects are not unpickled: save the "
             'tensors with torch.save(model.state_dict(), "file.pt")'
-        ) from None
+        ) from error
     for keys in (("ema", "params"), ("state_dict",), ("module",)):
         inner: Any = content
         for key in keys:
