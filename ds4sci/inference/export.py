@@ -8,9 +8,9 @@ from pathlib import Path
 from ds4sci.files.atomic_files import new_folder, refuse_full
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
+from ds4sci.models.published_weights.weight_file import read_record
 from ds4sci.tasks import Exportable
 from ds4sci.train import checkpoint
-from ds4sci.train.initial_weights import read_record
 
 
 def export_run(run: Path | str, out: Path | str, *, which: str = "best", adapter: bool = False) -> Path:

@@ -56,6 +56,7 @@ def fit_weights(
     is_optional: Callable[[str], bool] = lambda name: False,
     reason: Callable[[str], str] = lambda name: "the model has no such tensor",
     hint: str = "",
+    remedies: bool = True,
 ) -> WeightFit:
     """Return which tensors the model takes from a file. Nothing is dropped silently.
 
@@ -66,6 +67,7 @@ def fit_weights(
     is_optional  whether a tensor of the file that the model lacks may be left out without ``skip``
     reason       why the model lacks a tensor of the file
     hint         last line of the error
+    remedies     whether the error gives the keys of the run file that allow the differences
 
     Raises ValueError that lists, with counts, the tensors that the file lacks, those that the model lacks, and those
     with another shape; and for a pattern that matches nothing.
@@ -84,16 +86,17 @@ def fit_weights(
     wrong = [name for name in loaded if tuple(file[name]) != tuple(model[name])]
     lines = []
     if missing:
+        remedy = f". To start them from their initial values: {override('train.weights_new', missing, model)}"
         lines.append(
-            f"{_count(missing)} of the model not in the file: {shortened(missing)}. To start them from their initial "
-            f"values: {override('train.weights_new', missing, model)}"
+            f"{_count(missing)} of the model not in the file: {shortened(missing)}{remedy if remedies else ''}"
         )
     if unwanted:
         why = "; ".join(dict.fromkeys(reason(name) for name in unwanted))
         parameters = sum(math.prod(file[name]) for name in unwanted)
+        remedy = f". To train without them: {override('train.weights_skip', unwanted, file)}"
         lines.append(
             f"{_count(unwanted)} of the file ({parameters:,} parameters) not in the model: {shortened(unwanted)}: "
-            f"{why}. To train without them: {override('train.weights_skip', unwanted, file)}"
+            f"{why}{remedy if remedies else ''}"
         )
     if wrong:
         shown = [f"{name}: {list(file[name])} in the file, {list(model[name])} in the model" for name in wrong]

@@ -12,12 +12,10 @@ import torch
 
 from ds4sci.config.run_file import TrainConfig
 from ds4sci.files.atomic_files import fingerprint, replace_text
+from ds4sci.models.published_weights.weight_file import RECORD, read_notice
 from ds4sci.models.weight_fit import WeightFit, shortened
 from ds4sci.tasks import PublishedWeights, Task
 from ds4sci.train import checkpoint
-
-RECORD = "initial_weights.json"
-"""File of a run with what its weights started from."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,8 @@ class InitialWeights:
         for name, reason in self.fit.unused.items():
             by_reason.setdefault(reason, []).append(name)
         for reason, names in by_reason.items():
-            yield f"WARNING: {len(names):,} tensors of the file are not loaded ({reason}): {shortened(names)}"
+            kind = "WARNING" if reason.startswith("train.") else "Note"
+            yield f"{kind}: {len(names):,} tensors of the file are not loaded ({reason}): {shortened(names)}"
         if self.fit.new:
             yield f"Note: {len(self.fit.new):,} tensors keep their initial values: {shortened(self.fit.new)}"
         if self.notice:
@@ -83,18 +82,4 @@ def load_initial_weights(task: Task, settings: TrainConfig) -> InitialWeights | 
     else:
         fit = checkpoint.load_weights(task.model, file, skip=skip, new=new)
     sizes = {name: tensor.numel() for name, tensor in task.model.state_dict().items()}
-    return InitialWeights(file, kind, fit, sum(sizes[name] for name in fit.loaded), notice or notice_of(file))
-
-
-def notice_of(file: Path) -> str:
-    """Return the notice of the run to which ``file``, a file of a checkpoint, belongs; empty if there is none."""
-    return read_record(file.parent.parent.parent).get("notice", "") if len(file.parents) > 2 else ""
-
-
-def read_record(run: Path) -> dict[str, Any]:
-    """Return what the weights of ``run`` started from; empty if they were random."""
-    file = run / RECORD
-    if not file.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return record
+    return InitialWeights(file, kind, fit, sum(sizes[name] for name in fit.loaded), notice or read_notice(file))

@@ -282,8 +282,8 @@ ITERATION = "alphafold/alphafold_iteration/evoformer/evoformer_iteration"
         ("missing block", r"evoformer\.blocks\.1\.pair\.transition\.linear_1\.bias"),
         ("axes", r"transition1//bias: has the shape \[2, 32, 1\], expected the axes \[block o\]"),
         ("shape", r"2 tensors with another shape: .*linear_1\.bias: \[31\] in the file, \[32\] in the model"),
-        ("unknown", r"1 unknown names: alphafold/alphafold_iteration/evoformer/other//weights"),
-        ("multimer", r"1 unknown names: .*This is a multimer model"),
+        ("unknown", r"1 names that AlphaFold 2 does not have: alphafold/alphafold_iteration/evoformer/other//weights"),
+        ("multimer", r"1 names that AlphaFold 2 does not have: .*This is a multimer model"),
         ("partial templates", r"1 tensors of template_embedder\.\* are missing: template_embedder\.template_pair_emb"),
         ("not a model", r"not the parameters of a structure model: linear_single\.weight is missing"),
         ("no heads", r"row_attention\.linear_z\.weight is missing or empty"),
@@ -328,7 +328,7 @@ def test_a_damaged_file_is_not_converted(
 
 
 def test_formats_and_names_that_do_not_go_together_are_refused(npz: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the names of AlphaFold are in \.npz files, and no others"):
+    with pytest.raises(ValueError, match=r"AlphaFold's names are in \.npz files, and no others"):
         convert(npz, tmp_path / "out.pt", "alphafold")
     with pytest.raises(ValueError, match=r"out\.bin: unknown ending"):
         convert(npz, tmp_path / "out.bin")

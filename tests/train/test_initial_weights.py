@@ -18,9 +18,10 @@ from ds4sci.models.fold import Config, FoldModel
 from ds4sci.models.published_weights import read_weights
 from ds4sci.models.published_weights.inspection import convert
 from ds4sci.models.published_weights.sizes import differing_sizes, read_contents
+from ds4sci.models.published_weights.weight_file import read_record
 from ds4sci.tasks.build import build_task
 from ds4sci.train import checkpoint
-from ds4sci.train.initial_weights import load_initial_weights, read_record
+from ds4sci.train.initial_weights import load_initial_weights
 from tests.support import rank_processes
 from tests.support import synthetic_weights as synthetic
 from tests.support.fold_run import CHAINS, ROOT
@@ -48,7 +49,8 @@ def settings(folder: Path, file: Path) -> list[str]:
     return [
         *sizes, f"deepspeed={folder / 'ds.json'}", f"data.train={folder / 'train.npz'}", "data.workers=0",
         f"data.valid={folder / 'valid.npz'}", "data.plan.phases=[{crops=[24]}]", "data.plan.max_recycling=0",
-        "data.evaluation_recycling=0", "model.structure.iterations=1", "train.steps=2", "train.log_every=1",
+        "data.evaluation_recycling=0", "data.evaluation_chains=1", "model.structure.iterations=1", "train.steps=2",
+        "train.log_every=1",
     ]  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def test_a_run_from_openfolds_file_and_its_export(npz: Path, tmp_path: Path) -> 
     ended = rank_processes.run(1, arguments, tmp_path)
     run = tmp_path / "runs" / "tuned"
     assert f"Initial weights: 451 tensors (23,830 parameters) from {file} (OpenFold names, .pt)" in ended.output
-    assert "WARNING: 2 tensors of the file are not loaded (the structure model has no head of predicted" in ended.output
+    assert "Note: 2 tensors of the file are not loaded (the structure model has no head of predicted" in ended.output
     assert "Note: 4 tensors keep their initial values: heads.secondary.0.weight" in ended.output
     assert "License: The published AlphaFold parameters are licensed under CC BY 4.0" in ended.output
 
@@ -79,6 +81,7 @@ def test_a_run_from_openfolds_file_and_its_export(npz: Path, tmp_path: Path) -> 
     assert exported.names == "openfold"
     assert all(torch.equal(exported.tensors[name], saved[name]) for name in exported.tensors)
     assert "Jumper et al. 2021" in (tmp_path / "out" / "notice.txt").read_text()
+    assert "Jumper et al. 2021" in exported.notice
 
 
 def test_the_notice_follows_from_run_to_run(npz: Path, tmp_path: Path) -> None:

@@ -27,7 +27,11 @@ def check_parameters(file: WeightFile) -> Contents:
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from None
     fit_weights(
-        contents.shapes(), file.shapes(), source=file.path, is_optional=lambda name: name.startswith(tuple(REASONS))
+        contents.shapes(),
+        file.shapes(),
+        source=file.path,
+        is_optional=lambda name: name.startswith(tuple(REASONS)),
+        remedies=False,
     )
     for part, is_there in ((TEMPLATES, contents.has_templates), (ALIGNED_ERROR_HEAD, contents.has_aligned_errors)):
         if is_there and (missing := missing_parts(file.tensors, part)):
@@ -77,12 +81,8 @@ def convert(path: Path, out: Path, names: Names | None = None) -> WeightFile:
 
     Raises ValueError for a file that is not the whole of a monomer model, and if ``out`` exists.
     """
-    kind = SUFFIXES.get(out.suffix)
-    default: dict[str | None, Names] = {"npz": "alphafold", "torch": "openfold", "safetensors": "ds4sci"}
-    chosen = names or default.get(kind, "ds4sci")
-    if (chosen == "alphafold") != (kind == "npz") and kind is not None:
-        raise ValueError(f"{out}: the names of AlphaFold are in .npz files, and no others; got --names {chosen}")
+    default: dict[str, Names] = {"npz": "alphafold", "torch": "openfold", "safetensors": "ds4sci"}
     file = read_weights(path)
     check_parameters(file)
-    write_weights(out, file.tensors, chosen, file.notice)
+    write_weights(out, file.tensors, names or default.get(SUFFIXES.get(out.suffix, ""), "ds4sci"), file.notice)
     return file

@@ -31,9 +31,9 @@ def is_auxiliary_head(name: str) -> bool:
 
 
 def describe_unknown(file: WeightFile) -> str:
-    """Return the unknown names of a file, with a remark if they are those of a multimer model."""
+    """Return the names of a file that no monomer model has, with a remark if they are those of a multimer model."""
     more = f", … and {len(file.unknown) - 5:,} more" if len(file.unknown) > 5 else ""
-    text = f"{len(file.unknown):,} unknown names: {', '.join(file.unknown[:5])}{more}"
+    text = f"{len(file.unknown):,} names that AlphaFold 2 does not have: {', '.join(file.unknown[:5])}{more}"
     if any("~_relative_encoding" in name or "linear_ab_p" in name for name in file.unknown):
         text += ". This is a multimer model, which the structure model is not"
     return text

@@ -5,6 +5,7 @@ Nothing is unpickled: arrays are read with ``allow_pickle=False``, torch files w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from ds4sci.models.published_weights.translation import (
     to_alphafold,
     to_openfold,
 )
+
+RECORD = "initial_weights.json"
+"""File of a run with what its weights started from, and its notice."""
 
 NOTICE_KEY = "notice"
 """Entry of a safetensors file's metadata with the origin and the license of the parameters."""
@@ -90,9 +94,7 @@ def read_weights(path: Path) -> WeightFile:
         raise ValueError(f"{path}: no such file")
     read = {"npz": _read_npz, "torch": _read_torch, "safetensors": _read_safetensors}[kind]
     stored, notice = read(path)
-    beside = _notice_beside(path)
-    if not notice and beside.is_file():
-        notice = beside.read_text(encoding="utf-8").strip()
+    notice = notice or read_notice(path)
     if not stored:
         raise ValueError(f"{path}: holds no tensors")
     if integers := [name for name, tensor in stored.items() if not tensor.is_floating_point()]:
@@ -174,13 +176,17 @@ def _read_safetensors(path: Path) -> tuple[Tensors, str]:
 def write_weights(path: Path, tensors: Mapping[str, Tensor], names: Names, notice: str = "") -> None:
     """Write ``tensors``, which are named as here, to a new file with the names and axes of a program.
 
-    The ending of ``path`` gives the format. The notice is in the metadata of a safetensors file, and in
+    The ending of ``path`` gives the format. The notice is written to the metadata of a safetensors file, and in
     ``PATH.notice.txt`` beside another one. Raises ValueError if the program lacks a tensor, or if the format cannot
     hold it.
     """
     kind = SUFFIXES.get(path.suffix)
     if kind is None:
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    if (names == "alphafold") != (kind == "npz"):
+        raise ValueError(
+            f"{path}: the names of AlphaFold are in .npz files, and no others; got those of {TITLES[names]}"
+        )
     if path.exists():
         raise ValueError(f"{path}: already exists; choose a new file")
     translated: Tensors = dict(tensors)
@@ -199,19 +205,36 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], names: Names, notic
     with replacing(path) as handle:
         if kind == "npz":
             arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in content.items()}
-            np.savez(handle, allow_pickle=False, **arrays)
+            np.savez(handle, **arrays)
         elif kind == "torch":
             torch.save({name: tensor.clone() for name, tensor in content.items()}, handle)
         else:
             metadata = {"format": "pt"} | ({NOTICE_KEY: notice} if notice else {})
             handle.write(safetensors.torch.save(content, metadata))
     if notice and kind != "safetensors":
-        replace_text(_notice_beside(path), notice + "\n")
+        replace_text(path.with_name(f"{path.name}.notice.txt"), notice + "\n")
 
 
-def _notice_beside(path: Path) -> Path:
-    """Return the file with the notice of a format that has no metadata."""
-    return path.with_name(f"{path.name}.notice.txt")
+def read_notice(path: Path) -> str:
+    """Return the notice that other files have about the file ``path``; empty if there is none.
+
+    These are ``PATH.notice.txt``, ``notice.txt`` of an exported folder, and the record of the run to which a checkpoint
+    belongs.
+    """
+    for file in (path.with_name(f"{path.name}.notice.txt"), path.with_name("notice.txt")):
+        if file.is_file():
+            return file.read_text(encoding="utf-8").strip()
+    parents = path.resolve().parents
+    return str(read_record(parents[2]).get("notice", "")) if len(parents) > 2 else ""
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return what the weights of ``run`` started from; empty if they were random."""
+    file = run / RECORD
+    if not file.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return record
 
 
 def _refuse_other_dtypes(path: Path, content: Tensors) -> None:
