@@ -108,12 +108,12 @@ def fit_weights(
 
 
 def override(key: str, names: Sequence[str], among: Iterable[str]) -> str:
-    """Return an override of a list of patterns that match ``names``, and no other name of ``among``."""
+    """Return an override, quoted for a shell, of a list of patterns that match ``names`` and no other of ``among``."""
     others = {_group(name) for name in set(among) - set(names)}
     alone = {name for name in names if _group(name) in others or _group(name) == name}
     patterns = list(dict.fromkeys(name if name in alone else f"{_group(name)}.*" for name in names))
     more = ", …" if len(patterns) > SHOWN else ""
-    return f"{key}=[" + ", ".join(f'"{pattern}"' for pattern in patterns[:SHOWN]) + f"{more}]"
+    return f"'{key}=[" + ", ".join(f'"{pattern}"' for pattern in patterns[:SHOWN]) + f"{more}]'"
 
 
 def _group(name: str) -> str:

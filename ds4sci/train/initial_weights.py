@@ -23,7 +23,7 @@ class InitialWeights:
     """Weights that a run started from.
 
     file        file that was read
-    format      of the file, or empty for a run of ds4sci
+    format      of the file, or empty for a task that reads files of ds4sci only
     fit         tensors that were loaded, left out, and kept
     parameters  number of parameters that were loaded
     notice      origin and license of the weights, or empty
@@ -69,9 +69,11 @@ def load_initial_weights(task: Task, settings: TrainConfig) -> InitialWeights | 
         if settings.weights_skip or settings.weights_new:
             raise ValueError("train.weights_skip and train.weights_new need train.weights: a run folder or a file")
         return None
+    if not settings.weights.exists():
+        raise ValueError(f"train.weights = {str(settings.weights)!r}: no such file or run folder")
     file, skip, new = checkpoint.weights_file(settings.weights), settings.weights_skip, settings.weights_new
     kind, notice = "", ""
-    if isinstance(task, PublishedWeights) and not settings.weights.is_dir():
+    if isinstance(task, PublishedWeights):
         checkpoint.check_against_manifest(file)
         given = task.read_weights(file, skip=skip, new=new)
         fit, kind, notice = given.fit, given.format, given.notice

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from ds4sci.cli.main import app
 from ds4sci.config.run_file import RunConfig
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.models.fold import Config, FoldModel
 from ds4sci.models.published_weights import read_weights
 from ds4sci.models.published_weights.inspection import convert
@@ -83,6 +84,9 @@ def test_a_run_from_openfolds_file_and_its_export(npz: Path, tmp_path: Path) -> 
     assert "Jumper et al. 2021" in (tmp_path / "out" / "notice.txt").read_text()
     assert "Jumper et al. 2021" in exported.notice
 
+    untrained = TrainedRun.load(run, "untrained").task.model.state_dict()  # the weights before the first step
+    assert all(torch.equal(untrained[name].cpu(), saved[name]) for name in saved if name in expected)
+
 
 def test_the_notice_follows_from_run_to_run(npz: Path, tmp_path: Path) -> None:
     overrides = [*settings(tmp_path, npz), f"train.weights={npz}", 'model.heads=["masked_msa"]']
@@ -120,4 +124,7 @@ def test_wrong_settings_are_refused(npz: Path, tmp_path: Path) -> None:
     config = RunConfig.load(RUN_FILE, ["train.weights_new=['heads.*']"])
     model = type("Toy", (), {"model": FoldModel(Config.model_validate({"evoformer": {"blocks": 1}}))})()
     with pytest.raises(ValueError, match=r"need train\.weights: a run folder or a file"):
+        load_initial_weights(model, config.train)
+    config = RunConfig.load(RUN_FILE, ["train.weights=runs/nothing"])
+    with pytest.raises(ValueError, match=r"train\.weights = 'runs/nothing': no such file or run folder"):
         load_initial_weights(model, config.train)

@@ -184,9 +184,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], names: Names, notic
     if kind is None:
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if (names == "alphafold") != (kind == "npz"):
-        raise ValueError(
-            f"{path}: the names of AlphaFold are in .npz files, and no others; got those of {TITLES[names]}"
-        )
+        raise ValueError(f"{path}: only .npz files have AlphaFold's names, and no others; got names = {names!r}")
     if path.exists():
         raise ValueError(f"{path}: already exists; choose a new file")
     translated: Tensors = dict(tensors)
