@@ -38,12 +38,19 @@ def convert(
         NamesOf | None,
         typer.Option("--names", help="Names in OUT; by default alphafold in .npz, openfold in .pt, else ds4sci."),
     ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip", metavar="PATTERN", help="Tensors to leave out, such as 'template_embedder.*'; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Convert parameters between AlphaFold's .npz, OpenFold's .pt and .safetensors, without a change of any value."""
     from ds4sci.models.published_weights.inspection import convert as write
     from ds4sci.models.published_weights.translation import parameters
 
-    read = write(file, out, names.value if names else None)
-    typer.echo(f"{out}: {len(read.tensors):,} tensors, {parameters(read.tensors):,} parameters, from {read.title}")
-    if read.notice:
-        typer.echo(f"license: {read.notice}")
+    written = write(file, out, names.value if names else None, skip=skip or ())
+    size = f"{len(written.tensors):,} tensors, {parameters(written.tensors):,} parameters"
+    typer.echo(f"{out}: {size}, from {written.title}")
+    if written.notice:
+        typer.echo(f"license: {written.notice}")

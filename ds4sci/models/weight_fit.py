@@ -72,8 +72,8 @@ def fit_weights(
     Raises ValueError that lists, with counts, the tensors that the file lacks, those that the model lacks, and those
     with another shape; and for a pattern that matches nothing.
     """
-    keeps = _matching(new, model, "train.weights_new", "tensor of the model")
-    skips = _matching(skip, file, "train.weights_skip", f"tensor of {source}")
+    keeps = matching(new, model, "train.weights_new", "tensor of the model")
+    skips = matching(skip, file, "train.weights_skip", f"tensor of {source}")
     unused = {name: "train.weights_new: the model keeps its initial values" for name in file if name in keeps}
     unused |= {
         name: "train.weights_skip" + ("" if name in model else f": {reason(name)}") for name in file if name in skips
@@ -122,7 +122,8 @@ def _group(name: str) -> str:
     return ".".join(parts[: 2 if parts[0] == "heads" else 1])
 
 
-def _matching(patterns: Sequence[str], names: Iterable[str], key: str, what: str) -> set[str]:
+def matching(patterns: Sequence[str], names: Iterable[str], key: str, what: str) -> set[str]:
+    """Return the ``names`` that match one of ``patterns``. Raises ValueError for a pattern that matches none."""
     found: set[str] = set()
     for pattern in patterns:
         matches = fnmatch.filter(names, pattern)

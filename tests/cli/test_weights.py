@@ -47,6 +47,13 @@ def test_convert_writes_the_format_of_the_ending(npz: Path, tmp_path: Path) -> N
         assert all(np.array_equal(first[name], last[name]) for name in first.files)
 
 
+def test_parts_are_left_out_on_request(npz: Path, tmp_path: Path) -> None:
+    """A model with templates becomes one without them, as OpenFold's presets model_3 to model_5 read it."""
+    skip = ("--skip", "template_embedder.*", "--skip", "heads.tm.*")
+    assert f"{582 - 129 - 2} tensors" in call("convert", npz, tmp_path / "a.pt", *skip)
+    assert "not used" not in call("inspect", tmp_path / "a.pt")
+
+
 def test_errors_are_one_message(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["weights", "convert", str(npz), str(tmp_path / "out.h5")])

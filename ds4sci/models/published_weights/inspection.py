@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ds4sci.models.fold import Config
@@ -11,7 +13,7 @@ from ds4sci.models.published_weights.model_weights import REASONS, describe_unkn
 from ds4sci.models.published_weights.sizes import HEADS, Contents, differing_sizes, missing_parts, read_contents
 from ds4sci.models.published_weights.translation import Names, parameters
 from ds4sci.models.published_weights.weight_file import SUFFIXES, WeightFile, read_weights, write_weights
-from ds4sci.models.weight_fit import fit_weights
+from ds4sci.models.weight_fit import fit_weights, matching
 
 
 def check_parameters(file: WeightFile) -> Contents:
@@ -73,16 +75,20 @@ def describe(path: Path) -> list[str]:
     return lines
 
 
-def convert(path: Path, out: Path, names: Names | None = None) -> WeightFile:
-    """Write the parameters of ``path`` to the new file ``out``, and return what was read. No value changes.
+def convert(path: Path, out: Path, names: Names | None = None, *, skip: Sequence[str] = ()) -> WeightFile:
+    """Write the parameters of ``path`` to the new file ``out``, and return what was written. No value changes.
 
     names  program whose names the file gets; by default AlphaFold's in ``.npz``, OpenFold's in ``.pt`` and those of
            this project in ``.safetensors``
+    skip   patterns of tensors to leave out, as of file names; tensors have the names of ``FoldModel``
 
     Raises ValueError for a file that is not the whole of a monomer model, and if ``out`` exists.
     """
     default: dict[str, Names] = {"npz": "alphafold", "torch": "openfold", "safetensors": "ds4sci"}
     file = read_weights(path)
+    left_out = matching(skip, file.tensors, "--skip", f"tensor of {path}")
+    kept = {name: tensor for name, tensor in file.tensors.items() if name not in left_out}
+    file = replace(file, tensors=kept, unknown=tuple(name for name in file.unknown if name in kept))
     check_parameters(file)
     write_weights(out, file.tensors, names or default.get(SUFFIXES.get(out.suffix, ""), "ds4sci"), file.notice)
     return file
