@@ -15,6 +15,7 @@ from ds4sci.cli import train as training
 from ds4sci.cli.bench import bench_app
 from ds4sci.cli.scaling import scaling_app
 from ds4sci.cli.select import select_app
+from ds4sci.cli.weights import weights_app
 
 app = typer.Typer(
     help="Train, evaluate and benchmark protein-structure models, protein and genome language models, and neural "
@@ -46,6 +47,7 @@ app.add_typer(data.data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(select_app, name="select")
 app.add_typer(scaling_app, name="scaling")
+app.add_typer(weights_app, name="weights")
 
 
 def main(arguments: list[str] | None = None) -> None:

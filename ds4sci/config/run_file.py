@@ -73,7 +73,15 @@ class TrainConfig(BaseModel):
     The layer that is being computed again is not counted. By default language models and vision transformers recompute
     their layers above 8,192 tokens per rank and micro-batch, and structure models if ``model.checkpoint_blocks``."""
     weights: Path | None = None
-    """Initial weights, for fine-tuning: a run folder (its best checkpoint) or a ``model.safetensors`` file."""
+    """Initial weights, for fine-tuning: a run folder (its best checkpoint) or a ``model.safetensors`` file. Structure
+    models also read AlphaFold's ``.npz`` and OpenFold's ``.pt``. Each tensor of the file and of the model must have a
+    counterpart; heads that no other output depends on may be in the file alone."""
+    weights_skip: tuple[str, ...] = ()
+    """Patterns, as of file names, of tensors of ``weights`` that are not loaded: ``["template_embedder.*"]``. Tensors
+    have the names of the model."""
+    weights_new: tuple[str, ...] = ()
+    """Patterns of tensors of the model that keep their initial values, whether ``weights`` has them or not:
+    ``["heads.secondary.*"]``."""
     stage_to: Path | None = None
     """Folder on storage of the node, such as a scratch disk: the ranks of a node copy the dataset there together,
     checksummed, before training, and read the copy. The copy stays for later runs; delete it by hand."""

@@ -11,6 +11,7 @@ from ds4sci.files.atomic_files import new_folder, refuse_full
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
 from ds4sci.models.huggingface.quantized_folder import Sizes, quantize_folder
+from ds4sci.models.published_weights.weight_file import read_record
 from ds4sci.nn.quantized_weights import Format
 from ds4sci.tasks import Exportable
 from ds4sci.train import checkpoint
@@ -25,8 +26,9 @@ def export_run(
     ``AutoModel….from_pretrained(out)`` and ``AutoTokenizer.from_pretrained(out)`` read without ds4sci: adapters are
     merged into the weights, or, with ``adapter``, written without them, with the name of their base model and their
     task, as ``peft.AutoPeftModel…`` reads them. With ``quantize`` (``int8``, ``nf4``) the linear layers of a
-    transformers model get compressed weights (``ds4sci.models.huggingface.quantized_folder``). ``ds4sci.json`` names
-    the run, the checkpoint and the commit. The folder appears complete or not at all.
+    transformers model get compressed weights (``ds4sci.models.huggingface.quantized_folder``). Structure models become
+    a checkpoint of OpenFold. ``ds4sci.json`` names the run, the checkpoint and the commit; ``notice.txt`` has the
+    license of published weights that the run started from. The folder appears complete or not at all.
 
     Raises ValueError for a run or checkpoint that does not exist, a task without export, ``adapter`` on a run without
     adapters or with new base weights, ``quantize`` with ``adapter`` or on a model that is none of transformers, and a
@@ -46,6 +48,9 @@ def export_run(
     with new_folder(out) as temporary:
         task.export(temporary, adapter=adapter, started_with=started_with)
         origin: dict[str, Any] = {"run": run.name, "checkpoint": folder.name, "commit": provenance.commit()}
+        if notice := read_record(run).get("notice"):
+            origin["notice"] = notice
+            (temporary / "notice.txt").write_text(notice + "\n", encoding="utf-8")
         if quantize is not None:
             sizes = _quantize_in_place(temporary, quantize)
             origin |= {"quantize": quantize, "weight_bytes": sizes.after, "weight_bytes_uncompressed": sizes.before}

@@ -13,9 +13,10 @@ from ds4sci.nn.quantized_weights import Format, quantize_weights
 from ds4sci.tasks import Task
 from ds4sci.tasks.build import build_task
 from ds4sci.train import checkpoint
+from ds4sci.train.initial_weights import load_initial_weights
 
 UNTRAINED = "untrained"
-"""In place of a checkpoint name: the model with the weights before the first step."""
+"""In place of a checkpoint name: the model with the weights before the first step, random or of ``train.weights``."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class TrainedRun:
         if which == UNTRAINED:
             config = RunConfig.load(checkpoint.select_checkpoint(run, "latest") / "config.json", list(overrides))
             task = build_task(config)
+            load_initial_weights(task, config.train)
             task.model.eval()
             step = 0
         else:

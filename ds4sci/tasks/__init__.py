@@ -15,7 +15,7 @@ A task module exposes
   ``folder``, for ``ds4sci selftest`` (``ds4sci.tasks.miniatures``).
 
 ``Task`` states what every task implements and which methods have defaults. ``ds4sci.tasks.capabilities`` lists the
-optional protocols behind ``parallel``, ``ds4sci predict``, ``embed``, ``export`` and ``select score``;
+optional protocols behind ``parallel``, ``train.weights``, ``ds4sci predict``, ``embed``, ``export``, ``select score``;
 ``ds4sci.tasks.evaluations`` describes the evaluations that ``ds4sci eval`` offers.
 """
 
@@ -26,6 +26,7 @@ from ds4sci.tasks.capabilities import (
     ImagePredictor,
     ParameterPredictor,
     Pipelined,
+    PublishedWeights,
     SampleScoring,
     SequenceEmbedder,
     SequenceEmbedding,
@@ -45,6 +46,7 @@ __all__ = [
     "ImagePredictor",
     "ParameterPredictor",
     "Pipelined",
+    "PublishedWeights",
     "SampleScoring",
     "SequenceEmbedder",
     "SequenceEmbedding",

@@ -1,4 +1,4 @@
-"""Optional protocols of tasks: sequence and pipeline parallelism, prediction, sequence embedding and export.
+"""Optional protocols of tasks: parallelism, prediction, sequence embedding, published weights and export.
 
 A task has a capability if it has the methods and attributes of the protocol; it need not inherit from it.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ds4sci.data.images.recipe import Recipe
     from ds4sci.data.sequences import SequenceStore
     from ds4sci.data.surrogate_variables import Units, Variables
+    from ds4sci.models.weight_fit import FittedWeights
     from ds4sci.parallel.groups import SequenceGroup
     from ds4sci.parallel.pipeline import PipelineStage, StageParts
 
@@ -179,6 +180,21 @@ class ParameterPredictor(Protocol):
 
     def held_out_examples(self) -> tuple[np.ndarray, np.ndarray]:
         """Return parameters [m, p] and outputs [m, t] of the held-out examples, float64, in their own units."""
+
+
+@runtime_checkable
+class PublishedWeights(Protocol):
+    """A task whose model has published parameters in files of other programs: ``train.weights``."""
+
+    model: nn.Module
+
+    def read_weights(self, file: Path, *, skip: Sequence[str], new: Sequence[str]) -> FittedWeights:
+        """Return the tensors of ``file`` under the names of the model, and which of them the model takes.
+
+        skip, new  ``train.weights_skip`` and ``train.weights_new``, see ``ds4sci.models.weight_fit.fit_weights``
+
+        Raises ValueError for a file that cannot be read safely or does not fit the model.
+        """
 
 
 @runtime_checkable

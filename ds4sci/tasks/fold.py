@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
 from ds4sci.losses.fold import LossConfig, sample_losses
 from ds4sci.metrics import chain_metrics, mean_metrics
-from ds4sci.models import fold, fold_stage
+from ds4sci.models import fold, fold_stage, published_weights
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
+from ds4sci.models.weight_fit import FittedWeights
 from ds4sci.nn.heads import plddt
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
@@ -184,6 +185,16 @@ class FoldTask(SampledTask):
 
     def sample_error(self, output: Output | StemOutput, batch: Batch) -> None:
         """See ``ds4sci.tasks.SampleScoring``: coordinates have no classes."""
+
+    def read_weights(self, file: Path, *, skip: Sequence[str], new: Sequence[str]) -> FittedWeights:
+        """See ``ds4sci.tasks.PublishedWeights``: files of AlphaFold, OpenFold and ds4sci."""
+        return published_weights.read_for(self.fold_model, file, skip=skip, new=new)
+
+    def export(self, folder: Path, *, adapter: bool, started_with: Mapping[str, Any]) -> None:
+        """See ``ds4sci.tasks.Exportable``: ``openfold.pt``, the state dict of OpenFold's model without templates."""
+        if adapter:
+            raise ValueError("a structure model has no adapter weights; export it without --adapter")
+        published_weights.export_openfold(self.fold_model, folder / "openfold.pt")
 
     @property
     def reorders_samples(self) -> bool:

@@ -30,6 +30,7 @@ import torch
 from ds4sci.config.run_file import RunConfig
 from ds4sci.config.task_module import import_task
 from ds4sci.files.atomic_files import Writer, fingerprint, free_space, replace_text, sync_folder
+from ds4sci.models.weight_fit import WeightFit, fit_weights
 from ds4sci.tasks.build import build_task
 from ds4sci.train import slice_files
 from ds4sci.train.engine_state import check_kinds, engine_state, restore_engine_state
@@ -306,31 +307,24 @@ def weights_file(path: Path) -> Path:
     return select_checkpoint(path) / "model.safetensors" if path.is_dir() else path
 
 
-def load_weights(model: torch.nn.Module, file: Path) -> None:
-    """Copy the tensors of a safetensors ``file`` into ``model``.
+def load_weights(model: torch.nn.Module, file: Path, *, skip: Sequence[str] = (), new: Sequence[str] = ()) -> WeightFit:
+    """Copy the tensors of a safetensors ``file`` into ``model``. ``skip``, ``new``: see ``fit_weights``.
 
     Raises ValueError naming those that do not fit, or if the file is not the one of its checkpoint's manifest.
     """
-    _check_against_manifest(file)
+    check_against_manifest(file)
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     with TensorReader(file) as reader:
-        wrong = [
-            f"{k}: {spec.shape} in the file, {tuple(own[k].shape)} in the model"
-            for k, spec in reader.specs.items()
-            if k in own and own[k].shape != spec.shape
-        ]
-        unknown = sorted(reader.specs.keys() - own.keys())
-        missing = sorted(own.keys() & model.state_dict().keys() - reader.specs.keys())
-        if wrong or unknown or missing:
-            raise ValueError(
-                f"{file}: the weights do not fit the model: wrong shape: {wrong[:3]}, not in the model: "
-                f"{unknown[:3]}, not in the file: {missing[:3]}"
-            )
-        for name in reader.specs:
+        shapes = {name: spec.shape for name, spec in reader.specs.items()}
+        saved = model.state_dict().keys() | shapes.keys()
+        expected = [name for name in own if name in saved]
+        fit = fit_weights({name: tuple(own[name].shape) for name in expected}, shapes, source=file, skip=skip, new=new)
+        for name in fit.loaded:
             reader.read_into(own[name], name)
+    return fit
 
 
-def _check_against_manifest(file: Path) -> None:
+def check_against_manifest(file: Path) -> None:
     """Raise ValueError if ``file`` differs from what the manifest next to it says; without one, return."""
     if not (file.is_file() and file.with_name("manifest.json").is_file()):
         return

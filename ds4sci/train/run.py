@@ -17,6 +17,7 @@ from ds4sci.train import checkpoint, data_staging, deepspeed_schema, failures, l
 from ds4sci.train import engine as engines
 from ds4sci.train.distributed import DistributedContext, local_ranks, set_rank_environment
 from ds4sci.train.ema import Ema
+from ds4sci.train.initial_weights import load_initial_weights
 from ds4sci.train.loop import Observer, TooManyNonfiniteSteps, TrainingLoop
 from ds4sci.train.pipeline_engine import PipelineEngine
 from ds4sci.train.progress import Progress
@@ -143,8 +144,7 @@ class Session:
         config, context = self.config, self.context
         rng_state.seed_all(config.seed, rng_state.WEIGHTS)  # the same on all ranks
         task = build_task(staged)
-        if config.train.weights is not None and not self.is_resumed:
-            checkpoint.load_weights(task.model, checkpoint.weights_file(config.train.weights))
+        initial = None if self.is_resumed else load_initial_weights(task, config.train)
         parameters = sum(p.numel() for p in task.model.parameters())
         if context.sequence.size > 1:
             if not isinstance(task, SequenceParallel):
@@ -163,6 +163,8 @@ class Session:
         if config.train.gradient_noise:
             engine.measure_noise()
         progress = Progress(config.train.steps, shown=context.is_main)
+        for line in initial.messages() if initial else ():
+            progress.log(line)
         log_decisions(task.model, progress.log)
         loop = TrainingLoop(
             config, task, engine, Ema(engine.named_parameters(), config.train.ema_decay), self.run, stop, progress,
@@ -185,6 +187,8 @@ class Session:
             if context.is_main:
                 # An earlier process may have ended before its first checkpoint.
                 loop.remove_after(-1)
+                if initial:
+                    initial.save(self.run)
             context.barrier()  # before a rank adds to the ledger
         self._warn_about_schedule(progress)
         self._warn_about_clipping(progress, engine)

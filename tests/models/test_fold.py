@@ -58,6 +58,12 @@ def test_settings_of_the_published_configurations() -> None:
         assert settings.data.plan.max_recycling == 3
         assert settings.model.structure.initial_frames == "identity"
         assert settings.model.stem.blocks == 0
+    for name, extra in (("model_3", 5120), ("model_5", 1024)):  # fine-tuning from the published parameters
+        tuned = RunConfig.load(f"configs/fold/{name}.toml")
+        assert tuned.train.weights == Path(f"params_{name}.npz")
+        assert tuned.settings.model == initial.model
+        assert tuned.settings.loss == finetune.loss
+        assert tuned.settings.data.features.max_extra == extra
     options = ("secondary", "smooth_lddt", "relative_distance", "local_fape", "initial_frames_fape", "chirality",
                "chain_bonds", "ca_clashes")  # fmt: skip
     for name in options:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ds4sci.chemistry import residue_constants
 from ds4sci.geometry import Rigid, frames_to_atom14, table, torsion_to_frames
+from ds4sci.models.published_weights.translation import from_openfold
 from ds4sci.nn.attention import TriangleAttention
 from ds4sci.nn.pair import TriangleMultiplication
 from ds4sci.nn.structure_module import InvariantPointAttention, StructureModule
@@ -94,6 +95,16 @@ def structure_config() -> object:
 
 def our_structure_state(theirs: nn.Module) -> dict[str, torch.Tensor]:
     return {k: v for k, v in theirs.state_dict().items() if "default_frames" not in k}
+
+
+def test_the_structure_module_has_openfolds_earlier_names() -> None:
+    """ESMFold's structure module was OpenFold's; the key map of published weights reads its names."""
+    theirs = our_structure_state(esm.EsmFoldStructureModule(structure_config()))
+    found, _, unknown = from_openfold({f"structure_module.{name}": tensor for name, tensor in theirs.items()})
+    ours = StructureModule(C_S, C_Z, d_ipa=8, heads=3, c_angle=20).state_dict()
+    assert all("default_frames" in name or "group_idx" in name or "atom_" in name or "lit_" in name for name in unknown)
+    assert found.keys() == {f"structure_module.{name}" for name in ours}
+    assert all(found[f"structure_module.{name}"].shape == tensor.shape for name, tensor in ours.items())
 
 
 def random_rigids(generator: torch.Generator) -> tuple[Rigid, object]:

@@ -75,8 +75,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do not fit") as caught:
         checkpoint.load_weights(model, file)
     message = str(caught.value)
-    assert "weight: (3, 5) in the file, (3, 2) in the model" in message
-    assert "not in the model: ['extra'], not in the file: ['bias']" in message
+    assert "1 tensor with another shape: weight: [3, 5] in the file, [3, 2] in the model" in message
+    assert "1 tensor of the model not in the file: bias." in message
+    assert "1 tensor of the file (1 parameters) not in the model: extra: the model has no such tensor." in message
     file.write_bytes(b"not a safetensors file")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         checkpoint.load_weights(model, file)

@@ -1,0 +1,89 @@
+"""Published parameters for a given structure model, and a trained structure model as an OpenFold checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds4sci.models.fold import FoldModel
+from ds4sci.models.published_weights.key_map import ALIGNED_ERROR_HEAD, TEMPLATES
+from ds4sci.models.published_weights.sizes import HEADS, differing_sizes, read_contents
+from ds4sci.models.published_weights.weight_file import WeightFile, read_weights, write_weights
+from ds4sci.models.weight_fit import FittedWeights, fit_weights
+
+REASONS = {
+    TEMPLATES: "templates are not implemented in the structure model",
+    ALIGNED_ERROR_HEAD: "the structure model has no head of predicted aligned errors (pTM)",
+    "heads.": "model.heads does not list this head",
+}
+"""Why a structure model lacks a tensor, by the beginning of its name; the first that fits."""
+
+
+def why_unused(name: str) -> str:
+    """Return why a structure model lacks the published tensor ``name``."""
+    return next((why for start, why in REASONS.items() if name.startswith(start)), "it is no tensor of AlphaFold 2")
+
+
+def is_auxiliary_head(name: str) -> bool:
+    """Whether ``name`` belongs to a head that no other output depends on, so that a model works the same without it."""
+    return name.startswith("heads.")
+
+
+def describe_unknown(file: WeightFile) -> str:
+    """Return the names of a file that no monomer model has, with a remark if they are those of a multimer model."""
+    more = f", … and {len(file.unknown) - 5:,} more" if len(file.unknown) > 5 else ""
+    text = f"{len(file.unknown):,} names that AlphaFold 2 does not have: {', '.join(file.unknown[:5])}{more}"
+    if any("~_relative_encoding" in name or "linear_ab_p" in name for name in file.unknown):
+        text += ". This is a multimer model, which the structure model is not"
+    return text
+
+
+def read_for(model: FoldModel, file: Path, *, skip: Sequence[str] = (), new: Sequence[str] = ()) -> FittedWeights:
+    """Return the parameters in ``file`` for ``model``; ``skip`` and ``new`` are those of ``fit_weights``.
+
+    Auxiliary heads that the model lacks are left out; templates only if ``skip`` matches them, as predictions depend on
+    them. Raises ValueError for a file that cannot be read or does not fit, naming the tensors.
+    """
+    weights = read_weights(file)
+    fit = fit_weights(
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        weights.shapes(),
+        source=file,
+        skip=skip,
+        new=new,
+        is_optional=is_auxiliary_head,
+        reason=why_unused,
+        hint=_hint(model, weights),
+    )
+    return FittedWeights(weights.tensors, fit, weights.title, weights.notice)
+
+
+def _hint(model: FoldModel, weights: WeightFile) -> str:
+    """Return the sizes of the file, if they are others than those of the model, or why its names are unknown."""
+    try:
+        sizes = differing_sizes(read_contents(weights.tensors).config, model.config)
+    except ValueError:
+        return describe_unknown(weights) if weights.unknown else ""
+    return f"A model of the sizes of the file: {sizes}" if sizes else ""
+
+
+def export_openfold(model: FoldModel, path: Path) -> None:
+    """Write the parameters of ``model`` as a state dict of OpenFold's model without templates.
+
+    Warns about heads that only one of the two models has. Raises ValueError, naming the tensors, for a model with other
+    parts that OpenFold lacks.
+    """
+    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    if own := [name for name in model.config.heads if name not in HEADS]:
+        tensors = {
+            name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(f"heads.{h}." for h in own))
+        }
+        warnings.warn(f"{path.name}: without the head {', '.join(own)}, which OpenFold does not have", stacklevel=2)
+    if missing := [name for name in HEADS if name not in model.config.heads]:
+        warnings.warn(
+            f"{path.name}: OpenFold also has the head {', '.join(missing)}, which this model does not: load the file "
+            "with strict=False",
+            stacklevel=2,
+        )
+    write_weights(path, tensors, "openfold")

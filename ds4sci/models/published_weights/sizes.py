@@ -1,0 +1,145 @@
+"""Sizes of a structure model and its parts, read from the shapes of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds4sci.models.fold import Config, FoldModel
+from ds4sci.models.published_weights.key_map import ALIGNED_ERROR_HEAD, ENTRIES, TEMPLATES
+from ds4sci.models.published_weights.translation import BLOCK
+
+HEADS = ("masked_msa", "experimentally_resolved")
+"""Optional heads of ``Config`` that AlphaFold has."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Parts of a published model that a file holds.
+
+    config          sizes of the structure model; what shapes do not show (iterations, dropout) has its default
+    has_templates   whether the template embedder is in the file
+    has_aligned_errors  whether the head of predicted aligned errors (pTM) is in the file
+    """
+
+    config: Config
+    has_templates: bool
+    has_aligned_errors: bool
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """Published models with these shapes; empty for other sizes."""
+        if self.config != Config():
+            return ()
+        numbers = (1, 2) if self.has_templates else (3, 4, 5)
+        return tuple(f"model_{number}{'_ptm' if self.has_aligned_errors else ''}" for number in numbers)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of the structure model, without templates and head of aligned errors."""
+        with torch.device("meta"):
+            model = FoldModel(self.config)
+        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
+    """Return what ``tensors``, which are named as in ``FoldModel``, are the parameters of.
+
+    Raises ValueError naming the missing tensors if there are too few to tell.
+    """
+    shape = _Shapes(tensors)
+    evoformer, extra, ipa = "evoformer.blocks.0.", "extra_msa_stack.blocks.0.", "structure_module.ipa."
+    c_m, c_z = shape["input_embedder.linear_tf_m.bias"][0], shape["input_embedder.linear_tf_z_i.bias"][0]
+    heads_msa = shape[f"{evoformer}msa.row_attention.linear_z.weight"][0]
+    heads_pair = shape[f"{evoformer}pair.attention_starting.linear.weight"][0]
+    sizes: dict[str, Any] = {
+        "c_m": c_m,
+        "c_z": c_z,
+        "c_s": shape["linear_single.weight"][0],
+        "c_plddt": shape["plddt.linear_1.weight"][0],
+        "heads": [name for name in HEADS if f"heads.{name}.weight" in tensors],
+        "evoformer": {
+            "blocks": _count_blocks("evoformer.", tensors),
+            "heads_msa": heads_msa,
+            "d_msa": shape[f"{evoformer}msa.row_attention.mha.linear_q.weight"][0] // heads_msa,
+            "heads_pair": heads_pair,
+            "d_pair": shape[f"{evoformer}pair.attention_starting.mha.linear_q.weight"][0] // heads_pair,
+            "c_outer": shape[f"{evoformer}pair.outer_product_mean.linear_1.weight"][0],
+            "c_multiplication": shape[f"{evoformer}pair.multiplication_outgoing.linear_a_p.weight"][0],
+            "transition_factor": shape[f"{evoformer}msa.transition.linear_1.weight"][0] // c_m,
+        },
+        "extra_msa": {"blocks": _count_blocks("extra_msa_stack.", tensors)},
+    }
+    if sizes["extra_msa"]["blocks"]:
+        sizes["extra_msa"] |= {
+            "c_e": shape["extra_msa_embedder.linear.bias"][0],
+            "d_msa": shape[f"{extra}msa.column_global_attention.linear_k.weight"][0],
+        }
+    heads = shape[f"{ipa}head_weights"][0]
+    qk_points = shape[f"{ipa}linear_q_points.bias"][0] // (3 * heads)
+    sizes["structure"] = {
+        "heads": heads,
+        "d_ipa": shape[f"{ipa}linear_q.bias"][0] // heads,
+        "qk_points": qk_points,
+        "v_points": shape[f"{ipa}linear_kv_points.bias"][0] // (3 * heads) - qk_points,
+        "c_angle": shape["structure_module.angle_resnet.linear_in.bias"][0],
+    }
+    if wrong := [f"{key} = {size}" for key, size in sizes["structure"].items() if size < 1]:
+        raise ValueError(f"not the parameters of a structure model: the shapes of {ipa}* give {', '.join(wrong)}")
+    return Contents(
+        Config.model_validate(sizes),
+        has_templates=any(name.startswith(TEMPLATES) for name in tensors),
+        has_aligned_errors=any(name.startswith(ALIGNED_ERROR_HEAD) for name in tensors),
+    )
+
+
+class _Shapes:
+    """Shapes of tensors by name. Raises ValueError for a tensor that is missing or empty."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        if name not in self.tensors or not self.tensors[name].numel() or not self.tensors[name].dim():
+            raise ValueError(f"not the parameters of a structure model: {name} is missing or empty")
+        return tuple(self.tensors[name].shape)
+
+
+def _count_blocks(stack: str, tensors: Mapping[str, Tensor]) -> int:
+    """Return how many different numbers of blocks the names have: a damaged number must not build a huge model."""
+    found = [BLOCK.search(name) for name in tensors if name.startswith(f"{stack}blocks.")]
+    return len({number.group() for number in found if number})
+
+
+def missing_parts(tensors: Mapping[str, Tensor], beginning: str) -> list[str]:
+    """Return the tensors whose names begin with ``beginning`` that the key map has and ``tensors`` have not."""
+    blocks = range(_count_blocks(f"{beginning}template_pair_stack.", tensors) or 1)
+    expected = [
+        name for e in ENTRIES if e.here.startswith(beginning)
+        for name in ([e.here.format(i) for i in blocks] if e.is_stacked else [e.here])
+    ]  # fmt: skip
+    return [name for name in expected if name not in tensors]
+
+
+SIZES: dict[str, tuple[str, ...]] = {
+    "": ("c_m", "c_z", "c_s", "c_plddt"),
+    "evoformer": (
+        "blocks", "heads_msa", "d_msa", "heads_pair", "d_pair", "c_outer", "c_multiplication", "transition_factor",
+    ),
+    "extra_msa": ("blocks", "c_e", "d_msa"),
+    "structure": ("d_ipa", "heads", "qk_points", "v_points", "c_angle"),
+}  # fmt: skip
+"""Keys of ``Config`` that decide the shapes of tensors, by section."""
+
+
+def differing_sizes(found: Config, expected: Config) -> str:
+    """Return overrides of ``[model]`` that give a model ``expected`` the shapes of ``found``; empty if it has them."""
+    overrides = []
+    for section, keys in SIZES.items():
+        new, old = (getattr(config, section) if section else config for config in (found, expected))
+        name = f"model.{section}." if section else "model."
+        overrides += [f"{name}{key}={getattr(new, key)}" for key in keys if getattr(new, key) != getattr(old, key)]
+    return " ".join(overrides)

@@ -1,0 +1,58 @@
+"""Parameters and inputs with values that follow from their names, so that several programs can use the same ones.
+
+Requires numpy only: programs that run without torch import it as well.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "published_weights"
+PUBLISHED, SMALL = FIXTURES / "alphafold_model_1_ptm.json", FIXTURES / "alphafold_small.json"
+"""Names and shapes of AlphaFold's parameters, written by ``alphafold_reference``: published sizes, and small ones."""
+OUTPUTS = FIXTURES / "alphafold_small_outputs.npz"
+"""Outputs of AlphaFold's own code for the small sizes, with ``parameters`` and ``inputs``."""
+CHECKSUMS = FIXTURES / "openfold_small.json"
+"""SHA-256 of the tensors that OpenFold's own importer makes of ``parameters`` of the small sizes."""
+
+N, S, E, RECYCLING = 9, 4, 3, 1
+"""Residues, MSA rows, extra MSA rows and recycling passes of ``inputs``."""
+
+
+def shapes(file: Path, *, templates: bool = True, aligned_errors: bool = True) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes in ``file``; without them, model_3 has no templates and no model but _ptm the head."""
+    tree = {name: tuple(shape) for name, shape in json.loads(file.read_text(encoding="utf-8")).items()}
+    left_out = [part for part, keep in (("template_", templates), ("predicted_aligned", aligned_errors)) if not keep]
+    return {name: shape for name, shape in tree.items() if not any(part in name for part in left_out)}
+
+
+def values(name: str, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
+    """Return float32 numbers in [-scale / 2, scale / 2), by a hash of ``name`` and of the position."""
+    position = np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()))
+    mixed = position * np.uint64(0x9E3779B97F4A7C15)  # modulo 2^64; its upper bits look random
+    uniform = (mixed >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5
+    return (scale * uniform).astype(np.float32).reshape(shape)
+
+
+def parameters(tree: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Return an array for each name: scales of layer norms around 1, all other values around 0."""
+    return {name: values(name, shape) + np.float32(name.endswith("//scale")) for name, shape in tree.items()}
+
+
+def inputs() -> dict[str, np.ndarray]:
+    """Return the features of one chain, with padding in the alignments and jumps in the residue numbers."""
+    letters = {"aatype": (N,), "extra_msa": (E, N)}
+    codes = {name: (values(name, shape) * 1000).astype(np.int64) % 20 for name, shape in letters.items()}
+    numbers = {
+        name: values(name, shape, 2.0)
+        for name, shape in (("msa_feat", (S, N, 49)), ("deletions", (E, N)), ("has_deletions", (E, N)))
+    }
+    msa_mask, extra_mask = np.ones((S, N), np.float32), np.ones((E, N), np.float32)
+    msa_mask[-1, 3:], extra_mask[-1] = 0, 0
+    residue_index = np.arange(N, dtype=np.int64) + np.where(np.arange(N) > 4, 40, 0)
+    return codes | numbers | {"msa_mask": msa_mask, "extra_mask": extra_mask, "residue_index": residue_index}
