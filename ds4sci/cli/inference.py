@@ -19,7 +19,9 @@ Quantize = Annotated[
 Runs = Annotated[
     list[Path],
     typer.Option(
-        "--run", help="Run folder, such as runs/quickstart; several are an ensemble of surrogates.", metavar="RUN"
+        "--run",
+        help="Run folder, such as runs/quickstart, or a run file with train.weights. Several: ensemble of surrogates.",
+        metavar="RUN",
     ),
 ]
 

@@ -57,6 +57,9 @@ def evaluate_run(
     except ValueError as error:
         raise ValueError(f"{run}, task {loaded.config.task.name}: {error}") from None
     began = time.monotonic()
+    if show:
+        for message in loaded.messages:
+            print(message)
     request = EvaluationRequest(
         loaded.device, paths, options or {}, progress=lambda label, total: progress_bar(label, total, shown=show)
     )

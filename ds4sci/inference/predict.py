@@ -106,6 +106,9 @@ def predict_run(
         raise loaded.lacks("predict structures", "`featurize`, `predict`, `prediction_bytes` and `msa_input`")
     rows = [_row(job) for job in jobs]
     console = Console(highlight=False, soft_wrap=True)
+    if show:
+        for message in loaded.messages:
+            console.print(message, markup=False)
 
     def summary() -> dict[str, Any]:
         counts = {status: sum(row["status"] == status for row in rows) for status in (PREDICTED, FAILED, NOT_ATTEMPTED)}

@@ -18,16 +18,20 @@ from ds4sci.train.initial_weights import load_initial_weights
 UNTRAINED = "untrained"
 """In place of a checkpoint name: the model with the weights before the first step, random or of ``train.weights``."""
 
+RUN_FILE = "train.weights"
+"""The checkpoint of a run file, which has weights but no run folder."""
+
 
 @dataclass(frozen=True)
 class TrainedRun:
     """A task with the weights of a checkpoint, in evaluation mode, on the GPU if there is one.
 
-    folder      the run folder
+    folder      the run folder, or the run file
     config      its configuration, with overrides
     task        the task with the EMA weights
-    checkpoint  ``best``, ``latest``, ``step_NNNNNN``, N or ``untrained``, as given
-    step        step of the weights; 0 for ``untrained``
+    checkpoint  ``best``, ``latest``, ``step_NNNNNN``, N or ``untrained``, as given; ``train.weights`` for a run file
+    step        step of the weights; 0 for ``untrained`` and for a run file
+    messages    what was loaded from ``train.weights``, and its license
     """
 
     folder: Path
@@ -35,20 +39,33 @@ class TrainedRun:
     task: Task
     checkpoint: str
     step: int
+    messages: tuple[str, ...] = ()
 
     @classmethod
     def load(
         cls, run: Path | str, which: str = "best", overrides: Sequence[str] = (), *, quantize: Format | None = None
     ) -> TrainedRun:
-        """Load the checkpoint ``which`` of ``run``.
+        """Load the checkpoint ``which`` of the folder ``run``, or ``train.weights`` of the run file ``run`` (TOML).
 
         overrides  ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
         quantize   compress the weights of linear layers to ``int8`` or ``nf4`` (``ds4sci.nn.quantized_weights``)
 
-        Raises ValueError if there is no such run or checkpoint, or if its model has nothing to compress.
+        Raises ValueError if there is no such run or checkpoint, for a run file without ``train.weights``, and if the
+        model has nothing to compress.
         """
         run = Path(run)
-        if which == UNTRAINED:
+        messages: tuple[str, ...] = ()
+        if run.suffix == ".toml" and run.is_file():
+            config = RunConfig.load(run, list(overrides))
+            if config.train.weights is None:
+                raise ValueError(
+                    f"{run}: a run file has no trained weights; add train.weights=FILE, or give the folder of a run"
+                )
+            task, which, step = build_task(config), RUN_FILE, 0
+            loaded = load_initial_weights(task, config.train)
+            messages = () if loaded is None else tuple(loaded.messages())
+            task.model.eval()
+        elif which == UNTRAINED:
             config = RunConfig.load(checkpoint.select_checkpoint(run, "latest") / "config.json", list(overrides))
             task = build_task(config)
             load_initial_weights(task, config.train)
@@ -60,7 +77,7 @@ class TrainedRun:
         if quantize is not None:
             quantize_weights(task.model, quantize)
         task.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(run, config, task, which, step)
+        return cls(run, config, task, which, step, messages)
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +87,7 @@ class TrainedRun:
     @property
     def name(self) -> str:
         """Name of the run."""
-        return self.config.train.name or self.folder.name
+        return self.config.train.name or (self.folder.stem if self.checkpoint == RUN_FILE else self.folder.name)
 
     def lacks(self, capability: str, methods: str) -> ValueError:
         """Return the error for a command that needs a capability which the task does not have.

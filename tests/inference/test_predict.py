@@ -16,7 +16,7 @@ from ds4sci.cli.main import main
 from ds4sci.data.structures import writers
 from ds4sci.inference import predict
 from ds4sci.types import Prediction
-from tests.support.fold_run import make_fold_run
+from tests.support.fold_run import CONFIG, SMALL, make_fold_run
 from tests.support.html_page import Page
 from tests.support.limited_memory import limited_memory
 
@@ -319,3 +319,17 @@ def test_warnings_about_the_letters_of_a_record(run: Path, tmp_path: Path, capsy
     assert "warning: all 33 letters" in capsys.readouterr().out
     read = gemmi.read_structure(str(tmp_path / "out" / "rare.cif"))
     assert read.entities[0].full_sequence[5:11] == ["UNK"] * 6
+
+
+def test_a_run_file_with_weights_predicts_as_its_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Published weights need no run folder; the log says what was loaded."""
+    fasta = write_fasta(tmp_path, SEQUENCES)
+    file = run / "checkpoints/step_000200/model.safetensors"
+    overrides = [*SMALL, f"data.train={run.parents[1] / 'train.npz'}", f"train.weights={file}"]
+    expected = predict.predict_run(run, fasta, tmp_path / "of_run", show=False)
+    found = predict.predict_run(CONFIG, fasta, tmp_path / "of_file", overrides=overrides)
+    assert f"from {file}" in capsys.readouterr().out
+    assert (found["name"], found["step"]) == ("small_fold", 0)
+    assert [row["plddt"] for row in found["records"]] == [row["plddt"] for row in expected["records"]]
+    with pytest.raises(ValueError, match=r"tiny_cpu.toml: a run file has no trained weights; add train.weights=FILE"):
+        predict.predict_run(CONFIG, fasta, tmp_path / "none", overrides=SMALL)
