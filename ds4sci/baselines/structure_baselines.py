@@ -69,7 +69,7 @@ class _Chain:
 def measure_baselines(
     train: Path, valid: Path, *, cache: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Score every baseline on the chains of ``valid``, fitted on ``train`` (both ``.npz`` chain sets).
+    """Score every baseline on the chains of ``valid``, fitted on ``train`` (both chain sets).
 
     Returns plain values: ``key, train, valid, chains, seconds``; ``baselines``: name → ``label, must_beat, mean,
     per_chain``; and ``skipped``: name → reason (a set without secondary structure or profiles). Takes about 25 s on one
@@ -78,7 +78,7 @@ def measure_baselines(
     cache     folder in which the result is saved under the checksums of both files, and found again
     progress  called with (chains done, total)
     """
-    checksums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in (("t", train), ("v", valid))}
+    checksums = {name: ChainSet.open(path).checksum() for name, path in (("t", train), ("v", valid))}
     key = hashlib.sha256(f"{VERSION} {checksums['t']} {checksums['v']}".encode()).hexdigest()[:16]
     cached = None if cache is None else cache / f"baselines_{key}.json"
     if cached is not None and cached.is_file():

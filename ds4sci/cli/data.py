@@ -24,12 +24,18 @@ data_app.command("manifest")(datasets.write_manifest)
 @data_app.command("build")
 def data_build(
     source: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Folder of mmCIF or PDB files, plain or gzipped.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="New chain set.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New chain set: a file OUT.npz, or a folder.")],
     msa: Annotated[
         Path | None, typer.Option("--msa", metavar="DIR", help="Folder of alignments named ID.a3m or ID.sto.")
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Number of processes. Default: one per core.")
+    ] = None,
+    chains_per_file: Annotated[
+        int | None,
+        typer.Option(
+            "--chains-per-file", min=1, help="Write a folder of uncompressed files, which are mapped into memory."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -57,6 +63,7 @@ def data_build(
             msa_dir=msa,
             jobs=jobs,
             settings=chosen,
+            chains_per_file=chains_per_file,
             progress=lambda seen, files: bar.update(task, completed=seen, total=files),
         )
     typer.echo(done.summary())
@@ -92,7 +99,7 @@ def data_index(
 
 @data_app.command("split")
 def data_split(
-    chains: Annotated[Path, typer.Argument(metavar="CHAINS.npz|STORE", help="Chain set, or store made by data index.")],
+    chains: Annotated[Path, typer.Argument(metavar="CHAINS|STORE", help="Chain set, or store made by data index.")],
     train_out: Annotated[Path, typer.Argument(metavar="TRAIN", help="New training set.")],
     valid_out: Annotated[Path, typer.Argument(metavar="VALID", help="New validation set.")],
     fraction: Annotated[float, typer.Option(help="Fraction of the data for validation.")] = 0.1,
@@ -101,8 +108,11 @@ def data_split(
     ] = 0.3,
     seed: Annotated[int, typer.Option(help="Random seed of the choice of clusters or records for validation.")] = 0,
 ) -> None:
-    """Split data into training and validation sets: proteins by identity clusters, genomes by whole records."""
-    if chains.is_dir():
+    """Split data into training and validation sets: proteins by identity clusters, genomes by whole records.
+
+    Outputs that end in .npz are files; others are folders of files, which are mapped into memory.
+    """
+    if chains.is_dir() and not any(chains.glob("*.npz")):
         from ds4sci.data.clustering.sequence_split import split_store
         from ds4sci.data.sequences import SequenceStore
 
@@ -115,7 +125,7 @@ def data_split(
     records = ChainSet.open(chains)
     parts = split(records, fraction, identity, seed)
     for out, indices in zip((train_out, valid_out), parts, strict=True):
-        ChainSet.write(out, [records[index] for index in indices])
+        records.write_subset(out, indices)
         typer.echo(f"{out}: {len(indices)} chains")
 
 

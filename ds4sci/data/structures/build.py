@@ -7,11 +7,12 @@ order of the file names, whatever the number of workers.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +26,12 @@ from ds4sci.data.structures.build_cache import alignment_stamps, entry_key, is_c
 from ds4sci.data.structures.build_report import BuildReport, report_row
 from ds4sci.data.structures.chain_file import concatenate, drop_empty_arrays, pack_all_arrays, write_arrays
 from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
-from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.chain_set import ChainSet, write_files
 from ds4sci.data.structures.dssp import assign_secondary_structure
 from ds4sci.data.structures.parsers import mmcif, pdb
 from ds4sci.data.text_files import stem, suffix
 from ds4sci.data.worker_pool import run_in_processes
-from ds4sci.files.atomic_files import replace_text
+from ds4sci.files.atomic_files import new_folder, refuse_full, replace_text
 from ds4sci.machine.processor import usable_cores
 from ds4sci.types import Record
 
@@ -46,13 +47,15 @@ def build(
     msa_dir: str | Path | None = None,
     jobs: int | None = None,
     settings: BuildSettings | None = None,
+    chains_per_file: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BuildReport:
     """Read all .cif, .mmcif, .pdb and .ent files (also with .gz) below ``src_dir`` into the chain set ``out``.
 
     ``msa_dir``: alignments by chain id (``ds4sci.data.alignments.alignment_files.index_folder``). Profiles are computed
     from them. ``jobs``: number of processes, by default the number of usable cores. ``progress(done, files)`` is called
-    after each file.
+    after each file. ``chains_per_file``: write a new folder ``out`` of uncompressed files of about this many chains,
+    which are mapped into memory.
 
     A chain id begins with the entry id in the file, or with the file name if the file has none. If a chain of another
     file has the same id and a different sequence, the file name, and then the path below ``src_dir``, replaces the
@@ -65,6 +68,8 @@ def build(
     ``OSError`` if the disk is full or not writable.
     """
     src_dir, out, settings = Path(src_dir), Path(out), settings or BuildSettings()
+    if chains_per_file is not None:
+        refuse_full(out)
     files = _find_structures(src_dir)
     alignments = AlignmentFolder(None if msa_dir is None else Path(msa_dir), time.time_ns())
     alignments.by_chain()  # fail now if the folder does not exist, not in every worker
@@ -84,16 +89,17 @@ def build(
         if progress:
             progress(done, len(files))
 
-    rows, parts = _collect(entries, src_dir)
+    rows: list[dict[str, Any]] = []
+    parts = _collect(entries, src_dir, rows)
+    chains_written = _write(out, parts, chains_per_file)
     rows += _unsupported_files(src_dir)
     report = out.with_name(out.name + ".report.jsonl")
     replace_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), sync=False)
-    if not parts:
+    if not chains_written:
         reasons = Counter(row["reason"] for row in rows if row["reason"]).most_common(1)
         raise ValueError(
             f"{src_dir}: no chain of {len(files)} files was accepted; the most frequent reason: {reasons[0][0]}"
         )
-    write_arrays(out, drop_empty_arrays(concatenate(parts)))
     for old in set(work.glob("*.npz")) - set(entries.values()):
         old.unlink()
     chains = {alignment_files.chain_key(row["chain"]) for row in rows if row["chain"]}
@@ -205,14 +211,28 @@ def _process_file(
     store_entry(entry, list(accepted.values()), rows, stamps)
 
 
-def _collect(entries: Mapping[Path, Path], src_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
-    """Return rows and arrays of all entries (a map from file to entry), in order.
+def _write(out: Path, parts: Iterator[dict[str, np.ndarray]], chains_per_file: int | None) -> int:
+    """Write the set, unless it is empty; return the number of chains. Iterates over all parts."""
+    first = next(parts, None)
+    if first is None:
+        return 0
+    parts = itertools.chain([first], parts)
+    if chains_per_file is not None:
+        with new_folder(out) as temporary:
+            return write_files(temporary, parts, chains_per_file)
+    arrays = concatenate(list(parts))
+    write_arrays(out, drop_empty_arrays(arrays))
+    return len(arrays["ids"])
+
+
+def _collect(
+    entries: Mapping[Path, Path], src_dir: Path, rows: list[dict[str, Any]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the arrays of all entries (a map from file to entry), in order, and append their rows to ``rows``.
 
     If chains of several files have the same id, the first keeps it. Another chain with the same sequence is rejected as
     a copy. Other chains are renamed: the file's stem, or its path, replaces the shared entry id.
     """
-    rows: list[dict[str, Any]] = []
-    parts: list[dict[str, np.ndarray]] = []
     owner: dict[str, tuple[str, Path, int]] = {}
     for path, entry in entries.items():
         report, arrays = load_entry(entry)
@@ -234,10 +254,9 @@ def _collect(entries: Mapping[Path, Path], src_dir: Path) -> tuple[list[dict[str
             _reject_id(accepted.pop(name), owner[name][0])
         owner.update({names[name]: (row["file"], entry, at[name]) for name, row in accepted.items()})
         if len(accepted) == len(chains) and all(old == new for old, new in names.items()):
-            parts.append(arrays)
+            yield arrays
         elif accepted:
-            parts.append(pack_all_arrays([replace(one, id=names[one.id]) for one in chains if one.id in accepted]))
-    return rows, parts
+            yield pack_all_arrays([replace(one, id=names[one.id]) for one in chains if one.id in accepted])
 
 
 def _stored_sequence(entry: Path, index: int) -> str:

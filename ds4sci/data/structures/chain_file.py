@@ -86,12 +86,12 @@ def drop_empty_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return {key: array for key, array in arrays.items() if key not in empty}
 
 
-def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a compressed ``.npz`` atomically. Create the folder if needed."""
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
+    """Write an ``.npz`` atomically. Create the folder if needed. Without ``compress``, its arrays can be mapped."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
 
 
 def _check(records: Sequence[Record]) -> None:

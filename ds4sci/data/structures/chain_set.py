@@ -1,4 +1,4 @@
-"""Chain set: the chains of a training or validation set in one ``.npz`` file.
+"""Chain set: the chains of a training or validation set in one ``.npz`` file, or in a folder of them.
 
 Arrays with all chains concatenated (n residues in total; chain i has rows ``offsets[i]:offsets[i + 1]``):
 
@@ -23,69 +23,70 @@ Arrays with all chains concatenated (n residues in total; chain i has rows ``off
 ``msa_names_offsets``        int64 [chains + 1]  start and end of each chain's bytes in ``msa_names``
 ===========================  ==================  ==================================================================
 
-The last five arrays accompany ``msa_depth``. They are read on first use, so opening a set is fast. B-factors are not
-stored.
+The last five arrays accompany ``msa_depth``. B-factors are not stored.
+
+Uncompressed arrays are mapped into memory: they are read where they are used, and processes share them. Compressed ones
+are read when the set is opened, those of alignments on first use. ``ds4sci data build --chains-per-file`` writes a
+folder of uncompressed files, for sets that are larger than the memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
-from ds4sci.data.structures.chain_file import BACKBONE, pack, write_arrays
-from ds4sci.types import RESIDUES, Msa, Record
+from ds4sci.data.structures.chain_arrays import ChainArrays
+from ds4sci.data.structures.chain_file import concatenate, drop_empty_arrays, pack, pack_all_arrays, write_arrays
+from ds4sci.files.atomic_files import fingerprint, new_folder
+from ds4sci.types import Record
 
-LETTERS = np.frombuffer((RESIDUES + "X").encode(), "S1")
-REQUIRED = ("ids", "offsets", "sequence", "backbone_centi_angstrom")
-MSA_KEYS = ("msa_letters", "msa_deletion_at", "msa_deletion_count", "msa_names", "msa_names_offsets")
+CHAINS_PER_FILE = 1000
+"""Chains of a file in a folder that is made from another set."""
 
 
 class ChainSet(Sequence[Record]):
     """Sequence of chains that creates each ``Record`` on access: ``ChainSet.open("chains.npz")[0]``.
 
-    Memory: the arrays as stored in the file (about 70 bytes per residue with backbone and profile). A ``Record`` takes
-    37 · 13 bytes per residue. Reading from several threads is safe.
+    ids      names of all chains
+    lengths  number of residues of each, int64
+
+    Memory: names, lengths, sequences and atom masks; of compressed files, all arrays (about 70 bytes per residue with
+    backbone and profile). A ``Record`` takes 37 · 13 bytes per residue. Reading from several threads is safe.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], source: str = "memory") -> None:
-        self._arrays = dict(arrays)
-        self._source = source
-        self._file: Path | None = None
-        self._check()
-        self.ids: list[str] = [str(name) for name in self._arrays["ids"]]
-        self.offsets = self._arrays["offsets"].astype(np.int64)
-        self.lengths = np.diff(self.offsets)
-        self._sequence = self._arrays["sequence"].astype("S1", copy=False).tobytes()
-        dssp = self._arrays.get("dssp")
-        self._dssp = None if dssp is None else dssp.astype("S1", copy=False).tobytes()
-        if "atom37_mask" in self._arrays:
-            mask = self._arrays["atom37_mask"]
-            if self._arrays["atom37_centi_angstrom"].ndim == 3:
-                self._arrays["atom37_centi_angstrom"] = self._arrays["atom37_centi_angstrom"][mask]
-            self._atom_offsets = np.concatenate([[0], np.cumsum(mask.sum(1, dtype=np.int64))])[self.offsets]
-        if "msa_depth" in self._arrays:
-            self._msa_offsets = np.concatenate([[0], np.cumsum(self._arrays["msa_depth"] * self.lengths)])
+        """A set in memory. Raises ValueError for invalid arrays."""
+        self._set_files([ChainArrays(arrays, source)], source, None)
+
+    def _set_files(self, files: list[ChainArrays], source: str, path: Path | None) -> None:
+        self._files, self._source, self._path = files, source, path
+        self.ids: list[str] = [name for file in files for name in file.ids]
+        self.lengths = np.concatenate([file.lengths for file in files])
+        self._begins = np.cumsum([0] + [len(file) for file in files])
 
     @classmethod
     def open(cls, path: str | Path) -> ChainSet:
-        """Read a set. Raises ``ValueError`` with the file and the problem, ``FileNotFoundError`` if there is no
-        file."""
+        """Open a file, or all ``.npz`` files of a folder in the order of their names.
+
+        Raises ``ValueError`` with the file and the problem, also for an id in two files of a folder, and
+        ``FileNotFoundError`` if there is no file.
+        """
         path = Path(path)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files if key not in MSA_KEYS}
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path}: chain set not found; build one with `ds4sci data build SRC_DIR OUT.npz`"
-            ) from None
-        except Exception as error:  # a damaged zip or header can raise any exception
-            raise ValueError(f"{path}: not a chain set (.npz), or truncated ({error})") from error
-        found = cls(arrays, str(path))
-        found._file = path.absolute()
+        names = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not names:
+            raise FileNotFoundError(f"{path}: no .npz file in this folder; expected the files of a chain set")
+        found = cls.__new__(cls)
+        found._set_files([ChainArrays.open(name) for name in names], str(path), path.absolute())
+        owner: dict[str, Path] = {}
+        for name, file in zip(names, found._files, strict=True):
+            for chain in file.ids if len(names) > 1 else ():
+                if chain in owner:
+                    raise ValueError(f"{path}: {owner[chain].name} and {name.name} both have a chain {chain!r}")
+                owner[chain] = name
         return found
 
     @classmethod
@@ -95,12 +96,27 @@ class ChainSet(Sequence[Record]):
 
     @staticmethod
     def write(path: str | Path, records: Sequence[Record]) -> None:
-        """Write a set that ``open`` reads. The write is atomic."""
+        """Write a file that ``open`` reads. The write is atomic."""
         write_arrays(path, pack(records))
+
+    def write_subset(self, out: Path, indices: Sequence[int]) -> None:
+        """Write some chains to ``out``: a file if its name ends in ``.npz``, otherwise a new folder of files."""
+        if out.suffix == ".npz":
+            self.write(out, [self[int(index)] for index in indices])
+            return
+        with new_folder(out) as temporary:
+            write_files(temporary, (pack_all_arrays([self[int(index)]]) for index in indices), CHAINS_PER_FILE)
+
+    def checksum(self) -> str:
+        """SHA-256 of the file; of a folder, that of the names and SHA-256 of its files. Of a set in memory: empty."""
+        if self._path is None or self._path.is_file():
+            return "" if self._path is None else fingerprint(self._path)["sha256"]
+        files = [f"{file.name} {fingerprint(file)['sha256']}\n" for file in sorted(self._path.glob("*.npz"))]
+        return hashlib.sha256("".join(files).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle a set that was read from a file as its path: worker processes read the file themselves."""
-        return (ChainSet.open, (self._file,)) if self._file else (ChainSet, (self._arrays, self._source))
+        return (ChainSet.open, (self._path,)) if self._path else (ChainSet, (self._files[0].arrays, self._source))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -111,40 +127,16 @@ class ChainSet(Sequence[Record]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        file, number = self._locate(index)
+        return file.record(number)
+
+    def _locate(self, index: int) -> tuple[ChainArrays, int]:
+        """The file of a chain, and its number in it."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self._source} has {len(self)} chains; index {index} is out of range")
         index = int(index) % len(self)
-        begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
-        n = end - begin
-        arrays = self._arrays
-        positions = np.zeros((n, 37, 3), np.float32)
-        if "atom37_mask" in arrays:
-            mask = arrays["atom37_mask"][begin:end].copy()
-            atoms = slice(self._atom_offsets[index], self._atom_offsets[index + 1])
-            positions[mask] = arrays["atom37_centi_angstrom"][atoms] * np.float32(0.01)
-        else:
-            mask = np.zeros((n, 37), bool)
-            mask[:, BACKBONE] = True
-            positions[:, BACKBONE] = arrays["backbone_centi_angstrom"][begin:end] * np.float32(0.01)
-        profile = None
-        if "profile_e4" in arrays:
-            stored = arrays["profile_e4"][begin:end]
-            if stored.any():
-                profile = stored[:, PROFILE_COLUMNS] * np.float32(1e-4)
-        dssp = None if self._dssp is None else self._dssp[begin:end].decode()
-        resolution = float(arrays["resolution_angstrom"][index]) if "resolution_angstrom" in arrays else 0.0
-        numbered = arrays.get("residue_index")
-        return Record(
-            id=self.ids[index],
-            sequence=self._sequence[begin:end].decode(),
-            atom_positions=positions,
-            atom_mask=mask,
-            residue_index=np.arange(n, dtype=np.int32) if numbered is None else numbered[begin:end].astype(np.int32),
-            dssp=None if dssp is None or set(dssp) == {"?"} else dssp,
-            profile=profile,
-            msa=self._msa(index, n),
-            resolution=resolution or None,
-        )
+        file = int(np.searchsorted(self._begins, index, side="right")) - 1
+        return self._files[file], index - int(self._begins[file])
 
     def index(self, value, start: int = 0, stop: int | None = None) -> int:
         """Return the index of the chain with this id. Raises ``ValueError`` if there is none."""
@@ -153,60 +145,29 @@ class ChainSet(Sequence[Record]):
 
     def sequence(self, index: int) -> str:
         """Return the sequence of a chain without creating its record."""
-        return self._sequence[self.offsets[index] : self.offsets[index + 1]].decode()
+        file, number = self._locate(index)
+        return file.sequence(number)
 
-    def _msa(self, index: int, n: int) -> Msa | None:
-        if "msa_depth" not in self._arrays or not self._arrays["msa_depth"][index]:
-            return None
-        if "msa_letters" not in self._arrays:
-            with np.load(self._source, allow_pickle=False) as file:
-                late = {key: file[key] for key in MSA_KEYS}
-            # msa_letters is added last: other threads test for it to know that all arrays are loaded
-            self._arrays.update({key: late[key] for key in reversed(MSA_KEYS)})
-        begin, end = self._msa_offsets[index], self._msa_offsets[index + 1]
-        depth = int(self._arrays["msa_depth"][index])
-        first, last = np.searchsorted(self._arrays["msa_deletion_at"], [begin, end])
-        deletions = np.zeros(depth * n, np.int32)
-        deletions[self._arrays["msa_deletion_at"][first:last] - begin] = self._arrays["msa_deletion_count"][first:last]
-        names = slice(*self._arrays["msa_names_offsets"][index : index + 2])
-        return Msa(
-            sequences=self._arrays["msa_letters"][begin:end].reshape(depth, n),
-            deletions=deletions.reshape(depth, n),
-            names=tuple(self._arrays["msa_names"][names].tobytes().decode().split("\n")),
-        )
 
-    def _check(self) -> None:
-        arrays, where = self._arrays, self._source
-        missing = [key for key in REQUIRED if key not in arrays]
-        if missing:
-            raise ValueError(f"{where}: missing arrays: {', '.join(missing)}; a chain set needs {', '.join(REQUIRED)}")
-        offsets = arrays["offsets"]
-        chains, n = len(arrays["ids"]), len(arrays["sequence"])
-        if offsets.shape != (chains + 1,) or offsets[0] != 0 or offsets[-1] != n or (np.diff(offsets) <= 0).any():
-            raise ValueError(
-                f"{where}: offsets must increase from 0 to {n} (number of residues) in {chains} steps (number of ids)"
-                f" without empty chains; got {offsets.size} entries"
-                + (f" from {offsets[0]} to {offsets[-1]}" if offsets.size else "")
-            )
-        shapes: dict[str, tuple[int | None, ...]] = {
-            "backbone_centi_angstrom": (n, 4, 3), "dssp": (n,), "profile_e4": (n, 20), "atom37_mask": (n, 37),
-            "residue_index": (n,), "resolution_angstrom": (chains,), "msa_depth": (chains,),
-        }  # fmt: skip
-        if ("atom37_mask" in arrays) != ("atom37_centi_angstrom" in arrays):
-            raise ValueError(
-                f"{where}: only one of atom37_mask and atom37_centi_angstrom is present; expected both or neither"
-            )
-        if "atom37_mask" in arrays:
-            dense = arrays["atom37_centi_angstrom"].ndim == 3
-            shapes["atom37_centi_angstrom"] = (n, 37, 3) if dense else (int(arrays["atom37_mask"].sum()), 3)
-        for key, shape in shapes.items():
-            if key in arrays and arrays[key].shape != shape:
-                raise ValueError(f"{where}: {key} has shape {arrays[key].shape}; expected {shape}")
-        strange = ~np.isin(arrays["sequence"].astype("S1", copy=False), LETTERS)
-        if strange.any():
-            at = int(np.argmax(strange))
-            chain = int(np.searchsorted(offsets, at, side="right")) - 1
-            raise ValueError(
-                f"{where}: chain {arrays['ids'][chain]} has {arrays['sequence'][at].decode()!r} at residue"
-                f" {at - int(offsets[chain]) + 1}; expected one of the twenty amino acids or X"
-            )
+def write_files(folder: Path, parts: Iterable[dict[str, np.ndarray]], chains_per_file: int) -> int:
+    """Write results of ``pack_all_arrays`` as the files of a set, uncompressed; return the number of chains.
+
+    A file gets parts until it has ``chains_per_file`` chains; only one file's parts are in memory.
+    """
+    waiting: list[dict[str, np.ndarray]] = []
+    total = count = files = 0
+
+    def flush() -> None:
+        nonlocal count, files
+        if waiting:
+            write_arrays(folder / f"{files:06d}.npz", drop_empty_arrays(concatenate(waiting)), compress=False)
+            files, count = files + 1, 0
+            waiting.clear()
+
+    for part in parts:
+        waiting.append(part)
+        total, count = total + len(part["ids"]), count + len(part["ids"])
+        if count >= chains_per_file:
+            flush()
+    flush()
+    return total

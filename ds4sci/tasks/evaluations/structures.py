@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,10 @@ def structure_evaluation(
     def run(request: EvaluationRequest) -> EvaluationResult:
         path = request.files["chains"]
         chains = ChainSet.open(path)
-        checksum = sha256(path)
-        is_validation = validation is not None and validation.is_file() and sha256(validation) == checksum
+        checksum = chains.checksum()
+        is_validation = (
+            validation is not None and validation.exists() and ChainSet.open(validation).checksum() == checksum
+        )
         rows: list[dict[str, Any]] = []
         arrays: dict[str, np.ndarray] = {}
         with request.progress("predicting", len(chains)) as advance:
@@ -152,8 +153,3 @@ def means_table(values: dict[str, Any]) -> Table:
     for key, value in values["mean"].items():
         table.add_row(METRICS[key], f"{100 * value:.1f} %" if key in PERCENT_METRICS else f"{value:.3f}")
     return table
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 checksum of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

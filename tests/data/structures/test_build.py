@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import json
@@ -22,6 +23,7 @@ from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.data.worker_pool import run_in_processes
+from ds4sci.types import Msa, Record
 
 DATA = Path(__file__).parents[2] / "fixtures"
 
@@ -270,3 +272,33 @@ def test_a_killed_worker_fails_one_argument(tmp_path: Path) -> None:
     assert "killed" in str(got["die"])
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "d", "marks"}
     assert list(marks.iterdir()) == []
+
+
+def test_a_folder_of_files_holds_the_same_chains(source: Path, alignments: Path, tmp_path: Path) -> None:
+    one = build(source, tmp_path / "set.npz", msa_dir=alignments, jobs=1)
+    many = build(source, tmp_path / "set", msa_dir=alignments, jobs=1, chains_per_file=1)
+    assert [path.name for path in sorted((tmp_path / "set").iterdir())] == ["000000.npz", "000001.npz"]
+    assert many.rows == one.rows
+    assert_same_chains(ChainSet.open(many.out), ChainSet.open(one.out))
+    with pytest.raises(ValueError, match="already exists"):
+        build(source, tmp_path / "set", jobs=1, chains_per_file=1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "x.cif").write_text("data_x\n")
+    with pytest.raises(ValueError, match="no chain of 1 files was accepted"):
+        build(tmp_path / "empty", tmp_path / "none", jobs=1, chains_per_file=1)
+    assert not (tmp_path / "none").exists()
+
+
+def assert_same_chains(found: ChainSet, expected: ChainSet) -> None:
+    assert found.ids == expected.ids
+    assert found.lengths.tolist() == expected.lengths.tolist()
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert found.sequence(i) == one.sequence == other.sequence
+        for field in dataclasses.fields(Record):
+            a, b = getattr(one, field.name), getattr(other, field.name)
+            if isinstance(b, Msa):
+                assert a.names == b.names
+                np.testing.assert_array_equal(a.sequences, b.sequences)
+                np.testing.assert_array_equal(a.deletions, b.deletions)
+            else:
+                np.testing.assert_array_equal(a, b)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from ds4sci.chemistry.residue_codes import PROFILE_ORDER, encode, secondary_clas
 from ds4sci.data.alignments import msa
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import chain_file
-from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.chain_set import ChainSet, write_files
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.types import RESIDUES, Msa, Record
 
@@ -210,3 +213,63 @@ def test_a_full_disk_leaves_the_old_set(tmp_path: Path, monkeypatch: pytest.Monk
         ChainSet.write(path, rich_records()[:1])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def write_folder(folder: Path) -> Path:
+    """The records of ``rich_records`` as a set of two files."""
+    parts = [chain_file.pack_all_arrays([record]) for record in rich_records()]
+    folder.mkdir()
+    assert write_files(folder, iter(parts), 1) == 2
+    return folder
+
+
+def test_files_of_a_folder_are_mapped_into_memory(tmp_path: Path) -> None:
+    chains = ChainSet.open(write_folder(tmp_path / "set"))
+    stored = {name for file in chains._files for name, array in file.arrays.items() if isinstance(array, np.memmap)}
+    assert stored >= {"sequence", "backbone_centi_angstrom", "atom37_centi_angstrom", "profile_e4", "msa_letters"}
+    again = pickle.loads(pickle.dumps(chains))
+    expected = ChainSet.from_records(rich_records())
+    for found in (chains, again):
+        assert found.ids == expected.ids == ["2Q2K_A", "2Q2K_B"]
+        for i in (0, 1, -1):
+            np.testing.assert_array_equal(found[i].atom_positions, expected[i].atom_positions)
+            assert found.sequence(i) == expected.sequence(i)
+        assert found[0].msa.names == expected[0].msa.names
+    with pytest.raises(IndexError, match="has 2 chains; index 2"):
+        chains[2]
+
+
+def test_invalid_folders(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.npz file in this folder"):
+        ChainSet.open(tmp_path / "empty")
+    folder = write_folder(tmp_path / "set")
+    shutil.copy(folder / "000000.npz", folder / "copy.npz")
+    with pytest.raises(ValueError, match=r"000000.npz and copy.npz both have a chain '2Q2K_A'"):
+        ChainSet.open(folder)
+    whole = (folder / "000000.npz").read_bytes()
+    (folder / "copy.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"copy.npz: not a chain set \(.npz\), or truncated"):
+        ChainSet.open(folder)
+
+
+def test_python_objects_are_not_loaded(tmp_path: Path) -> None:
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "set.npz", **plain_arrays(), notes=np.array([{"a": 1}], object))
+        with pytest.raises(ValueError, match=r"set.npz: not a chain set .*(Python objects|allow_pickle)"):
+            ChainSet.open(tmp_path / "set.npz")
+
+
+def test_subsets_and_checksums(tmp_path: Path) -> None:
+    """Some chains as a file or as a folder; a checksum changes with any file of the set."""
+    chains = ChainSet.open(write_folder(tmp_path / "set"))
+    chains.write_subset(tmp_path / "one.npz", [1])
+    chains.write_subset(tmp_path / "two", [1, 0])
+    assert ChainSet.open(tmp_path / "one.npz").ids == ["2Q2K_B"]
+    assert ChainSet.open(tmp_path / "two").ids == ["2Q2K_B", "2Q2K_A"]
+    file = ChainSet.open(tmp_path / "one.npz")
+    assert file.checksum() == hashlib.sha256((tmp_path / "one.npz").read_bytes()).hexdigest()
+    before = chains.checksum()
+    assert before == ChainSet.open(tmp_path / "set").checksum()
+    (tmp_path / "set" / "000001.npz").unlink()
+    assert ChainSet.open(tmp_path / "set").checksum() != before

@@ -1,0 +1,151 @@
+"""Chains of one file of a chain set, which creates their records; ``chain_set`` documents the arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
+from ds4sci.data.structures.chain_file import BACKBONE
+from ds4sci.data.structures.mapped_arrays import map_arrays
+from ds4sci.types import RESIDUES, Msa, Record
+
+LETTERS = np.frombuffer((RESIDUES + "X").encode(), "S1")
+REQUIRED = ("ids", "offsets", "sequence", "backbone_centi_angstrom")
+MSA_KEYS = ("msa_letters", "msa_deletion_at", "msa_deletion_count", "msa_names", "msa_names_offsets")
+
+
+class ChainArrays:
+    """Arrays of a chain set, and the ``Record`` of each chain on access. Reading from several threads is safe."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], source: str = "memory") -> None:
+        """Raises ValueError, naming ``source``, for missing arrays, shapes that do not match, and unknown letters."""
+        self.arrays = dict(arrays)
+        self._source = source
+        self._check()
+        self.ids: list[str] = [str(name) for name in self.arrays["ids"]]
+        self.offsets = self.arrays["offsets"].astype(np.int64)
+        self.lengths = np.diff(self.offsets)
+        self._sequence = self.arrays["sequence"].astype("S1", copy=False).tobytes()
+        dssp = self.arrays.get("dssp")
+        self._dssp = None if dssp is None else dssp.astype("S1", copy=False).tobytes()
+        if "atom37_mask" in self.arrays:
+            mask = self.arrays["atom37_mask"]
+            if self.arrays["atom37_centi_angstrom"].ndim == 3:
+                self.arrays["atom37_centi_angstrom"] = self.arrays["atom37_centi_angstrom"][mask]
+            self._atom_offsets = np.concatenate([[0], np.cumsum(mask.sum(1, dtype=np.int64))])[self.offsets]
+        if "msa_depth" in self.arrays:
+            self._msa_offsets = np.concatenate([[0], np.cumsum(self.arrays["msa_depth"] * self.lengths)])
+
+    @classmethod
+    def open(cls, path: Path) -> ChainArrays:
+        """Map or read a file. Raises ``ValueError`` with the file and the problem, ``FileNotFoundError`` if there is
+        none."""
+        try:
+            arrays = map_arrays(path, omit_compressed=MSA_KEYS)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path}: chain set not found; build one with `ds4sci data build SRC_DIR OUT.npz`"
+            ) from None
+        except Exception as error:  # a damaged zip or header can raise any exception
+            raise ValueError(f"{path}: not a chain set (.npz), or truncated ({error})") from error
+        return cls(arrays, str(path))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def record(self, index: int) -> Record:
+        """Return the chain ``index`` ≥ 0."""
+        begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        n = end - begin
+        arrays = self.arrays
+        positions = np.zeros((n, 37, 3), np.float32)
+        if "atom37_mask" in arrays:
+            mask = arrays["atom37_mask"][begin:end].copy()
+            atoms = slice(self._atom_offsets[index], self._atom_offsets[index + 1])
+            positions[mask] = arrays["atom37_centi_angstrom"][atoms] * np.float32(0.01)
+        else:
+            mask = np.zeros((n, 37), bool)
+            mask[:, BACKBONE] = True
+            positions[:, BACKBONE] = arrays["backbone_centi_angstrom"][begin:end] * np.float32(0.01)
+        profile = None
+        if "profile_e4" in arrays:
+            stored = arrays["profile_e4"][begin:end]
+            if stored.any():
+                profile = stored[:, PROFILE_COLUMNS] * np.float32(1e-4)
+        dssp = None if self._dssp is None else self._dssp[begin:end].decode()
+        resolution = float(arrays["resolution_angstrom"][index]) if "resolution_angstrom" in arrays else 0.0
+        numbered = arrays.get("residue_index")
+        return Record(
+            id=self.ids[index],
+            sequence=self._sequence[begin:end].decode(),
+            atom_positions=positions,
+            atom_mask=mask,
+            residue_index=np.arange(n, dtype=np.int32) if numbered is None else numbered[begin:end].astype(np.int32),
+            dssp=None if dssp is None or set(dssp) == {"?"} else dssp,
+            profile=profile,
+            msa=self._msa(index, n),
+            resolution=resolution or None,
+        )
+
+    def sequence(self, index: int) -> str:
+        """Return the sequence of a chain without creating its record."""
+        return self._sequence[self.offsets[index] : self.offsets[index + 1]].decode()
+
+    def _msa(self, index: int, n: int) -> Msa | None:
+        if "msa_depth" not in self.arrays or not self.arrays["msa_depth"][index]:
+            return None
+        if "msa_letters" not in self.arrays:
+            with np.load(self._source, allow_pickle=False) as file:
+                late = {key: file[key] for key in MSA_KEYS}
+            # msa_letters is added last: other threads test for it to know that all arrays are loaded
+            self.arrays.update({key: late[key] for key in reversed(MSA_KEYS)})
+        begin, end = self._msa_offsets[index], self._msa_offsets[index + 1]
+        depth = int(self.arrays["msa_depth"][index])
+        first, last = np.searchsorted(self.arrays["msa_deletion_at"], [begin, end])
+        deletions = np.zeros(depth * n, np.int32)
+        deletions[self.arrays["msa_deletion_at"][first:last] - begin] = self.arrays["msa_deletion_count"][first:last]
+        names = slice(*self.arrays["msa_names_offsets"][index : index + 2])
+        return Msa(
+            sequences=self.arrays["msa_letters"][begin:end].reshape(depth, n),
+            deletions=deletions.reshape(depth, n),
+            names=tuple(self.arrays["msa_names"][names].tobytes().decode().split("\n")),
+        )
+
+    def _check(self) -> None:
+        arrays, where = self.arrays, self._source
+        missing = [key for key in REQUIRED if key not in arrays]
+        if missing:
+            raise ValueError(f"{where}: missing arrays: {', '.join(missing)}; a chain set needs {', '.join(REQUIRED)}")
+        offsets = arrays["offsets"]
+        chains, n = len(arrays["ids"]), len(arrays["sequence"])
+        if offsets.shape != (chains + 1,) or offsets[0] != 0 or offsets[-1] != n or (np.diff(offsets) <= 0).any():
+            raise ValueError(
+                f"{where}: offsets must increase from 0 to {n} (number of residues) in {chains} steps (number of ids)"
+                f" without empty chains; got {offsets.size} entries"
+                + (f" from {offsets[0]} to {offsets[-1]}" if offsets.size else "")
+            )
+        shapes: dict[str, tuple[int | None, ...]] = {
+            "backbone_centi_angstrom": (n, 4, 3), "dssp": (n,), "profile_e4": (n, 20), "atom37_mask": (n, 37),
+            "residue_index": (n,), "resolution_angstrom": (chains,), "msa_depth": (chains,),
+        }  # fmt: skip
+        if ("atom37_mask" in arrays) != ("atom37_centi_angstrom" in arrays):
+            raise ValueError(
+                f"{where}: only one of atom37_mask and atom37_centi_angstrom is present; expected both or neither"
+            )
+        if "atom37_mask" in arrays:
+            dense = arrays["atom37_centi_angstrom"].ndim == 3
+            shapes["atom37_centi_angstrom"] = (n, 37, 3) if dense else (int(arrays["atom37_mask"].sum()), 3)
+        for key, shape in shapes.items():
+            if key in arrays and arrays[key].shape != shape:
+                raise ValueError(f"{where}: {key} has shape {arrays[key].shape}; expected {shape}")
+        strange = ~np.isin(arrays["sequence"].astype("S1", copy=False), LETTERS)
+        if strange.any():
+            at = int(np.argmax(strange))
+            chain = int(np.searchsorted(offsets, at, side="right")) - 1
+            raise ValueError(
+                f"{where}: chain {arrays['ids'][chain]} has {arrays['sequence'][at].decode()!r} at residue"
+                f" {at - int(offsets[chain]) + 1}; expected one of the twenty amino acids or X"
+            )
