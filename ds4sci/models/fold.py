@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ds4sci.geometry import Rigid, atom14_to_atom37, frames_to_atom14, pseudo_beta, table, torsion_to_frames
+from ds4sci.models.freezing import freeze_parameters
 from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, RecyclingEmbedder
 from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
 from ds4sci.nn.heads import DISTOGRAM_BINS, DistogramHead, PLDDTHead
@@ -138,6 +139,8 @@ class Config(_Section):
     """Auxiliary heads in addition to distogram and pLDDT."""
     c_plddt: int = 128
     """Channels of the pLDDT head."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained: patterns such as ``extra_msa_*``. Each must match at least one parameter."""
     checkpoint_blocks: bool = False
     """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
 
@@ -173,6 +176,7 @@ class FoldModel(nn.Module):
             "secondary": lambda: nn.Sequential(LayerNorm(config.c_m), Linear(config.c_m, 3, init="zero")),
         }
         self.heads = nn.ModuleDict({name: makers[name]() for name in config.heads})
+        freeze_parameters(self, config.freeze)
 
     def set_parallel_group(self, group: SequenceGroup) -> None:
         """Shard the representations by rows over the ranks of ``group``, which get the same batches.

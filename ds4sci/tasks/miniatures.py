@@ -35,6 +35,8 @@ def fold_miniature(config: Any, folder: Path) -> dict[str, Any]:
     tree = sections_of(config)
     model, data = tree["model"], tree["data"]
     model |= {"c_m": 12, "c_z": 8, "c_s": 12, "c_plddt": 8}
+    # patterns with numbers mean blocks that the miniature may not have
+    model["freeze"] = [pattern for pattern in model["freeze"] if not any(letter.isdigit() for letter in pattern)]
     model["evoformer"] = _smaller(
         model["evoformer"], blocks=2, heads_msa=4, d_msa=4, heads_pair=4, d_pair=4, c_outer=4, c_multiplication=6,
         transition_factor=2, convolution_width=5,

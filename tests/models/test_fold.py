@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,3 +268,21 @@ def test_a_block_changes_its_inputs_only_if_told(model: FoldModel, batch: Batch)
         assert all(x is y for x, y in zip(block(m, z, batch.msa_mask, mask, in_place=True), (m, z), strict=True))
         for found, expected in zip((m, z), outputs, strict=True):
             torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_frozen_parts_get_no_gradient(model: FoldModel, batch: Batch, checkpointed: bool) -> None:
+    """The gradients of all other parameters are those of the whole model; the first parts have no gradient to pass."""
+    patterns = ("input_embedder.*", "recycling_embedder.*", "extra_msa_*", "evoformer.blocks.0.*", "plddt.*")
+    config = SMALL.model_copy(update={"freeze": patterns, "checkpoint_blocks": checkpointed})
+    frozen = FoldModel(config).double()
+    frozen.load_state_dict(model.state_dict())
+    loss_of(model, batch).backward()
+    loss_of(frozen, batch).backward()
+    trained = {name for name, parameter in frozen.named_parameters() if parameter.grad is not None}
+    everything = dict(model.named_parameters())
+    assert everything.keys() - trained == {n for n in everything if any(fnmatch.fnmatch(n, p) for p in patterns)}
+    for name in trained:
+        torch.testing.assert_close(frozen.get_parameter(name).grad, everything[name].grad)
+    with pytest.raises(ValueError, match=r"model.freeze: 'templates.\*' matches no parameter"):
+        FoldModel(SMALL.model_copy(update={"freeze": ("templates.*",)}))
