@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.files import atomic_files
+from ds4sci.files.array_files import save_arrays
 
 PREFIX = "score_"
 
@@ -75,7 +76,7 @@ def write(path: Path, scores: ScoreFile) -> None:
         "about": np.array(json.dumps(dict(scores.about), sort_keys=True)),
     }  # fmt: skip
     with atomic_files.replacing(path) as handle:
-        np.savez_compressed(handle, allow_pickle=False, **arrays)
+        save_arrays(handle, arrays, compress=True)
 
 
 def write_scores(

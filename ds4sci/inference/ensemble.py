@@ -18,6 +18,7 @@ from rich.console import Console
 
 from ds4sci.data.parameter_file import read_parameters
 from ds4sci.data.surrogate_variables import Variables
+from ds4sci.files.array_files import save_arrays
 from ds4sci.files.atomic_files import replace_text, replacing
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
@@ -107,7 +108,7 @@ def predict_parameters(
     }
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / PREDICTIONS, sync=False) as handle:
-        np.savez(handle, **arrays)
+        save_arrays(handle, arrays)
     replace_text(folder / SCALARS, _scalar_table(variables, x, mean[0], std[0]))
     outside = ((x < variables.low - 1e-9) | (x > variables.high + 1e-9)).any(axis=1)
     summary = ensemble.about() | {

@@ -29,6 +29,7 @@ import torch
 
 from ds4sci.config.run_file import RunConfig
 from ds4sci.config.task_module import import_task
+from ds4sci.files.array_files import save_arrays
 from ds4sci.files.atomic_files import Writer, fingerprint, free_space, replace_text, sync_folder
 from ds4sci.models.weight_fit import WeightFit, fit_weights
 from ds4sci.tasks.build import build_task
@@ -89,7 +90,7 @@ def save(
         writer.write_bytes(partial / "state.json", json.dumps(state, indent=2).encode())
         if data_state:
             arrays: dict[str, Any] = data_state
-            writer.write(partial / DATA_STATE, lambda handle: np.savez(handle, allow_pickle=False, **arrays))
+            writer.write(partial / DATA_STATE, lambda handle: save_arrays(handle, arrays))
         for name in ("config.json", "deepspeed.json", "commit.txt"):
             writer.write_bytes(partial / name, (run / name).read_bytes())
     _raise_on_any_error(engine, writer, partial)

@@ -19,6 +19,7 @@ from ds4sci.data.language.tokenizer_adapter import TokenizerAdapter
 from ds4sci.data.language.windows import ReadResidues, Regions, Windows, cut_windows
 from ds4sci.data.sequences import Range, SequenceStore, index
 from ds4sci.files import locks
+from ds4sci.files.array_files import save_arrays
 from ds4sci.files.atomic_files import replacing
 from ds4sci.files.cache import derived_path
 
@@ -130,7 +131,7 @@ def _cached_arrays(file: Path, compute: Callable[[], Mapping[str, np.ndarray]]) 
         if not file.is_file():
             arrays = compute()
             with replacing(file, sync=False) as handle:
-                np.savez(handle, allow_pickle=False, **arrays)
+                save_arrays(handle, arrays)
     with np.load(file, allow_pickle=False) as saved:
         return {name: saved[name] for name in saved.files}
 

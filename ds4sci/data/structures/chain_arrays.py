@@ -9,7 +9,7 @@ import numpy as np
 
 from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
 from ds4sci.data.structures.chain_file import BACKBONE
-from ds4sci.data.structures.mapped_arrays import map_arrays
+from ds4sci.files.array_files import map_arrays
 from ds4sci.types import RESIDUES, Msa, Record
 
 LETTERS = np.frombuffer((RESIDUES + "X").encode(), "S1")

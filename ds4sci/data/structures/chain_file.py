@@ -12,6 +12,7 @@ import numpy as np
 
 from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
 from ds4sci.chemistry.residue_constants import ATOM37
+from ds4sci.files.array_files import save_arrays
 from ds4sci.files.atomic_files import replacing
 from ds4sci.types import RESIDUES, Msa, Record
 
@@ -91,7 +92,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
+        save_arrays(file, arrays, compress=compress)
 
 
 def _check(records: Sequence[Record]) -> None:

@@ -10,6 +10,7 @@ import gemmi
 import numpy as np
 
 from ds4sci.chemistry.residue_constants import ATOM37, RESTYPE_1TO3
+from ds4sci.files.array_files import save_arrays
 from ds4sci.files.atomic_files import replace_text, replacing
 from ds4sci.types import Prediction
 
@@ -173,5 +174,5 @@ def write_confidence(prediction: Prediction, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        save_arrays(file, arrays, compress=True)
     return path

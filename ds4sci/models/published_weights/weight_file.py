@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ds4sci.files.array_files import save_arrays
 from ds4sci.files.atomic_files import replace_text, replacing
 from ds4sci.models.published_weights.translation import (
     Names,
@@ -203,7 +204,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], names: Names, notic
     with replacing(path) as handle:
         if kind == "npz":
             arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in content.items()}
-            np.savez(handle, **arrays)
+            save_arrays(handle, arrays)
         elif kind == "torch":
             torch.save({name: tensor.clone() for name, tensor in content.items()}, handle)
         else:

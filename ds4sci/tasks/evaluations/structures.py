@@ -13,6 +13,7 @@ from rich.table import Table
 from ds4sci.chemistry.residue_codes import secondary_classes
 from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.files.array_files import save_arrays
 from ds4sci.geometry import dihedral
 from ds4sci.machine.memory_errors import name_memory_errors
 from ds4sci.metrics import METRICS, PERCENT_METRICS, chain_metrics, lddt_ca, mean_metrics, pseudo_beta
@@ -65,7 +66,7 @@ def structure_evaluation(
             means_table(values),
             is_validation=is_validation,
             report_files={
-                PREDICTIONS_FILE: lambda file: np.savez_compressed(file, allow_pickle=False, **arrays),
+                PREDICTIONS_FILE: lambda file: save_arrays(file, arrays, compress=True),
             },
         )
 

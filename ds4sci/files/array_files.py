@@ -1,17 +1,31 @@
-"""Arrays of an ``.npz`` file as memory maps: pages are read when they are used, and shared by all processes."""
+"""Files of arrays (``.npz``) without Python objects: writing with every version of numpy, reading as memory maps.
+
+Pages of a memory map are read when they are used, and shared by all processes.
+"""
 
 from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature, and the lengths of name and extra field, of a member's header (ZIP specification, 4.3.7)."""
+
+
+def save_arrays(handle: IO[bytes], arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
+    """Write ``arrays`` as an ``.npz`` file. Raises TypeError, naming the array, for one that would be pickled.
+
+    ``np.savez(…, allow_pickle=False)`` does this from numpy 2.1 on; earlier versions store the argument as an array.
+    """
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"array {name!r} holds Python objects, which are not written to files")
+    (np.savez_compressed if compress else np.savez)(handle, **arrays)  # type: ignore[arg-type]
 
 
 def map_arrays(path: Path, *, omit_compressed: Collection[str] = ()) -> dict[str, np.ndarray]:
