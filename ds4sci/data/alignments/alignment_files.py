@@ -1,8 +1,9 @@
 """Alignment files of a chain: search in a folder, merging, and row counts for each file.
 
 The folder has one file ``NAME.a3m`` (.sto, …, .gz) per chain, or one folder ``NAME/`` with any number of files as in
-OpenFold, or ``NAME/msas/`` as in AlphaFold 2. Other subfolders are reported and not searched. Two kinds of files are
-not alignments of homologs and are skipped, as in OpenFold: template hits in the PDB (``hmm_output.sto``,
+OpenFold, or ``NAME/msas/`` as in AlphaFold 2, or ``NAME/a3m/`` and ``NAME/hhr/`` as in OpenProteinSet, whose
+``duplicate_pdb_chains.txt`` is followed. Other subfolders are reported and not searched. Two kinds of files are not
+alignments of homologs and are skipped, as in OpenFold: template hits in the PDB (``hmm_output.sto``,
 ``pdb_hits.*``, ``pdb70_hits.*``, all ``.hhr``), and ``uniprot_hits.sto``, which AlphaFold-Multimer uses to pair chains
 by organism.
 """
@@ -24,7 +25,7 @@ from ds4sci.types import Msa, Record
 TEMPLATE_HITS = "template hits (PDB), not an alignment"
 PAIRING_HITS = "hits for chain pairing (AlphaFold-Multimer), not used for single chains"
 NO_ALIGNMENT = "not an alignment format (" + ", ".join(msa.SUFFIXES) + ")"
-NESTED_FOLDER = "a subfolder, not searched (only msas/ is)"
+NESTED_FOLDER = "a subfolder, not searched (only msas/, a3m/ and hhr/ are)"
 EMPTY = "an empty folder"
 OTHER_QUERY = "alignment to another query"
 BEYOND_LIMIT = "beyond the maximum number of rows"
@@ -32,8 +33,10 @@ BEYOND_LIMIT = "beyond the maximum number of rows"
 
 _TEMPLATE_HIT_STEMS = ("hmm_output", "hmmsearch_output", "pdb_hits", "pdb70_hits", "pdb_seqres_hits")
 _PAIRING_HIT_STEMS = ("uniprot_hits",)
-_ALPHAFOLD2_SUBFOLDER = "msas"
-"""Subfolder in which AlphaFold 2 stores the alignments of a chain."""
+_SUBFOLDERS = ("msas", "a3m", "hhr")
+"""Subfolders of a chain's folder in which AlphaFold 2 (msas) and OpenProteinSet (a3m, hhr) store its files."""
+DUPLICATES_FILE = "duplicate_pdb_chains.txt"
+"""File of OpenProteinSet, in the folder or above it: a line has chains of one sequence, of which one has the files."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,12 @@ class AlignmentFileReport:
 
 
 def index_folder(folder: str | Path) -> dict[str, list[Path]]:
-    """Return the files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz) and all entries of ``NAME/``,
-    ``NAME/msas/``.
+    """Return the files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz) and all entries of ``NAME/``
+    and of its subfolders ``msas``, ``a3m`` and ``hhr``.
 
-    Subfolders are listed too, and an empty chain folder is listed as itself. Keys are results of ``chain_key``. Some
-    files may not be readable alignments: ``attach_files`` reports the reason.
+    A chain without files gets those of a chain that ``DUPLICATES_FILE`` names beside it. Other subfolders are listed
+    too, and an empty chain folder is listed as itself. Keys are results of ``chain_key``. Some files may not be
+    readable alignments: ``attach_files`` reports the reason.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -66,19 +70,26 @@ def index_folder(folder: str | Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            found.setdefault(chain_key(path.name), []).extend(_list_chain_folder(path, into=_ALPHAFOLD2_SUBFOLDER))
+            found.setdefault(chain_key(path.name), []).extend(_list_chain_folder(path, into=_SUBFOLDERS))
         elif suffix(path) in msa.SUFFIXES:
             found.setdefault(chain_key(stem(path)), []).append(path)
+    for file in (folder / DUPLICATES_FILE, folder.parent / DUPLICATES_FILE):
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                chains = [chain_key(name) for name in line.split()]
+                owner = next((chain for chain in chains if chain in found), None)
+                found.update({chain: found[owner] for chain in chains if owner is not None and chain not in found})
+            break
     return found
 
 
-def _list_chain_folder(folder: Path, into: str | None = None) -> list[Path]:
-    """Return the entries of a chain's folder and of its subfolder ``into``, or the folder itself if it is empty."""
+def _list_chain_folder(folder: Path, into: Sequence[str] = ()) -> list[Path]:
+    """Return the entries of a chain's folder and of its subfolders ``into``, or the folder itself if it is empty."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not (path.is_file() or path.is_dir()):
             continue
-        found += _list_chain_folder(path) if path.is_dir() and path.name == into else [path]
+        found += _list_chain_folder(path) if path.is_dir() and path.name in into else [path]
     return found or [folder]
 
 

@@ -274,3 +274,19 @@ def test_alphafold2_folders_are_read_and_other_entries_reported(tmp_path: Path) 
         without, files = attached(QUERY, found[name])
         assert without.msa is None
         assert {name: file.skip_reason for name, file in files.items()} == {folder: alignment_files.EMPTY}
+
+
+def test_folders_of_openproteinset(tmp_path: Path) -> None:
+    """Alignments in ``a3m``, template hits in ``hhr``; a chain of the same sequence has the files of another one."""
+    files = tmp_path / "pdb" / "1abc_A"
+    (files / "a3m").mkdir(parents=True)
+    (files / "hhr").mkdir()
+    write(files / "a3m" / "uniref90_hits.a3m", f">q\n{QUERY}\n>h\n{QUERY[:-1]}-\n")
+    write(files / "hhr" / "pdb70_hits.hhr", "x")
+    (tmp_path / "duplicate_pdb_chains.txt").write_text("2ABC_B 1abc_A\n3abc_A 4abc_A\n")
+    found = alignment_files.index_folder(tmp_path / "pdb")
+    assert found.keys() == {"1abc_A", "2abc_B"}
+    assert found["1abc_A"] == found["2abc_B"] == [files / "a3m/uniref90_hits.a3m", files / "hhr/pdb70_hits.hhr"]
+    record, reports = alignment_files.attach_files(fasta_records.make_record("2ABC_B", QUERY), found["2abc_B"])
+    assert len(record.msa.names) == 2
+    assert [report.skip_reason for report in reports] == [None, alignment_files.TEMPLATE_HITS]
