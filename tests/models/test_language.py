@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -214,3 +215,18 @@ def test_flops_per_document() -> None:
     matrices = layers * (48 * 48 * 2 + 2 * 48 * 16 + 3 * 48 * 64) + 33 * 48
     doc_spans = torch.tensor([[0, 10], [10, 40]])
     assert model.flops(doc_spans) == 6 * matrices * 40 + 12 * layers * h * d * (100 + 900) / 2
+
+
+@pytest.mark.parametrize(("kind", "config"), [("causal_lm", oracle.LLAMA), ("masked_lm", oracle.ESM)])
+def test_a_copy_computes_with_its_own_weights(kind, config) -> None:
+    """Every weight of the copy is doubled, one at a time: the copy changes as a new model does, the original never."""
+    model = oracle.model(kind, config, torch.float64, tile_size=16).eval()
+    batch = oracle.batch(kind, [[20, 10]], 32)
+    with torch.no_grad():
+        before = model(batch).losses.clone()
+        for name, _ in model.named_parameters():
+            copied, other = copy.deepcopy(model), oracle.model(kind, config, torch.float64, tile_size=16).eval()
+            for one in (copied, other):
+                one.get_parameter(name).mul_(2)
+            assert torch.equal(copied(batch).losses, other(batch).losses), name
+            assert torch.equal(model(batch).losses, before)

@@ -131,20 +131,26 @@ def tile_tokenwise_modules(model: nn.Module, tile: Callable[[], int | None]) -> 
     module: Any
     for module in model.modules():
         if type(module).__name__.endswith(("MLP", "RMSNorm")):
-            module.forward = _tiled(module.forward, tile)
+            module.forward = _Tiled(module.forward, tile)
         elif hasattr(module, "feed_forward_chunk"):
-            module.feed_forward_chunk = _tiled(module.feed_forward_chunk, tile)
+            module.feed_forward_chunk = _Tiled(module.feed_forward_chunk, tile)
 
 
-def _tiled(function: Callable[[Tensor], Tensor], tile: Callable[[], int | None]) -> Callable[..., Any]:
-    @functools.wraps(function)  # transformers inspects the signature
-    def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        tokens = tile()
+class _Tiled:
+    """A method that processes some tokens at a time.
+
+    An object, not a closure: ``copy.deepcopy`` of the model then copies it with the methods of the copied modules.
+    """
+
+    def __init__(self, method: Callable[[Tensor], Tensor], tile: Callable[[], int | None]) -> None:
+        functools.update_wrapper(self, method)  # transformers inspects the signature
+        self.method, self.tile = method, tile
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        tokens = self.tile()
         if tokens is None or args or kwargs or x.ndim != 3:
-            return function(x, *args, **kwargs)
-        return tiled(function, x, tokens)
-
-    return run
+            return self.method(x, *args, **kwargs)
+        return tiled(self.method, x, tokens)
 
 
 class TokenDropout:
