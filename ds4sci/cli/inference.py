@@ -90,12 +90,13 @@ def embed(
         bool, typer.Option("--mean", help="Write one vector per sequence: the mean over its tokens.")
     ] = False,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step number.")] = "best",
+    quantize: Quantize = None,
 ) -> None:
     """Embed sequences with a language model: write the last hidden state of every token, or the mean over tokens."""
     from ds4sci.inference.embed import INDEX
     from ds4sci.inference.embed import embed as write
 
-    count = write(run, fasta, out, which=which, ranks=ranks, mean=mean)
+    count = write(run, fasta, out, which=which, ranks=ranks, mean=mean, quantize=quantize)
     index = loads((out / INDEX).read_text(encoding="utf-8"))
     skipped = f"; skipped: {', '.join(index['untokenized_records'])}" if index["untokenized_records"] else ""
     used = f"{index['tokenized_residues']:,} of {index['total_residues']:,} residues in tokens"

@@ -20,6 +20,7 @@ from ds4sci.files.atomic_files import new_folder, refuse_full, replace_text
 from ds4sci.inference.ranks import run_ranks
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine.memory_errors import name_memory_errors
+from ds4sci.nn.quantized_weights import Format
 from ds4sci.tasks import SequenceEmbedder
 from ds4sci.tasks.build import default_kernels
 from ds4sci.train.distributed import DistributedContext
@@ -28,8 +29,9 @@ INDEX = "index.json"
 
 
 def embed(
-    run: Path | str, fasta: Path | str, out: Path | str, *, which: str = "best", ranks: int = 1, mean: bool = False
-) -> int:
+    run: Path | str, fasta: Path | str, out: Path | str, *, which: str = "best", ranks: int = 1, mean: bool = False,
+    quantize: Format | None = None,
+) -> int:  # fmt: skip
     """Write embeddings of the sequences in ``fasta`` into the new folder ``out``; return their number.
 
     Each sequence is one document, of any length. With ``ranks`` > 1, its tokens are split over the ranks (Ulysses),
@@ -37,7 +39,7 @@ def embed(
     ``embedding`` fp32 [tokens, c], ``start`` and ``size`` int64 [tokens]: first residue (0-based) and number of
     residues of each token; special tokens are omitted. With ``mean`` there is one file, ``means.safetensors``, whose
     ``embedding`` [sequences, c] holds the means over tokens, in the order of the index. The folder appears complete or
-    not at all.
+    not at all. ``quantize``: weights in ``int8`` or ``nf4``; see ``TrainedRun.load``.
 
     The index has ``run``, ``checkpoint``, ``step``; ``sequences`` (name → file, or row of the means); the numbers of
     residues ``total_residues`` (in the file), ``tokenized_residues`` (in a token) and ``unknown`` (of these, in
@@ -49,24 +51,26 @@ def embed(
     """
     run, fasta, out = Path(run), Path(fasta), Path(out)
     refuse_full(out)
-    _load(run, which)  # report errors before the ranks start
+    _load(run, which, quantize)  # report errors before the ranks start
     with new_folder(out) as temporary:
-        return max(run_ranks(_rank, ranks, run, fasta, temporary, which, mean, sequence=ranks))
+        return max(run_ranks(_rank, ranks, run, fasta, temporary, which, mean, quantize, sequence=ranks))
 
 
-def _load(run: Path, which: str) -> tuple[TrainedRun, SequenceEmbedder]:
-    loaded = TrainedRun.load(run, which)
+def _load(run: Path, which: str, quantize: Format | None) -> tuple[TrainedRun, SequenceEmbedder]:
+    loaded = TrainedRun.load(run, which, quantize=quantize)
     if not isinstance(loaded.task, SequenceEmbedder):
         raise loaded.lacks("embed sequences", "the methods `embed`, `open_sequences` and `set_parallel_groups`")
     return loaded, loaded.task
 
 
-def _rank(context: DistributedContext, run: Path, fasta: Path, out: Path, which: str, mean: bool) -> int:
+def _rank(
+    context: DistributedContext, run: Path, fasta: Path, out: Path, which: str, mean: bool, quantize: Format | None
+) -> int:
     """Embed this rank's part of each sequence."""
-    loaded, task = _load(run, which)
+    loaded, task = _load(run, which, quantize)
     task.model.to(context.device).eval()
     task.set_parallel_groups(context.sequence)
-    facts = {"run": str(run), "checkpoint": which, "step": loaded.step}
+    facts = {"run": str(run), "checkpoint": which, "step": loaded.step, "quantize": quantize}
     with default_kernels(loaded.config):
         return _write(task, fasta, out, mean, facts, is_writer=context.sequence.rank == 0)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ds4sci.inference import predict
+from ds4sci.inference.embed import embed
 from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.inference.export import export_run
 from ds4sci.inference.trained_run import TrainedRun, evaluation_files
@@ -85,6 +87,16 @@ def test_evaluation_is_not_that_of_the_report(run, proteins, tmp_path) -> None:
     assert found["weight_bytes"] < plain["weight_bytes"] / 2.5
     assert 0 < abs(found["nats"] - plain["nats"]) < 0.01 * plain["nats"]
     assert reported == {file: file.read_bytes() for file in evaluation_files(run).values() if file.is_file()}
+
+
+def test_embeddings_with_compressed_weights(run, proteins, tmp_path) -> None:
+    found = {}
+    for format in (None, "int8"):
+        out = tmp_path / f"vectors_{format}"
+        embed(run, proteins, out, mean=True, quantize=format)
+        assert json.loads((out / "index.json").read_text())["quantize"] == format
+        found[format] = load_file(out / "means.safetensors")["embedding"]
+    assert 0 < (found["int8"] - found[None]).norm() < 0.05 * found[None].norm()
 
 
 def test_refused_exports(run, tmp_path) -> None:
