@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ds4sci.inference import predict
+from ds4sci.inference import predict, ranks
 from ds4sci.inference.embed import embed
 from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.inference.export import export_run
 from ds4sci.inference.trained_run import TrainedRun, evaluation_files
 from ds4sci.nn.quantized_weights import FORMATS
+from tests.support import rank_processes
 from tests.support.fold_run import make_fold_run
 
 LLAMA = (
@@ -89,7 +90,8 @@ def test_evaluation_is_not_that_of_the_report(run, proteins, tmp_path) -> None:
     assert reported == {file: file.read_bytes() for file in evaluation_files(run).values() if file.is_file()}
 
 
-def test_embeddings_with_compressed_weights(run, proteins, tmp_path) -> None:
+def test_embeddings_with_compressed_weights(run, proteins, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ranks, "get_context", rank_processes.forked_from_server)  # starts in a second
     found = {}
     for format in (None, "int8"):
         out = tmp_path / f"vectors_{format}"
