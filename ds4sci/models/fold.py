@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ds4sci.chemistry import residue_constants
 from ds4sci.geometry import Rigid, atom14_to_atom37, frames_to_atom14, pseudo_beta, table, torsion_to_frames
 from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, RecyclingEmbedder
 from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
@@ -306,13 +307,17 @@ def pair_mask(batch: Batch) -> Tensor:
 
 
 def recycled_inputs(batch: Batch, previous: Output) -> list[Tensor]:
-    """Inputs of RecyclingEmbedder from the output of the previous pass, without gradient."""
+    """Inputs of RecyclingEmbedder from the output of the previous pass, without gradient.
+
+    The Cβ of an unknown residue (X) is 0 as in AlphaFold and OpenFold, which give it no atoms.
+    """
     atoms = table("ATOM37_MASK", previous.atom37)[batch.aatype]
     beta, _ = pseudo_beta(previous.atom37.detach(), atoms, batch.aatype)
     return [previous.msa0.detach(), previous.pair.detach(), beta]
 
 
 def prediction_bytes(config: Config, n: int, s: int = 1, e: int = 0, *, recycling: int = 0, refinement: int = 0) -> int:
+    beta = beta.masked_fill((batch.aatype == residue_constants.encode("X").item()).unsqueeze(-1), 0.0)
     """Estimated peak memory of a prediction beyond the weights, in bytes: n residues, s MSA rows, e extra MSA rows.
 
     ``4 · (P n² + M s n + E e n) + T + 40 MB``, where the numbers of floats per pair, MSA entry and extra MSA entry are

@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from ds4sci.config.run_file import RunConfig
-from ds4sci.data.alignments import msa
-from ds4sci.data.loader import make_rng
 from ds4sci.data.structures.batch import collate
-from ds4sci.data.structures.features import FeatureConfig, featurize
-from ds4sci.data.structures.parsers import mmcif
+from ds4sci.geometry import atom37_to_atom14
 from ds4sci.losses.fold import LossConfig, fold_loss
 from ds4sci.models.fold import FoldModel, StemConfig, recycled_inputs
 from ds4sci.types import Batch, Output, StemOutput
+from tests.support.original_models import original
 from tests.support.small_fold import SMALL
+from tests.support.structure_batch import crops
 
 DATA = Path(__file__).parents[1] / "fixtures"
 OPENFOLD_PARAMETERS = 93_229_082
@@ -74,12 +73,7 @@ def test_settings_of_the_published_configurations() -> None:
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     """Two crops of a real entry with its real alignment, one shorter than the other."""
-    record = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")
-    dssp = "H" * (len(record.sequence) // 2)
-    dssp = dssp + "E" * (len(record.sequence) - len(dssp))
-    record = replace(record, dssp=dssp, msa=msa.read(DATA / "msa" / "bfd_uniclust_hits.a3m"))
-    features = FeatureConfig(msa_input="msa", max_clusters=2, max_extra=4)
-    return collate([featurize(record, features, make_rng(0, 2, i), crop=n) for i, n in enumerate((24, 17))])
+    return crops(24, 17)
 
 
 @pytest.fixture
@@ -165,6 +159,40 @@ def test_checkpointing_does_not_change_gradients(batch: Batch) -> None:
                 "evoformer": SMALL.evoformer.model_copy(update={"dropout_msa": 0.2, "dropout_pair": 0.2}),
             }
         )
+@pytest.fixture
+def with_unknown(batch: Batch) -> Batch:
+    """Some residues are X."""
+    aatype = batch.aatype.clone()
+    aatype[0, 3:6] = aatype[1, 0] = 20
+    return replace(wide(batch), aatype=aatype)
+
+
+def test_unknown_residues_are_recycled_without_atoms(model: FoldModel, batch: Batch, with_unknown: Batch) -> None:
+    """Their Cβ is 0 as in AlphaFold, although the output has a backbone; those of other residues do not change."""
+    output = model.eval()(with_unknown)
+    unknown = (with_unknown.aatype == 20) & with_unknown.token_mask
+    assert (output.atom37[unknown][:, 1].norm(dim=-1) > 0).all()
+    beta, as_before = (recycled_inputs(given, output)[2] for given in (with_unknown, wide(batch)))
+    assert (beta[unknown] == 0).all()
+    known = ~unknown & with_unknown.token_mask
+    assert torch.equal(beta[known], as_before[known])
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+def test_recycled_positions_equal_those_of_openfold(model: FoldModel, with_unknown: Batch) -> None:
+    """``iteration`` of OpenFold's model: its atom14 → atom37 with the atoms that exist, then its pseudo Cβ."""
+    feats, constants = original("openfold.utils.feats"), original("openfold.np.residue_constants")
+    transforms = original("openfold.data.data_transforms")
+    output = model.eval()(with_unknown)
+    tokens = with_unknown.token_mask
+    made = transforms.make_atom14_masks({"aatype": with_unknown.aatype, "seq_mask": tokens.double()})
+    assert not made["atom37_atom_exists"][with_unknown.aatype == constants.restype_num].any()
+    atom14 = atom37_to_atom14(output.atom37, with_unknown.aatype)
+    wanted = feats.pseudo_beta_fn(with_unknown.aatype, feats.atom14_to_atom37(atom14, made), None)
+    assert torch.equal(recycled_inputs(with_unknown, output)[2][tokens], wanted[tokens])
+
+
         model = FoldModel(config)
         torch.manual_seed(1)
         loss_of(model, batch).backward()
