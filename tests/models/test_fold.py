@@ -18,7 +18,6 @@ from tests.support.original_models import original
 from tests.support.small_fold import SMALL
 from tests.support.structure_batch import crops
 
-DATA = Path(__file__).parents[1] / "fixtures"
 OPENFOLD_PARAMETERS = 93_229_082
 
 
@@ -44,6 +43,9 @@ def test_number_of_parameters_of_the_published_model() -> None:
     assert ours == 92_899_674
     # OpenFold's count includes the template embedders, stack and attention; nothing else differs
     assert template_parameters() == 329_408
+    with torch.device("meta"):
+        with_head = FoldModel(model.config.model_copy(update={"heads": (*model.config.heads, "tm")}))
+    assert sum(p.numel() for p in with_head.parameters()) == ours + 8_256
     assert ours + template_parameters() == OPENFOLD_PARAMETERS
 
 
@@ -63,6 +65,12 @@ def test_settings_of_the_published_configurations() -> None:
         assert tuned.settings.model == initial.model
         assert tuned.settings.loss == finetune.loss
         assert tuned.settings.data.features.max_extra == extra
+        assert tuned.settings.loss.aligned_error == 0
+        ptm = RunConfig.load(
+            f"configs/fold/{name}.toml",
+            ['model.heads=["masked_msa","experimentally_resolved","tm"]', "loss.aligned_error=0.1"],
+        )
+        assert ptm.settings.model.heads == (*initial.model.heads, "tm")
     options = ("secondary", "smooth_lddt", "relative_distance", "local_fape", "initial_frames_fape", "chirality",
                "chain_bonds", "ca_clashes")  # fmt: skip
     for name in options:
@@ -113,7 +121,8 @@ def test_padding_does_not_change_the_output(model: FoldModel, batch: Batch) -> N
     for name in ("translations", "rotations", "angles"):
         torch.testing.assert_close(getattr(padded, name)[:, 1, :n], getattr(bare, name)[:, 0])
     torch.testing.assert_close(padded.atom37[1, :n], bare.atom37[0])
-    torch.testing.assert_close(padded.distogram_logits[1, :n, :n], bare.distogram_logits[0])
+    for name in ("distogram_logits", "aligned_error_logits"):
+        torch.testing.assert_close(getattr(padded, name)[1, :n, :n], getattr(bare, name)[0])
     torch.testing.assert_close(padded.plddt_logits[1, :n], bare.plddt_logits[0])
 
 
@@ -149,16 +158,6 @@ def test_recycling_equals_iterated_passes(model: FoldModel, batch: Batch) -> Non
     torch.testing.assert_close(again.translations, once.translations)
 
 
-def test_checkpointing_does_not_change_gradients(batch: Batch) -> None:
-    gradients = []
-    for checkpoint_blocks in (False, True):
-        torch.manual_seed(0)
-        config = SMALL.model_copy(
-            update={
-                "checkpoint_blocks": checkpoint_blocks,
-                "evoformer": SMALL.evoformer.model_copy(update={"dropout_msa": 0.2, "dropout_pair": 0.2}),
-            }
-        )
 @pytest.fixture
 def with_unknown(batch: Batch) -> Batch:
     """Some residues are X."""
@@ -193,6 +192,16 @@ def test_recycled_positions_equal_those_of_openfold(model: FoldModel, with_unkno
     assert torch.equal(recycled_inputs(with_unknown, output)[2][tokens], wanted[tokens])
 
 
+def test_checkpointing_does_not_change_gradients(batch: Batch) -> None:
+    gradients = []
+    for checkpoint_blocks in (False, True):
+        torch.manual_seed(0)
+        config = SMALL.model_copy(
+            update={
+                "checkpoint_blocks": checkpoint_blocks,
+                "evoformer": SMALL.evoformer.model_copy(update={"dropout_msa": 0.2, "dropout_pair": 0.2}),
+            }
+        )
         model = FoldModel(config)
         torch.manual_seed(1)
         loss_of(model, batch).backward()
