@@ -237,3 +237,16 @@ def distogram_centres(bins: int, like: Tensor) -> Tensor:
     edges = distogram_edges(bins, like)
     half = (edges[1] - edges[0]) / 2
     return torch.cat([edges - half, edges[-1:] + half])
+
+
+def aligned_error_edges(bins: int, like: Tensor) -> Tensor:
+    """Return the ``bins - 1`` edges between bins of aligned errors, 0–31 Å for 64 bins (supplement 1.9.7).
+
+    As in AlphaFold's code, the first bin is an error of 0, which residues have in their own frames.
+    """
+    return torch.arange(bins - 1, device=like.device, dtype=like.dtype) / 2
+
+
+def aligned_error_centres(bins: int, like: Tensor) -> Tensor:
+    """Return the errors in Å that AlphaFold's code assigns to the bins: 0.25–31.75 Å for 64 bins."""
+    return torch.arange(bins, device=like.device, dtype=like.dtype) / 2 + 0.25

@@ -307,7 +307,9 @@ class Output:
     initial_frames           ([b, n, 3, 3], [b, n, 3] Å) input frames of the first structure-module iteration
     pair, msa0               [b, n, n, c_z], [b, n, c_m]: recycled together with ``atom37``
 
-    With axial parallelism, ``pair`` and ``distogram_logits`` have this rank's n_r of n rows and ``masked_msa_logits``
+    aligned_error_logits     [b, n, n, 64]: error of residue j (column) in the frame of residue i (row)
+
+    With axial parallelism, ``pair`` and the logits of pairs have this rank's n_r of n rows and ``masked_msa_logits``
     its MSA rows; what belongs to residues is whole on every rank.
     """
 
@@ -325,6 +327,7 @@ class Output:
     masked_msa_logits: Tensor | None = None
     resolved_logits: Tensor | None = None
     secondary_logits: Tensor | None = None
+    aligned_error_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -351,6 +354,7 @@ class Prediction:
     secondary float32 [n, 3], probabilities of helix, strand and loop, or None if the head is disabled
     pae       float32 [n, n] Å, predicted aligned error: of the position of residue j (column) in the frame of residue i
               (row); None from models that do not estimate it
+    ptm       predicted TM-score, 0–1, or None like pae
     """
 
     id: str
@@ -363,3 +367,4 @@ class Prediction:
     contacts: np.ndarray
     secondary: np.ndarray | None = None
     pae: np.ndarray | None = None
+    ptm: float | None = None

@@ -88,8 +88,9 @@ def predict_run(
 
     Returns the summary: ``run, name, step, quantize, weight_bytes, machine, commit, counts, records``. A row of
     ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, memory_gb`` (estimated) and,
-    if predicted, ``plddt``. ``status`` is ``predicted``, ``failed`` or, if the command was interrupted, ``not
-    attempted``.
+    if predicted, ``plddt`` (mean), ``ranking_confidence``, which is the mean pLDDT as for AlphaFold's monomers, and
+    ``ptm`` from models with the head ``tm``. ``status`` is ``predicted``, ``failed`` or, if the command was
+    interrupted, ``not attempted``.
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
     that is not FASTA, no readable entry, a duplicate name, no alignment for any record.
@@ -263,7 +264,10 @@ def _attempt(
         except writers.PdbLimitError as error:
             row["no_pdb"] = str(error)
         written_paths.append(writers.write_confidence(prediction, out_dir / f"{job.stem}{writers.CONFIDENCE_SUFFIX}"))
-        row |= {"status": PREDICTED, "plddt": round(float(np.mean(prediction.plddt)), 2)}
+        mean = round(float(np.mean(prediction.plddt)), 2)
+        row |= {"status": PREDICTED, "plddt": mean, "ranking_confidence": mean}
+        if prediction.ptm is not None:
+            row["ptm"] = round(prediction.ptm, 4)
         row["files"] = [path.name for path in written_paths]
     except Exception as error:  # any error fails one record only; the summary and the exit code report it
         failure = describe_error(error, row["length"])
@@ -286,7 +290,8 @@ def _line(row: dict[str, Any]) -> str:
     notes = "".join(f"\n  warning: {note}" for note in row["notes"])
     if row["status"] == FAILED:
         return f"{start}, failed: {row['error']}{notes}"
-    return f"{start}, pLDDT {row['plddt']:.1f}, from its {row['input']}{notes}"
+    ptm = f", pTM {row['ptm']:.2f}" if "ptm" in row else ""
+    return f"{start}, pLDDT {row['plddt']:.1f}{ptm}, from its {row['input']}{notes}"
 
 
 def _write_summary(out_dir: Path, summary: dict[str, Any]) -> None:

@@ -57,10 +57,13 @@ class LossConfig(BaseModel):
     """Cross entropy of the pLDDT bins."""
     experimentally_resolved: float = 0.0
     """Binary cross entropy of resolved atoms; 0.01 in fine-tuning."""
+    aligned_error: float = 0.0
+    """Cross entropy of the bins of aligned errors (needs the head ``tm``); 0.1 in fine-tuning of the pTM models."""
     violation: float = 0.0
     """Violations of bond lengths and angles, and clashes; 1 in fine-tuning."""
     resolution: tuple[float, float] = (0.1, 3.0)
-    """Å. Range of resolution for the pLDDT and resolved-atom losses. An unknown resolution (0) is in range."""
+    """Å. Range of resolution for the losses of pLDDT, aligned errors and resolved atoms. An unknown resolution (0) is
+    in range."""
     secondary: float = 0.0
     """Cross entropy of secondary structure (needs the head)."""
     smooth_lddt: float = 0.0
@@ -254,6 +257,10 @@ def _head_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shard
         )
         terms["plddt"] = heads.plddt(shards.own_residues(output.plddt_logits, 1), lddt, in_range_mask, shards.group)
         terms["lddt_ca"] = heads.masked_mean(lddt, own_mask, shards.group)
+    if c.aligned_error and output.aligned_error_logits is not None:
+        frames = Rigid(output.rotations[-1], output.translations[-1])
+        mask = truth.frame_mask & in_range[:, None]
+        terms["aligned_error"] = heads.aligned_error(output.aligned_error_logits, frames, truth.frames, mask, shards)
     if c.experimentally_resolved and output.resolved_logits is not None:
         exists = table("ATOM37_MASK", atoms)[batch.aatype] & (batch.token_mask & in_range[:, None]).unsqueeze(-1)
         terms["experimentally_resolved"] = heads.experimentally_resolved(output.resolved_logits, atom_mask, exists)

@@ -1,4 +1,4 @@
-"""Losses of torsion angles and of the auxiliary heads (supplement 1.9.1, 1.9.3, 1.9.6, 1.9.8–1.9.10).
+"""Losses of torsion angles and of the auxiliary heads (supplement 1.9.1, 1.9.3, 1.9.6–1.9.10).
 
 Every loss returns one value per sample, [b]: the mean over the residues, atoms or pairs of the sample, as in AlphaFold
 2. The loss of a batch is the mean over samples, so a sample's loss does not depend on the rest of the batch.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.geometry import distogram_edges, table
+from ds4sci.geometry import Rigid, aligned_error_edges, distogram_edges, table
 from ds4sci.parallel.axial import WHOLE, AxialShards
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 
@@ -80,6 +80,27 @@ def distogram(logits: Tensor, beta: Tensor, mask: Tensor, shards: AxialShards = 
     target = torch.bucketize(distances(beta, shards), edges)
     error = F.cross_entropy(wide(logits).flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
     return masked_mean(error, pair_mask(mask, shards), shards.group)
+
+
+def aligned_error(
+    logits: Tensor, frames: Rigid, true_frames: Rigid, mask: Tensor, shards: AxialShards = WHOLE
+) -> Tensor:
+    """Cross-entropy (nats) of the bins of aligned errors ``|T_i⁻¹ x_j - T*_i⁻¹ x*_j|`` (1.9.7), without their gradient.
+
+    logits [b, n_r, n, bins] of Cα j in the backbone frame i; frames, true_frames [b, n] with Cα as origin; mask bool
+    [b, n], the residues with a true frame. Returns [b].
+    """
+
+    def positions(frame: Rigid) -> Tensor:
+        # x - t before the rotation: exactly 0 for the Cα of the frame itself, which is a bin of its own
+        own = Rigid(shards.own_residues(frame.rotation, 1), shards.own_residues(frame.translation, 1))
+        return own.unsqueeze(-1).invert_apply(frame.translation.unsqueeze(1))
+
+    with torch.no_grad():
+        error = (positions(frames) - positions(true_frames)).norm(dim=-1)
+        target = torch.bucketize(error, aligned_error_edges(logits.shape[-1], error))
+    loss = F.cross_entropy(wide(logits).flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
+    return masked_mean(loss, pair_mask(mask, shards), shards.group)
 
 
 def masked_msa(logits: Tensor, true_msa: Tensor, masked: Tensor, shards: AxialShards = WHOLE) -> Tensor:

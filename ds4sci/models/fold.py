@@ -12,11 +12,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ds4sci.chemistry import residue_constants
 from ds4sci.geometry import Rigid, atom14_to_atom37, frames_to_atom14, pseudo_beta, table, torsion_to_frames
 from ds4sci.models.freezing import freeze_parameters
 from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, RecyclingEmbedder
 from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
-from ds4sci.nn.heads import DISTOGRAM_BINS, DistogramHead, PLDDTHead
+from ds4sci.nn.heads import ALIGNED_ERROR_BINS, DISTOGRAM_BINS, DistogramHead, PLDDTHead
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.nn.structure_module import StructureModule
 from ds4sci.parallel.axial import AxialShards
@@ -132,11 +133,11 @@ class Config(_Section):
     """The extra MSA stack."""
     structure: StructureConfig = StructureConfig()
     """The structure module."""
-    heads: tuple[Literal["masked_msa", "experimentally_resolved", "secondary"], ...] = (
+    heads: tuple[Literal["masked_msa", "experimentally_resolved", "secondary", "tm"], ...] = (
         "masked_msa",
         "experimentally_resolved",
     )
-    """Auxiliary heads in addition to distogram and pLDDT."""
+    """Auxiliary heads in addition to distogram and pLDDT. ``tm`` predicts aligned errors, which give PAE and pTM."""
     c_plddt: int = 128
     """Channels of the pLDDT head."""
     freeze: tuple[str, ...] = ()
@@ -173,6 +174,7 @@ class FoldModel(nn.Module):
         makers = {
             "masked_msa": lambda: Linear(config.c_m, 23, init="zero"),
             "experimentally_resolved": lambda: Linear(config.c_s, 37, init="zero"),
+            "tm": lambda: Linear(config.c_z, ALIGNED_ERROR_BINS, init="zero"),
             "secondary": lambda: nn.Sequential(LayerNorm(config.c_m), Linear(config.c_m, 3, init="zero")),
         }
         self.heads = nn.ModuleDict({name: makers[name]() for name in config.heads})
@@ -279,9 +281,11 @@ class FoldModel(nn.Module):
         backbone = Rigid(structure.rotations[-1], structure.translations[-1])
         frames = torsion_to_frames(backbone, structure.angles[-1], batch.aatype)
         atom14 = frames_to_atom14(frames, batch.aatype)
+        distogram_logits = self.distogram(z, shards)  # first: it needs twice the memory of its result
         optional = {
             "masked_msa": lambda head: head(m),
             "experimentally_resolved": lambda head: shards.gather_residues(head(single), 1),
+            "tm": lambda head: head(z),
             # not ``first``: gradients of m are added in the order of its uses
             "secondary": lambda head: head(shards.first_msa_row(m)),
         }
@@ -297,10 +301,11 @@ class FoldModel(nn.Module):
             pair=z,
             msa0=first,
             plddt_logits=shards.gather_residues(self.plddt(structure.single), 1),
-            distogram_logits=self.distogram(z, shards),
+            distogram_logits=distogram_logits,
             masked_msa_logits=logits.get("masked_msa"),
             resolved_logits=logits.get("experimentally_resolved"),
             secondary_logits=logits.get("secondary"),
+            aligned_error_logits=logits.get("tm"),
         )
 
 
@@ -310,9 +315,13 @@ def pair_mask(batch: Batch) -> Tensor:
 
 
 def recycled_inputs(batch: Batch, previous: Output) -> list[Tensor]:
-    """Inputs of RecyclingEmbedder from the output of the previous pass, without gradient."""
+    """Inputs of RecyclingEmbedder from the output of the previous pass, without gradient.
+
+    The Cβ of an unknown residue (X) is 0 as in AlphaFold and OpenFold, which give it no atoms.
+    """
     atoms = table("ATOM37_MASK", previous.atom37)[batch.aatype]
     beta, _ = pseudo_beta(previous.atom37.detach(), atoms, batch.aatype)
+    beta = beta.masked_fill((batch.aatype == residue_constants.encode("X").item()).unsqueeze(-1), 0.0)
     return [previous.msa0.detach(), previous.pair.detach(), beta]
 
 
@@ -323,7 +332,8 @@ def prediction_bytes(config: Config, n: int, s: int = 1, e: int = 0, *, recyclin
 
     - ``P = max(trunk, heads, recycling)``. ``trunk = c_z + 1.25 c_multiplication + heads_msa + 20`` (updates are added
       in place), ``heads = c_z + 2 · 64 + 40`` is the pair representation, the logits of the distogram and their
-      probabilities (90 more with refinement), ``recycling = 2 c_z + 20`` is the previous pair representation too.
+      probabilities (90 more with refinement), or the logits of distogram and aligned errors, ``recycling = 2 c_z + 20``
+      is the previous pair representation too.
     - ``M = 1.5 c_m + heads_msa · d_msa + 49``, and ``E = 1.5 c_e + heads_msa · d_msa + 25`` with the sizes of the
       extra-MSA stack.
 

@@ -1,15 +1,22 @@
-"""Distogram and pLDDT heads (supplement 1.9.6, 1.9.8)."""
+"""Heads of distances, pLDDT and predicted aligned errors, and confidence from their logits (supplement 1.9.6–1.9.8)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from ds4sci.geometry import aligned_error_centres
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.parallel.axial import WHOLE, AxialShards
 
 DISTOGRAM_BINS = 64
 """Bins of the distogram."""
+
+ALIGNED_ERROR_BINS = 64
+"""Bins of predicted aligned errors."""
+
+PART_ROWS = 32
+"""Rows of residue pairs whose probabilities exist at a time."""
 
 
 class DistogramHead(nn.Module):
@@ -44,3 +51,28 @@ def plddt(logits: Tensor) -> Tensor:
     bins = logits.shape[-1]
     centres = (torch.arange(bins, device=logits.device, dtype=torch.float32) + 0.5) * (100.0 / bins)
     return (logits.float().softmax(-1) * centres).sum(-1)
+
+
+def aligned_errors(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted aligned errors and TM-scores of rows of residue pairs, [r, n, bins] → Å [r, n], [r].
+
+    The error of pair ij is ``Σ_b p_ij^b c_b`` with the centres c_b of the bins, for the Cα of residue j in the
+    backbone frame of residue i. The TM-score of row i is the expected one after the alignment of that frame,
+    ``1/n Σ_j Σ_b p_ij^b / (1 + (c_b / d₀)²)`` with ``d₀ = 1.24 ∛(max(n, 19) - 15) - 1.8`` Å; pTM is its maximum
+    over the rows of the chain (supplement 1.9.7).
+
+    logits  of a chain of n residues, without padding; r of its rows
+
+    Beyond the results, memory is that of the probabilities of ``PART_ROWS`` rows. fp32, or fp64 for logits in fp64.
+    """
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    centres = aligned_error_centres(logits.shape[-1], logits.new_empty(0, dtype=dtype))
+    d0 = 1.24 * (max(logits.shape[1], 19) - 15) ** (1 / 3) - 1.8
+    score = 1 / (1 + (centres / d0).square())
+    error, tm = logits.new_empty(logits.shape[:2], dtype=dtype), logits.new_empty(len(logits), dtype=dtype)
+    for start in range(0, len(logits), PART_ROWS):
+        rows = slice(start, start + PART_ROWS)
+        probability = logits[rows].to(dtype).softmax(-1)
+        error[rows] = probability @ centres
+        tm[rows] = (probability @ score).mean(-1)
+    return error, tm

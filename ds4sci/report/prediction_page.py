@@ -108,9 +108,10 @@ def _structure(out_dir: Path, row: dict[str, Any]) -> ViewedStructure:
         if name.endswith(CONFIDENCE_SUFFIX):
             with np.load(out_dir / name, allow_pickle=False) as arrays:
                 maps = list(_maps(arrays))
+    ptm = f" · pTM {row['ptm']:.2f}" if "ptm" in row else ""
     return ViewedStructure(
         name=row["id"],
-        remark=f"{row['length']} residues · pLDDT {row['plddt']:.0f}",
+        remark=f"{row['length']} residues · pLDDT {row['plddt']:.0f}{ptm}",
         sequence=record.sequence,
         atoms=np.where(known[:, :, None], record.atom_positions.astype(float), np.nan),
         plddt=record.b_factors[:, 1].astype(float),
@@ -149,7 +150,7 @@ def _tiles(summary: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]], places: dict[int, int], problems: dict[int, str]) -> str:
     """Every record with its status, files, and the reason why it has none."""
-    cells = []
+    cells, has_ptm = [], any("ptm" in row for row in rows)
     for index, row in enumerate(rows):
         name = html.escape(row["id"])
         if index in places:
@@ -165,10 +166,12 @@ def _table(rows: list[dict[str, Any]], places: dict[int, int], problems: dict[in
                 f'<span class="{kind}">{row["status"]}</span>',
                 f"{row['length']:,}",
                 f"{row['plddt']:.1f}" if "plddt" in row else "–",
+                *([f"{row['ptm']:.2f}" if "ptm" in row else "–"] if has_ptm else []),
                 html.escape(row["input"]) if row["status"] == PREDICTED else "–",
                 " ".join(links) or "–",
                 html.escape("; ".join(reason for reason in reasons if reason)),
             ]
         )
-    header = ["record", "status", "residues", "mean pLDDT", "from its", "files", "reason, remarks"]
+    confidence = ["mean pLDDT", "pTM"] if has_ptm else ["mean pLDDT"]
+    header = ["record", "status", "residues", *confidence, "from its", "files", "reason, remarks"]
     return f'<div class="records">{html.table(header, cells, raw=True)}</div>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from ds4sci.models import fold, fold_stage, published_weights
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.models.weight_fit import FittedWeights
-from ds4sci.nn.heads import plddt
+from ds4sci.nn.heads import aligned_errors, plddt
+from ds4sci.parallel.axial import AxialShards
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
 from ds4sci.tasks import Evaluation
@@ -283,11 +285,22 @@ class FoldTask(SampledTask):
         finally:
             model.train(training)
         shards, predictions = self.fold_model.shards(batch), []
+        confidence = [self._pair_confidence(output, row, len(one.aatype), shards) for row, one in enumerate(features)]
+        output = replace(output, aligned_error_logits=None)  # freed before the probabilities of the distogram exist
         for row, one in enumerate(features):
             # one chain at a time: the distogram is the largest output
             distogram = shards.gather_residues(output.distogram_logits[row : row + 1], 1)[0]
-            predictions.append(self._prediction(one, output, row, distogram))
+            made = self._prediction(one, output, row, distogram)
+            predictions.append(replace(made, **confidence[row]))
         return predictions
+
+    def _pair_confidence(self, output: Output, row: int, n: int, shards: AxialShards) -> dict[str, Any]:
+        """``pae`` and ``ptm`` of the chain ``row`` of n residues, if the model has the head."""
+        if output.aligned_error_logits is None:
+            return {}
+        own = aligned_errors(output.aligned_error_logits[row, :, :n])
+        pae, tm = (shards.gather_residues(x, 0)[:n].cpu() for x in own)
+        return {"pae": pae.numpy(), "ptm": float(tm.max())}
 
     def _prediction(self, features: Features, output: Output, row: int, distogram: Tensor) -> Prediction:
         """The prediction of the chain ``row`` of a batch, without padding; ``distogram`` holds its logits."""

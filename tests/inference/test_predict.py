@@ -10,11 +10,18 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
+import torch
 from Bio.PDB import PDBParser
 
 from ds4sci.cli.main import main
+from ds4sci.data.alignments.profile import with_msa_input
+from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import writers
+from ds4sci.data.structures.batch import collate
 from ds4sci.inference import predict
+from ds4sci.inference.trained_run import TrainedRun
+from ds4sci.report.prediction_page import write_prediction_page
+from ds4sci.tasks.fold import FoldTask
 from ds4sci.types import Prediction
 from tests.support.fold_run import CONFIG, SMALL, make_fold_run
 from tests.support.html_page import Page
@@ -62,13 +69,54 @@ def test_prediction_writes_structures(run: Path, tmp_path: Path) -> None:
         with np.load(out / f"{row['id']}.confidence.npz", allow_pickle=False) as arrays:
             np.testing.assert_allclose(arrays["plddt"], confidences, atol=0.006)
             assert arrays["distances"].shape == arrays["contacts"].shape == (row["length"], row["length"])
-            assert "pae" not in arrays  # no model of ds4sci estimates it
+            assert "pae" not in arrays  # the model lacks the head
+        assert row["ranking_confidence"] == row["plddt"]
+        assert "ptm" not in row
     paths = list(predict.predict_fasta(run, write_fasta(tmp_path, SEQUENCES), out, show=False))
     assert paths[-1] == out / "summary.json"
     assert all(path.is_file() for path in paths)
     assert len(paths) == 7
     # without its alignment, the first record has a different prediction
     assert json.loads((out / "summary.json").read_text())["records"][0]["plddt"] != first["plddt"]
+
+
+def test_a_model_with_the_head_predicts_aligned_errors(tmp_path: Path) -> None:
+    """Chains of two lengths in one batch, and the files of each: PAE and pTM are those of the logits of one chain."""
+    run = make_fold_run(tmp_path, overrides=['model.heads=["tm"]', "data.evaluation_recycling=1"])
+    task, device = TrainedRun.load(run).task, torch.device("cpu")
+    assert isinstance(task, FoldTask)
+    records = [fasta_records.make_record(name, sequence) for name, sequence in SEQUENCES.items()]
+    features = [task.featurize(with_msa_input(record, task.msa_input)) for record in records]
+    together = task.predict(features, device)
+    summary = predict.predict_run(run, write_fasta(tmp_path, SEQUENCES), tmp_path / "out", show=False)
+    rows = summary["records"]
+    for one, prediction, row in zip(features, together, rows, strict=True):
+        with torch.no_grad():
+            logits = task.model.eval()(collate([one], recycling=1)).aligned_error_logits[0].double()
+        probability, n = logits.softmax(-1), row["length"]
+        np.testing.assert_allclose(prediction.pae, probability @ (torch.arange(64) / 2 + 0.25).double(), atol=1e-4)
+        d0 = 1.24 * (max(n, 19) - 15) ** (1 / 3) - 1.8
+        score = 1 / (1 + ((torch.arange(64) / 2 + 0.25).double() / d0) ** 2)
+        assert prediction.ptm == pytest.approx(float((probability @ score).mean(1).max()), abs=1e-6)
+        assert np.ptp(prediction.pae) > 0.1
+        assert row["ptm"] == pytest.approx(prediction.ptm, abs=1e-4)
+        with np.load(tmp_path / "out" / f"{row['id']}.confidence.npz", allow_pickle=False) as arrays:
+            np.testing.assert_allclose(arrays["pae"], prediction.pae, rtol=1e-3)
+        block = gemmi.cif.read(str(tmp_path / "out" / f"{row['id']}.cif")).sole_block()
+        metrics = dict(zip(*(block.find_values(f"_ma_qa_metric.{key}") for key in ("id", "name")), strict=True))
+        values = {
+            metrics[key]: float(value)
+            for key, value in zip(
+                *(block.find_values(f"_ma_qa_metric_global.{key}") for key in ("metric_id", "metric_value")),
+                strict=True,
+            )
+        }
+        assert values == {"pLDDT": pytest.approx(row["plddt"], abs=0.006), "pTM": row["ptm"]}
+    write_prediction_page(tmp_path / "out")
+    page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert "pTM" in page.text
+    assert f"{rows[0]['ptm']:.2f}" in page.text
+    assert page.data["view-data"]["structures"][0]["maps"][0]["name"] == "predicted aligned error"
 
 
 def test_records_too_large_for_pdb_get_only_mmcif(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,15 @@ import pytest
 import torch
 
 from ds4sci.config.run_file import RunConfig
-from ds4sci.data.alignments import msa
-from ds4sci.data.loader import make_rng
 from ds4sci.data.structures.batch import collate
-from ds4sci.data.structures.features import FeatureConfig, featurize
-from ds4sci.data.structures.parsers import mmcif
+from ds4sci.geometry import atom37_to_atom14
 from ds4sci.losses.fold import LossConfig, fold_loss
 from ds4sci.models.fold import FoldModel, StemConfig, recycled_inputs
 from ds4sci.types import Batch, Output, StemOutput
+from tests.support.original_models import original
 from tests.support.small_fold import SMALL
+from tests.support.structure_batch import crops
 
-DATA = Path(__file__).parents[1] / "fixtures"
 OPENFOLD_PARAMETERS = 93_229_082
 
 
@@ -46,6 +44,9 @@ def test_number_of_parameters_of_the_published_model() -> None:
     assert ours == 92_899_674
     # OpenFold's count includes the template embedders, stack and attention; nothing else differs
     assert template_parameters() == 329_408
+    with torch.device("meta"):
+        with_head = FoldModel(model.config.model_copy(update={"heads": (*model.config.heads, "tm")}))
+    assert sum(p.numel() for p in with_head.parameters()) == ours + 8_256
     assert ours + template_parameters() == OPENFOLD_PARAMETERS
 
 
@@ -65,6 +66,12 @@ def test_settings_of_the_published_configurations() -> None:
         assert tuned.settings.model == initial.model
         assert tuned.settings.loss == finetune.loss
         assert tuned.settings.data.features.max_extra == extra
+        assert tuned.settings.loss.aligned_error == 0
+        ptm = RunConfig.load(
+            f"configs/fold/{name}.toml",
+            ['model.heads=["masked_msa","experimentally_resolved","tm"]', "loss.aligned_error=0.1"],
+        )
+        assert ptm.settings.model.heads == (*initial.model.heads, "tm")
     options = ("secondary", "smooth_lddt", "relative_distance", "local_fape", "initial_frames_fape", "chirality",
                "chain_bonds", "ca_clashes")  # fmt: skip
     for name in options:
@@ -75,12 +82,7 @@ def test_settings_of_the_published_configurations() -> None:
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     """Two crops of a real entry with its real alignment, one shorter than the other."""
-    record = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")
-    dssp = "H" * (len(record.sequence) // 2)
-    dssp = dssp + "E" * (len(record.sequence) - len(dssp))
-    record = replace(record, dssp=dssp, msa=msa.read(DATA / "msa" / "bfd_uniclust_hits.a3m"))
-    features = FeatureConfig(msa_input="msa", max_clusters=2, max_extra=4)
-    return collate([featurize(record, features, make_rng(0, 2, i), crop=n) for i, n in enumerate((24, 17))])
+    return crops(24, 17)
 
 
 @pytest.fixture
@@ -120,7 +122,8 @@ def test_padding_does_not_change_the_output(model: FoldModel, batch: Batch) -> N
     for name in ("translations", "rotations", "angles"):
         torch.testing.assert_close(getattr(padded, name)[:, 1, :n], getattr(bare, name)[:, 0])
     torch.testing.assert_close(padded.atom37[1, :n], bare.atom37[0])
-    torch.testing.assert_close(padded.distogram_logits[1, :n, :n], bare.distogram_logits[0])
+    for name in ("distogram_logits", "aligned_error_logits"):
+        torch.testing.assert_close(getattr(padded, name)[1, :n, :n], getattr(bare, name)[0])
     torch.testing.assert_close(padded.plddt_logits[1, :n], bare.plddt_logits[0])
 
 
@@ -154,6 +157,40 @@ def test_recycling_equals_iterated_passes(model: FoldModel, batch: Batch) -> Non
                     atom37=torch.zeros_like(once.atom37))  # fmt: skip
     again = model._pass(batch, recycled_inputs(batch, zeros))
     torch.testing.assert_close(again.translations, once.translations)
+
+
+@pytest.fixture
+def with_unknown(batch: Batch) -> Batch:
+    """Some residues are X."""
+    aatype = batch.aatype.clone()
+    aatype[0, 3:6] = aatype[1, 0] = 20
+    return replace(wide(batch), aatype=aatype)
+
+
+def test_unknown_residues_are_recycled_without_atoms(model: FoldModel, batch: Batch, with_unknown: Batch) -> None:
+    """Their Cβ is 0 as in AlphaFold, although the output has a backbone; those of other residues do not change."""
+    output = model.eval()(with_unknown)
+    unknown = (with_unknown.aatype == 20) & with_unknown.token_mask
+    assert (output.atom37[unknown][:, 1].norm(dim=-1) > 0).all()
+    beta, as_before = (recycled_inputs(given, output)[2] for given in (with_unknown, wide(batch)))
+    assert (beta[unknown] == 0).all()
+    known = ~unknown & with_unknown.token_mask
+    assert torch.equal(beta[known], as_before[known])
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+def test_recycled_positions_equal_those_of_openfold(model: FoldModel, with_unknown: Batch) -> None:
+    """``iteration`` of OpenFold's model: its atom14 → atom37 with the atoms that exist, then its pseudo Cβ."""
+    feats, constants = original("openfold.utils.feats"), original("openfold.np.residue_constants")
+    transforms = original("openfold.data.data_transforms")
+    output = model.eval()(with_unknown)
+    tokens = with_unknown.token_mask
+    made = transforms.make_atom14_masks({"aatype": with_unknown.aatype, "seq_mask": tokens.double()})
+    assert not made["atom37_atom_exists"][with_unknown.aatype == constants.restype_num].any()
+    atom14 = atom37_to_atom14(output.atom37, with_unknown.aatype)
+    wanted = feats.pseudo_beta_fn(with_unknown.aatype, feats.atom14_to_atom37(atom14, made), None)
+    assert torch.equal(recycled_inputs(with_unknown, output)[2][tokens], wanted[tokens])
 
 
 def test_checkpointing_does_not_change_gradients(batch: Batch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +87,13 @@ def test_the_published_tree_fits_the_model_and_is_made_again() -> None:
     given = tree(synthetic.PUBLISHED)
     made, _, _ = from_alphafold(given)
     contents = read_contents(made)
-    assert contents.config == Config()
+    assert contents.config == Config(heads=("masked_msa", "experimentally_resolved", "tm"))
     assert contents.presets == ("model_1_ptm", "model_2_ptm")
     model = contents.shapes()
-    assert len(model) == 4915
+    assert len(model) == 4917
+    without = {name: tensor for name, tensor in made.items() if not name.startswith((TEMPLATES, "heads.tm."))}
+    assert read_contents(without).config == Config()
+    assert read_contents(without).presets == ("model_3", "model_4", "model_5")
     assert all(tuple(made[name].shape) == shape for name, shape in model.items())
     first_blocks = {name: tensor for name, tensor in made.items() if not re.search(r"blocks\.([2-9]|\d\d)\.", name)}
     again, without_place = to_alphafold(first_blocks)
@@ -187,11 +191,10 @@ def test_openfolds_earlier_names_and_checkpoints(content: str, arrays: dict[str,
 
 
 def test_heads_that_the_model_lacks_are_named(npz: Path, small: Config) -> None:
-    fit = read_for(FoldModel(small), npz).fit
+    assert len(read_for(FoldModel(small), npz).fit.loaded) == 453
+    fit = read_for(FoldModel(small.model_copy(update={"heads": small.heads[:2]})), npz).fit
     assert len(fit.loaded) == 451
-    assert fit.unused == dict.fromkeys(
-        ("heads.tm.weight", "heads.tm.bias"), "the structure model has no head of predicted aligned errors (pTM)"
-    )
+    assert fit.unused == dict.fromkeys(("heads.tm.weight", "heads.tm.bias"), "model.heads does not list this head")
     without = FoldModel(small.model_copy(update={"heads": ("experimentally_resolved",)}))
     assert read_for(without, npz).fit.unused["heads.masked_msa.bias"] == "model.heads does not list this head"
 
@@ -207,7 +210,7 @@ def test_templates_are_left_out_on_request_only(arrays: dict[str, np.ndarray], s
     assert "and 124 more: templates are not implemented in the structure model" in text
     assert text.endswith("""'train.weights_skip=["template_embedder.*"]'""")
     fit = read_for(model, file, skip=["template_embedder.*"]).fit
-    assert len(fit.unused) == 131
+    assert len(fit.unused) == 129
     assert set(fit.loaded) == set(model.state_dict())
 
 
@@ -231,6 +234,31 @@ def test_a_new_head_starts_from_its_initial_values(npz: Path, small: Config) -> 
     assert fit.unused["heads.masked_msa.bias"].startswith("train.weights_new")
     with pytest.raises(ValueError, match=r"train\.weights_new: 'head\.\*' matches no tensor of the model"):
         read_for(model, npz, new=["head.*"])
+
+
+def test_the_ptm_head_is_loaded_converted_and_exported(
+    npz: Path, arrays: dict[str, np.ndarray], small: Config, tmp_path: Path
+) -> None:
+    head, base = "alphafold/alphafold_iteration/predicted_aligned_error_head/logits//", tmp_path / "params_model_3.npz"
+    model = FoldModel(small)
+    weights = read_for(model, npz)
+    assert not weights.fit.unused
+    model.load_state_dict({name: weights.tensors[name] for name in weights.fit.loaded})
+    assert np.array_equal(model.heads["tm"].weight.detach().numpy(), arrays[f"{head}weights"].T)
+    assert np.array_equal(model.heads["tm"].bias.detach().numpy(), arrays[f"{head}bias"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_openfold(model, tmp_path / "ptm.pt")
+        export_openfold(FoldModel(small.model_copy(update={"heads": small.heads[:2]})), tmp_path / "base.pt")
+    state = torch.load(tmp_path / "ptm.pt", weights_only=True)
+    assert torch.equal(state["aux_heads.tm.linear.weight"], model.heads["tm"].weight)
+    assert not any("aux_heads.tm" in name for name in torch.load(tmp_path / "base.pt", weights_only=True))
+
+    np.savez(base, **{k: v for k, v in arrays.items() if not k.startswith(head) and "template_" not in k})
+    assert "without     heads tm" in describe(base)
+    with pytest.raises(ValueError, match=r'2 tensors .* heads\.tm\.weight.*train\.weights_new=\["heads\.tm\.\*"\]'):
+        read_for(model, base)
+    assert set(read_for(model, base, new=["heads.tm.*"]).fit.new) == {"heads.tm.weight", "heads.tm.bias"}
 
 
 class Payload:
@@ -285,6 +313,7 @@ ITERATION = "alphafold/alphafold_iteration/evoformer/evoformer_iteration"
         ("unknown", r"1 names that AlphaFold 2 does not have: alphafold/alphafold_iteration/evoformer/other//weights"),
         ("multimer", r"1 names that AlphaFold 2 does not have: .*This is a multimer model"),
         ("partial templates", r"1 tensors of template_embedder\.\* are missing: template_embedder\.template_pair_emb"),
+        ("partial head", r"1 tensor of the model not in the file: heads\.tm\.weight"),
         ("not a model", r"not the parameters of a structure model: linear_single\.weight is missing"),
         ("no heads", r"row_attention\.linear_z\.weight is missing or empty"),
         ("no points", r"the shapes of structure_module\.ipa\.\* give v_points = -2"),
@@ -309,6 +338,8 @@ def test_a_damaged_file_is_not_converted(
         content[f"{evoformer}/~_relative_encoding/position_activations//bias"] = np.zeros(2, np.float32)
     elif damage == "partial templates":
         del content[f"{evoformer}/template_embedding/single_template_embedding/embedding2d//bias"]
+    elif damage == "partial head":
+        del content["alphafold/alphafold_iteration/predicted_aligned_error_head/logits//weights"]
     elif damage == "no heads":
         heads = f"{ITERATION}/msa_row_attention_with_pair_bias//feat_2d_weights"
         content[heads] = content[heads][..., :0]

@@ -276,7 +276,7 @@ def block_errors(
 
 
 TINY = {
-    "c_m": 12, "c_z": 8, "c_s": 10, "c_plddt": 8, "heads": ["masked_msa", "experimentally_resolved", "secondary"],
+    "c_m": 12, "c_z": 8, "c_s": 10, "c_plddt": 8, "heads": ["masked_msa", "experimentally_resolved", "secondary", "tm"],
     "stem": {"blocks": 1, "convolution_width": 3},
     "evoformer": {"blocks": 2, "heads_msa": 2, "d_msa": 4, "heads_pair": 2, "d_pair": 4, "c_outer": 3,
                   "c_multiplication": 5, "dropout_msa": 0.3, "dropout_pair": 0.4},
@@ -351,7 +351,7 @@ def compare_outputs(name: str, found: Any, wanted: Any, shards: AxialShards) -> 
         if isinstance(theirs, Tensor):
             ours, theirs = (ours,), (theirs,)
         for a, b in zip(ours or (), theirs or (), strict=True):
-            if field.name in ("pair", "distogram_logits"):
+            if field.name in ("pair", "distogram_logits", "aligned_error_logits"):
                 b = shards.own_residues(b, 1)
             elif field.name == "masked_msa_logits":
                 b = shards.own_msa(b, 1)

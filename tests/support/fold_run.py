@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -25,13 +26,16 @@ SMALL = [
 ]  # fmt: skip
 
 
-def make_fold_run(folder: Path, *, chains: int = 6) -> Path:
-    """Write ``folder/runs/small_fold`` with checkpoint ``step_000200``, configuration, machine and metrics."""
+def make_fold_run(folder: Path, *, chains: int = 6, overrides: Sequence[str] = ()) -> Path:
+    """Write ``folder/runs/small_fold`` with checkpoint ``step_000200``, configuration, machine and metrics.
+
+    overrides  of ``tiny_cpu.toml`` in addition to ``SMALL``
+    """
     records = ChainSet.open(CHAINS)
     ChainSet.write(folder / "train.npz", records[:40])
     ChainSet.write(folder / "valid.npz", sorted(records[40:], key=lambda record: len(record.sequence))[:chains])
     data = [f"data.train={folder / 'train.npz'}", f"data.valid={folder / 'valid.npz'}"]
-    config = RunConfig.load(CONFIG, [*SMALL, *data])
+    config = RunConfig.load(CONFIG, [*SMALL, *data, *overrides])
     run = folder / "runs" / "small_fold"
     checkpoint = run / "checkpoints" / "step_000200"
     checkpoint.mkdir(parents=True)

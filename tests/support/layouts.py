@@ -34,7 +34,8 @@ SPLITS = {1: ((16, 1), (4, 4), (1, 16)), 2: ((8, 1), (2, 4), (1, 8)), 4: ((4, 1)
 """Number of ranks → (micro-batch, accumulation) pairs with ``BATCH`` samples per step."""
 
 SMALL_FOLD: dict[str, Any] = {
-    "c_m": 16, "c_z": 8, "c_s": 12, "c_plddt": 8, "heads": ["masked_msa", "experimentally_resolved", "secondary"],
+    "c_m": 16, "c_z": 8, "c_s": 12, "c_plddt": 8,
+    "heads": ["masked_msa", "experimentally_resolved", "secondary", "tm"],
     "evoformer": {"blocks": 1, "heads_msa": 2, "d_msa": 4, "heads_pair": 2, "d_pair": 4, "c_outer": 4,
                   "c_multiplication": 4, "dropout_msa": 0.0, "dropout_pair": 0.0},
     "extra_msa": {"blocks": 0},
@@ -42,7 +43,7 @@ SMALL_FOLD: dict[str, Any] = {
 }  # fmt: skip
 ALL_TERMS = (
     "experimentally_resolved", "violation", "secondary", "smooth_lddt", "relative_distance", "local_fape",
-    "chirality", "chain_bonds", "ca_clashes",
+    "chirality", "chain_bonds", "ca_clashes", "aligned_error",
 )  # fmt: skip
 SMALL_ESM = oracle.ESM | {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 1}
 SMALL_LLAMA = oracle.LLAMA | {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,

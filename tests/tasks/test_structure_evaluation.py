@@ -49,7 +49,7 @@ def test_evaluation_scores_every_chain_in_order(run: Path, tmp_path: Path, capsy
         assert np.nanmean(shelf[f"{first.id}/lddt"]) == pytest.approx(result["per_chain"][0]["lddt_ca"], abs=0.05)
         rescored = metrics.lddt_ca(shelf[f"{first.id}/ca"], shelf[f"{first.id}/true_ca"], shelf[f"{first.id}/mask"])
         assert rescored == pytest.approx(result["per_chain"][0]["lddt_ca"], abs=1e-4)
-        assert len(shelf.files) == 10 * len(records)
+        assert len(shelf.files) == 13 * len(records)
 
 
 def test_other_checkpoints_and_other_sets(run: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_run_from_openfolds_file_and_its_export(npz: Path, tmp_path: Path) -> 
     ended = rank_processes.run(1, arguments, tmp_path)
     run = tmp_path / "runs" / "tuned"
     assert f"Initial weights: 451 tensors (23,830 parameters) from {file} (OpenFold names, .pt)" in ended.output
-    assert "Note: 2 tensors of the file are not loaded (the structure model has no head of predicted" in ended.output
+    assert "Note: 2 tensors of the file are not loaded (model.heads does not list this head)" in ended.output
     assert "Note: 4 tensors keep their initial values: heads.secondary.0.weight" in ended.output
     assert "License: The published AlphaFold parameters are licensed under CC BY 4.0" in ended.output
 

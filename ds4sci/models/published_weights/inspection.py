@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ds4sci.models.fold import Config
-from ds4sci.models.published_weights.key_map import ALIGNED_ERROR_HEAD, TEMPLATES
+from ds4sci.models.published_weights.key_map import TEMPLATES
 from ds4sci.models.published_weights.model_weights import REASONS, describe_unknown
 from ds4sci.models.published_weights.sizes import HEADS, Contents, differing_sizes, missing_parts, read_contents
 from ds4sci.models.published_weights.translation import Names, parameters
@@ -35,9 +35,8 @@ def check_parameters(file: WeightFile) -> Contents:
         is_optional=lambda name: name.startswith(tuple(REASONS)),
         remedies=False,
     )
-    for part, is_there in ((TEMPLATES, contents.has_templates), (ALIGNED_ERROR_HEAD, contents.has_aligned_errors)):
-        if is_there and (missing := missing_parts(file.tensors, part)):
-            raise ValueError(f"{file.path}: {len(missing)} tensors of {part}* are missing: {', '.join(missing[:5])}")
+    if contents.has_templates and (missing := missing_parts(file.tensors, TEMPLATES)):
+        raise ValueError(f"{file.path}: {len(missing)} tensors of {TEMPLATES}* are missing: {', '.join(missing[:5])}")
     return contents
 
 

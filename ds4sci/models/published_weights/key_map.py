@@ -20,8 +20,8 @@ from typing import NamedTuple
 ALPHAFOLD_PREFIX = "alphafold/alphafold_iteration/"
 """Beginning of every name in AlphaFold's files."""
 
-TEMPLATES, ALIGNED_ERROR_HEAD = "template_embedder.", "heads.tm."
-"""Beginnings of the names of the two published parts that ``FoldModel`` does not have. The first are OpenFold's own."""
+TEMPLATES = "template_embedder."
+"""Beginning of the names of the published part that ``FoldModel`` does not have. The names are OpenFold's own."""
 
 
 class Parameter(NamedTuple):

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds4sci.models.fold import FoldModel
-from ds4sci.models.published_weights.key_map import ALIGNED_ERROR_HEAD, TEMPLATES
+from ds4sci.models.published_weights.key_map import TEMPLATES
 from ds4sci.models.published_weights.sizes import HEADS, differing_sizes, read_contents
 from ds4sci.models.published_weights.weight_file import WeightFile, read_weights, write_weights
 from ds4sci.models.weight_fit import FittedWeights, fit_weights
 
 REASONS = {
     TEMPLATES: "templates are not implemented in the structure model",
-    ALIGNED_ERROR_HEAD: "the structure model has no head of predicted aligned errors (pTM)",
     "heads.": "model.heads does not list this head",
 }
 """Why a structure model lacks a tensor, by the beginning of its name; the first that fits."""
@@ -80,7 +79,8 @@ def export_openfold(model: FoldModel, path: Path) -> None:
             name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(f"heads.{h}." for h in own))
         }
         warnings.warn(f"{path.name}: without the head {', '.join(own)}, which OpenFold does not have", stacklevel=2)
-    if missing := [name for name in HEADS if name not in model.config.heads]:
+    # OpenFold has the head tm only in its presets model_N_ptm
+    if missing := [name for name in HEADS if name not in (*model.config.heads, "tm")]:
         warnings.warn(
             f"{path.name}: OpenFold also has the head {', '.join(missing)}, which this model does not: load the file "
             "with strict=False",

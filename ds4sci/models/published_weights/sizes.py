@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ds4sci.models.fold import Config, FoldModel
-from ds4sci.models.published_weights.key_map import ALIGNED_ERROR_HEAD, ENTRIES, TEMPLATES
+from ds4sci.models.published_weights.key_map import ENTRIES, TEMPLATES
 from ds4sci.models.published_weights.translation import BLOCK
 
-HEADS = ("masked_msa", "experimentally_resolved")
-"""Optional heads of ``Config`` that AlphaFold has."""
+HEADS = ("masked_msa", "experimentally_resolved", "tm")
+"""Optional heads of ``Config`` that AlphaFold has; ``tm`` only in its ``_ptm`` models."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,22 @@ class Contents:
 
     config          sizes of the structure model; what shapes do not show (iterations, dropout) has its default
     has_templates   whether the template embedder is in the file
-    has_aligned_errors  whether the head of predicted aligned errors (pTM) is in the file
     """
 
     config: Config
     has_templates: bool
-    has_aligned_errors: bool
 
     @property
     def presets(self) -> tuple[str, ...]:
         """Published models with these shapes; empty for other sizes."""
-        if self.config != Config():
+        without_tm = tuple(head for head in self.config.heads if head != "tm")
+        if self.config.model_copy(update={"heads": without_tm}) != Config():
             return ()
         numbers = (1, 2) if self.has_templates else (3, 4, 5)
-        return tuple(f"model_{number}{'_ptm' if self.has_aligned_errors else ''}" for number in numbers)
+        return tuple(f"model_{number}{'_ptm' if 'tm' in self.config.heads else ''}" for number in numbers)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return names and shapes of the structure model, without templates and head of aligned errors."""
+        """Return names and shapes of the structure model, without templates."""
         with torch.device("meta"):
             model = FoldModel(self.config)
         return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -60,7 +59,7 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
         "c_z": c_z,
         "c_s": shape["linear_single.weight"][0],
         "c_plddt": shape["plddt.linear_1.weight"][0],
-        "heads": [name for name in HEADS if f"heads.{name}.weight" in tensors],
+        "heads": [head for head in HEADS if any(name.startswith(f"heads.{head}.") for name in tensors)],
         "evoformer": {
             "blocks": _count_blocks("evoformer.", tensors),
             "heads_msa": heads_msa,
@@ -92,7 +91,6 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
     return Contents(
         Config.model_validate(sizes),
         has_templates=any(name.startswith(TEMPLATES) for name in tensors),
-        has_aligned_errors=any(name.startswith(ALIGNED_ERROR_HEAD) for name in tensors),
     )
 
 
