@@ -1,5 +1,6 @@
 """Replacements for modules of AlphaFold 3 implementations: SwiGLU transitions of Boltz, OpenFold3 and Protenix, and
 Boltz' triangle multiplication and outer product mean. Their triangle attention is OpenFold's, in ``openfold``.
+Attention with pair bias and pair-weighted averaging have modules of their own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ds4sci.integrations.module_forwards import (
     reject_unknown_options,
     require_constant_mask,
     split_outputs,
+    triangle_update,
     weight_and_bias,
 )
 from ds4sci.integrations.openfold import has_submodules
@@ -38,17 +40,24 @@ PROTENIX: TransitionNames = ("layernorm1", "linear_no_bias_a", "linear_no_bias_b
 
 
 def transition(module: Any, x: Tensor, *, names: TransitionNames, implementation: str | None, **options: Any) -> Tensor:
-    """AlphaFold 3, Algorithm 11: x ``[*, c]``."""
+    """AlphaFold 3, Algorithm 11: x ``[*, c]``.
+
+    In evaluation Protenix collects its chunks in a tensor of the dtype of x, also under autocast.
+    """
     reject_unknown_options(options)
     layer_norm, gate, value, last = (module.get_submodule(name) for name in names)
+    if last.out_features != gate.in_features:
+        raise UnsupportedCall(f"it maps {gate.in_features} channels to {last.out_features}")
+    dtype = x.dtype if names is PROTENIX and not module.training else None
     x = x.to(linear_dtype(x))
     weight, shift, eps = norm_parameters(layer_norm, x)
     first = concat_linears(weight_and_bias(gate, x), weight_and_bias(value, x))
     second = weight_and_bias(last, x)
     with no_autocast(x):
-        return kernels.transition(
+        out = kernels.transition(
             x, weight, shift, *first, *second, activation="swiglu", eps=eps, implementation=implementation
         )
+    return out if dtype is None else out.to(dtype)
 
 
 def masked_transition(module: Any, x: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -74,9 +83,7 @@ def multiply(
     to_z, gate = weight_and_bias(module.p_out, z), weight_and_bias(module.g_out, z)
     weights = Weights(norm_in[:2], a_p, a_g, b_p, b_g, norm_out[:2], to_z, gate)
     with no_autocast(z):
-        return kernels.triangle_multiplication(
-            z, kernel_mask(mask, z), weights, direction, eps=norm_in[2], implementation=implementation
-        )
+        return triangle_update(z, kernel_mask(mask, z), weights, direction, norm_in[2], implementation)
 
 
 def outer_product_mean(

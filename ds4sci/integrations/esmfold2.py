@@ -20,6 +20,7 @@ from ds4sci.integrations.module_forwards import (
     pair_bias,
     reject_unknown_options,
     require_constant_mask,
+    triangle_update,
     weight_and_bias,
 )
 from ds4sci.integrations.replacement import Example, Replacement, UnsupportedCall
@@ -44,9 +45,7 @@ def multiply(module: Any, pair_grid: Tensor, *, visibility: Tensor | None = None
     weights = Weights(norm_in[:2], a_p, a_g, b_p, b_g, norm_out[:2], emit, gate)
     direction: Any = module.flow
     with no_autocast(z):
-        return kernels.triangle_multiplication(
-            z, kernel_mask(visibility, z), weights, direction, eps=norm_in[2], implementation=implementation
-        )
+        return triangle_update(z, kernel_mask(visibility, z), weights, direction, norm_in[2], implementation)
 
 
 def transition(module: Any, hidden_states: Tensor, *, implementation: str | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from ds4sci import kernels
 from ds4sci.integrations.replacement import UnsupportedCall
+from ds4sci.kernels.tiles import part_slices
+from ds4sci.kernels.triangle_multiplication import Direction, Weights
+from ds4sci.kernels.triangle_multiplication.by_channels import triangle_multiplication_by_channels
 
 WeightAndBias = tuple[Tensor, Tensor | None]
 
@@ -20,14 +23,15 @@ IGNORED_ARGUMENTS: dict[str, frozenset[str] | None] = {
             "chunk_size", "ckpt_chunk_size", "inplace_safe", "use_memory_efficient_kernel", "use_lma",
             "lma_q_chunk_size", "lma_kv_chunk_size", "use_deepspeed_evo_attention", "use_cuequivariance_attention",
             "use_cuequivariance_multiplicative_update", "use_cueq_triangle_kernels", "use_kernels", "_chunk_logits",
-            "_checkpoint_chunks",
+            "_checkpoint_chunks", "chunk_heads", "use_high_precision_attention",
         )
     ),
     "triangle_attention": frozenset({"torch", "triattention", "deepspeed", "cuequivariance"}),
     "triangle_multiplicative": frozenset({"torch", "cuequivariance"}),
 }  # fmt: skip
 """Arguments of OpenFold, OpenFold3, Boltz and Protenix that select an implementation or its chunk size, and do not
-change the result. The last two accept the given values only; the model itself raises an error for any other value."""
+change the result (the kernels compute attention logits in fp32). The last two accept the given values only; the model
+itself raises an error for any other value."""
 
 
 def reject_unknown_options(options: Mapping[str, Any]) -> None:
@@ -127,6 +131,41 @@ def pair_bias(z: Tensor, layer_norm: Any, linear: Any, implementation: str | Non
         raise UnsupportedCall("the projection of its pair bias has a bias")
     with no_autocast(z):
         return kernels.pair_bias(z, weight, shift, projection, eps=eps, implementation=implementation)
+
+
+def triangle_update(
+    z: Tensor, mask: Tensor | None, weights: Weights, direction: Direction, eps: float, implementation: str | None
+) -> Tensor:
+    """``kernels.triangle_multiplication``; without gradients a and b exist for a part of the channels at a time."""
+    eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    run = triangle_multiplication_by_channels if eager else kernels.triangle_multiplication
+    return run(z, mask, weights, direction, eps=eps, implementation=implementation)
+
+
+def in_parts(run: Callable[[slice], Tensor], x: Tensor, dim: int) -> Tensor:
+    """``run(slice)`` of all of x along ``dim``; without gradients, of a part of x at a time into one tensor.
+
+    The layers that ``run`` calls, and their hooks, then see the parts one after the other.
+    """
+    parts = list(part_slices(x, dim))
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(parts) < 2:
+        return run(slice(0, x.shape[dim]))
+    out: Tensor | None = None
+    for part in parts:
+        found = run(part)
+        if out is None:
+            shape = list(found.shape)
+            shape[dim] = x.shape[dim]
+            out = found.new_empty(shape)
+        out.narrow(dim, part.start, part.stop - part.start).copy_(found)
+    assert out is not None
+    return out
+
+
+def split_heads(linear: Any, x: Tensor, heads: int) -> Tensor:
+    """``linear(x)`` ``[*, n, h·d]`` as ``[*, n, h, d]``."""
+    out: Tensor = linear(x).unflatten(-1, (heads, -1))
+    return out
 
 
 def kernel_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ another import: ``from ds4sci.integrations.deepspeed4science import DS4Sci_Evofo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,12 +26,15 @@ from ds4sci.integrations.module_forwards import (
     require_constant_mask,
     restore_batch,
     split_outputs,
+    triangle_update,
     weight_and_bias,
 )  # fmt: skip
 from ds4sci.integrations.replacement import Example, Replacement, UnsupportedCall
 from ds4sci.integrations.verification import normal, random_mask
 from ds4sci.kernels.gated_self_attention import Weights as AttentionWeights
+from ds4sci.kernels.triangle_multiplication import Direction
 from ds4sci.kernels.triangle_multiplication import Weights as MultiplicationWeights
+from ds4sci.kernels.triangle_multiplication.in_place import add_triangle_multiplication
 
 
 def _attention(
@@ -77,10 +81,15 @@ def multiply(
     implementation: str | None,
     **options: Any,
 ) -> Tensor:
-    """AlphaFold 2, Algorithms 11 and 12: z ``[*, n, n, c]``, mask ``[*, n, n]``; ``inplace_safe`` writes into z."""
+    """AlphaFold 2, Algorithms 11 and 12: z ``[*, n, n, c]``, mask ``[*, n, n]``; ``inplace_safe`` writes into z.
+
+    With cuEquivariance z is not written: OpenFold3 then returns the update, Protenix its sum with z if asked to add.
+    """
     reject_unknown_options(options)
     require_constant_mask(mask)
-    if inplace_safe and (_inplace_chunk_size is None or (torch.is_grad_enabled() and z.requires_grad)):
+    adds = inplace_safe and _add_with_inplace and not options.get("use_cueq_triangle_kernels")
+    writes = inplace_safe and not _runs_on_cuequivariance(module, options)
+    if writes and (_inplace_chunk_size is None or (torch.is_grad_enabled() and z.requires_grad)):
         raise UnsupportedCall("it is in place without chunks, or with gradients")
     dtype = linear_dtype(z)
     if dtype == torch.float16 != z.dtype:
@@ -98,15 +107,28 @@ def multiply(
     to_z, g = weight_and_bias(module.linear_z, x), weight_and_bias(module.linear_g, x)
     weights = MultiplicationWeights(norm_in[:2], a_p, a_g, b_p, b_g, norm_out[:2], to_z, g)
     keep = kernel_mask(mask, x)
+    keep = None if keep is None else flatten_batch(keep, z.shape[:-1], 2)
+    direction: Direction = "outgoing" if module._outgoing else "incoming"
     with no_autocast(x):
-        update = kernels.triangle_multiplication(
-            x, None if keep is None else flatten_batch(keep, z.shape[:-1], 2), weights,
-            "outgoing" if module._outgoing else "incoming", eps=norm_in[2], implementation=implementation,
-        )  # fmt: skip
-    update = restore_batch(update, z.shape[:-3])
-    if not inplace_safe:
-        return update
-    return z.add_(update) if _add_with_inplace else z.copy_(update)
+        if writes and adds and not torch.compiler.is_compiling() and _is_view(x, z):
+            add_triangle_multiplication(x, keep, weights, direction, eps=norm_in[2], implementation=implementation)
+            return z
+        update = restore_batch(triangle_update(x, keep, weights, direction, norm_in[2], implementation), z.shape[:-3])
+    if writes:
+        return z.add_(update) if adds else z.copy_(update)
+    return z + update if adds else update
+
+
+def _runs_on_cuequivariance(module: Any, options: Mapping[str, Any]) -> bool:
+    """Whether OpenFold3's or Protenix' own method would call cuEquivariance, which returns a new tensor."""
+    if options.get("triangle_multiplicative") == "cuequivariance":
+        return bool(module.c_z == module.c_hidden)
+    return bool(options.get("use_cueq_triangle_kernels"))
+
+
+def _is_view(x: Tensor, z: Tensor) -> bool:
+    """Whether x has the memory of z."""
+    return x.dtype == z.dtype and x.data_ptr() == z.data_ptr()
 
 
 def outer_product_mean(

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ds4sci.integrations import alphafold3, esmfold, esmfold2, openfold
+from ds4sci.integrations import (
+    alphafold3,
+    attention_pair_bias,
+    esmfold,
+    esmfold2,
+    openfold,
+    openfold_single_query,
+    pair_weighted_averaging,
+)
 from ds4sci.integrations.replacement import CallCounts, FallbackMonitor, PatchedMethod, Replacement
 from ds4sci.integrations.verification import verify
 from ds4sci.kernels import KERNELS
@@ -17,8 +25,12 @@ from ds4sci.kernels import KERNELS
 FAMILIES: dict[str, tuple[Replacement, ...]] = {
     "ESMFold (transformers)": esmfold.REPLACEMENTS,
     "ESMFold2 (transformers)": esmfold2.REPLACEMENTS,
-    "OpenFold-style": openfold.REPLACEMENTS,
-    "AlphaFold 3-style (Boltz, OpenFold3, Protenix)": alphafold3.REPLACEMENTS,
+    "OpenFold-style": (*openfold.REPLACEMENTS, *openfold_single_query.REPLACEMENTS),
+    "AlphaFold 3-style (Boltz, OpenFold3, Protenix)": (
+        *alphafold3.REPLACEMENTS,
+        *pair_weighted_averaging.REPLACEMENTS,
+        *attention_pair_bias.REPLACEMENTS,
+    ),
 }
 """Supported modules. A match by name precedes a match by attributes: ESMFold's modules have OpenFold's attributes."""
 

@@ -91,9 +91,42 @@ def test_torch_options_run_on_the_kernels(name: str) -> None:
     assert (kind, calls.on_kernels, calls.fallbacks) == (type(model).__name__, 1, {})
 
 
-def test_dtypes_under_autocast() -> None:
-    modules = nn.ModuleList([make() for make, _ in MAKERS.values()])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_dtypes_under_autocast(training: bool) -> None:
+    modules = nn.ModuleList([make() for make, _ in MAKERS.values()]).train(training)
     assert len(check_autocast_dtypes(modules)) == 9
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: af3.OpenFold3Multiplication(C, C), {"use_cueq_triangle_kernels": True}),
+        (lambda: af3.OpenFold3Multiplication(C, C), {}),
+        (lambda: af3.ProtenixMultiplication(C, C), {"triangle_multiplicative": "cuequivariance"}),
+        (lambda: af3.ProtenixMultiplication(C, 16), {"triangle_multiplicative": "cuequivariance"}),
+        (lambda: af3.ProtenixMultiplication(C, 16), {"triangle_multiplicative": "torch"}),
+    ],
+)
+@pytest.mark.parametrize("adds", [True, False])
+def test_flags_for_updates_in_place(make: Callable[[], nn.Module], options: dict[str, Any], adds: bool) -> None:
+    """The result and what is left in z are the original's, where cuEquivariance precedes ``inplace_safe``, too."""
+    model, flags = randomize(make()).eval(), {"inplace_safe": True, "_add_with_inplace": adds}
+    with torch.no_grad():
+        left = Z.clone()
+        want = model(left, mask=PAIR_MASK, **flags, **options)
+        report = patch(model, verbose=False)
+        z = Z.clone()
+        got = model(z, mask=PAIR_MASK, **flags, **options)
+    torch.testing.assert_close((got, z), (want, left), rtol=1e-4, atol=1e-4)
+    assert (got is z) == (want is left)
+    assert all(calls.on_kernels == 1 for _, calls in report.modules.values())
+
+
+def test_a_transition_to_another_width_is_skipped_with_the_reason() -> None:
+    model = af3.BoltzTransition(C, 48)
+    model.fc3 = nn.Linear(48, 20, bias=False)
+    with pytest.raises(ValueError, match=f"1 BoltzTransition: it maps {C} channels to 20"):
+        patch(model)
 
 
 def test_gpu_kernel_options_run_on_the_kernels_and_unknown_ones_fall_back() -> None:

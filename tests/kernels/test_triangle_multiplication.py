@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ds4sci import kernels
 from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import triangle_multiplication
-from ds4sci.kernels.triangle_multiplication import Weights
+from ds4sci.kernels.triangle_multiplication import Weights, by_channels
+from ds4sci.kernels.triangle_multiplication.by_channels import triangle_multiplication_by_channels
 from ds4sci.kernels.triangle_multiplication.in_place import add_triangle_multiplication
 from tests.support.kernel_contract import BroadcastMaskContract
 from tests.support.kernel_runs import normal
@@ -108,3 +109,33 @@ def test_memory_of_the_sum_in_place() -> None:
     if peak is None:
         pytest.skip("the system does not report the peak memory of a process")
     assert peak * 1e6 < 2.5 * z.nbytes  # 4 out of place
+
+
+@pytest.mark.parametrize("direction", ["outgoing", "incoming"])
+@pytest.mark.parametrize(("n", "hidden", "bias"), [(1, 4, True), (17, 12, True), (33, 30, False)])
+def test_by_channels_equals_the_kernel(
+    direction: str, n: int, hidden: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two examples, a transposed view, and eight parts of the channels, which do not divide them."""
+    monkeypatch.setattr(by_channels, "part_slices", lambda _: [slice(None)] * 16)
+    z, mask = normal(2, n, n, 16), torch.rand(2, n, n, generator=torch.Generator().manual_seed(n)) < 0.8
+    weights, single = _random_weights(16, hidden, torch.float32, bias), z.float().transpose(1, 2)
+    want = triangle_multiplication(single, mask, weights, direction)
+    for implementation in (None, "tiled", "reference"):
+        before = single.clone()
+        found = triangle_multiplication_by_channels(single, mask, weights, direction, implementation=implementation)
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+        assert torch.equal(single, before)
+    broken = weights._replace(norm_out=(torch.ones(3), None))
+    with pytest.raises(ValueError, match="norm_out"):
+        triangle_multiplication_by_channels(single, mask, broken, direction)
+
+
+def test_memory_of_the_update_by_channels() -> None:
+    """The update, the product of its size, a quarter for a and b, and tiles."""
+    z, weights = torch.randn(1, 512, 512, 64), _random_weights(64, 64, torch.float32, True)
+    triangle_multiplication_by_channels(torch.randn(1, 9, 9, 64), None, weights, "outgoing")  # builds
+    peak = peak_memory_mb(lambda: triangle_multiplication_by_channels(z, None, weights, "outgoing"), z.device)
+    if peak is None:
+        pytest.skip("the system does not report the peak memory of a process")
+    assert peak * 1e6 < 3 * z.nbytes  # 4 of the kernel with gradients

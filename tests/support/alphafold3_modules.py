@@ -2,7 +2,7 @@
 supplement.
 
 Names, attributes and arguments are those of the originals, which ``test_original_models.py`` runs if a checkout is
-available.
+available. Compared with Boltz 832486d, OpenFold3 b7940cb and Protenix 3248f8e.
 """
 
 from __future__ import annotations
@@ -59,8 +59,13 @@ class ProtenixTransition(nn.Module):
         self.linear_no_bias = nn.Linear(n * c_in, c_in, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layernorm1(x)
-        return self.linear_no_bias(F.silu(self.linear_no_bias_a(x)) * self.linear_no_bias_b(x))
+        y = self.layernorm1(x)
+        update = self.linear_no_bias(F.silu(self.linear_no_bias_a(y)) * self.linear_no_bias_b(y))
+        if self.training:
+            return update
+        out = torch.empty(update.shape, dtype=x.dtype)  # also under autocast
+        out[...] = update
+        return out
 
 
 class _BoltzMultiplication(nn.Module):
@@ -161,6 +166,22 @@ class ProtenixMultiplication(openfold.TriangleMultiplicativeUpdate):
         _inplace_chunk_size: int | None = 256,
         triangle_multiplicative: str = "torch",
     ) -> Tensor:
-        if triangle_multiplicative != "torch":
-            raise ValueError(f"no such kernel here: {triangle_multiplicative}")
+        if triangle_multiplicative == "cuequivariance" and self.linear_z.in_features == z.shape[-1]:
+            update = super().forward(z, mask)  # in a new tensor
+            return z + update if inplace_safe and _add_with_inplace else update
+        return super().forward(z, mask, inplace_safe, _add_with_inplace, _inplace_chunk_size)
+
+
+class OpenFold3Multiplication(openfold.TriangleMultiplicativeUpdate):
+    def forward(
+        self,
+        z: Tensor,
+        mask: Tensor | None = None,
+        inplace_safe: bool = False,
+        use_cueq_triangle_kernels: bool = False,
+        _add_with_inplace: bool = False,
+        _inplace_chunk_size: int | None = 256,
+    ) -> Tensor:
+        if use_cueq_triangle_kernels:  # before inplace_safe, and it does not add
+            return super().forward(z, mask)
         return super().forward(z, mask, inplace_safe, _add_with_inplace, _inplace_chunk_size)

@@ -2,7 +2,8 @@
 
 Names, attributes and arguments are OpenFold's. Masks are floating point, 1 = real; any leading axes are allowed. They
 reproduce the behavior that a replacement must handle: dropout multiplies in place, blocks pass every option by name,
-and layers cast their weights to bf16. ``test_original_models.py`` runs OpenFold's own code if a checkout is available.
+and layers cast their weights to bf16. Compared with OpenFold ce0029e, whose code ``test_original_models.py`` runs if a
+checkout is available.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class TriangleAttention(nn.Module):
 class TriangleMultiplicativeUpdate(nn.Module):
     def __init__(self, c_z: int, c_hidden: int, _outgoing: bool = True) -> None:
         super().__init__()
-        self._outgoing = _outgoing
+        self.c_z, self.c_hidden, self._outgoing = c_z, c_hidden, _outgoing
         self.linear_a_p, self.linear_a_g, self.linear_b_p, self.linear_b_g = (Linear(c_z, c_hidden) for _ in range(4))
         self._output_layers(c_z, c_hidden)
 
@@ -145,7 +146,7 @@ class FusedTriangleMultiplicativeUpdate(TriangleMultiplicativeUpdate):
 
     def __init__(self, c_z: int, c_hidden: int, _outgoing: bool = True) -> None:
         nn.Module.__init__(self)
-        self._outgoing = _outgoing
+        self.c_z, self.c_hidden, self._outgoing = c_z, c_hidden, _outgoing
         self.linear_ab_p, self.linear_ab_g = Linear(c_z, 2 * c_hidden), Linear(c_z, 2 * c_hidden)
         self._output_layers(c_z, c_hidden)
 

@@ -32,7 +32,7 @@ ROOTS = {"openfold": "openfold", "openfold3": "openfold-3", "boltz": "boltz/src"
 class Mocked(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Import hook that replaces missing packages by mocks."""
 
-    names = ("attn_core_inplace_cuda", "modelcif", "rdkit", "fairscale", "pytorch_lightning")
+    names = ("attn_core_inplace_cuda", "modelcif", "rdkit", "fairscale", "pytorch_lightning", "tree", "Bio")
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         known = fullname.partition(".")[0] in self.names
@@ -83,6 +83,32 @@ def openfold3_block(**changes: Any) -> nn.Module:
 def boltz_layer() -> nn.Module:
     layers = original("boltz.model.layers.pairformer")
     return layers.PairformerLayer(24, 32, 4, pairwise_head_width=8, pairwise_num_heads=4, v2=True)
+
+
+def boltz1_layer() -> nn.Module:
+    layer: nn.Module = original("boltz.model.modules.trunk").PairformerLayer(
+        24, 32, 4, pairwise_head_width=8, pairwise_num_heads=4
+    )
+    return layer
+
+
+def boltz_msa_layer(version: int) -> nn.Module:
+    trunk = original("boltz.model.modules.trunk" if version == 1 else "boltz.model.modules.trunkv2")
+    layer: nn.Module = trunk.MSALayer(24, 32, 0.15, 0.25, pairwise_head_width=8, pairwise_num_heads=4)
+    return layer
+
+
+def extra_msa_block() -> nn.Module:
+    return original("openfold.model.evoformer").ExtraMSABlock(
+        c_m=24, c_z=32, c_hidden_msa_att=8, c_hidden_opm=6, c_hidden_mul=16, c_hidden_pair_att=8, no_heads_msa=3,
+        no_heads_pair=4, transition_n=2, msa_dropout=0.15, pair_dropout=0.25, opm_first=False,
+        fuse_projection_weights=False, inf=1e9, eps=1e-8, ckpt=False,
+    )  # fmt: skip
+
+
+def protenix_msa_block() -> nn.Module:
+    blocks = original("protenix.model.modules.pairformer")
+    return blocks.MSABlock(c_m=24, c_z=32, c_hidden=6, msa_chunk_size=4, msa_max_size=8)
 
 
 def boltz_outer_product_mean() -> nn.Module:

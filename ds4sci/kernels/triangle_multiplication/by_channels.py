@@ -1,0 +1,77 @@
+"""Triangular multiplicative update without gradient, with a and b of a part of the hidden channels at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ds4sci.kernels.pointwise import BACKENDS
+from ds4sci.kernels.tiles import part_slices
+from ds4sci.kernels.triangle_multiplication import KERNEL, check_arguments, joint_parameters
+from ds4sci.kernels.triangle_multiplication.fused import Update, contract
+from ds4sci.kernels.triangle_multiplication.reference import Direction, Weights
+
+CHANNEL_PARTS = 8
+"""Parts of the hidden channels whose a and b exist at a time, where these are large. z is normalized once for each."""
+
+
+@torch.no_grad()
+def triangle_multiplication_by_channels(
+    z: Tensor,
+    mask: Tensor | None,
+    weights: Weights,
+    direction: Direction,
+    *,
+    eps: float = 1e-5,
+    implementation: str | None = None,
+) -> Tensor:
+    """``triangle_multiplication`` without gradient in less memory. See there for the arguments and errors.
+
+    Beside z and the update there are the product p [c', n, n] of one example, a quarter of p for a and b, and tiles;
+    ``triangle_multiplication`` holds twice p for a and b, and p of all examples. The reference runs as it is.
+    """
+    mask = check_arguments(z, mask, weights)
+    name = KERNEL.select(z, mask, weights, direction, eps=eps, implementation=implementation).name
+    if name not in BACKENDS:
+        out: Tensor = KERNEL(z, mask, weights, direction, eps=eps, implementation=name)
+        return out
+    update = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    whole = Update(joint_parameters(weights), eps, name)
+    for x, product, o in zip(z, products(z, mask, weights, direction, eps, name), update, strict=True):
+        whole.output(x, product.flatten(1), o)
+    return update
+
+
+def products(
+    z: Tensor, mask: Tensor | None, weights: Weights, direction: Direction, eps: float, backend: str
+) -> Iterator[Tensor]:
+    """The contraction p [c', n, n] of each example of z, in the same memory, which the next one overwrites.
+
+    It is independent per channel, so that only the a and b of a few channels exist at a time. mask ``[b, n, n]``.
+    """
+    parameters = joint_parameters(weights)
+    n, hidden = z.shape[1], len(weights.a_p[0])
+    product = z.new_empty(hidden, n, n)
+    count = len(list(part_slices(product))) // 2  # a and b are twice as large as the product
+    size = -(-hidden // max(1, min(CHANNEL_PARTS, count)))
+    for x, keep in zip(z, [None] * len(z) if mask is None else mask.flatten(1), strict=True):
+        for first in range(0, hidden, size):
+            part = _channels(parameters, slice(first, min(first + size, hidden)), hidden, eps, backend)
+            ab = z.new_empty(2, part.hidden, n, n)
+            part.project(x, keep, ab.view(2 * part.hidden, n * n))
+            contract(ab[0], ab[1], direction, product[first : first + part.hidden])
+        del ab
+        yield product
+
+
+def _channels(
+    parameters: tuple[Tensor | None, ...], channels: slice, hidden: int, eps: float, backend: str
+) -> Update:  # fmt: skip
+    """The update with the projections to ``channels`` of the hidden channels only."""
+    norm, norm_bias, weight, bias, *rest = parameters
+    assert weight is not None
+    chosen = weight.unflatten(0, (4, hidden))[:, channels].flatten(0, 1)
+    chosen_bias = None if bias is None else bias.unflatten(0, (4, hidden))[:, channels].flatten()
+    return Update((norm, norm_bias, chosen, chosen_bias, *rest), eps, backend)
