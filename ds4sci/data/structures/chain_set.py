@@ -21,10 +21,16 @@ Arrays with all chains concatenated (n residues in total; chain i has rows ``off
 ``msa_deletion_count``       int32 [k]           number of deleted residues there; 0 elsewhere
 ``msa_names``                uint8               UTF-8, one name per line
 ``msa_names_offsets``        int64 [chains + 1]  start and end of each chain's bytes in ``msa_names``
+``template_count``           int32 [chains]      number of templates, t; 0 = none
+``template_aatype``          uint8 [Σ t·n]       0–19, 20 X, 21 gap, row-major
+``template_atom37_mask``     bool [Σ t·n, 37]    True = present
+``template_centi_angstrom``  int32 [atoms, 3]    0.01 Å, in the order of the True entries of the mask
+``template_names``           uint8               UTF-8, one name per line
+``template_names_offsets``   int64 [chains + 1]  start and end of each chain's bytes in ``template_names``
 ===========================  ==================  ==================================================================
 
-The last five arrays accompany ``msa_depth``. They are read on first use, so opening a set is fast. B-factors are not
-stored.
+The arrays that accompany ``msa_depth`` and ``template_count`` are read on first use, so opening a set is fast.
+B-factors are not stored.
 """
 
 from __future__ import annotations
@@ -37,7 +43,10 @@ import numpy as np
 
 from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
 from ds4sci.data.structures.chain_file import BACKBONE, pack, write_arrays
-from ds4sci.types import RESIDUES, Msa, Record
+from ds4sci.data.structures.template_arrays import COUNT as TEMPLATE_COUNT
+from ds4sci.data.structures.template_arrays import KEYS as TEMPLATE_KEYS
+from ds4sci.data.structures.template_arrays import PackedTemplates
+from ds4sci.types import RESIDUES, Msa, Record, TemplateSet
 
 LETTERS = np.frombuffer((RESIDUES + "X").encode(), "S1")
 REQUIRED = ("ids", "offsets", "sequence", "backbone_centi_angstrom")
@@ -55,6 +64,7 @@ class ChainSet(Sequence[Record]):
         self._arrays = dict(arrays)
         self._source = source
         self._file: Path | None = None
+        self._packed_templates: PackedTemplates | None = None
         self._check()
         self.ids: list[str] = [str(name) for name in self._arrays["ids"]]
         self.offsets = self._arrays["offsets"].astype(np.int64)
@@ -77,7 +87,7 @@ class ChainSet(Sequence[Record]):
         path = Path(path)
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files if key not in MSA_KEYS}
+                arrays = {key: file[key] for key in file.files if key not in (*MSA_KEYS, *TEMPLATE_KEYS)}
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{path}: chain set not found; build one with `ds4sci data build SRC_DIR OUT.npz`"
@@ -144,6 +154,7 @@ class ChainSet(Sequence[Record]):
             profile=profile,
             msa=self._msa(index, n),
             resolution=resolution or None,
+            templates=self._templates(index),
         )
 
     def index(self, value, start: int = 0, stop: int | None = None) -> int:
@@ -158,11 +169,7 @@ class ChainSet(Sequence[Record]):
     def _msa(self, index: int, n: int) -> Msa | None:
         if "msa_depth" not in self._arrays or not self._arrays["msa_depth"][index]:
             return None
-        if "msa_letters" not in self._arrays:
-            with np.load(self._source, allow_pickle=False) as file:
-                late = {key: file[key] for key in MSA_KEYS}
-            # msa_letters is added last: other threads test for it to know that all arrays are loaded
-            self._arrays.update({key: late[key] for key in reversed(MSA_KEYS)})
+        self._read_late(MSA_KEYS)
         begin, end = self._msa_offsets[index], self._msa_offsets[index + 1]
         depth = int(self._arrays["msa_depth"][index])
         first, last = np.searchsorted(self._arrays["msa_deletion_at"], [begin, end])
@@ -174,6 +181,22 @@ class ChainSet(Sequence[Record]):
             deletions=deletions.reshape(depth, n),
             names=tuple(self._arrays["msa_names"][names].tobytes().decode().split("\n")),
         )
+
+    def _templates(self, index: int) -> TemplateSet | None:
+        if TEMPLATE_COUNT not in self._arrays or not self._arrays[TEMPLATE_COUNT][index]:
+            return None
+        if self._packed_templates is None:
+            self._read_late(TEMPLATE_KEYS)
+            self._packed_templates = PackedTemplates(self._arrays, self.lengths)
+        return self._packed_templates[index]
+
+    def _read_late(self, keys: Sequence[str]) -> None:
+        """Read the arrays ``keys`` of the file, unless they have been read."""
+        if keys[0] not in self._arrays:
+            with np.load(self._source, allow_pickle=False) as file:
+                late = {key: file[key] for key in keys}
+            # the first is added last: other threads test for it to know that all arrays are loaded
+            self._arrays.update({key: late[key] for key in reversed(keys)})
 
     def _check(self) -> None:
         arrays, where = self._arrays, self._source
@@ -191,6 +214,7 @@ class ChainSet(Sequence[Record]):
         shapes: dict[str, tuple[int | None, ...]] = {
             "backbone_centi_angstrom": (n, 4, 3), "dssp": (n,), "profile_e4": (n, 20), "atom37_mask": (n, 37),
             "residue_index": (n,), "resolution_angstrom": (chains,), "msa_depth": (chains,),
+            TEMPLATE_COUNT: (chains,),
         }  # fmt: skip
         if ("atom37_mask" in arrays) != ("atom37_centi_angstrom" in arrays):
             raise ValueError(

@@ -35,9 +35,10 @@ def check_parameters(file: WeightFile) -> Contents:
         is_optional=lambda name: name.startswith(tuple(REASONS)),
         remedies=False,
     )
-    for part, is_there in ((TEMPLATES, contents.has_templates), (ALIGNED_ERROR_HEAD, contents.has_aligned_errors)):
-        if is_there and (missing := missing_parts(file.tensors, part)):
-            raise ValueError(f"{file.path}: {len(missing)} tensors of {part}* are missing: {', '.join(missing[:5])}")
+    if contents.has_aligned_errors and (missing := missing_parts(file.tensors, ALIGNED_ERROR_HEAD)):
+        raise ValueError(
+            f"{file.path}: {len(missing)} tensors of {ALIGNED_ERROR_HEAD}* are missing: {', '.join(missing[:5])}"
+        )
     return contents
 
 
@@ -64,9 +65,15 @@ def describe(path: Path) -> list[str]:
         sizes = differing_sizes(contents.config, Config())
         presets = ", ".join(contents.presets)
         lines.append(f"fits        {presets}" if presets else f"fits        AlphaFold 2 in other sizes: {sizes}")
+        if contents.config.template.blocks:
+            part = {name: tensor for name, tensor in file.tensors.items() if name.startswith(TEMPLATES)}
+            lines.append(
+                f"templates   {TEMPLATES}*: {len(part):,} tensors, {parameters(part):,} parameters: used by a model "
+                f"with model.template.blocks={contents.config.template.blocks}"
+            )
     for start, why in REASONS.items():
         part = {name: tensor for name, tensor in file.tensors.items() if name.startswith(start)}
-        if part and start != "heads.":
+        if part and start not in ("heads.", TEMPLATES):
             lines.append(f"not used    {start}*: {len(part):,} tensors, {parameters(part):,} parameters: {why}")
     if contents is not None and (absent := [name for name in HEADS if name not in contents.config.heads]):
         lines.append(f"without     heads {', '.join(absent)}")
