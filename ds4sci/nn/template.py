@@ -93,23 +93,20 @@ class TemplateAngleEmbedder(nn.Module):
         return self.linear_2(self.linear_1(features).relu())
 
 
-class TemplatePairEmbedder(nn.Module):
+class TemplatePairEmbedder(Linear):
     """Algorithm 2, line 9: a linear layer of the pair features of templates.
 
     The 88 features are distance bins (39), mask of Cβ (1), residue types of column and row (22 + 22), unit vectors (3)
     and mask of the backbone (1). Most are one-hot, so their products are looked up and no features are stored.
     """
 
-    reads_parameters_of_children = True
-
     def __init__(self, c_t: int, *, unit_vectors: bool = False) -> None:
-        super().__init__()
+        super().__init__(PAIR_FEATURES, c_t, init="relu")
         self.unit_vectors = unit_vectors
-        self.linear = Linear(PAIR_FEATURES, c_t, init="relu")
 
-    def forward(self, aatype: Tensor, positions: Tensor, atom_mask: Tensor) -> Tensor:
+    def forward(self, aatype: Tensor, positions: Tensor, atom_mask: Tensor) -> Tensor:  # type: ignore[override]
         """aatype [b, n], positions [b, n, 37, 3] Å, atom_mask bool [b, n, 37] of a template each → [b, n, n, c_t]."""
-        weight = self.linear.weight.T
+        weight = self.weight.T
         sizes = (DISTANCE_BINS, 1, RESIDUE_TYPES, RESIDUE_TYPES, 3, 1)
         of_distance, of_beta, of_column, of_row, of_vector, of_backbone = weight.split(sizes)
         n, ca, c, cb = (ATOM37_INDEX[name] for name in ("N", "CA", "C", "CB"))
@@ -128,7 +125,7 @@ class TemplatePairEmbedder(nn.Module):
             offset = frames.unsqueeze(-1).invert_apply(frames.translation.unsqueeze(-3))
             unit = offset * torch.rsqrt(1e-6 + offset.square().sum(-1, keepdim=True))
             z = z + unit.to(weight.dtype) @ of_vector
-        return z * _pairs(has_backbone).unsqueeze(-1) + self.linear.bias
+        return z * _pairs(has_backbone).unsqueeze(-1) + self.bias
 
 
 def _pairs(mask: Tensor) -> Tensor:

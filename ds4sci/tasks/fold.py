@@ -261,6 +261,11 @@ class FoldTask(SampledTask):
         """Input of the model: ``sequence``, ``profile`` or ``msa``."""
         return self.config.data.features.msa_input
 
+    @property
+    def max_templates(self) -> int:
+        """Number of templates of each chain; 0 = the model takes none."""
+        return self.config.data.features.max_templates
+
     def featurize(self, record: Record) -> Features:
         """Return the features of ``record`` for inference: full length, no masking, deterministic."""
         return featurize(record, self.evaluation_features, make_rng(self.seed, 0))

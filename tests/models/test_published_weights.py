@@ -297,7 +297,7 @@ ITERATION = "alphafold/alphafold_iteration/evoformer/evoformer_iteration"
         ("shape", r"2 tensors with another shape: .*linear_1\.bias: \[31\] in the file, \[32\] in the model"),
         ("unknown", r"1 names that AlphaFold 2 does not have: alphafold/alphafold_iteration/evoformer/other//weights"),
         ("multimer", r"1 names that AlphaFold 2 does not have: .*This is a multimer model"),
-        ("partial templates", r"template_embedder\.pair_embedder\.linear\.bias is missing"),
+        ("partial templates", r"template_embedder\.pair_embedder\.bias is missing"),
         ("not a model", r"not the parameters of a structure model: linear_single\.weight is missing"),
         ("no heads", r"row_attention\.linear_z\.weight is missing or empty"),
         ("no points", r"the shapes of structure_module\.ipa\.\* give v_points = -2"),

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
@@ -136,7 +137,7 @@ def test_features_by_look_up_equal_those_of_the_layer() -> None:
                 features[b, i, j, 40 + aatype[b, j]] = 1
                 features[b, i, j, 62 + aatype[b, i]] = 1
                 features[b, i, j, 87] = 1
-    torch.testing.assert_close(embedder(aatype, positions, mask), embedder.linear(features))
+    torch.testing.assert_close(embedder(aatype, positions, mask), F.linear(features, embedder.weight, embedder.bias))
 
 
 def test_axial_parallelism_is_refused() -> None:
@@ -174,7 +175,8 @@ def test_equals_openfolds_modules(unit_vectors: bool, records: list[Record]) -> 
                                 given["template_all_atom_mask"])  # fmt: skip
     given |= dict(zip(("template_pseudo_beta", "template_pseudo_beta_mask"), beta, strict=True))
     pairs = feats.build_template_pair_feat(given, 3.25, 50.75, 39, use_unit_vector=unit_vectors, eps=1e-6)
-    linear = made.pair_embedder.linear
+    linear = nn.Linear(88, 12).double()
+    linear.load_state_dict(made.pair_embedder.state_dict())
     theirs = torch.stack([linear(pairs[:, k].double()) for k in range(3)], 1)
     found = torch.stack([made.pair_embedder(*(x[:, k] for x in templates[:3])) for k in range(3)], 1)
     torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-5)

@@ -142,7 +142,8 @@ def _chains(folder: Path) -> None:
     if not (folder / "train.npz").exists():
         records = sorted(ChainSet.open(CHAINS), key=lambda record: len(record.sequence))
         for number, record in enumerate(records[:24]):
-            record = with_templates(record, number % 6, seed=number) if number % 6 else record
+            # angles of missing atoms may be rounding noise, which differs between fp32 and fp64
+            record = with_templates(record, number % 6, seed=number, missing=0.0) if number % 6 else record
             records[number] = replace(record, resolution=1.5 + number % 3)  # two of three resolutions are out of range
         ChainSet.write(folder / "train.npz", records[:24])
         ChainSet.write(folder / "valid.npz", records[:1])

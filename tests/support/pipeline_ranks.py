@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fold, templates": (
         "fold",
         {
-            "model": TWO_BLOCKS | {"template": layouts.SMALL_TEMPLATE},
+            "model": THREE_BLOCKS | {"template": layouts.SMALL_TEMPLATE},
             "data": {"evaluation_recycling": 1, "features": layouts.WITH_TEMPLATES},
         },
     ),

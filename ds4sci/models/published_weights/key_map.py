@@ -232,7 +232,7 @@ HEADS = (
 )  # fmt: skip
 SINGLE_TEMPLATE = "template_embedding/single_template_embedding/"
 TEMPLATE_EMBEDDER = (
-    Row("pair_embedder.linear", "template_pair_embedder.linear", f"{SINGLE_TEMPLATE}embedding2d", "linear"),
+    Row("pair_embedder", "template_pair_embedder.linear", f"{SINGLE_TEMPLATE}embedding2d", "linear"),
     *under("pair_stack.blocks.{}.pair.", "template_pair_stack.blocks.{}.",
            f"{SINGLE_TEMPLATE}template_pair_stack/__layer_stack_no_state/", PAIR_UPDATES),
     Row("layer_norm", "template_pair_stack.layer_norm", f"{SINGLE_TEMPLATE}output_layer_norm", "layer_norm"),

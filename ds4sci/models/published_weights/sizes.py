@@ -104,7 +104,7 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
 
 def _template_sizes(shape: _Shapes) -> dict[str, int]:
     block = f"{TEMPLATES}pair_stack.blocks.0.pair."
-    c_t = shape[f"{TEMPLATES}pair_embedder.linear.bias"][0]
+    c_t = shape[f"{TEMPLATES}pair_embedder.bias"][0]
     heads = shape[f"{block}attention_starting.linear.weight"][0]
     return {
         "blocks": _count_blocks(f"{TEMPLATES}pair_stack.", shape.tensors),
