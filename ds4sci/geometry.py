@@ -169,34 +169,43 @@ def torsion_angles(atom37: Tensor, mask: Tensor, aatype: Tensor, residue_index: 
     ``atom37`` [b, n, 37, 3] Å, ``mask`` bool [b, n, 37]. ω and φ need the previous residue and are masked at chain
     breaks. ψ is computed from O, the atom of its rigid group: it is N–CA–C–O plus π, because O is opposite the next N.
     """
-    n, ca, c, o = (atom37[..., residue_constants.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "O"))
-    has_n, has_ca, has_c, has_o = (mask[..., residue_constants.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "O"))
     bonded = F.pad(residue_index[..., 1:] - residue_index[..., :-1] == 1, (1, 0))
-    previous_ca, previous_c = (torch.roll(x, 1, dims=-2) for x in (ca, c))
-    previous_has = bonded & torch.roll(has_c, 1, dims=-1)
+    masks = torsion_mask(mask, aatype)
+    masks = torch.cat([masks[..., :2] & bonded.unsqueeze(-1), masks[..., 2:]], dim=-1)
+    return torsions_of_atoms(atom37, aatype) * masks.unsqueeze(-1), masks
+
+
+def torsions_of_atoms(atom37: Tensor, aatype: Tensor) -> Tensor:
+    """Return the torsion angles of ``torsion_angles``, without a mask: missing atoms count as being where they are.
+
+    Each residue follows the one before it; before the first one, all atoms are at the origin.
+    """
+    n, ca, c, o = (atom37[..., residue_constants.ATOM37_INDEX[x], :] for x in ("N", "CA", "C", "O"))
+    previous_ca, previous_c = (F.pad(x[..., :-1, :], (0, 0, 1, 0)) for x in (ca, c))
     omega = dihedral(previous_ca, previous_c, n, ca)
     phi = dihedral(previous_c, n, ca, c)
     psi = -dihedral(n, ca, c, o)
     index = table("CHI_ATOM37", atom37)[aatype].flatten(-2)  # [b, n, 16]
     points = torch.take_along_dim(atom37, index.unsqueeze(-1), dim=-2).unflatten(-2, (4, 4))
     chi = dihedral(*points.unbind(-2))
+    return torch.cat([torch.stack([omega, phi, psi], dim=-2), chi], dim=-2)
+
+
+def torsion_mask(mask: Tensor, aatype: Tensor) -> Tensor:
+    """Return bool [b, n, 7], True = the residue has the torsion angle, and ``mask`` bool [b, n, 37] its four atoms.
+
+    Each residue follows the one before it.
+    """
+    has_n, has_ca, has_c, has_o = (mask[..., residue_constants.ATOM37_INDEX[x]] for x in ("N", "CA", "C", "O"))
+    previous_has_ca, previous_has_c = (F.pad(x[..., :-1], (1, 0)) for x in (has_ca, has_c))
+    backbone = [
+        previous_has_ca & previous_has_c & has_n & has_ca,
+        previous_has_c & has_n & has_ca & has_c,
+        has_n & has_ca & has_c & has_o,
+    ]
+    index = table("CHI_ATOM37", mask)[aatype].flatten(-2)
     has_chi = torch.take_along_dim(mask, index, dim=-1).unflatten(-1, (4, 4)).all(-1)
-    angles = torch.cat([torch.stack([omega, phi, psi], dim=-2), chi], dim=-2)
-    masks = torch.cat(
-        [
-            torch.stack(
-                [
-                    previous_has & torch.roll(has_ca, 1, dims=-1) & has_n & has_ca,
-                    previous_has & has_n & has_ca & has_c,
-                    has_n & has_ca & has_c & has_o,
-                ],
-                dim=-1,
-            ),
-            has_chi & table("CHI_MASK", atom37)[aatype],
-        ],
-        dim=-1,
-    )
-    return angles * masks.unsqueeze(-1), masks
+    return torch.cat([torch.stack(backbone, dim=-1), has_chi & table("CHI_MASK", mask)[aatype]], dim=-1)
 
 
 def rigid_groups(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Rigid, Tensor]:

@@ -45,6 +45,22 @@ class Msa:
 
 
 @dataclass(frozen=True)
+class TemplateSet:
+    """Known structures of t similar chains, aligned to a query of n residues, the best first.
+
+    names           t names, such as ``1UBQ_A``
+    aatype          uint8 [t, n]: 0–19 residues of the templates, 20 X, 21 gap (no residue at this position)
+    atom_positions  float32 [t, n, 37, 3] Å, 0 where missing
+    atom_mask       bool [t, n, 37], True = coordinates present
+    """
+
+    names: tuple[str, ...]
+    aatype: np.ndarray
+    atom_positions: np.ndarray
+    atom_mask: np.ndarray
+
+
+@dataclass(frozen=True)
 class Record:
     """One parsed protein chain. Coordinates are in Å; parsers report everything that they exclude.
 
@@ -58,6 +74,7 @@ class Record:
     profile        float32 [n, 20] amino-acid frequencies in ``RESIDUES`` order, or None
     msa            MSA with ``sequence`` as its query, or None
     resolution     Å, or None
+    templates      templates with ``sequence`` as their query, or None
     """
 
     id: str
@@ -70,6 +87,7 @@ class Record:
     profile: np.ndarray | None = None
     msa: Msa | None = None
     resolution: float | None = None
+    templates: TemplateSet | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,13 @@ class Features:
     resolution      float32 [], Å, 0 = unknown
     sample          number in the training set, −1 outside training
     factor          of the loss
+
+    Of t templates, or None without templates:
+
+    template_aatype     int64 [t, n], 0–19, 20 X, 21 gap
+    template_positions  float32 [t, n, 37, 3] Å, 0 where missing
+    template_atom_mask  bool [t, n, 37]
+    template_mask       bool [t], False = no such template
     """
 
     id: str
@@ -107,6 +132,10 @@ class Features:
     resolution: np.ndarray
     sample: int = -1
     factor: float = 1.0
+    template_aatype: np.ndarray | None = None
+    template_positions: np.ndarray | None = None
+    template_atom_mask: np.ndarray | None = None
+    template_mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,10 @@ class Batch:
     resolution: Tensor
     sample: Tensor | None = None
     factor: Tensor | None = None
+    template_aatype: Tensor | None = None
+    template_positions: Tensor | None = None
+    template_atom_mask: Tensor | None = None
+    template_mask: Tensor | None = None
     recycling: int = 0
     step: int = 0
     progress: float = 0.0
@@ -287,7 +320,8 @@ class OperatorBatch:
 def in_double(batch: Any) -> Any:
     """Return ``batch`` with the tensors that a model in fp64 needs in fp64; models convert all others."""
     if isinstance(batch, Batch):
-        return replace(batch, atom_positions=batch.atom_positions.double())
+        templates = None if batch.template_positions is None else batch.template_positions.double()
+        return replace(batch, atom_positions=batch.atom_positions.double(), template_positions=templates)
     if isinstance(batch, OperatorBatch):
         sets: dict[str, Any] = {
             name: {k: x.double() for k, x in getattr(batch, name).items()} for name in ("points", "given")

@@ -135,6 +135,9 @@ def predict(
     msa: Annotated[
         Path | None, typer.Option("--msa", metavar="DIR", help="Folder of alignments named NAME.a3m or NAME.sto.")
     ] = None,
+    templates: Annotated[
+        Path | None, typer.Option("--templates", metavar="DIR", help="Folder of templates named NAME.npz.")
+    ] = None,
     overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step number.")] = "best",
     quantize: Quantize = None,
@@ -161,7 +164,7 @@ def predict(
     if parameters is not None:
         from ds4sci.inference import ensemble
 
-        if msa is not None or overrides or quantize:
+        if msa is not None or templates is not None or overrides or quantize:
             raise ValueError("--parameters takes --run, --checkpoint and --out only")
         _show_predictions(ensemble.predict_parameters(runs, parameters, out, which=which), out)
         return
@@ -172,8 +175,8 @@ def predict(
     if images is not None:
         from ds4sci.inference.predict_images import predict_images
 
-        if msa is not None or quantize is not None:
-            raise ValueError("--msa and --quantize go with --fasta")
+        if msa is not None or templates is not None or quantize is not None:
+            raise ValueError("--msa, --templates and --quantize go with --fasta")
         records = predict_images(runs[0], images, out, which=which, overrides=overrides or ())["records"]
         _report_failures([f"{row['id']}: {row['error']}" for row in records if row["error"] is not None])
         return
@@ -185,6 +188,7 @@ def predict(
         fasta,
         out,
         msa,
+        template_dir=templates,
         which=which,
         overrides=overrides or (),
         quantize=quantize,

@@ -19,6 +19,7 @@ from ds4sci.data.alignments import alignment_files
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import writers
+from ds4sci.data.structures.template_files import read_templates
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import memory, provenance
@@ -63,6 +64,7 @@ def predict_run(
     out_dir: Path | str,
     msa_dir: Path | str | None = None,
     *,
+    template_dir: Path | str | None = None,
     which: str = "best",
     overrides: Sequence[str] = (),
     quantize: Format | None = None,
@@ -74,6 +76,8 @@ def predict_run(
     msa_dir       folder of alignments named by record: ID.a3m or ID.sto (.stk, .stockholm), plain or .gz, or a folder
                   ID/ of them (``ds4sci.data.alignments.alignment_files``); several alignments of a record are joined.
                   A record without an alignment is predicted from its sequence, as the summary's ``input`` says
+    template_dir  folder of templates named by record: ID.npz (``ds4sci.data.structures.template_files``). A record
+                  without a file is predicted without templates
     which         ``best``, ``latest``, ``step_NNNNNN`` or a step
     overrides     ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
     quantize      weights in ``int8`` or ``nf4``; see ``TrainedRun.load``
@@ -93,18 +97,28 @@ def predict_run(
     interrupted, ``not attempted``.
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
-    that is not FASTA, no readable entry, a duplicate name, no alignment for any record.
+    that is not FASTA, no readable entry, a duplicate name, no alignment or no templates for any record, a model that
+    takes no templates.
     """
     run, fasta, out_dir = Path(run), Path(fasta), Path(out_dir)
     if fasta.is_dir():
         raise ValueError(f"{fasta}: is a folder; expected a FASTA file")
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir}: is a file; expected a folder for the structures, or a new name")
-    jobs = read_jobs(fasta, None if msa_dir is None else Path(msa_dir))
+    jobs = read_jobs(
+        fasta,
+        None if msa_dir is None else Path(msa_dir),
+        None if template_dir is None else Path(template_dir),
+    )
     loaded = TrainedRun.load(run, which, overrides, quantize=quantize)
     task = loaded.task
     if not isinstance(task, StructurePredictor):
         raise loaded.lacks("predict structures", "`featurize`, `predict`, `prediction_bytes` and `msa_input`")
+    if template_dir is not None and not getattr(task, "max_templates", 0):
+        raise ValueError(
+            f"{run}: the model takes no templates; it needs model.template.blocks and data.features.max_templates "
+            "(ds4sci predict without --templates)"
+        )
     rows = [_row(job) for job in jobs]
     console = Console(highlight=False, soft_wrap=True)
     if show:
@@ -175,8 +189,8 @@ def failures(summary: dict[str, Any]) -> list[str]:
     return [f"{row['id']} ({row['length']} residues): {row['error']}" for row in failed]
 
 
-def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
-    """Return the records of a FASTA file with their alignments and errors; see ``predict_run``."""
+def read_jobs(fasta: Path, msa_dir: Path | None, template_dir: Path | None = None) -> list[Job]:
+    """Return the records of a FASTA file with their alignments, templates and errors; see ``predict_run``."""
     entries = fasta_records.read_entries(fasta)
     if all(entry.error for entry in entries):
         raise ValueError(entries[0].error)
@@ -191,6 +205,8 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
             continue
         try:
             record, files = alignment_files.attach_files(record, paths)
+            if template_dir is not None and (file := template_dir / f"{stem}.npz").is_file():
+                record = replace(record, templates=read_templates(file, len(record.sequence)))
             summary = alignment_files.summarize(files)
             notes = (*entry.notes, summary) if summary else entry.notes
             job = replace(job, record=record, alignments=tuple(files), notes=notes)
@@ -201,6 +217,11 @@ def read_jobs(fasta: Path, msa_dir: Path | None) -> list[Job]:
         raise ValueError(
             f"{msa_dir}: no alignment for any record of {fasta}; name the files by record, such as "
             f"{entries[0].name}.a3m or {entries[0].name}.sto.gz."
+        )
+    if template_dir is not None and not any(job.record.templates or job.error for job in jobs):
+        raise ValueError(
+            f"{template_dir}: no templates for any record of {fasta}; name the files by record, such as "
+            f"{entries[0].name}.npz"
         )
     return jobs
 

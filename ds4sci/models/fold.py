@@ -1,7 +1,8 @@
-"""Structure model: AlphaFold 2 (Algorithm 2 without templates) at any size, with options for small models.
+"""Structure model: AlphaFold 2 (Algorithm 2) at any size, with options for small models.
 
 The defaults of ``Config`` are the published sizes. Options that are not in AlphaFold (``convolution`` as an MSA update,
-``initial_frames = "chain"``, the secondary-structure head) are off by default; the laptop model uses them.
+``initial_frames = "chain"``, the secondary-structure head) are off by default; the laptop model uses them. Templates
+are off by default as well, as in the published models 3 to 5.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MS
 from ds4sci.nn.heads import ALIGNED_ERROR_BINS, DISTOGRAM_BINS, DistogramHead, PLDDTHead
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.nn.structure_module import StructureModule
+from ds4sci.nn.template import TemplateEmbedder, Templates
 from ds4sci.parallel.axial import AxialShards
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.types import Batch, Output, StemOutput
@@ -95,6 +97,32 @@ class ExtraMSAConfig(_Section):
     """Channels per head of its attentions."""
 
 
+class TemplateConfig(_Section):
+    """Templates (Algorithm 2, lines 7–13): off by default. ``blocks = 2`` gives the published models 1 and 2.
+
+    The number of templates is ``data.features.max_templates``.
+    """
+
+    blocks: int = Field(0, ge=0)
+    """Number of blocks of the pair stack (Algorithm 16); 0 = no templates."""
+    c_t: int = Field(64, ge=1)
+    """Channels of the pair representation of a template."""
+    heads_pair: int = Field(4, ge=1)
+    """Heads of the triangle attentions."""
+    d_pair: int = Field(16, ge=1)
+    """Channels per head of the triangle attentions."""
+    c_multiplication: int = Field(64, ge=1)
+    """Hidden channels of the triangle multiplications."""
+    transition_factor: int = Field(2, ge=1)
+    """Hidden width of the transitions, relative to their input."""
+    d_attention: int = Field(16, ge=1)
+    """Channels per head of the attention over templates (Algorithm 17), which has four heads."""
+    dropout: float = Field(0.25, ge=0, lt=1)
+    """Row- or column-shared dropout of the pair stack."""
+    unit_vectors: bool = False
+    """Directions between residues as features; they are zero in the published monomer models."""
+
+
 class StructureConfig(_Section):
     """The structure module (Algorithm 20)."""
 
@@ -131,6 +159,8 @@ class Config(_Section):
     """The Evoformer stack."""
     extra_msa: ExtraMSAConfig = ExtraMSAConfig()
     """The extra MSA stack."""
+    template: TemplateConfig = TemplateConfig()
+    """Templates."""
     structure: StructureConfig = StructureConfig()
     """The structure module."""
     heads: tuple[Literal["masked_msa", "experimentally_resolved", "secondary", "tm"], ...] = (
@@ -160,6 +190,11 @@ class FoldModel(nn.Module):
         self.recycling_embedder = RecyclingEmbedder(config.c_m, config.c_z)
         stem = config.stem
         self.stem = ConvolutionStem(config.c_m, stem.convolution_width, evoformer.transition_factor, stem.blocks)
+        if config.template.blocks:
+            template = config.template.model_dump()
+            self.template_embedder = TemplateEmbedder(
+                config.c_m, config.c_z, checkpoint_blocks=config.checkpoint_blocks, **template
+            )
         if config.extra_msa.blocks:
             extra = config.extra_msa
             sizes |= {"msa_updates": EXTRA_MSA_UPDATES, "d_msa": extra.d_msa}
@@ -184,8 +219,13 @@ class FoldModel(nn.Module):
         """Shard the representations by rows over the ranks of ``group``, which get the same batches.
 
         Pairs and MSA rows of the output are those of this rank, residues are whole on every rank (``Output``). The loss
-        of the group is the sum of those of its ranks.
+        of the group is the sum of those of its ranks. Raises ValueError for a model with templates.
         """
+        if self.config.template.blocks and group.size > 1:
+            raise ValueError(
+                f"model.template.blocks = {self.config.template.blocks}: templates cannot be sharded over "
+                f"parallel.sequence = {group.size} ranks (axial parallelism); set it to 1, or use parallel.pipeline"
+            )
         self.group = group
 
     @property
@@ -247,11 +287,27 @@ class FoldModel(nn.Module):
 
     def _pass(self, batch: Batch, recycled: list[Tensor] | None) -> Output:
         m, z = self.embed(batch, recycled)
-        m, z = self.evoformer(m, z, batch.msa_mask, pair_mask(batch), self.shards(batch), in_place=self._in_place)
+        m, z = self.evoformer(m, z, self.msa_mask(batch), pair_mask(batch), self.shards(batch), in_place=self._in_place)
         return self.predict(batch, m, z)
 
+    def templates(self, batch: Batch) -> Templates | None:
+        """Templates of ``batch``, or None if the model or the batch has none."""
+        aatype, positions = batch.template_aatype, batch.template_positions
+        atom_mask, mask = batch.template_atom_mask, batch.template_mask
+        if not self.config.template.blocks or aatype is None:
+            return None
+        assert positions is not None
+        assert atom_mask is not None
+        assert mask is not None
+        return Templates(aatype, positions, atom_mask, mask)
+
+    def msa_mask(self, batch: Batch) -> Tensor:
+        """Mask of the MSA representation in the Evoformer, bool [b, s + t, n]: the MSA and t templates."""
+        templates = self.templates(batch)
+        return batch.msa_mask if templates is None else torch.cat([batch.msa_mask, templates.row_mask], dim=1)
+
     def embed(self, batch: Batch, recycled: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Inputs of the Evoformer: m [b, s, n, c_m] and z [b, n, n, c_z].
+        """Inputs of the Evoformer: m [b, s + t, n, c_m] with the rows of t templates, and z [b, n, n, c_z].
 
         ``recycled`` holds the inputs of RecyclingEmbedder; it is emptied, so that the previous z is freed. With a
         parallel group, m and z are this rank's rows, and so is the z of ``recycled``.
@@ -264,11 +320,16 @@ class FoldModel(nn.Module):
             recycled.clear()
         m = self._stem(m, m0, batch, shards)
         z = dz if in_place else z + dz
+        templates = self.templates(batch)
+        if templates is not None:
+            z = self.template_embedder(z, templates, pair_mask(batch), in_place=in_place)
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
             extra_shards = AxialShards.divide(self.group, *batch.extra_msa_mask.shape[1:])
             extra = self.extra_msa_embedder(extra_shards.own_msa(batch.extra_msa_feat, 1))
             mask = pair_mask(batch)
             _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, mask, extra_shards, in_place=in_place)
+        if templates is not None:
+            m = torch.cat([m, self.template_embedder.msa_rows(templates).to(m.dtype)], dim=1)
         return m, z
 
     def predict(self, batch: Batch, m: Tensor, z: Tensor) -> Output:
@@ -283,7 +344,7 @@ class FoldModel(nn.Module):
         atom14 = frames_to_atom14(frames, batch.aatype)
         distogram_logits = self.distogram(z, shards)  # first: it needs twice the memory of its result
         optional = {
-            "masked_msa": lambda head: head(m),
+            "masked_msa": lambda head: head(m if self.templates(batch) is None else m[:, : batch.msa_mask.shape[1]]),
             "experimentally_resolved": lambda head: shards.gather_residues(head(single), 1),
             "tm": lambda head: head(z),
             # not ``first``: gradients of m are added in the order of its uses
@@ -325,15 +386,19 @@ def recycled_inputs(batch: Batch, previous: Output) -> list[Tensor]:
     return [previous.msa0.detach(), previous.pair.detach(), beta]
 
 
-def prediction_bytes(config: Config, n: int, s: int = 1, e: int = 0, *, recycling: int = 0, refinement: int = 0) -> int:
-    """Estimated peak memory of a prediction beyond the weights, in bytes: n residues, s MSA rows, e extra MSA rows.
+def prediction_bytes(
+    config: Config, n: int, s: int = 1, e: int = 0, t: int = 0, *, recycling: int = 0, refinement: int = 0
+) -> int:
+    """Estimated peak memory of a prediction beyond the weights: n residues, s MSA rows, e extra MSA rows, t templates.
 
-    ``4 · (P n² + M s n + E e n) + T + 40 MB``, where the numbers of floats per pair, MSA entry and extra MSA entry are
+    ``4 · (P n² + M (s + t) n + E e n) + T + 40 MB`` bytes, where the numbers of floats per pair, MSA entry and extra
+    MSA entry are
 
-    - ``P = max(trunk, heads, recycling)``. ``trunk = c_z + 1.25 c_multiplication + heads_msa + 20`` (updates are added
-      in place), ``heads = c_z + 2 · 64 + 40`` is the pair representation, the logits of the distogram and their
-      probabilities (90 more with refinement), or the logits of distogram and aligned errors, ``recycling = 2 c_z + 20``
-      is the previous pair representation too.
+    - ``P = max(trunk, heads, recycling, templates)``. ``trunk = c_z + 1.25 c_multiplication + heads_msa + 20`` (updates
+      are added in place), ``heads = c_z + 2 · 64 + 40`` is the pair representation, the logits of the distogram and
+      their probabilities (90 more with refinement), or the logits of distogram and aligned errors, ``recycling = 2 c_z
+      + 20`` is the previous pair representation too. ``templates = c_z + (t + 2) c_t + 1.25 · c_multiplication + 20``
+      are those of all templates and the one that passes the stack.
     - ``M = 1.5 c_m + heads_msa · d_msa + 49``, and ``E = 1.5 c_e + heads_msa · d_msa + 25`` with the sizes of the
       extra-MSA stack.
 
@@ -345,8 +410,10 @@ def prediction_bytes(config: Config, n: int, s: int = 1, e: int = 0, *, recyclin
     multiplies = any("multiplication" in update for update in evoformer.pair_updates)
     trunk = z + (1.25 * evoformer.c_multiplication if multiplies else 0) + evoformer.heads_msa + 20
     heads = z + 2 * DISTOGRAM_BINS + (130 if refinement else 40)
-    pair = max(trunk, heads, 2 * z + 20 if recycling else 0)
+    template = config.template
+    templates = z + (t + 2) * template.c_t + 1.25 * template.c_multiplication + 20 if t else 0
+    pair = max(trunk, heads, 2 * z + 20 if recycling else 0, templates)
     row = 1.5 * config.c_m + evoformer.heads_msa * evoformer.d_msa + 49
     extra_row = 1.5 * extra.c_e + evoformer.heads_msa * extra.d_msa + 25 if extra.blocks else 0.0
     parts = 4 * min(16 * 2**20, 4 * z * n * n / 16)
-    return int(4 * (pair * n * n + row * s * n + extra_row * e * n) + parts) + 40_000_000
+    return int(4 * (pair * n * n + row * (s + t) * n + extra_row * e * n) + parts) + 40_000_000

@@ -1,6 +1,7 @@
 """Pipeline stages of the structure model: some Evoformer blocks, with the embedders or with the structure module.
 
-The states between stages are m and z, packed into one tensor. The extra MSA stack belongs to the first stage.
+The states between stages are m and z, packed into one tensor. The templates and the extra MSA stack belong to the first
+stage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from ds4sci.models.fold import FoldModel, pair_mask, recycled_inputs
 from ds4sci.parallel.pipeline import PipelineStage, StageParts, split_evenly
 from ds4sci.types import Batch, Output
 
-_INPUTS = ("input_embedder", "recycling_embedder", "stem", "extra_msa_embedder", "extra_msa_stack")
+_INPUTS = (
+    "input_embedder", "recycling_embedder", "stem", "template_embedder", "extra_msa_embedder", "extra_msa_stack",
+)  # fmt: skip
 """Modules of the first stage; all others except the blocks belong to the last one."""
 
 
@@ -73,11 +76,12 @@ class FoldStage(PipelineStage):
         if model.trains_stem_only(batch):
             m = model.embed_by_stem(batch) if self.is_first else _unpack(states, [(b, s, n, c_m)])[0]
             return model.predict_by_stem(batch, m) if self.is_last else _pack([m])
+        msa_mask = model.msa_mask(batch)
         if self.is_first:
             m, z = model.embed(batch, None if recycled is None else self._unpack_recycled(batch, recycled))
         else:
-            m, z = _unpack(states, [(b, s, n, c_m), (b, n, n, c_z)])
-        m, z = model.evoformer(m, z, batch.msa_mask, pair_mask(batch))
+            m, z = _unpack(states, [(b, msa_mask.shape[1], n, c_m), (b, n, n, c_z)])
+        m, z = model.evoformer(m, z, msa_mask, pair_mask(batch))
         return model.predict(batch, m, z) if self.is_last else _pack([m, z])
 
     def recycle(self, output: Output, batch: Batch) -> Tensor:

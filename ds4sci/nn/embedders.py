@@ -15,11 +15,16 @@ from ds4sci.parallel.axial import WHOLE, AxialShards
 TARGET_FEATURES, MSA_FEATURES, EXTRA_MSA_FEATURES = 22, 49, 25
 
 
+def one_hot_product(index: Tensor, weight: Tensor) -> Tensor:
+    """Product of the one-hot encoding of ``index`` and ``weight`` [classes, c], looked up. Index -1 is no class."""
+    return F.embedding(index + 1, F.pad(weight, (0, 0, 1, 0)))
+
+
 class OneHotLinear(Linear):
     """Linear layer of a one-hot encoding, computed as a table look-up. Index -1 belongs to no class."""
 
     def forward(self, index: Tensor) -> Tensor:
-        return F.embedding(index + 1, F.pad(self.weight.T, (0, 0, 1, 0))) + self.bias
+        return one_hot_product(index, self.weight.T) + self.bias
 
 
 class InputEmbedder(nn.Module):

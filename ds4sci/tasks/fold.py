@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ds4sci.chemistry import residue_constants
@@ -92,6 +92,15 @@ class Config(BaseModel):
     loss: LossConfig = LossConfig()
     """Weights of the loss."""
 
+    @model_validator(mode="after")
+    def _templates_are_used(self) -> Config:
+        if self.data.features.max_templates and not self.model.template.blocks:
+            raise ValueError(
+                f"data.features.max_templates = {self.data.features.max_templates}, but the model has no templates; "
+                "set model.template.blocks (2 in AlphaFold 2) or data.features.max_templates=0"
+            )
+        return self
+
 
 def miniature(config: Config, folder: Path) -> dict[str, Any]:
     """Return the sections of a tiny run file. See ``ds4sci.tasks.miniatures``."""
@@ -126,8 +135,9 @@ class FoldTask(SampledTask):
             torch.manual_seed(seed)
             self.fold_model = fold.FoldModel(config.model)
             self.model: nn.Module = self.fold_model
-        # inference does not mask the alignment
-        self.evaluation_features = config.data.features.model_copy(update={"masked_msa_probability": 0.0})
+        # inference does not mask the alignment and takes the best templates
+        inference = {"masked_msa_probability": 0.0, "subsample_templates": False}
+        self.evaluation_features = config.data.features.model_copy(update=inference)
 
     def set_parallel_groups(self, group: SequenceGroup) -> None:
         """Shard the rows of every example over the ranks of ``group`` (axial parallelism)."""
@@ -193,7 +203,7 @@ class FoldTask(SampledTask):
         return published_weights.read_for(self.fold_model, file, skip=skip, new=new)
 
     def export(self, folder: Path, *, adapter: bool, started_with: Mapping[str, Any]) -> None:
-        """See ``ds4sci.tasks.Exportable``: ``openfold.pt``, the state dict of OpenFold's model without templates."""
+        """See ``ds4sci.tasks.Exportable``: ``openfold.pt``, the state dict of OpenFold's model."""
         if adapter:
             raise ValueError("a structure model has no adapter weights; export it without --adapter")
         published_weights.export_openfold(self.fold_model, folder / "openfold.pt")
@@ -253,6 +263,11 @@ class FoldTask(SampledTask):
         """Input of the model: ``sequence``, ``profile`` or ``msa``."""
         return self.config.data.features.msa_input
 
+    @property
+    def max_templates(self) -> int:
+        """Number of templates of each chain; 0 = the model takes none."""
+        return self.config.data.features.max_templates
+
     def featurize(self, record: Record) -> Features:
         """Return the features of ``record`` for inference: full length, no masking, deterministic."""
         return featurize(record, self.evaluation_features, make_rng(self.seed, 0))
@@ -267,6 +282,7 @@ class FoldTask(SampledTask):
             len(record.sequence),
             s,
             min(depth - s, features.max_extra),
+            features.max_templates,
             recycling=data.evaluation_recycling,
             refinement=data.evaluation_refinement,
         )

@@ -31,7 +31,7 @@ def test_inspect_describes_a_file(npz: Path) -> None:
         "AlphaFold 2 names, .npz",
         "338 arrays, 582 tensors, 29,930 parameters, float32",
         "AlphaFold 2 in other sizes: model.c_m=12 model.c_z=8",
-        "template_embedder.*: 129 tensors, 5,524 parameters: templates are not implemented",
+        "template_embedder.*: 129 tensors, 5,524 parameters: used by a model with model.template.blocks=2",
         "CC BY 4.0",
     ):
         assert words in printed

@@ -51,7 +51,7 @@ def samples(batch: Batch) -> list[tuple[str, dict[str, np.ndarray]]]:
         keep = batch.token_mask[row]
         arrays = {}
         for field in fields(Features):
-            if field.name != "id":
+            if field.name != "id" and getattr(batch, field.name) is not None:
                 value = getattr(batch, field.name)[row]
                 arrays[field.name] = (
                     value if value.ndim == 0 else value[:, keep] if "msa" in field.name else value[keep]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
@@ -16,8 +17,10 @@ from Bio.PDB import PDBParser
 from ds4sci.cli.main import main
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.sequences import fasta_records
+from ds4sci.data.sequences.fasta_records import make_record
 from ds4sci.data.structures import writers
 from ds4sci.data.structures.batch import collate
+from ds4sci.data.structures.template_files import align_templates, write_templates
 from ds4sci.inference import predict
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.report.prediction_page import write_prediction_page
@@ -197,6 +200,29 @@ def test_a_bad_alignment_fails_only_its_record(run: Path, tmp_path: Path) -> Non
     assert f"{alignments / 'first.a3m'}: the query is not the sequence of first: at residue 5 the" in first["error"]
     assert second["status"] == predict.PREDICTED
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*second["files"], "summary.json"}
+
+
+def test_templates_are_read_from_a_folder(run: Path, tmp_path: Path) -> None:
+    """Records without a file have no templates; a model without templates refuses them."""
+    fasta, folder = write_fasta(tmp_path, SEQUENCES), tmp_path / "templates"
+    folder.mkdir()
+    predicted = lambda **given: predict.predict_run(run, fasta, tmp_path / "out", show=False, **given)  # noqa: E731
+    with pytest.raises(ValueError, match="no templates for any record"):
+        predicted(template_dir=folder)
+    name, sequence = next(iter(SEQUENCES.items()))
+    record = make_record(name, sequence)
+    mask = np.ones_like(record.atom_mask)
+    positions = np.random.default_rng(0).normal(0, 9, record.atom_positions.shape).astype(np.float32)
+    known = replace(record, atom_positions=positions, atom_mask=mask)
+    write_templates(folder / f"{name}.npz", align_templates(len(sequence), [(known, np.arange(len(sequence)))]))
+    with pytest.raises(ValueError, match=r"the model takes no templates; it needs model\.template\.blocks"):
+        predicted(template_dir=folder)
+    jobs = predict.read_jobs(fasta, None, folder)
+    assert [job.record.templates is not None for job in jobs] == [True, *[False] * (len(jobs) - 1)]
+    (folder / f"{name}.npz").write_bytes(b"damaged")
+    first = predict.read_jobs(fasta, None, folder)[0]
+    assert first.error is not None
+    assert first.error.startswith(f"{folder / name}.npz: not a file of templates")
 
 
 def test_the_summary_lists_alignment_files(run: Path, tmp_path: Path) -> None:

@@ -22,32 +22,15 @@ from tests.support.structure_batch import crops
 OPENFOLD_PARAMETERS = 93_229_082
 
 
-def template_parameters(c_z: int = 128, c_t: int = 64, blocks: int = 2, d: int = 16, heads: int = 4) -> int:
-    """Number of parameters of OpenFold's template modules, which ds4sci does not have."""
-    linear = lambda c_in, c_out, bias=True: c_in * c_out + bias * c_out  # noqa: E731
-    norm = lambda c: 2 * c  # noqa: E731
-    h = d * heads
-    attention = norm(c_t) + linear(c_t, heads, False) + 3 * linear(c_t, h, False) + linear(c_t, h) + linear(h, c_t)
-    multiplication = 2 * norm(c_t) + 6 * linear(c_t, c_t)
-    transition = norm(c_t) + linear(c_t, 2 * c_t) + linear(2 * c_t, c_t)
-    pair_stack = blocks * (2 * attention + 2 * multiplication + transition) + norm(c_t)
-    pointwise = linear(c_z, h, False) + 2 * linear(c_t, h, False) + linear(h, c_z)
-    angle_embedder = linear(57, 256) + linear(256, 256)
-    pair_embedder = linear(88, c_t)
-    return pair_stack + pointwise + angle_embedder + pair_embedder
-
-
 def test_number_of_parameters_of_the_published_model() -> None:
-    with torch.device("meta"):
-        model = FoldModel(RunConfig.load("configs/fold/af2_initial.toml").settings.model)
-    ours = sum(p.numel() for p in model.parameters())
-    assert ours == 92_899_674
-    # OpenFold's count includes the template embedders, stack and attention; nothing else differs
-    assert template_parameters() == 329_408
-    with torch.device("meta"):
-        with_head = FoldModel(model.config.model_copy(update={"heads": (*model.config.heads, "tm")}))
-    assert sum(p.numel() for p in with_head.parameters()) == ours + 8_256
-    assert ours + template_parameters() == OPENFOLD_PARAMETERS
+    for name, template_blocks, count in (("af2_initial", 0, 92_899_674), ("model_1", 2, OPENFOLD_PARAMETERS)):
+        config = RunConfig.load(f"configs/fold/{name}.toml").settings.model
+        assert config.template.blocks == template_blocks
+        with torch.device("meta"):
+            model = FoldModel(config)
+            with_head = FoldModel(config.model_copy(update={"heads": (*config.heads, "tm")}))
+        assert sum(p.numel() for p in model.parameters()) == count
+        assert sum(p.numel() for p in with_head.parameters()) == count + 8_256
 
 
 def test_settings_of_the_published_configurations() -> None:
@@ -72,6 +55,11 @@ def test_settings_of_the_published_configurations() -> None:
             ['model.heads=["masked_msa","experimentally_resolved","tm"]', "loss.aligned_error=0.1"],
         )
         assert ptm.settings.model.heads == (*initial.model.heads, "tm")
+    tuned = RunConfig.load("configs/fold/model_1.toml")
+    assert tuned.settings.model.model_copy(update={"template": initial.model.template}) == initial.model
+    assert tuned.settings.loss == finetune.loss
+    features = tuned.settings.data.features
+    assert (features.max_clusters, features.max_extra, features.max_templates) == (508, 5120, 4)
     options = ("secondary", "smooth_lddt", "relative_distance", "local_fape", "initial_frames_fape", "chirality",
                "chain_bonds", "ca_clashes")  # fmt: skip
     for name in options:
@@ -137,6 +125,8 @@ def _row(batch: Batch, i: int):  # type: ignore[no-untyped-def]
     for field in fields(Features):
         if field.name == "id":
             values["id"] = batch.ids[i]
+            continue
+        if getattr(batch, field.name) is None:
             continue
         value = getattr(batch, field.name)[i].numpy()
         if value.ndim:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds4sci.models.fold import Config, FoldModel
+from ds4sci.models.fold import Config, FoldModel, TemplateConfig
 from ds4sci.models.published_weights import export_openfold, read_for, read_weights
 from ds4sci.models.published_weights.inspection import convert, describe
 from ds4sci.models.published_weights.key_map import ENTRIES, TEMPLATES
@@ -56,6 +57,7 @@ def small() -> Config:
     tensors, _, _ = from_alphafold(tree(synthetic.SMALL))
     sizes = read_contents(tensors).config.model_dump()
     sizes["structure"]["iterations"] = 2
+    del sizes["template"]
     return Config.model_validate(sizes)
 
 
@@ -87,10 +89,12 @@ def test_the_published_tree_fits_the_model_and_is_made_again() -> None:
     given = tree(synthetic.PUBLISHED)
     made, _, _ = from_alphafold(given)
     contents = read_contents(made)
-    assert contents.config == Config(heads=("masked_msa", "experimentally_resolved", "tm"))
+    assert contents.config == Config(
+        template=TemplateConfig(blocks=2), heads=("masked_msa", "experimentally_resolved", "tm")
+    )
     assert contents.presets == ("model_1_ptm", "model_2_ptm")
     model = contents.shapes()
-    assert len(model) == 4917
+    assert len(model) == 5046
     without = {name: tensor for name, tensor in made.items() if not name.startswith((TEMPLATES, "heads.tm."))}
     assert read_contents(without).config == Config()
     assert read_contents(without).presets == ("model_3", "model_4", "model_5")
@@ -118,7 +122,10 @@ def test_openfolds_importer_makes_these_tensors(arrays: dict[str, np.ndarray]) -
     assert checksums(imported(arrays, SMALL_SIZES)) == json.loads(synthetic.CHECKSUMS.read_text(encoding="utf-8"))
 
 
-def test_outputs_equal_those_of_alphafolds_code(npz: Path, small: Config) -> None:
+@pytest.mark.parametrize("templates", [False, True])
+def test_outputs_equal_those_of_alphafolds_code(
+    templates: bool, arrays: dict[str, np.ndarray], npz: Path, small: Config, tmp_path: Path
+) -> None:
     """AlphaFold's outputs in fp32, with recycling; a tensor in the wrong place changes them by 1 % or more."""
     given = {name: torch.from_numpy(array)[None] for name, array in synthetic.inputs().items()}
     extra = [F.one_hot(given["extra_msa"], 23), given["has_deletions"][..., None], given["deletions"][..., None]]
@@ -132,12 +139,19 @@ def test_outputs_equal_those_of_alphafolds_code(npz: Path, small: Config) -> Non
         atom_mask=torch.zeros(1, n, 37, dtype=torch.bool), secondary=torch.zeros(1, n, dtype=torch.int64),
         resolution=torch.zeros(1), recycling=synthetic.RECYCLING,
     )  # fmt: skip
+    if templates:
+        npz = tmp_path / "params_model_1_ptm.npz"
+        np.savez(npz, **arrays)
+        small = read_contents(from_alphafold(tree(synthetic.SMALL))[0]).config
+        small = small.model_copy(update={"structure": small.structure.model_copy(update={"iterations": 2})})
+        template = {name: torch.from_numpy(array)[None] for name, array in synthetic.template_inputs().items()}
+        batch = replace(batch, **template)
     model = FoldModel(small).eval()
     weights = read_for(model, npz)
     model.load_state_dict({name: weights.tensors[name] for name in weights.fit.loaded})
     with torch.no_grad():
         output = model(batch)
-    with np.load(synthetic.OUTPUTS, allow_pickle=False) as expected:
+    with np.load(synthetic.TEMPLATE_OUTPUTS if templates else synthetic.OUTPUTS, allow_pickle=False) as expected:
         assert len(expected.files) == 7
         for name in expected.files:
             found, wanted = getattr(output, name)[0].numpy(), expected[name]
@@ -206,9 +220,10 @@ def test_templates_are_left_out_on_request_only(arrays: dict[str, np.ndarray], s
         read_for(model, file)
     text = str(caught.value)
     count = sum(array.size for name, array in arrays.items() if "template_" in name)
-    assert f"129 tensors of the file ({count:,} parameters) not in the model: template_embedder.template_" in text
-    assert "and 124 more: templates are not implemented in the structure model" in text
-    assert text.endswith("""'train.weights_skip=["template_embedder.*"]'""")
+    assert f"129 tensors of the file ({count:,} parameters) not in the model: template_embedder." in text
+    assert "and 124 more: the model has no templates (model.template.blocks)" in text
+    assert """'train.weights_skip=["template_embedder.*"]'""" in text
+    assert "A model of the sizes of the file: model.template.blocks=2 model.template.c_t=8 " in text
     fit = read_for(model, file, skip=["template_embedder.*"]).fit
     assert len(fit.unused) == 129
     assert set(fit.loaded) == set(model.state_dict())
@@ -312,7 +327,7 @@ ITERATION = "alphafold/alphafold_iteration/evoformer/evoformer_iteration"
         ("shape", r"2 tensors with another shape: .*linear_1\.bias: \[31\] in the file, \[32\] in the model"),
         ("unknown", r"1 names that AlphaFold 2 does not have: alphafold/alphafold_iteration/evoformer/other//weights"),
         ("multimer", r"1 names that AlphaFold 2 does not have: .*This is a multimer model"),
-        ("partial templates", r"1 tensors of template_embedder\.\* are missing: template_embedder\.template_pair_emb"),
+        ("partial templates", r"template_embedder\.pair_embedder\.bias is missing"),
         ("partial head", r"1 tensor of the model not in the file: heads\.tm\.weight"),
         ("not a model", r"not the parameters of a structure model: linear_single\.weight is missing"),
         ("no heads", r"row_attention\.linear_z\.weight is missing or empty"),

@@ -19,10 +19,12 @@ from tests.support.synthetic_weights import (
     PUBLISHED,
     RECYCLING,
     SMALL,
+    TEMPLATE_OUTPUTS,
     N,
     inputs,
     parameters,
     shapes,
+    template_inputs,
 )
 
 SMALL_SIZES = {
@@ -52,8 +54,8 @@ SMALL_SIZES = {
 }
 
 
-def features(templates: int) -> dict[str, np.ndarray]:
-    """Return ``inputs`` as AlphaFold takes them: one copy per recycling pass."""
+def features() -> dict[str, np.ndarray]:
+    """Return ``inputs`` and ``template_inputs`` as AlphaFold takes them: one copy per recycling pass."""
     given = inputs()
     batch = {
         "aatype": given["aatype"], "residue_index": given["residue_index"], "seq_mask": np.ones(N, np.float32),
@@ -63,12 +65,15 @@ def features(templates: int) -> dict[str, np.ndarray]:
         "extra_msa_mask": given["extra_mask"], "extra_msa_row_mask": given["extra_mask"].max(1),
         "extra_has_deletion": given["has_deletions"], "extra_deletion_value": given["deletions"],
     }  # fmt: skip
-    t = templates
+    template = template_inputs()
+    aatype, positions, masks = (template[f"template_{name}"] for name in ("aatype", "positions", "atom_mask"))
+    from alphafold.model import modules
+
+    beta, beta_mask = modules.pseudo_beta_fn(aatype, positions, masks.astype(np.float32))
     batch |= {
-        "template_aatype": np.zeros((t, N), np.int64), "template_all_atom_masks": np.zeros((t, N, 37), np.float32),
-        "template_all_atom_positions": np.zeros((t, N, 37, 3), np.float32), "template_mask": np.zeros(t, np.float32),
-        "template_pseudo_beta": np.zeros((t, N, 3), np.float32),
-        "template_pseudo_beta_mask": np.zeros((t, N), np.float32),
+        "template_aatype": aatype, "template_all_atom_masks": masks.astype(np.float32),
+        "template_all_atom_positions": positions, "template_mask": template["template_mask"].astype(np.float32),
+        "template_pseudo_beta": beta, "template_pseudo_beta_mask": beta_mask,
     }  # fmt: skip
     from alphafold.common import residue_constants
 
@@ -131,18 +136,28 @@ def main(checkout: str) -> None:
 
     for file, sizes in ((PUBLISHED, {}), (SMALL, SMALL_SIZES)):
         made = network(sizes, templates=True, aligned_errors=True)
-        tree = jax.eval_shape(made.init, jax.random.PRNGKey(0), features(templates=4))
+        tree = jax.eval_shape(made.init, jax.random.PRNGKey(0), features())
         names = {f"{module}//{name}": list(x.shape) for module, arrays in tree.items() for name, x in arrays.items()}
         print(f"{file}: {len(names)} arrays, {sum(int(np.prod(shape)) for shape in names.values()):,} parameters")
         lines = [f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in sorted(names.items())]
         file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
+    for file, templates in ((OUTPUTS, False), (TEMPLATE_OUTPUTS, True)):
+        outputs = run(templates=templates)
+        np.savez_compressed(file, **outputs)
+        print(file, {name: (array.shape, float(np.abs(array).max())) for name, array in outputs.items()})
+
+
+def run(*, templates: bool) -> dict[str, np.ndarray]:
+    """Return outputs of the small model_1_ptm or model_3_ptm."""
+    import jax
+
     weights: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in parameters(shapes(SMALL, templates=False)).items():
+    for name, array in parameters(shapes(SMALL, templates=templates)).items():
         module, _, parameter = name.partition("//")
         weights.setdefault(module, {})[parameter] = array
-    made = network(SMALL_SIZES, templates=False, aligned_errors=True)
-    found = made.apply(weights, jax.random.PRNGKey(0), features(templates=4))
+    made = network(SMALL_SIZES, templates=templates, aligned_errors=True)
+    found = made.apply(weights, jax.random.PRNGKey(0), features())
     outputs = {
         "atom37": found["structure_module"]["final_atom_positions"],
         "plddt_logits": found["predicted_lddt"]["logits"],
@@ -152,8 +167,7 @@ def main(checkout: str) -> None:
         "pair": found["representations"]["pair"],
         "msa0": found["representations"]["msa_first_row"],
     }
-    np.savez_compressed(OUTPUTS, **{name: np.asarray(array, np.float32) for name, array in outputs.items()})
-    print({name: (np.shape(array), float(np.abs(array).max())) for name, array in outputs.items()})
+    return {name: np.asarray(array, np.float32) for name, array in outputs.items()}
 
 
 if __name__ == "__main__":

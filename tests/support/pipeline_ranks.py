@@ -32,6 +32,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "data": {"evaluation_recycling": 1},
         },
     ),
+    "fold, templates": (
+        "fold",
+        {
+            "model": THREE_BLOCKS | {"template": layouts.SMALL_TEMPLATE},
+            "data": {"evaluation_recycling": 1, "features": layouts.WITH_TEMPLATES},
+        },
+    ),
     "lora": ("causal_lm", {"model": {"config": LLAMA, "lora": layouts.LORA}}),
     "frozen": ("masked_lm", {"model": {"config": ESM, "freeze": ["*embeddings*", "*layer.2.*"]}}),
     "bert": (

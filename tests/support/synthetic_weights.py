@@ -15,13 +15,14 @@ import numpy as np
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "published_weights"
 PUBLISHED, SMALL = FIXTURES / "alphafold_model_1_ptm.json", FIXTURES / "alphafold_small.json"
 """Names and shapes of AlphaFold's parameters, written by ``alphafold_reference``: published sizes, and small ones."""
-OUTPUTS = FIXTURES / "alphafold_small_outputs.npz"
-"""Outputs of AlphaFold's own code for the small sizes, with ``parameters`` and ``inputs``."""
+OUTPUTS, TEMPLATE_OUTPUTS = FIXTURES / "alphafold_small_outputs.npz", FIXTURES / "alphafold_small_template_outputs.npz"
+"""Outputs of AlphaFold's own code for the small sizes, with ``parameters`` and ``inputs``: without templates, and with
+``template_inputs``."""
 CHECKSUMS = FIXTURES / "openfold_small.json"
 """SHA-256 of the tensors that OpenFold's own importer makes of ``parameters`` of the small sizes."""
 
-N, S, E, RECYCLING = 9, 4, 3, 1
-"""Residues, MSA rows, extra MSA rows and recycling passes of ``inputs``."""
+N, S, E, T, RECYCLING = 9, 4, 3, 3, 1
+"""Residues, MSA rows, extra MSA rows, templates and recycling passes of ``inputs``."""
 
 
 def shapes(file: Path, *, templates: bool = True, aligned_errors: bool = True) -> dict[str, tuple[int, ...]]:
@@ -56,3 +57,25 @@ def inputs() -> dict[str, np.ndarray]:
     msa_mask[-1, 3:], extra_mask[-1] = 0, 0
     residue_index = np.arange(N, dtype=np.int64) + np.where(np.arange(N) > 4, 40, 0)
     return codes | numbers | {"msa_mask": msa_mask, "extra_mask": extra_mask, "residue_index": residue_index}
+
+
+def template_inputs() -> dict[str, np.ndarray]:
+    """Return two templates and an absent one: all types of residues, gaps, and residues without C or another atom.
+
+    N is on the x axis where the residue before is missing. There, AlphaFold's angle ω is 0; elsewhere it would be the
+    rounding noise of a degenerate frame.
+    """
+    aatype = (values("template_aatype", (T, N)) * 1000).astype(np.int64) % 22
+    aatype[:, 2:4] = 7, 21  # glycine and a gap
+    atom_mask = np.broadcast_to((aatype < 21)[..., None], (T, N, 37)).copy()
+    missing = 3 + (values("template_missing_atom", (T, N)) * 1000).astype(np.int64) % 34
+    np.put_along_axis(atom_mask, missing[..., None], False, -1)
+    atom_mask[0, 6, 2] = False
+    atom_mask[-1] = False
+    positions = np.random.default_rng(0).uniform(-10, 10, (T, N, 37, 3)).astype(np.float32)
+    after_gap = np.concatenate([np.ones((T, 1), bool), aatype[:, :-1] == 21], 1)
+    positions[after_gap, 0] = 4, 0, 0
+    return {
+        "template_aatype": aatype, "template_positions": positions * atom_mask[..., None],
+        "template_atom_mask": atom_mask, "template_mask": atom_mask.any((1, 2)),
+    }  # fmt: skip

@@ -10,8 +10,10 @@ import torch
 
 from ds4sci.types import Batch, Features
 
-_PADDING = {"aatype": 20, "secondary": -1}
-"""Padding values (X and unknown); all other fields are padded with 0 or False."""
+_PADDING = {"aatype": 20, "secondary": -1, "template_aatype": 21}
+"""Padding values (X, unknown and gap); all other fields are padded with 0 or False."""
+
+_TEMPLATES = tuple(field.name for field in fields(Features) if field.name.startswith("template_"))
 
 
 def collate(
@@ -19,15 +21,22 @@ def collate(
 ) -> Batch:
     """Stack b examples, padded to the largest n (rounded up to ``multiple``) and to the largest s and e.
 
-    The padding value is X in ``aatype``, -1 in ``secondary`` and 0 or False in all other fields; ``token_mask``,
-    ``msa_mask`` and ``extra_msa_mask`` are False there. Raises ``ValueError`` for an empty list.
+    The padding value is X in ``aatype``, a gap in ``template_aatype``, -1 in ``secondary`` and 0 or False in all other
+    fields; ``token_mask``, ``msa_mask`` and ``extra_msa_mask`` are False there. Raises ``ValueError`` for an empty list
+    and for examples with and without templates.
     """
     if not features:
         raise ValueError("a batch needs at least one example; got none")
     n = -(-max(len(one.aatype) for one in features) // multiple) * multiple
     stacked: dict[str, torch.Tensor] = {}
+    with_templates = {one.template_aatype is not None for one in features}
+    if len(with_templates) > 1:
+        raise ValueError(
+            "some examples of a batch have templates and others have none; make all of them with the same max_templates"
+        )
+    left_out = ("id",) if with_templates == {True} else ("id", *_TEMPLATES)
     for field in fields(Features):
-        if field.name == "id":
+        if field.name in left_out:
             continue
         arrays = [np.asarray(getattr(one, field.name)) for one in features]
         stacked[field.name] = torch.from_numpy(_stack(arrays, n, field.name, _PADDING.get(field.name, 0)))
@@ -48,7 +57,9 @@ def collate(
 def _stack(arrays: Sequence[np.ndarray], n: int, name: str, padding: int) -> np.ndarray:
     if arrays[0].ndim == 0:
         return np.stack(arrays)
-    with_rows = "msa" in name  # shape [rows, n, …], not [n, …]
+    if name == "template_mask":
+        return np.stack(arrays)
+    with_rows = "msa" in name or name in _TEMPLATES  # shape [rows, n, …], not [n, …]
     lead = (max(array.shape[0] for array in arrays), n) if with_rows else (n,)
     out = np.full((len(arrays), *lead, *arrays[0].shape[len(lead) :]), padding, arrays[0].dtype)
     for row, array in enumerate(arrays):

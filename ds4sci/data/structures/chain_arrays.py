@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
 from ds4sci.data.structures.chain_file import BACKBONE
+from ds4sci.data.structures.template_arrays import COUNT as TEMPLATE_COUNT
+from ds4sci.data.structures.template_arrays import KEYS as TEMPLATE_KEYS
+from ds4sci.data.structures.template_arrays import PackedTemplates
 from ds4sci.files.array_files import map_arrays
-from ds4sci.types import RESIDUES, Msa, Record
+from ds4sci.types import RESIDUES, Msa, Record, TemplateSet
 
 LETTERS = np.frombuffer((RESIDUES + "X").encode(), "S1")
 REQUIRED = ("ids", "offsets", "sequence", "backbone_centi_angstrom")
@@ -23,6 +26,7 @@ class ChainArrays:
     def __init__(self, arrays: Mapping[str, np.ndarray], source: str = "memory") -> None:
         """Raises ValueError, naming ``source``, for missing arrays, shapes that do not match, and unknown letters."""
         self.arrays = dict(arrays)
+        self._packed_templates: PackedTemplates | None = None
         self._source = source
         self._check()
         self.ids: list[str] = [str(name) for name in self.arrays["ids"]]
@@ -44,7 +48,7 @@ class ChainArrays:
         """Map or read a file. Raises ``ValueError`` with the file and the problem, ``FileNotFoundError`` if there is
         none."""
         try:
-            arrays = map_arrays(path, omit_compressed=MSA_KEYS)
+            arrays = map_arrays(path, omit_compressed=(*MSA_KEYS, *TEMPLATE_KEYS))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{path}: chain set not found; build one with `ds4sci data build SRC_DIR OUT.npz`"
@@ -88,6 +92,7 @@ class ChainArrays:
             profile=profile,
             msa=self._msa(index, n),
             resolution=resolution or None,
+            templates=self._templates(index),
         )
 
     def sequence(self, index: int) -> str:
@@ -97,11 +102,7 @@ class ChainArrays:
     def _msa(self, index: int, n: int) -> Msa | None:
         if "msa_depth" not in self.arrays or not self.arrays["msa_depth"][index]:
             return None
-        if "msa_letters" not in self.arrays:
-            with np.load(self._source, allow_pickle=False) as file:
-                late = {key: file[key] for key in MSA_KEYS}
-            # msa_letters is added last: other threads test for it to know that all arrays are loaded
-            self.arrays.update({key: late[key] for key in reversed(MSA_KEYS)})
+        self._read_late(MSA_KEYS)
         begin, end = self._msa_offsets[index], self._msa_offsets[index + 1]
         depth = int(self.arrays["msa_depth"][index])
         first, last = np.searchsorted(self.arrays["msa_deletion_at"], [begin, end])
@@ -113,6 +114,22 @@ class ChainArrays:
             deletions=deletions.reshape(depth, n),
             names=tuple(self.arrays["msa_names"][names].tobytes().decode().split("\n")),
         )
+
+    def _templates(self, index: int) -> TemplateSet | None:
+        if TEMPLATE_COUNT not in self.arrays or not self.arrays[TEMPLATE_COUNT][index]:
+            return None
+        if self._packed_templates is None:
+            self._read_late(TEMPLATE_KEYS)
+            self._packed_templates = PackedTemplates(self.arrays, self.lengths)
+        return self._packed_templates[index]
+
+    def _read_late(self, keys: Sequence[str]) -> None:
+        """Read the arrays ``keys`` of a compressed file, unless they have been read."""
+        if keys[0] not in self.arrays:
+            with np.load(self._source, allow_pickle=False) as file:
+                late = {key: file[key] for key in keys}
+            # the first is added last: other threads test for it to know that all arrays are loaded
+            self.arrays.update({key: late[key] for key in reversed(keys)})
 
     def _check(self) -> None:
         arrays, where = self.arrays, self._source
@@ -130,6 +147,7 @@ class ChainArrays:
         shapes: dict[str, tuple[int | None, ...]] = {
             "backbone_centi_angstrom": (n, 4, 3), "dssp": (n,), "profile_e4": (n, 20), "atom37_mask": (n, 37),
             "residue_index": (n,), "resolution_angstrom": (chains,), "msa_depth": (chains,),
+            TEMPLATE_COUNT: (chains,),
         }  # fmt: skip
         if ("atom37_mask" in arrays) != ("atom37_centi_angstrom" in arrays):
             raise ValueError(

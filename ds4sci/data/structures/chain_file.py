@@ -12,6 +12,7 @@ import numpy as np
 
 from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
 from ds4sci.chemistry.residue_constants import ATOM37
+from ds4sci.data.structures import template_arrays
 from ds4sci.files.array_files import save_arrays
 from ds4sci.files.atomic_files import replacing
 from ds4sci.types import RESIDUES, Msa, Record
@@ -54,6 +55,7 @@ def pack_all_arrays(records: Sequence[Record]) -> dict[str, np.ndarray]:
         ),
         "profile_e4": np.concatenate([_profile(record) for record in records]),
         **_alignments([record.msa for record in records]),
+        **template_arrays.pack_templates([record.templates for record in records]),
     }
 
 
@@ -64,7 +66,8 @@ def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarr
     if (counts > 1).any():
         raise ValueError(f"two records have the id {str(names[counts > 1][0])!r}; expected unique ids")
     joined["offsets"] = _offsets(np.concatenate([np.diff(part["offsets"]) for part in parts]))
-    joined["msa_names_offsets"] = _offsets(np.concatenate([np.diff(part["msa_names_offsets"]) for part in parts]))
+    for key in ("msa_names_offsets", "template_names_offsets"):
+        joined[key] = _offsets(np.concatenate([np.diff(part[key]) for part in parts]))
     begins = _offsets([len(part["msa_letters"]) for part in parts])
     joined["msa_deletion_at"] = np.concatenate(
         [part["msa_deletion_at"] + begin for part, begin in zip(parts, begins, strict=False)]
@@ -75,14 +78,15 @@ def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarr
 def drop_empty_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return ``arrays`` without optional arrays that carry no information.
 
-    These are atom arrays of backbones that are complete and have no other atoms, and profiles, resolutions and
-    alignments if no chain has one.
+    These are atom arrays of backbones that are complete and have no other atoms, and profiles, resolutions, alignments
+    and templates if no chain has one.
     """
     empty = {
         *(_ATOMS if (arrays["atom37_mask"] == _BACKBONE_ONLY).all() else ()),
         *(() if arrays["profile_e4"].any() else ("profile_e4",)),
         *(() if arrays["resolution_angstrom"].any() else ("resolution_angstrom",)),
         *(() if arrays["msa_depth"].any() else _ALIGNMENT),
+        *(() if arrays[template_arrays.COUNT].any() else (template_arrays.COUNT, *template_arrays.KEYS)),
     }
     return {key: array for key, array in arrays.items() if key not in empty}
 

@@ -21,13 +21,19 @@ Arrays with all chains concatenated (n residues in total; chain i has rows ``off
 ``msa_deletion_count``       int32 [k]           number of deleted residues there; 0 elsewhere
 ``msa_names``                uint8               UTF-8, one name per line
 ``msa_names_offsets``        int64 [chains + 1]  start and end of each chain's bytes in ``msa_names``
+``template_count``           int32 [chains]      number of templates, t; 0 = none
+``template_aatype``          uint8 [Σ t·n]       0–19, 20 X, 21 gap, row-major
+``template_atom37_mask``     bool [Σ t·n, 37]    True = present
+``template_centi_angstrom``  int32 [atoms, 3]    0.01 Å, in the order of the True entries of the mask
+``template_names``           uint8               UTF-8, one name per line
+``template_names_offsets``   int64 [chains + 1]  start and end of each chain's bytes in ``template_names``
 ===========================  ==================  ==================================================================
 
-The last five arrays accompany ``msa_depth``. B-factors are not stored.
+Five arrays each accompany ``msa_depth`` and ``template_count``. B-factors are not stored.
 
 Uncompressed arrays are mapped into memory: they are read where they are used, and processes share them. Compressed ones
-are read when the set is opened, those of alignments on first use. ``ds4sci data build --chains-per-file`` writes a
-folder of uncompressed files, for sets that are larger than the memory.
+are read when the set is opened, those of alignments and templates on first use. ``ds4sci data build
+--chains-per-file`` writes a folder of uncompressed files, for sets that are larger than the memory.
 """
 
 from __future__ import annotations

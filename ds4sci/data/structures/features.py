@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ds4sci.chemistry.residue_codes import GAP, MASK, UNKNOWN, encode, secondary_classes
 from ds4sci.data.alignments.profile import MsaInput, msa_profile
+from ds4sci.data.structures.template_features import template_features
 from ds4sci.types import Features, Msa, Record
 
 
@@ -33,6 +34,11 @@ class FeatureConfig(BaseModel):
     """Fraction of the masked residues replaced by an amino acid sampled from the column's profile."""
     masked_msa_same: float = Field(default=0.1, ge=0.0, le=1.0)
     """Fraction of the masked residues left unchanged. All others (0.7 by default) become the mask token."""
+    max_templates: int = Field(default=0, ge=0)
+    """Number of templates of each example (AF2: 4), for models with ``model.template.blocks``. Chains with fewer get
+    absent templates, which have no effect."""
+    subsample_templates: bool = True
+    """Choose templates at random in training, as AF2 does; otherwise, and in evaluations, the first ones."""
 
     @model_validator(mode="after")
     def _shares(self) -> FeatureConfig:
@@ -52,7 +58,8 @@ def featurize(
     The start of the crop is uniform over the windows that contain at least one residue with N, CA and C (other windows
     have no training signal). The alignment is sampled, masked and clustered at full length and then cropped, as in AF2.
 
-    Memory: 4 · (49 s + 25 e) · n bytes. Time with ``"msa"``: one matrix product of rows × clusters × (21 · length).
+    Memory: 4 · (49 s + 25 e + 120 t) · n bytes with t templates. Time with ``"msa"``: one matrix product of rows ×
+    clusters × (21 · length).
     Raises ``ValueError`` if the record does not have the input that ``settings.msa_input`` selects.
     """
     length = len(record.sequence)
@@ -72,6 +79,7 @@ def featurize(
         atom_mask=record.atom_mask[window],
         secondary=secondary_classes((record.dssp or "?" * length)[window]),
         resolution=np.array(record.resolution or 0.0, np.float32),
+        **template_features(record, window, settings.max_templates, rng, subsample=settings.subsample_templates),
     )
 
 

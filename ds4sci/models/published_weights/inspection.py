@@ -10,7 +10,7 @@ from pathlib import Path
 from ds4sci.models.fold import Config
 from ds4sci.models.published_weights.key_map import TEMPLATES
 from ds4sci.models.published_weights.model_weights import REASONS, describe_unknown
-from ds4sci.models.published_weights.sizes import HEADS, Contents, differing_sizes, missing_parts, read_contents
+from ds4sci.models.published_weights.sizes import HEADS, Contents, differing_sizes, read_contents
 from ds4sci.models.published_weights.translation import Names, parameters
 from ds4sci.models.published_weights.weight_file import SUFFIXES, WeightFile, read_weights, write_weights
 from ds4sci.models.weight_fit import fit_weights, matching
@@ -35,8 +35,6 @@ def check_parameters(file: WeightFile) -> Contents:
         is_optional=lambda name: name.startswith(tuple(REASONS)),
         remedies=False,
     )
-    if contents.has_templates and (missing := missing_parts(file.tensors, TEMPLATES)):
-        raise ValueError(f"{file.path}: {len(missing)} tensors of {TEMPLATES}* are missing: {', '.join(missing[:5])}")
     return contents
 
 
@@ -63,10 +61,12 @@ def describe(path: Path) -> list[str]:
         sizes = differing_sizes(contents.config, Config())
         presets = ", ".join(contents.presets)
         lines.append(f"fits        {presets}" if presets else f"fits        AlphaFold 2 in other sizes: {sizes}")
-    for start, why in REASONS.items():
-        part = {name: tensor for name, tensor in file.tensors.items() if name.startswith(start)}
-        if part and start != "heads.":
-            lines.append(f"not used    {start}*: {len(part):,} tensors, {parameters(part):,} parameters: {why}")
+        if contents.config.template.blocks:
+            part = {name: tensor for name, tensor in file.tensors.items() if name.startswith(TEMPLATES)}
+            lines.append(
+                f"templates   {TEMPLATES}*: {len(part):,} tensors, {parameters(part):,} parameters: used by a model "
+                f"with model.template.blocks={contents.config.template.blocks}"
+            )
     if contents is not None and (absent := [name for name in HEADS if name not in contents.config.heads]):
         lines.append(f"without     heads {', '.join(absent)}")
     if file.notice:

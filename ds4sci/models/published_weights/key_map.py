@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from ds4sci.nn.template import POINTWISE_HEADS
+
 ALPHAFOLD_PREFIX = "alphafold/alphafold_iteration/"
 """Beginning of every name in AlphaFold's files."""
 
 TEMPLATES = "template_embedder."
-"""Beginning of the names of the published part that ``FoldModel`` does not have. The names are OpenFold's own."""
+"""Beginning of the names of templates, which models 1 and 2 have."""
 
 
 class Parameter(NamedTuple):
@@ -228,25 +230,17 @@ HEADS = (
         "experimentally_resolved_head/logits", "linear"),
     Row("heads.tm", "aux_heads.tm.linear", "predicted_aligned_error_head/logits", "linear"),
 )  # fmt: skip
+SINGLE_TEMPLATE = "template_embedding/single_template_embedding/"
 TEMPLATE_EMBEDDER = (
-    Row("", "template_pair_embedder.linear", "template_embedding/single_template_embedding/embedding2d", "linear"),
-    *under("", "template_pair_stack.blocks.{}.",
-           "template_embedding/single_template_embedding/template_pair_stack/__layer_stack_no_state/", PAIR_UPDATES),
-    Row("", "template_pair_stack.layer_norm", "template_embedding/single_template_embedding/output_layer_norm",
-        "layer_norm"),
-    Row("", "template_pointwise_att.mha", "template_embedding/attention", "attention", split_by=4),
-    Row("", "template_single_embedder.linear_1", "template_single_embedding", "linear"),
-    Row("", "template_single_embedder.linear_2", "template_projection", "linear"),
+    Row("pair_embedder", "template_pair_embedder.linear", f"{SINGLE_TEMPLATE}embedding2d", "linear"),
+    *under("pair_stack.blocks.{}.pair.", "template_pair_stack.blocks.{}.",
+           f"{SINGLE_TEMPLATE}template_pair_stack/__layer_stack_no_state/", PAIR_UPDATES),
+    Row("layer_norm", "template_pair_stack.layer_norm", f"{SINGLE_TEMPLATE}output_layer_norm", "layer_norm"),
+    Row("attention", "template_pointwise_att.mha", "template_embedding/attention", "attention",
+        split_by=POINTWISE_HEADS),
+    Row("angle_embedder.linear_1", "template_single_embedder.linear_1", "template_single_embedding", "linear"),
+    Row("angle_embedder.linear_2", "template_single_embedder.linear_2", "template_projection", "linear"),
 )  # fmt: skip
-
-
-def _with_openfold_names(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Return ``rows`` of a part that the model does not have: they are called here what OpenFold calls them."""
-    names = {row.here: row.openfold for row in rows}
-    return tuple(
-        row._replace(here=row.openfold, split_by=names[row.split_by] if isinstance(row.split_by, str) else row.split_by)
-        for row in rows
-    )
 
 
 MODULES = (
@@ -256,7 +250,7 @@ MODULES = (
     *under("evoformer.blocks.{}.", "evoformer.blocks.{}.", "evoformer/evoformer_iteration/", _block(COLUMN_ATTENTION)),
     *under("structure_module.", "structure_module.", "structure_module/", STRUCTURE_MODULE),
     *HEADS,
-    *under(TEMPLATES, TEMPLATES, "evoformer/", _with_openfold_names(TEMPLATE_EMBEDDER)),
+    *under(TEMPLATES, TEMPLATES, "evoformer/", TEMPLATE_EMBEDDER),
 )  # fmt: skip
 """Every module of AlphaFold 2's monomer models."""
 

@@ -13,7 +13,7 @@ from ds4sci.models.published_weights.weight_file import WeightFile, read_weights
 from ds4sci.models.weight_fit import FittedWeights, fit_weights
 
 REASONS = {
-    TEMPLATES: "templates are not implemented in the structure model",
+    TEMPLATES: "the model has no templates (model.template.blocks)",
     "heads.": "model.heads does not list this head",
 }
 """Why a structure model lacks a tensor, by the beginning of its name; the first that fits."""
@@ -68,7 +68,7 @@ def _hint(model: FoldModel, weights: WeightFile) -> str:
 
 
 def export_openfold(model: FoldModel, path: Path) -> None:
-    """Write the parameters of ``model`` as a state dict of OpenFold's model without templates.
+    """Write the parameters of ``model`` as a state dict of OpenFold's model, which has templates if this one does.
 
     Warns about heads that only one of the two models has. Raises ValueError, naming the tensors, for a model with other
     parts that OpenFold lacks.

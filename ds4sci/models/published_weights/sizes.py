@@ -9,36 +9,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds4sci.models.fold import Config, FoldModel
+from ds4sci.models.fold import Config, FoldModel, TemplateConfig
 from ds4sci.models.published_weights.key_map import ENTRIES, TEMPLATES
 from ds4sci.models.published_weights.translation import BLOCK
+from ds4sci.nn.template import POINTWISE_HEADS
 
 HEADS = ("masked_msa", "experimentally_resolved", "tm")
 """Optional heads of ``Config`` that AlphaFold has; ``tm`` only in its ``_ptm`` models."""
+
+PUBLISHED_WITH_TEMPLATES = Config(template=TemplateConfig(blocks=2))
+"""Sizes of models 1 and 2."""
 
 
 @dataclass(frozen=True)
 class Contents:
     """Parts of a published model that a file holds.
 
-    config          sizes of the structure model; what shapes do not show (iterations, dropout) has its default
-    has_templates   whether the template embedder is in the file
+    config  sizes of the structure model; what shapes do not show (iterations, dropout) has its default
     """
 
     config: Config
-    has_templates: bool
 
     @property
     def presets(self) -> tuple[str, ...]:
         """Published models with these shapes; empty for other sizes."""
-        without_tm = tuple(head for head in self.config.heads if head != "tm")
-        if self.config.model_copy(update={"heads": without_tm}) != Config():
+        without_tm = self.config.model_copy(update={"heads": tuple(head for head in self.config.heads if head != "tm")})
+        if without_tm == PUBLISHED_WITH_TEMPLATES:
+            numbers: tuple[int, ...] = (1, 2)
+        elif without_tm == Config():
+            numbers = (3, 4, 5)
+        else:
             return ()
-        numbers = (1, 2) if self.has_templates else (3, 4, 5)
         return tuple(f"model_{number}{'_ptm' if 'tm' in self.config.heads else ''}" for number in numbers)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return names and shapes of the structure model, without templates."""
+        """Return names and shapes of the structure model."""
         with torch.device("meta"):
             model = FoldModel(self.config)
         return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -77,6 +82,8 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
             "c_e": shape["extra_msa_embedder.linear.bias"][0],
             "d_msa": shape[f"{extra}msa.column_global_attention.linear_k.weight"][0],
         }
+    if any(name.startswith(TEMPLATES) for name in tensors):
+        sizes["template"] = _template_sizes(shape)
     heads = shape[f"{ipa}head_weights"][0]
     qk_points = shape[f"{ipa}linear_q_points.bias"][0] // (3 * heads)
     sizes["structure"] = {
@@ -90,8 +97,22 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
         raise ValueError(f"not the parameters of a structure model: the shapes of {ipa}* give {', '.join(wrong)}")
     return Contents(
         Config.model_validate(sizes),
-        has_templates=any(name.startswith(TEMPLATES) for name in tensors),
     )
+
+
+def _template_sizes(shape: _Shapes) -> dict[str, int]:
+    block = f"{TEMPLATES}pair_stack.blocks.0.pair."
+    c_t = shape[f"{TEMPLATES}pair_embedder.bias"][0]
+    heads = shape[f"{block}attention_starting.linear.weight"][0]
+    return {
+        "blocks": _count_blocks(f"{TEMPLATES}pair_stack.", shape.tensors),
+        "c_t": c_t,
+        "heads_pair": heads,
+        "d_pair": shape[f"{block}attention_starting.mha.linear_q.weight"][0] // heads,
+        "c_multiplication": shape[f"{block}multiplication_outgoing.linear_a_p.weight"][0],
+        "transition_factor": shape[f"{block}transition.linear_1.weight"][0] // c_t,
+        "d_attention": shape[f"{TEMPLATES}attention.linear_q.weight"][0] // POINTWISE_HEADS,
+    }
 
 
 class _Shapes:
@@ -114,12 +135,7 @@ def _count_blocks(stack: str, tensors: Mapping[str, Tensor]) -> int:
 
 def missing_parts(tensors: Mapping[str, Tensor], beginning: str) -> list[str]:
     """Return the tensors whose names begin with ``beginning`` that the key map has and ``tensors`` have not."""
-    blocks = range(_count_blocks(f"{beginning}template_pair_stack.", tensors) or 1)
-    expected = [
-        name for e in ENTRIES if e.here.startswith(beginning)
-        for name in ([e.here.format(i) for i in blocks] if e.is_stacked else [e.here])
-    ]  # fmt: skip
-    return [name for name in expected if name not in tensors]
+    return [entry.here for entry in ENTRIES if entry.here.startswith(beginning) and entry.here not in tensors]
 
 
 SIZES: dict[str, tuple[str, ...]] = {
@@ -128,6 +144,9 @@ SIZES: dict[str, tuple[str, ...]] = {
         "blocks", "heads_msa", "d_msa", "heads_pair", "d_pair", "c_outer", "c_multiplication", "transition_factor",
     ),
     "extra_msa": ("blocks", "c_e", "d_msa"),
+    "template": (
+        "blocks", "c_t", "heads_pair", "d_pair", "c_multiplication", "transition_factor", "d_attention",
+    ),
     "structure": ("d_ipa", "heads", "qk_points", "v_points", "c_angle"),
 }  # fmt: skip
 """Keys of ``Config`` that decide the shapes of tensors, by section."""
@@ -139,5 +158,7 @@ def differing_sizes(found: Config, expected: Config) -> str:
     for section, keys in SIZES.items():
         new, old = (getattr(config, section) if section else config for config in (found, expected))
         name = f"model.{section}." if section else "model."
+        if not getattr(new, "blocks", 1):  # the other sizes of an absent part say nothing
+            keys = ("blocks",)
         overrides += [f"{name}{key}={getattr(new, key)}" for key in keys if getattr(new, key) != getattr(old, key)]
     return " ".join(overrides)

@@ -1,0 +1,218 @@
+"""Template embedder (Algorithm 2, lines 7–13; Algorithms 16 and 17): known structures as input of the trunk."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds4sci.chemistry.residue_constants import ATOM37_INDEX
+from ds4sci.geometry import backbone_frames, table, torsion_mask, torsions_of_atoms
+from ds4sci.kernels import evoformer_attention
+from ds4sci.kernels.tiles import part_slices
+from ds4sci.nn.embedders import one_hot_product
+from ds4sci.nn.evoformer import BlockConfig, EvoformerStack, PairUpdate
+from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.types import RESIDUES
+
+PAIR_FEATURES, ANGLE_FEATURES = 88, 57
+DISTANCE_BINS, FIRST_EDGE, LAST_EDGE = 39, 3.25, 50.75
+"""Bins of Cβ distances in Å: open above, and none below the first edge."""
+RESIDUE_TYPES = 22
+"""Amino acids, X and gap."""
+POINTWISE_HEADS = 4
+"""Heads of the attention over templates. The shapes of its parameters do not show them, so no model has others."""
+PAIR_UPDATES: tuple[PairUpdate, ...] = (
+    "attention_starting",
+    "attention_ending",
+    "multiplication_outgoing",
+    "multiplication_incoming",
+    "transition",
+)
+"""Updates of a block of Algorithm 16, in order."""
+
+
+class Templates(NamedTuple):
+    """t structures, aligned to the n residues of each chain.
+
+    aatype     int64 [b, t, n]: 0–19, 20 X, 21 gap
+    positions  [b, t, n, 37, 3] Å, 0 where missing
+    atom_mask  bool [b, t, n, 37], True = coordinates present
+    mask       bool [b, t], True = there is such a template
+    """
+
+    aatype: Tensor
+    positions: Tensor
+    atom_mask: Tensor
+    mask: Tensor
+
+    @property
+    def row_mask(self) -> Tensor:
+        """Mask of the MSA rows of templates, bool [b, t, n]: residues with N, CA, C and O, which have an angle ψ."""
+        return torsion_mask(self.atom_mask, _residue_type(self.aatype))[..., 2]
+
+
+def _residue_type(aatype: Tensor) -> Tensor:
+    """A gap as X, the last type in the tables of atoms."""
+    return aatype.clamp(max=20)
+
+
+def template_angles(templates: Templates) -> Tensor:
+    """Features of Algorithm 2, line 7: [b, t, n, 57].
+
+    Residue type (22), sine and cosine of seven torsion angles (14), the same for the names of atoms that a symmetric
+    side chain could have as well (14), mask of the angles (7). As in AlphaFold, masked angles are those of atoms at the
+    origin.
+    """
+    aatype, positions = _residue_type(templates.aatype), templates.positions
+    angles = torsions_of_atoms(positions, aatype)
+    periodic = F.pad(table("CHI_PI_PERIODIC", positions)[aatype], (3, 0)).unsqueeze(-1)
+    parts = (
+        F.one_hot(templates.aatype, RESIDUE_TYPES),
+        angles.flatten(-2),
+        torch.where(periodic, -angles, angles).flatten(-2),
+        torsion_mask(templates.atom_mask, aatype),
+    )
+    return torch.cat([part.to(positions.dtype) for part in parts], dim=-1)
+
+
+class TemplateAngleEmbedder(nn.Module):
+    """Algorithm 2, line 7: two layers from the residue types and torsion angles of templates to rows of the MSA."""
+
+    def __init__(self, c_m: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(ANGLE_FEATURES, c_m, init="relu")
+        self.linear_2 = Linear(c_m, c_m, init="relu")
+
+    def forward(self, templates: Templates) -> Tensor:
+        """Return rows [b, t, n, c_m] of the MSA representation."""
+        features = template_angles(templates).to(self.linear_1.weight.dtype)
+        return self.linear_2(self.linear_1(features).relu())
+
+
+class TemplatePairEmbedder(Linear):
+    """Algorithm 2, line 9: a linear layer of the pair features of templates.
+
+    The 88 features are distance bins (39), mask of Cβ (1), residue types of column and row (22 + 22), unit vectors (3)
+    and mask of the backbone (1). Most are one-hot, so their products are looked up and no features are stored.
+    """
+
+    def __init__(self, c_t: int, *, unit_vectors: bool = False) -> None:
+        super().__init__(PAIR_FEATURES, c_t, init="relu")
+        self.unit_vectors = unit_vectors
+
+    def forward(self, aatype: Tensor, positions: Tensor, atom_mask: Tensor) -> Tensor:  # type: ignore[override]
+        """aatype [b, n], positions [b, n, 37, 3] Å, atom_mask bool [b, n, 37] of a template each → [b, n, n, c_t]."""
+        weight = self.weight.T
+        sizes = (DISTANCE_BINS, 1, RESIDUE_TYPES, RESIDUE_TYPES, 3, 1)
+        of_distance, of_beta, of_column, of_row, of_vector, of_backbone = weight.split(sizes)
+        n, ca, c, cb = (ATOM37_INDEX[name] for name in ("N", "CA", "C", "CB"))
+        glycine = aatype == RESIDUES.index("G")
+        beta = torch.where(glycine.unsqueeze(-1), positions[..., ca, :], positions[..., cb, :])
+        has_beta = torch.where(glycine, atom_mask[..., ca], atom_mask[..., cb])
+        has_backbone = atom_mask[..., n] & atom_mask[..., ca] & atom_mask[..., c]
+
+        edges = torch.linspace(FIRST_EDGE, LAST_EDGE, DISTANCE_BINS, device=beta.device, dtype=beta.dtype)
+        squared = (beta.unsqueeze(-2) - beta.unsqueeze(-3)).square().sum(-1)
+        z = one_hot_product(torch.bucketize(squared, edges.square()) - 1, of_distance)
+        z = z + _pairs(has_beta).unsqueeze(-1) * of_beta
+        z = z + F.embedding(aatype, of_column).unsqueeze(-3) + (F.embedding(aatype, of_row) + of_backbone).unsqueeze(-2)
+        if self.unit_vectors:
+            frames = backbone_frames(*(positions[..., atom, :] for atom in (n, ca, c)))
+            offset = frames.unsqueeze(-1).invert_apply(frames.translation.unsqueeze(-3))
+            unit = offset * torch.rsqrt(1e-6 + offset.square().sum(-1, keepdim=True))
+            z = z + unit.to(weight.dtype) @ of_vector
+        return z * _pairs(has_backbone).unsqueeze(-1) + self.bias
+
+
+def _pairs(mask: Tensor) -> Tensor:
+    """Residues [b, n] → their pairs [b, n, n]."""
+    return mask.unsqueeze(-1) & mask.unsqueeze(-2)
+
+
+class TemplatePointwiseAttention(nn.Module):
+    """Algorithm 17: each pair of residues attends to the same pair in the templates."""
+
+    def __init__(self, c_t: int, c_z: int, d: int) -> None:
+        super().__init__()
+        self.linear_q = Linear(c_z, d * POINTWISE_HEADS, bias=False, init="glorot")
+        self.linear_k = Linear(c_t, d * POINTWISE_HEADS, bias=False, init="glorot")
+        self.linear_v = Linear(c_t, d * POINTWISE_HEADS, bias=False, init="glorot")
+        self.linear_o = Linear(d * POINTWISE_HEADS, c_z, init="zero")
+
+    def forward(self, z: Tensor, t: Tensor, mask: Tensor, *, in_place: bool = False) -> Tensor:
+        """z [b, n, n, c_z], t [b, t, n, n, c_t], mask bool [b, t] → update of z, 0 for chains without templates.
+
+        ``in_place``: add the update to z, a few rows at a time, and return z.
+        """
+        if not in_place:
+            return self._update(z, t, mask)
+        for rows in part_slices(z, 1):
+            z[:, rows] += self._update(z[:, rows], t[:, :, rows], mask)
+        return z
+
+    def _update(self, z: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        _, i, j, _ = z.shape
+        q = rearrange(self.linear_q(z), "b i j (h d) -> b (i j) 1 h d", h=POINTWISE_HEADS)
+        k, v = (
+            rearrange(layer(t), "b t i j (h d) -> b (i j) t h d", h=POINTWISE_HEADS)
+            for layer in (self.linear_k, self.linear_v)
+        )
+        out = evoformer_attention(q, k, v, repeat(mask, "b t -> b (i j) t", i=i, j=j))
+        update = self.linear_o(rearrange(out, "b (i j) 1 h d -> b i j (h d)", i=i))
+        return update * mask.any(1)[:, None, None, None]
+
+
+class TemplateEmbedder(nn.Module):
+    """Templates as rows of the MSA representation and as an update of the pair representation."""
+
+    def __init__(
+        self, c_m: int, c_z: int, *, blocks: int, c_t: int, heads_pair: int, d_pair: int, c_multiplication: int,
+        transition_factor: int, d_attention: int, dropout: float, unit_vectors: bool, checkpoint_blocks: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.c_t = c_t
+        self.angle_embedder = TemplateAngleEmbedder(c_m)
+        self.pair_embedder = TemplatePairEmbedder(c_t, unit_vectors=unit_vectors)
+        block = BlockConfig(
+            c_z=c_t, heads_pair=heads_pair, d_pair=d_pair, c_multiplication=c_multiplication,
+            transition_factor=transition_factor, dropout_pair=dropout, pair_updates=PAIR_UPDATES,
+            # no MSA
+            c_m=0, heads_msa=0, d_msa=0, c_outer=0, convolution_width=0, dropout_msa=0.0, msa_updates=(),
+        )  # fmt: skip
+        self.pair_stack = EvoformerStack(block, blocks, checkpoint_blocks)
+        self.layer_norm = LayerNorm(c_t)
+        self.attention = TemplatePointwiseAttention(c_t, c_z, d_attention)
+
+    def msa_rows(self, templates: Templates) -> Tensor:
+        """Return rows [b, t, n, c_m] of the MSA representation; ``templates.row_mask`` is their mask."""
+        return self.angle_embedder(templates)
+
+    def forward(self, z: Tensor, templates: Templates, pair_mask: Tensor, *, in_place: bool = False) -> Tensor:
+        """z [b, n, n, c_z], pair_mask bool [b, n, n] → z with the templates.
+
+        Memory: the representation of t templates, ``t n² c_t`` numbers. With gradient, all of them pass the stack
+        together; without it, one at a time. ``in_place``: add the update to z itself.
+        """
+        b, t, n = templates.aatype.shape
+        if torch.is_grad_enabled():
+            every = Templates(*(x.flatten(0, 1) for x in templates))
+            pairs = self._embed(every, pair_mask.repeat_interleave(t, 0), in_place=False).unflatten(0, (b, t))
+        else:
+            pairs = z.new_empty(b, t, n, n, self.c_t)
+            for k in range(t):
+                one = Templates(*(x[:, k] for x in templates))
+                pairs[:, k] = self._embed(one, pair_mask, in_place=in_place)
+        if in_place:
+            return self.attention(z, pairs, templates.mask, in_place=True)
+        return z + self.attention(z, pairs, templates.mask)
+
+    def _embed(self, templates: Templates, pair_mask: Tensor, *, in_place: bool) -> Tensor:
+        """Algorithm 2, lines 9–11: pair representation [b, n, n, c_t] of one template of each of b chains."""
+        z = self.pair_embedder(templates.aatype, templates.positions, templates.atom_mask)
+        no_msa = z.new_zeros(z.shape[0], 0, z.shape[1], 0)
+        _, z = self.pair_stack(no_msa, z, pair_mask[:, :0], pair_mask, in_place=in_place)
+        return self.layer_norm(z)
