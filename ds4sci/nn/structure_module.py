@@ -259,7 +259,8 @@ class StructureModule(nn.Module):
         """
         with torch.autocast(single.device.type, enabled=False):
             s_initial, initial = self._initialize(single, mask, shards)
-            rows = [slice(None)] if torch.is_grad_enabled() else list(part_slices(pair, 1))
+            # a rank may have no rows
+            rows = [slice(None)] if torch.is_grad_enabled() else list(part_slices(pair, 1)) or [slice(None)]
             whole = self.layer_norm_z(pair.to(s_initial.dtype)) if torch.is_grad_enabled() else None
 
             def z(own: slice) -> Tensor:
