@@ -34,7 +34,7 @@ from ds4sci.integrations.verification import normal, random_mask
 from ds4sci.kernels.gated_self_attention import Weights as AttentionWeights
 from ds4sci.kernels.triangle_multiplication import Direction
 from ds4sci.kernels.triangle_multiplication import Weights as MultiplicationWeights
-from ds4sci.kernels.triangle_multiplication.in_place import add_triangle_multiplication
+from ds4sci.kernels.triangle_multiplication.by_channels import add_triangle_multiplication
 
 
 def _attention(

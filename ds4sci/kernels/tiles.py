@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -32,6 +32,16 @@ def part_slices(x: Tensor, dim: int = 0) -> Iterator[slice]:
     step = max(1, min(max(x.nbytes // 16, tile), 8 * tile) * length // max(1, x.nbytes))
     for first in range(0, length, step):
         yield slice(first, min(first + step, length))
+
+
+def add_in_parts(x: Tensor, update: Callable[[slice], Tensor], dim: int = 0) -> Tensor:
+    """Add ``update(part)`` to each of ``part_slices(x, dim)`` in place; return x.
+
+    ``add_``, not ``x[part] += …``, which also copies each part onto itself.
+    """
+    for part in part_slices(x, dim):
+        x.narrow(dim, part.start, part.stop - part.start).add_(update(part))
+    return x
 
 
 def row_order(x: Tensor) -> list[int]:

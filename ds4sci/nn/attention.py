@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ds4sci.kernels import evoformer_attention, gated_self_attention, pair_bias
 from ds4sci.kernels.gated_self_attention import Weights
-from ds4sci.kernels.tiles import part_slices
+from ds4sci.kernels.tiles import add_in_parts
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.parallel.axial import WHOLE, AxialShards
 
@@ -38,9 +38,11 @@ class Attention(nn.Module):
         weights = Weights(*((layer.weight, layer.bias) for layer in layers))
         if not in_place:
             return gated_self_attention(x, mask, pair_bias, weights, self.heads, eps=norm.eps)
-        for rows in part_slices(x, 1):
-            x[:, rows] += gated_self_attention(x[:, rows], mask[:, rows], pair_bias, weights, self.heads, eps=norm.eps)
-        return x
+        return add_in_parts(
+            x,
+            lambda rows: gated_self_attention(x[:, rows], mask[:, rows], pair_bias, weights, self.heads, eps=norm.eps),
+            1,
+        )
 
 
 class MSARowAttentionWithPairBias(nn.Module):
@@ -99,9 +101,7 @@ class MSAColumnGlobalAttention(nn.Module):
         """m [b, e, n, c_m], mask bool [b, e, n] → update of m. ``in_place``: add it to m, and return m."""
         if not in_place:
             return self._update(m, mask)
-        for columns in part_slices(m, 2):
-            m[:, :, columns] += self._update(m[:, :, columns], mask[:, :, columns])
-        return m
+        return add_in_parts(m, lambda columns: self._update(m[:, :, columns], mask[:, :, columns]), 2)
 
     def _update(self, m: Tensor, mask: Tensor) -> Tensor:
         m = self.layer_norm(m).transpose(1, 2)  # [b, n, e, c]

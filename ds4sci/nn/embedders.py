@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ds4sci.kernels.tiles import part_slices
+from ds4sci.kernels.tiles import add_in_parts
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.parallel.axial import WHOLE, AxialShards
 
@@ -55,8 +55,7 @@ class InputEmbedder(nn.Module):
         if torch.is_grad_enabled() or z.dtype != self.linear_relpos.weight.dtype:  # autocast: the sum is wider
             z = z + self.linear_relpos(offset)
         else:
-            for rows in part_slices(z, 1):
-                z[:, rows] += self.linear_relpos(offset[:, rows])
+            add_in_parts(z, lambda rows: self.linear_relpos(offset[:, rows]), 1)
         m = self.linear_msa_m(shards.own_msa(msa_feat, 1).to(dtype)) + self.linear_tf_m(target).unsqueeze(-3)
         return m, z
 
@@ -95,10 +94,12 @@ class RecyclingEmbedder(nn.Module):
         m0 = self.layer_norm_m(m0)
         if add_to is None:
             return m0, self.layer_norm_z(z) + self.linear(index)
-        for rows in part_slices(add_to, 1):
+
+        def update(rows: slice) -> Tensor:
             own = rows if z.shape[1] > 1 else slice(None)
-            add_to[:, rows] += self.layer_norm_z(z[:, own]) + self.linear(index[:, own])
-        return m0, add_to
+            return self.layer_norm_z(z[:, own]) + self.linear(index[:, own])
+
+        return m0, add_in_parts(add_to, update, 1)
 
 
 class ExtraMSAEmbedder(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.kernels import outer_product_mean, shared_dropout, transition, triangle_multiplication
-from ds4sci.kernels.tiles import part_slices
+from ds4sci.kernels.tiles import add_in_parts
 from ds4sci.kernels.triangle_multiplication import Direction, Weights
-from ds4sci.kernels.triangle_multiplication.in_place import add_triangle_multiplication
+from ds4sci.kernels.triangle_multiplication.by_channels import add_triangle_multiplication
 from ds4sci.nn.axial_multiplication import axial_triangle_multiplication
 from ds4sci.nn.axial_outer_product import axial_outer_product_mean
 from ds4sci.nn.linear import LayerNorm, Linear
@@ -44,9 +44,11 @@ class OuterProductMean(nn.Module):
             return axial_outer_product_mean(a, b, mask, weight, bias, shards, by_columns=by_columns)
         if add_to is None:
             return outer_product_mean(a, b, mask, weight, bias)
-        for rows in part_slices(add_to, 1):
-            add_to[:, rows] += outer_product_mean(a[:, :, rows], b, mask[:, :, rows], weight, bias, mask_b=mask)
-        return add_to
+        return add_in_parts(
+            add_to,
+            lambda rows: outer_product_mean(a[:, :, rows], b, mask[:, :, rows], weight, bias, mask_b=mask),
+            1,
+        )
 
 
 class TriangleMultiplication(nn.Module):
@@ -105,9 +107,7 @@ class Transition(nn.Module):
         )  # fmt: skip
         if not in_place:
             return transition(x, *weights)
-        for rows in part_slices(x, 1):
-            x[:, rows] += transition(x[:, rows], *weights)
-        return x
+        return add_in_parts(x, lambda rows: transition(x[:, rows], *weights), 1)
 
 
 class Convolution(nn.Module):
@@ -130,9 +130,7 @@ class Convolution(nn.Module):
         """
         if not in_place:
             return self._update(m, mask)
-        for rows in part_slices(m, 1):
-            m[:, rows] += self._update(m[:, rows], mask[:, rows])
-        return m
+        return add_in_parts(m, lambda rows: self._update(m[:, rows], mask[:, rows]), 1)
 
     def _update(self, m: Tensor, mask: Tensor) -> Tensor:
         hidden = self.linear_1(self.layer_norm(m)).relu() * mask.unsqueeze(-1)

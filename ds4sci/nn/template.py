@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.geometry import backbone_frames, table, torsion_mask, torsions_of_atoms
 from ds4sci.kernels import evoformer_attention
-from ds4sci.kernels.tiles import part_slices
+from ds4sci.kernels.tiles import add_in_parts
 from ds4sci.nn.embedders import one_hot_product
 from ds4sci.nn.evoformer import BlockConfig, EvoformerStack, PairUpdate
 from ds4sci.nn.linear import LayerNorm, Linear
@@ -150,9 +150,7 @@ class TemplatePointwiseAttention(nn.Module):
         """
         if not in_place:
             return self._update(z, t, mask)
-        for rows in part_slices(z, 1):
-            z[:, rows] += self._update(z[:, rows], t[:, :, rows], mask)
-        return z
+        return add_in_parts(z, lambda rows: self._update(z[:, rows], t[:, :, rows], mask), 1)
 
     def _update(self, z: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         _, i, j, _ = z.shape

@@ -13,8 +13,10 @@ from ds4sci import kernels
 from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import triangle_multiplication
 from ds4sci.kernels.triangle_multiplication import Weights, by_channels
-from ds4sci.kernels.triangle_multiplication.by_channels import triangle_multiplication_by_channels
-from ds4sci.kernels.triangle_multiplication.in_place import add_triangle_multiplication
+from ds4sci.kernels.triangle_multiplication.by_channels import (
+    add_triangle_multiplication,
+    triangle_multiplication_by_channels,
+)
 from tests.support.kernel_contract import BroadcastMaskContract
 from tests.support.kernel_runs import normal
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import part_slices
+from ds4sci.kernels.tiles import add_in_parts, part_slices
 from ds4sci.kernels.triangle_multiplication import KERNEL, check_arguments, joint_parameters
 from ds4sci.kernels.triangle_multiplication.fused import Update, contract
 from ds4sci.kernels.triangle_multiplication.reference import Direction, Weights
@@ -41,6 +42,37 @@ def triangle_multiplication_by_channels(
     whole = Update(joint_parameters(weights), eps, name)
     for x, product, o in zip(z, products(z, mask, weights, direction, eps, name), update, strict=True):
         whole.output(x, product.flatten(1), o)
+    return update
+
+
+@torch.no_grad()
+def add_triangle_multiplication(
+    z: Tensor,
+    mask: Tensor | None,
+    weights: Weights,
+    direction: Direction,
+    *,
+    eps: float = 1e-5,
+    implementation: str | None = None,
+) -> Tensor:
+    """``z += triangle_multiplication(z, …)``; returns z. See ``triangle_multiplication`` for the arguments and errors.
+
+    The product of an example is added to z a few rows at a time. Beside z there are p, a quarter of p for a and b, and
+    tiles. ``reference`` runs as ``tiled``.
+    """
+    mask = check_arguments(z, mask, weights)
+    name = KERNEL.select(z, mask, weights, direction, eps=eps, implementation=implementation).name
+    backend = name if name in BACKENDS else "tiled"
+    whole = Update(joint_parameters(weights), eps, backend)
+    for x, product in zip(z, products(z, mask, weights, direction, eps, backend), strict=True):
+        add_in_parts(x, partial(_output_rows, whole, x, product))
+    return z
+
+
+def _output_rows(whole: Update, x: Tensor, product: Tensor, rows: slice) -> Tensor:
+    """The update of some rows of an example x [n, n, c], from its product p [c', n, n]."""
+    update = torch.empty_like(x[rows])
+    whole.output(x[rows], product[:, rows].flatten(1), update)
     return update
 
 
