@@ -43,8 +43,6 @@ class _Int8(nn.Module):
 class _Nf4(nn.Module):
     """Weights [m, n] as uint8 [m n / 2, 1], two to a byte, and the largest magnitude of every 64, fp32 [m n / 64]."""
 
-    state: Any
-
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.shape, self.dtype = weight.shape, weight.dtype
@@ -92,7 +90,7 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Name → linear layer of ``model`` that is compressed: those of at least ``SMALLEST`` weights.
 
     Of a transformers model only the layers of its backbone, since the head determines the logits; and no layer whose
-    weight another module shares.
+    weight another module shares. Raises ValueError for a model without such layers.
     """
     backbone = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
     inside = {id(module) for module in (backbone if isinstance(backbone, nn.Module) else model).modules()}
@@ -101,7 +99,7 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return {
+    layers = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear)
@@ -110,6 +108,12 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
         and layer.weight.numel() >= SMALLEST
         and owners[id(layer.weight)] == 1
     }
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no torch.nn.Linear with at least {SMALLEST:,} weights of its own, so there is "
+            "nothing to quantize"
+        )
+    return layers
 
 
 @runtime_checkable
@@ -130,13 +134,7 @@ def quantize_weights(model: nn.Module, format: Format) -> None:
     if isinstance(model, Quantizable):
         model.quantize(format)
         return
-    layers = quantizable_layers(model)
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no torch.nn.Linear with at least {SMALLEST:,} weights of its own, so there is "
-            "nothing to quantize"
-        )
-    for layer in layers.values():
+    for layer in quantizable_layers(model).values():
         layer.weight.requires_grad_(False)
         compression = _COMPRESSIONS[format](layer.weight)
         with torch.no_grad():

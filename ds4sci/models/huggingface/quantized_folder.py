@@ -16,11 +16,10 @@ from ds4sci.nn.quantized_weights import Format, import_bitsandbytes, import_torc
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of the weights before and after, and the layers that were compressed."""
+    """Bytes of the weights before and after."""
 
     before: int
     after: int
-    layers: int
 
 
 def quantize_folder(source: Path, out: Path, format: Format) -> Sizes:
@@ -35,8 +34,6 @@ def quantize_folder(source: Path, out: Path, format: Format) -> Sizes:
     model_class = _model_class(source)
     plain = model_class.from_pretrained(source, dtype=torch.float32)
     chosen = quantizable_layers(plain)
-    if not chosen:
-        raise ValueError(f"{type(plain).__name__} has no torch.nn.Linear of its own that is worth compressing")
     kept = [
         rf"^{re.escape(name)}(\.weight)?$"
         for name, layer in plain.named_modules()
@@ -55,7 +52,7 @@ def quantize_folder(source: Path, out: Path, format: Format) -> Sizes:
         different = ", ".join(sorted(compressed ^ set(chosen))[:4])
         raise RuntimeError(f"{type(model).__name__}: transformers compressed other layers than intended: {different}")
     model.save_pretrained(out)
-    return Sizes(_weight_bytes(source), _weight_bytes(out), len(chosen))
+    return Sizes(_weight_bytes(source), _weight_bytes(out))
 
 
 def _weight_bytes(folder: Path) -> int:
