@@ -78,7 +78,7 @@ def measure_baselines(
     cache     folder in which the result is saved under the checksums of both files, and found again
     progress  called with (chains done, total)
     """
-    checksums = {name: ChainSet.open(path).checksum() for name, path in (("t", train), ("v", valid))}
+    checksums = {name: ChainSet.checksum(path) for name, path in (("t", train), ("v", valid))}
     key = hashlib.sha256(f"{VERSION} {checksums['t']} {checksums['v']}".encode()).hexdigest()[:16]
     cached = None if cache is None else cache / f"baselines_{key}.json"
     if cached is not None and cached.is_file():

@@ -113,11 +113,12 @@ class ChainSet(Sequence[Record]):
         with new_folder(out) as temporary:
             write_files(temporary, (pack_all_arrays([self[int(index)]]) for index in indices), CHAINS_PER_FILE)
 
-    def checksum(self) -> str:
-        """SHA-256 of the file; of a folder, that of the names and SHA-256 of its files. Of a set in memory: empty."""
-        if self._path is None or self._path.is_file():
-            return "" if self._path is None else fingerprint(self._path)["sha256"]
-        files = [f"{file.name} {fingerprint(file)['sha256']}\n" for file in sorted(self._path.glob("*.npz"))]
+    @staticmethod
+    def checksum(path: Path) -> str:
+        """SHA-256 of a file; of a folder, that of the names and SHA-256 of its files. Does not open the set."""
+        if path.is_file():
+            return str(fingerprint(path)["sha256"])
+        files = [f"{file.name} {fingerprint(file)['sha256']}\n" for file in sorted(path.glob("*.npz"))]
         return hashlib.sha256("".join(files).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ds4sci.chemistry.residue_codes import GAP, UNKNOWN, encode
+from ds4sci.files.array_files import save_arrays
 from ds4sci.files.atomic_files import replacing
 from ds4sci.types import Record, TemplateSet
 
@@ -41,9 +42,12 @@ def align_templates(length: int, structures: Sequence[tuple[Record, np.ndarray]]
 
 def write_templates(path: Path, templates: TemplateSet) -> None:
     """Write a compressed ``.npz`` atomically, which ``read_templates`` reads."""
-    arrays = {"aatype": templates.aatype, "atom_positions": templates.atom_positions, "atom_mask": templates.atom_mask}
+    arrays = {
+        "names": np.array(templates.names, str), "aatype": templates.aatype,
+        "atom_positions": templates.atom_positions, "atom_mask": templates.atom_mask,
+    }  # fmt: skip
     with replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, names=np.array(templates.names, str), **arrays)
+        save_arrays(file, arrays, compress=True)
 
 
 def read_templates(path: Path, length: int) -> TemplateSet:

@@ -116,10 +116,10 @@ def _recognize(path: Path, stored: Tensors, notice: str, kind: str) -> WeightFil
     else:
         names = "openfold"
         tensors, origin, unknown = from_openfold(stored)
-        of_here = set(to_openfold(stored)[0])
+        of_here, not_of_here = to_openfold(stored)
         if len(of_here) > len(tensors):
             names, tensors, origin = "ds4sci", dict(stored), {name: name for name in stored}
-            unknown = to_openfold(stored)[1]
+            unknown = not_of_here
     tensors |= {name: stored[name] for name in unknown}
     origin |= {name: name for name in unknown}
     return WeightFile(path, names, tensors, origin, tuple(unknown), notice or NOTICES.get(names, ""), len(stored))

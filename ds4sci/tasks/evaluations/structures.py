@@ -46,10 +46,8 @@ def structure_evaluation(
     def run(request: EvaluationRequest) -> EvaluationResult:
         path = request.files["chains"]
         chains = ChainSet.open(path)
-        checksum = chains.checksum()
-        is_validation = (
-            validation is not None and validation.exists() and ChainSet.open(validation).checksum() == checksum
-        )
+        checksum = ChainSet.checksum(path)
+        is_validation = validation is not None and validation.exists() and ChainSet.checksum(validation) == checksum
         rows: list[dict[str, Any]] = []
         arrays: dict[str, np.ndarray] = {}
         with request.progress("predicting", len(chains)) as advance:
