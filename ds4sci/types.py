@@ -61,20 +61,35 @@ class TemplateSet:
 
 
 @dataclass(frozen=True)
+class ChainIds:
+    """Chains of a complex per residue, as in AlphaFold-Multimer; numbers count from 1, 0 is padding.
+
+    asym_id    int64 [n], number of the chain, in the order of the complex
+    entity_id  int64 [n], number of the sequence: equal chains have equal numbers
+    sym_id     int64 [n], number of the chain among the chains of its entity
+    """
+
+    asym_id: np.ndarray
+    entity_id: np.ndarray
+    sym_id: np.ndarray
+
+
+@dataclass(frozen=True)
 class Record:
-    """One parsed protein chain. Coordinates are in Å; parsers report everything that they exclude.
+    """One parsed protein chain or complex. Coordinates are in Å; parsers report everything that they exclude.
 
     id             e.g. ``1UBQ_A``
     sequence       n one-letter codes of the whole entity (``RESIDUES`` + X), modified residues as their parent
     atom_positions float32 [n, 37, 3] Å, 0 where missing (atom order: ``ds4sci.chemistry.residue_constants.ATOM37``)
     atom_mask      bool [n, 37], True = coordinates present
-    residue_index  int32 [n], position in the entity, 0-based, strictly increasing; a jump is a chain break
+    residue_index  int32 [n], position in the entity, 0-based, strictly increasing in a chain; a jump is a chain break
     b_factors      float32 [n, 37] Å², or None
     dssp           n letters of DSSP's 8 states, C for loop and ``?`` for unknown, or None
     profile        float32 [n, 20] amino-acid frequencies in ``RESIDUES`` order, or None
     msa            MSA with ``sequence`` as its query, or None
     resolution     Å, or None
     templates      templates with ``sequence`` as their query, or None
+    chain_ids      chains of a complex, whose residues follow each other chain by chain; None for a single chain
     """
 
     id: str
@@ -88,6 +103,7 @@ class Record:
     msa: Msa | None = None
     resolution: float | None = None
     templates: TemplateSet | None = None
+    chain_ids: ChainIds | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,8 @@ class Features:
     template_positions  float32 [t, n, 37, 3] Å, 0 where missing
     template_atom_mask  bool [t, n, 37]
     template_mask       bool [t], False = no such template
+
+    Of a complex (``ChainIds``), or None for a single chain: asym_id, entity_id, sym_id, int64 [n].
     """
 
     id: str
@@ -136,6 +154,9 @@ class Features:
     template_positions: np.ndarray | None = None
     template_atom_mask: np.ndarray | None = None
     template_mask: np.ndarray | None = None
+    asym_id: np.ndarray | None = None
+    entity_id: np.ndarray | None = None
+    sym_id: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +191,9 @@ class Batch:
     template_positions: Tensor | None = None
     template_atom_mask: Tensor | None = None
     template_mask: Tensor | None = None
+    asym_id: Tensor | None = None
+    entity_id: Tensor | None = None
+    sym_id: Tensor | None = None
     recycling: int = 0
     step: int = 0
     progress: float = 0.0
