@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from ds4sci import kernels
-from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import triangle_multiplication
 from ds4sci.kernels.triangle_multiplication import Weights, by_channels
 from ds4sci.kernels.triangle_multiplication.by_channels import (
@@ -18,7 +16,7 @@ from ds4sci.kernels.triangle_multiplication.by_channels import (
     triangle_multiplication_by_channels,
 )
 from tests.support.kernel_contract import BroadcastMaskContract
-from tests.support.kernel_runs import normal
+from tests.support.kernel_runs import least_peak_bytes, normal
 
 
 class TestContract(BroadcastMaskContract):
@@ -104,20 +102,11 @@ def test_in_place_equals_the_sum(direction: str, n: int, hidden: int, bias: bool
     assert (found - exact).abs().max() <= 3 * honest
 
 
-def _peak_bytes(action: Callable[[], object]) -> float:
-    """Peak memory of a call: the least of four, since pages that the allocator keeps only add to it."""
-    peaks = [peak_memory_mb(action, torch.device("cpu")) for _ in range(4)]
-    known = [peak for peak in peaks if peak is not None]
-    if not known:
-        pytest.skip("the system does not report the peak memory of a process")
-    return 1e6 * min(known)
-
-
 def test_memory_of_the_sum_in_place() -> None:
     """Beside z, the product of its size, a quarter for a and b, and tiles."""
     z, weights = torch.randn(1, 512, 512, 64), _random_weights(64, 64, torch.float32, True)
     add_triangle_multiplication(torch.randn(1, 9, 9, 64), None, weights, "outgoing")  # builds
-    assert _peak_bytes(lambda: add_triangle_multiplication(z, None, weights, "outgoing")) < 2.5 * z.nbytes
+    assert least_peak_bytes(lambda: add_triangle_multiplication(z, None, weights, "outgoing")) < 2.5 * z.nbytes
 
 
 @pytest.mark.parametrize("direction", ["outgoing", "incoming"])
@@ -144,5 +133,5 @@ def test_memory_of_the_update_by_channels() -> None:
     """The update, the product of its size, a quarter for a and b, and tiles."""
     z, weights = torch.randn(1, 512, 512, 64), _random_weights(64, 64, torch.float32, True)
     triangle_multiplication_by_channels(torch.randn(1, 9, 9, 64), None, weights, "outgoing")  # builds
-    used = _peak_bytes(lambda: triangle_multiplication_by_channels(z, None, weights, "outgoing"))
+    used = least_peak_bytes(lambda: triangle_multiplication_by_channels(z, None, weights, "outgoing"))
     assert used < 3 * z.nbytes  # 4 of the kernel with gradients

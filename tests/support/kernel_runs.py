@@ -8,7 +8,6 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -234,11 +233,16 @@ def assert_no_growth(kernel: Kernel, sweep: SizeSweep, sizes: tuple[int, ...], d
 
 def peak_in_outputs(call: Callable[[], torch.Tensor]) -> float:
     """Peak memory of forward and backward over the inputs, as a multiple of the output."""
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("peak memory is read from Linux's /proc")
     out = call()
     weight = torch.ones_like(out)
     out.backward(weight)
-    peak = peak_memory_mb(lambda: call().backward(weight), torch.device("cpu"))
-    assert peak is not None
-    return peak / (weight.nbytes / 1e6)
+    return least_peak_bytes(lambda: call().backward(weight)) / weight.nbytes
+
+
+def least_peak_bytes(action: Callable[[], object]) -> float:
+    """Peak memory of a call: the least of four, since pages that the allocator keeps only add to it."""
+    peaks = [peak_memory_mb(action, torch.device("cpu")) for _ in range(4)]
+    known = [peak for peak in peaks if peak is not None]
+    if not known:
+        pytest.skip("the system does not report the peak memory of a process")
+    return 1e6 * min(known)
