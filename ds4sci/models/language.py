@@ -71,7 +71,7 @@ class Config(BaseModel):
     chunk_tokens: int | None = Field(None, ge=16)
     """Run each layer on this number of tokens at a time in training, forward and backward: of a whole row exist only
     the layers' inputs, and the keys and values of one layer. For the longest rows; it takes the place of
-    ``train.activation_budget``. Not with ZeRO 3 or ``parallel.sequence``."""
+    ``train.activation_budget``. Not with ZeRO 3."""
     tile_size: int = Field(2048, ge=16)
     """Tokens that MLPs and RMSNorms process at a time in recomputed layers."""
 
@@ -144,8 +144,6 @@ class LanguageModel(nn.Module):
     def group(self, group: SequenceGroup) -> None:
         if group.size > 1:
             inner = unwrap_peft(self.model)
-            if self.config.chunk_tokens is not None:
-                raise ValueError("model.chunk_tokens and parallel.sequence cannot be combined; remove one of them")
             if not self.convention.shardable:
                 raise ValueError(
                     f"parallel.sequence: {type(inner).__name__} mixes tokens outside attention, or has its own "

@@ -18,7 +18,9 @@ Source: DeepSpeed-Ulysses (arXiv 2309.14509). The uneven split is an addition.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -62,29 +64,80 @@ def ulysses_attention(
         return attend(q, k, v)
     if forward_backward is not None:
         return _UlyssesAttention.apply(q, k, v, forward_backward, group, donated)
-    head_ranges, key_ranges, index = _partition_heads(q, k, group)
+    head_ranges, key_ranges, index = _partition_heads(q.shape[2], k.shape[2], group)
     queries: Tensor = _SequenceToHeads.apply(q, head_ranges, group)
     keys, values = (_SequenceToHeads.apply(x, key_ranges, group) for x in (k, v))
     if not head_ranges[group.rank]:  # no heads, but backward must pass through all three collectives
         return _HeadsToSequence.apply(queries + keys + values, head_ranges, group)
     if index is not None:
-        keys, values = keys.index_select(2, index), values.index_select(2, index)
+        keys, values = keys[:, :, index], values[:, :, index]
     return _HeadsToSequence.apply(attend(queries, keys, values), head_ranges, group)
 
 
-def _partition_heads(q: Tensor, k: Tensor, group: SequenceGroup) -> tuple[list[range], list[range], Tensor | None]:
+def _partition_heads(
+    heads: int, key_heads: int, group: SequenceGroup
+) -> tuple[list[range], list[range], list[int] | None]:
     """Return the heads of each rank, the key heads that they read, and an index or None.
 
     The index gives the key head of each head of this rank; it is None if every key head is read by equally many.
     """
-    heads, ratio = q.shape[2], q.shape[2] // k.shape[2]
+    ratio = heads // key_heads
     head_ranges = [head_range(heads, group.size, r) for r in range(group.size)]
     key_ranges = [key_head_range(one_range, ratio) for one_range in head_ranges]
     own, own_keys = head_ranges[group.rank], key_ranges[group.rank]
     index = None
     if len(own) != ratio * len(own_keys):  # fewer heads read the first or last key head
-        index = torch.tensor([head // ratio - own_keys.start for head in own], device=q.device)
+        index = [head // ratio - own_keys.start for head in own]
     return head_ranges, key_ranges, index
+
+
+@dataclass(frozen=True)
+class HeadExchange:
+    """The exchange of tokens for heads, for layers that run on a part of each rank's tokens at a time.
+
+    queries, keys  number of heads of q, and of k and v
+    Collective: every rank calls each method equally often, with equally many tokens.
+    """
+
+    group: SequenceGroup
+    queries: int
+    keys: int
+
+    @functools.cached_property
+    def _parts(self) -> tuple[list[range], list[range], list[int] | None]:
+        return _partition_heads(self.queries, self.keys, self.group)
+
+    def queries_to_heads(self, x: Tensor) -> list[Tensor]:
+        """x ``[c, h, d]`` → the tokens of each rank, P times ``[c, own, d]``."""
+        if self.group.size == 1:
+            return [x]
+        return list(sequence_to_heads(x[None], self._parts[0], self.group)[0].chunk(self.group.size))
+
+    def queries_to_tokens(self, parts: list[Tensor]) -> Tensor:
+        """The inverse of ``queries_to_heads``."""
+        if self.group.size == 1:
+            return parts[0]
+        return heads_to_sequence(torch.cat(parts)[None], self._parts[0], self.group, self.queries)[0]
+
+    def keys_to_heads(self, x: Tensor) -> list[Tensor]:
+        """x ``[c, g, d]`` → the tokens of each rank, P times ``[c, keys that the own queries read, d]``."""
+        if self.group.size == 1:
+            return [x]
+        _, ranges, index = self._parts
+        heads = sequence_to_heads(x[None], ranges, self.group)[0]
+        return list((heads if index is None else heads[:, index]).chunk(self.group.size))
+
+    def keys_to_tokens(self, parts: list[Tensor]) -> Tensor:
+        """The transpose of ``keys_to_heads``, for gradients: keys that several heads or ranks read are summed."""
+        if self.group.size == 1:
+            return parts[0]
+        _, ranges, index = self._parts
+        heads = torch.cat(parts)
+        if index is not None:
+            count = len(ranges[self.group.rank])
+            by_head = torch.tensor(index, device=heads.device)
+            heads = heads.new_zeros(len(heads), count, heads.shape[2]).index_add_(1, by_head, heads)
+        return heads_to_sequence(heads[None], ranges, self.group, self.keys)[0]
 
 
 class ForwardBackward(Protocol):
@@ -114,10 +167,10 @@ class _UlyssesAttention(torch.autograd.Function):
         donated: bool,
     ) -> Tensor:
         heads, key_count = q.shape[2], k.shape[2]
-        head_ranges, key_ranges, index = _partition_heads(q, k, group)
+        head_ranges, key_ranges, index = _partition_heads(heads, key_count, group)
         given = [sequence_to_heads(x, of, group) for x, of in ((q, head_ranges), (k, key_ranges), (v, key_ranges))]
         if index is not None:
-            given[1:] = (x.index_select(2, index) for x in given[1:])
+            given[1:] = (x[:, :, index] for x in given[1:])
         out, *saved = forward_backward.forward(*given) if head_ranges[group.rank] else given[:1]
         tokens = heads_to_sequence(out, head_ranges, group, heads)
         ctx.save_for_backward(*given, tokens, *saved)
@@ -150,11 +203,11 @@ def _head_gradients(ctx: Any, grad: Tensor, needs_grad: tuple[bool, ...]) -> lis
     out, grad = (sequence_to_heads(x, ctx.head_ranges, ctx.group) for x in (tokens, grad))
     grads = ctx.forward_backward.backward(grad, q, k, v, out, *others, needs_grad, ctx.donated)
     if ctx.index is not None:
-        count = len(ctx.key_ranges[ctx.group.rank])
+        count, index = len(ctx.key_ranges[ctx.group.rank]), torch.tensor(ctx.index, device=grad.device)
         for i in (1, 2):
             if needs_grad[i]:
                 one = grads[i]
-                grads[i] = one.new_zeros(*one.shape[:2], count, one.shape[3]).index_add_(2, ctx.index, one)
+                grads[i] = one.new_zeros(*one.shape[:2], count, one.shape[3]).index_add_(2, index, one)
     return grads
 
 

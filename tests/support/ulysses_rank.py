@@ -11,9 +11,17 @@ from torch.utils.checkpoint import checkpoint
 
 from ds4sci.kernels import varlen_attention
 from ds4sci.kernels.varlen_attention import forward_backward
-from ds4sci.parallel.groups import SequenceGroup
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.parallel.ulysses import ulysses_attention
+from tests.support import language_oracle
 
+CHUNKED = [
+    ("causal_lm", language_oracle.LLAMA),
+    ("causal_lm", language_oracle.LLAMA | {"num_key_value_heads": 6}),
+    ("causal_lm", language_oracle.LLAMA | {"num_attention_heads": 3, "num_key_value_heads": 1}),
+    ("masked_lm", language_oracle.ESM),
+]  # fmt: skip
+"""Models whose layers run on a part of the tokens; some have fewer key heads than ranks."""
 HEADS = [(5, 5), (6, 2), (1, 1), (7, 1), (8, 4)]
 """(query heads, key heads); some are fewer than the ranks."""
 
@@ -64,3 +72,25 @@ def check() -> None:
                 assert torch.allclose(part, group.shard(out), **near), (heads, keys, name)
                 for x, y in zip(mine, exact, strict=True):
                     assert torch.allclose(x.grad, group.shard(y.grad), **near), (heads, keys, name)
+
+
+def check_chunks() -> None:
+    """Losses and gradients of layers on a part of each rank's tokens equal those of whole rows in one process."""
+    dist.init_process_group("gloo")
+    group = SequenceGroup(dist.get_rank(), dist.get_world_size(), 0, 1, dist.group.WORLD)
+    for kind, config in CHUNKED:
+        batch = language_oracle.batch(kind, [[57, 9, 30], [90]], 48 * group.size)
+        found = []
+        for chunk_tokens, ranks in ((None, SINGLE_RANK), (20, group)):
+            model = language_oracle.model(kind, config, torch.float64, chunk_tokens=chunk_tokens).train()
+            model.group = ranks
+            out = model(batch)
+            (out.losses * out.weights).sum().backward()
+            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            found.append((out.losses.detach(), grads))
+        (whole, exact), (part, grads) = found
+        assert torch.allclose(part, group.shard(whole), rtol=1e-6)  # the rotary embeddings are fp32
+        assert grads.keys() == exact.keys()
+        for name, grad in exact.items():
+            off = group.all_reduce_sum(grads[name]) - grad
+            assert off.norm() <= 1e-6 * grad.norm() + 1e-12, (kind, name)

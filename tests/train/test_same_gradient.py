@@ -86,7 +86,8 @@ def test_ranks_train_as_fp64_torch_in_one_process(ranks, home) -> None:
 @pytest.mark.slow
 def test_sequence_parallel_ranks_train_as_fp64_torch(tmp_path) -> None:
     """Each rank computes its part of the loss; DeepSpeed's stage 3 scales gradients differently from the others."""
-    check([Case("token_classification", 3, 8, 2)], 2, tmp_path, parallel={"sequence": 2})
+    cases = [Case("causal_lm", 2, 8, 2, "causal_lm chunked"), Case("token_classification", 3, 8, 2)]
+    check(cases, 2, tmp_path, parallel={"sequence": 2})
 
 
 @pytest.mark.nightly

@@ -15,6 +15,11 @@ def test_any_number_of_heads(size, tmp_path) -> None:
     rank_processes.call(size, ulysses_rank.check, [], tmp_path)
 
 
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.nightly)])
+def test_layers_on_a_part_of_the_tokens(size, tmp_path) -> None:
+    rank_processes.call(size, ulysses_rank.check_chunks, [], tmp_path)
+
+
 def test_every_head_has_one_rank() -> None:
     for heads in range(1, 25):
         for size in range(1, 9):

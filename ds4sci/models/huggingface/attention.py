@@ -99,7 +99,13 @@ def chunk_layer(
 
     with save_on_host() if offload else contextlib.nullcontext():
         return run_chunked(
-            function, *args, chunk_tokens=chunk_tokens, layer=layer, use_chunk=use_chunk, overwrites=overwrites
+            function,
+            *args,
+            chunk_tokens=chunk_tokens,
+            layer=layer,
+            use_chunk=use_chunk,
+            overwrites=overwrites,
+            group=layout.group,
         )
 
 

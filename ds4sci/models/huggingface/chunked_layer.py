@@ -10,6 +10,11 @@ edited: it is called on the chunk's tokens, and ds4sci's attention joins the chu
               differentiated; the gradients of its keys, from itself and later chunks, are then complete.
               bidirectional: all chunks, then all chunks up to their keys, with the gradients of keys and values.
 
+With rows sharded across P ranks (``ds4sci.parallel.ulysses``), each rank runs its own chunks, all ranks at the same
+time. It holds the keys and values of whole rows for the heads that it computes, and an exchange per chunk gives it the
+queries of all ranks for these. A chunk needs the keys of tokens of other ranks that precede it, so causal layers run
+like bidirectional ones.
+
 After FPDT (Yao et al. 2024, arXiv 2408.16978), without its offloading and its own attention.
 """
 
@@ -27,6 +32,8 @@ from torch.autograd.function import once_differentiable
 
 from ds4sci.kernels.varlen_attention.chunks import Queries
 from ds4sci.nn.activation_budget import keep_all
+from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
+from ds4sci.parallel.ulysses import HeadExchange
 
 
 class _KeysStored(Exception):
@@ -35,19 +42,24 @@ class _KeysStored(Exception):
 
 @dataclass
 class Chunk:
-    """The running chunk, and the keys and values of its row.
+    """The running chunk, and the keys and values of all rows.
 
-    first      token of the flattened rows at which the chunk begins
-    tokens     of the flattened rows
-    only_keys  end the layer's call as soon as the keys are stored
-    keys, values            ``[tokens, g, d]``; None before the first call of attention
+    rows, length  rows, and tokens of a row on each rank
+    row, start    of the chunk's first token
+    only_keys     end the layer's call as soon as the keys are stored
+    keys, values            ``[tokens of the whole rows, g, d]`` for this rank's heads; None before the first call of
+                            attention
     grad_keys, grad_values  fp32 like them, in the backward pass
-    causal     of the layer's attention; None before its first call
-    own        k and v of the chunk, with their graph
+    causal        of the layer's attention; None before its first call
+    own           k and v of the chunk, with their graph
+    exchange      of the chunk's tokens for this rank's heads; None before the first call of attention
     """
 
-    tokens: int
-    first: int = 0
+    group: SequenceGroup
+    rows: int
+    length: int
+    row: int = 0
+    start: int = 0
     only_keys: bool = False
     keys: Tensor | None = None
     values: Tensor | None = None
@@ -55,7 +67,19 @@ class Chunk:
     grad_values: Tensor | None = None
     causal: bool | None = None
     own: list[Tensor] = field(default_factory=list)
+    exchange: HeadExchange | None = None
     calls: int = 0
+
+    @property
+    def all_keys_first(self) -> bool:
+        """Whether a query may attend to keys of chunks that run later, or run on other ranks."""
+        return not self.causal or self.group.size > 1
+
+    @property
+    def firsts(self) -> list[int]:
+        """Where the chunk of each rank begins in the flattened whole rows."""
+        size = self.group.size
+        return [(self.row * size + rank) * self.length + self.start for rank in range(size)]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, doc_spans: Tensor, causal: bool, scale: float) -> Tensor:
         """Return the output ``[c, h, d]`` of the chunk's queries. Raises ValueError at the second call in a layer."""
@@ -63,16 +87,32 @@ class Chunk:
         if self.calls > 1:
             raise ValueError("model.chunk_tokens: the layer calls attention more than once")
         self.causal = causal
-        if self.keys is None or self.values is None:
-            self.keys, self.values = (x.new_empty(self.tokens, *x.shape[1:]) for x in (k, v))
-        here = slice(self.first, self.first + len(k))
-        if self.only_keys or causal:
-            self.keys[here], self.values[here] = k.detach(), v.detach()
+        if self.exchange is None:
+            self.exchange = HeadExchange(self.group, q.shape[1], k.shape[1])
+        if self.only_keys or not self.all_keys_first:
+            parts = [self.exchange.keys_to_heads(x.detach()) for x in (k, v)]
+            if self.keys is None or self.values is None:
+                tokens = self.rows * self.length * self.group.size
+                self.keys, self.values = (x.new_empty(tokens, *x.shape[1:]) for x, *_ in parts)
+            for stored, of_ranks in zip((self.keys, self.values), parts, strict=True):
+                for first, part in zip(self.firsts, of_ranks, strict=True):
+                    stored[first : first + len(part)] = part
         self.own = [k, v]
         if self.only_keys:
             raise _KeysStored
-        out: Tensor = _Attention.apply(q, k, v, self, Queries(doc_spans, self.first, causal, scale))
+        queries = [Queries(doc_spans, first, causal, scale) for first in self.firsts]
+        out: Tensor = _Attention.apply(q, k, v, self, queries)
         return out
+
+    def key_gradients(self) -> list[Tensor]:
+        """The gradients of the chunk's k and v that have been added up so far, as ``own``."""
+        assert self.exchange is not None
+        found = []
+        for own, grad in zip(self.own, (self.grad_keys, self.grad_values), strict=True):
+            assert grad is not None
+            parts = [grad[first : first + len(own)] for first in self.firsts]
+            found.append(self.exchange.keys_to_tokens(parts).to(own.dtype))
+        return found
 
 
 class _Attention(torch.autograd.Function):
@@ -80,32 +120,41 @@ class _Attention(torch.autograd.Function):
     if they are complete."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, queries: Queries) -> Tensor:
-        assert chunk.keys is not None
-        assert chunk.values is not None
-        out, ctx.saved = queries.attend(q, chunk.keys, chunk.values)
-        ctx.save_for_backward(q, out)
-        ctx.chunk, ctx.queries, ctx.dtypes = chunk, queries, (k.dtype, v.dtype)
-        return out
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, queries: list[Queries]) -> Tensor:
+        keys, values, exchange = chunk.keys, chunk.values, chunk.exchange
+        assert keys is not None
+        assert values is not None
+        assert exchange is not None
+        given = exchange.queries_to_heads(q)
+        if keys.shape[1]:
+            results = [one.attend(part, keys, values) for one, part in zip(queries, given, strict=True)]
+        else:  # more ranks than heads
+            results = [(part, ()) for part in given]
+        outs, ctx.saved = zip(*results, strict=True)
+        ctx.save_for_backward(*given, *outs)
+        ctx.chunk, ctx.queries = chunk, queries
+        return exchange.queries_to_tokens(list(outs))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (q, out), chunk = ctx.saved_tensors, ctx.chunk
+        tensors, chunk, count = ctx.saved_tensors, ctx.chunk, len(ctx.queries)
+        grads = list(chunk.exchange.queries_to_heads(grad))
         saved, ctx.saved = ctx.saved, None
-        grad_q = ctx.queries.add_gradients(
-            grad, q, chunk.keys, chunk.values, out, saved, chunk.grad_keys, chunk.grad_values
-        )
-        if not ctx.queries.causal:
-            return grad_q, None, None, None, None
-        here = slice(chunk.first, chunk.first + len(q))
-        grads = (x[here].to(t) for x, t in zip((chunk.grad_keys, chunk.grad_values), ctx.dtypes, strict=True))
-        return grad_q, *grads, None, None
+        for i, one in enumerate(ctx.queries):
+            if chunk.keys.shape[1]:
+                grads[i] = one.add_gradients(
+                    grads[i], tensors[i], chunk.keys, chunk.values, tensors[count + i], saved[i], chunk.grad_keys,
+                    chunk.grad_values,
+                )  # fmt: skip
+        grad_q = chunk.exchange.queries_to_tokens(grads)
+        return grad_q, *((None, None) if chunk.all_keys_first else chunk.key_gradients()), None, None
 
 
 def run_chunked(
     function: functools.partial[Any], x: Tensor, *args: Any, chunk_tokens: int, layer: nn.Module,
     use_chunk: Callable[[Chunk], contextlib.AbstractContextManager[None]], overwrites: bool = False,
+    group: SequenceGroup = SINGLE_RANK,
 ) -> Tensor:  # fmt: skip
     """Call a layer on ``chunk_tokens`` tokens of one row of x ``[b, n, c]`` at a time, forward and backward.
 
@@ -114,10 +163,11 @@ def run_chunked(
     use_chunk  context in which ds4sci's attention uses a chunk
     overwrites  whether backward of a causal layer may write the gradient of x over x. A second backward through the
                 same graph then raises RuntimeError
+    group      ranks that the rows are sharded across; x is this rank's part. Collective
 
     Raises ValueError for arguments that cannot be divided by tokens.
     """
-    runner = _Runner(function, args, chunk_tokens, layer, use_chunk, (x.shape[0], x.shape[1]), overwrites)
+    runner = _Runner(function, args, chunk_tokens, layer, use_chunk, (x.shape[0], x.shape[1]), overwrites, group)
     parameters = [p for p in layer.parameters() if p.requires_grad]
     out: Tensor = _Layer.apply(runner, parameters, x, *parameters)
     return out
@@ -149,6 +199,7 @@ class _Runner:
     use_chunk: Callable[[Chunk], contextlib.AbstractContextManager[None]]
     shape: tuple[int, int]
     overwrites: bool
+    group: SequenceGroup
     is_spent: bool = False
 
     def __post_init__(self) -> None:
@@ -167,9 +218,9 @@ class _Runner:
         self.autocast = {
             "device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind),
         }  # fmt: skip
-        chunk = Chunk(x.shape[0] * x.shape[1])
+        chunk = Chunk(self.group, *self.shape)
         self.call(x, 0, chunk, only_keys=True)
-        if not chunk.causal:
+        if chunk.all_keys_first:
             for i in range(1, len(self.parts)):
                 self.call(x, i, chunk, only_keys=True)
         out: Tensor | None = None
@@ -185,7 +236,7 @@ class _Runner:
         """Return the gradients of x and of the parameters."""
         if self.is_spent:
             raise RuntimeError("model.chunk_tokens: a second backward pass through the same graph is not possible")
-        chunk = Chunk(x.shape[0] * x.shape[1])
+        chunk = Chunk(self.group, *self.shape)
         with torch.no_grad():
             for i in range(len(self.parts)):
                 self.call(x, i, chunk, only_keys=True)
@@ -195,9 +246,9 @@ class _Runner:
             torch.zeros(y.shape, dtype=torch.promote_types(y.dtype, torch.float32), device=y.device)
             for y in (chunk.keys, chunk.values)
         )
-        # Causal: the input of a chunk is not needed after its backward. If another operation has saved x, autograd
-        # raises an error there, as x has been modified.
-        self.is_spent = self.overwrites and bool(chunk.causal)
+        # Without such keys, the input of a chunk is not needed after its backward. If another operation has saved x,
+        # autograd raises an error there, as x has been modified.
+        self.is_spent = self.overwrites and not chunk.all_keys_first
         grad_x = x.detach() if self.is_spent else torch.empty_like(x)
         sums: list[Tensor | None] = [None] * len(parameters)
 
@@ -219,14 +270,12 @@ class _Runner:
             with torch.enable_grad():
                 y = self.call(x, i, chunk, own=own)
             add(i, [y], [self.at(grad, self.parts[i])], own, True)
-        if not chunk.causal:
+        if chunk.all_keys_first:
             for i in range(len(self.parts)):
                 own = self.at(x, self.parts[i]).detach().requires_grad_()
                 with torch.enable_grad():
                     self.call(x, i, chunk, own=own, only_keys=True)
-                here = slice(chunk.first, chunk.first + own.shape[1])
-                pairs = zip(chunk.own, (chunk.grad_keys, chunk.grad_values), strict=True)
-                wanted = [(k, g[here].to(k.dtype)) for k, g in pairs if k.requires_grad]
+                wanted = [(k, g) for k, g in zip(chunk.own, chunk.key_gradients(), strict=True) if k.requires_grad]
                 add(i, [k for k, _ in wanted], [g for _, g in wanted], own, False)
         return grad_x, [None if s is None else s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)]
 
@@ -237,7 +286,7 @@ class _Runner:
     def call(self, x: Tensor, i: int, chunk: Chunk, *, own: Tensor | None = None, only_keys: bool = False) -> Tensor:
         """Call the layer on chunk i: its output; with ``only_keys`` an empty tensor, and its keys are stored."""
         row, start, _ = part = self.parts[i]
-        chunk.first, chunk.only_keys, chunk.calls, chunk.own = row * self.shape[1] + start, only_keys, 0, []
+        chunk.row, chunk.start, chunk.only_keys, chunk.calls, chunk.own = row, start, only_keys, 0, []
         args = [self.divide(value, part) for value in self.args]
         keywords = {name: self.divide(value, part) for name, value in self.function.keywords.items()}
         given = self.at(x, part) if own is None else own

@@ -15,7 +15,6 @@ from torch import nn
 from ds4sci.kernels.varlen_attention.chunks import Queries
 from ds4sci.models import language
 from ds4sci.models.huggingface.chunked_layer import run_chunked
-from ds4sci.parallel.groups import SequenceGroup
 from tests.support import language_oracle as oracle
 
 KINDS = {"causal_lm": oracle.LLAMA, "masked_lm": oracle.ESM}
@@ -172,8 +171,6 @@ def test_a_layer_without_attention_is_refused() -> None:
 
 def test_what_is_not_supported_is_refused() -> None:
     model = oracle.model("causal_lm", oracle.LLAMA, chunk_tokens=16)
-    with pytest.raises(ValueError, match=r"chunk_tokens and parallel\.sequence cannot be combined"):
-        model.group = SequenceGroup(0, 2)
     assert model.why_not_zero3
     assert oracle.model("causal_lm", oracle.LLAMA).why_not_zero3 is None
     config = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
