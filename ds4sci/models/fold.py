@@ -20,6 +20,7 @@ from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, RecyclingEmbedd
 from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
 from ds4sci.nn.heads import ALIGNED_ERROR_BINS, DISTOGRAM_BINS, DistogramHead, PLDDTHead
 from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.nn.low_rank import LowRankConfig, add_low_rank
 from ds4sci.nn.structure_module import StructureModule
 from ds4sci.nn.template import TemplateEmbedder, Templates
 from ds4sci.parallel.axial import AxialShards
@@ -172,6 +173,8 @@ class Config(_Section):
     """Channels of the pLDDT head."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: patterns such as ``extra_msa_*``. Each must match at least one parameter."""
+    lora: LowRankConfig | None = None
+    """Low-rank adapters. All other weights are then frozen. Not with ZeRO 3."""
     checkpoint_blocks: bool = False
     """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
 
@@ -213,6 +216,8 @@ class FoldModel(nn.Module):
             "secondary": lambda: nn.Sequential(LayerNorm(config.c_m), Linear(config.c_m, 3, init="zero")),
         }
         self.heads = nn.ModuleDict({name: makers[name]() for name in config.heads})
+        if config.lora is not None:
+            add_low_rank(self, config.lora)
         freeze_parameters(self, config.freeze)
 
     def set_parallel_group(self, group: SequenceGroup) -> None:
@@ -231,6 +236,8 @@ class FoldModel(nn.Module):
     @property
     def why_not_zero3(self) -> str | None:
         """Why ZeRO-3 cannot train this model, or None."""
+        if self.config.lora is not None:
+            return "low-rank adapters, whose gradients follow when their layer's weights are released; use stage 0, 1 or 2"
         if not self.config.stem.stem_only_fraction:
             return None
         return (

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ds4sci.nn.low_rank import merge_low_rank
+
 Format = Literal["int8", "nf4"]
 """``int8``: w ≈ q max|row| / 127.5, one scale per row. ``nf4``: 16 levels at quantiles of the normal distribution, one
 scale per 64 weights (Dettmers et al. 2023, QLoRA). Bytes per weight: 1 and 0.5625; 4 in fp32."""
@@ -125,7 +127,9 @@ class Quantizable(Protocol):
 
 
 def quantize_weights(model: nn.Module, format: Format) -> None:
-    """Compress the weights of ``quantizable_layers(model)`` in place. Gradients of them are then no longer possible.
+    """Compress the weights of ``quantizable_layers(model)`` in place, after merging adapters (``nn.low_rank``).
+
+    Gradients of them are then no longer possible.
 
     Raises ValueError for an unknown format and a model without such layers, and without the library of the format.
     """
@@ -134,6 +138,7 @@ def quantize_weights(model: nn.Module, format: Format) -> None:
     if isinstance(model, Quantizable):
         model.quantize(format)
         return
+    merge_low_rank(model)
     for layer in quantizable_layers(model).values():
         layer.weight.requires_grad_(False)
         compression = _COMPRESSIONS[format](layer.weight)

@@ -89,6 +89,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "causal_lm chunked": ("causal_lm", {"model": {"chunk_tokens": 16}}, {}),
     "masked_lm chunked": ("masked_lm", {"model": {"chunk_tokens": 24}}, {}),
+    "fold lora": ("fold", {"model": {"lora": {"rank": 3, "alpha": 0.75}}}, {}),
     "fold templates": (
         "fold", {"model": {"template": SMALL_TEMPLATE}, "data": {"features": WITH_TEMPLATES}}, {},
     ),
@@ -98,9 +99,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 def variant_stages(name: str) -> list[int]:
     """ZeRO stages that a variant can use: optimizer states are offloaded from stage 1 on, parameters at stage 3, and
-    layers do not run in chunks at stage 3."""
+    layers in chunks and adapters of structure models are refused at stage 3."""
     zero = VARIANTS[name][2]
-    if "chunked" in name:
+    if "chunked" in name or name == "fold lora":
         return [0, 1, 2]
     return [3] if "offload_param" in zero else [1, 2, 3] if zero else [0, 1, 2, 3]
 

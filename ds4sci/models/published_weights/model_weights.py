@@ -11,6 +11,7 @@ from ds4sci.models.published_weights.key_map import TEMPLATES
 from ds4sci.models.published_weights.sizes import HEADS, differing_sizes, read_contents
 from ds4sci.models.published_weights.weight_file import WeightFile, read_weights, write_weights
 from ds4sci.models.weight_fit import FittedWeights, fit_weights
+from ds4sci.nn.low_rank import is_adapter, merged_state
 
 REASONS = {
     TEMPLATES: "the model has no templates (model.template.blocks)",
@@ -41,12 +42,14 @@ def describe_unknown(file: WeightFile) -> str:
 def read_for(model: FoldModel, file: Path, *, skip: Sequence[str] = (), new: Sequence[str] = ()) -> FittedWeights:
     """Return the parameters in ``file`` for ``model``; ``skip`` and ``new`` are those of ``fit_weights``.
 
+    Low-rank adapters that the file lacks keep their initial values, with which the model is that of the file.
     Auxiliary heads that the model lacks are left out; templates only if ``skip`` matches them, as predictions depend on
     them. Raises ValueError for a file that cannot be read or does not fit, naming the tensors.
     """
     weights = read_weights(file)
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     fit = fit_weights(
-        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        {name: shape for name, shape in own.items() if name in weights.tensors or not is_adapter(name)},
         weights.shapes(),
         source=file,
         skip=skip,
@@ -69,11 +72,12 @@ def _hint(model: FoldModel, weights: WeightFile) -> str:
 
 def export_openfold(model: FoldModel, path: Path) -> None:
     """Write the parameters of ``model`` as a state dict of OpenFold's model, which has templates if this one does.
+    Low-rank adapters are merged.
 
     Warns about heads that only one of the two models has. Raises ValueError, naming the tensors, for a model with other
     parts that OpenFold lacks.
     """
-    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.cpu() for name, tensor in merged_state(model).items()}
     if own := [name for name in model.config.heads if name not in HEADS]:
         tensors = {
             name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(f"heads.{h}." for h in own))
