@@ -237,7 +237,7 @@ class FoldModel(nn.Module):
     def why_not_zero3(self) -> str | None:
         """Why ZeRO-3 cannot train this model, or None."""
         if self.config.lora is not None:
-            return "low-rank adapters, whose gradients follow when their layer's weights are released; use stage 0, 1 or 2"
+            return "low-rank adapters, whose gradients follow when their layers' weights are released; use stage 0 to 2"
         if not self.config.stem.stem_only_fraction:
             return None
         return (

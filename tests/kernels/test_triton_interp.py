@@ -34,8 +34,9 @@ LARGE = f"MSA or triangle or AF3 or template or {TWO_TILES}"
 FLOAT32 = "float32"
 GRADIENTS = "cross or heads"
 """Cases that differ in the inputs that have a gradient, or in how a gradient is summed."""
-SOME_ROWS = f"0-2 or 0-4 or {2**28}-1 or {2**28}-3"
-"""Scratch memory and number of rows of half of the cases of ``test_rows_that_share_a_bias``."""
+SOME_ROWS = f"0-2 or 0-4 or {2**28}-1 or {2**28}-2 or {2**28}-3"
+"""Scratch memory and number of rows of most of the cases of ``test_rows_that_share_a_bias``."""
+INFINITE = "q-inf or k-inf or v-inf or pair_bias-inf or mask-inf"
 BLOCK_LARGE = "several or MSA or ending or single or AF2 or incoming"
 """Cases of the other operations that take seconds each."""
 
@@ -97,7 +98,13 @@ def test_evoformer_attention() -> None:
     """Accuracy on small cases: all in float32, and those of ``GRADIENTS`` in 16 bits. lse, torch.compile, vmap,
     checkpointing, opcheck."""
     small = f"test_accuracy and not ({LARGE}) and ({FLOAT32} or {GRADIENTS})"
-    run(EVOFORMER, "-k", f"triton and ({small} or not TestContract)")
+    run(EVOFORMER, "-k", f"triton and ({small} or not TestContract) and not ({INFINITE})")
+
+
+@pytest.mark.interp
+@pytest.mark.nightly
+def test_evoformer_attention_with_infinite_inputs() -> None:
+    run(EVOFORMER, "-k", f"triton and ({INFINITE})")
 
 
 @pytest.mark.interp
