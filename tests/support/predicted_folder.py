@@ -11,7 +11,8 @@ import numpy as np
 
 from ds4sci.data.structures import writers
 from ds4sci.data.structures.parsers import mmcif
-from ds4sci.inference.predict import FAILED, NOT_ATTEMPTED, PREDICTED, file_stems
+from ds4sci.inference.predict import FAILED, NOT_ATTEMPTED, PREDICTED
+from ds4sci.inference.prediction_inputs import file_stems
 from ds4sci.types import Prediction, Record
 
 STRUCTURES = Path(__file__).parents[1] / "fixtures" / "mmcif"

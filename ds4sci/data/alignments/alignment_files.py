@@ -83,6 +83,15 @@ def index_folder(folder: str | Path) -> dict[str, list[Path]]:
     return found
 
 
+def complex_chain_files(folder: str | Path, name: str, chain: str) -> list[Path]:
+    """Return the files of chain ``chain`` of the complex ``name``: all entries of ``NAME/CHAIN/``, or of
+    ``NAME/msas/CHAIN/`` as in AlphaFold-Multimer; none if there is no such folder."""
+    for place in (Path(folder) / name / chain, Path(folder) / name / "msas" / chain):
+        if place.is_dir():
+            return _list_chain_folder(place)
+    return []
+
+
 def _list_chain_folder(folder: Path, into: Sequence[str] = ()) -> list[Path]:
     """Return the entries of a chain's folder and of its subfolders ``into``, or the folder itself if it is empty."""
     found: list[Path] = []

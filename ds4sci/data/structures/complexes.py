@@ -129,8 +129,8 @@ def attach_alignments(
             if at != owner and (others := [file for file in files_of(at) if file not in files_of(owner)])
         ]
         found = found or record.msa is not None or pairing is not None
-        if record.msa is not None and record.profile is None:
-            record = replace(record, profile=msa_profile(record.msa))
+        if record.profile is None and (source := record.msa or pairing) is not None:
+            record = replace(record, profile=msa_profile(source))
         with_profile[entity] = record
         aligned.append(ChainAlignments(_own_alignment(record), pairing))
     made = [replace(one, profile=with_profile[number].profile) for one, number in zip(chains, numbers, strict=True)]
