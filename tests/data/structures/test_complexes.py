@@ -21,7 +21,9 @@ from ds4sci.data.structures.complexes import ALIGNED_COPY, attach_alignments, jo
 from ds4sci.data.structures.crops import contiguous_crop, crop_complex, interface_residues, spatial_crop
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.structures.parsers import mmcif
-from ds4sci.types import Msa, Record, TemplateSet
+from ds4sci.metrics import chain_metrics
+from ds4sci.tasks.evaluations.structures import torsions
+from ds4sci.types import Msa, Prediction, Record, TemplateSet
 
 DATA = Path(__file__).parents[2] / "fixtures"
 SEQUENCE_INPUT = FeatureConfig(msa_input="sequence")
@@ -317,3 +319,35 @@ def test_wrong_chain_numbers_of_a_set() -> None:
             ChainSet(arrays)
     with pytest.raises(ValueError, match=r"asym_id has shape \(3,\)"):
         ChainSet(dict(chains._files[0].arrays) | {"asym_id": np.zeros(3)})
+
+
+# ---- scores
+
+
+def as_prediction(record: Record) -> Prediction:
+    n = len(record.sequence)
+    maps = np.zeros((n, n), np.float32)
+    return Prediction(
+        record.id, record.sequence, record.residue_index, record.atom_positions, record.atom_mask,
+        np.full(n, 50.0, np.float32), maps, maps, chain_ids=record.chain_ids,
+    )  # fmt: skip
+
+
+def test_the_border_of_two_chains_is_no_bond() -> None:
+    """Chains that touch: the last residue of the first is 3.8 Å from the first of the second."""
+    record = toy((6, 6), distance=9.0)
+    row = chain_metrics(as_prediction(record), record)
+    assert (row["bond_ok"], row["clash"], row["lddt_ca"]) == (1.0, 0.0, 1.0)
+    joined = replace(record, chain_ids=None, residue_index=np.arange(12))
+    assert chain_metrics(as_prediction(joined), joined)["bond_ok"] == pytest.approx(10 / 11)
+    close = toy((6, 6), distance=2.0)
+    assert chain_metrics(as_prediction(close), close)["clash"] == 1.0  # also of residues with the same number
+
+
+def test_torsions_end_at_each_chain(complexes: dict[str, Record]) -> None:
+    record = complexes["2Q2K"]
+    assert record.chain_ids is not None
+    whole = torsions(record.atom_positions, record.atom_mask, record.chain_ids)
+    parts = [torsions(one.atom_positions, one.atom_mask) for one in split_chains(record)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    assert np.isfinite(whole).sum() > 100
