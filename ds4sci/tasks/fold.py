@@ -176,7 +176,11 @@ class FoldTask(SampledTask):
     @cached_property
     def train_chains(self) -> ChainSet:
         """The chain set ``data.train``. Predictions do not open it."""
-        return ChainSet.open(resolve_data_path(self.config.data.train))
+        path = resolve_data_path(self.config.data.train)
+        chains = ChainSet.open(path)
+        if chains.has_complexes:
+            self._check_complexes(str(path))
+        return chains
 
     @cached_property
     def schedule(self) -> SampleSchedule:
@@ -269,6 +273,14 @@ class FoldTask(SampledTask):
         """Whether the model distinguishes the chains of a complex: ``model.kind = "multimer"``."""
         return getattr(self.config.model, "kind", "monomer") == "multimer"
 
+    def _check_complexes(self, source: str) -> None:
+        """Raise ValueError, naming ``source``, unless the model takes complexes."""
+        if not self.takes_complexes:
+            raise ValueError(
+                f"{source}: a complex of several chains, which this model would join to one chain; use a model of"
+                " complexes, or a chain set built without --complexes"
+            )
+
     @property
     def max_templates(self) -> int:
         """Number of templates of each chain; 0 = the model takes none."""
@@ -276,6 +288,8 @@ class FoldTask(SampledTask):
 
     def featurize(self, record: Record) -> Features:
         """Return the features of ``record`` for inference: full length, no masking, deterministic."""
+        if record.chain_ids is not None:
+            self._check_complexes(record.id)
         return featurize(record, self.evaluation_features, make_rng(self.seed, 0))
 
     def prediction_bytes(self, record: Record) -> int:

@@ -101,14 +101,20 @@ class ChainArrays:
         """Return the sequence of a chain without creating its record."""
         return self._sequence[self.offsets[index] : self.offsets[index + 1]].decode()
 
-    def _chain_ids(self, index: int) -> ChainIds | None:
-        if "asym_id" not in self.arrays:
-            return None
-        asym_id = self.arrays["asym_id"][self.offsets[index] : self.offsets[index + 1]]
-        if not asym_id[0]:
-            return None
+    def chain_sequences(self, index: int) -> list[str]:
+        """Return the sequences of the chains of a record: of a single chain, its own."""
         sequence = self.sequence(index)
-        return number_chains([sequence[own] for own in chain_slices(asym_id)])
+        if not self.is_complex(index):
+            return [sequence]
+        asym_id = self.arrays["asym_id"][self.offsets[index] : self.offsets[index + 1]]
+        return [sequence[own] for own in chain_slices(asym_id)]
+
+    def is_complex(self, index: int) -> bool:
+        """Return whether a record has chain numbers."""
+        return "asym_id" in self.arrays and bool(self.arrays["asym_id"][self.offsets[index]])
+
+    def _chain_ids(self, index: int) -> ChainIds | None:
+        return number_chains(self.chain_sequences(index)) if self.is_complex(index) else None
 
     def _msa(self, index: int, n: int) -> Msa | None:
         if "msa_depth" not in self.arrays or not self.arrays["msa_depth"][index]:

@@ -158,6 +158,16 @@ class ChainSet(Sequence[Record]):
         file, number = self._locate(index)
         return file.sequence(number)
 
+    def chain_sequences(self, index: int) -> list[str]:
+        """Return the sequences of the chains of a complex, or that of a single chain."""
+        file, number = self._locate(index)
+        return file.chain_sequences(number)
+
+    @property
+    def has_complexes(self) -> bool:
+        """Whether a record is a complex."""
+        return any("asym_id" in file.arrays for file in self._files)
+
 
 def write_files(folder: Path, parts: Iterable[dict[str, np.ndarray]], chains_per_file: int) -> int:
     """Write results of ``pack_all_arrays`` as the files of a set, uncompressed; return the number of chains.

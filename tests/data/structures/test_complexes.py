@@ -11,6 +11,8 @@ import pytest
 from ds4sci.chemistry.chains import chain_slices, number_chains
 from ds4sci.chemistry.residue_codes import GAP, UNKNOWN, encode
 from ds4sci.data.alignments import pairing
+from ds4sci.data.alignments.profile import with_msa_input
+from ds4sci.data.clustering.chain_split import clusters, leakage, split
 from ds4sci.data.loader import CropPhase, Plan, batches
 from ds4sci.data.sequences.fasta_records import make_record
 from ds4sci.data.structures.batch import collate
@@ -21,9 +23,13 @@ from ds4sci.data.structures.complexes import ALIGNED_COPY, attach_alignments, jo
 from ds4sci.data.structures.crops import contiguous_crop, crop_complex, interface_residues, spatial_crop
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.structures.parsers import mmcif
+from ds4sci.inference.evaluate import evaluate_run
+from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.metrics import chain_metrics
 from ds4sci.tasks.evaluations.structures import torsions
+from ds4sci.tasks.fold import FoldTask
 from ds4sci.types import Msa, Prediction, Record, TemplateSet
+from tests.support.fold_run import make_fold_run
 
 DATA = Path(__file__).parents[2] / "fixtures"
 SEQUENCE_INPUT = FeatureConfig(msa_input="sequence")
@@ -351,3 +357,49 @@ def test_torsions_end_at_each_chain(complexes: dict[str, Record]) -> None:
     parts = [torsions(one.atom_positions, one.atom_mask) for one in split_chains(record)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
     assert np.isfinite(whole).sum() > 100
+
+
+def test_a_split_separates_no_related_chains(complexes: dict[str, Record]) -> None:
+    """A complex shares one of its chains with another, and is related to it, however different the others are."""
+    random = np.random.default_rng(0)
+    shared, *others = ("".join(np.array(list("ARNDCQEGHILKMFPSTWYV"))[random.integers(0, 20, 60)]) for _ in range(6))
+    records = [
+        join_chains("one", [make_record("a", shared), make_record("b", others[0])]),
+        join_chains("two", [make_record("a", others[1]), make_record("b", others[2]), make_record("c", shared)]),
+        make_record("three_A", others[3]),
+        make_record("four_A", others[4]),
+        make_record("one_A", others[1][::-1]),
+    ]
+    for chains in (records, ChainSet.from_records(records)):
+        assert [0, 1] in clusters(chains)
+        train, valid = split(chains, 0.4, seed=1)
+        assert any({0, 1, 4} <= set(part) for part in (train, valid))
+        with pytest.warns(UserWarning, match="leakage"):
+            (pair,) = leakage(chains[1:2], chains[:1])
+        assert pair == ("two", "one", 1.0)
+    assert ChainSet.from_records(records).has_complexes
+    assert not ChainSet.from_records(records[2:]).has_complexes
+    assert ChainSet.from_records(records).chain_sequences(1) == [others[1], others[2], shared]
+
+
+def test_a_model_of_single_chains_refuses_complexes(tmp_path: Path, complexes: dict[str, Record]) -> None:
+    run = make_fold_run(tmp_path)
+    ChainSet.write(tmp_path / "train.npz", list(complexes.values()))
+    ChainSet.write(tmp_path / "valid.npz", [complexes["2Q2K"]])
+    task = TrainedRun.load(run).task
+    with pytest.raises(ValueError, match=r"2Q2K: a complex of several chains, which this model would join"):
+        task.featurize(complexes["2Q2K"])  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"train.npz: a complex of several chains"):
+        task.train_samples()
+
+
+def test_evaluation_of_complexes(tmp_path: Path, complexes: dict[str, Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FoldTask, "takes_complexes", True)
+    run = make_fold_run(tmp_path)
+    records = [with_msa_input(complexes[name], "profile") for name in ("2Q2K", "1UBQ_A")]
+    ChainSet.write(tmp_path / "complexes.npz", records)
+    values = evaluate_run(run, files={"chains": tmp_path / "complexes.npz"}, show=False)
+    rows = {row["id"]: row for row in values["per_chain"]}
+    assert rows["2Q2K"]["chains"] == 2
+    assert "chains" not in rows["1UBQ_A"]
+    assert rows["2Q2K"]["tm_score"] is not None
