@@ -163,6 +163,15 @@ class ChainSet(Sequence[Record]):
         file, number = self._locate(index)
         return file.chain_sequences(number)
 
+    def require_single_chains(self) -> ChainSet:
+        """Return this set. Raises ``ValueError``, naming it, if it has complexes."""
+        if self.has_complexes:
+            raise ValueError(
+                f"{self._source}: has complexes, whose chains would be taken for one; expected a chain set of single"
+                " chains: build it without --complexes"
+            )
+        return self
+
     @property
     def has_complexes(self) -> bool:
         """Whether a record is a complex."""

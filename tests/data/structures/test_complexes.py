@@ -378,7 +378,10 @@ def test_a_split_separates_no_related_chains(complexes: dict[str, Record]) -> No
             (pair,) = leakage(chains[1:2], chains[:1])
         assert pair == ("two", "one", 1.0)
     assert ChainSet.from_records(records).has_complexes
-    assert not ChainSet.from_records(records[2:]).has_complexes
+    single = ChainSet.from_records(records[2:])
+    assert single.require_single_chains() is single
+    with pytest.raises(ValueError, match="memory: has complexes, whose chains would be taken for one"):
+        ChainSet.from_records(records).require_single_chains()
     assert ChainSet.from_records(records).chain_sequences(1) == [others[1], others[2], shared]
 
 
