@@ -289,19 +289,20 @@
 
   // ---- words and selection
 
-  // ", 12 of chain B" of a complex; residues count through all chains
-  function placeInChain(residue) {
+  // "12 of chain B" between two texts; residues count through all chains of a complex. Nothing for a single chain.
+  function placeInChain(residue, before, after = "") {
     if (current.chains.length < 2) return "";
-    const before = [0, ...borders()].findLast((border) => border < residue);
-    return `, ${residue - before} of chain ${current.chains[[0, ...borders()].indexOf(before)][0]}`;
+    const starts = [0, ...borders()], chain = starts.findLastIndex((start) => start < residue);
+    return `${before}${residue - starts[chain]} of chain ${current.chains[chain][0]}${after}`;
   }
   const residueText = (residue) => {
     const letter = current.sequence[residue - 1], plddt = current.plddt[residue - 1];
-    return `Residue ${residue} (${data.residue_names[letter] ?? letter}${placeInChain(residue)}): pLDDT ${plddt.toFixed(1)}, ${confidence(plddt)[2]}.`;
+    return `Residue ${residue} (${data.residue_names[letter] ?? letter}${placeInChain(residue, ", ")}): pLDDT ${plddt.toFixed(1)}, ${confidence(plddt)[2]}.`;
   };
   const pairText = (column, row) => {
     const one = shownMap(), value = meanOfMap(one, [column, column], [row, row]);
-    return `${one.columns} ${column}, ${one.rows} ${row}: ${one.name} ${value === null ? "unknown" : `${value} ${one.unit}`}.`;
+    const [x, y] = [column, row].map((residue) => `${residue}${placeInChain(residue, " (", ")")}`);
+    return `${one.columns} ${x}, ${one.rows} ${y}: ${one.name} ${value === null ? "unknown" : `${value} ${one.unit}`}.`;
   };
   const rangeText = ([first, last]) => (first === last ? `${first}` : `${first}-${last}`);
 

@@ -396,13 +396,14 @@ def test_a_model_of_single_chains_refuses_complexes(tmp_path: Path, complexes: d
         task.train_samples()
 
 
-def test_evaluation_of_complexes(tmp_path: Path, complexes: dict[str, Record], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_of_complexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldTask, "takes_complexes", True)
     run = make_fold_run(tmp_path)
-    records = [with_msa_input(complexes[name], "profile") for name in ("2Q2K", "1UBQ_A")]
-    ChainSet.write(tmp_path / "complexes.npz", records)
+    both = toy((9, 7))
+    records = [both, replace(split_chains(both)[0], id="one")]
+    ChainSet.write(tmp_path / "complexes.npz", [with_msa_input(record, "profile") for record in records])
     values = evaluate_run(run, files={"chains": tmp_path / "complexes.npz"}, show=False)
     rows = {row["id"]: row for row in values["per_chain"]}
-    assert rows["2Q2K"]["chains"] == 2
-    assert "chains" not in rows["1UBQ_A"]
-    assert rows["2Q2K"]["tm_score"] is not None
+    assert rows["toy"]["chains"] == 2
+    assert "chains" not in rows["one"]
+    assert rows["toy"]["tm_score"] is not None
