@@ -21,6 +21,12 @@ from ds4sci.types import Record
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.|=,+@()\[\]-]|^\.")
 """Characters that are unsafe in file names on some system: separators, spaces, leading dots, wildcards."""
 
+UNPAIRED = (
+    "no rows of different chains are paired: their alignments have no species in common; rows are paired by names such"
+    " as tr|A0A146SKV9|A0A146SKV9_HUMAN, of hits in UniProt (uniprot_hits.sto)"
+)
+"""Note on a complex of which only the chains themselves are paired."""
+
 
 @dataclass(frozen=True)
 class ChainInput:
@@ -175,13 +181,16 @@ def _with_inputs(job: Job, paths: Sequence[list[Path]], template_dir: Path | Non
         record, reports, counts = attach_alignments(job.record.id, records, paths.__getitem__)
         alignments = [row for one in reports for row in one.as_json()]
         files = [file for one in reports for file in one.files if file.skip_reason != ALIGNED_COPY]
-    summary = alignment_files.summarize(files)
+    notes = [*job.notes, *filter(None, [alignment_files.summarize(files)])]
+    kept_pairs = [one.kept for one in counts if one.kind == "pairing"]
+    if kept_pairs and max(kept_pairs) == 1:
+        notes.append(UNPAIRED)
     return replace(
         job,
         record=record,
         alignments=tuple(alignments),
         pairing=tuple(one.as_json() for one in counts),
-        notes=(*job.notes, summary) if summary else job.notes,
+        notes=tuple(notes),
     )
 
 

@@ -16,7 +16,7 @@ from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.data.structures.template_files import align_templates, write_templates
 from ds4sci.inference import predict
-from ds4sci.inference.prediction_inputs import read_jobs
+from ds4sci.inference.prediction_inputs import UNPAIRED, read_jobs
 from ds4sci.tasks.fold import FoldTask
 from ds4sci.types import Record
 from tests.support.fold_run import make_fold_run
@@ -72,6 +72,7 @@ def test_files_of_a_complex(run: Path, tmp_path: Path, takes_complexes: None) ->
     for counts in row["pairing"]:
         assert counts["rows"] == counts["kept"] + sum(counts["excluded"].values())
     assert row["pairing"][1]["excluded"] == {pairing.IN_PAIRED: 2}
+    assert row["notes"] == []
 
     chains = mmcif.read(out / "trimer.cif")
     assert [(one.id, one.sequence) for one in chains] == [
@@ -115,6 +116,7 @@ def test_all_records_of_a_file_as_one_complex(run: Path, tmp_path: Path, takes_c
     assert (row["id"], row["length"], row["msa_rows"]) == ("dimer", 28, 2)
     assert [(one["name"], one["record"]) for one in row["chains"]] == [("A", "heavy"), ("B", "light")]
     assert [one["chain"] for one in row["alignments"]] == ["B"]
+    assert row["notes"] == [UNPAIRED]
 
 
 def test_files_by_chain(tmp_path: Path) -> None:

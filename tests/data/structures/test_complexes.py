@@ -10,6 +10,7 @@ import pytest
 
 from ds4sci.chemistry.chains import chain_slices, number_chains
 from ds4sci.chemistry.residue_codes import GAP, UNKNOWN, encode
+from ds4sci.cli.main import main
 from ds4sci.data.alignments import pairing
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.clustering.chain_split import clusters, leakage, split
@@ -88,6 +89,27 @@ def test_every_chain_is_reported(tmp_path: Path) -> None:
     kept = sum(int(one.atom_mask.sum()) for one in ChainSet.open(tmp_path / "set.npz"))
     assert report.atoms["kept"] == kept
     assert "1 chains and 1 complexes" in report.summary()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "2q2k.cif.gz").write_bytes((DATA / "mmcif" / "2q2k.cif.gz").read_bytes())
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "data",
+                "build",
+                "--complexes",
+                "--jobs",
+                "1",
+                str(tmp_path / "in"),
+                str(tmp_path / "set.npz"),
+                "min_length=60",
+            ]
+        )
+    assert end.value.code == 0
+    assert "0 chains and 1 complexes, 140 residues from 1 files" in capsys.readouterr().out
+    assert ChainSet.open(tmp_path / "set.npz").chain_sequences(0)[0].startswith("M")
 
 
 def test_alignments_of_a_build(tmp_path: Path) -> None:
