@@ -40,9 +40,9 @@ def chain_metrics(prediction: Prediction, record: Record) -> dict[str, Any]:
     """Metrics of ``prediction`` against the coordinates of ``record``: id, length and every key of ``METRICS``.
 
     A complex is compared as a whole, with each chain in its place: TM-score, GDT and RMSD are of one superposition.
-    Copies of a chain are not exchanged. Two chains have no bond, and their contacts count as far apart in the sequence.
-    Residues without a true Cα are excluded from the comparison; helix handedness, bonds and clashes are of the whole
-    prediction. An undefined metric is None. Raises ValueError if the sequences differ.
+    Copies of a chain are not exchanged here. Two chains have no bond, and their contacts count as far apart in the
+    sequence. Residues without a true Cα are excluded from the comparison; helix handedness, bonds and clashes are of
+    the whole prediction. An undefined metric is None. Raises ValueError if the sequences differ.
     """
     if prediction.sequence != record.sequence:
         raise ValueError(

@@ -35,6 +35,9 @@ MAX_EMBEDDED_BYTES = 16_000_000
 MAPS = 3
 """Largest number of maps of a record."""
 
+TM_SCORES = {"ptm": "pTM", "iptm": "ipTM"}
+"""Predicted scores of a record → label, from models that have them; ``iptm`` is of the interfaces of a complex."""
+
 FILE_KINDS = {".cif": "mmCIF", ".pdb": "PDB", CONFIDENCE_SUFFIX: "confidence"}
 
 
@@ -114,10 +117,10 @@ def _structure(out_dir: Path, row: dict[str, Any]) -> ViewedStructure:
         if name.endswith(CONFIDENCE_SUFFIX):
             with np.load(out_dir / name, allow_pickle=False) as arrays:
                 maps = list(_maps(arrays))
-    ptm = f" · pTM {row['ptm']:.2f}" if "ptm" in row else ""
+    scores = "".join(f" · {label} {row[key]:.2f}" for key, label in TM_SCORES.items() if key in row)
     return ViewedStructure(
         name=row["id"],
-        remark=f"{row['length']} residues{_chains(row)} · pLDDT {row['plddt']:.0f}{ptm}",
+        remark=f"{row['length']} residues{_chains(row)} · pLDDT {row['plddt']:.0f}{scores}",
         sequence=record.sequence,
         atoms=np.where(known[:, :, None], record.atom_positions.astype(float), np.nan),
         plddt=record.b_factors[:, 1].astype(float),
@@ -161,7 +164,8 @@ def _tiles(summary: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]], places: dict[int, int], problems: dict[int, str]) -> str:
     """Every record with its status, files, and the reason why it has none."""
-    cells, has_ptm = [], any("ptm" in row for row in rows)
+    cells = []
+    given = [key for key in TM_SCORES if any(key in row for row in rows)]
     for index, row in enumerate(rows):
         name = html.escape(row["id"])
         if index in places:
@@ -181,12 +185,12 @@ def _table(rows: list[dict[str, Any]], places: dict[int, int], problems: dict[in
                 f'<span class="{kind}">{row["status"]}</span>',
                 f"{row['length']:,}{_chains(row)}",
                 f"{row['plddt']:.1f}" if "plddt" in row else "–",
-                *([f"{row['ptm']:.2f}" if "ptm" in row else "–"] if has_ptm else []),
+                *(f"{row[key]:.2f}" if key in row else "–" for key in given),
                 html.escape(row["input"]) if row["status"] == PREDICTED else "–",
                 " ".join(links) or "–",
                 html.escape("; ".join(reason for reason in reasons if reason)),
             ]
         )
-    scores = ["mean pLDDT", "pTM"] if has_ptm else ["mean pLDDT"]
+    scores = ["mean pLDDT", *(TM_SCORES[key] for key in given)]
     header = ["record", "status", "residues", *scores, "from its", "files", "reason, remarks"]
     return f'<div class="records">{html.table(header, cells, raw=True)}</div>'

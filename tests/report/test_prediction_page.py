@@ -60,9 +60,12 @@ def test_every_record_is_on_the_page(tmp_path: Path) -> None:
 def test_chains_of_a_complex(tmp_path: Path) -> None:
     """Chains and their confidence are those of the files; a file with other chains is not shown."""
     prediction = as_prediction(real_complex(), "dimer", with_pae=True)
-    write_folder(tmp_path / "out", [prediction])
+    summary = write_folder(tmp_path / "out", [prediction])
+    summary["records"][0] |= {"ptm": 0.614, "iptm": 0.527}
+    (tmp_path / "out" / "summary.json").write_text(json.dumps(summary))
     page = read(write_prediction_page(tmp_path / "out").parent)
     (shown,) = page.data["view-data"]["structures"]
+    assert "pTM 0.61 · ipTM 0.53" in page.text
     assert shown["chains"] == [["A", 70], ["B", 70]]
     assert shown["sequence"] == prediction.sequence
     np.testing.assert_allclose(unpack_map(shown["maps"][0]), prediction.pae, atol=0.08)
