@@ -24,7 +24,7 @@ REQUIRES = [
     "torch>=2.6,<2.14",  # torch.library custom ops with autograd and weights_only=True by default; 2.13 is tested
     "transformers>=5,<6",  # ESMFold as the independent check of the fold modules; language models
     "tokenizers>=0.20",  # tokenizer.json of our own vocabularies, which transformers reads without ds4sci
-    "scipy>=1.11",  # reference solutions of differential equations; Spearman's correlation in tests
+    "scipy>=1.11",  # search of nearby atoms; solutions of differential equations; Spearman's correlation in tests
     "numpy>=1.26",  # data up to the batch; arrays of both the 1.x and the 2.x line work
     "safetensors>=0.4.3",  # model weights on disk, never a pickle
     "gemmi>=0.7",  # mmCIF and PDB in and out: the faster reader (see benchmarks/)

@@ -402,7 +402,7 @@ class StemOutput:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One predicted chain as numpy arrays, without padding.
+    """One predicted chain or complex as numpy arrays, without padding.
 
     atom37    float32 [n, 37, 3] Å
     atom_mask bool [n, 37], True = the residue has the atom and it was placed
@@ -413,6 +413,7 @@ class Prediction:
     pae       float32 [n, n] Å, predicted aligned error: of the position of residue j (column) in the frame of residue i
               (row); None from models that do not estimate it
     ptm       predicted TM-score, 0–1, or None like pae
+    chain_ids chains of a complex; None for a single chain
     """
 
     id: str
@@ -426,3 +427,4 @@ class Prediction:
     secondary: np.ndarray | None = None
     pae: np.ndarray | None = None
     ptm: float | None = None
+    chain_ids: ChainIds | None = None

@@ -202,7 +202,7 @@ def _sample_natives(train_chains: list[_Chain], length: int, index: int) -> Iter
 
 
 def _load_chains(path: Path, max_chains: int | None) -> list[_Chain]:
-    chains = ChainSet.open(path)
+    chains = ChainSet.open(path).require_single_chains()
     chosen = np.arange(len(chains))
     if max_chains is not None and len(chains) > max_chains:
         chosen = np.unique(np.linspace(0, len(chains) - 1, max_chains).round().astype(int))

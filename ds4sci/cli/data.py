@@ -31,6 +31,9 @@ def data_build(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Number of processes. Default: one per core.")
     ] = None,
+    complexes: Annotated[
+        bool, typer.Option("--complexes", help="One record per file with all its chains, for models of complexes.")
+    ] = False,
     chains_per_file: Annotated[
         int | None,
         typer.Option(
@@ -49,7 +52,7 @@ def data_build(
 
     from ds4sci.data.structures.build import BuildSettings, build
 
-    given = dict(key_and_value(text) for text in settings or [])
+    given: dict[str, Any] = {"complexes": complexes} | dict(key_and_value(text) for text in settings or [])
     for key in given:
         if key not in BuildSettings.model_fields:
             raise ValueError(f"unknown setting {key!r}; expected one of: {', '.join(BuildSettings.model_fields)}")

@@ -138,6 +138,10 @@ def predict(
     templates: Annotated[
         Path | None, typer.Option("--templates", metavar="DIR", help="Folder of templates named NAME.npz.")
     ] = None,
+    one_complex: Annotated[
+        bool,
+        typer.Option("--complex", help="All records of --fasta are chains of one complex (or write A:B in a record)."),
+    ] = False,
     overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step number.")] = "best",
     quantize: Quantize = None,
@@ -164,7 +168,7 @@ def predict(
     if parameters is not None:
         from ds4sci.inference import ensemble
 
-        if msa is not None or templates is not None or overrides or quantize:
+        if msa is not None or templates is not None or one_complex or overrides or quantize:
             raise ValueError("--parameters takes --run, --checkpoint and --out only")
         _show_predictions(ensemble.predict_parameters(runs, parameters, out, which=which), out)
         return
@@ -175,8 +179,8 @@ def predict(
     if images is not None:
         from ds4sci.inference.predict_images import predict_images
 
-        if msa is not None or templates is not None or quantize is not None:
-            raise ValueError("--msa, --templates and --quantize go with --fasta")
+        if msa is not None or templates is not None or one_complex or quantize is not None:
+            raise ValueError("--msa, --templates, --complex and --quantize go with --fasta")
         records = predict_images(runs[0], images, out, which=which, overrides=overrides or ())["records"]
         _report_failures([f"{row['id']}: {row['error']}" for row in records if row["error"] is not None])
         return
@@ -189,6 +193,7 @@ def predict(
         out,
         msa,
         template_dir=templates,
+        one_complex=one_complex,
         which=which,
         overrides=overrides or (),
         quantize=quantize,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from ds4sci.data.alignments import alignment_files
+from ds4sci.chemistry.chains import chain_slices
 from ds4sci.data.alignments.profile import with_msa_input
-from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import writers
-from ds4sci.data.structures.template_files import read_templates
 from ds4sci.files.atomic_files import replace_text
+from ds4sci.inference.prediction_inputs import Job, read_jobs
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import memory, provenance
 from ds4sci.machine.memory_errors import describe_error, release_memory
@@ -28,7 +26,6 @@ from ds4sci.nn.quantized_weights import Format, stored_bytes
 from ds4sci.tasks import StructurePredictor
 from ds4sci.tasks.build import default_kernels
 from ds4sci.train.progress import progress_bar
-from ds4sci.types import Record
 
 PREDICTED, FAILED, NOT_ATTEMPTED = "predicted", "failed", "not attempted"
 """``status`` of a record in the summary."""
@@ -36,26 +33,6 @@ PREDICTED, FAILED, NOT_ATTEMPTED = "predicted", "failed", "not attempted"
 SUMMARY = "summary.json"
 SUMMARY_INTERVAL_S = 10.0
 """Seconds between writes of the summary, so that it exists even if the process is killed."""
-
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.|=,+@()\[\]-]|^\.")
-"""Characters that are unsafe in file names on some system: separators, spaces, leading dots, wildcards."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A record to predict.
-
-    stem        name of its output files, without suffix
-    notes       warnings about the input
-    alignments  what was read of each alignment file
-    error       why the record cannot be predicted, found before the first prediction
-    """
-
-    record: Record
-    stem: str
-    notes: tuple[str, ...] = ()
-    alignments: tuple[alignment_files.AlignmentFileReport, ...] = ()
-    error: str | None = None
 
 
 def predict_run(
@@ -65,6 +42,7 @@ def predict_run(
     msa_dir: Path | str | None = None,
     *,
     template_dir: Path | str | None = None,
+    one_complex: bool = False,
     which: str = "best",
     overrides: Sequence[str] = (),
     quantize: Format | None = None,
@@ -73,16 +51,23 @@ def predict_run(
 ) -> dict[str, Any]:
     """Predict every record of ``fasta``; write OUT/ID.cif, ID.pdb, ID.confidence.npz and OUT/summary.json.
 
+    A record with ``:`` between sequences is a complex of these chains, which the output names A, B, … in their order.
+
     msa_dir       folder of alignments named by record: ID.a3m or ID.sto (.stk, .stockholm), plain or .gz, or a folder
                   ID/ of them (``ds4sci.data.alignments.alignment_files``); several alignments of a record are joined.
                   A record without an alignment is predicted from its sequence, as the summary's ``input`` says
     template_dir  folder of templates named by record: ID.npz (``ds4sci.data.structures.template_files``). A record
                   without a file is predicted without templates
+    one_complex   all records are chains of one complex, named by the FASTA file
     which         ``best``, ``latest``, ``step_NNNNNN`` or a step
     overrides     ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
     quantize      weights in ``int8`` or ``nf4``; see ``TrainedRun.load``
     check_memory  refuse a record that needs more memory than is free, by the estimate of the task, instead of trying it
                   and possibly being killed by the system
+
+    Alignments and templates of a complex are those of its chains: the files of chain B of record ID are named ID_B.a3m,
+    ID_B/ or ID_B.npz, or are in ID/B/ or ID/msas/B/ as in AlphaFold-Multimer; with ``one_complex``, by the record of
+    the chain. Rows are paired by species (``ds4sci.data.alignments.pairing``).
 
     pLDDT (0–100) is the B-factor of every atom. A record too large for the PDB format gets only mmCIF; the summary says
     why. Records are predicted one at a time, so the longest one determines the memory. A record that fails (a letter
@@ -93,12 +78,13 @@ def predict_run(
     Returns the summary: ``run, name, step, quantize, weight_bytes, machine, commit, counts, records``. A row of
     ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, memory_gb`` (estimated) and,
     if predicted, ``plddt`` (mean), ``ranking_confidence``, which is the mean pLDDT as for AlphaFold's monomers, and
-    ``ptm`` from models with the head ``tm``. ``status`` is ``predicted``, ``failed`` or, if the command was
-    interrupted, ``not attempted``.
+    ``ptm`` from models with the head ``tm``. A complex has ``chains``: name, FASTA record, entity, length and, if
+    predicted, mean pLDDT of each; and ``pairing``, the rows of each entity that its alignment has. ``status`` is
+    ``predicted``, ``failed`` or, if the command was interrupted, ``not attempted``.
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
     that is not FASTA, no readable entry, a duplicate name, no alignment or no templates for any record, a model that
-    takes no templates.
+    takes no templates, or no complexes.
     """
     run, fasta, out_dir = Path(run), Path(fasta), Path(out_dir)
     if fasta.is_dir():
@@ -109,6 +95,7 @@ def predict_run(
         fasta,
         None if msa_dir is None else Path(msa_dir),
         None if template_dir is None else Path(template_dir),
+        one_complex=one_complex,
     )
     loaded = TrainedRun.load(run, which, overrides, quantize=quantize)
     task = loaded.task
@@ -119,6 +106,14 @@ def predict_run(
             f"{run}: the model takes no templates; it needs model.template.blocks and data.features.max_templates "
             "(ds4sci predict without --templates)"
         )
+    if not getattr(task, "takes_complexes", False):
+        for job in jobs:
+            if len(job.chains) > 1:
+                raise ValueError(
+                    f"{fasta}: {job.record.id} is a complex of {len(job.chains)} chains, and the model of {run} is one"
+                    " of single chains, which would join them to one; predict each chain as a record of its own, or use"
+                    " a model of complexes"
+                )
     rows = [_row(job) for job in jobs]
     console = Console(highlight=False, soft_wrap=True)
     if show:
@@ -189,61 +184,8 @@ def failures(summary: dict[str, Any]) -> list[str]:
     return [f"{row['id']} ({row['length']} residues): {row['error']}" for row in failed]
 
 
-def read_jobs(fasta: Path, msa_dir: Path | None, template_dir: Path | None = None) -> list[Job]:
-    """Return the records of a FASTA file with their alignments, templates and errors; see ``predict_run``."""
-    entries = fasta_records.read_entries(fasta)
-    if all(entry.error for entry in entries):
-        raise ValueError(entries[0].error)
-    alignments = {} if msa_dir is None else alignment_files.index_folder(msa_dir)
-    jobs: list[Job] = []
-    for entry, stem in zip(entries, file_stems([entry.name for entry in entries]), strict=True):
-        record = fasta_records.make_record(entry.name, entry.sequence)
-        paths = alignments.get(alignment_files.chain_key(entry.name), [])
-        job = Job(record, stem, entry.notes, error=entry.error)
-        if entry.error is not None:
-            jobs.append(job)
-            continue
-        try:
-            record, files = alignment_files.attach_files(record, paths)
-            if template_dir is not None and (file := template_dir / f"{stem}.npz").is_file():
-                record = replace(record, templates=read_templates(file, len(record.sequence)))
-            summary = alignment_files.summarize(files)
-            notes = (*entry.notes, summary) if summary else entry.notes
-            job = replace(job, record=record, alignments=tuple(files), notes=notes)
-        except (ValueError, OSError) as error:
-            job = replace(job, error=str(error))
-        jobs.append(job)
-    if msa_dir is not None and not any(alignments.get(alignment_files.chain_key(entry.name)) for entry in entries):
-        raise ValueError(
-            f"{msa_dir}: no alignment for any record of {fasta}; name the files by record, such as "
-            f"{entries[0].name}.a3m or {entries[0].name}.sto.gz."
-        )
-    if template_dir is not None and not any(job.record.templates or job.error for job in jobs):
-        raise ValueError(
-            f"{template_dir}: no templates for any record of {fasta}; name the files by record, such as "
-            f"{entries[0].name}.npz"
-        )
-    return jobs
-
-
-def file_stems(names: Sequence[str]) -> list[str]:
-    """Return a file name for each record: safe on every system, and unique regardless of case."""
-    safe = [_UNSAFE.sub("_", name)[:200] for name in names]
-    unchanged = {stem.lower() for name, stem in zip(names, safe, strict=True) if stem == name}
-    used: set[str] = set()
-    stems = []
-    for name, stem in zip(names, safe, strict=True):
-        number, chosen = 2, stem
-        # a name that is already safe is kept, unless an earlier name differs from it only in case
-        while chosen.lower() in used or (chosen != name and chosen.lower() in unchanged):
-            chosen, number = f"{stem}_{number}", number + 1
-        used.add(chosen.lower())
-        stems.append(chosen)
-    return stems
-
-
 def _row(job: Job) -> dict[str, Any]:
-    return {
+    row = {
         "id": job.record.id,
         "length": len(job.record.sequence),
         "status": NOT_ATTEMPTED,
@@ -252,9 +194,20 @@ def _row(job: Job) -> dict[str, Any]:
         "notes": list(job.notes),
         "input": "sequence",
         "msa_rows": 0 if job.record.msa is None else len(job.record.msa.names),
-        "alignments": [file.as_json() for file in job.alignments],
+        "alignments": list(job.alignments),
         "memory_gb": None,
     }
+    if len(job.chains) > 1:
+        entity_of: dict[str, int] = {}
+        row["chains"] = [
+            {
+                "name": chain.name, "record": chain.record, "length": len(chain.sequence),
+                "entity": entity_of.setdefault(chain.sequence, len(entity_of) + 1),
+            }
+            for chain in job.chains
+        ]  # fmt: skip
+        row["pairing"] = list(job.pairing)
+    return row
 
 
 def _attempt(
@@ -287,6 +240,9 @@ def _attempt(
         written_paths.append(writers.write_confidence(prediction, out_dir / f"{job.stem}{writers.CONFIDENCE_SUFFIX}"))
         mean = round(float(np.mean(prediction.plddt)), 2)
         row |= {"status": PREDICTED, "plddt": mean, "ranking_confidence": mean}
+        if prediction.chain_ids is not None:
+            for chain, own in zip(row["chains"], chain_slices(prediction.chain_ids.asym_id), strict=True):
+                chain["plddt"] = round(float(np.mean(prediction.plddt[own])), 2)
         if prediction.ptm is not None:
             row["ptm"] = round(prediction.ptm, 4)
         row["files"] = [path.name for path in written_paths]
@@ -307,7 +263,8 @@ def _remove(files: list[Path]) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    start = f"{row['id']}: {row['length']} residues"
+    chains = f" in {len(row['chains'])} chains" if "chains" in row else ""
+    start = f"{row['id']}: {row['length']} residues{chains}"
     notes = "".join(f"\n  warning: {note}" for note in row["notes"])
     if row["status"] == FAILED:
         return f"{start}, failed: {row['error']}{notes}"

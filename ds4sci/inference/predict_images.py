@@ -17,7 +17,8 @@ from ds4sci.data.images.image_set import find_images
 from ds4sci.data.images.reading import read_image, stem_of
 from ds4sci.data.images.recipe import Recipe, resample
 from ds4sci.files.atomic_files import replace_text
-from ds4sci.inference.predict import FAILED, NOT_ATTEMPTED, PREDICTED, SUMMARY, file_stems
+from ds4sci.inference.predict import FAILED, NOT_ATTEMPTED, PREDICTED, SUMMARY
+from ds4sci.inference.prediction_inputs import file_stems
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import provenance
 from ds4sci.machine.memory_errors import describe_error, release_memory

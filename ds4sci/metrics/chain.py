@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ds4sci.chemistry.chains import separate_chains
 from ds4sci.metrics.geometry import bond_fraction, clash_fraction, right_handed_fraction
 from ds4sci.metrics.local import contact_precision, lddt_ca, pseudo_beta
 from ds4sci.metrics.superposition import rmsd, superposition_metrics
@@ -38,8 +39,10 @@ _CA = 1  # index in ds4sci.chemistry.residue_constants.ATOM37
 def chain_metrics(prediction: Prediction, record: Record) -> dict[str, Any]:
     """Metrics of ``prediction`` against the coordinates of ``record``: id, length and every key of ``METRICS``.
 
-    Residues without a true Cα are excluded from the comparison; helix handedness, bonds and clashes are of the whole
-    prediction. An undefined metric is None. Raises ValueError if the sequences differ.
+    A complex is compared as a whole, with each chain in its place: TM-score, GDT and RMSD are of one superposition.
+    Copies of a chain are not exchanged here. Two chains have no bond, and their contacts count as far apart in the
+    sequence. Residues without a true Cα are excluded from the comparison; helix handedness, bonds and clashes are of
+    the whole prediction. An undefined metric is None. Raises ValueError if the sequences differ.
     """
     if prediction.sequence != record.sequence:
         raise ValueError(
@@ -49,7 +52,7 @@ def chain_metrics(prediction: Prediction, record: Record) -> dict[str, Any]:
     pred_ca, true_ca = prediction.atom37[:, _CA], record.atom_positions[:, _CA]
     mask = record.atom_mask[:, _CA].astype(bool)
     beta, has_beta = pseudo_beta(record.atom_positions, record.atom_mask, record.sequence)
-    index = np.asarray(record.residue_index)
+    index = separate_chains(record.residue_index, record.chain_ids)
     fitted = superposition_metrics(pred_ca, true_ca, mask)
     values: dict[str, float | None] = {
         "lddt_ca": float(lddt_ca(pred_ca, true_ca, mask)),

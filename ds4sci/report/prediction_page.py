@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ds4sci.data.structures.complexes import join_chains
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.data.structures.writers import CONFIDENCE_SUFFIX
 from ds4sci.files.atomic_files import replace_text
@@ -34,6 +35,9 @@ MAX_EMBEDDED_BYTES = 16_000_000
 MAPS = 3
 """Largest number of maps of a record."""
 
+TM_SCORES = {"ptm": "pTM", "iptm": "ipTM"}
+"""Predicted scores of a record → label, from models that have them; ``iptm`` is of the interfaces of a complex."""
+
 FILE_KINDS = {".cif": "mmCIF", ".pdb": "PDB", CONFIDENCE_SUFFIX: "confidence"}
 
 
@@ -41,6 +45,7 @@ def write_prediction_page(out_dir: Path | str) -> Path:
     """Write ``OUT/index.html`` from ``OUT/summary.json`` and the files that it lists, and return its path.
 
     The page shows each predicted structure in 3-D, coloured by pLDDT, with pLDDT along the sequence and the maps of
+    its confidence; lines mark the borders of the chains of a complex. The maps are those of
     ``ID.confidence.npz`` (predicted aligned error if the model gives it, expected distance, contact probability), and
     a table of all records. A structure file that is missing or damaged is named in the table. Raises ValueError if
     ``out_dir`` has no summary of structure predictions.
@@ -100,7 +105,11 @@ def read_summary(out_dir: Path) -> dict[str, Any]:
 def _structure(out_dir: Path, row: dict[str, Any]) -> ViewedStructure:
     """Read the files of a record. Raises OSError or ValueError if one is missing or damaged."""
     (cif,) = (name for name in row["files"] if name.endswith(".cif"))
-    (record,) = mmcif.read(out_dir / cif)
+    parts = mmcif.read(out_dir / cif)
+    chains = row.get("chains", [])
+    if len(parts) != max(len(chains), 1):
+        raise ValueError(f"{cif} has {len(parts)} chains; expected {max(len(chains), 1)}")
+    record = join_chains(row["id"], parts)
     assert record.b_factors is not None
     known = record.atom_mask.astype(bool)
     maps: list[PairMap] = []
@@ -108,16 +117,21 @@ def _structure(out_dir: Path, row: dict[str, Any]) -> ViewedStructure:
         if name.endswith(CONFIDENCE_SUFFIX):
             with np.load(out_dir / name, allow_pickle=False) as arrays:
                 maps = list(_maps(arrays))
-    ptm = f" · pTM {row['ptm']:.2f}" if "ptm" in row else ""
+    scores = "".join(f" · {label} {row[key]:.2f}" for key, label in TM_SCORES.items() if key in row)
     return ViewedStructure(
         name=row["id"],
-        remark=f"{row['length']} residues · pLDDT {row['plddt']:.0f}{ptm}",
+        remark=f"{row['length']} residues{_chains(row)} · pLDDT {row['plddt']:.0f}{scores}",
         sequence=record.sequence,
         atoms=np.where(known[:, :, None], record.atom_positions.astype(float), np.nan),
         plddt=record.b_factors[:, 1].astype(float),
         maps=maps,
         links={_kind(name): quote(name, safe="") for name in row["files"]},
+        chains=[(chain["name"], chain["length"]) for chain in chains],
     )
+
+
+def _chains(row: dict[str, Any]) -> str:
+    return f" in {len(row['chains'])} chains" if "chains" in row else ""
 
 
 def _maps(arrays: Any) -> Iterator[PairMap]:
@@ -150,28 +164,33 @@ def _tiles(summary: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]], places: dict[int, int], problems: dict[int, str]) -> str:
     """Every record with its status, files, and the reason why it has none."""
-    cells, has_ptm = [], any("ptm" in row for row in rows)
+    cells = []
+    given = [key for key in TM_SCORES if any(key in row for row in rows)]
     for index, row in enumerate(rows):
         name = html.escape(row["id"])
         if index in places:
             name = f'<a href="#structure-{places[index]}">{name}</a>'
         kind = "good" if row["status"] == PREDICTED else "bad"
         links = [f'<a href="{quote(file, safe="")}" download>{html.escape(_kind(file))}</a>' for file in row["files"]]
-        reasons = [row["error"], problems.get(index), row.get("no_pdb"), *row["notes"]]
+        confidence = ", ".join(
+            f"{chain['name']} {chain['plddt']:.1f}" for chain in row.get("chains", ()) if "plddt" in chain
+        )
+        by_chain = f"mean pLDDT by chain: {confidence}" if confidence else None
+        reasons = [row["error"], problems.get(index), by_chain, row.get("no_pdb"), *row["notes"]]
         if row["status"] == NOT_ATTEMPTED:
             reasons.insert(0, "the command ended before this record")
         cells.append(
             [
                 name,
                 f'<span class="{kind}">{row["status"]}</span>',
-                f"{row['length']:,}",
+                f"{row['length']:,}{_chains(row)}",
                 f"{row['plddt']:.1f}" if "plddt" in row else "–",
-                *([f"{row['ptm']:.2f}" if "ptm" in row else "–"] if has_ptm else []),
+                *(f"{row[key]:.2f}" if key in row else "–" for key in given),
                 html.escape(row["input"]) if row["status"] == PREDICTED else "–",
                 " ".join(links) or "–",
                 html.escape("; ".join(reason for reason in reasons if reason)),
             ]
         )
-    confidence = ["mean pLDDT", "pTM"] if has_ptm else ["mean pLDDT"]
-    header = ["record", "status", "residues", *confidence, "from its", "files", "reason, remarks"]
+    scores = ["mean pLDDT", *(TM_SCORES[key] for key in given)]
+    header = ["record", "status", "residues", *scores, "from its", "files", "reason, remarks"]
     return f'<div class="records">{html.table(header, cells, raw=True)}</div>'

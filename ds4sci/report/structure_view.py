@@ -80,7 +80,7 @@ class PairMap:
 
 @dataclass(frozen=True)
 class ViewedStructure:
-    """A chain of n residues to draw.
+    """A chain or complex of n residues to draw.
 
     name      text of the list that chooses the structure
     remark    text below the name
@@ -91,6 +91,7 @@ class ViewedStructure:
     maps      maps of residue pairs; the first is shown first
     truth     true coordinates, superposed, like ``atoms``; or None
     links     name → file relative to the page
+    chains    name and number of residues of each chain of a complex, in order; empty for a single chain
     """
 
     name: str
@@ -101,6 +102,7 @@ class ViewedStructure:
     maps: Sequence[PairMap] = ()
     truth: np.ndarray | None = None
     links: Mapping[str, str] = field(default_factory=dict)
+    chains: Sequence[tuple[str, int]] = ()
 
 
 def map_side(maps: int) -> int:
@@ -117,6 +119,8 @@ def pack_structure(structure: ViewedStructure, side: int) -> dict[str, Any]:
     shapes = [(structure.atoms, (n, 37, 3)), (structure.plddt, (n,)), *((m.values, (n, n)) for m in structure.maps)]
     if structure.truth is not None:
         shapes.append((structure.truth, (n, 37, 3)))
+    if structure.chains and sum(length for _, length in structure.chains) != n:
+        raise ValueError(f"{structure.name}: its chains {list(structure.chains)} have not {n} residues in total")
     if wrong := [f"{array.shape}, expected {shape}" for array, shape in shapes if array.shape != shape]:
         raise ValueError(f"{structure.name}: an array of its {n} residues has the shape {'; '.join(wrong)}")
     truth = structure.truth
@@ -130,6 +134,7 @@ def pack_structure(structure: ViewedStructure, side: int) -> dict[str, Any]:
         "truth": None if truth is None else _pack_atoms(truth - centre),
         "maps": [_pack_map(one, side) for one in structure.maps],
         "links": dict(structure.links),
+        "chains": [list(chain) for chain in structure.chains or [("A", n)]],
     }
 
 

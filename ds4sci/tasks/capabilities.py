@@ -97,7 +97,11 @@ class SampleScoring(Protocol):
 
 @runtime_checkable
 class StructurePredictor(Protocol):
-    """A task that predicts structures from sequences: ``ds4sci predict``."""
+    """A task that predicts structures from sequences: ``ds4sci predict``.
+
+    A task whose model takes complexes (``Record.chain_ids``) has the attribute ``takes_complexes``, True; others refuse
+    them.
+    """
 
     model: nn.Module
 

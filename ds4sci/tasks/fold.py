@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ds4sci.chemistry import residue_constants
+from ds4sci.chemistry.chains import separate_chains
 from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.alignments.profile import MsaInput
 from ds4sci.data.loader import Plan, batches, make_rng
@@ -40,7 +41,7 @@ from ds4sci.tasks.capabilities import Split
 from ds4sci.tasks.evaluations.structures import structure_evaluation
 from ds4sci.tasks.miniatures import fold_miniature
 from ds4sci.tasks.sampled_task import SampledTask
-from ds4sci.types import RESIDUES, Batch, Features, Output, Prediction, Record, StemOutput
+from ds4sci.types import RESIDUES, Batch, ChainIds, Features, Output, Prediction, Record, StemOutput
 
 RESIDUE_CODES = RESIDUES + "X"
 """One-letter code of each residue type; X is unknown."""
@@ -175,7 +176,11 @@ class FoldTask(SampledTask):
     @cached_property
     def train_chains(self) -> ChainSet:
         """The chain set ``data.train``. Predictions do not open it."""
-        return ChainSet.open(resolve_data_path(self.config.data.train))
+        path = resolve_data_path(self.config.data.train)
+        chains = ChainSet.open(path)
+        if chains.has_complexes:
+            self._check_complexes(str(path))
+        return chains
 
     @cached_property
     def schedule(self) -> SampleSchedule:
@@ -264,12 +269,27 @@ class FoldTask(SampledTask):
         return self.config.data.features.msa_input
 
     @property
+    def takes_complexes(self) -> bool:
+        """Whether the model distinguishes the chains of a complex: ``model.kind = "multimer"``."""
+        return getattr(self.config.model, "kind", "monomer") == "multimer"
+
+    def _check_complexes(self, source: str) -> None:
+        """Raise ValueError, naming ``source``, unless the model takes complexes."""
+        if not self.takes_complexes:
+            raise ValueError(
+                f"{source}: a complex of several chains, which this model would join to one chain; use a model of"
+                " complexes, or a chain set built without --complexes"
+            )
+
+    @property
     def max_templates(self) -> int:
         """Number of templates of each chain; 0 = the model takes none."""
         return self.config.data.features.max_templates
 
     def featurize(self, record: Record) -> Features:
         """Return the features of ``record`` for inference: full length, no masking, deterministic."""
+        if record.chain_ids is not None:
+            self._check_complexes(record.id)
         return featurize(record, self.evaluation_features, make_rng(self.seed, 0))
 
     def prediction_bytes(self, record: Record) -> int:
@@ -323,7 +343,10 @@ class FoldTask(SampledTask):
         data, n = self.config.data, len(features.aatype)
         atoms, atom_mask = output.atom37[row, :n].float().cpu(), residue_constants.ATOM37_MASK[features.aatype]
         probability = distogram[:n, :n].float().softmax(-1).cpu()
-        mask, index = torch.from_numpy(atom_mask), torch.from_numpy(features.residue_index)
+        ids = None
+        if features.asym_id is not None and features.entity_id is not None and features.sym_id is not None:
+            ids = ChainIds(features.asym_id, features.entity_id, features.sym_id)
+        mask, index = torch.from_numpy(atom_mask), torch.from_numpy(separate_chains(features.residue_index, ids))
         if data.evaluation_refinement:
             aatype = torch.from_numpy(features.aatype).long()
             atoms = refine(atoms, mask, aatype, index, probability, data.evaluation_refinement)
@@ -341,4 +364,5 @@ class FoldTask(SampledTask):
             distances=(probability @ centres).numpy(),
             contacts=probability[..., centres < CONTACT_CUTOFF].sum(-1).numpy(),
             secondary=None if secondary is None else secondary[row, :n].float().softmax(-1).cpu().numpy(),
+            chain_ids=ids,
         )

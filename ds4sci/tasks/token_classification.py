@@ -146,7 +146,7 @@ class TokenClassificationTask(LanguageTask):
     def _open(self, path: Path, selection: SelectionConfig | None = None) -> tuple[LabelReader, Rows, int | None]:
         """DocumentReader, rows and row length of a chain set, or of a part of it."""
         data = self.config.data
-        chains = ChainSet.open(resolve_data_path(path))
+        chains = ChainSet.open(resolve_data_path(path)).require_single_chains()
         row = (data.row_length or data.length) if data.packing else None
         kept = np.arange(len(chains)) if selection is None else kept_samples(selection, chains.ids)
         regions = Regions.whole(chains.lengths, kept)

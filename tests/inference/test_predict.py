@@ -22,6 +22,7 @@ from ds4sci.data.structures import writers
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.template_files import align_templates, write_templates
 from ds4sci.inference import predict
+from ds4sci.inference.prediction_inputs import file_stems, read_jobs
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.report.prediction_page import write_prediction_page
 from ds4sci.tasks.fold import FoldTask
@@ -217,10 +218,10 @@ def test_templates_are_read_from_a_folder(run: Path, tmp_path: Path) -> None:
     write_templates(folder / f"{name}.npz", align_templates(len(sequence), [(known, np.arange(len(sequence)))]))
     with pytest.raises(ValueError, match=r"the model takes no templates; it needs model\.template\.blocks"):
         predicted(template_dir=folder)
-    jobs = predict.read_jobs(fasta, None, folder)
+    jobs = read_jobs(fasta, None, folder)
     assert [job.record.templates is not None for job in jobs] == [True, *[False] * (len(jobs) - 1)]
     (folder / f"{name}.npz").write_bytes(b"damaged")
-    first = predict.read_jobs(fasta, None, folder)[0]
+    first = read_jobs(fasta, None, folder)[0]
     assert first.error is not None
     assert first.error.startswith(f"{folder / name}.npz: not a file of templates")
 
@@ -362,13 +363,13 @@ def test_an_interrupted_command_writes_the_summary(run: Path, tmp_path: Path, mo
 
 def test_record_names_become_file_names() -> None:
     names = ["a", "A", "../a", "/a", ".hidden", "x" * 300, "x" * 301, "ok.1|B", "a_2", "café"]
-    stems = predict.file_stems(names)
+    stems = file_stems(names)
     assert stems == [
         "a", "A_3", "_._a", "_a", "_hidden", "x" * 200, "x" * 200 + "_2", "ok.1|B", "a_2", "caf_",
     ]  # fmt: skip
     assert len({stem.lower() for stem in stems}) == len(names)
     # a safe name is kept, even if an earlier name collides with it
-    assert predict.file_stems(["a/b", "a_b"]) == ["a_b_2", "a_b"]
+    assert file_stems(["a/b", "a_b"]) == ["a_b_2", "a_b"]
 
 
 def test_unsafe_names_do_not_overwrite_files(run: Path, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
+from ds4sci.data.structures import writers
 from ds4sci.report import prediction_page
 from ds4sci.report.prediction_page import write_prediction_page
 from tests.support.html_page import Page
-from tests.support.predicted_folder import as_prediction, real_chain, write_folder
+from tests.support.predicted_folder import as_prediction, real_chain, real_complex, write_folder
 from tests.support.view_data import unpack_atoms, unpack_map
 
 HOSTILE = ["</script><img src=x onerror=alert(1)>", "<b>&amp;\"'", "../up", "a{{data}}b", "javascript:alert(1)"]
@@ -54,6 +55,26 @@ def test_every_record_is_on_the_page(tmp_path: Path) -> None:
     assert links == {path.name for path in out.iterdir()} - {"summary.json", "index.html"}
     assert [link for link in page.links if link.startswith("#")] == ["#structure-0", "#structure-1"]
     assert {"structure-0", "structure-1"} <= set(page.ids)
+
+
+def test_chains_of_a_complex(tmp_path: Path) -> None:
+    """Chains and their confidence are those of the files; a file with other chains is not shown."""
+    prediction = as_prediction(real_complex(), "dimer", with_pae=True)
+    summary = write_folder(tmp_path / "out", [prediction])
+    summary["records"][0] |= {"ptm": 0.614, "iptm": 0.527}
+    (tmp_path / "out" / "summary.json").write_text(json.dumps(summary))
+    page = read(write_prediction_page(tmp_path / "out").parent)
+    (shown,) = page.data["view-data"]["structures"]
+    assert "pTM 0.61 · ipTM 0.53" in page.text
+    assert shown["chains"] == [["A", 70], ["B", 70]]
+    assert shown["sequence"] == prediction.sequence
+    np.testing.assert_allclose(unpack_map(shown["maps"][0]), prediction.pae, atol=0.08)
+    assert "140 residues in 2 chains" in page.text
+    assert "mean pLDDT by chain: A " in page.text
+    one = as_prediction(real_chain("2q2k"), "dimer", with_pae=False)
+    writers.write_mmcif(one, tmp_path / "out" / "dimer.cif")
+    page = read(write_prediction_page(tmp_path / "out").parent)
+    assert "not in the view: dimer.cif has 1 chains; expected 2" in page.text
 
 
 def test_predicted_aligned_error_is_the_first_map(tmp_path: Path) -> None:

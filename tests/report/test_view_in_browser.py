@@ -14,7 +14,7 @@ import pytest
 
 from ds4sci.report import prediction_page
 from ds4sci.report.structure_view import view_scripts
-from tests.support.predicted_folder import as_prediction, real_chain, write_folder
+from tests.support.predicted_folder import as_prediction, real_chain, real_complex, write_folder
 
 pytestmark = pytest.mark.nightly
 
@@ -56,11 +56,16 @@ def angstrom(readout: str) -> float:
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two structures with PAE, and the driver among the scripts that the policy of the page allows."""
+def with_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is among the scripts that the policy of the page allows."""
     monkeypatch.setattr(
         prediction_page, "view_scripts", lambda body: [*view_scripts(body), DRIVER.read_text(encoding="utf-8")]
     )
+
+
+@pytest.fixture
+def page(tmp_path: Path, with_driver: None) -> Path:
+    """Two structures with PAE, and the driver."""
     names = ["</script><b>ubiquitin", "second one"]
     chains = [
         as_prediction(real_chain(), names[0], with_pae=True),
@@ -113,6 +118,22 @@ def test_the_page_in_a_browser(page: Path, tmp_path: Path, flags: list[str]) -> 
     second = steps["second structure"]
     assert (second["title"], second["links"][0]) == ("second one", "second_one.cif")
     assert second["blue"] > 0.01
+
+
+def test_a_complex_in_a_browser(tmp_path: Path, with_driver: None) -> None:
+    """Two chains of 70 residues, counted through: the words say which chain a residue is of."""
+    prediction = as_prediction(real_complex(), "dimer", with_pae=True)
+    write_folder(tmp_path / "out", [prediction])
+    result, console, _ = drive(prediction_page.write_prediction_page(tmp_path / "out"), tmp_path)
+    assert result["errors"] == []
+    assert [line for line in console if "GPU stall due to ReadPixels" not in line] == []
+    steps = {step["name"]: step for step in result["steps"]}
+    words = "scored residue 15 (15 of chain A), aligned residue 85 (15 of chain B): predicted aligned error "
+    assert steps["hover"]["readout"].startswith(words)
+    assert prediction.pae is not None
+    assert angstrom(steps["hover"]["readout"]) == pytest.approx(prediction.pae[84, 14], abs=0.12)
+    assert steps["map"]["selection"] == "15-29, 85-99"
+    assert steps["start"]["blue"] > 0.003
 
 
 def test_a_browser_without_webgl(page: Path, tmp_path: Path) -> None:

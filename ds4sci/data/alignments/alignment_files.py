@@ -11,7 +11,7 @@ by organism.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,15 @@ def index_folder(folder: str | Path) -> dict[str, list[Path]]:
     return found
 
 
+def complex_chain_files(folder: str | Path, name: str, chain: str) -> list[Path]:
+    """Return the files of chain ``chain`` of the complex ``name``: all entries of ``NAME/CHAIN/``, or of
+    ``NAME/msas/CHAIN/`` as in AlphaFold-Multimer; none if there is no such folder."""
+    for place in (Path(folder) / name / chain, Path(folder) / name / "msas" / chain):
+        if place.is_dir():
+            return _list_chain_folder(place)
+    return []
+
+
 def _list_chain_folder(folder: Path, into: Sequence[str] = ()) -> list[Path]:
     """Return the entries of a chain's folder and of its subfolders ``into``, or the folder itself if it is empty."""
     found: list[Path] = []
@@ -111,6 +120,27 @@ def why_not(path: str | Path) -> str | None:
     return None if suffix(path) in msa.SUFFIXES else NO_ALIGNMENT
 
 
+def attach_complex_files(
+    record: Record, paths: Sequence[Path], *, max_rows: int | None = None
+) -> tuple[Record, Msa | None, list[AlignmentFileReport]]:
+    """Return a chain of a complex with its alignment, as ``attach_files`` does, and the alignment for pairing.
+
+    The second is that of the hits in UniProt (``uniprot_hits.sto``), or None without such a file. The limit
+    ``max_rows`` does not apply to it.
+    """
+    hits = [path for path in paths if path.is_file() and is_pairing_file(path)]
+    record, reports = attach_files(record, [path for path in paths if path not in hits], max_rows=max_rows)
+    if not hits:
+        return record, None, reports
+    paired, hit_reports = _attach(replace(record, msa=None), hits)
+    return record, paired.msa, [*reports, *hit_reports]
+
+
+def is_pairing_file(path: str | Path) -> bool:
+    """Return whether a file has hits for chain pairing."""
+    return stem(path) in _PAIRING_HIT_STEMS and suffix(path) in msa.SUFFIXES
+
+
 def attach_files(
     record: Record, paths: Sequence[Path], *, max_rows: int | None = None
 ) -> tuple[Record, list[AlignmentFileReport]]:
@@ -120,10 +150,20 @@ def attach_files(
     ``max_rows`` rows are kept. Without an alignment in ``paths`` the record is returned unchanged. Raises
     ``ValueError`` with the file and the line, row or residue.
     """
+    return _attach(record, paths, why_not, max_rows=max_rows)
+
+
+def _attach(
+    record: Record,
+    paths: Sequence[Path],
+    skip_reason: Callable[[Path], str | None] = lambda path: None,
+    *,
+    max_rows: int | None = None,
+) -> tuple[Record, list[AlignmentFileReport]]:
     parts: list[tuple[int, msa.Alignment, Msa]] = []
     files: list[AlignmentFileReport] = []
     for path in paths:
-        reason = why_not(path)
+        reason = skip_reason(path)
         files.append(AlignmentFileReport(path.name, skip_reason=reason))
         if reason is not None:
             continue

@@ -1,14 +1,19 @@
-"""Clusters of chains by sequence identity, training/validation splits of whole clusters, and leakage checks."""
+"""Clusters of chains by sequence identity, training/validation splits of whole clusters, and leakage checks.
+
+A complex is related to another record if any of its chains is.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ds4sci.data.clustering.identity import similar_pairs
 from ds4sci.data.clustering.union_find import UnionFind, check_fraction, sample_groups
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.complexes import split_chains
 from ds4sci.types import Record
 
 Chains = ChainSet | Sequence[Record]
@@ -29,10 +34,10 @@ def clusters(chains: Chains, threshold: float = 0.3) -> list[list[int]]:
     two similar chains can be in different clusters and a split can separate them.
     """
     check_threshold(threshold)
-    sequences = _sequences(chains)
-    related = UnionFind(len(sequences))
+    sequences, owner = _sequences(chains)
+    related = UnionFind(len(chains))
     for one, other, _ in similar_pairs(sequences, None, threshold):
-        related.union(one, other)
+        related.union(owner[one], owner[other])
     return related.groups()
 
 
@@ -65,10 +70,12 @@ def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Leakin
     """
     check_threshold(threshold)
     train_ids, valid_ids = _ids(train), _ids(valid)
-    found = [
-        LeakingPair(train_ids[target], valid_ids[query], share)
-        for query, target, share in similar_pairs(_sequences(valid), _sequences(train), threshold)
-    ]
+    (train_sequences, train_owner), (valid_sequences, valid_owner) = _sequences(train), _sequences(valid)
+    closest: dict[tuple[int, int], float] = {}
+    for query, target, share in similar_pairs(valid_sequences, train_sequences, threshold):
+        pair = (train_owner[target], valid_owner[query])
+        closest[pair] = max(share, closest.get(pair, 0.0))
+    found = [LeakingPair(train_ids[one], valid_ids[other], share) for (one, other), share in closest.items()]
     found.sort(key=lambda pair: (-pair.identity, pair.train, pair.valid))
     if found:
         worst = ", ".join(f"{pair.train} ~ {pair.valid} {pair.identity:.0%}" for pair in found[:5])
@@ -79,7 +86,7 @@ def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Leakin
             " new proteins",
             stacklevel=2,
         )
-    shared = sorted({_entry(name) for name in train_ids} & {_entry(name) for name in valid_ids} - {""})
+    shared = sorted(set(_entries(train)) & set(_entries(valid)) - {""})
     if shared:
         some = ", ".join(shared[:5]) + (", …" if len(shared) > 5 else "")
         warnings.warn(f"leakage: {len(shared)} PDB entries have chains in both sets: {some}", stacklevel=2)
@@ -88,25 +95,30 @@ def leakage(train: Chains, valid: Chains, threshold: float = 0.3) -> list[Leakin
 
 def _by_entry(chains: Chains) -> Iterator[list[int]]:
     entries: dict[str, list[int]] = {}
-    for at, name in enumerate(_ids(chains)):
-        if _entry(name):
-            entries.setdefault(_entry(name), []).append(at)
+    for at, entry in enumerate(_entries(chains)):
+        if entry:
+            entries.setdefault(entry, []).append(at)
     yield from entries.values()
 
 
-def _entry(name: str) -> str:
-    """Return the entry id of a chain id (``1UBQ`` of ``1UBQ_A``), empty if there is none."""
-    return name.rpartition("_")[0].upper()
+def _entries(chains: Chains) -> list[str]:
+    """Return the entry id of each record: ``1UBQ`` of the chain ``1UBQ_A``, the id of a complex; "" for none."""
+    _, owner = _sequences(chains)
+    several = {at for at, count in Counter(owner).items() if count > 1}
+    return [(name if at in several else name.rpartition("_")[0]).upper() for at, name in enumerate(_ids(chains))]
 
 
 def _ids(chains: Chains) -> list[str]:
     return chains.ids if isinstance(chains, ChainSet) else [record.id for record in chains]
 
 
-def _sequences(chains: Chains) -> list[str]:
+def _sequences(chains: Chains) -> tuple[list[str], list[int]]:
+    """Return the sequences of all chains, and the number of the record that each belongs to."""
     if isinstance(chains, ChainSet):
-        return [chains.sequence(index) for index in range(len(chains))]
-    return [record.sequence for record in chains]
+        parts = [chains.chain_sequences(index) for index in range(len(chains))]
+    else:
+        parts = [[one.sequence for one in split_chains(record)] for record in chains]
+    return [one for part in parts for one in part], [at for at, part in enumerate(parts) for _ in part]
 
 
 def check_threshold(threshold: float) -> None:

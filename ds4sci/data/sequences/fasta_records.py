@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ _MIN_LENGTH_OF_BASES = 10
 class FastaEntry(NamedTuple):
     """One sequence of a file: ``RESIDUES`` and X.
 
-    ``notes`` are remarks for the user; ``error`` says why the sequence cannot be read, None if it can.
+    ``chains`` are the chains of a complex, or the sequence as the only one; ``sequence`` is all of them, one after the
+    other. ``notes`` are remarks for the user; ``error`` says why the sequence cannot be read, None if it can.
     """
 
     name: str
@@ -32,17 +34,23 @@ class FastaEntry(NamedTuple):
     line: int
     notes: tuple[str, ...]
     error: str | None = None
+    chains: tuple[str, ...] = ()
 
 
 def read_fasta(path: str | Path) -> list[tuple[str, str]]:
     """(name, sequence) of each entry, with a warning for each note; see ``read_entries``.
 
-    ``ValueError`` also for an entry that cannot be read.
+    ``ValueError`` also for an entry that cannot be read, and for a complex.
     """
     entries = read_entries(path)
     for entry in entries:
         if entry.error is not None:
             raise ValueError(entry.error)
+        if len(entry.chains) > 1:
+            raise ValueError(
+                f"{path}: line {entry.line}: {entry.name!r} has {len(entry.chains)} chains, separated by ':'; expected"
+                " one chain"
+            )
         for note in entry.notes:
             warnings.warn(f"{path}: line {entry.line}: {entry.name!r}: {note}", stacklevel=2)
     return [(entry.name, entry.sequence) for entry in entries]
@@ -50,6 +58,8 @@ def read_fasta(path: str | Path) -> list[tuple[str, str]]:
 
 def read_entries(path: str | Path) -> list[FastaEntry]:
     """Read all entries. The name is the first word after ``>``, the sequence consists of ``RESIDUES`` and X.
+
+    ``:`` separates the chains of a complex, as in ColabFold.
 
     Lower case (soft-masked) is read as upper case; one ``*`` at the end (a stop) is dropped; B, Z, J (ambiguous), U and
     O (selenocysteine, pyrrolysine) become X. Notes say how many letters became X, and that a sequence looks like DNA or
@@ -72,15 +82,19 @@ def read_entries(path: str | Path) -> list[FastaEntry]:
             text = "".join(line.split()).encode().upper().decode()  # upper case of ASCII only: ß stays ß
             letters.append(text.removesuffix("*") if is_last else text)
             for column, letter in enumerate(letters[-1], start=1):
-                if error is None and letter not in RESIDUES and letter not in _READ_AS_X + "X":
+                if error is None and letter not in RESIDUES and letter not in _READ_AS_X + "X:":
                     gap = " (for an alignment, pass A3M or Stockholm)" if letter in "-." else ""
                     error = (
                         f"{path}: line {line_number}: {letter!r} at letter {column} of {name!r} is not a valid"
                         f" amino acid{gap}; expected one of {RESIDUES} or X"
                     )
-        sequence = "".join(letters)
+        whole = "".join(letters)
+        sequence = whole.replace(":", "")
         if not sequence:
             error = f"{path}: line {number}: {name!r} has no sequence"
+        elif error is None and not all(whole.split(":")):
+            empty = whole.split(":").index("") + 1
+            error = f"{path}: line {number}: chain {empty} of {name!r} is empty; expected one ':' between two chains"
         notes = []
         rare = sum(sequence.count(letter) for letter in _READ_AS_X)
         if len(sequence) >= _MIN_LENGTH_OF_BASES and _BASES.issuperset(sequence):
@@ -93,7 +107,9 @@ def read_entries(path: str | Path) -> list[FastaEntry]:
         read = sequence.translate(str.maketrans(_READ_AS_X, "X" * len(_READ_AS_X)))
         if error is not None:
             read = "".join(letter if letter in RESIDUES else "X" for letter in read)
-        entries.append(FastaEntry(name, read, number, tuple(notes), error))
+        ends = accumulate(len(chain) for chain in whole.split(":"))
+        chains = tuple(read[begin:end] for begin, end in pairwise([0, *ends]))
+        entries.append(FastaEntry(name, read, number, tuple(notes), error, chains))
     if not entries:
         raise ValueError(f"{path}: no FASTA entry; expected a line that begins with '>' and the sequence below it")
     return entries

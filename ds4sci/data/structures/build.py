@@ -23,7 +23,8 @@ import numpy as np
 from ds4sci.data.alignments import alignment_files
 from ds4sci.data.alignments.profile import msa_profile
 from ds4sci.data.structures.build_cache import alignment_stamps, entry_key, is_current, load_entry, store_entry
-from ds4sci.data.structures.build_report import BuildReport, report_row
+from ds4sci.data.structures.build_complex import make_complex
+from ds4sci.data.structures.build_report import JOINED, BuildReport, report_row
 from ds4sci.data.structures.chain_file import concatenate, drop_empty_arrays, pack_all_arrays, write_arrays
 from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
 from ds4sci.data.structures.chain_set import ChainSet, write_files
@@ -60,6 +61,9 @@ def build(
     A chain id begins with the entry id in the file, or with the file name if the file has none. If a chain of another
     file has the same id and a different sequence, the file name, and then the path below ``src_dir``, replaces the
     entry id. Alignments are looked up by the original id.
+
+    With ``settings.complexes`` all accepted chains of a file are one record, named by the entry id
+    (``ds4sci.data.structures.build_complex``).
 
     Assemblies (.pdb1), .pdbx and .bcif are not supported. The report lists them, and broken links.
 
@@ -172,6 +176,10 @@ def _process_file(
     rows += [
         report_row(name, f"{parsed.entry}_{one.chain}", "rejected", one.kind, one.reason) for one in parsed.excluded
     ]
+    if settings.complexes:
+        made, complex_rows, stamps = make_complex(name, parsed.entry, chains, dssp_of, alignments, settings)
+        store_entry(entry, made, rows + complex_rows, stamps)
+        return
     accepted: dict[str, Record] = {}
     for chain, dssp in zip(chains, dssp_of, strict=True):
         resolved = int(chain.atom_mask[:, :3].all(1).sum())
@@ -252,6 +260,7 @@ def _collect(
             names = _rename_chains(report["rows"], accepted, path.relative_to(src_dir), owner)
         for name in [name for name in accepted if names[name] in owner]:
             _reject_id(accepted.pop(name), owner[name][0])
+        _reject_members(report["rows"])
         owner.update({names[name]: (row["file"], entry, at[name]) for name, row in accepted.items()})
         if len(accepted) == len(chains) and all(old == new for old, new in names.items()):
             yield arrays
@@ -265,6 +274,14 @@ def _stored_sequence(entry: Path, index: int) -> str:
 
 def _reject_id(row: dict[str, Any], owner: str) -> None:
     row.update(status="rejected", kind="same id", reason=f"{owner} has a chain with this id")
+
+
+def _reject_members(rows: list[dict[str, Any]]) -> None:
+    """Reject the chains of a complex that was rejected as a copy of another file's."""
+    copies = {row["chain"]: row for row in rows if row["kind"] == "same id"}
+    for row in rows:
+        if row["status"] == JOINED and (found := copies.get(row["reason"].removeprefix("chain of "))):
+            row.update(status="rejected", kind="same id", reason=found["reason"])
 
 
 def _rename_chains(
@@ -281,7 +298,8 @@ def _rename_chains(
         for row in rows:
             if row["chain"] and row["kind"] != "same id":
                 row["chain"] = prefix + row["chain"].removeprefix(old)
-            if row["status"] == "duplicate":
-                row["reason"] = row["reason"].replace(f"as {old}", f"as {prefix}", 1)
+            for status, word in (("duplicate", "as"), (JOINED, "of")):
+                if row["status"] == status:
+                    row["reason"] = row["reason"].replace(f"{word} {old}", f"{word} {prefix}", 1)
         return names
     return {name: name for name in accepted}

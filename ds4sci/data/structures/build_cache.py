@@ -13,7 +13,7 @@ from ds4sci.data.structures.chain_file import pack_all_arrays, write_arrays
 from ds4sci.data.structures.chain_filters import BuildSettings
 from ds4sci.types import Record
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 """Part of the key. Increase it when the content stored for the same file changes."""
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from ds4sci.data.structures.parsers.atom_table import KEPT
 
 NOT_ACCEPTED = "chain not accepted"
+JOINED = "joined"
+"""Status of a chain that is part of an accepted complex, which has a row of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class BuildReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of chains (and unreadable files) by outcome: accepted, duplicate, or the kind of rejection."""
+        """Number of chains (and unreadable files) by outcome: accepted, joined, duplicate, or the kind of rejection."""
         chains = [row for row in self.rows if row["status"] != "read"]
         return dict(Counter(row["status"] if row["status"] != "rejected" else row["kind"] for row in chains))
 
@@ -44,7 +46,7 @@ class BuildReport:
         total: Counter[str] = Counter()
         for row in self.rows:
             total.update(row.get("atoms", {}))
-            if row["status"] != "accepted" and row.get("atoms_kept"):
+            if row["status"] not in ("accepted", JOINED) and row.get("atoms_kept"):
                 total.update({KEPT: -row["atoms_kept"], NOT_ACCEPTED: row["atoms_kept"]})
         return dict(total.most_common())
 
@@ -57,16 +59,17 @@ class BuildReport:
                 counts.update({f"rows: {reason}": count for reason, count in file.get("excluded", {}).items()})
                 if "skipped" in file:
                     counts[f"files: {file['skipped']}"] += 1
+            for rows in row.get("pairing", ()):
+                counts.update({f"{rows['kind']} rows: {reason}": count for reason, count in rows["excluded"].items()})
         return dict(counts)
 
     def summary(self) -> str:
         """Return a few lines of text: totals, and each kind of rejection with one example."""
         accepted = [row for row in self.rows if row["status"] == "accepted"]
         residues = sum(row["length"] for row in accepted)
-        lines = [
-            f"{self.out}: {len(accepted)} chains, {residues} residues from {self.files} files"
-            f" ({self.cached} from cache)"
-        ]
+        complexes = sum("chains" in row for row in accepted)
+        what = f"{len(accepted) - complexes} chains" + f" and {complexes} complexes" * bool(complexes)
+        lines = [f"{self.out}: {what}, {residues} residues from {self.files} files ({self.cached} from cache)"]
         for kind, count in sorted(self.counts.items(), key=lambda item: -item[1]):
             if kind != "accepted":
                 example = next(row for row in self.rows if kind in (row["status"], row.get("kind")))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ds4sci.chemistry.chains import chain_slices, number_chains
 from ds4sci.chemistry.residue_codes import PROFILE_COLUMNS
 from ds4sci.data.structures.chain_file import BACKBONE
 from ds4sci.data.structures.template_arrays import COUNT as TEMPLATE_COUNT
 from ds4sci.data.structures.template_arrays import KEYS as TEMPLATE_KEYS
 from ds4sci.data.structures.template_arrays import PackedTemplates
 from ds4sci.files.array_files import map_arrays
-from ds4sci.types import RESIDUES, Msa, Record, TemplateSet
+from ds4sci.types import RESIDUES, ChainIds, Msa, Record, TemplateSet
 
 LETTERS = np.frombuffer((RESIDUES + "X").encode(), "S1")
 REQUIRED = ("ids", "offsets", "sequence", "backbone_centi_angstrom")
@@ -93,11 +94,27 @@ class ChainArrays:
             msa=self._msa(index, n),
             resolution=resolution or None,
             templates=self._templates(index),
+            chain_ids=self._chain_ids(index),
         )
 
     def sequence(self, index: int) -> str:
         """Return the sequence of a chain without creating its record."""
         return self._sequence[self.offsets[index] : self.offsets[index + 1]].decode()
+
+    def chain_sequences(self, index: int) -> list[str]:
+        """Return the sequences of the chains of a record: of a single chain, its own."""
+        sequence = self.sequence(index)
+        if not self.is_complex(index):
+            return [sequence]
+        asym_id = self.arrays["asym_id"][self.offsets[index] : self.offsets[index + 1]]
+        return [sequence[own] for own in chain_slices(asym_id)]
+
+    def is_complex(self, index: int) -> bool:
+        """Return whether a record has chain numbers."""
+        return "asym_id" in self.arrays and bool(self.arrays["asym_id"][self.offsets[index]])
+
+    def _chain_ids(self, index: int) -> ChainIds | None:
+        return number_chains(self.chain_sequences(index)) if self.is_complex(index) else None
 
     def _msa(self, index: int, n: int) -> Msa | None:
         if "msa_depth" not in self.arrays or not self.arrays["msa_depth"][index]:
@@ -146,7 +163,7 @@ class ChainArrays:
             )
         shapes: dict[str, tuple[int | None, ...]] = {
             "backbone_centi_angstrom": (n, 4, 3), "dssp": (n,), "profile_e4": (n, 20), "atom37_mask": (n, 37),
-            "residue_index": (n,), "resolution_angstrom": (chains,), "msa_depth": (chains,),
+            "residue_index": (n,), "asym_id": (n,), "resolution_angstrom": (chains,), "msa_depth": (chains,),
             TEMPLATE_COUNT: (chains,),
         }  # fmt: skip
         if ("atom37_mask" in arrays) != ("atom37_centi_angstrom" in arrays):
@@ -159,6 +176,19 @@ class ChainArrays:
         for key, shape in shapes.items():
             if key in arrays and arrays[key].shape != shape:
                 raise ValueError(f"{where}: {key} has shape {arrays[key].shape}; expected {shape}")
+        if "asym_id" in arrays:
+            asym_id = arrays["asym_id"].astype(np.int64)
+            step = np.diff(asym_id, prepend=0)
+            step[offsets[:-1]] = 0
+            first = asym_id[offsets[:-1]]
+            bad = (step < 0) | (step > 1) | ((step > 0) & (asym_id == 1))
+            bad[offsets[:-1]] = (first < 0) | (first > 1)
+            if bad.any():
+                chain = int(np.searchsorted(offsets, int(np.argmax(bad)), side="right")) - 1
+                raise ValueError(
+                    f"{where}: asym_id of {arrays['ids'][chain]} must be 0 in a single chain, and count the chains of a"
+                    " complex from 1 in their order"
+                )
         strange = ~np.isin(arrays["sequence"].astype("S1", copy=False), LETTERS)
         if strange.any():
             at = int(np.argmax(strange))

@@ -46,6 +46,7 @@ def pack_all_arrays(records: Sequence[Record]) -> dict[str, np.ndarray]:
         "offsets": _offsets(lengths),
         "sequence": np.frombuffer("".join(record.sequence for record in records).encode(), "S1"),
         "dssp": np.frombuffer("".join(record.dssp or "?" * len(record.sequence) for record in records).encode(), "S1"),
+        "asym_id": np.concatenate([_asym_id(record) for record in records]),
         "residue_index": np.concatenate([record.residue_index for record in records]).astype(np.int32),
         "resolution_angstrom": np.array([record.resolution or 0.0 for record in records], np.float32),
         "backbone_centi_angstrom": np.concatenate([_backbone(record) for record in records]),
@@ -79,10 +80,11 @@ def drop_empty_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     """Return ``arrays`` without optional arrays that carry no information.
 
     These are atom arrays of backbones that are complete and have no other atoms, and profiles, resolutions, alignments
-    and templates if no chain has one.
+    and templates if no chain has one, and chain numbers if no record is a complex.
     """
     empty = {
         *(_ATOMS if (arrays["atom37_mask"] == _BACKBONE_ONLY).all() else ()),
+        *(() if arrays["asym_id"].any() else ("asym_id",)),
         *(() if arrays["profile_e4"].any() else ("profile_e4",)),
         *(() if arrays["resolution_angstrom"].any() else ("resolution_angstrom",)),
         *(() if arrays["msa_depth"].any() else _ALIGNMENT),
@@ -125,6 +127,11 @@ def _backbone(record: Record) -> np.ndarray:
             " can store"
         )
     return np.rint(centred * 100.0).astype(np.int16)
+
+
+def _asym_id(record: Record) -> np.ndarray:
+    n = len(record.sequence)
+    return np.zeros(n, np.uint16) if record.chain_ids is None else record.chain_ids.asym_id.astype(np.uint16)
 
 
 def _profile(record: Record) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ds4sci.data.alignments.pairing import MAX_ROWS
 from ds4sci.types import Record
 
 
@@ -17,7 +18,7 @@ class BuildSettings(BaseModel):
     min_length: int = Field(default=16, ge=1)
     """Minimum number of residues of the entity."""
     max_length: int = Field(default=4096, ge=1)
-    """Maximum number of residues of the entity."""
+    """Maximum number of residues of the entity, and of a complex."""
     min_resolved: float = Field(default=0.25, ge=0.0, le=1.0)
     """Minimum fraction of residues with N, CA and C."""
     max_resolution: float = Field(default=9.0, gt=0.0)
@@ -26,6 +27,12 @@ class BuildSettings(BaseModel):
     """Maximum fraction of the most frequent amino acid (AF2, supplement 1.2.5: 80 %)."""
     keep_duplicates: bool = False
     """Include chains with the same sequence as an earlier chain of the entry."""
+    complexes: bool = False
+    """Make one record of all accepted chains of a file, copies included, instead of one of each distinct chain."""
+    max_chains: int = Field(default=20, ge=1)
+    """Maximum number of chains of a complex; a file with more accepted chains is rejected."""
+    max_complex_rows: int = Field(default=MAX_ROWS, ge=1)
+    """Maximum number of alignment rows of each chain of a complex, of which at most half are paired."""
     max_msa_rows: int = Field(default=16384, ge=1)
     """Maximum number of alignment rows; the first rows are kept."""
 

@@ -14,6 +14,8 @@ Arrays with all chains concatenated (n residues in total; chain i has rows ``off
                                                  the True entries of ``atom37_mask``; the dense form
                                                  [n, 37, 3] is accepted too
 ``residue_index``            int32 [n]           position in the entity; without this array: 0 … n-1
+``asym_id``                  uint16 [n]          number of the chain in a complex, from 1; 0 in a single chain.
+                                                 Without this array: single chains
 ``resolution_angstrom``      float32 [chains]    Å, 0 = unknown
 ``msa_depth``                int32 [chains]      number of alignment rows, 0 = no alignment
 ``msa_letters``              uint8 [Σ depth·n]   indices into ``MSA_ALPHABET``, row-major
@@ -29,7 +31,8 @@ Arrays with all chains concatenated (n residues in total; chain i has rows ``off
 ``template_names_offsets``   int64 [chains + 1]  start and end of each chain's bytes in ``template_names``
 ===========================  ==================  ==================================================================
 
-Five arrays each accompany ``msa_depth`` and ``template_count``. B-factors are not stored.
+The entity numbers of a complex are those of equal sequences among its chains. Five arrays each accompany ``msa_depth``
+and ``template_count``. B-factors are not stored.
 
 Uncompressed arrays are mapped into memory: they are read where they are used, and processes share them. Compressed ones
 are read when the set is opened, those of alignments and templates on first use. ``ds4sci data build
@@ -154,6 +157,25 @@ class ChainSet(Sequence[Record]):
         """Return the sequence of a chain without creating its record."""
         file, number = self._locate(index)
         return file.sequence(number)
+
+    def chain_sequences(self, index: int) -> list[str]:
+        """Return the sequences of the chains of a complex, or that of a single chain."""
+        file, number = self._locate(index)
+        return file.chain_sequences(number)
+
+    def require_single_chains(self) -> ChainSet:
+        """Return this set. Raises ``ValueError``, naming it, if it has complexes."""
+        if self.has_complexes:
+            raise ValueError(
+                f"{self._source}: has complexes, whose chains would be taken for one; expected a chain set of single"
+                " chains: build it without --complexes"
+            )
+        return self
+
+    @property
+    def has_complexes(self) -> bool:
+        """Whether a record is a complex."""
+        return any("asym_id" in file.arrays for file in self._files)
 
 
 def write_files(folder: Path, parts: Iterable[dict[str, np.ndarray]], chains_per_file: int) -> int:

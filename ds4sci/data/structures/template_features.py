@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.chemistry.residue_codes import GAP
+from ds4sci.data.structures.crops import Window
 from ds4sci.types import Record, TemplateSet
 
 AVAILABLE = 20
@@ -14,7 +15,7 @@ AVAILABLE = 20
 
 
 def template_features(
-    record: Record, window: slice, most: int, rng: np.random.Generator, *, subsample: bool
+    record: Record, window: Window, most: int, rng: np.random.Generator, *, subsample: bool
 ) -> dict[str, Any]:
     """Return the fields ``template_*`` of ``Features`` for the residues in ``window``; empty if ``most`` is 0.
 
@@ -24,8 +25,8 @@ def template_features(
     """
     if not most:
         return {}
-    n = window.stop - window.start
-    fields = {
+    n = len(record.residue_index[window])
+    fields: dict[str, Any] = {
         "template_aatype": np.full((most, n), GAP, np.int64),
         "template_positions": np.zeros((most, n, 37, 3), np.float32),
         "template_atom_mask": np.zeros((most, n, 37), bool),
@@ -40,9 +41,9 @@ def template_features(
         count = min(int(rng.integers(len(chosen) + 1)), most)
         chosen = rng.permutation(chosen)[:count]
     k = len(chosen)
-    mask = templates.atom_mask[chosen, window]
-    fields["template_aatype"][:k] = templates.aatype[chosen, window]
-    fields["template_positions"][:k] = np.where(mask[..., None], templates.atom_positions[chosen, window], 0.0)
+    mask = templates.atom_mask[:, window][chosen]
+    fields["template_aatype"][:k] = templates.aatype[:, window][chosen]
+    fields["template_positions"][:k] = np.where(mask[..., None], templates.atom_positions[:, window][chosen], 0.0)
     fields["template_atom_mask"][:k] = mask
     fields["template_mask"][:k] = True
     return fields

@@ -22,7 +22,7 @@
   }
 
   // mmCIF has no limits on numbers; the parser of 3Dmol finds bonds and secondary structure.
-  async function modelText(sequence, { scale, atoms, data: text }) {
+  async function modelText(sequence, chains, { scale, atoms, data: text }) {
     const bytes = await unpack(text), n = sequence.length;
     const columns = bytes.subarray(n, n + atoms);
     const steps = new DataView(bytes.buffer, n + atoms);
@@ -37,11 +37,12 @@
     const keys = ["group_PDB", "id", "type_symbol", "label_atom_id", "label_comp_id", "label_asym_id", "label_seq_id"];
     const lines = ["data_", "loop_", ...[...keys, "Cartn_x", "Cartn_y", "Cartn_z"].map((key) => `_atom_site.${key}`)];
     let atom = 0;
+    const names = chains.flatMap(([name, length]) => Array(length).fill(name));
     for (let residue = 0; residue < n; residue++) {
       const name = data.residue_names[sequence[residue]] ?? "UNK";
       for (const end = atom + bytes[residue]; atom < end; atom++) {
         const label = data.atom_names[columns[atom]];
-        lines.push(`ATOM ${atom + 1} ${label[0]} ${label} ${name} A ${residue + 1} ${x[atom]} ${y[atom]} ${z[atom]}`);
+        lines.push(`ATOM ${atom + 1} ${label[0]} ${label} ${name} ${names[residue]} ${residue + 1} ${x[atom]} ${y[atom]} ${z[atom]}`);
       }
     }
     return { text: lines.join("\n") + "\n#\n", only_ca: atoms > 0 && columns.every((column) => column === 1) };
@@ -138,6 +139,28 @@
 
   // ---- plots
 
+  // Residues before each chain but the first: the borders of the chains of a complex.
+  function borders() {
+    let sum = 0;
+    return current.chains.slice(0, -1).map(([, length]) => (sum += length));
+  }
+
+  function drawBorders(pen, box, both) {
+    const n = current.sequence.length;
+    pen.strokeStyle = theme("ink");
+    pen.lineWidth = 1;
+    for (const border of borders()) {
+      pen.beginPath();
+      pen.moveTo(box.left + (border / n) * box.width, box.top);
+      pen.lineTo(box.left + (border / n) * box.width, box.top + box.height);
+      if (both) {
+        pen.moveTo(box.left, box.top + (border / n) * box.height);
+        pen.lineTo(box.left + box.width, box.top + (border / n) * box.height);
+      }
+      pen.stroke();
+    }
+  }
+
   function context(canvas) {
     const scale = devicePixelRatio || 1, { clientWidth: width, clientHeight: height } = canvas;
     canvas.width = Math.round(width * scale);
@@ -186,6 +209,7 @@
       pen.fillStyle = SELECTED[place % SELECTED.length] + "55";
       pen.fillRect(x(first - 0.5), box.top, Math.max(2, x(last + 0.5) - x(first - 0.5)), box.height);
     });
+    drawBorders(pen, box, false);
     pen.strokeStyle = theme("ink");
     pen.lineWidth = 1.6;
     pen.lineJoin = "round";
@@ -224,6 +248,7 @@
     pen.clip();
     pen.drawImage(one.picture, box.left, box.top, box.width * covered, box.height * covered);
     pen.restore();
+    drawBorders(pen, box, true);
     pen.strokeStyle = theme("edge");
     pen.strokeRect(box.left, box.top, box.width, box.height);
     for (const tick of ticks(n, box.width / 60)) {
@@ -264,13 +289,20 @@
 
   // ---- words and selection
 
+  // "12 of chain B" between two texts; residues count through all chains of a complex. Nothing for a single chain.
+  function placeInChain(residue, before, after = "") {
+    if (current.chains.length < 2) return "";
+    const starts = [0, ...borders()], chain = starts.findLastIndex((start) => start < residue);
+    return `${before}${residue - starts[chain]} of chain ${current.chains[chain][0]}${after}`;
+  }
   const residueText = (residue) => {
     const letter = current.sequence[residue - 1], plddt = current.plddt[residue - 1];
-    return `Residue ${residue} (${data.residue_names[letter] ?? letter}): pLDDT ${plddt.toFixed(1)}, ${confidence(plddt)[2]}.`;
+    return `Residue ${residue} (${data.residue_names[letter] ?? letter}${placeInChain(residue, ", ")}): pLDDT ${plddt.toFixed(1)}, ${confidence(plddt)[2]}.`;
   };
   const pairText = (column, row) => {
     const one = shownMap(), value = meanOfMap(one, [column, column], [row, row]);
-    return `${one.columns} ${column}, ${one.rows} ${row}: ${one.name} ${value === null ? "unknown" : `${value} ${one.unit}`}.`;
+    const [x, y] = [column, row].map((residue) => `${residue}${placeInChain(residue, " (", ")")}`);
+    return `${one.columns} ${x}, ${one.rows} ${y}: ${one.name} ${value === null ? "unknown" : `${value} ${one.unit}`}.`;
   };
   const rangeText = ([first, last]) => (first === last ? `${first}` : `${first}-${last}`);
 
@@ -347,8 +379,8 @@
   async function show(index) {
     const chosen = data.structures[index];
     const models = {
-      prediction: await modelText(chosen.sequence, chosen.prediction),
-      truth: chosen.truth && await modelText(chosen.sequence, chosen.truth),
+      prediction: await modelText(chosen.sequence, chosen.chains, chosen.prediction),
+      truth: chosen.truth && await modelText(chosen.sequence, chosen.chains, chosen.truth),
     };
     const maps = await Promise.all(chosen.maps.map(async (one) => ({ ...one, codes: await unpack(one.data) })));
     if (chosenIndex() !== index) return; // another was chosen meanwhile

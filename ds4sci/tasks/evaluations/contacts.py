@@ -37,7 +37,7 @@ def contact_evaluation(task: LanguageModelingTask, *, num_train: int = 20, max_l
         path = request.files["contacts"]
         if not task.tokenizer.encoder.one_per_residue:
             raise ValueError("contact prediction needs a tokenizer with one token per residue")
-        chains = ChainSet.open(path)
+        chains = ChainSet.open(path).require_single_chains()
         order = np.random.default_rng(0).permutation(len(chains))
         eligible = [int(i) for i in order if MIN_LENGTH <= chains.lengths[i] <= max_length]
         if len(eligible) <= num_train:

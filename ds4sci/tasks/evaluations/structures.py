@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from ds4sci.chemistry.chains import chain_slices
 from ds4sci.chemistry.residue_codes import secondary_classes
 from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.data.structures.chain_set import ChainSet
@@ -19,7 +20,7 @@ from ds4sci.machine.memory_errors import name_memory_errors
 from ds4sci.metrics import METRICS, PERCENT_METRICS, chain_metrics, lddt_ca, mean_metrics, pseudo_beta
 from ds4sci.tasks.capabilities import StructurePredictor
 from ds4sci.tasks.evaluations import Evaluation, EvaluationRequest, EvaluationResult
-from ds4sci.types import Prediction, Record
+from ds4sci.types import ChainIds, Prediction, Record
 
 MAX_MAP_LENGTH = 128
 """Longest chain, in residues, whose distance maps are saved for the report."""
@@ -41,6 +42,7 @@ def structure_evaluation(
 
     The result has ``chains`` and ``checksum`` (path and SHA-256 of the chain set), ``mean``, and ``per_chain``: one row
     per chain with ``id``, ``length`` and the keys of ``ds4sci.metrics.METRICS``; null where nothing could be measured.
+    A complex is one row, with its number of ``chains``.
     """
 
     def run(request: EvaluationRequest) -> EvaluationResult:
@@ -52,7 +54,7 @@ def structure_evaluation(
         arrays: dict[str, np.ndarray] = {}
         with request.progress("predicting", len(chains)) as advance:
             for prediction, record in predict_chains(task, chains, batch_size, request.device):
-                rows.append(chain_metrics(prediction, record))
+                rows.append(chain_metrics(prediction, record) | _number_of_chains(record))
                 if is_validation:
                     arrays |= report_arrays(prediction, record)
                 advance()
@@ -69,6 +71,10 @@ def structure_evaluation(
         )
 
     return Evaluation(run, inputs=("chains",))
+
+
+def _number_of_chains(record: Record) -> dict[str, int]:
+    return {} if record.chain_ids is None else {"chains": int(record.chain_ids.asym_id[-1])}
 
 
 def predict_chains(
@@ -110,8 +116,8 @@ def report_arrays(prediction: Prediction, record: Record) -> dict[str, np.ndarra
         "mask": mask,
         "plddt": np.asarray(prediction.plddt, dtype=np.float32),
         "lddt": np.asarray(per_residue, dtype=np.float32),
-        "torsion": torsions(prediction.atom37).astype(np.float16),
-        "true_torsion": torsions(record.atom_positions, record.atom_mask).astype(np.float16),
+        "torsion": torsions(prediction.atom37, chain_ids=record.chain_ids).astype(np.float16),
+        "true_torsion": torsions(record.atom_positions, record.atom_mask, record.chain_ids).astype(np.float16),
         "secondary": secondary_classes(record.dssp or "?" * len(mask)).astype(np.int8),
     }
     if len(mask) <= MAX_MAP_LENGTH:
@@ -125,10 +131,10 @@ def report_arrays(prediction: Prediction, record: Record) -> dict[str, np.ndarra
     return {f"{record.id}/{name}": value for name, value in fields.items()}
 
 
-def torsions(atom37: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+def torsions(atom37: np.ndarray, mask: np.ndarray | None = None, chain_ids: ChainIds | None = None) -> np.ndarray:
     """Return φ and ψ in degrees, [n, 2], of coordinates [n, 37, 3] Å.
 
-    NaN at the chain ends and where one of the four atoms is False in ``mask`` [n, 37].
+    NaN at the ends of chains and where one of the four atoms is False in ``mask`` [n, 37].
     """
     atoms = np.asarray(atom37, dtype=np.float64)
     if mask is not None:
@@ -141,6 +147,8 @@ def torsions(atom37: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     ):
         sin, cos = dihedral(*points).unbind(-1)
         result[rows, column] = torch.rad2deg(torch.atan2(sin, cos)).numpy()
+    for own in [] if chain_ids is None else chain_slices(chain_ids.asym_id):
+        result[own.start, 0] = result[own.stop - 1, 1] = np.nan
     return result
 
 

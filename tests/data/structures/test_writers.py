@@ -16,6 +16,7 @@ from Bio.SeqUtils import seq1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ds4sci.chemistry.chains import number_chains
 from ds4sci.chemistry.residue_constants import ATOM14, ATOM37_INDEX, RESTYPE_1TO3
 from ds4sci.data.structures import writers
 from ds4sci.types import RESIDUES, Prediction
@@ -175,3 +176,39 @@ def test_the_mmcif_is_a_valid_template(tmp_path: Path) -> None:
     today = MMCIF2Dict(str(writers.write_mmcif(given_prediction, tmp_path / "y.cif")))
     written = datetime.date.fromisoformat(today["_pdbx_audit_revision_history.revision_date"][0])
     assert abs((datetime.datetime.now(datetime.UTC).date() - written).days) <= 1
+
+
+def of_chains(sequences: list[str]) -> Prediction:
+    """A complex whose residues are numbered from 0 in each chain."""
+    index = np.concatenate([np.arange(len(one)) for one in sequences])
+    return replace(prediction("".join(sequences)), residue_index=index, chain_ids=number_chains(sequences))
+
+
+@pytest.mark.parametrize("form", ["cif", "pdb"])
+def test_chains_of_a_complex(tmp_path: Path, form: str) -> None:
+    """30 chains of two entities, read by gemmi and Biopython: letters after Z are a, b, …"""
+    sequences = ["AGW", "CK"] * 15
+    write = writers.write_mmcif if form == "cif" else writers.write_pdb
+    path = write(of_chains(sequences), tmp_path / f"x.{form}")
+    names = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcd")
+    read = gemmi.read_structure(str(path))
+    assert [chain.name for chain in read[0]] == names
+    assert [[residue.seqid.num for residue in chain] for chain in read[0]] == [[1, 2, 3], [1, 2]] * 15
+    parser = MMCIFParser(QUIET=True) if form == "cif" else PDBParser(QUIET=True, PERMISSIVE=False)
+    by_biopython = parser.get_structure("x", str(path))[0]
+    found = {chain.id: seq1("".join(residue.get_resname() for residue in chain)) for chain in by_biopython}
+    assert found == dict(zip(names, sequences, strict=True))
+    if form == "cif":
+        assert {entity.name: list(entity.subchains) for entity in read.entities} == {"1": names[::2], "2": names[1::2]}
+    else:
+        lines = path.read_text().splitlines()
+        assert [line[21] for line in lines if line.startswith("TER")] == names
+        assert lines[-1].startswith("END")
+
+
+def test_more_chains_than_pdb_letters(tmp_path: Path) -> None:
+    many = of_chains(["AG"] * 63)
+    path = writers.write_mmcif(many, tmp_path / "x.cif")
+    assert [chain.name for chain in gemmi.read_structure(str(path))[0]][-2:] == ["9", "AA"]
+    with pytest.raises(writers.PdbLimitError, match="a number of chains of 63; the limit is 62"):
+        writers.write_pdb(many, tmp_path / "x.pdb")

@@ -1,0 +1,95 @@
+"""Complex of one structure file, for ``ds4sci data build --complexes``: its accepted chains as one record.
+
+The chains are those of the file, the asymmetric unit of a crystal structure. Biological assemblies are not made; give
+files of assemblies for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ds4sci.data.alignments import alignment_files
+from ds4sci.data.structures.build_cache import alignment_stamps
+from ds4sci.data.structures.build_report import JOINED, report_row
+from ds4sci.data.structures.chain_file import pack_all_arrays
+from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
+from ds4sci.data.structures.complexes import attach_alignments
+from ds4sci.types import Record
+
+
+def make_complex(
+    name: str,
+    entry: str,
+    chains: Sequence[Record],
+    dssp_of: Sequence[str],
+    alignments: Mapping[str, list[Path]],
+    settings: BuildSettings,
+) -> tuple[list[Record], list[dict[str, Any]], dict[str, Any]]:
+    """Return the complex ``entry`` of the file ``name``, or no record, its report rows and the alignment stamps.
+
+    Chains that fail a filter are left out, with a row that says why. The others have the status ``joined`` if the
+    complex is accepted, else the reason of its rejection. One remaining chain is a record of its own, with its own id.
+    """
+    rows: list[dict[str, Any]] = []
+    members: list[tuple[Record, dict[str, Any]]] = []
+    stamps: dict[str, Any] = {}
+    for chain, dssp in zip(chains, dssp_of, strict=True):
+        resolved = int(chain.atom_mask[:, :3].all(1).sum())
+        size: dict[str, Any] = {
+            "length": len(chain.sequence), "resolved": resolved, "unknown": chain.sequence.count("X"),
+            "atoms_kept": int(chain.atom_mask.sum()),
+        }  # fmt: skip
+        rejection = rejection_reason(chain, resolved, settings)
+        if any(chain.id == other.id for other, _ in members):
+            rejection = ("same id", "an earlier chain of this file has the same id")
+        key = alignment_files.chain_key(chain.id)
+        stamps[key] = alignment_stamps(alignments.get(key, []))
+        if rejection is not None:
+            rows.append(report_row(name, chain.id, "rejected", *rejection, **size))
+        else:
+            members.append((replace(chain, dssp=dssp), size))
+    if not members:
+        return [], rows, stamps
+    own = [chain for chain, _ in members]
+    record_id = entry if len(own) > 1 else own[0].id
+    made, rejected, more = _join(record_id, own, alignments, settings)
+    total: dict[str, Any] = {key: sum(size[key] for _, size in members) for key in ("length", "resolved", "unknown")}
+    atoms = {"atoms_kept": members[0][1]["atoms_kept"]} if len(own) == 1 else {}
+    if len(own) > 1:
+        status, reason = ("rejected", rejected[1]) if rejected[1] else (JOINED, f"chain of {record_id}")
+        rows += [report_row(name, chain.id, status, rejected[0], reason, **size) for chain, size in members]
+        total["chains"] = len(own)
+    rows.append(report_row(name, record_id, "accepted" if made else "rejected", *rejected, **total | atoms | more))
+    return ([] if made is None else [made]), rows, stamps
+
+
+def _join(
+    name: str, chains: Sequence[Record], alignments: Mapping[str, list[Path]], settings: BuildSettings
+) -> tuple[Record | None, tuple[str | None, str | None], dict[str, Any]]:
+    """Return the complex, or None with kind and reason of its rejection, and what its row says about the alignment."""
+    total = sum(len(chain.sequence) for chain in chains)
+    if len(chains) > settings.max_chains:
+        return None, ("too many chains", f"{len(chains)} chains; expected at most {settings.max_chains}"), {}
+    if total > settings.max_length:
+        reason = f"{total} residues in {len(chains)} chains; expected at most {settings.max_length}"
+        return None, ("complex too long", reason), {}
+    files = [alignments.get(alignment_files.chain_key(chain.id), []) for chain in chains]
+    try:
+        made, reports, counts = attach_alignments(
+            name,
+            chains,
+            files.__getitem__,
+            max_rows=settings.max_complex_rows if len(chains) > 1 else settings.max_msa_rows,
+            max_file_rows=settings.max_msa_rows,
+        )
+        pack_all_arrays([made])
+    except (ValueError, OSError) as error:
+        return None, ("alignment" if any(files) else "not storable", str(error)), {}
+    more: dict[str, Any] = {"msa_rows": 0 if made.msa is None else len(made.msa.names)}
+    if any(files):
+        more["alignments"] = [row for report in reports for row in report.as_json()]
+        more["pairing"] = [one.as_json() for one in counts]
+    return made, (None, None), more
