@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ds4sci.cli.template_options import MaxTemplateDate, ObsoleteEntries, TemplateStructures, template_hits
 from ds4sci.cli.train import Overrides
 
 Run = Annotated[Path, typer.Option("--run", help="Run folder, such as runs/quickstart.", metavar="RUN")]
@@ -136,8 +137,14 @@ def predict(
         Path | None, typer.Option("--msa", metavar="DIR", help="Folder of alignments named NAME.a3m or NAME.sto.")
     ] = None,
     templates: Annotated[
-        Path | None, typer.Option("--templates", metavar="DIR", help="Folder of templates named NAME.npz.")
+        Path | None,
+        typer.Option(
+            "--templates", metavar="DIR", help="Folder of templates NAME.npz, or of hits NAME.hhr, NAME.sto or NAME/."
+        ),
     ] = None,
+    template_structures: TemplateStructures = None,
+    max_template_date: MaxTemplateDate = None,
+    obsolete_entries: ObsoleteEntries = None,
     overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step number.")] = "best",
     quantize: Quantize = None,
@@ -183,12 +190,16 @@ def predict(
     assert fasta is not None
     from ds4sci.inference import predict as command
 
+    search = None
+    if template_structures or max_template_date or obsolete_entries:
+        search = template_hits(templates, template_structures, max_template_date, obsolete_entries)
     summary = command.predict_run(
         runs[0],
         fasta,
         out,
         msa,
         template_dir=templates,
+        template_hits=search,
         which=which,
         overrides=overrides or (),
         quantize=quantize,

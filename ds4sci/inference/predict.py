@@ -20,6 +20,8 @@ from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures import writers
 from ds4sci.data.structures.template_files import read_templates
+from ds4sci.data.structures.template_folder import TemplateFolder
+from ds4sci.data.structures.template_selection import HitReport
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import memory, provenance
@@ -48,6 +50,7 @@ class Job:
     stem        name of its output files, without suffix
     notes       warnings about the input
     alignments  what was read of each alignment file
+    hits        outcome of each template hit
     error       why the record cannot be predicted, found before the first prediction
     """
 
@@ -55,6 +58,7 @@ class Job:
     stem: str
     notes: tuple[str, ...] = ()
     alignments: tuple[alignment_files.AlignmentFileReport, ...] = ()
+    hits: tuple[HitReport, ...] = ()
     error: str | None = None
 
 
@@ -65,6 +69,7 @@ def predict_run(
     msa_dir: Path | str | None = None,
     *,
     template_dir: Path | str | None = None,
+    template_hits: TemplateFolder | None = None,
     which: str = "best",
     overrides: Sequence[str] = (),
     quantize: Format | None = None,
@@ -78,6 +83,7 @@ def predict_run(
                   A record without an alignment is predicted from its sequence, as the summary's ``input`` says
     template_dir  folder of templates named by record: ID.npz (``ds4sci.data.structures.template_files``). A record
                   without a file is predicted without templates
+    template_hits  hits of records without such a file, and their structures
     which         ``best``, ``latest``, ``step_NNNNNN`` or a step
     overrides     ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
     quantize      weights in ``int8`` or ``nf4``; see ``TrainedRun.load``
@@ -91,10 +97,10 @@ def predict_run(
     an ID become ``_`` in file names; names that would collide get a number.
 
     Returns the summary: ``run, name, step, quantize, weight_bytes, machine, commit, counts, records``. A row of
-    ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, memory_gb`` (estimated) and,
-    if predicted, ``plddt`` (mean), ``ranking_confidence``, which is the mean pLDDT as for AlphaFold's monomers, and
-    ``ptm`` from models with the head ``tm``. ``status`` is ``predicted``, ``failed`` or, if the command was
-    interrupted, ``not attempted``.
+    ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, templates, template_hits,
+    memory_gb`` (estimated) and, if predicted, ``plddt`` (mean), ``ranking_confidence``, which is the mean pLDDT as for
+    AlphaFold's monomers, and ``ptm`` from models with the head ``tm``. ``status`` is ``predicted``, ``failed`` or, if
+    the command was interrupted, ``not attempted``.
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
     that is not FASTA, no readable entry, a duplicate name, no alignment or no templates for any record, a model that
@@ -105,16 +111,19 @@ def predict_run(
         raise ValueError(f"{fasta}: is a folder; expected a FASTA file")
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir}: is a file; expected a folder for the structures, or a new name")
+    if template_hits is not None:
+        template_hits.check()
     jobs = read_jobs(
         fasta,
         None if msa_dir is None else Path(msa_dir),
         None if template_dir is None else Path(template_dir),
+        template_hits,
     )
     loaded = TrainedRun.load(run, which, overrides, quantize=quantize)
     task = loaded.task
     if not isinstance(task, StructurePredictor):
         raise loaded.lacks("predict structures", "`featurize`, `predict`, `prediction_bytes` and `msa_input`")
-    if template_dir is not None and not getattr(task, "max_templates", 0):
+    if (template_dir or template_hits) is not None and not getattr(task, "max_templates", 0):
         raise ValueError(
             f"{run}: the model takes no templates; it needs model.template.blocks and data.features.max_templates "
             "(ds4sci predict without --templates)"
@@ -189,7 +198,9 @@ def failures(summary: dict[str, Any]) -> list[str]:
     return [f"{row['id']} ({row['length']} residues): {row['error']}" for row in failed]
 
 
-def read_jobs(fasta: Path, msa_dir: Path | None, template_dir: Path | None = None) -> list[Job]:
+def read_jobs(
+    fasta: Path, msa_dir: Path | None, template_dir: Path | None = None, template_hits: TemplateFolder | None = None
+) -> list[Job]:
     """Return the records of a FASTA file with their alignments, templates and errors; see ``predict_run``."""
     entries = fasta_records.read_entries(fasta)
     if all(entry.error for entry in entries):
@@ -207,6 +218,9 @@ def read_jobs(fasta: Path, msa_dir: Path | None, template_dir: Path | None = Non
             record, files = alignment_files.attach_files(record, paths)
             if template_dir is not None and (file := template_dir / f"{stem}.npz").is_file():
                 record = replace(record, templates=read_templates(file, len(record.sequence)))
+            elif template_hits is not None:
+                record, hits = template_hits.attach(record)
+                job = replace(job, hits=tuple(hits))
             summary = alignment_files.summarize(files)
             notes = (*entry.notes, summary) if summary else entry.notes
             job = replace(job, record=record, alignments=tuple(files), notes=notes)
@@ -218,10 +232,11 @@ def read_jobs(fasta: Path, msa_dir: Path | None, template_dir: Path | None = Non
             f"{msa_dir}: no alignment for any record of {fasta}; name the files by record, such as "
             f"{entries[0].name}.a3m or {entries[0].name}.sto.gz."
         )
-    if template_dir is not None and not any(job.record.templates or job.error for job in jobs):
+    given = template_dir or (template_hits and template_hits.hits)
+    if given is not None and not any(job.record.templates or job.hits or job.error for job in jobs):
         raise ValueError(
-            f"{template_dir}: no templates for any record of {fasta}; name the files by record, such as "
-            f"{entries[0].name}.npz"
+            f"{given}: no templates for any record of {fasta}; name the files by record, such as "
+            f"{entries[0].name}.npz, or, with --template-structures, {entries[0].name}.hhr"
         )
     return jobs
 
@@ -253,6 +268,8 @@ def _row(job: Job) -> dict[str, Any]:
         "input": "sequence",
         "msa_rows": 0 if job.record.msa is None else len(job.record.msa.names),
         "alignments": [file.as_json() for file in job.alignments],
+        "templates": [] if job.record.templates is None else list(job.record.templates.names),
+        "template_hits": [hit.as_json() for hit in job.hits],
         "memory_gb": None,
     }
 

@@ -2,8 +2,9 @@
 
 The folder has one file ``NAME.a3m`` (.sto, …, .gz) per chain, or one folder ``NAME/`` with any number of files as in
 OpenFold, or ``NAME/msas/`` as in AlphaFold 2, or ``NAME/a3m/`` and ``NAME/hhr/`` as in OpenProteinSet, whose
-``duplicate_pdb_chains.txt`` is followed. Other subfolders are reported and not searched. Two kinds of files are not
-alignments of homologs and are skipped, as in OpenFold: template hits in the PDB (``hmm_output.sto``,
+``duplicate_pdb_chains.txt`` is followed. In place of the folder, the super-index of an alignment database of OpenFold
+(``alignment_database``) names the same files. Other subfolders are reported and not searched. Two kinds of files are
+not alignments of homologs and are skipped, as in OpenFold: template hits in the PDB (``hmm_output.sto``,
 ``pdb_hits.*``, ``pdb70_hits.*``, all ``.hhr``), and ``uniprot_hits.sto``, which AlphaFold-Multimer uses to pair chains
 by organism.
 """
@@ -11,7 +12,7 @@ by organism.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data.alignments import msa
-from ds4sci.data.text_files import stem, suffix
+from ds4sci.data.alignments.alignment_database import AlignmentDatabase
+from ds4sci.data.text_files import FileSection, Source, stem, suffix
 from ds4sci.types import Msa, Record
 
 TEMPLATE_HITS = "template hits (PDB), not an alignment"
@@ -56,22 +58,29 @@ class AlignmentFileReport:
         return {"file": self.file, "rows": self.rows, "kept": self.kept, "excluded": dict(self.excluded)}
 
 
-def index_folder(folder: str | Path) -> dict[str, list[Path]]:
-    """Return the files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz) and all entries of ``NAME/``
-    and of its subfolders ``msas``, ``a3m`` and ``hhr``.
+def index_folder(
+    folder: str | Path, suffixes: Sequence[str] = msa.SUFFIXES
+) -> Mapping[str, Sequence[Path | FileSection]]:
+    """Return the files of ``folder`` by chain: ``NAME.a3m`` (``suffixes``, plain or .gz) and all entries of ``NAME/``
+    and of its subfolders ``msas``, ``a3m`` and ``hhr``. A file is the super-index of an ``AlignmentDatabase``.
 
     A chain without files gets those of a chain that ``DUPLICATES_FILE`` names beside it. Other subfolders are listed
     too, and an empty chain folder is listed as itself. Keys are results of ``chain_key``. Some files may not be
     readable alignments: ``attach_files`` reports the reason.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return AlignmentDatabase(folder, chain_key)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; expected a folder with alignments named NAME.a3m or NAME/*.sto")
+        raise ValueError(
+            f"{folder}: no such folder; expected a folder with files named NAME{suffixes[0]} or NAME/*, or the "
+            "super-index of an alignment database of OpenFold"
+        )
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             found.setdefault(chain_key(path.name), []).extend(_list_chain_folder(path, into=_SUBFOLDERS))
-        elif suffix(path) in msa.SUFFIXES:
+        elif suffix(path) in suffixes:
             found.setdefault(chain_key(stem(path)), []).append(path)
     for file in (folder / DUPLICATES_FILE, folder.parent / DUPLICATES_FILE):
         if file.is_file():
@@ -99,12 +108,17 @@ def chain_key(name: str) -> str:
     return entry.lower() + separator + chain
 
 
-def why_not(path: str | Path) -> str | None:
+def is_template_hits(path: Source) -> bool:
+    """Return whether an entry of a chain's folder has template hits, by its name."""
+    return stem(path) in _TEMPLATE_HIT_STEMS or suffix(path) == ".hhr"
+
+
+def why_not(path: Source) -> str | None:
     """Return the reason why an entry of a chain's folder is skipped, or None."""
-    path = Path(path)
-    if path.is_dir():
+    path = Path(path) if isinstance(path, str) else path
+    if isinstance(path, Path) and path.is_dir():
         return NESTED_FOLDER if any(not one.name.startswith(".") for one in path.iterdir()) else EMPTY
-    if stem(path) in _TEMPLATE_HIT_STEMS or suffix(path) == ".hhr":
+    if is_template_hits(path):
         return TEMPLATE_HITS
     if stem(path) in _PAIRING_HIT_STEMS:
         return PAIRING_HITS
@@ -112,7 +126,7 @@ def why_not(path: str | Path) -> str | None:
 
 
 def attach_files(
-    record: Record, paths: Sequence[Path], *, max_rows: int | None = None
+    record: Record, paths: Sequence[Path | FileSection], *, max_rows: int | None = None
 ) -> tuple[Record, list[AlignmentFileReport]]:
     """Return ``record`` with the distinct rows of all alignments in ``paths``, in this order, and a report per file.
 
