@@ -23,7 +23,7 @@ from ds4sci.data.alignments import alignment_files
 from ds4sci.data.structures.build_cache import entry_key, file_stamps, is_current, load_entry, store_entry
 from ds4sci.data.structures.build_report import BuildReport, report_row
 from ds4sci.data.structures.chain_file import concatenate, drop_empty_arrays, pack_all_arrays, write_arrays
-from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
+from ds4sci.data.structures.chain_filters import BuildSettings, mask_low_confidence, rejection_reason
 from ds4sci.data.structures.chain_inputs import ChainInputs
 from ds4sci.data.structures.chain_set import ChainSet, write_files
 from ds4sci.data.structures.dssp import assign_secondary_structure
@@ -158,6 +158,12 @@ def _process_file(path: Path, name: str, entry: Path, inputs: ChainInputs, setti
     ]
     accepted: dict[str, Record] = {}
     for chain, dssp in zip(chains, dssp_of, strict=True):
+        if settings.min_plddt:
+            try:
+                chain = mask_low_confidence(chain, settings.min_plddt)
+            except ValueError as error:
+                rows.append(report_row(name, chain.id, "rejected", "no pLDDT", str(error)))
+                continue
         resolved = int(chain.atom_mask[:, :3].all(1).sum())
         size: dict[str, Any] = {
             "length": len(chain.sequence),

@@ -20,6 +20,7 @@ from ds4sci.types import RESIDUES, Features, Msa, Record
 
 DATA = Path(__file__).parents[2] / "fixtures"
 TEMPLATE_FIELDS = ("template_aatype", "template_positions", "template_atom_mask", "template_mask")
+ABSENT_FIELDS = (*TEMPLATE_FIELDS, "asym_id", "entity_id", "sym_id")
 BUNDLED = Path(__file__).parents[3] / "examples" / "fold" / "data" / "chains_valid.npz"
 
 
@@ -58,8 +59,9 @@ def test_shapes_and_types(record: Record, kind: str, crop: int | None) -> None:
         "true_msa": (np.int64, (s, n)), "masked_msa": (bool, (s, n)), "atom_positions": (np.float32, (n, 37, 3)),
         "atom_mask": (bool, (n, 37)), "secondary": (np.int64, (n,)), "resolution": (np.float32, ()),
     }  # fmt: skip
-    assert {field.name for field in fields(Features)} == {*expected, *TEMPLATE_FIELDS, "id", "sample", "factor"}
-    assert all(getattr(got, name) is None for name in TEMPLATE_FIELDS)
+    others = {"id", "sample", "factor", "is_predicted"}
+    assert {field.name for field in fields(Features)} == {*expected, *ABSENT_FIELDS, *others}
+    assert all(getattr(got, name) is None for name in ABSENT_FIELDS)
     for name, (dtype, shape) in expected.items():
         array = getattr(got, name)
         assert (array.dtype, array.shape) == (dtype, shape), name
