@@ -16,6 +16,7 @@ import torch
 from Bio.PDB import PDBParser
 
 from ds4sci.cli.main import main
+from ds4sci.config.run_file import RunConfig
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.sequences.fasta_records import make_record
@@ -24,10 +25,13 @@ from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.template_files import align_templates, write_templates
 from ds4sci.inference import predict
 from ds4sci.inference.trained_run import TrainedRun
+from ds4sci.models import fold
+from ds4sci.models.published_weights import read_weights
+from ds4sci.models.published_weights.sizes import differing_sizes, read_contents
 from ds4sci.report.prediction_page import write_prediction_page
 from ds4sci.tasks.fold import FoldTask
 from ds4sci.types import Prediction
-from tests.support import template_hits
+from tests.support import synthetic_weights, template_hits
 from tests.support.fold_run import CONFIG, SMALL, make_fold_run
 from tests.support.html_page import Page
 from tests.support.limited_memory import limited_memory
@@ -281,6 +285,28 @@ def test_templates_of_hits_change_the_prediction(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert command(*base, "--templates", hits, "--max-template-date", "2020-01-01", "--out", tmp_path) == 2
     assert "template hits without structures; give --templates and --template-structures" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_a_run_file_with_published_weights_takes_template_hits(tmp_path: Path) -> None:
+    """``model_1.toml`` with a small file of AlphaFold's names, templates and all, in place of a run."""
+    file, run_file = tmp_path / "params_model_1_ptm.npz", CONFIG.with_name("model_1.toml")
+    np.savez(file, **synthetic_weights.parameters(synthetic_weights.shapes(synthetic_weights.SMALL)))
+    model = fold.Config.model_validate(RunConfig.load(run_file).resolved()["model"])
+    sizes = differing_sizes(read_contents(read_weights(file).tensors).config, model).split()
+    hits, fasta = tmp_path / "hits", write_fasta(tmp_path, {"q": template_hits.QUERY})
+    hits.mkdir()
+    shutil.copy(template_hits.EXPECTED / "q.sto", hits)
+    overrides = [*sizes, f"train.weights={file}", "data.evaluation_recycling=1"]
+    given = ["predict", "--run", run_file, "--fasta", fasta, *overrides]
+    more = ["--templates", hits, "--template-structures", template_hits.STRUCTURES]
+    plddt = []
+    for name, options in (("with", more), ("without", [])):
+        assert command(*given, *options, "--out", tmp_path / name) == 0
+        (row,) = json.loads((tmp_path / name / "summary.json").read_text())["records"]
+        assert len(row["templates"]) == (7 if options else 0)  # without a cut-off date, also that of 2021
+        plddt.append(row["plddt"])
+    assert plddt[0] != plddt[1]
 
 
 def test_a_record_that_needs_too_much_memory_is_refused(
