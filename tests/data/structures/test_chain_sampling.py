@@ -39,9 +39,9 @@ def sets(records: list[Record], tmp_path: Path) -> Path:
 def task(folder: Path, **data: Any) -> FoldTask:
     train = str(folder / "train.npz")
     features = {"msa_input": "sequence"}
-    config = Config.model_validate(
-        {"model": layouts.SMALL_FOLD, "data": {"train": train, "valid": train, "features": features} | data}
-    )
+    plan = {"phases": [{"crops": [16]}]}
+    sections = {"train": train, "valid": train, "features": features, "plan": plan} | data
+    config = Config.model_validate({"model": layouts.SMALL_FOLD, "data": sections})
     return FoldTask(config, seed=0, steps=50)
 
 
