@@ -90,6 +90,7 @@ class Record:
     resolution     Å, or None
     templates      templates with ``sequence`` as their query, or None
     chain_ids      chains of a complex, whose residues follow each other chain by chain; None for a single chain
+    is_predicted   whether the structure is a prediction for training (self-distillation)
     """
 
     id: str
@@ -104,6 +105,7 @@ class Record:
     resolution: float | None = None
     templates: TemplateSet | None = None
     chain_ids: ChainIds | None = None
+    is_predicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Features:
     resolution      float32 [], Å, 0 = unknown
     sample          number in the training set, −1 outside training
     factor          of the loss
+    is_predicted    whether the coordinates are a prediction
 
     Of t templates, or None without templates:
 
@@ -150,6 +153,7 @@ class Features:
     resolution: np.ndarray
     sample: int = -1
     factor: float = 1.0
+    is_predicted: bool = False
     template_aatype: np.ndarray | None = None
     template_positions: np.ndarray | None = None
     template_atom_mask: np.ndarray | None = None
@@ -165,6 +169,7 @@ class Batch:
 
     token_mask  bool [b, n], True = real residue (padding is False)
     sample      int64 [b], and factor, float32 [b]; None = −1 and 1
+    is_predicted  bool [b], True = the coordinates are a prediction; None = of no example
     ids         b record ids
     recycling   recycling passes without gradient before the last pass; the same on all ranks
     step        optimizer step of this batch
@@ -187,6 +192,7 @@ class Batch:
     resolution: Tensor
     sample: Tensor | None = None
     factor: Tensor | None = None
+    is_predicted: Tensor | None = None
     template_aatype: Tensor | None = None
     template_positions: Tensor | None = None
     template_atom_mask: Tensor | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ds4sci.cli import datasets
+from ds4sci.cli.template_options import MaxTemplateDate, ObsoleteEntries, TemplateStructures, template_hits
 from ds4sci.config.number_lists import numbers
 
 data_app = typer.Typer(
@@ -26,8 +27,20 @@ def data_build(
     source: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Folder of mmCIF or PDB files, plain or gzipped.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New chain set: a file OUT.npz, or a folder.")],
     msa: Annotated[
-        Path | None, typer.Option("--msa", metavar="DIR", help="Folder of alignments named ID.a3m or ID.sto.")
+        Path | None,
+        typer.Option(
+            "--msa", metavar="DIR|INDEX", help="Folder of alignments ID.a3m, ID.sto or ID/, or OpenFold's super-index."
+        ),
     ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option(
+            "--templates", metavar="DIR|INDEX", help="Folder of template hits ID.hhr, ID.sto or ID/, or a super-index."
+        ),
+    ] = None,
+    template_structures: TemplateStructures = None,
+    max_template_date: MaxTemplateDate = None,
+    obsolete_entries: ObsoleteEntries = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Number of processes. Default: one per core.")
     ] = None,
@@ -57,6 +70,7 @@ def data_build(
         if key not in BuildSettings.model_fields:
             raise ValueError(f"unknown setting {key!r}; expected one of: {', '.join(BuildSettings.model_fields)}")
     chosen = BuildSettings.model_validate(given)
+    hits = template_hits(templates, template_structures, max_template_date, obsolete_entries)
     columns = (TextColumn("reading structures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("")
@@ -64,6 +78,7 @@ def data_build(
             source,
             out,
             msa_dir=msa,
+            templates=hits,
             jobs=jobs,
             settings=chosen,
             chains_per_file=chains_per_file,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ds4sci.cli.template_options import MaxTemplateDate, ObsoleteEntries, TemplateStructures, template_hits
 from ds4sci.cli.train import Overrides
 
 Run = Annotated[Path, typer.Option("--run", help="Run folder, such as runs/quickstart.", metavar="RUN")]
@@ -136,12 +137,18 @@ def predict(
         Path | None, typer.Option("--msa", metavar="DIR", help="Folder of alignments named NAME.a3m or NAME.sto.")
     ] = None,
     templates: Annotated[
-        Path | None, typer.Option("--templates", metavar="DIR", help="Folder of templates named NAME.npz.")
+        Path | None,
+        typer.Option(
+            "--templates", metavar="DIR", help="Folder of templates NAME.npz, or of hits NAME.hhr, NAME.sto or NAME/."
+        ),
     ] = None,
     one_complex: Annotated[
         bool,
         typer.Option("--complex", help="All records of --fasta are chains of one complex (or write A:B in a record)."),
     ] = False,
+    template_structures: TemplateStructures = None,
+    max_template_date: MaxTemplateDate = None,
+    obsolete_entries: ObsoleteEntries = None,
     overrides: Overrides = None,
     which: Annotated[str, typer.Option("--checkpoint", help="best, latest or a step number.")] = "best",
     quantize: Quantize = None,
@@ -187,6 +194,9 @@ def predict(
     assert fasta is not None
     from ds4sci.inference import predict as command
 
+    search = None
+    if template_structures or max_template_date or obsolete_entries:
+        search = template_hits(templates, template_structures, max_template_date, obsolete_entries)
     summary = command.predict_run(
         runs[0],
         fasta,
@@ -194,6 +204,7 @@ def predict(
         msa,
         template_dir=templates,
         one_complex=one_complex,
+        template_hits=search,
         which=which,
         overrides=overrides or (),
         quantize=quantize,

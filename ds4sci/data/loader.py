@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ds4sci.data.sample_order import STRICT, UNRECORDED, Delivery, OrderConfig, Share, ordered_batches
 from ds4sci.data.sample_pools import WorkerType
-from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.types import Batch, Features, Record
 
@@ -141,9 +140,8 @@ class TrainingExamples:
 
     def name(self, position: int) -> str:
         """Id of the chain at a position."""
-        if isinstance(self.chains, ChainSet):
-            return self.chains.ids[self.index(position)]
-        return self[position].id
+        names: list[str] | None = getattr(self.chains, "ids", None)  # of a chain set, without reading the chain
+        return self[position].id if names is None else names[self.index(position)]
 
     def __getitem__(self, position: int) -> Record:
         return self.chains[self.index(position)]

@@ -7,11 +7,14 @@ Samples are chains or arrays. Packed documents have a schedule of rows instead (
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ds4sci.data.loader import epoch_order, shuffled_index
+from ds4sci.data.loader import epoch_order
 from ds4sci.data.pruning import PrunedEpochs, PruningConfig
+from ds4sci.data.sample_epochs import Epochs, ShuffledEpochs
 from ds4sci.data.sample_order import OrderConfig
 from ds4sci.data.sample_record import SampleRecord
 from ds4sci.data.sample_selection import SelectionConfig, WeightConfig, kept_samples, sample_weights
@@ -40,14 +43,18 @@ class SampleSchedule:
     record  losses of the samples, which pruning needs, or None
     """
 
-    def __init__(self, keys: SampleKeys, names: list[str], seed: int) -> None:
+    def __init__(
+        self, keys: SampleKeys, names: list[str], seed: int, epochs: Callable[[np.ndarray], Epochs] | None = None
+    ) -> None:
         """Choose the samples. Raises ValueError like ``kept_samples`` and ``sample_weights``.
 
-        names  of all training samples, in order
+        names   of all training samples, in order
+        epochs  makes the sequence of the kept samples; by default shuffled epochs of all
         """
         self.keys, self.seed = keys, seed
         self.kept = np.arange(len(names)) if keys.selection is None else kept_samples(keys.selection, names)
         self.factors = None if keys.weights is None else sample_weights(keys.weights, names, self.kept)
+        self.epochs = ShuffledEpochs(self.kept, seed) if epochs is None else epochs(self.kept)
         self._pruned: PrunedEpochs[np.ndarray] | None = None
         self._step_size = 1
 
@@ -60,6 +67,11 @@ class SampleSchedule:
         few epochs or unknown length.
         """
         assert self.keys.pruning is not None
+        if not isinstance(self.epochs, ShuffledEpochs):
+            raise ValueError(
+                "data.pruning chooses the samples of an epoch, and so do data.sampling and data.distillation; leave "
+                "one out"
+            )
         if workers or order.order != "strict":
             what = f"data.workers = {workers}" if workers else f'data.order = "{order.order}"'
             raise ValueError(
@@ -82,7 +94,7 @@ class SampleSchedule:
         positions begin, on all ranks alike.
         """
         if self._pruned is None:
-            sample = int(self.kept[shuffled_index(self.seed, position, len(self.kept))])
+            sample = self.epochs.at(position)
             return sample, 1.0 if self.factors is None else float(self.factors[sample])
         self._pruned.begin(position - position % self._step_size + self._step_size - 1)
         epoch = self._pruned.at(position)

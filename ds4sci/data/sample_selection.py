@@ -102,7 +102,7 @@ def kept_samples(config: SelectionConfig, names: list[str]) -> np.ndarray:
     shuffled = rng.permutation(len(names))  # decides between equal scores
     if config.scores is None:
         return np.sort(shuffled[:count])
-    values = _scores_in_order(config.scores, config.score, names)[shuffled]
+    values = scores_in_order(config.scores, config.score, names)[shuffled]
     order = shuffled[np.argsort(values, kind="stable")]
     if config.keep == "lowest":
         return np.sort(order[:count])
@@ -122,7 +122,7 @@ def sample_weights(config: WeightConfig, names: list[str], kept: np.ndarray | No
 
     Raises ValueError as ``kept_samples`` does, and for weights below 0 or without one above 0.
     """
-    values = _scores_in_order(config.scores, config.score, names)
+    values = scores_in_order(config.scores, config.score, names)
     low = np.flatnonzero(values < 0)
     if len(low):
         raise ValueError(
@@ -136,8 +136,8 @@ def sample_weights(config: WeightConfig, names: list[str], kept: np.ndarray | No
     return scaled / (used / used.max()).mean()
 
 
-def _scores_in_order(file: Path, score: str, names: list[str]) -> np.ndarray:
-    """The score of each of ``names``."""
+def scores_in_order(file: Path, score: str, names: list[str]) -> np.ndarray:
+    """Return the score of each of ``names``, float64 [n]. Raises ValueError like ``kept_samples``."""
     found = score_file.read(resolve_data_path(file))
     path, values = found.path, found.score(score)
     fingerprint = score_file.dataset_fingerprint(names)

@@ -17,6 +17,7 @@ from rich.console import Console
 from ds4sci.chemistry.chains import chain_slices
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.structures import writers
+from ds4sci.data.structures.template_folder import TemplateFolder
 from ds4sci.files.atomic_files import replace_text
 from ds4sci.inference.prediction_inputs import Job, read_jobs
 from ds4sci.inference.trained_run import TrainedRun
@@ -43,6 +44,7 @@ def predict_run(
     *,
     template_dir: Path | str | None = None,
     one_complex: bool = False,
+    template_hits: TemplateFolder | None = None,
     which: str = "best",
     overrides: Sequence[str] = (),
     quantize: Format | None = None,
@@ -59,6 +61,7 @@ def predict_run(
     template_dir  folder of templates named by record: ID.npz (``ds4sci.data.structures.template_files``). A record
                   without a file is predicted without templates
     one_complex   all records are chains of one complex, named by the FASTA file
+    template_hits  hits of records without such a file, and their structures
     which         ``best``, ``latest``, ``step_NNNNNN`` or a step
     overrides     ``key=value`` over the configuration of the run, such as ``data.evaluation_recycling=3``
     quantize      weights in ``int8`` or ``nf4``; see ``TrainedRun.load``
@@ -76,11 +79,11 @@ def predict_run(
     an ID become ``_`` in file names; names that would collide get a number.
 
     Returns the summary: ``run, name, step, quantize, weight_bytes, machine, commit, counts, records``. A row of
-    ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, memory_gb`` (estimated) and,
-    if predicted, ``plddt`` (mean), ``ranking_confidence``, which is the mean pLDDT as for AlphaFold's monomers, and
-    ``ptm`` from models with the head ``tm``. A complex has ``chains``: name, FASTA record, entity, length and, if
-    predicted, mean pLDDT of each; and ``pairing``, the rows of each entity that its alignment has. ``status`` is
-    ``predicted``, ``failed`` or, if the command was interrupted, ``not attempted``.
+    ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, templates, template_hits,
+    memory_gb`` (estimated) and, if predicted, ``plddt`` (mean), ``ranking_confidence``, which is the mean pLDDT as for
+    AlphaFold's monomers, and ``ptm`` from models with the head ``tm``. A complex has ``chains``: name, FASTA record,
+    entity, length and, if predicted, mean pLDDT of each; and ``pairing``, the rows of each entity that its alignment
+    has. ``status`` is ``predicted``, ``failed`` or, if the command was interrupted, ``not attempted``.
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
     that is not FASTA, no readable entry, a duplicate name, no alignment or no templates for any record, a model that
@@ -91,17 +94,20 @@ def predict_run(
         raise ValueError(f"{fasta}: is a folder; expected a FASTA file")
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir}: is a file; expected a folder for the structures, or a new name")
+    if template_hits is not None:
+        template_hits.check()
     jobs = read_jobs(
         fasta,
         None if msa_dir is None else Path(msa_dir),
         None if template_dir is None else Path(template_dir),
+        template_hits,
         one_complex=one_complex,
     )
     loaded = TrainedRun.load(run, which, overrides, quantize=quantize)
     task = loaded.task
     if not isinstance(task, StructurePredictor):
         raise loaded.lacks("predict structures", "`featurize`, `predict`, `prediction_bytes` and `msa_input`")
-    if template_dir is not None and not getattr(task, "max_templates", 0):
+    if (template_dir or template_hits) is not None and not getattr(task, "max_templates", 0):
         raise ValueError(
             f"{run}: the model takes no templates; it needs model.template.blocks and data.features.max_templates "
             "(ds4sci predict without --templates)"
@@ -195,6 +201,8 @@ def _row(job: Job) -> dict[str, Any]:
         "input": "sequence",
         "msa_rows": 0 if job.record.msa is None else len(job.record.msa.names),
         "alignments": list(job.alignments),
+        "templates": [] if job.record.templates is None else list(job.record.templates.names),
+        "template_hits": [hit.as_json() for hit in job.hits],
         "memory_gb": None,
     }
     if len(job.chains) > 1:

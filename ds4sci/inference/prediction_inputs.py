@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from ds4sci.data.alignments.profile import sequence_profile
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.complexes import ALIGNED_COPY, attach_alignments
 from ds4sci.data.structures.template_files import read_templates
+from ds4sci.data.structures.template_folder import TemplateFolder
+from ds4sci.data.structures.template_selection import HitReport
+from ds4sci.data.text_files import FileSection
 from ds4sci.data.text_files import stem as file_stem
-from ds4sci.types import Record
+from ds4sci.types import Record, TemplateSet
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.|=,+@()\[\]-]|^\.")
 """Characters that are unsafe in file names on some system: separators, spaces, leading dots, wildcards."""
@@ -52,6 +55,7 @@ class Job:
     chains      its chains, in order
     notes       warnings about the input
     alignments  what was read of each alignment file, for the summary
+    hits        outcome of each template hit
     pairing     rows of each entity of a complex in its alignment, for the summary
     error       why the record cannot be predicted, found before the first prediction
     """
@@ -61,12 +65,18 @@ class Job:
     chains: tuple[ChainInput, ...]
     notes: tuple[str, ...] = ()
     alignments: tuple[dict[str, Any], ...] = ()
+    hits: tuple[HitReport, ...] = ()
     pairing: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     error: str | None = None
 
 
 def read_jobs(
-    fasta: Path, msa_dir: Path | None, template_dir: Path | None = None, *, one_complex: bool = False
+    fasta: Path,
+    msa_dir: Path | None,
+    template_dir: Path | None = None,
+    template_hits: TemplateFolder | None = None,
+    *,
+    one_complex: bool = False,
 ) -> list[Job]:
     """Return the records of a FASTA file with their alignments, templates and errors; see ``predict_run``.
 
@@ -90,7 +100,7 @@ def read_jobs(
         has_alignment = has_alignment or any(paths)
         if job.error is None:
             try:
-                job = _with_inputs(job, paths, template_dir)
+                job = _with_inputs(job, paths, template_dir, template_hits)
             except (ValueError, OSError) as error:
                 job = replace(job, error=str(error))
         jobs.append(job)
@@ -100,9 +110,11 @@ def read_jobs(
             f"{msa_dir}: no alignment for any record of {fasta}; name the files by record, such as "
             f"{example}.a3m or {example}.sto.gz."
         )
-    if template_dir is not None and not any(job.record.templates or job.error for job in jobs):
+    given = template_dir or (template_hits and template_hits.hits)
+    if given is not None and not any(job.record.templates or job.hits or job.error for job in jobs):
         raise ValueError(
-            f"{template_dir}: no templates for any record of {fasta}; name the files by record, such as {example}.npz"
+            f"{given}: no templates for any record of {fasta}; name the files by record, such as {example}.npz, or, "
+            f"with --template-structures, {example}.hhr"
         )
     return jobs
 
@@ -146,27 +158,39 @@ def _one_complex(fasta: Path, entries: Sequence[fasta_records.FastaEntry]) -> li
     ]
 
 
-def _alignments(indexed: dict[str, list[Path]], folder: Path | None, name: str, chain: ChainInput) -> list[Path]:
+def _alignments(
+    indexed: Mapping[str, Sequence[Path | FileSection]], folder: Path | None, name: str, chain: ChainInput
+) -> list[Path | FileSection]:
     """The alignment files of a chain of the record ``name``."""
     if folder is None:
         return []
     for key in chain.files:
         if found := indexed.get(alignment_files.chain_key(key)):
-            return found
-    return alignment_files.complex_chain_files(folder, name, chain.name)
+            return list(found)
+    return [*alignment_files.complex_chain_files(folder, name, chain.name)]
 
 
-def _with_inputs(job: Job, paths: Sequence[list[Path]], template_dir: Path | None) -> Job:
+def _with_inputs(
+    job: Job,
+    paths: Sequence[list[Path | FileSection]],
+    template_dir: Path | None,
+    template_hits: TemplateFolder | None,
+) -> Job:
     """Attach alignments and templates. Raises ValueError or OSError, naming the file, for one that cannot be used."""
     records = [
         fasta_records.make_record(job.record.id if len(job.chains) == 1 else chain.name, chain.sequence)
         for chain in job.chains
     ]
-    if template_dir is not None:
-        records = [
-            _with_templates(record, template_dir, (job.stem,) if len(job.chains) == 1 else chain.files)
+    hits: list[HitReport] = []
+    if template_dir is not None or template_hits is not None:
+        found = [
+            _with_templates(
+                record, template_dir, template_hits, (job.stem, job.record.id) if len(job.chains) == 1 else chain.files
+            )
             for record, chain in zip(records, job.chains, strict=True)
         ]
+        records = _shared_templates([record for record, _ in found])
+        hits = [hit for _, reports in found for hit in reports]
     if len(records) == 1:
         record, files = alignment_files.attach_files(records[0], paths[0])
         alignments = [file.as_json() for file in files]
@@ -189,13 +213,30 @@ def _with_inputs(job: Job, paths: Sequence[list[Path]], template_dir: Path | Non
         job,
         record=record,
         alignments=tuple(alignments),
+        hits=tuple(hits),
         pairing=tuple(one.as_json() for one in counts),
         notes=tuple(notes),
     )
 
 
-def _with_templates(record: Record, folder: Path, names: Sequence[str]) -> Record:
+def _shared_templates(records: Sequence[Record]) -> list[Record]:
+    """Give copies of a chain the templates of the first copy that has some."""
+    given: dict[str, TemplateSet] = {}
+    for record in records:
+        if record.templates is not None:
+            given.setdefault(record.sequence, record.templates)
+    return [replace(one, templates=one.templates or given.get(one.sequence)) for one in records]
+
+
+def _with_templates(
+    record: Record, folder: Path | None, hits: TemplateFolder | None, names: Sequence[str]
+) -> tuple[Record, list[HitReport]]:
+    """A chain with the templates of the first file that exists, else of its hits."""
     for name in names:
-        if (file := folder / f"{_UNSAFE.sub('_', name)}.npz").is_file():
-            return replace(record, templates=read_templates(file, len(record.sequence)))
-    return record
+        if folder is not None and (file := folder / f"{_UNSAFE.sub('_', name)}.npz").is_file():
+            return replace(record, templates=read_templates(file, len(record.sequence))), []
+    for name in names:
+        if hits is not None and hits.files(name):
+            found, reports = hits.attach(replace(record, id=name))
+            return replace(found, id=record.id), reports
+    return record, []

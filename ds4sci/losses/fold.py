@@ -63,7 +63,7 @@ class LossConfig(BaseModel):
     """Violations of bond lengths and angles, and clashes; 1 in fine-tuning."""
     resolution: tuple[float, float] = (0.1, 3.0)
     """Å. Range of resolution for the losses of pLDDT, aligned errors and resolved atoms. An unknown resolution (0) is
-    in range."""
+    in range. Predicted structures (``data.distillation``) never have these losses."""
     secondary: float = 0.0
     """Cross entropy of secondary structure (needs the head)."""
     smooth_lddt: float = 0.0
@@ -244,6 +244,8 @@ def _head_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shard
     atoms, atom_mask = batch.atom_positions.to(output.translations.dtype), batch.atom_mask
     low, high = c.resolution
     in_range = ((batch.resolution >= low) & (batch.resolution <= high)) | (batch.resolution == 0)
+    if batch.is_predicted is not None:
+        in_range = in_range & ~batch.is_predicted
     if c.distogram:
         beta, has_beta = pseudo_beta(atoms, atom_mask, batch.aatype)
         terms["distogram"] = heads.distogram(output.distogram_logits, beta, has_beta & batch.token_mask, shards)

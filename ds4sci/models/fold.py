@@ -7,6 +7,7 @@ are off by default as well, as in the published models 3 to 5.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -224,13 +225,8 @@ class FoldModel(nn.Module):
         """Shard the representations by rows over the ranks of ``group``, which get the same batches.
 
         Pairs and MSA rows of the output are those of this rank, residues are whole on every rank (``Output``). The loss
-        of the group is the sum of those of its ranks. Raises ValueError for a model with templates.
+        of the group is the sum of those of its ranks.
         """
-        if self.config.template.blocks and group.size > 1:
-            raise ValueError(
-                f"model.template.blocks = {self.config.template.blocks}: templates cannot be sharded over "
-                f"parallel.sequence = {group.size} ranks (axial parallelism); set it to 1, or use parallel.pipeline"
-            )
         self.group = group
 
     @property
@@ -264,8 +260,20 @@ class FoldModel(nn.Module):
         return not (self.training or torch.is_grad_enabled()) and self.group.size == 1
 
     def shards(self, batch: Batch) -> AxialShards:
-        """Division of the MSA rows and residues of ``batch`` among the ranks of the parallel group."""
-        return AxialShards.divide(self.group, *batch.msa_mask.shape[1:])
+        """Division of the MSA rows and residues of ``batch`` among the ranks of the parallel group.
+
+        The rows are those of ``evoformer_shards`` without templates, so that appending these moves no row.
+        """
+        s = batch.msa_mask.shape[1]
+        every = self.evoformer_shards(batch)
+        return replace(every, msa=tuple(range(min(rows.start, s), min(rows.stop, s)) for rows in every.msa))
+
+    def evoformer_shards(self, batch: Batch) -> AxialShards:
+        """Division of the rows of the MSA representation in the Evoformer, those of templates included, and of the
+        residues of ``batch``."""
+        s, n = batch.msa_mask.shape[1:]
+        templates = self.templates(batch)
+        return AxialShards.divide(self.group, s if templates is None else s + templates.mask.shape[1], n)
 
     def trains_stem_only(self, batch: Batch) -> bool:
         """Whether ``batch`` belongs to the first part of a run, in which only the stem is trained."""
@@ -294,7 +302,8 @@ class FoldModel(nn.Module):
 
     def _pass(self, batch: Batch, recycled: list[Tensor] | None) -> Output:
         m, z = self.embed(batch, recycled)
-        m, z = self.evoformer(m, z, self.msa_mask(batch), pair_mask(batch), self.shards(batch), in_place=self._in_place)
+        shards = self.evoformer_shards(batch)
+        m, z = self.evoformer(m, z, self.msa_mask(batch), pair_mask(batch), shards, in_place=self._in_place)
         return self.predict(batch, m, z)
 
     def templates(self, batch: Batch) -> Templates | None:
@@ -329,15 +338,24 @@ class FoldModel(nn.Module):
         z = dz if in_place else z + dz
         templates = self.templates(batch)
         if templates is not None:
-            z = self.template_embedder(z, templates, pair_mask(batch), in_place=in_place)
+            z = self.template_embedder(z, templates, pair_mask(batch), shards, in_place=in_place)
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
             extra_shards = AxialShards.divide(self.group, *batch.extra_msa_mask.shape[1:])
             extra = self.extra_msa_embedder(extra_shards.own_msa(batch.extra_msa_feat, 1))
             mask = pair_mask(batch)
             _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, mask, extra_shards, in_place=in_place)
         if templates is not None:
-            m = torch.cat([m, self.template_embedder.msa_rows(templates).to(m.dtype)], dim=1)
+            own = self._own_templates(templates, batch)
+            m = torch.cat([m, self.template_embedder.msa_rows(own).to(m.dtype)], dim=1)
         return m, z
+
+    def _own_templates(self, templates: Templates, batch: Batch) -> Templates:
+        """The templates whose rows of the MSA representation this rank has."""
+        if self.group.size == 1:
+            return templates
+        rows, s = self.evoformer_shards(batch).msa[self.group.rank], batch.msa_mask.shape[1]
+        own = slice(max(rows.start - s, 0), max(rows.stop - s, 0))
+        return Templates(*(x[:, own] for x in templates))
 
     def predict(self, batch: Batch, m: Tensor, z: Tensor) -> Output:
         """Structure and logits from the output of the Evoformer; with a parallel group, from this rank's rows."""
@@ -351,7 +369,7 @@ class FoldModel(nn.Module):
         atom14 = frames_to_atom14(frames, batch.aatype)
         distogram_logits = self.distogram(z, shards)  # first: it needs twice the memory of its result
         optional = {
-            "masked_msa": lambda head: head(m if self.templates(batch) is None else m[:, : batch.msa_mask.shape[1]]),
+            "masked_msa": lambda head: head(m[:, : shards.own_msa(batch.msa_mask, 1).shape[1]]),
             "experimentally_resolved": lambda head: shards.gather_residues(head(single), 1),
             "tm": lambda head: head(z),
             # not ``first``: gradients of m are added in the order of its uses

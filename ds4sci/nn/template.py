@@ -16,6 +16,7 @@ from ds4sci.kernels.tiles import add_in_parts
 from ds4sci.nn.embedders import one_hot_product
 from ds4sci.nn.evoformer import BlockConfig, EvoformerStack, PairUpdate
 from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.parallel.axial import WHOLE, AxialShards
 from ds4sci.types import RESIDUES
 
 PAIR_FEATURES, ANGLE_FEATURES = 88, 57
@@ -104,8 +105,15 @@ class TemplatePairEmbedder(Linear):
         super().__init__(PAIR_FEATURES, c_t, init="relu")
         self.unit_vectors = unit_vectors
 
-    def forward(self, aatype: Tensor, positions: Tensor, atom_mask: Tensor) -> Tensor:  # type: ignore[override]
-        """aatype [b, n], positions [b, n, 37, 3] Å, atom_mask bool [b, n, 37] of a template each → [b, n, n, c_t]."""
+    def forward(  # type: ignore[override]
+        self, aatype: Tensor, positions: Tensor, atom_mask: Tensor, shards: AxialShards = WHOLE
+    ) -> Tensor:
+        """aatype [b, n], positions [b, n, 37, 3] Å, atom_mask bool [b, n, 37] of a template each → [b, n, n, c_t], or
+        this rank's rows of ``shards``."""
+
+        def rows(x: Tensor) -> Tensor:
+            return shards.own_residues(x, 1)
+
         weight = self.weight.T
         sizes = (DISTANCE_BINS, 1, RESIDUE_TYPES, RESIDUE_TYPES, 3, 1)
         of_distance, of_beta, of_column, of_row, of_vector, of_backbone = weight.split(sizes)
@@ -116,21 +124,22 @@ class TemplatePairEmbedder(Linear):
         has_backbone = atom_mask[..., n] & atom_mask[..., ca] & atom_mask[..., c]
 
         edges = torch.linspace(FIRST_EDGE, LAST_EDGE, DISTANCE_BINS, device=beta.device, dtype=beta.dtype)
-        squared = (beta.unsqueeze(-2) - beta.unsqueeze(-3)).square().sum(-1)
+        squared = (rows(beta).unsqueeze(-2) - beta.unsqueeze(-3)).square().sum(-1)
         z = one_hot_product(torch.bucketize(squared, edges.square()) - 1, of_distance)
-        z = z + _pairs(has_beta).unsqueeze(-1) * of_beta
-        z = z + F.embedding(aatype, of_column).unsqueeze(-3) + (F.embedding(aatype, of_row) + of_backbone).unsqueeze(-2)
+        z = z + _pairs(rows(has_beta), has_beta).unsqueeze(-1) * of_beta
+        of_rows = F.embedding(rows(aatype), of_row) + of_backbone
+        z = z + F.embedding(aatype, of_column).unsqueeze(-3) + of_rows.unsqueeze(-2)
         if self.unit_vectors:
-            frames = backbone_frames(*(positions[..., atom, :] for atom in (n, ca, c)))
-            offset = frames.unsqueeze(-1).invert_apply(frames.translation.unsqueeze(-3))
+            frames = backbone_frames(*(rows(positions[..., atom, :]) for atom in (n, ca, c)))
+            offset = frames.unsqueeze(-1).invert_apply(positions[..., ca, :].unsqueeze(-3))
             unit = offset * torch.rsqrt(1e-6 + offset.square().sum(-1, keepdim=True))
             z = z + unit.to(weight.dtype) @ of_vector
-        return z * _pairs(has_backbone).unsqueeze(-1) + self.bias
+        return z * _pairs(rows(has_backbone), has_backbone).unsqueeze(-1) + self.bias
 
 
-def _pairs(mask: Tensor) -> Tensor:
-    """Residues [b, n] → their pairs [b, n, n]."""
-    return mask.unsqueeze(-1) & mask.unsqueeze(-2)
+def _pairs(rows: Tensor, columns: Tensor) -> Tensor:
+    """Masks of residues [b, i] and [b, j] → mask of their pairs [b, i, j]."""
+    return rows.unsqueeze(-1) & columns.unsqueeze(-2)
 
 
 class TemplatePointwiseAttention(nn.Module):
@@ -160,7 +169,7 @@ class TemplatePointwiseAttention(nn.Module):
             for layer in (self.linear_k, self.linear_v)
         )
         out = evoformer_attention(q, k, v, repeat(mask, "b t -> b (i j) t", i=i, j=j))
-        update = self.linear_o(rearrange(out, "b (i j) 1 h d -> b i j (h d)", i=i))
+        update = self.linear_o(rearrange(out, "b (i j) 1 h d -> b i j (h d)", i=i, j=j))
         return update * mask.any(1)[:, None, None, None]
 
 
@@ -189,8 +198,12 @@ class TemplateEmbedder(nn.Module):
         """Return rows [b, t, n, c_m] of the MSA representation; ``templates.row_mask`` is their mask."""
         return self.angle_embedder(templates)
 
-    def forward(self, z: Tensor, templates: Templates, pair_mask: Tensor, *, in_place: bool = False) -> Tensor:
-        """z [b, n, n, c_z], pair_mask bool [b, n, n] → z with the templates.
+    def forward(
+        self, z: Tensor, templates: Templates, pair_mask: Tensor, shards: AxialShards = WHOLE, *,
+        in_place: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """z [b, n, n, c_z], pair_mask bool [b, n, n] → z with the templates. ``shards``: z has this rank's rows, the
+        mask and the templates have all.
 
         Memory: the representation of t templates, ``t n² c_t`` numbers. With gradient, all of them pass the stack
         together; without it, one at a time. ``in_place``: add the update to z itself.
@@ -198,19 +211,19 @@ class TemplateEmbedder(nn.Module):
         b, t, n = templates.aatype.shape
         if torch.is_grad_enabled():
             every = Templates(*(x.flatten(0, 1) for x in templates))
-            pairs = self._embed(every, pair_mask.repeat_interleave(t, 0), in_place=False).unflatten(0, (b, t))
+            pairs = self._embed(every, pair_mask.repeat_interleave(t, 0), shards, in_place=False).unflatten(0, (b, t))
         else:
-            pairs = z.new_empty(b, t, n, n, self.c_t)
+            pairs = z.new_empty(b, t, z.shape[1], n, self.c_t)
             for k in range(t):
                 one = Templates(*(x[:, k] for x in templates))
-                pairs[:, k] = self._embed(one, pair_mask, in_place=in_place)
+                pairs[:, k] = self._embed(one, pair_mask, shards, in_place=in_place)
         if in_place:
             return self.attention(z, pairs, templates.mask, in_place=True)
         return z + self.attention(z, pairs, templates.mask)
 
-    def _embed(self, templates: Templates, pair_mask: Tensor, *, in_place: bool) -> Tensor:
+    def _embed(self, templates: Templates, pair_mask: Tensor, shards: AxialShards, *, in_place: bool) -> Tensor:
         """Algorithm 2, lines 9–11: pair representation [b, n, n, c_t] of one template of each of b chains."""
-        z = self.pair_embedder(templates.aatype, templates.positions, templates.atom_mask)
-        no_msa = z.new_zeros(z.shape[0], 0, z.shape[1], 0)
-        _, z = self.pair_stack(no_msa, z, pair_mask[:, :0], pair_mask, in_place=in_place)
+        z = self.pair_embedder(templates.aatype, templates.positions, templates.atom_mask, shards)
+        no_msa = z.new_zeros(z.shape[0], 0, z.shape[2], 0)
+        _, z = self.pair_stack(no_msa, z, pair_mask[:, :0], pair_mask, shards, in_place=in_place)
         return self.layer_norm(z)

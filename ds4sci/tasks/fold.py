@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,14 @@ from ds4sci.data.loader import Plan, batches, make_rng
 from ds4sci.data.sample_order import OrderConfig, Share
 from ds4sci.data.sample_pools import WorkerType
 from ds4sci.data.sample_schedule import SampleKeys, SampleSchedule
+from ds4sci.data.sample_selection import identity_of
 from ds4sci.data.structures.batch import collate
+from ds4sci.data.structures.chain_sampling import (
+    DistillationConfig,
+    SamplingConfig,
+    TrainingChains,
+    chain_epochs,
+)
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.text_files import resolve_data_path
@@ -61,6 +68,11 @@ class DataConfig(OrderConfig, SampleKeys):
     """Chain set for validation; it should have no homologues of the training chains."""
     features: FeatureConfig = FeatureConfig()
     """Input of the model (alignment, profile or sequence) and how it is sampled."""
+    sampling: SamplingConfig | None = None
+    """``[data.sampling]``: choose training chains by cluster and length, as AlphaFold 2 does; otherwise each chain is
+    used once per epoch."""
+    distillation: DistillationConfig | None = None
+    """``[data.distillation]``: mix predicted structures into the training chains."""
     plan: Plan = Plan()
     """Crop lengths over the run, recycling, padding."""
     workers: int = Field(0, ge=0)
@@ -174,21 +186,42 @@ class FoldTask(SampledTask):
         return self.config.data
 
     @cached_property
-    def train_chains(self) -> ChainSet:
-        """The chain set ``data.train``. Predictions do not open it."""
-        path = resolve_data_path(self.config.data.train)
-        chains = ChainSet.open(path)
-        if chains.has_complexes:
+    def train_chains(self) -> ChainSet | TrainingChains:
+        """The chain set ``data.train``, and predicted structures after it. Predictions do not open it."""
+        data = self.config.data
+        path = resolve_data_path(data.train)
+        known = ChainSet.open(path)
+        if known.has_complexes:
             self._check_complexes(str(path))
+        if data.distillation is None:
+            return known
+        chains = TrainingChains(known, data.distillation.chains)
+        if chains.predicted.has_complexes:
+            self._check_complexes(str(data.distillation.chains))
         return chains
 
     @cached_property
     def schedule(self) -> SampleSchedule:
         """Order and factors of the training chains."""
-        return SampleSchedule(self.samples, self.sample_names(), self.seed)
+        data, chains = self.config.data, self.train_chains
+        if data.sampling is None and data.distillation is None:
+            return SampleSchedule(data, chains.ids, self.seed)
+        known = chains.known if isinstance(chains, TrainingChains) else chains
+        make = partial(
+            chain_epochs, known=known, sampling=data.sampling, distillation=data.distillation, seed=self.seed
+        )
+        return SampleSchedule(data, chains.ids, self.seed, make)
 
     def train_samples(self) -> int:
-        return len(self.schedule.kept)
+        return self.schedule.epochs.size
+
+    def fixed_inputs(self) -> dict[str, str]:
+        """See ``Task.fixed_inputs``: also what draws and mixes chains."""
+        data = self.config.data
+        mixed = (
+            {} if data.distillation is None else {"data.distillation": f"probability {data.distillation.probability}"}
+        )
+        return super().fixed_inputs() | identity_of(sampling=data.sampling) | mixed
 
     def sample_names(self) -> list[str]:
         """See ``ds4sci.tasks.SampleScoring``."""
@@ -197,7 +230,8 @@ class FoldTask(SampledTask):
     def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, Batch]]:
         """See ``ds4sci.tasks.SampleScoring``: chains at full length, without masking."""
         data = self.config.data
-        for number, record in enumerate(ChainSet.open(resolve_data_path(getattr(data, split)))):
+        chains = self.train_chains if split == "train" else ChainSet.open(resolve_data_path(data.valid))
+        for number, record in enumerate(chains):
             yield number, collate([self.featurize(record)], recycling=data.evaluation_recycling, progress=1.0)
 
     def sample_error(self, output: Output | StemOutput, batch: Batch) -> None:

@@ -25,7 +25,17 @@ CHAINS, SEQUENCES = 16, 48
 """Records or volumes of the data sets that are written."""
 LENGTH, ROW_LENGTH = 48, 64
 """Most tokens of a document and of a row."""
-OWN_SAMPLES = ("order", "window", "replay", "selection", "weights", "pruning", "record_scores")
+OWN_SAMPLES = (
+    "order",
+    "window",
+    "replay",
+    "selection",
+    "weights",
+    "pruning",
+    "record_scores",
+    "sampling",
+    "distillation",
+)
 """Keys of ``[data]`` that choose, order or weigh samples of the run's own data set."""
 LETTERS = {"protein": "ACDEFGHIKLMNPQRSTVWY", "dna": "ACGT"}
 

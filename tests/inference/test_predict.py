@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from Bio.PDB import PDBParser
 
 from ds4sci.cli.main import main
+from ds4sci.config.run_file import RunConfig
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.sequences.fasta_records import make_record
@@ -24,9 +26,13 @@ from ds4sci.data.structures.template_files import align_templates, write_templat
 from ds4sci.inference import predict
 from ds4sci.inference.prediction_inputs import file_stems, read_jobs
 from ds4sci.inference.trained_run import TrainedRun
+from ds4sci.models import fold
+from ds4sci.models.published_weights import read_weights
+from ds4sci.models.published_weights.sizes import differing_sizes, read_contents
 from ds4sci.report.prediction_page import write_prediction_page
 from ds4sci.tasks.fold import FoldTask
 from ds4sci.types import Prediction
+from tests.support import synthetic_weights, template_hits
 from tests.support.fold_run import CONFIG, SMALL, make_fold_run
 from tests.support.html_page import Page
 from tests.support.limited_memory import limited_memory
@@ -248,6 +254,60 @@ def command(*arguments: str | Path) -> int | str | None:
     with pytest.raises(SystemExit) as stopped:
         main([str(one) for one in arguments])
     return stopped.value.code
+
+
+def test_templates_of_hits_change_the_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``ds4sci predict`` from hit files and structures, end to end: the templates used, the hits dropped, and why."""
+    overrides = [
+        "data.features.max_templates=2", "model.template.blocks=1", "model.template.c_t=4",
+        "model.template.heads_pair=1", "model.template.d_pair=4", "model.template.c_multiplication=4",
+        "model.template.d_attention=4", "data.evaluation_recycling=0",
+    ]  # fmt: skip
+    run = make_fold_run(tmp_path, overrides=overrides)
+    fasta, hits = write_fasta(tmp_path, {"q": template_hits.QUERY, "other": "MKTAYIAKQR"}), tmp_path / "hits"
+    (hits / "q").mkdir(parents=True)
+    shutil.copy(template_hits.EXPECTED / "q.hhr", hits / "q" / "hhsearch_output.hhr")
+    (tmp_path / "obsolete.dat").write_text(template_hits.OBSOLETE)
+    base = ["predict", "--run", str(run), "--fasta", str(fasta)]
+    given = [*base, "--templates", str(hits), "--template-structures", str(template_hits.STRUCTURES)]
+    given += ["--obsolete-entries", str(tmp_path / "obsolete.dat")]
+    assert command(*given, "--max-template-date", template_hits.CUTOFF, "--out", tmp_path / "with") == 0
+    assert command(*base, "--out", tmp_path / "without") == 0
+    (first, other), (plain, same) = (
+        json.loads((tmp_path / name / "summary.json").read_text())["records"] for name in ("with", "without")
+    )
+    assert first["templates"] == ["1ubq_A", "2q2k_B", "1y57_A", "4zey_A", "1y57_A", "1kd8_C", "1a8q_A"]
+    assert [row["hit"] for row in first["template_hits"] if row["status"] == "dropped"] == [
+        "1zzz_A", "9xyz_A", "7l39_A", "1a8q_A", "1a8q_A",
+    ]  # fmt: skip
+    assert plain["templates"] == plain["template_hits"] == other["templates"] == other["template_hits"] == []
+    assert first["plddt"] != plain["plddt"]
+    assert other["plddt"] == same["plddt"]
+    capsys.readouterr()
+    assert command(*base, "--templates", hits, "--max-template-date", "2020-01-01", "--out", tmp_path) == 2
+    assert "template hits without structures; give --templates and --template-structures" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_a_run_file_with_published_weights_takes_template_hits(tmp_path: Path) -> None:
+    """``model_1.toml`` with a small file of AlphaFold's names, templates and all, in place of a run."""
+    file, run_file = tmp_path / "params_model_1_ptm.npz", CONFIG.with_name("model_1.toml")
+    np.savez(file, **synthetic_weights.parameters(synthetic_weights.shapes(synthetic_weights.SMALL)))
+    model = fold.Config.model_validate(RunConfig.load(run_file).resolved()["model"])
+    sizes = differing_sizes(read_contents(read_weights(file).tensors).config, model).split()
+    hits, fasta = tmp_path / "hits", write_fasta(tmp_path, {"q": template_hits.QUERY})
+    hits.mkdir()
+    shutil.copy(template_hits.EXPECTED / "q.sto", hits)
+    overrides = [*sizes, f"train.weights={file}", "data.evaluation_recycling=1"]
+    given = ["predict", "--run", run_file, "--fasta", fasta, *overrides]
+    more = ["--templates", hits, "--template-structures", template_hits.STRUCTURES]
+    plddt = []
+    for name, options in (("with", more), ("without", [])):
+        assert command(*given, *options, "--out", tmp_path / name) == 0
+        (row,) = json.loads((tmp_path / name / "summary.json").read_text())["records"]
+        assert len(row["templates"]) == (7 if options else 0)  # without a cut-off date, also that of 2021
+        plddt.append(row["plddt"])
+    assert plddt[0] != plddt[1]
 
 
 def test_a_record_that_needs_too_much_memory_is_refused(

@@ -15,7 +15,6 @@ from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.models.fold import FoldModel
 from ds4sci.nn.template import TemplateEmbedder, TemplatePairEmbedder, Templates, template_angles
-from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.types import Batch, Record, in_double
 from tests.support.fold_run import CHAINS
 from tests.support.original_models import original
@@ -138,11 +137,6 @@ def test_features_by_look_up_equal_those_of_the_layer() -> None:
                 features[b, i, j, 62 + aatype[b, i]] = 1
                 features[b, i, j, 87] = 1
     torch.testing.assert_close(embedder(aatype, positions, mask), F.linear(features, embedder.weight, embedder.bias))
-
-
-def test_axial_parallelism_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.template\.blocks = 2: .* parallel\.sequence = 2 ranks"):
-        FoldModel(CONFIG).set_parallel_group(SequenceGroup(0, 2, 0, 1))
 
 
 @pytest.mark.nightly

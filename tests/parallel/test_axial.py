@@ -35,9 +35,9 @@ def test_one_rank_exchanges_nothing() -> None:
 )
 def test_ranks_compute_what_one_process_computes(size, tmp_path) -> None:
     """The exchanges; a block of each stack; the whole model: two examples, recycling, recomputed."""
-    shapes, models = [[2, 5, 13]], [[[17, 13], 5, 1, True, False]]
+    shapes, models = [[2, 5, 13]], [[[17, 13], 5, 1, True, False, 3]]
     if size > 2:  # fewer rows than ranks
-        shapes, models = [[1, 1, 3]], [[[3], 1, 1, True, False]]
+        shapes, models = [[1, 1, 3]], [[[3], 1, 1, True, False, 0]]
     arguments = ['["main", "extra"]', json.dumps(shapes), json.dumps(models)]
     rank_processes.call(size, axial_ranks.check, arguments, tmp_path, seconds=180)
 
@@ -59,12 +59,13 @@ def test_every_block(size, tmp_path) -> None:
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_model(size, tmp_path) -> None:
     cases = [
-        [crops, s, recycling, recompute, False]
+        [crops, s, recycling, recompute, False, templates]
+        for templates in (0, 4)
         for crops in ([13], [17], [17, 13], [2])
         for s in (1, 5)
         for recycling, recompute in ((0, False), (2, False), (1, True))
     ]
-    cases += [[[13], 1, 0, False, True], [[17, 13], 5, 0, False, True]]
+    cases += [[[13], 1, 0, False, True, 0], [[17, 13], 5, 0, False, True, 2]]
     rank_processes.call(size, axial_ranks.check_model, [json.dumps(cases)], tmp_path, seconds=900)
 
 

@@ -31,6 +31,7 @@ from ds4sci.parallel.collectives import record_sent_bytes
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks.fold import Config, FoldTask
 from ds4sci.types import MSA_ALPHABET, Batch, Msa
+from tests.support.template_batches import with_templates
 
 LENGTHS = ((1, 13), (5, 17), (2, 3), (4, 8))
 """(MSA rows, residues); some are fewer than the ranks."""
@@ -283,14 +284,20 @@ TINY = {
     "extra_msa": {"blocks": 1, "c_e": 6, "d_msa": 3},
     "structure": {"iterations": 2, "heads": 2, "d_ipa": 4, "c_angle": 8, "dropout": 0.2, "initial_frames": "chain"},
 }  # fmt: skip
+TEMPLATES = {
+    "blocks": 2, "c_t": 6, "heads_pair": 2, "d_pair": 4, "c_multiplication": 5, "d_attention": 3, "unit_vectors": True,
+}  # fmt: skip
 TERMS = {name: 0.5 for name, field in LossConfig.model_fields.items() if field.annotation is float} | {
     "initial_clamp": 10.0, "unclamped_fraction": 0.5, "geometry_from_progress": 0.0,
 }  # fmt: skip
 DATA = Path(__file__).parents[1] / "fixtures"
 
 
-def fold_batch(crops: list[int], s: int, recycling: int) -> Batch:
-    """Crops of an entry with a random alignment, of s MSA rows and 3 extra rows, with coordinates in fp64."""
+def fold_batch(crops: list[int], s: int, recycling: int, templates: int = 0) -> Batch:
+    """Crops of an entry with a random alignment, of s MSA rows and 3 extra rows, with coordinates in fp64.
+
+    templates  number of them; one is absent
+    """
     record = mmcif.read(DATA / "mmcif" / "2q2k.cif.gz", "A")
     dssp = "H" * (len(record.sequence) // 2)
     rng = np.random.default_rng(3)
@@ -299,11 +306,18 @@ def fold_batch(crops: list[int], s: int, recycling: int) -> Batch:
     rows[0] = alignment
     given = Msa(rows.astype(np.uint8), np.zeros(rows.shape, np.int32), tuple(map(str, range(s + 3))))
     record = replace(record, dssp=dssp.ljust(len(record.sequence), "E"), msa=given)
-    features = FeatureConfig(msa_input="msa", max_clusters=s, max_extra=3)
+    if templates:
+        record = with_templates(record, templates - 1)
+    features = FeatureConfig(
+        msa_input="msa", max_clusters=s, max_extra=3, max_templates=templates, subsample_templates=False
+    )
     made = collate(
         [featurize(record, features, make_rng(0, 2, i), crop=n) for i, n in enumerate(crops)], recycling=recycling
     )
     assert made.msa_mask.shape[1] == s
+    if templates:
+        assert made.template_positions is not None
+        made = replace(made, template_positions=made.template_positions.double())
     return replace(made, atom_positions=made.atom_positions.double())
 
 
@@ -320,13 +334,14 @@ def fold_task(recompute: bool, **more: Any) -> FoldTask:
 def check_model(cases: str) -> None:
     """Loss, outputs and gradients of the whole model against one process in fp64.
 
-    cases  JSON list of (crops, MSA rows, recycling, recompute, whether only the stem is trained)
+    cases  JSON list of (crops, MSA rows, recycling, recompute, whether only the stem is trained, templates)
     """
     group = join()
-    for crops, s, recycling, recompute, stem_only in json.loads(cases):
-        name = f"crops {crops} s {s} recycling {recycling} recompute {recompute} stem only {stem_only}"
-        batch = fold_batch(crops, s, recycling)
-        task = fold_task(recompute, stem=TINY["stem"] | {"stem_only_fraction": 0.5 * stem_only})
+    for crops, s, recycling, recompute, stem_only, templates in json.loads(cases):
+        name = f"crops {crops} s {s} recycling {recycling} recompute {recompute} stem only {stem_only} t {templates}"
+        batch = fold_batch(crops, s, recycling, templates)
+        more = {"template": TEMPLATES} if templates else {}
+        task = fold_task(recompute, stem=TINY["stem"] | {"stem_only_fraction": 0.5 * stem_only}, **more)
         torch.manual_seed(7)
         wanted = task.model(batch)
         loss, terms = task.loss(wanted, batch)
@@ -340,7 +355,7 @@ def check_model(cases: str) -> None:
         sums = torch.stack([part.detach(), *part_terms.values()]).double()
         dist.all_reduce(sums, group=group.handle)
         assert difference(sums, torch.stack([loss.detach(), *terms.values()]).double()) < TOLERANCE, name
-        compare_outputs(name, found, wanted, AxialShards.divide(group, s, batch.msa_mask.shape[2]))
+        compare_outputs(name, found, wanted, task.fold_model.shards(batch))
         compare_gradients(name, task.model, whole, group)
 
 

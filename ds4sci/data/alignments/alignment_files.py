@@ -2,8 +2,9 @@
 
 The folder has one file ``NAME.a3m`` (.sto, …, .gz) per chain, or one folder ``NAME/`` with any number of files as in
 OpenFold, or ``NAME/msas/`` as in AlphaFold 2, or ``NAME/a3m/`` and ``NAME/hhr/`` as in OpenProteinSet, whose
-``duplicate_pdb_chains.txt`` is followed. Other subfolders are reported and not searched. Two kinds of files are not
-alignments of homologs and are skipped, as in OpenFold: template hits in the PDB (``hmm_output.sto``,
+``duplicate_pdb_chains.txt`` is followed. In place of the folder, the super-index of an alignment database of OpenFold
+(``alignment_database``) names the same files. Other subfolders are reported and not searched. Two kinds of files are
+not alignments of homologs and are skipped, as in OpenFold: template hits in the PDB (``hmm_output.sto``,
 ``pdb_hits.*``, ``pdb70_hits.*``, all ``.hhr``), and ``uniprot_hits.sto``, which AlphaFold-Multimer uses to pair chains
 by organism.
 """
@@ -11,7 +12,7 @@ by organism.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data.alignments import msa
-from ds4sci.data.text_files import stem, suffix
+from ds4sci.data.alignments.alignment_database import AlignmentDatabase
+from ds4sci.data.text_files import FileSection, Source, stem, suffix
 from ds4sci.types import Msa, Record
 
 TEMPLATE_HITS = "template hits (PDB), not an alignment"
@@ -56,22 +58,29 @@ class AlignmentFileReport:
         return {"file": self.file, "rows": self.rows, "kept": self.kept, "excluded": dict(self.excluded)}
 
 
-def index_folder(folder: str | Path) -> dict[str, list[Path]]:
-    """Return the files of ``folder`` by chain: ``NAME.a3m`` (.sto, …, .gz) and all entries of ``NAME/``
-    and of its subfolders ``msas``, ``a3m`` and ``hhr``.
+def index_folder(
+    folder: str | Path, suffixes: Sequence[str] = msa.SUFFIXES
+) -> Mapping[str, Sequence[Path | FileSection]]:
+    """Return the files of ``folder`` by chain: ``NAME.a3m`` (``suffixes``, plain or .gz) and all entries of ``NAME/``
+    and of its subfolders ``msas``, ``a3m`` and ``hhr``. A file is the super-index of an ``AlignmentDatabase``.
 
     A chain without files gets those of a chain that ``DUPLICATES_FILE`` names beside it. Other subfolders are listed
     too, and an empty chain folder is listed as itself. Keys are results of ``chain_key``. Some files may not be
     readable alignments: ``attach_files`` reports the reason.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return AlignmentDatabase(folder, chain_key)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; expected a folder with alignments named NAME.a3m or NAME/*.sto")
+        raise ValueError(
+            f"{folder}: no such folder; expected a folder with files named NAME{suffixes[0]} or NAME/*, or the "
+            "super-index of an alignment database of OpenFold"
+        )
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             found.setdefault(chain_key(path.name), []).extend(_list_chain_folder(path, into=_SUBFOLDERS))
-        elif suffix(path) in msa.SUFFIXES:
+        elif suffix(path) in suffixes:
             found.setdefault(chain_key(stem(path)), []).append(path)
     for file in (folder / DUPLICATES_FILE, folder.parent / DUPLICATES_FILE):
         if file.is_file():
@@ -108,12 +117,17 @@ def chain_key(name: str) -> str:
     return entry.lower() + separator + chain
 
 
-def why_not(path: str | Path) -> str | None:
+def is_template_hits(path: Source) -> bool:
+    """Return whether an entry of a chain's folder has template hits, by its name."""
+    return stem(path) in _TEMPLATE_HIT_STEMS or suffix(path) == ".hhr"
+
+
+def why_not(path: Source) -> str | None:
     """Return the reason why an entry of a chain's folder is skipped, or None."""
-    path = Path(path)
-    if path.is_dir():
+    path = Path(path) if isinstance(path, str) else path
+    if isinstance(path, Path) and path.is_dir():
         return NESTED_FOLDER if any(not one.name.startswith(".") for one in path.iterdir()) else EMPTY
-    if stem(path) in _TEMPLATE_HIT_STEMS or suffix(path) == ".hhr":
+    if is_template_hits(path):
         return TEMPLATE_HITS
     if stem(path) in _PAIRING_HIT_STEMS:
         return PAIRING_HITS
@@ -121,14 +135,14 @@ def why_not(path: str | Path) -> str | None:
 
 
 def attach_complex_files(
-    record: Record, paths: Sequence[Path], *, max_rows: int | None = None
+    record: Record, paths: Sequence[Path | FileSection], *, max_rows: int | None = None
 ) -> tuple[Record, Msa | None, list[AlignmentFileReport]]:
     """Return a chain of a complex with its alignment, as ``attach_files`` does, and the alignment for pairing.
 
     The second is that of the hits in UniProt (``uniprot_hits.sto``), or None without such a file. The limit
     ``max_rows`` does not apply to it.
     """
-    hits = [path for path in paths if path.is_file() and is_pairing_file(path)]
+    hits = [path for path in paths if is_pairing_file(path) and not (isinstance(path, Path) and path.is_dir())]
     record, reports = attach_files(record, [path for path in paths if path not in hits], max_rows=max_rows)
     if not hits:
         return record, None, reports
@@ -136,13 +150,13 @@ def attach_complex_files(
     return record, paired.msa, [*reports, *hit_reports]
 
 
-def is_pairing_file(path: str | Path) -> bool:
+def is_pairing_file(path: str | Path | FileSection) -> bool:
     """Return whether a file has hits for chain pairing."""
     return stem(path) in _PAIRING_HIT_STEMS and suffix(path) in msa.SUFFIXES
 
 
 def attach_files(
-    record: Record, paths: Sequence[Path], *, max_rows: int | None = None
+    record: Record, paths: Sequence[Path | FileSection], *, max_rows: int | None = None
 ) -> tuple[Record, list[AlignmentFileReport]]:
     """Return ``record`` with the distinct rows of all alignments in ``paths``, in this order, and a report per file.
 
@@ -155,8 +169,8 @@ def attach_files(
 
 def _attach(
     record: Record,
-    paths: Sequence[Path],
-    skip_reason: Callable[[Path], str | None] = lambda path: None,
+    paths: Sequence[Path | FileSection],
+    skip_reason: Callable[[Path | FileSection], str | None] = lambda path: None,
     *,
     max_rows: int | None = None,
 ) -> tuple[Record, list[AlignmentFileReport]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ds4sci.chemistry.residue_codes import AMBIGUOUS, GAP, NOT_A_RESIDUE, UNKNOWN, decode, encode
-from ds4sci.data.text_files import read_text, split_entries, suffix
+from ds4sci.data.text_files import Source, read_text, split_entries, suffix
 from ds4sci.types import Msa, Record
 
 STOCKHOLM_SUFFIXES = (".sto", ".stk", ".stockholm")
@@ -41,7 +41,7 @@ class Alignment:
     excluded: Counter[str] = field(default_factory=Counter)
 
 
-def read(path: str | Path) -> Msa:
+def read(path: Source) -> Msa:
     """Read an alignment. The suffix selects the format: .a3m, .sto, .stk or .stockholm, each also with .gz.
 
     Several alignments in one file must have the same query. Raises ``ValueError`` with the file, line and row.
@@ -55,7 +55,7 @@ def read(path: str | Path) -> Msa:
     return found[0] if len(found) == 1 else merge(found)
 
 
-def read_all(path: str | Path) -> list[Alignment]:
+def read_all(path: Source) -> list[Alignment]:
     """Read all alignments of a file, in order.
 
     A3M alignments are separated by NUL bytes (MMseqs2, ColabFold), Stockholm alignments by ``//`` or by NUL bytes
@@ -67,7 +67,7 @@ def read_all(path: str | Path) -> list[Alignment]:
     return _read_a3m(path) if kind == ".a3m" else _read_stockholm(path)
 
 
-def _read_a3m(path: str | Path) -> list[Alignment]:
+def _read_a3m(path: Source) -> list[Alignment]:
     """Read A3M or A2M: upper-case letters and ``-`` are columns, lower-case letters are insertions ("deletions").
 
     Row 0 is the query; residues in columns where the query has a gap count as deletions. ``.`` is padding (A2M), or a
@@ -77,7 +77,7 @@ def _read_a3m(path: str | Path) -> list[Alignment]:
     return [_a3m_entry(text, first, path) for first, text in split_entries(read_text(path), path)]
 
 
-def _a3m_entry(text: str, first: int, path: str | Path) -> Alignment:
+def _a3m_entry(text: str, first: int, path: Source) -> Alignment:
     names: list[str] = []
     lines: list[int] = []
     parts: list[list[str]] = []
@@ -138,7 +138,7 @@ def _columns(raw: bytes) -> int:
     return len(raw.translate(None, b"abcdefghijklmnopqrstuvwxyz"))
 
 
-def _read_stockholm(path: str | Path) -> list[Alignment]:
+def _read_stockholm(path: Source) -> list[Alignment]:
     """Read Stockholm 1.0, in one block or wrapped. The first sequence is the query.
 
     Residues in columns where the query has a gap count as deletions. Duplicate rows are excluded. Raises ``ValueError``
@@ -167,7 +167,7 @@ def _read_stockholm(path: str | Path) -> list[Alignment]:
     return found
 
 
-def _stockholm_entry(numbered: list[tuple[int, str]], path: str | Path) -> Alignment:
+def _stockholm_entry(numbered: list[tuple[int, str]], path: Source) -> Alignment:
     rows: dict[str, list[str]] = {}
     first_line: dict[str, int] = {}
     for number, line in numbered:
@@ -223,7 +223,7 @@ def merge(msas: Sequence[Msa]) -> Msa:
     )
 
 
-def attach(record: Record, msa: Msa, source: str | Path) -> Record:
+def attach(record: Record, msa: Msa, source: Source) -> Record:
     """Return ``record`` with ``msa``. The query must equal the record's sequence (X matches any residue).
 
     Raises ``ValueError`` with both names and the first residue at which they differ.
@@ -258,7 +258,7 @@ def _first_difference(one: np.ndarray, other: np.ndarray) -> int | None:
     return None if len(one) == len(other) else both
 
 
-def _check_letters(row: np.ndarray, codes: np.ndarray, path: str | Path, line: int, name: str) -> None:
+def _check_letters(row: np.ndarray, codes: np.ndarray, path: Source, line: int, name: str) -> None:
     strange = row == NOT_A_RESIDUE
     if strange.any():
         at = int(np.argmax(strange))

@@ -41,6 +41,7 @@ def collate(
         "id",
         *(() if with_templates == {True} else _TEMPLATES),
         *(() if has_complex else _CHAIN_IDS),
+        *(() if any(one.is_predicted for one in features) else ("is_predicted",)),
     }
     for field in fields(Features):
         if field.name in left_out:

@@ -14,22 +14,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ds4sci.data.alignments import alignment_files
-from ds4sci.data.alignments.profile import msa_profile
-from ds4sci.data.structures.build_cache import alignment_stamps, entry_key, is_current, load_entry, store_entry
+from ds4sci.data.structures.build_cache import entry_key, file_stamps, is_current, load_entry, store_entry
 from ds4sci.data.structures.build_complex import make_complex
 from ds4sci.data.structures.build_report import JOINED, BuildReport, report_row
 from ds4sci.data.structures.chain_file import concatenate, drop_empty_arrays, pack_all_arrays, write_arrays
-from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
+from ds4sci.data.structures.chain_filters import BuildSettings, mask_low_confidence, rejection_reason
+from ds4sci.data.structures.chain_inputs import ChainInputs
 from ds4sci.data.structures.chain_set import ChainSet, write_files
 from ds4sci.data.structures.dssp import assign_secondary_structure
 from ds4sci.data.structures.parsers import mmcif, pdb
+from ds4sci.data.structures.template_folder import TemplateFolder
 from ds4sci.data.text_files import stem, suffix
 from ds4sci.data.worker_pool import run_in_processes
 from ds4sci.files.atomic_files import new_folder, refuse_full, replace_text
@@ -46,6 +46,7 @@ def build(
     out: str | Path,
     *,
     msa_dir: str | Path | None = None,
+    templates: TemplateFolder | None = None,
     jobs: int | None = None,
     settings: BuildSettings | None = None,
     chains_per_file: int | None = None,
@@ -54,9 +55,10 @@ def build(
     """Read all .cif, .mmcif, .pdb and .ent files (also with .gz) below ``src_dir`` into the chain set ``out``.
 
     ``msa_dir``: alignments by chain id (``ds4sci.data.alignments.alignment_files.index_folder``). Profiles are computed
-    from them. ``jobs``: number of processes, by default the number of usable cores. ``progress(done, files)`` is called
-    after each file. ``chains_per_file``: write a new folder ``out`` of uncompressed files of about this many chains,
-    which are mapped into memory.
+    from them. ``templates``: hits by chain id and their structures; a chain gets those that were released until it was
+    (``TemplateFolder.attach``). ``jobs``: number of processes, by default the number of usable cores. ``progress(done,
+    files)`` is called after each file. ``chains_per_file``: write a new folder ``out`` of uncompressed files of about
+    this many chains, which are mapped into memory.
 
     A chain id begins with the entry id in the file, or with the file name if the file has none. If a chain of another
     file has the same id and a different sequence, the file name, and then the path below ``src_dir``, replaces the
@@ -75,17 +77,17 @@ def build(
     if chains_per_file is not None:
         refuse_full(out)
     files = _find_structures(src_dir)
-    alignments = AlignmentFolder(None if msa_dir is None else Path(msa_dir), time.time_ns())
-    alignments.by_chain()  # fail now if the folder does not exist, not in every worker
+    inputs = ChainInputs(None if msa_dir is None else Path(msa_dir), templates, time.time_ns())
+    inputs.check()  # fail now if a folder does not exist, not in every worker
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
 
-    entries = {path: work / f"{entry_key(path, src_dir, settings)}.npz" for path in files}
-    todo = [path for path in files if not is_current(entries[path], alignments.by_chain())]
+    entries = {path: work / f"{entry_key(path, src_dir, settings, templates)}.npz" for path in files}
+    todo = [path for path in files if not is_current(entries[path], inputs.files)]
     done = len(files) - len(todo)
     if progress:
         progress(done, len(files))
-    arguments = [(path, str(path.relative_to(src_dir)), entries[path], alignments, settings) for path in todo]
+    arguments = [(path, str(path.relative_to(src_dir)), entries[path], inputs, settings) for path in todo]
     for path, failure in run_in_processes(_process_file, arguments, jobs=jobs or usable_cores(), marker_dir=work):
         if failure:
             store_entry(entries[path[0]], [], [report_row(path[1], None, "rejected", "parser error", failure)], {})
@@ -107,23 +109,8 @@ def build(
     for old in set(work.glob("*.npz")) - set(entries.values()):
         old.unlink()
     chains = {alignment_files.chain_key(row["chain"]) for row in rows if row["chain"]}
-    unused = sorted(set(alignments.by_chain()) - chains)
+    unused = sorted(set(inputs.alignments_by_chain()) - chains)
     return BuildReport(out, report, len(files), len(files) - len(todo), rows, unused)
-
-
-class AlignmentFolder(NamedTuple):
-    """Folder of alignments. Each process indexes it once per build (``build`` identifies the build), not per file."""
-
-    folder: Path | None
-    build: int
-
-    def by_chain(self) -> dict[str, list[Path]]:
-        return _index(self)
-
-
-@lru_cache(maxsize=1)
-def _index(alignments: AlignmentFolder) -> dict[str, list[Path]]:
-    return {} if alignments.folder is None else alignment_files.index_folder(alignments.folder)
 
 
 def _find_structures(src_dir: Path) -> list[Path]:
@@ -150,11 +137,8 @@ def _unsupported_files(src_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _process_file(
-    path: Path, name: str, entry: Path, alignment_folder: AlignmentFolder, settings: BuildSettings
-) -> None:
+def _process_file(path: Path, name: str, entry: Path, inputs: ChainInputs, settings: BuildSettings) -> None:
     """Parse one file and store its accepted chains and report rows in the cache entry ``entry``."""
-    alignments = alignment_folder.by_chain()
     stamps: dict[str, Any] = {}
     try:
         parsed = READERS[suffix(path)](path)
@@ -176,12 +160,19 @@ def _process_file(
     rows += [
         report_row(name, f"{parsed.entry}_{one.chain}", "rejected", one.kind, one.reason) for one in parsed.excluded
     ]
+    known: list[Record] = []
+    for chain, dssp in zip(chains, dssp_of, strict=True):
+        try:
+            masked = mask_low_confidence(chain, settings.min_plddt) if settings.min_plddt else chain
+            known.append(replace(masked, dssp=dssp))
+        except ValueError as error:
+            rows.append(report_row(name, chain.id, "rejected", "no pLDDT", str(error)))
     if settings.complexes:
-        made, complex_rows, stamps = make_complex(name, parsed.entry, chains, dssp_of, alignments, settings)
-        store_entry(entry, made, rows + complex_rows, stamps)
+        made, more, stamps = make_complex(name, parsed.entry, known, inputs, settings, parsed.released)
+        store_entry(entry, made, rows + more, stamps)
         return
     accepted: dict[str, Record] = {}
-    for chain, dssp in zip(chains, dssp_of, strict=True):
+    for chain in known:
         resolved = int(chain.atom_mask[:, :3].all(1).sum())
         size: dict[str, Any] = {
             "length": len(chain.sequence),
@@ -197,25 +188,19 @@ def _process_file(
             rows.append(report_row(name, chain.id, "duplicate", None, f"same sequence as {first.id}", **size))
             continue
         key = alignment_files.chain_key(chain.id)
-        stamps[key] = alignment_stamps(alignments.get(key, []))
-        file_reports: list[alignment_files.AlignmentFileReport] = []
         if rejection is None:
             try:
-                chain, file_reports = alignment_files.attach_files(
-                    replace(chain, dssp=dssp), alignments.get(key, []), max_rows=settings.max_msa_rows
-                )
-                if chain.msa is not None:
-                    chain = replace(chain, profile=msa_profile(chain.msa))
+                stamps[key] = file_stamps(inputs.files(key))
+                chain, report = inputs.attach(chain, parsed.released, settings.max_msa_rows)
                 pack_all_arrays([chain])
             except (ValueError, OSError) as error:
-                rejection = ("alignment" if alignments.get(key) else "not storable", str(error))
+                rejection = ("alignment" if stamps.get(key) else "not storable", str(error))
         if rejection is not None:
             rows.append(report_row(name, chain.id, "rejected", *rejection, **size))
             continue
         accepted[chain.id if settings.keep_duplicates else chain.sequence] = chain
         depth = 0 if chain.msa is None else len(chain.msa.sequences)
-        more = {"alignments": [file.as_json() for file in file_reports]} if file_reports else {}
-        rows.append(report_row(name, chain.id, "accepted", None, None, **size, msa_rows=depth, **more))
+        rows.append(report_row(name, chain.id, "accepted", None, None, **size, msa_rows=depth, **report))
     store_entry(entry, list(accepted.values()), rows, stamps)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,32 @@ import numpy as np
 
 from ds4sci.data.structures.chain_file import pack_all_arrays, write_arrays
 from ds4sci.data.structures.chain_filters import BuildSettings
+from ds4sci.data.structures.template_folder import TemplateFolder
+from ds4sci.data.text_files import FileSection
 from ds4sci.types import Record
 
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 """Part of the key. Increase it when the content stored for the same file changes."""
 
 
-def entry_key(path: Path, src_dir: Path, settings: BuildSettings) -> str:
+def entry_key(path: Path, src_dir: Path, settings: BuildSettings, templates: TemplateFolder | None = None) -> str:
     """Return the key of a structure file: a hash of its relative path, size, modification time and the settings."""
     stat = path.stat()
     parts = [CACHE_VERSION, str(path.relative_to(src_dir)), stat.st_size, stat.st_mtime_ns, settings.model_dump_json()]
+    parts += [] if templates is None else [templates.fingerprint]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def alignment_stamps(paths: list[Path]) -> list[list[Any]]:
-    """Return path, size and modification time of each alignment file."""
+def file_stamps(paths: Sequence[Path | FileSection]) -> list[list[Any]]:
+    """Return path, size and modification time of each file of a chain."""
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def is_current(entry: Path, alignments: dict[str, list[Path]]) -> bool:
-    """Return whether a cache entry is intact and its alignments have not changed. Delete a damaged entry."""
+def is_current(entry: Path, files: Callable[[str], Sequence[Path | FileSection]]) -> bool:
+    """Return whether a cache entry is intact and the files of its chains have not changed. Delete a damaged entry.
+
+    files  chain key → its alignments and template hits
+    """
     if not entry.exists():
         return False
     try:
@@ -39,9 +46,7 @@ def is_current(entry: Path, alignments: dict[str, list[Path]]) -> bool:
         entry.unlink()
         return False
     failed = any(row["kind"] == "parser error" for row in report["rows"])  # may succeed with more memory
-    return not failed and all(
-        alignment_stamps(alignments.get(key, [])) == stamps for key, stamps in report["alignments"].items()
-    )
+    return not failed and all(file_stamps(files(key)) == stamps for key, stamps in report["alignments"].items())
 
 
 def load_entry(entry: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -55,6 +60,6 @@ def load_entry(entry: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def store_entry(entry: Path, records: list[Record], rows: list[dict[str, Any]], alignments: dict[str, Any]) -> None:
-    """Write an entry. ``alignments`` maps each chain key to ``alignment_stamps`` of its files."""
+    """Write an entry. ``alignments`` maps each chain key to ``file_stamps`` of its files."""
     report = json.dumps({"rows": rows, "alignments": alignments}).encode()
     write_arrays(entry, {"report": np.frombuffer(report, np.uint8), **(pack_all_arrays(records) if records else {})})

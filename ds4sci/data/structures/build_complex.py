@@ -7,16 +7,18 @@ files of assemblies for those.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from ds4sci.data.alignments import alignment_files
-from ds4sci.data.structures.build_cache import alignment_stamps
+from ds4sci.data.structures.build_cache import file_stamps
 from ds4sci.data.structures.build_report import JOINED, report_row
 from ds4sci.data.structures.chain_file import pack_all_arrays
 from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
+from ds4sci.data.structures.chain_inputs import ChainInputs
 from ds4sci.data.structures.complexes import attach_alignments
+from ds4sci.data.text_files import FileSection
 from ds4sci.types import Record
 
 
@@ -24,11 +26,11 @@ def make_complex(
     name: str,
     entry: str,
     chains: Sequence[Record],
-    dssp_of: Sequence[str],
-    alignments: Mapping[str, list[Path]],
+    inputs: ChainInputs,
     settings: BuildSettings,
+    released: date | None,
 ) -> tuple[list[Record], list[dict[str, Any]], dict[str, Any]]:
-    """Return the complex ``entry`` of the file ``name``, or no record, its report rows and the alignment stamps.
+    """Return the complex ``entry`` of the file ``name``, or no record, its report rows and the stamps of its inputs.
 
     Chains that fail a filter are left out, with a row that says why. The others have the status ``joined`` if the
     complex is accepted, else the reason of its rejection. One remaining chain is a record of its own, with its own id.
@@ -36,7 +38,7 @@ def make_complex(
     rows: list[dict[str, Any]] = []
     members: list[tuple[Record, dict[str, Any]]] = []
     stamps: dict[str, Any] = {}
-    for chain, dssp in zip(chains, dssp_of, strict=True):
+    for chain in chains:
         resolved = int(chain.atom_mask[:, :3].all(1).sum())
         size: dict[str, Any] = {
             "length": len(chain.sequence), "resolved": resolved, "unknown": chain.sequence.count("X"),
@@ -46,16 +48,22 @@ def make_complex(
         if any(chain.id == other.id for other, _ in members):
             rejection = ("same id", "an earlier chain of this file has the same id")
         key = alignment_files.chain_key(chain.id)
-        stamps[key] = alignment_stamps(alignments.get(key, []))
+        stamps[key] = file_stamps(inputs.files(key))
+        if rejection is None:
+            try:
+                chain, hits = inputs.attach_templates(chain, released)
+                size |= hits
+            except (ValueError, OSError) as error:
+                rejection = ("templates", str(error))
         if rejection is not None:
             rows.append(report_row(name, chain.id, "rejected", *rejection, **size))
         else:
-            members.append((replace(chain, dssp=dssp), size))
+            members.append((chain, size))
     if not members:
         return [], rows, stamps
     own = [chain for chain, _ in members]
     record_id = entry if len(own) > 1 else own[0].id
-    made, rejected, more = _join(record_id, own, alignments, settings)
+    made, rejected, more = _join(record_id, own, inputs.alignments_by_chain(), settings)
     total: dict[str, Any] = {key: sum(size[key] for _, size in members) for key in ("length", "resolved", "unknown")}
     atoms = {"atoms_kept": members[0][1]["atoms_kept"]} if len(own) == 1 else {}
     if len(own) > 1:
@@ -67,7 +75,10 @@ def make_complex(
 
 
 def _join(
-    name: str, chains: Sequence[Record], alignments: Mapping[str, list[Path]], settings: BuildSettings
+    name: str,
+    chains: Sequence[Record],
+    alignments: Mapping[str, Sequence[Path | FileSection]],
+    settings: BuildSettings,
 ) -> tuple[Record | None, tuple[str | None, str | None], dict[str, Any]]:
     """Return the complex, or None with kind and reason of its rejection, and what its row says about the alignment."""
     total = sum(len(chain.sequence) for chain in chains)
@@ -76,7 +87,7 @@ def _join(
     if total > settings.max_length:
         reason = f"{total} residues in {len(chains)} chains; expected at most {settings.max_length}"
         return None, ("complex too long", reason), {}
-    files = [alignments.get(alignment_files.chain_key(chain.id), []) for chain in chains]
+    files = [alignments.get(alignment_files.chain_key(chain.id), ()) for chain in chains]
     try:
         made, reports, counts = attach_alignments(
             name,

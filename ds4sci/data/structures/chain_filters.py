@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ds4sci.data.alignments.pairing import MAX_ROWS
@@ -25,6 +27,9 @@ class BuildSettings(BaseModel):
     """Maximum resolution in Å (AF2, supplement 1.2.5: 9 Å). Entries without a resolution (NMR, predicted) pass."""
     max_single_residue: float = Field(default=0.8, gt=0.0, le=1.0)
     """Maximum fraction of the most frequent amino acid (AF2, supplement 1.2.5: 80 %)."""
+    min_plddt: float = Field(default=0.0, ge=0.0, le=100.0)
+    """For predicted structures, with pLDDT (0–100) as B-factors: residues whose atoms have no pLDDT above this are
+    masked (AF2: 50, for self-distillation). 0: B-factors are not read."""
     keep_duplicates: bool = False
     """Include chains with the same sequence as an earlier chain of the entry."""
     complexes: bool = False
@@ -35,6 +40,23 @@ class BuildSettings(BaseModel):
     """Maximum number of alignment rows of each chain of a complex, of which at most half are paired."""
     max_msa_rows: int = Field(default=16384, ge=1)
     """Maximum number of alignment rows; the first rows are kept."""
+
+
+def mask_low_confidence(chain: Record, min_plddt: float) -> Record:
+    """Return a predicted chain without the atoms of residues that have no pLDDT above ``min_plddt``.
+
+    Raises ``ValueError`` if the B-factors are not pLDDT from 0 to 100: absent, all 0, above 100, or at most 1.
+    """
+    found = np.zeros(0) if chain.b_factors is None else chain.b_factors[chain.atom_mask]
+    if not len(found) or not 1 < found.max() <= 100 or found.min() < 0:
+        written = "no B-factors" if not len(found) else f"B-factors from {found.min():g} to {found.max():g}"
+        raise ValueError(
+            f"{chain.id}: {written}; min_plddt is for predicted structures, whose B-factors are pLDDT from 0 to 100"
+        )
+    assert chain.b_factors is not None
+    confident = np.where(chain.atom_mask, chain.b_factors, 0.0).max(1) > min_plddt
+    mask = chain.atom_mask & confident[:, None]
+    return replace(chain, atom_mask=mask, atom_positions=np.where(mask[..., None], chain.atom_positions, 0.0))
 
 
 def rejection_reason(chain: Record, resolved: int, settings: BuildSettings) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from ds4sci.chemistry.residue_codes import GAP, UNKNOWN, encode
 from ds4sci.data.alignments import alignment_files
 from ds4sci.data.alignments.pairing import MAX_ROWS, ChainAlignments, RowCounts, join_alignments
 from ds4sci.data.alignments.profile import msa_profile
+from ds4sci.data.text_files import FileSection
 from ds4sci.types import Msa, Record, TemplateSet
 
 ALIGNED_COPY = "the alignment of another copy of this chain is used"
@@ -94,7 +95,7 @@ def split_chains(record: Record) -> list[Record]:
 def attach_alignments(
     name: str,
     chains: Sequence[Record],
-    files_of: Callable[[int], Sequence[Path]],
+    files_of: Callable[[int], Sequence[Path | FileSection]],
     *,
     max_rows: int = MAX_ROWS,
     max_file_rows: int | None = None,

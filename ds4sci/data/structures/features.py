@@ -99,6 +99,7 @@ def featurize(
         atom_mask=record.atom_mask[window],
         secondary=secondary_classes(record.dssp or "?" * length)[window],
         resolution=np.array(record.resolution or 0.0, np.float32),
+        is_predicted=record.is_predicted,
         **template_features(record, window, settings.max_templates, rng, subsample=settings.subsample_templates),
         **({} if ids is None else {key.name: getattr(ids, key.name)[window] for key in fields(ids)}),
     )

@@ -7,6 +7,7 @@ import errno
 import gzip
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -22,8 +23,9 @@ from ds4sci.data.structures.build import BuildReport, build
 from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.parsers import mmcif
+from ds4sci.data.structures.writers import write_mmcif
 from ds4sci.data.worker_pool import run_in_processes
-from ds4sci.types import Msa, Record
+from ds4sci.types import Msa, Prediction, Record
 
 DATA = Path(__file__).parents[2] / "fixtures"
 
@@ -302,3 +304,24 @@ def assert_same_chains(found: ChainSet, expected: ChainSet) -> None:
                 np.testing.assert_array_equal(a.deletions, b.deletions)
             else:
                 np.testing.assert_array_equal(a, b)
+
+
+def test_residues_of_low_plddt_have_no_coordinates(tmp_path: Path) -> None:
+    """A predicted structure, as ``ds4sci predict`` writes it; B-factors of an experiment are refused."""
+    known = mmcif.read(DATA / "mmcif" / "1ubq.cif.gz", "A")
+    n = len(known.sequence)
+    plddt = np.linspace(20, 95, n)
+    prediction = Prediction(
+        id="model", sequence=known.sequence, residue_index=known.residue_index, atom37=known.atom_positions,
+        atom_mask=known.atom_mask, plddt=plddt, distances=np.zeros((n, n)), contacts=np.zeros((n, n)),
+    )  # fmt: skip
+    folder = tmp_path / "predicted"
+    write_mmcif(prediction, folder / "model.cif")
+    shutil.copy(DATA / "mmcif" / "2q2k.cif.gz", folder)
+    report = build(folder, tmp_path / "set.npz", jobs=1, settings=BuildSettings(min_plddt=50))
+    chain = ChainSet.open(report.out)[-1]
+    assert chain.id == "model_A"
+    np.testing.assert_array_equal(chain.atom_mask, known.atom_mask & (plddt.round(2) > 50)[:, None])
+    (refused,) = (row for row in report.rows if row["chain"] == "2Q2K_A")
+    assert refused["kind"] == "no pLDDT"
+    assert "B-factors from 40.61 to 127.41; min_plddt is for predicted structures" in refused["reason"]

@@ -59,7 +59,8 @@ def test_shapes_and_types(record: Record, kind: str, crop: int | None) -> None:
         "true_msa": (np.int64, (s, n)), "masked_msa": (bool, (s, n)), "atom_positions": (np.float32, (n, 37, 3)),
         "atom_mask": (bool, (n, 37)), "secondary": (np.int64, (n,)), "resolution": (np.float32, ()),
     }  # fmt: skip
-    assert {field.name for field in fields(Features)} == {*expected, *ABSENT_FIELDS, "id", "sample", "factor"}
+    others = {"id", "sample", "factor", "is_predicted"}
+    assert {field.name for field in fields(Features)} == {*expected, *ABSENT_FIELDS, *others}
     assert all(getattr(got, name) is None for name in ABSENT_FIELDS)
     for name, (dtype, shape) in expected.items():
         array = getattr(got, name)

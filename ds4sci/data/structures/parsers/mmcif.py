@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from datetime import date
 from itertools import compress, islice
 from operator import ne
 from pathlib import Path
@@ -79,7 +81,8 @@ def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
         if entity not in sequences:
             sequences[entity] = _residue_names(code) or _residue_names(parents)
     compounds = {row.str(0): row.str(1).lower() for row in block.find("_chem_comp.", ["id", "type"])}
-    return make_records(table, header, sequences=sequences, canonical=canonical, compounds=compounds, label=label)
+    made = make_records(table, header, sequences=sequences, canonical=canonical, compounds=compounds, label=label)
+    return replace(made, released=_release_date(block))
 
 
 def _header(block: gemmi.cif.Block) -> gemmi.cif.Block:
@@ -90,6 +93,19 @@ def _header(block: gemmi.cif.Block) -> gemmi.cif.Block:
         if tags and tags[0].lower().startswith(_HEADER):
             header.add_item(item)
     return header
+
+
+def _release_date(block: gemmi.cif.Block) -> date | None:
+    """Return the date of the oldest revision, as AlphaFold does, or None without one."""
+    column = block.find_values("_pdbx_audit_revision_history.revision_date")
+    return min((found for value in column if (found := _date(gemmi.cif.as_string(value)))), default=None)
+
+
+def _date(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:  # ? or not a date
+        return None
 
 
 def _residue_names(code: str) -> list[str]:

@@ -24,6 +24,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import chain as flatten
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class ParsedStructure:
     ids       author and label chain id of each record
     excluded  chains without a record
     atoms     number of atom records by status (``ATOM_STATUSES``); the sum is the number of records in the file
+    released  date of the first release, or None if the file has none
     """
 
     path: str | Path
@@ -66,6 +68,7 @@ class ParsedStructure:
     ids: list[tuple[str, str]]
     excluded: list[ExcludedChain]
     atoms: dict[str, int]
+    released: date | None = None
 
 
 def select_records(parsed: ParsedStructure, chain: str | None, *, label: bool = False) -> Record | list[Record]:
