@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ds4sci.chemistry.chains import chain_slices, number_chains
-from ds4sci.chemistry.residue_codes import GAP, UNKNOWN, encode
+from ds4sci.chemistry.residue_codes import UNKNOWN, encode
 from ds4sci.data.alignments import alignment_files
 from ds4sci.data.alignments.pairing import MAX_ROWS, ChainAlignments, RowCounts, join_alignments
 from ds4sci.data.alignments.profile import msa_profile
+from ds4sci.data.structures.template_features import ABSENT
 from ds4sci.data.text_files import FileSection
 from ds4sci.types import Msa, Record, TemplateSet
 
@@ -38,7 +39,7 @@ def join_chains(name: str, chains: Sequence[Record], *, msa: Msa | None = None) 
 
     ``residue_index`` restarts in each chain. Secondary structure, B-factors and profiles are those of the chains. If
     only some chains have a profile, the others get that of their alignment, or of their sequence alone. Templates stay
-    those of their chain: template k of the complex has template k of every chain, with gaps where a chain has none.
+    those of their chain: template k of the complex has template k of every chain, padded where a chain has none.
     The alignments of the chains are not joined here (``attach_alignments``).
     """
     if len(chains) == 1:
@@ -155,7 +156,7 @@ def _join_templates(chains: Sequence[Record]) -> TemplateSet | None:
     if not count:
         return None
     n = sum(len(one.sequence) for one in chains)
-    aatype = np.full((count, n), GAP, np.uint8)
+    aatype = np.full((count, n), ABSENT, np.uint8)
     positions, mask = np.zeros((count, n, 37, 3), np.float32), np.zeros((count, n, 37), bool)
     names: list[list[str]] = [[] for _ in range(count)]
     begin = 0

@@ -10,6 +10,9 @@ from ds4sci.chemistry.residue_codes import GAP
 from ds4sci.data.structures.crops import Window
 from ds4sci.types import Record, TemplateSet
 
+ABSENT = 0
+"""Letter of templates that do not exist: AlphaFold pads with 0, and AlphaFold-Multimer reads the letters of these too."""
+
 AVAILABLE = 20
 """Number of templates of a chain from which training chooses, the first ones."""
 
@@ -21,13 +24,13 @@ def template_features(
 
     Without ``subsample`` these are the first templates, at most ``most``. With it, k of the first n ≤ 20 in random
     order, where k = min(u, ``most``) and u is uniform in 0 … n: some examples have no templates. The rest of ``most``
-    are absent templates without atoms. Raises ``ValueError`` for templates that do not fit the sequence.
+    are absent templates without atoms, whose letters are ``ABSENT``. Raises ``ValueError`` for templates that do not fit the sequence.
     """
     if not most:
         return {}
     n = len(record.residue_index[window])
     fields: dict[str, Any] = {
-        "template_aatype": np.full((most, n), GAP, np.int64),
+        "template_aatype": np.full((most, n), ABSENT, np.int64),
         "template_positions": np.zeros((most, n, 37, 3), np.float32),
         "template_atom_mask": np.zeros((most, n, 37), bool),
         "template_mask": np.zeros(most, bool),

@@ -24,6 +24,7 @@ from ds4sci.data.structures.complexes import ALIGNED_COPY, attach_alignments, jo
 from ds4sci.data.structures.crops import contiguous_crop, crop_complex, interface_residues, spatial_crop
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.structures.parsers import mmcif
+from ds4sci.data.structures.template_features import ABSENT
 from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.metrics import chain_metrics
@@ -151,7 +152,7 @@ def test_templates_stay_in_their_chain() -> None:
     joined = join_chains("ab", [first, replace(first, templates=templates), second]).templates
     assert joined is not None
     assert joined.names == ("-+T1+-", "-+T2+-")
-    assert joined.aatype.tolist() == [[GAP] * 3 + [7] * 3 + [GAP] * 2] * 2
+    assert joined.aatype.tolist() == [[ABSENT] * 3 + [7] * 3 + [ABSENT] * 2] * 2
     assert joined.atom_mask[:, 3:6].all()
     assert joined.atom_mask.sum() == 2 * 3 * 37
     np.testing.assert_array_equal(joined.atom_positions[:, 3:6], atoms)

@@ -13,6 +13,7 @@ from ds4sci.chemistry.residue_codes import GAP
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
+from ds4sci.data.structures.template_features import ABSENT
 from ds4sci.types import Features, Record
 from tests.support.fold_run import CHAINS
 from tests.support.template_batches import with_templates
@@ -42,7 +43,7 @@ def test_fewer_templates_are_followed_by_absent_ones(record: Record) -> None:
     for count, one in ((2, with_templates(record, 2)), (0, record)):
         got = features(one, subsample_templates=False)
         assert got.template_mask.tolist() == [True] * count + [False] * (4 - count)
-        assert (got.template_aatype[count:] == GAP).all()
+        assert (got.template_aatype[count:] == ABSENT).all()
         assert not got.template_atom_mask[count:].any()
         assert not got.template_positions[count:].any()
 
