@@ -13,6 +13,7 @@ from ds4sci.types import Batch, Features
 _PADDING = {"aatype": 20, "secondary": -1, "template_aatype": 21}
 """Padding values (X, unknown and gap); all other fields are padded with 0 or False."""
 
+_CHAIN_IDS = ("asym_id", "entity_id", "sym_id")
 _TEMPLATES = tuple(field.name for field in fields(Features) if field.name.startswith("template_"))
 
 
@@ -22,8 +23,9 @@ def collate(
     """Stack b examples, padded to the largest n (rounded up to ``multiple``) and to the largest s and e.
 
     The padding value is X in ``aatype``, a gap in ``template_aatype``, -1 in ``secondary`` and 0 or False in all other
-    fields; ``token_mask``, ``msa_mask`` and ``extra_msa_mask`` are False there. Raises ``ValueError`` for an empty list
-    and for examples with and without templates.
+    fields; ``token_mask``, ``msa_mask`` and ``extra_msa_mask`` are False there. In a batch with a complex, a single
+    chain is a complex of one chain; a batch of single chains has no chain numbers. Raises ``ValueError`` for an empty
+    list and for examples with and without templates.
     """
     if not features:
         raise ValueError("a batch needs at least one example; got none")
@@ -34,11 +36,22 @@ def collate(
         raise ValueError(
             "some examples of a batch have templates and others have none; make all of them with the same max_templates"
         )
-    left_out = ("id",) if with_templates == {True} else ("id", *_TEMPLATES)
+    has_complex = any(one.asym_id is not None for one in features)
+    left_out = {
+        "id",
+        *(() if with_templates == {True} else _TEMPLATES),
+        *(() if has_complex else _CHAIN_IDS),
+    }
     for field in fields(Features):
         if field.name in left_out:
             continue
-        arrays = [np.asarray(getattr(one, field.name)) for one in features]
+        values = [getattr(one, field.name) for one in features]
+        if field.name in _CHAIN_IDS:
+            values = [
+                np.ones(len(one.aatype), np.int64) if value is None else value
+                for one, value in zip(features, values, strict=True)
+            ]
+        arrays = [np.asarray(value) for value in values]
         stacked[field.name] = torch.from_numpy(_stack(arrays, n, field.name, _PADDING.get(field.name, 0)))
     stacked["factor"] = stacked["factor"].float()
     token_mask = np.zeros((len(features), n), bool)
