@@ -1,0 +1,152 @@
+"""Template embedder of AlphaFold-Multimer: templates of single chains as input of a complex.
+
+It differs from that of AlphaFold 2 (``ds4sci.nn.template``) in that a template sees the pair representation, its
+distances between chains are masked, and the templates are averaged in place of an attention over them. Source:
+AlphaFold's published code (``modules_multimer.py``), whose features and order of updates it has.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds4sci.geometry import torsion_mask, torsions_of_atoms
+from ds4sci.kernels.tiles import add_in_parts
+from ds4sci.nn.embedders import one_hot_product
+from ds4sci.nn.evoformer import BlockConfig, EvoformerStack, PairUpdate
+from ds4sci.nn.linear import LayerNorm, Linear
+from ds4sci.nn.template import (
+    DISTANCE_BINS,
+    RESIDUE_TYPES,
+    TemplateAngleEmbedder,
+    Templates,
+    distance_bins,
+    pairs_of,
+    residue_type,
+    template_geometry,
+    unit_vectors,
+)
+
+CHI_FEATURES = 34
+
+PAIR_UPDATES: tuple[PairUpdate, ...] = (
+    "multiplication_outgoing",
+    "multiplication_incoming",
+    "attention_starting",
+    "attention_ending",
+    "transition",
+)
+"""Updates of a block of the pair stack, in order."""
+
+
+def template_chi(templates: Templates) -> Tensor:
+    """Features [b, t, n, 34]: residue type (22), sine (4) and cosine (4) of χ angles, and their mask (4)."""
+    aatype, positions = residue_type(templates.aatype), templates.positions
+    mask = torsion_mask(templates.atom_mask, aatype)[..., 3:]
+    angles = torsions_of_atoms(positions, aatype)[..., 3:, :] * mask.unsqueeze(-1)
+    sin, cos = angles.unbind(-1)
+    parts = F.one_hot(templates.aatype, RESIDUE_TYPES), sin, cos, mask
+    return torch.cat([part.to(positions.dtype) for part in parts], dim=-1)
+
+
+class MultimerTemplatePairEmbedder(nn.Module):
+    """Linear layers of the pair features of a template, each with a bias: the sum is [b, n, n, c_t]."""
+
+    reads_parameters_of_children = True
+
+    def __init__(self, c_t: int) -> None:
+        super().__init__()
+        self.linear_distance = Linear(DISTANCE_BINS, c_t, init="relu")
+        self.linear_beta_mask = Linear(1, c_t, init="relu")
+        self.linear_column_type = Linear(RESIDUE_TYPES, c_t, init="relu")
+        self.linear_row_type = Linear(RESIDUE_TYPES, c_t, init="relu")
+        self.linear_x = Linear(1, c_t, init="relu")
+        self.linear_y = Linear(1, c_t, init="relu")
+        self.linear_z = Linear(1, c_t, init="relu")
+        self.linear_backbone_mask = Linear(1, c_t, init="relu")
+
+    def forward(self, aatype: Tensor, positions: Tensor, atom_mask: Tensor, same_chain: Tensor) -> Tensor:
+        """The part of one template for each of b complexes: [b, n, n, c_t].
+
+        aatype [b, n], positions [b, n, 37, 3] Å, atom_mask bool [b, n, 37]; same_chain bool [b, n, n] restricts
+        distances and directions to pairs in the same chain.
+        """
+        beta, has_beta, frames, has_backbone = template_geometry(aatype, positions, atom_mask)
+        beta_pairs, backbone_pairs = pairs_of(has_beta) & same_chain, pairs_of(has_backbone) & same_chain
+        masked = self.linear_beta_mask, self.linear_x, self.linear_y, self.linear_z, self.linear_backbone_mask
+        of_beta, *of_vector, of_backbone = (layer.weight for layer in masked)
+        of_column, of_row = self.linear_column_type, self.linear_row_type
+        bias = sum(layer.bias for layer in (self.linear_distance, *masked, of_column, of_row))
+        index = distance_bins(beta).masked_fill(~beta_pairs, -1)
+        z = one_hot_product(index, self.linear_distance.weight.T) + bias
+        z = z + beta_pairs.unsqueeze(-1) * of_beta.T + backbone_pairs.unsqueeze(-1) * of_backbone.T
+        z = (
+            z
+            + F.embedding(aatype, of_column.weight.T).unsqueeze(-3)
+            + F.embedding(aatype, of_row.weight.T).unsqueeze(-2)
+        )
+        unit = unit_vectors(frames) * backbone_pairs.unsqueeze(-1)
+        return z + unit.to(z.dtype) @ torch.cat(of_vector, 1).T
+
+
+class MultimerTemplateEmbedder(nn.Module):
+    """Templates as rows of the MSA representation and as an update of the pair representation.
+
+    ``z += W relu(mean_t LN(stack(features_t + W_q LN(z))))`` over all t templates, absent ones included, as in
+    AlphaFold.
+    """
+
+    def __init__(
+        self, c_m: int, c_z: int, *, blocks: int, c_t: int, heads_pair: int, d_pair: int, c_multiplication: int,
+        transition_factor: int, dropout: float, checkpoint_blocks: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.angle_embedder = TemplateAngleEmbedder(c_m, CHI_FEATURES)
+        self.pair_embedder = MultimerTemplatePairEmbedder(c_t)
+        self.layer_norm_query = LayerNorm(c_z)
+        self.linear_query = Linear(c_z, c_t, init="relu")
+        block = BlockConfig(
+            c_z=c_t, heads_pair=heads_pair, d_pair=d_pair, c_multiplication=c_multiplication,
+            transition_factor=transition_factor, dropout_pair=dropout, pair_updates=PAIR_UPDATES,
+            # no MSA
+            c_m=0, heads_msa=0, d_msa=0, c_outer=0, convolution_width=0, dropout_msa=0.0, msa_updates=(),
+        )  # fmt: skip
+        self.pair_stack = EvoformerStack(block, blocks, checkpoint_blocks)
+        self.layer_norm = LayerNorm(c_t)
+        self.linear_out = Linear(c_t, c_z, init="relu")
+
+    def msa_rows(self, templates: Templates) -> Tensor:
+        """Return rows [b, t, n, c_m] of the MSA representation; ``templates.chi_mask`` is their mask."""
+        return self.angle_embedder(template_chi(templates))
+
+    def forward(
+        self, z: Tensor, templates: Templates, pair_mask: Tensor, same_chain: Tensor, *, in_place: bool = False
+    ) -> Tensor:
+        """z [b, n, n, c_z], masks bool [b, n, n] → z with the templates.
+
+        With gradient, all t templates pass the stack together; without it, one at a time, with memory for two of them.
+        ``in_place``: add the update to z itself.
+        """
+        b, t, _ = templates.aatype.shape
+        query = self.linear_query(self.layer_norm_query(z))  # the same for all templates
+        if torch.is_grad_enabled():
+            every = (x.flatten(0, 1) for x in (templates.aatype, templates.positions, templates.atom_mask))
+            pairs = self.pair_embedder(*every, same_chain.repeat_interleave(t, 0)) + query.repeat_interleave(t, 0)
+            made = self._stack(pairs, pair_mask.repeat_interleave(t, 0), in_place=False)
+            mean = made.unflatten(0, (b, t)).mean(1)
+        else:
+            mean = torch.zeros_like(query)
+            for k in range(t):
+                one = (x[:, k] for x in (templates.aatype, templates.positions, templates.atom_mask))
+                mean += self._stack(self.pair_embedder(*one, same_chain) + query, pair_mask, in_place=in_place)
+            mean /= t
+        if in_place:
+            return add_in_parts(z, lambda rows: self.linear_out(mean[:, rows].relu()), 1)
+        return z + self.linear_out(mean.relu())
+
+    def _stack(self, z: Tensor, pair_mask: Tensor, *, in_place: bool) -> Tensor:
+        """The pair stack on [b, n, n, c_t], and the layer norm after it."""
+        no_msa = z.new_zeros(z.shape[0], 0, z.shape[1], 0)
+        _, z = self.pair_stack(no_msa, z, pair_mask[:, :0], pair_mask, in_place=in_place)
+        return self.layer_norm(z)
