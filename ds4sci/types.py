@@ -413,6 +413,7 @@ class Prediction:
     pae       float32 [n, n] Å, predicted aligned error: of the position of residue j (column) in the frame of residue i
               (row); None from models that do not estimate it
     ptm       predicted TM-score, 0–1, or None like pae
+    iptm      predicted TM-score of interfaces, 0–1; None for single chains, and like pae
     """
 
     id: str
@@ -426,3 +427,4 @@ class Prediction:
     secondary: np.ndarray | None = None
     pae: np.ndarray | None = None
     ptm: float | None = None
+    iptm: float | None = None
