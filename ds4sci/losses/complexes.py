@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ds4sci.losses.heads import masked_mean
 from ds4sci.parallel.axial import WHOLE, AxialShards
-from ds4sci.types import Batch
+from ds4sci.types import Batch, Record
 
 CHAIN_OFFSET = 100_000
 """Distance of the numbers of residues in different chains; larger than any chain."""
@@ -82,6 +83,23 @@ def align_chains(batch: Batch, predicted: Tensor) -> Batch:
         atom_mask[row] = batch.atom_mask[row, index] & known.unsqueeze(-1)
         positions[row] = batch.atom_positions[row, index] * atom_mask[row].unsqueeze(-1)
     return replace(batch, atom_positions=positions, atom_mask=atom_mask) if changed else batch
+
+
+def align_record(record: Record, predicted: np.ndarray) -> Record:
+    """``align_chains`` of the true coordinates of a complex, for its metrics. predicted [n, 3] Å: Cα."""
+    ids = record.chain_ids
+    if ids is None:
+        return record
+    index, asym_id, entity_id = (
+        torch.from_numpy(np.asarray(x, np.int64)) for x in (record.residue_index, ids.asym_id, ids.entity_id)
+    )
+    true, mask = torch.from_numpy(record.atom_positions[:, _CA]), torch.from_numpy(record.atom_mask[:, _CA])
+    source = assign_chains(torch.from_numpy(predicted), true, mask, index, asym_id, entity_id)
+    if source is None:
+        return record
+    rows = source.clamp(min=0).numpy()
+    atom_mask = record.atom_mask[rows] & (source >= 0).numpy()[:, None]
+    return replace(record, atom_positions=record.atom_positions[rows] * atom_mask[..., None], atom_mask=atom_mask)
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def template_chi(templates: Templates) -> Tensor:
 
 
 class MultimerTemplatePairEmbedder(nn.Module):
-    """Linear layers of the pair features of a template, each with a bias: the sum is [b, n, n, c_t]."""
+    """Linear layers of the pair features of a template, each with a bias."""
 
     reads_parameters_of_children = True
 
@@ -66,8 +66,10 @@ class MultimerTemplatePairEmbedder(nn.Module):
         self.linear_z = Linear(1, c_t, init="relu")
         self.linear_backbone_mask = Linear(1, c_t, init="relu")
 
-    def forward(self, aatype: Tensor, positions: Tensor, atom_mask: Tensor, same_chain: Tensor) -> Tensor:
-        """The part of one template for each of b complexes: [b, n, n, c_t].
+    def forward(
+        self, query: Tensor, aatype: Tensor, positions: Tensor, atom_mask: Tensor, same_chain: Tensor
+    ) -> Tensor:
+        """Add the features of one template for each of b complexes to ``query`` [b, n, n, c_t].
 
         aatype [b, n], positions [b, n, 37, 3] Å, atom_mask bool [b, n, 37]; same_chain bool [b, n, n] restricts
         distances and directions to pairs in the same chain.
@@ -79,7 +81,8 @@ class MultimerTemplatePairEmbedder(nn.Module):
         of_column, of_row = self.linear_column_type, self.linear_row_type
         bias = sum(layer.bias for layer in (self.linear_distance, *masked, of_column, of_row))
         index = distance_bins(beta).masked_fill(~beta_pairs, -1)
-        z = one_hot_product(index, self.linear_distance.weight.T) + bias
+        # ``query`` first: ZeRO-3 releases the parameters when its gradient is known, which is then the last one
+        z = query + one_hot_product(index, self.linear_distance.weight.T) + bias
         z = z + beta_pairs.unsqueeze(-1) * of_beta.T + backbone_pairs.unsqueeze(-1) * of_backbone.T
         z = (
             z
@@ -132,14 +135,15 @@ class MultimerTemplateEmbedder(nn.Module):
         query = self.linear_query(self.layer_norm_query(z))  # the same for all templates
         if torch.is_grad_enabled():
             every = (x.flatten(0, 1) for x in (templates.aatype, templates.positions, templates.atom_mask))
-            pairs = self.pair_embedder(*every, same_chain.repeat_interleave(t, 0)) + query.repeat_interleave(t, 0)
+            queries, chains = (x.repeat_interleave(t, 0) for x in (query, same_chain))
+            pairs = self.pair_embedder(queries, *every, chains)
             made = self._stack(pairs, pair_mask.repeat_interleave(t, 0), in_place=False)
             mean = made.unflatten(0, (b, t)).mean(1)
         else:
             mean = torch.zeros_like(query)
             for k in range(t):
                 one = (x[:, k] for x in (templates.aatype, templates.positions, templates.atom_mask))
-                mean += self._stack(self.pair_embedder(*one, same_chain) + query, pair_mask, in_place=in_place)
+                mean += self._stack(self.pair_embedder(query, *one, same_chain), pair_mask, in_place=in_place)
             mean /= t
         if in_place:
             return add_in_parts(z, lambda rows: self.linear_out(mean[:, rows].relu()), 1)

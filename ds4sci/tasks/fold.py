@@ -25,6 +25,7 @@ from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
+from ds4sci.losses.complexes import align_record
 from ds4sci.losses.fold import LossConfig, sample_losses
 from ds4sci.metrics import chain_metrics, mean_metrics
 from ds4sci.models import fold, fold_stage, published_weights
@@ -251,7 +252,8 @@ class FoldTask(SampledTask):
             group = groups[min(index, len(groups) - 1)]
             predictions = self.predict([self.featurize(record) for record in group], device, model)
             if index < len(groups):
-                rows += [chain_metrics(p, record) for p, record in zip(predictions, group, strict=True)]
+                pairs = zip(predictions, group, strict=True)
+                rows += [chain_metrics(p, align_record(record, p.atom37[:, 1])) for p, record in pairs]
         return rows
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ds4sci.geometry import rotation_from_6d
-from ds4sci.losses.complexes import align_chains, assign_chains, chain_centers, chain_positions, superpose
+from ds4sci.losses.complexes import align_chains, align_record, assign_chains, chain_centers, chain_positions, superpose
 from ds4sci.losses.fold import LossConfig, fold_loss
+from ds4sci.types import ChainIds, Record
 from tests.support.complex_batch import complex_batch, complex_model
 
 G = torch.Generator().manual_seed(0)
@@ -60,6 +62,23 @@ def test_any_permutation_of_equal_chains_is_found(order: list[int]) -> None:
         assert source is not None
         assert torch.equal(ASYM[source] - 1, torch.repeat_interleave(torch.tensor(order), torch.tensor(SIZES)))
         assert torch.equal(INDEX[source], INDEX)
+
+
+def test_metrics_are_of_the_assigned_coordinates() -> None:
+    """Atoms of the record follow the predicted chains; a record of a chain stays as it is."""
+    true = coordinates()
+    atoms = np.zeros((len(ASYM), 37, 3), np.float32)
+    atoms[:, 1] = true.numpy()
+    mask = np.zeros((len(ASYM), 37), bool)
+    mask[:, 1] = True
+    ids = ChainIds(ASYM.numpy(), ENTITY.numpy(), torch.ones_like(ASYM).numpy())
+    record = Record("1XYZ", "A" * len(ASYM), atoms, mask, INDEX.numpy(), chain_ids=ids)
+    predicted = permuted(true, [1, 0, 2, 4, 3]).numpy()
+    aligned = align_record(record, predicted)
+    np.testing.assert_allclose(aligned.atom_positions[:, 1], predicted, rtol=1e-6)
+    assert aligned.atom_mask.sum() == len(ASYM)
+    single = replace(record, chain_ids=None)
+    assert align_record(single, predicted) is single
 
 
 def test_other_crops_of_equal_chains_share_what_they_have() -> None:

@@ -17,10 +17,13 @@ from ds4sci.models.published_weights import export_openfold, read_for, read_weig
 from ds4sci.models.published_weights.inspection import convert, describe
 from ds4sci.models.published_weights.multimer_key_map import MULTIMER_ENTRIES
 from ds4sci.models.published_weights.sizes import PUBLISHED_MULTIMER, read_contents
-from ds4sci.models.published_weights.translation import from_alphafold, parameters, to_alphafold
+from ds4sci.models.published_weights.translation import from_alphafold, parameters, to_alphafold, to_openfold
 from ds4sci.types import Batch
 from tests.support import synthetic_weights as synthetic
+from tests.support.openfold_reference import MULTIMER_SIZES, imported
+from tests.support.original_models import original
 
+INCOMING = "alphafold/alphafold_iteration/evoformer/evoformer_iteration/triangle_multiplication_incoming"
 PARAMETERS = 93_223_705
 """Of AlphaFold's tree of ``model_1_multimer_v3`` and of OpenFold's class (``test_openfolds_class``)."""
 
@@ -132,8 +135,43 @@ def test_the_published_tree_fits_the_model_and_is_made_again() -> None:
 
 
 def test_the_preset_is_the_published_model() -> None:
-    preset = RunConfig.load("configs/fold/multimer_v3.toml").settings.model
-    assert preset.model_copy(update={"checkpoint_blocks": False}) == PUBLISHED_MULTIMER
+    run = RunConfig.load("configs/fold/multimer_v3.toml")
+    assert run.settings.model.model_copy(update={"checkpoint_blocks": False}) == PUBLISHED_MULTIMER
+    features = run.settings.data.features
+    assert (features.max_clusters, features.max_extra, features.max_templates) == (508, 2048, 4)
+
+
+def test_parameters_of_all_presets() -> None:
+    """Models 1 to 5, with and without the pTM head, and AlphaFold-Multimer: counts of AlphaFold's trees."""
+    found = {}
+    for name in ("model_1", "model_3", "model_5", "multimer_v3"):
+        config = RunConfig.load(f"configs/fold/{name}.toml").settings.model
+        with torch.device("meta"):
+            found[name] = sum(p.numel() for p in FoldModel(config).parameters())
+    assert found == {
+        "model_1": 93_229_082, "model_3": 92_899_674, "model_5": 92_899_674, "multimer_v3": PARAMETERS,
+    }  # fmt: skip
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+def test_openfolds_class() -> None:
+    config = original("openfold.config").model_config("model_1_multimer_v3")
+    with torch.device("meta"):
+        theirs = original("openfold.model.model").AlphaFold(config).state_dict()
+        ours, without_place = to_openfold(FoldModel(PUBLISHED_MULTIMER).state_dict())
+    assert not without_place
+    assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in theirs.items()}
+    assert parameters(theirs) == PARAMETERS
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_equal_those_of_openfolds_importer(arrays: dict[str, np.ndarray]) -> None:
+    expected = imported(arrays, MULTIMER_SIZES, preset="model_1_multimer_v3")
+    found, _ = to_openfold(from_alphafold({name: torch.from_numpy(array) for name, array in arrays.items()})[0])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_conversions_are_bit_exact(npz: Path, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -149,7 +187,9 @@ def test_conversions_are_bit_exact(npz: Path, arrays: dict[str, np.ndarray], tmp
     ]
     here = read_weights(tmp_path / "b.safetensors").tensors
     update = "evoformer.blocks.1.pair.multiplication_incoming.linear_"
-    assert torch.equal(joined, torch.cat([here[f"{update}b_p.bias"], here[f"{update}a_p.bias"]]))
+    assert torch.equal(joined, torch.cat([here[f"{update}a_p.bias"], here[f"{update}b_p.bias"]]))
+    last = f"{INCOMING}/projection//bias"
+    assert np.array_equal(arrays[last][1], torch.cat([here[f"{update}b_p.bias"], here[f"{update}a_p.bias"]]).numpy())
     assert "Evans et al. 2021" in read_weights(tmp_path / "last.npz").notice
 
 

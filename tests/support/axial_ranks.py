@@ -31,6 +31,7 @@ from ds4sci.parallel.collectives import record_sent_bytes
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks.fold import Config, FoldTask
 from ds4sci.types import MSA_ALPHABET, Batch, Msa
+from tests.support.complex_batch import as_complex
 
 LENGTHS = ((1, 13), (5, 17), (2, 3), (4, 8))
 """(MSA rows, residues); some are fewer than the ranks."""
@@ -320,13 +321,17 @@ def fold_task(recompute: bool, **more: Any) -> FoldTask:
 def check_model(cases: str) -> None:
     """Loss, outputs and gradients of the whole model against one process in fp64.
 
-    cases  JSON list of (crops, MSA rows, recycling, recompute, whether only the stem is trained)
+    cases  JSON list of (crops, MSA rows, recycling, recompute, whether only the stem is trained[, "multimer"])
     """
     group = join()
-    for crops, s, recycling, recompute, stem_only in json.loads(cases):
-        name = f"crops {crops} s {s} recycling {recycling} recompute {recompute} stem only {stem_only}"
+    for crops, s, recycling, recompute, stem_only, *kind in json.loads(cases):
+        name = f"crops {crops} s {s} recycling {recycling} recompute {recompute} stem only {stem_only} {kind}"
         batch = fold_batch(crops, s, recycling)
-        task = fold_task(recompute, stem=TINY["stem"] | {"stem_only_fraction": 0.5 * stem_only})
+        if kind:
+            batch = as_complex(batch)
+        task = fold_task(
+            recompute, stem=TINY["stem"] | {"stem_only_fraction": 0.5 * stem_only}, kind=kind[0] if kind else "monomer"
+        )
         torch.manual_seed(7)
         wanted = task.model(batch)
         loss, terms = task.loss(wanted, batch)

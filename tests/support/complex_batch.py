@@ -69,3 +69,14 @@ def complex_model(seed: int = 0) -> FoldModel:
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
     return model
+
+
+def as_complex(batch: Batch) -> Batch:
+    """The thirds of each chain as the chains A, A and B of a complex; numbers of residues count from 0 in each."""
+    length = batch.token_mask.sum(-1, keepdim=True)
+    place = torch.arange(batch.aatype.shape[1]).expand(batch.aatype.shape)
+    asym = torch.where(batch.token_mask, 1 + (3 * place // length).clamp(max=2), 0)
+    start = torch.stack([(asym < k).logical_and(batch.token_mask).sum(-1) for k in range(4)], -1).gather(-1, asym)
+    index = torch.where(batch.token_mask, place - start, 0)
+    entity, sym = (torch.tensor(numbers)[asym] for numbers in ([0, 1, 1, 2], [0, 1, 2, 1]))
+    return replace(batch, residue_index=index, asym_id=asym, entity_id=entity, sym_id=sym)

@@ -19,16 +19,23 @@ from ds4sci.models.published_weights.key_map import (
     under,
 )
 
-JOINED = {
-    f"multiplication_{direction}.linear_ab_{kind}.": tuple(
-        f"multiplication_{direction}.linear_{factor}_{kind}." for factor in factors
-    )
-    for direction, factors in (("outgoing", "ab"), ("incoming", "ba"))
-    for kind in "pg"
-}
-"""Part of the name of a joined tensor → those of its two halves along the output channels, left and right.
 
-As in ``key_map``, left is factor a of the outgoing multiplication and b of the incoming one.
+def _joined(incoming: str) -> dict[str, tuple[str, str]]:
+    return {
+        f"multiplication_{direction}.linear_ab_{kind}.": (
+            f"multiplication_{direction}.linear_{first}_{kind}.",
+            f"multiplication_{direction}.linear_{second}_{kind}.",
+        )
+        for direction, (first, second) in (("outgoing", "ab"), ("incoming", incoming))
+        for kind in "pg"
+    }
+
+
+JOINED = {"alphafold": _joined("ba"), "openfold": _joined("ab")}
+"""Program → part of the name of a joined tensor → those of its two halves along the output channels, in order.
+
+As in ``key_map``, AlphaFold's left is factor a of the outgoing multiplication and b of the incoming one. OpenFold joins
+a and b in this order in both.
 """
 
 MULTIPLICATION = (

@@ -50,30 +50,31 @@ def is_multimer(tensors: Mapping[str, Tensor]) -> bool:
     return "structure_module.ipa.linear_k.weight" in tensors
 
 
-def _split_halves(tensors: Tensors, origin: dict[str, str]) -> tuple[Tensors, dict[str, str]]:
+def _split_halves(tensors: Tensors, origin: dict[str, str], program: Names) -> tuple[Tensors, dict[str, str]]:
     """Return the tensors with the halves of those that AlphaFold-Multimer joins, and the names in the file."""
+    halves = JOINED[program]
     made: Tensors = {}
     origins: dict[str, str] = {}
     for name, tensor in tensors.items():
-        joined = next((part for part in JOINED if part in name), None)
+        joined = next((part for part in halves if part in name), None)
         parts = {name: tensor}
         if joined is not None:
             if tensor.dim() == 0 or tensor.shape[0] % 2:
                 raise ValueError(f"{origin[name]}: has the shape {list(tensor.shape)}, expected two joined projections")
-            names = (name.replace(joined, half) for half in JOINED[joined])
+            names = (name.replace(joined, half) for half in halves[joined])
             parts = dict(zip(names, tensor.chunk(2, 0), strict=True))
         made |= parts
         origins |= dict.fromkeys(parts, origin[name])
     return made, origins
 
 
-def _join_halves(tensors: Mapping[str, Tensor]) -> Tensors:
+def _join_halves(tensors: Mapping[str, Tensor], program: Names) -> Tensors:
     """Return the tensors of a multimer model, named as here, with joined projections; the inverse of the above.
 
     Raises ValueError if one half is missing.
     """
     made = dict(tensors)
-    for joined, (left, right) in JOINED.items():
+    for joined, (left, right) in JOINED[program].items():
         for name in [name for name in made if left in name or right in name]:
             if name not in made:  # the other half of one before
                 continue
@@ -91,14 +92,14 @@ def from_openfold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str
     Current and earlier names of OpenFold are known.
     """
     renamed, origin, unknown = _renamed(tensors, FROM_OPENFOLD, "here", EARLIER_OPENFOLD_NAMES)
-    return *_split_halves(renamed, origin), unknown
+    return *_split_halves(renamed, origin, "openfold"), unknown
 
 
 def to_openfold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, list[str]]:
     """Return tensors, which are named as here, by OpenFold's names, and the names that OpenFold does not have."""
     table = FROM_HERE
     if is_multimer(tensors):
-        tensors, table = _join_halves(tensors), FROM_MULTIMER
+        tensors, table = _join_halves(tensors, "openfold"), FROM_MULTIMER
     renamed, _, unknown = _renamed(tensors, table, "openfold")
     return renamed, unknown
 
@@ -150,7 +151,7 @@ def from_alphafold(arrays: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str
             raise ValueError(f"two tensors have the same meaning: {origin[twice.pop()]} and {name}")
         tensors |= parts
         origin |= dict.fromkeys(parts, name)
-    return *_split_halves(tensors, origin), unknown
+    return *_split_halves(tensors, origin, "alphafold"), unknown
 
 
 def to_alphafold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, list[str]]:
@@ -161,7 +162,7 @@ def to_alphafold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, list[str]]:
     """
     table = FROM_HERE
     if is_multimer(tensors):
-        tensors, table = _join_halves(tensors), FROM_MULTIMER
+        tensors, table = _join_halves(tensors, "alphafold"), FROM_MULTIMER
     stacks: dict[Entry, dict[int, Tensor]] = defaultdict(dict)
     unknown = []
     for name, tensor in tensors.items():
