@@ -420,6 +420,7 @@ class Prediction:
               (row); None from models that do not estimate it
     ptm       predicted TM-score, 0–1, or None like pae
     chain_ids chains of a complex; None for a single chain
+    iptm      predicted TM-score of interfaces, 0–1; None for single chains, and like pae
     """
 
     id: str
@@ -434,3 +435,4 @@ class Prediction:
     pae: np.ndarray | None = None
     ptm: float | None = None
     chain_ids: ChainIds | None = None
+    iptm: float | None = None

@@ -23,6 +23,7 @@ from ds4sci.inference.prediction_inputs import Job, read_jobs
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.machine import memory, provenance
 from ds4sci.machine.memory_errors import describe_error, release_memory
+from ds4sci.nn.heads import ranking_confidence
 from ds4sci.nn.quantized_weights import Format, stored_bytes
 from ds4sci.tasks import StructurePredictor
 from ds4sci.tasks.build import default_kernels
@@ -81,9 +82,10 @@ def predict_run(
     Returns the summary: ``run, name, step, quantize, weight_bytes, machine, commit, counts, records``. A row of
     ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, templates, template_hits,
     memory_gb`` (estimated) and, if predicted, ``plddt`` (mean), ``ranking_confidence``, which is the mean pLDDT as for
-    AlphaFold's monomers, and ``ptm`` from models with the head ``tm``. A complex has ``chains``: name, FASTA record,
-    entity, length and, if predicted, mean pLDDT of each; and ``pairing``, the rows of each entity that its alignment
-    has. ``status`` is ``predicted``, ``failed`` or, if the command was interrupted, ``not attempted``.
+    AlphaFold's monomers, and ``ptm`` from models with the head ``tm``. A complex has ``iptm`` too, and 0.8 ipTM + 0.2
+    pTM as its ``ranking_confidence``; ``chains``: name, FASTA record, entity, length and, if predicted, mean pLDDT of
+    each; and ``pairing``, the rows of each entity that its alignment has. ``status`` is ``predicted``, ``failed`` or,
+    if the command was interrupted, ``not attempted``.
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
     that is not FASTA, no readable entry, a duplicate name, no alignment or no templates for any record, a model that
@@ -253,6 +255,9 @@ def _attempt(
                 chain["plddt"] = round(float(np.mean(prediction.plddt[own])), 2)
         if prediction.ptm is not None:
             row["ptm"] = round(prediction.ptm, 4)
+        if prediction.ptm is not None and prediction.iptm is not None:
+            row["iptm"] = round(prediction.iptm, 4)
+            row["ranking_confidence"] = round(ranking_confidence(prediction.ptm, prediction.iptm), 4)
         row["files"] = [path.name for path in written_paths]
     except Exception as error:  # any error fails one record only; the summary and the exit code report it
         failure = describe_error(error, row["length"])

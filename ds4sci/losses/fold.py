@@ -1,4 +1,7 @@
-"""Training loss of the structure model: the terms of AlphaFold 2 (equation 7), and terms for small models.
+"""Training loss of the structure model: the terms of AlphaFold 2 (equation 7), of complexes, and for small models.
+
+In a complex (``Batch.asym_id``), the true coordinates of equal chains are assigned to the predicted ones first
+(``complexes.align_chains``), backbone FAPE is that of pairs in the same chain, and no bond connects two chains.
 
 Under axial parallelism every rank has the whole batch and all residues of the prediction, but only its rows of the pair
 representation. It computes the errors of pairs (distances, frames and points, atoms) for its rows, and terms that are
@@ -11,7 +14,7 @@ import zlib
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ds4sci.geometry import (
@@ -25,6 +28,7 @@ from ds4sci.geometry import (
     torsion_angles,
 )
 from ds4sci.losses import distances, heads
+from ds4sci.losses.complexes import align_chains, chain_centers, chain_positions, same_chain
 from ds4sci.losses.fape import aligned_errors, fape, mean_error, rename_symmetric
 from ds4sci.losses.violations import violation
 from ds4sci.parallel.axial import WHOLE, AxialShards
@@ -38,7 +42,13 @@ class LossConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     backbone_fape: float = 0.5
-    """Backbone FAPE, averaged over the iterations of the structure module."""
+    """Backbone FAPE, averaged over the iterations of the structure module; in complexes, of pairs in the same chain."""
+    interface_fape: float = 0.0
+    """Backbone FAPE of pairs in different chains, in units of 20 Å; 0.5 in AlphaFold-Multimer."""
+    interface_clamp: float = Field(30.0, gt=0)
+    """Å. Clamp of ``interface_fape``."""
+    chain_centers: float = 0.0
+    """Chains whose centres are predicted too near to each other; 1 in AlphaFold-Multimer."""
     sidechain_fape: float = 0.5
     """All-atom FAPE of the last iteration."""
     unclamped_fraction: float = 0.1
@@ -104,7 +114,7 @@ def _truth(batch: Batch, like: Tensor) -> Truth:
     return Truth(ca, has_ca, backbone_frames(n, ca, c), batch.atom_mask[..., :3].all(-1) & batch.token_mask)
 
 
-LINEAR = ("chirality", "chain_bonds", "torsion", "angle_norm", "experimentally_resolved", "secondary")
+LINEAR = ("chain_centers", "chirality", "chain_bonds", "torsion", "angle_norm", "experimentally_resolved", "secondary")
 """Terms that all ranks of a group compute alike: memory and time grow with the number of residues, not of pairs."""
 
 
@@ -132,6 +142,8 @@ def sample_losses(
         ramp = min(max(10 * (batch.progress - config.geometry_from_progress), 0.0), 1.0)
         config = config.model_copy(update={name: ramp * getattr(config, name) for name in GEOMETRY})
     with torch.autocast(batch.aatype.device.type, enabled=False):
+        if isinstance(output, Output):
+            batch = align_chains(batch, output.translations[-1])
         if isinstance(output, StemOutput):
             per_sample = _stem_terms(output, batch, config, shards)
         else:
@@ -166,7 +178,7 @@ def _stem_terms(output: StemOutput, batch: Batch, c: LossConfig, shards: AxialSh
 
 
 def _near(batch: Batch, shards: AxialShards) -> Tensor:
-    index = batch.residue_index
+    index = chain_positions(batch)
     return (shards.own_residues(index, 1).unsqueeze(-1) - index.unsqueeze(-2)).abs() <= 8
 
 
@@ -198,7 +210,8 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shar
     terms: dict[str, Tensor] = {}
     ca = output.translations
     mask, ca_mask = shards.own_residues(truth.frame_mask, 1), truth.ca_mask
-    if c.backbone_fape or c.local_fape:
+    within = same_chain(batch, shards)
+    if c.backbone_fape or c.interface_fape or c.local_fape:
         frames = _own_frames(output.rotations, output.translations, shards)
         true_frames = _own_frames(truth.frames.rotation, truth.frames.translation, shards)
         error = aligned_errors(frames, ca, true_frames, truth.ca)
@@ -209,15 +222,25 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shar
             [hash_unit(batch.step, i) < c.unclamped_fraction for i in batch.ids], device=ca.device
         )
         limit = torch.where(is_unclamped, torch.inf, clamp)[:, None, None]
-        terms["backbone_fape"] = mean_error(error, mask, ca_mask, clamp=limit, group=shards.group).mean(0)
+        loss = mean_error(error, mask, ca_mask, clamp=limit, pair_mask=within, group=shards.group)
+        terms["backbone_fape"] = loss.mean(0)
+    if c.interface_fape:
+        between = torch.zeros_like(error[0], dtype=torch.bool) if within is None else ~within
+        loss = mean_error(
+            error, mask, ca_mask, clamp=c.interface_clamp, scale=20.0, pair_mask=between, group=shards.group
+        )
+        terms["interface_fape"] = loss.mean(0)
+    if c.chain_centers:
+        asym_id = batch.token_mask.long() if batch.asym_id is None else batch.asym_id
+        terms["chain_centers"] = chain_centers(ca[-1], truth.ca, ca_mask, asym_id)
     if c.local_fape:
         near = _near(batch, shards)
         loss = mean_error(error, mask, ca_mask, clamp=None, pair_mask=near, group=shards.group)
         terms["local_fape"] = loss.mean(0)
     if c.chirality:
-        terms["chirality"] = distances.chirality(ca, truth.ca, ca_mask, batch.residue_index)
+        terms["chirality"] = distances.chirality(ca, truth.ca, ca_mask, chain_positions(batch))
     if c.chain_bonds:
-        terms["chain_bonds"] = distances.chain_bonds(ca, truth.ca, ca_mask, batch.residue_index)
+        terms["chain_bonds"] = distances.chain_bonds(ca, truth.ca, ca_mask, chain_positions(batch))
     return terms
 
 
@@ -235,7 +258,7 @@ def _distance_terms(
     if c.relative_distance:
         terms["relative_distance"] = distances.relative_distance(predicted, true, mask, shards)
     if c.ca_clashes:
-        terms["ca_clashes"] = distances.ca_clashes(predicted[-1], mask, batch.residue_index, shards=shards)
+        terms["ca_clashes"] = distances.ca_clashes(predicted[-1], mask, chain_positions(batch), shards=shards)
     return terms
 
 
@@ -281,7 +304,7 @@ def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shard
     renamed = atom14_to_atom37(true14, aatype)
     renamed_mask = atom14_to_atom37(mask14.unsqueeze(-1), aatype).squeeze(-1).bool()
     if c.torsion or c.angle_norm:
-        true, keep = torsion_angles(renamed, renamed_mask, aatype, batch.residue_index)
+        true, keep = torsion_angles(renamed, renamed_mask, aatype, chain_positions(batch))
         terms["torsion"], terms["angle_norm"] = heads.torsion(output.angles, output.raw_angles, true, keep, aatype)
     if c.sidechain_fape:
         frames, frame_mask = rigid_groups(renamed, renamed_mask, aatype)
@@ -305,7 +328,7 @@ def _atom_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shard
         )
     if c.violation:
         # restricted to atoms that are resolved in the true structure
-        terms["violation"] = violation(predicted14, mask14, aatype, batch.residue_index, shards)
+        terms["violation"] = violation(predicted14, mask14, aatype, chain_positions(batch), shards)
     return terms
 
 

@@ -22,6 +22,7 @@ METRICS = {
     "rmsd": "RMSD (Å)",
     "plddt": "pLDDT",
     "ptm": "pTM",
+    "iptm": "ipTM",
     "contact_precision": "contacts, top L",
     "contact_precision_long": "contacts ≥ 24 apart, top L",
     "right_handed": "right-handed helices",
@@ -62,6 +63,7 @@ def chain_metrics(prediction: Prediction, record: Record) -> dict[str, Any]:
         "rmsd": rmsd(pred_ca, true_ca, mask),
         "plddt": float(np.mean(prediction.plddt)) if len(prediction.plddt) else None,
         "ptm": prediction.ptm,
+        "iptm": prediction.iptm,
         "contact_precision": contact_precision(prediction.contacts, beta, has_beta, residue_index=index),
         "contact_precision_long": contact_precision(
             prediction.contacts, beta, has_beta, min_separation=24, residue_index=index

@@ -1,4 +1,4 @@
-"""Structure model: AlphaFold 2 (Algorithm 2) at any size, with options for small models.
+"""Structure model: AlphaFold 2 (Algorithm 2) and AlphaFold-Multimer at any size, with options for small models.
 
 The defaults of ``Config`` are the published sizes. Options that are not in AlphaFold (``convolution`` as an MSA update,
 ``initial_frames = "chain"``, the secondary-structure head) are off by default; the laptop model uses them. Templates
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ds4sci.chemistry import residue_constants
 from ds4sci.geometry import Rigid, atom14_to_atom37, frames_to_atom14, pseudo_beta, table, torsion_to_frames
 from ds4sci.models.freezing import freeze_parameters
-from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, RecyclingEmbedder
+from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, Kind, RecyclingEmbedder, Residues
 from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
 from ds4sci.nn.heads import ALIGNED_ERROR_BINS, DISTOGRAM_BINS, DistogramHead, PLDDTHead
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.nn.low_rank import LowRankConfig, add_low_rank
+from ds4sci.nn.multimer_template import MultimerTemplateEmbedder
 from ds4sci.nn.structure_module import StructureModule
 from ds4sci.nn.template import TemplateEmbedder, Templates
 from ds4sci.parallel.axial import AxialShards
@@ -29,6 +30,10 @@ from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.types import Batch, Output, StemOutput
 
 EXTRA_MSA_UPDATES: tuple[MSAUpdate, ...] = ("row_attention", "column_global_attention", "transition")
+
+
+MASKED_MSA_CLASSES: dict[Kind, int] = {"monomer": 23, "multimer": 22}
+"""Amino acids, X and gap; and the mask token, which is never a target."""
 
 
 class _Section(BaseModel):
@@ -149,6 +154,9 @@ class StructureConfig(_Section):
 class Config(_Section):
     """Sizes of the structure model. Defaults are those of AlphaFold 2."""
 
+    kind: Kind = "monomer"
+    """``multimer``: AlphaFold-Multimer, for complexes: positions relative to chains, outer product mean before the MSA
+    updates, templates of chains, and projections of points per head."""
     c_m: int = Field(256, ge=1)
     """Channels of the MSA representation."""
     c_z: int = Field(128, ge=1)
@@ -188,15 +196,18 @@ class FoldModel(nn.Module):
         self.config = config
         self.group = SINGLE_RANK
         evoformer = config.evoformer
+        is_multimer = config.kind == "multimer"
         sizes = evoformer.model_dump(exclude={"blocks"})
+        sizes["outer_product"] = "before_msa" if is_multimer else "after_msa"
         main = BlockConfig(c_m=config.c_m, c_z=config.c_z, **sizes)
-        self.input_embedder = InputEmbedder(config.c_m, config.c_z)
+        self.input_embedder = InputEmbedder(config.c_m, config.c_z, config.kind)
         self.recycling_embedder = RecyclingEmbedder(config.c_m, config.c_z)
         stem = config.stem
         self.stem = ConvolutionStem(config.c_m, stem.convolution_width, evoformer.transition_factor, stem.blocks)
         if config.template.blocks:
-            template = config.template.model_dump()
-            self.template_embedder = TemplateEmbedder(
+            maker = MultimerTemplateEmbedder if is_multimer else TemplateEmbedder
+            template = config.template.model_dump(exclude={"d_attention", "unit_vectors"} if is_multimer else set())
+            self.template_embedder = maker(
                 config.c_m, config.c_z, checkpoint_blocks=config.checkpoint_blocks, **template
             )
         if config.extra_msa.blocks:
@@ -207,11 +218,13 @@ class FoldModel(nn.Module):
             self.extra_msa_stack = EvoformerStack(block, extra.blocks, config.checkpoint_blocks)
         self.evoformer = EvoformerStack(main, evoformer.blocks, config.checkpoint_blocks)
         self.linear_single = Linear(config.c_m, config.c_s)
-        self.structure_module = StructureModule(config.c_s, config.c_z, **config.structure.model_dump())
+        self.structure_module = StructureModule(
+            config.c_s, config.c_z, kind=config.kind, **config.structure.model_dump()
+        )
         self.distogram = DistogramHead(config.c_z)
         self.plddt = PLDDTHead(config.c_s, config.c_plddt)
         makers = {
-            "masked_msa": lambda: Linear(config.c_m, 23, init="zero"),
+            "masked_msa": lambda: Linear(config.c_m, MASKED_MSA_CLASSES[config.kind], init="zero"),
             "experimentally_resolved": lambda: Linear(config.c_s, 37, init="zero"),
             "tm": lambda: Linear(config.c_z, ALIGNED_ERROR_BINS, init="zero"),
             "secondary": lambda: nn.Sequential(LayerNorm(config.c_m), Linear(config.c_m, 3, init="zero")),
@@ -282,7 +295,7 @@ class FoldModel(nn.Module):
     def embed_by_stem(self, batch: Batch) -> Tensor:
         """MSA representation m [b, s, n, c_m] after the stem, without recycling."""
         shards = self.shards(batch)
-        m, _ = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat, shards)
+        m, _ = self.input_embedder(batch.aatype, residues(batch), batch.msa_feat, shards)
         return self._stem(m, self.recycling_embedder(None)[0], batch, shards)
 
     def predict_by_stem(self, batch: Batch, m: Tensor) -> StemOutput:
@@ -320,7 +333,10 @@ class FoldModel(nn.Module):
     def msa_mask(self, batch: Batch) -> Tensor:
         """Mask of the MSA representation in the Evoformer, bool [b, s + t, n]: the MSA and t templates."""
         templates = self.templates(batch)
-        return batch.msa_mask if templates is None else torch.cat([batch.msa_mask, templates.row_mask], dim=1)
+        if templates is None:
+            return batch.msa_mask
+        rows = templates.chi_mask if self.config.kind == "multimer" else templates.row_mask
+        return torch.cat([batch.msa_mask, rows], dim=1)
 
     def embed(self, batch: Batch, recycled: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         """Inputs of the Evoformer: m [b, s + t, n, c_m] with the rows of t templates, and z [b, n, n, c_z].
@@ -329,7 +345,7 @@ class FoldModel(nn.Module):
         parallel group, m and z are this rank's rows, and so is the z of ``recycled``.
         """
         shards = self.shards(batch)
-        m, z = self.input_embedder(batch.aatype, batch.residue_index, batch.msa_feat, shards)
+        m, z = self.input_embedder(batch.aatype, residues(batch), batch.msa_feat, shards)
         in_place = self._in_place
         m0, dz = self.recycling_embedder(recycled, shards, add_to=z if in_place else None)
         if recycled is not None:
@@ -338,7 +354,9 @@ class FoldModel(nn.Module):
         z = dz if in_place else z + dz
         templates = self.templates(batch)
         if templates is not None:
-            z = self.template_embedder(z, templates, pair_mask(batch), shards, in_place=in_place)
+            asym_id = residues(batch).asym_id
+            same_chain = (asym_id.unsqueeze(-1) == asym_id.unsqueeze(-2),) if self.config.kind == "multimer" else ()
+            z = self.template_embedder(z, templates, pair_mask(batch), *same_chain, shards=shards, in_place=in_place)
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
             extra_shards = AxialShards.divide(self.group, *batch.extra_msa_mask.shape[1:])
             extra = self.extra_msa_embedder(extra_shards.own_msa(batch.extra_msa_feat, 1))
@@ -398,6 +416,13 @@ class FoldModel(nn.Module):
 def pair_mask(batch: Batch) -> Tensor:
     """Pairs of real residues, bool [b, n, n]."""
     return batch.token_mask.unsqueeze(-1) & batch.token_mask.unsqueeze(-2)
+
+
+def residues(batch: Batch) -> Residues:
+    """Places of the residues of ``batch``; a batch without numbers of chains has one chain."""
+    ones = batch.token_mask.long()
+    numbers = (ones if x is None else x for x in (batch.asym_id, batch.entity_id, batch.sym_id))
+    return Residues(batch.residue_index, *numbers)
 
 
 def recycled_inputs(batch: Batch, previous: Output) -> list[Tensor]:

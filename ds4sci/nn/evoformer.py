@@ -27,6 +27,7 @@ PairUpdate = Literal[
     "attention_ending",
     "transition",
 ]
+OuterProductPlace = Literal["after_msa", "before_msa"]
 COLUMN_UPDATES = {"column_attention", "column_global_attention"}
 """MSA updates along the columns. A transition is along neither axis."""
 ROW_UPDATES = {"row_attention", "convolution"}
@@ -50,6 +51,8 @@ class BlockConfig:
     dropout_pair: float
     msa_updates: tuple[MSAUpdate, ...]
     pair_updates: tuple[PairUpdate, ...]
+    outer_product: OuterProductPlace = "after_msa"
+    """``before_msa``: the outer product mean comes before all other updates, as in AlphaFold-Multimer."""
 
 
 class EvoformerBlock(nn.Module):
@@ -81,6 +84,7 @@ class EvoformerBlock(nn.Module):
         self.dropout_msa_row = SharedDropout(c.dropout_msa, axis=1)
         self.dropout_pair_row = SharedDropout(c.dropout_pair, axis=1)
         self.dropout_pair_column = SharedDropout(c.dropout_pair, axis=2)
+        self.outer_product_first = c.outer_product == "before_msa" and "outer_product_mean" in self.pair
 
     def forward(
         self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE, *,
@@ -98,6 +102,8 @@ class EvoformerBlock(nn.Module):
             self._add_updates(m, z, msa_mask, pair_mask)
             return m, z
         by_columns = False
+        if self.outer_product_first:
+            z = z + self.pair["outer_product_mean"](m, msa_mask, shards)
         for name, update in self.msa.items():
             if name in COLUMN_UPDATES and not by_columns:
                 m, by_columns = shards.msa_to_columns(m), True
@@ -112,7 +118,8 @@ class EvoformerBlock(nn.Module):
                 m = m + update(m, mask)
         for name, update in self.pair.items():
             if name == "outer_product_mean":
-                z = z + update(m, msa_mask, shards, by_columns=by_columns)
+                if not self.outer_product_first:
+                    z = z + update(m, msa_mask, shards, by_columns=by_columns)
             elif name == "transition":
                 z = z + update(z)
             elif name == "attention_ending":
@@ -124,6 +131,8 @@ class EvoformerBlock(nn.Module):
     def _add_updates(self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor) -> None:
         """Add all updates to m and z in place."""
         assert not self.training, "updates in place are without dropout"
+        if self.outer_product_first:
+            self.pair["outer_product_mean"](m, msa_mask, add_to=z)
         for name, update in self.msa.items():
             if name == "row_attention":
                 update(m, z, msa_mask, in_place=True)
@@ -133,7 +142,8 @@ class EvoformerBlock(nn.Module):
                 update(m, msa_mask, in_place=True)
         for name, update in self.pair.items():
             if name == "outer_product_mean":
-                update(m, msa_mask, add_to=z)
+                if not self.outer_product_first:
+                    update(m, msa_mask, add_to=z)
             elif name == "transition":
                 update(z, in_place=True)
             else:

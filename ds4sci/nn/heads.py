@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -53,15 +55,28 @@ def plddt(logits: Tensor) -> Tensor:
     return (logits.float().softmax(-1) * centres).sum(-1)
 
 
-def aligned_errors(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted aligned errors and TM-scores of rows of residue pairs, [r, n, bins] → Å [r, n], [r].
+class AlignedErrors(NamedTuple):
+    """Predicted aligned errors Å [r, n] of rows of residue pairs, and predicted TM-scores [r] after their alignment.
+
+    interface_tm  of the residues in other chains; None for a single chain
+    """
+
+    error: Tensor
+    tm: Tensor
+    interface_tm: Tensor | None
+
+
+def aligned_errors(logits: Tensor, asym_id: Tensor | None = None, rows_asym_id: Tensor | None = None) -> AlignedErrors:
+    """Predicted aligned errors and TM-scores of rows of residue pairs, logits [r, n, bins].
 
     The error of pair ij is ``Σ_b p_ij^b c_b`` with the centres c_b of the bins, for the Cα of residue j in the
     backbone frame of residue i. The TM-score of row i is the expected one after the alignment of that frame,
     ``1/n Σ_j Σ_b p_ij^b / (1 + (c_b / d₀)²)`` with ``d₀ = 1.24 ∛(max(n, 19) - 15) - 1.8`` Å; pTM is its maximum
-    over the rows of the chain (supplement 1.9.7).
+    over the rows of the chain (supplement 1.9.7). ipTM is the same with the mean over residues j in other chains than
+    i (AlphaFold-Multimer, section 2.6), with the d₀ of all n residues.
 
-    logits  of a chain of n residues, without padding; r of its rows
+    logits        of a chain or complex of n residues, without padding; r of its rows
+    asym_id       int64 [n], numbers of the chains; rows_asym_id int64 [r], those of the rows
 
     Beyond the results, memory is that of the probabilities of ``PART_ROWS`` rows. fp32, or fp64 for logits in fp64.
     """
@@ -70,9 +85,21 @@ def aligned_errors(logits: Tensor) -> tuple[Tensor, Tensor]:
     d0 = 1.24 * (max(logits.shape[1], 19) - 15) ** (1 / 3) - 1.8
     score = 1 / (1 + (centres / d0).square())
     error, tm = logits.new_empty(logits.shape[:2], dtype=dtype), logits.new_empty(len(logits), dtype=dtype)
+    interface = None
+    if asym_id is not None and bool((asym_id != asym_id[0]).any()):
+        interface = torch.empty_like(tm)
     for start in range(0, len(logits), PART_ROWS):
         rows = slice(start, start + PART_ROWS)
         probability = logits[rows].to(dtype).softmax(-1)
         error[rows] = probability @ centres
-        tm[rows] = (probability @ score).mean(-1)
-    return error, tm
+        of_pairs = probability @ score
+        tm[rows] = of_pairs.mean(-1)
+        if interface is not None and asym_id is not None and rows_asym_id is not None:
+            other = rows_asym_id[rows].unsqueeze(-1).ne(asym_id).to(dtype)
+            interface[rows] = (of_pairs * other).sum(-1) / other.sum(-1)
+    return AlignedErrors(error, tm, interface)
+
+
+def ranking_confidence(ptm: float, iptm: float) -> float:
+    """Score that ranks predictions of a complex: ``0.8 ipTM + 0.2 pTM`` (AlphaFold-Multimer, section 2.6)."""
+    return 0.8 * iptm + 0.2 * ptm

@@ -1,6 +1,6 @@
 """Structure module (Algorithms 20, 22, 23): from the Evoformer output to frames and torsion angles.
 
-Translations of frames are in units of ``position_scale`` Å (10: nanometers), as in AlphaFold. Geometry is computed in
+Translations of frames are in units of ``POSITION_SCALE`` Å, as in AlphaFold. Geometry is computed in
 fp32 or fp64 for any dtype of weights, with autocast disabled: frames composed in bf16 are off by several Å.
 
 Axial parallelism: each rank computes its n_r of the n residues, with their rows of the pair representation; keys,
@@ -21,8 +21,12 @@ from torch.nn import functional as F
 
 from ds4sci.geometry import Rigid, compose_along_chain, rotation_from_6d, rotation_from_update
 from ds4sci.kernels.tiles import part_slices
+from ds4sci.nn.embedders import Kind
 from ds4sci.nn.linear import LayerNorm, Linear, wide
 from ds4sci.parallel.axial import WHOLE, AxialShards
+
+POSITION_SCALE: dict[Kind, float] = {"monomer": 10.0, "multimer": 20.0}
+"""Å. Unit of the translations of frames within the structure module."""
 
 HELIX_STEP = (0.3750, 0.2786, 0.8842, -0.9240, 0.0354, 0.3807), (3.5802, 0.9730, -0.8464)
 """Frame of residue i+1 in that of residue i in an α-helix, mean over PDB chains: two columns of the rotation, and Å."""
@@ -35,16 +39,49 @@ class InvariantPointAttention(nn.Module):
     needed.
     """
 
-    def __init__(self, c_s: int, c_z: int, d: int, heads: int, qk_points: int, v_points: int) -> None:
+    def __init__(
+        self, c_s: int, c_z: int, d: int, heads: int, qk_points: int, v_points: int, kind: Kind = "monomer"
+    ) -> None:
         super().__init__()
         self.d, self.heads, self.qk_points, self.v_points = d, heads, qk_points, v_points
-        self.linear_q = Linear(c_s, heads * d)
-        self.linear_kv = Linear(c_s, 2 * heads * d)
+        self.kind = kind
+        self.linear_q = Linear(c_s, heads * d, bias=kind == "monomer")
         self.linear_q_points = Linear(c_s, heads * qk_points * 3)
-        self.linear_kv_points = Linear(c_s, heads * (qk_points + v_points) * 3)
+        if kind == "monomer":
+            self.linear_kv = Linear(c_s, 2 * heads * d)
+            self.linear_kv_points = Linear(c_s, heads * (qk_points + v_points) * 3)
+        else:
+            self.linear_k = Linear(c_s, heads * d, bias=False)
+            self.linear_v = Linear(c_s, heads * d, bias=False)
+            self.linear_k_points = Linear(c_s, heads * qk_points * 3)
+            self.linear_v_points = Linear(c_s, heads * v_points * 3)
         self.linear_b = Linear(c_z, heads)
         self.head_weights = nn.Parameter(torch.full((heads,), math.log(math.e - 1)))  # softplus = 1
         self.linear_out = Linear(heads * (c_z + d + 4 * v_points), c_s, init="zero")
+
+    def _keys_and_values(self, s: Tensor, frames: Rigid, shards: AxialShards) -> tuple[Tensor, Tensor, Tensor]:
+        """Scalars k and v [b, h, n, d], and the points of both [b, h, n, p, 3] in the global frame."""
+        h = self.heads
+        if self.kind == "monomer":
+            kv, points = self.linear_kv(s), self._points(self.linear_kv_points(s))
+        else:
+            pairs = (self.linear_k, self.linear_v), (self.linear_k_points, self.linear_v_points)
+            kv = torch.cat([layer(s).unflatten(-1, (h, -1)) for layer in pairs[0]], -1).flatten(-2)
+            points = torch.cat([self._points(layer(s)).unflatten(-2, (h, -1)) for layer in pairs[1]], -2)
+            points = points.flatten(-3, -2)
+        kv = shards.gather_residues(kv, 1)
+        k, v = rearrange(kv, "b n (h two d) -> two b h n d", h=h, two=2)
+        points = shards.gather_residues(frames.unsqueeze(-1).apply(points), 1)
+        return k, v, rearrange(points, "b n (h p) x -> b h n p x", h=h)
+
+    def _points(self, projected: Tensor) -> Tensor:
+        """[b, n, 3 h p] → points [b, n, h p, 3], in the layout of AlphaFold's weights.
+
+        x of all points, then y, then z; in AlphaFold-Multimer, in each head.
+        """
+        if self.kind == "monomer":
+            return rearrange(wide(projected), "b n (x p) -> b n p x", x=3)
+        return rearrange(wide(projected), "b n (h x p) -> b n (h p) x", h=self.heads, x=3)
 
     def pair_bias(self, z: Tensor, mask: Tensor) -> Tensor:
         """z [b, n_r, n, c_z], key mask bool [b, n] → bias of the logits [b, h, n_r, n], the same for all iterations."""
@@ -62,14 +99,9 @@ class InvariantPointAttention(nn.Module):
         """
         h = self.heads
         q = rearrange(self.linear_q(s), "b n (h d) -> b h n d", h=h)
-        kv = shards.gather_residues(self.linear_kv(s), 1)
-        k, v = rearrange(kv, "b n (h two d) -> two b h n d", h=h, two=2)
-        # layout of AlphaFold's weights: x of all points, then y, then z
-        q_points = rearrange(wide(self.linear_q_points(s)), "b n (x p) -> b n p x", x=3)
-        kv_points = rearrange(wide(self.linear_kv_points(s)), "b n (x p) -> b n p x", x=3)
-        q_points = rearrange(frames.unsqueeze(-1).apply(q_points), "b n (h p) x -> b h n (p x)", h=h)
-        kv_points = shards.gather_residues(frames.unsqueeze(-1).apply(kv_points), 1)
-        kv_points = rearrange(kv_points, "b n (h p) x -> b h n p x", h=h)
+        k, v, kv_points = self._keys_and_values(s, frames, shards)
+        q_points = frames.unsqueeze(-1).apply(self._points(self.linear_q_points(s)))
+        q_points = rearrange(q_points, "b n (h p) x -> b h n (p x)", h=h)
         k_points, v_points = kv_points.split([self.qk_points, self.v_points], dim=-2)
         k_points = k_points.flatten(-2)
 
@@ -224,14 +256,14 @@ class StructureModule(nn.Module):
     def __init__(
         self, c_s: int, c_z: int, *, d_ipa: int = 16, heads: int = 12, qk_points: int = 4, v_points: int = 8,
         c_angle: int = 128, angle_blocks: int = 2, transition_layers: int = 1, iterations: int = 8,
-        dropout: float = 0.1, position_scale: float = 10.0, initial_frames: Literal["identity", "chain"] = "identity",
+        dropout: float = 0.1, initial_frames: Literal["identity", "chain"] = "identity", kind: Kind = "monomer",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.iterations, self.position_scale = iterations, position_scale
+        self.iterations, self.position_scale = iterations, POSITION_SCALE[kind]
         self.layer_norm_s = LayerNorm(c_s)
         self.layer_norm_z = LayerNorm(c_z)
         self.linear_in = Linear(c_s, c_s)
-        self.ipa = InvariantPointAttention(c_s, c_z, d_ipa, heads, qk_points, v_points)
+        self.ipa = InvariantPointAttention(c_s, c_z, d_ipa, heads, qk_points, v_points, kind)
         self.ipa_dropout = ResidueDropout(dropout)
         self.layer_norm_ipa = LayerNorm(c_s)
         self.transition = StructureTransition(c_s, transition_layers, dropout)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds4sci.chemistry.residue_constants import ATOM37_INDEX
-from ds4sci.geometry import backbone_frames, table, torsion_mask, torsions_of_atoms
+from ds4sci.geometry import Rigid, backbone_frames, table, torsion_mask, torsions_of_atoms
 from ds4sci.kernels import evoformer_attention
 from ds4sci.kernels.tiles import add_in_parts
 from ds4sci.nn.embedders import one_hot_product
@@ -53,10 +53,15 @@ class Templates(NamedTuple):
     @property
     def row_mask(self) -> Tensor:
         """Mask of the MSA rows of templates, bool [b, t, n]: residues with N, CA, C and O, which have an angle ψ."""
-        return torsion_mask(self.atom_mask, _residue_type(self.aatype))[..., 2]
+        return torsion_mask(self.atom_mask, residue_type(self.aatype))[..., 2]
+
+    @property
+    def chi_mask(self) -> Tensor:
+        """The same in AlphaFold-Multimer: residues with an angle χ1."""
+        return torsion_mask(self.atom_mask, residue_type(self.aatype))[..., 3]
 
 
-def _residue_type(aatype: Tensor) -> Tensor:
+def residue_type(aatype: Tensor) -> Tensor:
     """A gap as X, the last type in the tables of atoms."""
     return aatype.clamp(max=20)
 
@@ -68,7 +73,7 @@ def template_angles(templates: Templates) -> Tensor:
     side chain could have as well (14), mask of the angles (7). As in AlphaFold, masked angles are those of atoms at the
     origin.
     """
-    aatype, positions = _residue_type(templates.aatype), templates.positions
+    aatype, positions = residue_type(templates.aatype), templates.positions
     angles = torsions_of_atoms(positions, aatype)
     periodic = F.pad(table("CHI_PI_PERIODIC", positions)[aatype], (3, 0)).unsqueeze(-1)
     parts = (
@@ -83,15 +88,14 @@ def template_angles(templates: Templates) -> Tensor:
 class TemplateAngleEmbedder(nn.Module):
     """Algorithm 2, line 7: two layers from the residue types and torsion angles of templates to rows of the MSA."""
 
-    def __init__(self, c_m: int) -> None:
+    def __init__(self, c_m: int, features: int = ANGLE_FEATURES) -> None:
         super().__init__()
-        self.linear_1 = Linear(ANGLE_FEATURES, c_m, init="relu")
+        self.linear_1 = Linear(features, c_m, init="relu")
         self.linear_2 = Linear(c_m, c_m, init="relu")
 
-    def forward(self, templates: Templates) -> Tensor:
-        """Return rows [b, t, n, c_m] of the MSA representation."""
-        features = template_angles(templates).to(self.linear_1.weight.dtype)
-        return self.linear_2(self.linear_1(features).relu())
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [b, t, n, 57] of templates → rows [b, t, n, c_m] of the MSA representation."""
+        return self.linear_2(self.linear_1(features.to(self.linear_1.weight.dtype)).relu())
 
 
 class TemplatePairEmbedder(Linear):
@@ -117,29 +121,46 @@ class TemplatePairEmbedder(Linear):
         weight = self.weight.T
         sizes = (DISTANCE_BINS, 1, RESIDUE_TYPES, RESIDUE_TYPES, 3, 1)
         of_distance, of_beta, of_column, of_row, of_vector, of_backbone = weight.split(sizes)
-        n, ca, c, cb = (ATOM37_INDEX[name] for name in ("N", "CA", "C", "CB"))
-        glycine = aatype == RESIDUES.index("G")
-        beta = torch.where(glycine.unsqueeze(-1), positions[..., ca, :], positions[..., cb, :])
-        has_beta = torch.where(glycine, atom_mask[..., ca], atom_mask[..., cb])
-        has_backbone = atom_mask[..., n] & atom_mask[..., ca] & atom_mask[..., c]
-
-        edges = torch.linspace(FIRST_EDGE, LAST_EDGE, DISTANCE_BINS, device=beta.device, dtype=beta.dtype)
-        squared = (rows(beta).unsqueeze(-2) - beta.unsqueeze(-3)).square().sum(-1)
-        z = one_hot_product(torch.bucketize(squared, edges.square()) - 1, of_distance)
-        z = z + _pairs(rows(has_beta), has_beta).unsqueeze(-1) * of_beta
+        beta, has_beta, frames, has_backbone = template_geometry(aatype, positions, atom_mask)
+        z = one_hot_product(distance_bins(rows(beta), beta), of_distance)
+        z = z + pairs_of(rows(has_beta), has_beta).unsqueeze(-1) * of_beta
         of_rows = F.embedding(rows(aatype), of_row) + of_backbone
         z = z + F.embedding(aatype, of_column).unsqueeze(-3) + of_rows.unsqueeze(-2)
         if self.unit_vectors:
-            frames = backbone_frames(*(rows(positions[..., atom, :]) for atom in (n, ca, c)))
-            offset = frames.unsqueeze(-1).invert_apply(positions[..., ca, :].unsqueeze(-3))
-            unit = offset * torch.rsqrt(1e-6 + offset.square().sum(-1, keepdim=True))
-            z = z + unit.to(weight.dtype) @ of_vector
-        return z * _pairs(rows(has_backbone), has_backbone).unsqueeze(-1) + self.bias
+            z = z + unit_vectors(frames, shards).to(weight.dtype) @ of_vector
+        return z * pairs_of(rows(has_backbone), has_backbone).unsqueeze(-1) + self.bias
 
 
-def _pairs(rows: Tensor, columns: Tensor) -> Tensor:
+def pairs_of(rows: Tensor, columns: Tensor) -> Tensor:
     """Masks of residues [b, i] and [b, j] → mask of their pairs [b, i, j]."""
     return rows.unsqueeze(-1) & columns.unsqueeze(-2)
+
+
+def template_geometry(aatype: Tensor, positions: Tensor, atom_mask: Tensor) -> tuple[Tensor, Tensor, Rigid, Tensor]:
+    """Cβ (Cα of glycine) [b, n, 3] Å and its mask, backbone frames [b, n] and their mask, of one template each.
+
+    aatype [b, n], positions [b, n, 37, 3] Å, atom_mask bool [b, n, 37].
+    """
+    n, ca, c, cb = (ATOM37_INDEX[name] for name in ("N", "CA", "C", "CB"))
+    glycine = aatype == RESIDUES.index("G")
+    beta = torch.where(glycine.unsqueeze(-1), positions[..., ca, :], positions[..., cb, :])
+    has_beta = torch.where(glycine, atom_mask[..., ca], atom_mask[..., cb])
+    frames = backbone_frames(*(positions[..., atom, :] for atom in (n, ca, c)))
+    return beta, has_beta, frames, atom_mask[..., n] & atom_mask[..., ca] & atom_mask[..., c]
+
+
+def distance_bins(rows: Tensor, beta: Tensor) -> Tensor:
+    """Bins of the distances of Cβ [b, i, 3] and [b, n, 3] Å: int64 [b, i, n], −1 below the first edge."""
+    edges = torch.linspace(FIRST_EDGE, LAST_EDGE, DISTANCE_BINS, device=beta.device, dtype=beta.dtype)
+    squared = (rows.unsqueeze(-2) - beta.unsqueeze(-3)).square().sum(-1)
+    return torch.bucketize(squared, edges.square()) - 1
+
+
+def unit_vectors(frames: Rigid, shards: AxialShards = WHOLE) -> Tensor:
+    """Directions [b, n, n, 3] to the Cα of residue j (column) in the frame of residue i (row, those of this rank)."""
+    rows = Rigid(shards.own_residues(frames.rotation, 1), shards.own_residues(frames.translation, 1))
+    offset = rows.unsqueeze(-1).invert_apply(frames.translation.unsqueeze(-3))
+    return offset * torch.rsqrt(1e-6 + offset.square().sum(-1, keepdim=True))
 
 
 class TemplatePointwiseAttention(nn.Module):
@@ -196,7 +217,7 @@ class TemplateEmbedder(nn.Module):
 
     def msa_rows(self, templates: Templates) -> Tensor:
         """Return rows [b, t, n, c_m] of the MSA representation; ``templates.row_mask`` is their mask."""
-        return self.angle_embedder(templates)
+        return self.angle_embedder(template_angles(templates))
 
     def forward(
         self, z: Tensor, templates: Templates, pair_mask: Tensor, shards: AxialShards = WHOLE, *,

@@ -33,6 +33,7 @@ from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
+from ds4sci.losses.complexes import align_record
 from ds4sci.losses.fold import LossConfig, sample_losses
 from ds4sci.metrics import chain_metrics, mean_metrics
 from ds4sci.models import fold, fold_stage, published_weights
@@ -40,7 +41,6 @@ from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.models.weight_fit import FittedWeights
 from ds4sci.nn.heads import aligned_errors, plddt
-from ds4sci.parallel.axial import AxialShards
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.parallel.pipeline import PipelineStage, StageParts
 from ds4sci.tasks import Evaluation
@@ -291,7 +291,8 @@ class FoldTask(SampledTask):
             group = groups[min(index, len(groups) - 1)]
             predictions = self.predict([self.featurize(record) for record in group], device, model)
             if index < len(groups):
-                rows += [chain_metrics(p, record) for p, record in zip(predictions, group, strict=True)]
+                pairs = zip(predictions, group, strict=True)
+                rows += [chain_metrics(p, align_record(record, p.atom37[:, 1])) for p, record in pairs]
         return rows
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -305,7 +306,7 @@ class FoldTask(SampledTask):
     @property
     def takes_complexes(self) -> bool:
         """Whether the model distinguishes the chains of a complex: ``model.kind = "multimer"``."""
-        return getattr(self.config.model, "kind", "monomer") == "multimer"
+        return self.config.model.kind == "multimer"
 
     def _check_complexes(self, source: str) -> None:
         """Raise ValueError, naming ``source``, unless the model takes complexes."""
@@ -355,7 +356,7 @@ class FoldTask(SampledTask):
         finally:
             model.train(training)
         shards, predictions = self.fold_model.shards(batch), []
-        confidence = [self._pair_confidence(output, row, len(one.aatype), shards) for row, one in enumerate(features)]
+        confidence = [self._pair_confidence(output, batch, row, len(one.aatype)) for row, one in enumerate(features)]
         output = replace(output, aligned_error_logits=None)  # freed before the probabilities of the distogram exist
         for row, one in enumerate(features):
             # one chain at a time: the distogram is the largest output
@@ -364,13 +365,20 @@ class FoldTask(SampledTask):
             predictions.append(replace(made, **confidence[row]))
         return predictions
 
-    def _pair_confidence(self, output: Output, row: int, n: int, shards: AxialShards) -> dict[str, Any]:
-        """``pae`` and ``ptm`` of the chain ``row`` of n residues, if the model has the head."""
+    def _pair_confidence(self, output: Output, batch: Batch, row: int, n: int) -> dict[str, Any]:
+        """``pae``, ``ptm`` and ``iptm`` of the chain or complex ``row`` of n residues, if the model has the head."""
         if output.aligned_error_logits is None:
             return {}
-        own = aligned_errors(output.aligned_error_logits[row, :, :n])
-        pae, tm = (shards.gather_residues(x, 0)[:n].cpu() for x in own)
-        return {"pae": pae.numpy(), "ptm": float(tm.max())}
+        shards = self.fold_model.shards(batch)
+        asym_id = rows = None
+        if batch.asym_id is not None:
+            asym_id, rows = batch.asym_id[row, :n], shards.own_residues(batch.asym_id[row], 0)
+        own = aligned_errors(output.aligned_error_logits[row, :, :n], asym_id, rows)
+        pae, tm = (shards.gather_residues(x, 0)[:n].cpu() for x in own[:2])
+        made = {"pae": pae.numpy(), "ptm": float(tm.max())}
+        if own.interface_tm is not None:
+            made["iptm"] = float(shards.gather_residues(own.interface_tm, 0)[:n].max())
+        return made
 
     def _prediction(self, features: Features, output: Output, row: int, distogram: Tensor) -> Prediction:
         """The prediction of the chain ``row`` of a batch, without padding; ``distogram`` holds its logits."""

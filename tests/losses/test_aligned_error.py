@@ -85,7 +85,7 @@ def test_confidence_equals_that_of_esmfold(n: int) -> None:
     from transformers.models.esm.openfold_utils.loss import compute_predicted_aligned_error, compute_tm
 
     logits = logits_of(n, n, seed=n)
-    error, tm = aligned_errors(logits)
+    error, tm, _ = aligned_errors(logits)
     theirs = compute_predicted_aligned_error(logits)["predicted_aligned_error"]
     torch.testing.assert_close(error, theirs, rtol=1e-12, atol=0)
     assert float(tm.max()) == pytest.approx(float(compute_tm(logits)), rel=1e-7)  # their scores of bins are fp32
@@ -107,12 +107,29 @@ def test_probabilities_exist_for_some_rows_at_a_time() -> None:
 
     logits = logits_of(n, n).bfloat16()
     with Largest() as largest:
-        error, tm = aligned_errors(logits)
+        error, tm, _ = aligned_errors(logits)
     assert error.dtype == tm.dtype == torch.float32
     assert largest.elements == PART_ROWS * n * 64
     assert error.shape == (n, n)
     rows = aligned_errors(logits[5:9])  # those of a rank
-    torch.testing.assert_close(rows, (error[5:9], tm[5:9]))
+    torch.testing.assert_close(rows[:2], (error[5:9], tm[5:9]))
+
+
+def test_interface_score_equals_its_definition() -> None:
+    """ipTM as in AlphaFold's ``confidence.predicted_tm_score``: residues of other chains only, d₀ of all residues."""
+    n = 41
+    logits, chains = logits_of(n, n, seed=1), torch.tensor([1] * 17 + [2] * 10 + [3] * 14)
+    _, tm, interface = aligned_errors(logits, chains, chains)
+    assert interface is not None
+    d0 = 1.24 * (n - 15) ** (1 / 3) - 1.8
+    scores = (logits.softmax(-1) / (1 + ((torch.arange(64).double() * 0.5 + 0.25) / d0) ** 2)).sum(-1)
+    for row in (0, 20, 40):
+        assert float(interface[row]) == pytest.approx(float(scores[row, chains != chains[row]].mean()), rel=1e-12)
+    assert torch.equal(tm, aligned_errors(logits).tm)
+    assert aligned_errors(logits, torch.ones(n), torch.ones(n)).interface_tm is None
+    own = aligned_errors(logits[30:], chains, chains[30:]).interface_tm  # those of a rank
+    assert own is not None
+    torch.testing.assert_close(own, interface[30:])
 
 
 @pytest.mark.nightly
@@ -130,7 +147,7 @@ def test_loss_and_confidence_equal_those_of_openfold() -> None:
     resolution = torch.full((b,), 2.0)
     wanted = theirs.tm_loss(logits, matrix(predicted), matrix(true), mask.double(), resolution)
     assert float(aligned_error(logits, predicted, true, mask).mean()) == pytest.approx(float(wanted), rel=1e-10)
-    error, tm = aligned_errors(logits[0])
+    error, tm, _ = aligned_errors(logits[0])
     wanted = theirs.compute_predicted_aligned_error(logits[0])["predicted_aligned_error"]
     torch.testing.assert_close(error, wanted, rtol=1e-12, atol=0)
     assert float(tm.max()) == pytest.approx(float(theirs.compute_tm(logits[0])), rel=1e-7)

@@ -43,6 +43,13 @@ def test_ranks_compute_what_one_process_computes(size, tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_ranks_compute_complexes_as_one_process(tmp_path) -> None:
+    """AlphaFold-Multimer: two complexes of three chains with templates, recycled and recomputed."""
+    cases = [[[17, 13], 5, 1, True, False, 3, "multimer"]]
+    rank_processes.call(2, axial_ranks.check_model, [json.dumps(cases)], tmp_path, seconds=180)
+
+
+@pytest.mark.slow
 def test_planted_faults_are_found(tmp_path) -> None:
     rank_processes.call(2, axial_ranks.check_faults, [], tmp_path)
 

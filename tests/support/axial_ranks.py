@@ -31,6 +31,7 @@ from ds4sci.parallel.collectives import record_sent_bytes
 from ds4sci.parallel.groups import SequenceGroup
 from ds4sci.tasks.fold import Config, FoldTask
 from ds4sci.types import MSA_ALPHABET, Batch, Msa
+from tests.support.complex_batch import as_complex
 from tests.support.template_batches import with_templates
 
 LENGTHS = ((1, 13), (5, 17), (2, 3), (4, 8))
@@ -334,13 +335,17 @@ def fold_task(recompute: bool, **more: Any) -> FoldTask:
 def check_model(cases: str) -> None:
     """Loss, outputs and gradients of the whole model against one process in fp64.
 
-    cases  JSON list of (crops, MSA rows, recycling, recompute, whether only the stem is trained, templates)
+    cases  JSON list of (crops, MSA rows, recycling, recompute, whether only the stem is trained, templates[,
+           "multimer"])
     """
     group = join()
-    for crops, s, recycling, recompute, stem_only, templates in json.loads(cases):
-        name = f"crops {crops} s {s} recycling {recycling} recompute {recompute} stem only {stem_only} t {templates}"
+    for crops, s, recycling, recompute, stem_only, templates, *kind in json.loads(cases):
+        name = f"{crops} s {s} recycling {recycling} recompute {recompute} stem only {stem_only} t {templates} {kind}"
         batch = fold_batch(crops, s, recycling, templates)
-        more = {"template": TEMPLATES} if templates else {}
+        if kind:
+            batch = as_complex(batch)
+        more: dict[str, Any] = {"template": TEMPLATES} if templates else {}
+        more["kind"] = kind[0] if kind else "monomer"
         task = fold_task(recompute, stem=TINY["stem"] | {"stem_only_fraction": 0.5 * stem_only}, **more)
         torch.manual_seed(7)
         wanted = task.model(batch)

@@ -52,9 +52,22 @@ SMALL_SIZES = {
 """The sizes of ``alphafold_small.json`` in OpenFold's configuration."""
 
 
-def imported(arrays: dict[str, np.ndarray], sizes: dict[str, dict[str, int]]) -> dict[str, Tensor]:
-    """Return the state dict of OpenFold's model_1_ptm after its own importer has read ``arrays``."""
-    config = original("openfold.config").model_config("model_1_ptm")
+MULTIMER_SIZES = {
+    section: sizes
+    for section, sizes in SMALL_SIZES.items()
+    if section not in ("model.template.template_pointwise_attention", "model.template.template_pair_embedder")
+} | {
+    "model.template": {"c_t": 8, "c_z": 8},
+    "model.template.template_pair_embedder": {"c_in": 8, "c_out": 8},
+}
+"""The sizes of ``alphafold_small_multimer.json``."""
+
+
+def imported(
+    arrays: dict[str, np.ndarray], sizes: dict[str, dict[str, int]], *, preset: str = "model_1_ptm"
+) -> dict[str, Tensor]:
+    """Return the state dict of OpenFold's model ``preset`` after its own importer has read ``arrays``."""
+    config = original("openfold.config").model_config(preset)
     for section, values in sizes.items():
         place: Any = config
         for part in section.split("."):
@@ -65,9 +78,9 @@ def imported(arrays: dict[str, np.ndarray], sizes: dict[str, dict[str, int]]) ->
             place[key] = value
     model = original("openfold.model.model").AlphaFold(config)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "params_model_1_ptm.npz"
+        file = Path(folder) / f"params_{preset}.npz"
         np.savez(file, **arrays)
-        original("openfold.utils.import_weights").import_jax_weights_(model, str(file), version="model_1_ptm")
+        original("openfold.utils.import_weights").import_jax_weights_(model, str(file), version=preset)
     return dict(model.state_dict())
 
 

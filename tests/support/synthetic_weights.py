@@ -18,6 +18,10 @@ PUBLISHED, SMALL = FIXTURES / "alphafold_model_1_ptm.json", FIXTURES / "alphafol
 OUTPUTS, TEMPLATE_OUTPUTS = FIXTURES / "alphafold_small_outputs.npz", FIXTURES / "alphafold_small_template_outputs.npz"
 """Outputs of AlphaFold's own code for the small sizes, with ``parameters`` and ``inputs``: without templates, and with
 ``template_inputs``."""
+MULTIMER, SMALL_MULTIMER = FIXTURES / "alphafold_multimer_v3.json", FIXTURES / "alphafold_small_multimer.json"
+"""The same of AlphaFold-Multimer."""
+MULTIMER_OUTPUTS = FIXTURES / "alphafold_small_multimer_outputs.npz"
+"""Its outputs for the small sizes, with ``parameters``, ``inputs``, ``template_inputs`` and ``chain_inputs``."""
 CHECKSUMS = FIXTURES / "openfold_small.json"
 """SHA-256 of the tensors that OpenFold's own importer makes of ``parameters`` of the small sizes."""
 
@@ -79,3 +83,13 @@ def template_inputs() -> dict[str, np.ndarray]:
         "template_aatype": aatype, "template_positions": positions * atom_mask[..., None],
         "template_atom_mask": atom_mask, "template_mask": atom_mask.any((1, 2)),
     }  # fmt: skip
+
+
+def chain_inputs() -> dict[str, np.ndarray]:
+    """Return the chains of the residues of ``inputs``: two equal ones and another, with positions from 0 in each.
+
+    The second chain lacks its first residues, so that positions differ between equal chains.
+    """
+    asym, entity, sym = np.repeat([1, 2, 3], 3), np.repeat([1, 1, 2], 3), np.repeat([1, 2, 1], 3)
+    index = np.array([0, 1, 45, 40, 41, 42, 0, 1, 2])
+    return {"residue_index": index, "asym_id": asym, "entity_id": entity, "sym_id": sym}

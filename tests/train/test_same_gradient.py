@@ -121,6 +121,13 @@ def test_every_setting_on_every_layout_trains_as_fp64_torch(name, ranks, home) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [3, 2, 1, 0])
+def test_complexes_train_as_fp64_torch(stage, home) -> None:
+    """AlphaFold-Multimer with templates, two equal chains and another, on two ranks."""
+    check([Case("fold", stage, *SPLITS[2][stage % 3], "fold multimer")], 2, home)
+
+
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_ranks(tmp_path) -> None:
     """The same micro-batches have the same dropout masks on one rank and on two."""
     fold, esm = layouts.SMALL_FOLD, layouts.SMALL_ESM | {"hidden_dropout_prob": 0.5}

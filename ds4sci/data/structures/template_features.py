@@ -11,7 +11,7 @@ from ds4sci.data.structures.crops import Window
 from ds4sci.types import Record, TemplateSet
 
 ABSENT = 0
-"""Letter of templates that do not exist: AlphaFold pads with 0, and AlphaFold-Multimer reads the letters of these too."""
+"""Letter of templates that do not exist: AlphaFold pads with 0, and AlphaFold-Multimer reads these letters too."""
 
 AVAILABLE = 20
 """Number of templates of a chain from which training chooses, the first ones."""
@@ -24,7 +24,8 @@ def template_features(
 
     Without ``subsample`` these are the first templates, at most ``most``. With it, k of the first n ≤ 20 in random
     order, where k = min(u, ``most``) and u is uniform in 0 … n: some examples have no templates. The rest of ``most``
-    are absent templates without atoms, whose letters are ``ABSENT``. Raises ``ValueError`` for templates that do not fit the sequence.
+    are absent templates without atoms, whose letters are ``ABSENT``. Raises ``ValueError`` for templates that do not
+    fit the sequence.
     """
     if not most:
         return {}

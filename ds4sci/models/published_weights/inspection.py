@@ -17,7 +17,7 @@ from ds4sci.models.weight_fit import fit_weights, matching
 
 
 def check_parameters(file: WeightFile) -> Contents:
-    """Return what the file holds. Raises ValueError unless it is the whole of a monomer model, of any size.
+    """Return what the file holds. Raises ValueError unless it is the whole of a published model, of any size.
 
     All names and shapes are those of ``FoldModel`` with the sizes that the file has. Templates and auxiliary heads may
     be absent, each as a whole.
@@ -81,7 +81,7 @@ def convert(path: Path, out: Path, names: Names | None = None, *, skip: Sequence
            this project in ``.safetensors``
     skip   patterns of tensors to leave out, as of file names; tensors have the names of ``FoldModel``
 
-    Raises ValueError for a file that is not the whole of a monomer model, and if ``out`` exists.
+    Raises ValueError for a file that is not the whole of a published model, and if ``out`` exists.
     """
     default: dict[str, Names] = {"npz": "alphafold", "torch": "openfold", "safetensors": "ds4sci"}
     file = read_weights(path)

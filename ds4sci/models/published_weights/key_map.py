@@ -1,7 +1,8 @@
-"""Names of AlphaFold 2's parameters in three programs: here, in OpenFold, and in AlphaFold's ``.npz`` files.
+"""Names of AlphaFold's parameters in three programs: here, in OpenFold, and in AlphaFold's ``.npz`` files.
 
-``MODULES`` is the whole map, one row per module; ``ENTRIES`` is the same per tensor. Both directions of every
-conversion read it (``translation``). Sources: the names of the modules in AlphaFold's code and in OpenFold's.
+``MODULES`` is the whole map of AlphaFold 2, one row per module; ``ENTRIES`` is the same per tensor. That of
+AlphaFold-Multimer is in ``multimer_key_map``. Both directions of every conversion read them (``translation``). Sources:
+the names of the modules in AlphaFold's code and in OpenFold's.
 
 Where the programs differ in more than spelling:
 
@@ -10,6 +11,7 @@ Where the programs differ in more than spelling:
 - AlphaFold's "left" is factor a of the outgoing triangle multiplication (Algorithm 11), but b of the incoming one
   (Algorithm 12): its equation there is ``kjc,kic->ijc``.
 - Points of invariant point attention have no axis of their own: x of all points, then y, then z, in all three programs.
+  In AlphaFold-Multimer they have an axis of heads, and x, y, z follow each other in each head.
 """
 
 from __future__ import annotations
@@ -69,6 +71,11 @@ KINDS: dict[str, Kind] = {
     "linear": Kind((Parameter("weight", "weights", "i o -> o i"), Parameter("bias", "bias", "o -> o"))),
     "layer_norm": Kind((Parameter("weight", "scale", "c -> c"), Parameter("bias", "offset", "c -> c"))),
     "pair_bias": Kind((Parameter("weight", "feat_2d_weights", "c h -> h c"),)),
+    "scalar_linear": Kind((Parameter("weight", "weights", "o -> o 1"), Parameter("bias", "bias", "o -> o"))),
+    "head_scalars": Kind((Parameter("weight", "weights", "i h d -> (h d) i"),), split="h"),
+    "head_points": Kind(
+        (Parameter("weight", "weights", "i h d -> (h d) i"), Parameter("bias", "bias", "h d -> (h d)")), split="h"
+    ),
     "point_weights": Kind((Parameter("head_weights", "trainable_point_weights", "h -> h"),)),
     "outer_product": Kind(
         (Parameter("weight", "output_w", "a b c -> c (a b)"), Parameter("bias", "output_b", "c -> c")), split="a"
@@ -129,15 +136,20 @@ TRIANGLE_ATTENTION = (
     Row("linear", "linear", "", "pair_bias"),
     Row("mha", "mha", "attention", "gated_attention", split_by="linear"),
 )
-PAIR_UPDATES = (
-    *under("multiplication_outgoing.", "tri_mul_out.", "triangle_multiplication_outgoing/",
-           _triangle_multiplication("a", "b")),
-    *under("multiplication_incoming.", "tri_mul_in.", "triangle_multiplication_incoming/",
-           _triangle_multiplication("b", "a")),
-    *under("attention_starting.", "tri_att_start.", "triangle_attention_starting_node/", TRIANGLE_ATTENTION),
-    *under("attention_ending.", "tri_att_end.", "triangle_attention_ending_node/", TRIANGLE_ATTENTION),
-    *under("transition.", "pair_transition.", "pair_transition/", TRANSITION),
-)  # fmt: skip
+
+
+def pair_updates(outgoing: Iterable[Row], incoming: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the pair updates of a block with these parts of the triangle multiplications."""
+    return (
+        *under("multiplication_outgoing.", "tri_mul_out.", "triangle_multiplication_outgoing/", outgoing),
+        *under("multiplication_incoming.", "tri_mul_in.", "triangle_multiplication_incoming/", incoming),
+        *under("attention_starting.", "tri_att_start.", "triangle_attention_starting_node/", TRIANGLE_ATTENTION),
+        *under("attention_ending.", "tri_att_end.", "triangle_attention_ending_node/", TRIANGLE_ATTENTION),
+        *under("transition.", "pair_transition.", "pair_transition/", TRANSITION),
+    )
+
+
+PAIR_UPDATES = pair_updates(_triangle_multiplication("a", "b"), _triangle_multiplication("b", "a"))
 
 ROW_ATTENTION = (
     Row("layer_norm_m", "layer_norm_m", "query_norm", "layer_norm"),
@@ -165,13 +177,22 @@ OUTER_PRODUCT_MEAN = (
 )
 
 
-def _block(column_attention: Iterable[Row]) -> tuple[Row, ...]:
+def _block(column_attention: Iterable[Row], pair: Iterable[Row]) -> tuple[Row, ...]:
     return (
         *under("msa.row_attention.", "msa_att_row.", "msa_row_attention_with_pair_bias/", ROW_ATTENTION),
         *column_attention,
         *under("msa.transition.", "msa_transition.", "msa_transition/", TRANSITION),
         *under("pair.outer_product_mean.", "outer_product_mean.", "outer_product_mean/", OUTER_PRODUCT_MEAN),
-        *under("pair.", "pair_stack.", "", PAIR_UPDATES),
+        *under("pair.", "pair_stack.", "", pair),
+    )
+
+
+def stacks(pair: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the blocks of the extra MSA stack and of the Evoformer, with these pair updates."""
+    extra, main = _block(COLUMN_GLOBAL_ATTENTION, pair), _block(COLUMN_ATTENTION, pair)
+    return (
+        *under("extra_msa_stack.blocks.{}.", "extra_msa_stack.blocks.{}.", "evoformer/extra_msa_stack/", extra),
+        *under("evoformer.blocks.{}.", "evoformer.blocks.{}.", "evoformer/evoformer_iteration/", main),
     )
 
 
@@ -180,20 +201,25 @@ EMBEDDERS = (
     Row("input_embedder.linear_msa_m", "input_embedder.linear_msa_m", "preprocess_msa", "linear"),
     Row("input_embedder.linear_tf_z_i", "input_embedder.linear_tf_z_i", "left_single", "linear"),
     Row("input_embedder.linear_tf_z_j", "input_embedder.linear_tf_z_j", "right_single", "linear"),
-    Row(
-        "input_embedder.linear_relpos", "input_embedder.linear_relpos", "pair_activiations", "linear"
-    ),  # their spelling
     Row("recycling_embedder.linear", "recycling_embedder.linear", "prev_pos_linear", "linear"),
     Row("recycling_embedder.layer_norm_m", "recycling_embedder.layer_norm_m", "prev_msa_first_row_norm", "layer_norm"),
     Row("recycling_embedder.layer_norm_z", "recycling_embedder.layer_norm_z", "prev_pair_norm", "layer_norm"),
     Row("extra_msa_embedder.linear", "extra_msa_embedder.linear", "extra_msa_activations", "linear"),
     Row("linear_single", "evoformer.linear", "single_activations", "linear"),
 )
-ITERATION = (
+RELATIVE_POSITIONS = (
+    Row(
+        "input_embedder.linear_relpos", "input_embedder.linear_relpos", "pair_activiations", "linear"
+    ),  # their spelling
+)
+PROJECTIONS = (
     Row("ipa.linear_q", "ipa.linear_q", "invariant_point_attention/q_scalar", "linear"),
     Row("ipa.linear_kv", "ipa.linear_kv", "invariant_point_attention/kv_scalar", "linear"),
     Row("ipa.linear_q_points", "ipa.linear_q_points.linear", "invariant_point_attention/q_point_local", "linear"),
     Row("ipa.linear_kv_points", "ipa.linear_kv_points.linear", "invariant_point_attention/kv_point_local", "linear"),
+    Row("bb_update.linear", "bb_update.linear", "affine_update", "linear"),
+)
+ITERATION = (
     Row("ipa.linear_b", "ipa.linear_b", "invariant_point_attention/attention_2d", "linear"),
     Row("ipa", "ipa", "invariant_point_attention/", "point_weights"),
     Row("ipa.linear_out", "ipa.linear_out", "invariant_point_attention/output_projection", "linear"),
@@ -202,7 +228,6 @@ ITERATION = (
     Row("transition.layers.0.linear_2", "transition.layers.0.linear_2", "transition_1", "linear"),
     Row("transition.layers.0.linear_3", "transition.layers.0.linear_3", "transition_2", "linear"),
     Row("transition.layer_norm", "transition.layer_norm", "transition_layer_norm", "layer_norm"),
-    Row("bb_update.linear", "bb_update.linear", "affine_update", "linear"),
     *under("angle_resnet.", "angle_resnet.", "rigid_sidechain/", (
         Row("linear_in", "linear_in", "input_projection", "linear"),
         Row("linear_initial", "linear_initial", "input_projection_1", "linear"),
@@ -213,12 +238,19 @@ ITERATION = (
         Row("linear_out", "linear_out", "unnormalized_angles", "linear"),
     )),
 )  # fmt: skip
-STRUCTURE_MODULE = (
-    Row("layer_norm_s", "layer_norm_s", "single_layer_norm", "layer_norm"),
-    Row("layer_norm_z", "layer_norm_z", "pair_layer_norm", "layer_norm"),
-    Row("linear_in", "linear_in", "initial_projection", "linear"),
-    *under("", "", "fold_iteration/", ITERATION),
-)
+
+
+def structure_module(projections: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the structure module with these projections of its attention and this backbone update."""
+    rows = (
+        Row("layer_norm_s", "layer_norm_s", "single_layer_norm", "layer_norm"),
+        Row("layer_norm_z", "layer_norm_z", "pair_layer_norm", "layer_norm"),
+        Row("linear_in", "linear_in", "initial_projection", "linear"),
+        *under("", "", "fold_iteration/", (*projections, *ITERATION)),
+    )
+    return under("structure_module.", "structure_module.", "structure_module/", rows)
+
+
 HEADS = (
     Row("plddt.layer_norm", "aux_heads.plddt.layer_norm", "predicted_lddt_head/input_layer_norm", "layer_norm"),
     Row("plddt.linear_1", "aux_heads.plddt.linear_1", "predicted_lddt_head/act_0", "linear"),
@@ -244,14 +276,12 @@ TEMPLATE_EMBEDDER = (
 
 
 MODULES = (
-    *under("", "", "evoformer/", EMBEDDERS),
-    *under("extra_msa_stack.blocks.{}.", "extra_msa_stack.blocks.{}.", "evoformer/extra_msa_stack/",
-           _block(COLUMN_GLOBAL_ATTENTION)),
-    *under("evoformer.blocks.{}.", "evoformer.blocks.{}.", "evoformer/evoformer_iteration/", _block(COLUMN_ATTENTION)),
-    *under("structure_module.", "structure_module.", "structure_module/", STRUCTURE_MODULE),
+    *under("", "", "evoformer/", (*EMBEDDERS, *RELATIVE_POSITIONS)),
+    *stacks(PAIR_UPDATES),
+    *structure_module(PROJECTIONS),
     *HEADS,
     *under(TEMPLATES, TEMPLATES, "evoformer/", TEMPLATE_EMBEDDER),
-)  # fmt: skip
+)
 """Every module of AlphaFold 2's monomer models."""
 
 
@@ -276,8 +306,9 @@ class Entry(NamedTuple):
         return "{}" in self.here
 
 
-def _entries() -> Iterator[Entry]:
-    for row in MODULES:
+def entries(modules: Iterable[Row]) -> Iterator[Entry]:
+    """Yield the tensors of ``modules``."""
+    for row in modules:
         kind = KINDS[row.kind]
         module = row.alphafold.rstrip("/")
         split_by = f"{row.split_by}.weight" if isinstance(row.split_by, str) else row.split_by
@@ -286,5 +317,5 @@ def _entries() -> Iterator[Entry]:
             yield Entry(*names, axes, kind.split if "(" in axes else "", split_by)
 
 
-ENTRIES = tuple(_entries())
+ENTRIES = tuple(entries(MODULES))
 """Every tensor of AlphaFold 2's monomer models, with templates and the head of predicted aligned errors."""

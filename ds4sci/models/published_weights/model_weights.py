@@ -31,12 +31,9 @@ def is_auxiliary_head(name: str) -> bool:
 
 
 def describe_unknown(file: WeightFile) -> str:
-    """Return the names of a file that no monomer model has, with a remark if they are those of a multimer model."""
+    """Return the names of a file that no published model has."""
     more = f", … and {len(file.unknown) - 5:,} more" if len(file.unknown) > 5 else ""
-    text = f"{len(file.unknown):,} names that AlphaFold 2 does not have: {', '.join(file.unknown[:5])}{more}"
-    if any("~_relative_encoding" in name or "linear_ab_p" in name for name in file.unknown):
-        text += ". This is a multimer model, which the structure model is not"
-    return text
+    return f"{len(file.unknown):,} names that AlphaFold 2 does not have: {', '.join(file.unknown[:5])}{more}"
 
 
 def read_for(model: FoldModel, file: Path, *, skip: Sequence[str] = (), new: Sequence[str] = ()) -> FittedWeights:

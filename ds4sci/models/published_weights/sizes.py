@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from ds4sci.models.fold import Config, FoldModel, TemplateConfig
-from ds4sci.models.published_weights.key_map import ENTRIES, TEMPLATES
-from ds4sci.models.published_weights.translation import BLOCK
+from ds4sci.models.published_weights.key_map import TEMPLATES
+from ds4sci.models.published_weights.translation import BLOCK, is_multimer
 from ds4sci.nn.template import POINTWISE_HEADS
 
 HEADS = ("masked_msa", "experimentally_resolved", "tm")
-"""Optional heads of ``Config`` that AlphaFold has; ``tm`` only in its ``_ptm`` models."""
+"""Optional heads of ``Config`` that AlphaFold has; ``tm`` only in its ``_ptm`` and multimer models."""
 
 PUBLISHED_WITH_TEMPLATES = Config(template=TemplateConfig(blocks=2))
 """Sizes of models 1 and 2."""
+
+PUBLISHED_MULTIMER = Config(kind="multimer", template=TemplateConfig(blocks=2), heads=HEADS)
+"""Sizes of the multimer models."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Contents:
     @property
     def presets(self) -> tuple[str, ...]:
         """Published models with these shapes; empty for other sizes."""
+        if self.config == PUBLISHED_MULTIMER:
+            return tuple(f"model_{number}_multimer_v3" for number in (1, 2, 3, 4, 5))
         without_tm = self.config.model_copy(update={"heads": tuple(head for head in self.config.heads if head != "tm")})
         if without_tm == PUBLISHED_WITH_TEMPLATES:
             numbers: tuple[int, ...] = (1, 2)
@@ -55,11 +60,12 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
     Raises ValueError naming the missing tensors if there are too few to tell.
     """
     shape = _Shapes(tensors)
-    evoformer, extra, ipa = "evoformer.blocks.0.", "extra_msa_stack.blocks.0.", "structure_module.ipa."
+    evoformer, extra = "evoformer.blocks.0.", "extra_msa_stack.blocks.0."
     c_m, c_z = shape["input_embedder.linear_tf_m.bias"][0], shape["input_embedder.linear_tf_z_i.bias"][0]
     heads_msa = shape[f"{evoformer}msa.row_attention.linear_z.weight"][0]
     heads_pair = shape[f"{evoformer}pair.attention_starting.linear.weight"][0]
     sizes: dict[str, Any] = {
+        "kind": "multimer" if is_multimer(tensors) else "monomer",
         "c_m": c_m,
         "c_z": c_z,
         "c_s": shape["linear_single.weight"][0],
@@ -84,34 +90,44 @@ def read_contents(tensors: Mapping[str, Tensor]) -> Contents:
         }
     if any(name.startswith(TEMPLATES) for name in tensors):
         sizes["template"] = _template_sizes(shape)
+    sizes["structure"] = _structure_sizes(shape)
+    return Contents(Config.model_validate(sizes))
+
+
+def _structure_sizes(shape: _Shapes) -> dict[str, int]:
+    ipa = "structure_module.ipa."
     heads = shape[f"{ipa}head_weights"][0]
     qk_points = shape[f"{ipa}linear_q_points.bias"][0] // (3 * heads)
-    sizes["structure"] = {
+    if is_multimer(shape.tensors):
+        v_points = shape[f"{ipa}linear_v_points.bias"][0] // (3 * heads)
+    else:
+        v_points = shape[f"{ipa}linear_kv_points.bias"][0] // (3 * heads) - qk_points
+    sizes = {
         "heads": heads,
-        "d_ipa": shape[f"{ipa}linear_q.bias"][0] // heads,
+        "d_ipa": shape[f"{ipa}linear_q.weight"][0] // heads,
         "qk_points": qk_points,
-        "v_points": shape[f"{ipa}linear_kv_points.bias"][0] // (3 * heads) - qk_points,
+        "v_points": v_points,
         "c_angle": shape["structure_module.angle_resnet.linear_in.bias"][0],
     }
-    if wrong := [f"{key} = {size}" for key, size in sizes["structure"].items() if size < 1]:
+    if wrong := [f"{key} = {size}" for key, size in sizes.items() if size < 1]:
         raise ValueError(f"not the parameters of a structure model: the shapes of {ipa}* give {', '.join(wrong)}")
-    return Contents(
-        Config.model_validate(sizes),
-    )
+    return sizes
 
 
 def _template_sizes(shape: _Shapes) -> dict[str, int]:
     block = f"{TEMPLATES}pair_stack.blocks.0.pair."
-    c_t = shape[f"{TEMPLATES}pair_embedder.bias"][0]
+    c_t = shape[f"{TEMPLATES}layer_norm.bias"][0]
     heads = shape[f"{block}attention_starting.linear.weight"][0]
-    return {
+    attention = {}
+    if not is_multimer(shape.tensors):  # which averages the templates
+        attention = {"d_attention": shape[f"{TEMPLATES}attention.linear_q.weight"][0] // POINTWISE_HEADS}
+    return attention | {
         "blocks": _count_blocks(f"{TEMPLATES}pair_stack.", shape.tensors),
         "c_t": c_t,
         "heads_pair": heads,
         "d_pair": shape[f"{block}attention_starting.mha.linear_q.weight"][0] // heads,
         "c_multiplication": shape[f"{block}multiplication_outgoing.linear_a_p.weight"][0],
         "transition_factor": shape[f"{block}transition.linear_1.weight"][0] // c_t,
-        "d_attention": shape[f"{TEMPLATES}attention.linear_q.weight"][0] // POINTWISE_HEADS,
     }
 
 
@@ -133,13 +149,8 @@ def _count_blocks(stack: str, tensors: Mapping[str, Tensor]) -> int:
     return len({number.group() for number in found if number})
 
 
-def missing_parts(tensors: Mapping[str, Tensor], beginning: str) -> list[str]:
-    """Return the tensors whose names begin with ``beginning`` that the key map has and ``tensors`` have not."""
-    return [entry.here for entry in ENTRIES if entry.here.startswith(beginning) and entry.here not in tensors]
-
-
 SIZES: dict[str, tuple[str, ...]] = {
-    "": ("c_m", "c_z", "c_s", "c_plddt"),
+    "": ("kind", "c_m", "c_z", "c_s", "c_plddt"),
     "evoformer": (
         "blocks", "heads_msa", "d_msa", "heads_pair", "d_pair", "c_outer", "c_multiplication", "transition_factor",
     ),

@@ -1,7 +1,7 @@
 """Translation of parameters between the names and axes of AlphaFold, OpenFold and this project.
 
-Every function returns the translated tensors and the names that are in no table. No value changes: axes are permuted,
-merged and split, and blocks are stacked or taken apart.
+Functions return the translated tensors and the names that are in no table. No value changes: axes are permuted,
+merged and split, blocks are stacked or taken apart, and the joined projections of AlphaFold-Multimer likewise.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from einops import EinopsError, rearrange
 from torch import Tensor
 
 from ds4sci.models.published_weights.key_map import ENTRIES, Entry
+from ds4sci.models.published_weights.multimer_key_map import JOINED, MULTIMER_ENTRIES
 
 Names = Literal["ds4sci", "openfold", "alphafold"]
 """Program whose names and axes the tensors of a file have."""
@@ -36,8 +37,53 @@ EARLIER_OPENFOLD_NAMES = (
 )
 """Names in OpenFold's published files, which are of version 1, and prefixes of its training checkpoints."""
 
-FROM_OPENFOLD, FROM_ALPHAFOLD = ({getattr(entry, key): entry for entry in ENTRIES} for key in ("openfold", "alphafold"))
-FROM_HERE = {entry.here: entry for entry in ENTRIES}
+FROM_OPENFOLD, FROM_ALPHAFOLD = (
+    {getattr(entry, key): entry for entry in (*ENTRIES, *MULTIMER_ENTRIES)} for key in ("openfold", "alphafold")
+)
+"""Both kinds of models: no name has two meanings."""
+
+FROM_HERE, FROM_MULTIMER = ({entry.here: entry for entry in entries} for entries in (ENTRIES, MULTIMER_ENTRIES))
+
+
+def is_multimer(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether ``tensors``, which are named as here, are those of AlphaFold-Multimer: keys without values."""
+    return "structure_module.ipa.linear_k.weight" in tensors
+
+
+def _split_halves(tensors: Tensors, origin: dict[str, str], program: Names) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors with the halves of those that AlphaFold-Multimer joins, and the names in the file."""
+    halves = JOINED[program]
+    made: Tensors = {}
+    origins: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        joined = next((part for part in halves if part in name), None)
+        parts = {name: tensor}
+        if joined is not None:
+            if tensor.dim() == 0 or tensor.shape[0] % 2:
+                raise ValueError(f"{origin[name]}: has the shape {list(tensor.shape)}, expected two joined projections")
+            names = (name.replace(joined, half) for half in halves[joined])
+            parts = dict(zip(names, tensor.chunk(2, 0), strict=True))
+        made |= parts
+        origins |= dict.fromkeys(parts, origin[name])
+    return made, origins
+
+
+def _join_halves(tensors: Mapping[str, Tensor], program: Names) -> Tensors:
+    """Return the tensors of a multimer model, named as here, with joined projections; the inverse of the above.
+
+    Raises ValueError if one half is missing.
+    """
+    made = dict(tensors)
+    for joined, (left, right) in JOINED[program].items():
+        for name in [name for name in made if left in name or right in name]:
+            if name not in made:  # the other half of one before
+                continue
+            whole = name.replace(left, joined).replace(right, joined)
+            halves = whole.replace(joined, left), whole.replace(joined, right)
+            if missing := [half for half in halves if half not in made]:
+                raise ValueError(f"{missing[0]} is missing; AlphaFold-Multimer joins it with another projection")
+            made[whole] = torch.cat([made.pop(half) for half in halves])
+    return made
 
 
 def from_openfold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str], list[str]]:
@@ -45,12 +91,16 @@ def from_openfold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str
 
     Current and earlier names of OpenFold are known.
     """
-    return _renamed(tensors, FROM_OPENFOLD, "here", EARLIER_OPENFOLD_NAMES)
+    renamed, origin, unknown = _renamed(tensors, FROM_OPENFOLD, "here", EARLIER_OPENFOLD_NAMES)
+    return *_split_halves(renamed, origin, "openfold"), unknown
 
 
 def to_openfold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, list[str]]:
     """Return tensors, which are named as here, by OpenFold's names, and the names that OpenFold does not have."""
-    renamed, _, unknown = _renamed(tensors, FROM_HERE, "openfold")
+    table = FROM_HERE
+    if is_multimer(tensors):
+        tensors, table = _join_halves(tensors, "openfold"), FROM_MULTIMER
+    renamed, _, unknown = _renamed(tensors, table, "openfold")
     return renamed, unknown
 
 
@@ -97,9 +147,11 @@ def from_alphafold(arrays: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str
         tensor = rearrange(array, f"{before} -> {after}")
         blocks = tensor if entry.is_stacked else [tensor]
         parts = {entry.here.format(number): part for number, part in enumerate(blocks)}
+        if twice := parts.keys() & tensors.keys():
+            raise ValueError(f"two tensors have the same meaning: {origin[twice.pop()]} and {name}")
         tensors |= parts
         origin |= dict.fromkeys(parts, name)
-    return tensors, origin, unknown
+    return *_split_halves(tensors, origin, "alphafold"), unknown
 
 
 def to_alphafold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, list[str]]:
@@ -108,10 +160,13 @@ def to_alphafold(tensors: Mapping[str, Tensor]) -> tuple[Tensors, list[str]]:
     Raises ValueError if a block lacks a tensor that another block has, or if the shapes do not give the sizes of the
     axes that AlphaFold's arrays have.
     """
+    table = FROM_HERE
+    if is_multimer(tensors):
+        tensors, table = _join_halves(tensors, "alphafold"), FROM_MULTIMER
     stacks: dict[Entry, dict[int, Tensor]] = defaultdict(dict)
     unknown = []
     for name, tensor in tensors.items():
-        entry = FROM_HERE.get(BLOCK.sub("{}", name))
+        entry = table.get(BLOCK.sub("{}", name))
         if entry is None:
             unknown.append(name)
             continue

@@ -24,6 +24,7 @@ from ds4sci.models.published_weights.translation import (
     Tensors,
     from_alphafold,
     from_openfold,
+    is_multimer,
     to_alphafold,
     to_openfold,
 )
@@ -43,6 +44,11 @@ NOTICES: Mapping[Names, str] = {
     "openfold": CC_BY.format("OpenFold", "Ahdritz et al. 2024 (https://doi.org/10.1038/s41592-024-02272-z)"),
 }
 """Terms of the published parameters, by the program whose names a file has."""
+
+MULTIMER_NOTICE = CC_BY.format(
+    "AlphaFold-Multimer", "Evans et al. 2021 (https://doi.org/10.1101/2021.10.04.463034) and Jumper et al. 2021"
+)
+"""Terms of the parameters of AlphaFold-Multimer in files of either program: OpenFold published none of its own."""
 
 TITLES: Mapping[Names, str] = {"alphafold": "AlphaFold 2", "openfold": "OpenFold", "ds4sci": "ds4sci"}
 SUFFIXES = {".npz": "npz", ".pt": "torch", ".pth": "torch", ".ckpt": "torch", ".safetensors": "safetensors"}
@@ -122,7 +128,9 @@ def _recognize(path: Path, stored: Tensors, notice: str, kind: str) -> WeightFil
             unknown = not_of_here
     tensors |= {name: stored[name] for name in unknown}
     origin |= {name: name for name in unknown}
-    return WeightFile(path, names, tensors, origin, tuple(unknown), notice or NOTICES.get(names, ""), len(stored))
+    if not notice and names != "ds4sci":
+        notice = MULTIMER_NOTICE if is_multimer(tensors) else NOTICES[names]
+    return WeightFile(path, names, tensors, origin, tuple(unknown), notice, len(stored))
 
 
 def _read_npz(path: Path) -> tuple[Tensors, str]:

@@ -16,6 +16,7 @@ from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.data.structures.chain_set import ChainSet
 from ds4sci.files.array_files import save_arrays
 from ds4sci.geometry import dihedral
+from ds4sci.losses.complexes import align_record
 from ds4sci.machine.memory_errors import name_memory_errors
 from ds4sci.metrics import METRICS, PERCENT_METRICS, chain_metrics, lddt_ca, mean_metrics, pseudo_beta
 from ds4sci.tasks.capabilities import StructurePredictor
@@ -54,9 +55,10 @@ def structure_evaluation(
         arrays: dict[str, np.ndarray] = {}
         with request.progress("predicting", len(chains)) as advance:
             for prediction, record in predict_chains(task, chains, batch_size, request.device):
-                rows.append(chain_metrics(prediction, record) | _number_of_chains(record))
+                true = align_record(record, prediction.atom37[:, ATOM37_INDEX["CA"]])
+                rows.append(chain_metrics(prediction, true) | _number_of_chains(record))
                 if is_validation:
-                    arrays |= report_arrays(prediction, record)
+                    arrays |= report_arrays(prediction, true)
                 advance()
         order = {name: index for index, name in enumerate(chains.ids)}
         rows.sort(key=lambda row: order[row["id"]])
