@@ -48,7 +48,7 @@ class LossConfig(BaseModel):
     interface_clamp: float = Field(30.0, gt=0)
     """Å. Clamp of ``interface_fape``."""
     chain_centers: float = 0.0
-    """Chains whose centres are predicted too near to each other; 1 in AlphaFold-Multimer."""
+    """Chains whose centres are predicted too near to each other; 0.05 in OpenFold."""
     sidechain_fape: float = 0.5
     """All-atom FAPE of the last iteration."""
     unclamped_fraction: float = 0.1
