@@ -236,6 +236,19 @@ def pseudo_beta(atom37: Tensor, mask: Tensor, aatype: Tensor) -> tuple[Tensor, T
     return position, torch.where(glycine[..., 0], has_ca, has_cb | (has_n & has_ca & has_c))
 
 
+def distance_change(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
+    """Root mean square change in Å of the distances of all pairs of points, for each of b structures.
+
+    before, after [b, n, 3] Å, mask bool [b, n] → [b]. AlphaFold-Multimer stops recycling by it (after AF2Complex, Gao
+    et al. 2022).
+    """
+    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2)
+    exact = "donot_use_mm_for_euclid_dist"
+    old, new = (torch.cdist(x, x, compute_mode=exact) for x in (before, after))
+    squared = (old - new).square().masked_fill(~pairs, 0.0)
+    return (squared.sum((-1, -2)) / pairs.sum((-1, -2)).clamp(min=1)).sqrt()
+
+
 def distogram_edges(bins: int, like: Tensor) -> Tensor:
     """Return the ``bins - 1`` edges between distogram bins, 2.3125–21.6875 Å (supplement 1.9.8)."""
     return torch.linspace(2.3125, 21.6875, bins - 1, device=like.device, dtype=like.dtype)

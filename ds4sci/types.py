@@ -172,6 +172,8 @@ class Batch:
     is_predicted  bool [b], True = the coordinates are a prediction; None = of no example
     ids         b record ids
     recycling   recycling passes without gradient before the last pass; the same on all ranks
+    recycling_tolerance  Å: no more recycling passes once the distances of Cα change by less (``distance_change``); 0 =
+                all passes
     step        optimizer step of this batch
     progress    step / total steps of the run, in [0, 1]
     """
@@ -201,6 +203,7 @@ class Batch:
     entity_id: Tensor | None = None
     sym_id: Tensor | None = None
     recycling: int = 0
+    recycling_tolerance: float = 0.0
     step: int = 0
     progress: float = 0.0
 
@@ -372,6 +375,7 @@ class Output:
     pair, msa0               [b, n, n, c_z], [b, n, c_m]: recycled together with ``atom37``
 
     aligned_error_logits     [b, n, n, 64]: error of residue j (column) in the frame of residue i (row)
+    recycling                recycling passes before the last one
 
     With axial parallelism, ``pair`` and the logits of pairs have this rank's n_r of n rows and ``masked_msa_logits``
     its MSA rows; what belongs to residues is whole on every rank.
@@ -392,6 +396,7 @@ class Output:
     resolved_logits: Tensor | None = None
     secondary_logits: Tensor | None = None
     aligned_error_logits: Tensor | None = None
+    recycling: int = 0
 
 
 @dataclass(frozen=True)
@@ -421,6 +426,7 @@ class Prediction:
     ptm       predicted TM-score, 0–1, or None like pae
     chain_ids chains of a complex; None for a single chain
     iptm      predicted TM-score of interfaces, 0–1; None for single chains, and like pae
+    recycling recycling passes before the last one; None from models without recycling
     """
 
     id: str
@@ -436,3 +442,4 @@ class Prediction:
     ptm: float | None = None
     chain_ids: ChainIds | None = None
     iptm: float | None = None
+    recycling: int | None = None

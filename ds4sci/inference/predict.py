@@ -81,11 +81,11 @@ def predict_run(
 
     Returns the summary: ``run, name, step, quantize, weight_bytes, machine, commit, counts, records``. A row of
     ``records`` has ``id, length, status, error, files, notes, input, msa_rows, alignments, templates, template_hits,
-    memory_gb`` (estimated) and, if predicted, ``plddt`` (mean), ``ranking_confidence``, which is the mean pLDDT as for
-    AlphaFold's monomers, and ``ptm`` from models with the head ``tm``. A complex has ``iptm`` too, and 0.8 ipTM + 0.2
-    pTM as its ``ranking_confidence``; ``chains``: name, FASTA record, entity, length and, if predicted, mean pLDDT of
-    each; and ``pairing``, the rows of each entity that its alignment has. ``status`` is ``predicted``, ``failed`` or,
-    if the command was interrupted, ``not attempted``.
+    memory_gb`` (estimated) and, if predicted, ``recycling`` (passes before the last), ``plddt`` (mean),
+    ``ranking_confidence``, which is the mean pLDDT as for AlphaFold's monomers, and ``ptm`` from models with the head
+    ``tm``. A complex has ``iptm`` too, and 0.8 ipTM + 0.2 pTM as its ``ranking_confidence``; ``chains``: name, FASTA
+    record, entity, length and, if predicted, mean pLDDT of each; and ``pairing``, the rows of each entity that its
+    alignment has. ``status`` is ``predicted``, ``failed`` or, if the command was interrupted, ``not attempted``.
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
     that is not FASTA, no readable entry, a duplicate name, no alignment or no templates for any record, a model that
@@ -250,6 +250,8 @@ def _attempt(
         written_paths.append(writers.write_confidence(prediction, out_dir / f"{job.stem}{writers.CONFIDENCE_SUFFIX}"))
         mean = round(float(np.mean(prediction.plddt)), 2)
         row |= {"status": PREDICTED, "plddt": mean, "ranking_confidence": mean}
+        if prediction.recycling is not None:
+            row["recycling"] = prediction.recycling
         if prediction.chain_ids is not None:
             for chain, own in zip(row["chains"], chain_slices(prediction.chain_ids.asym_id), strict=True):
                 chain["plddt"] = round(float(np.mean(prediction.plddt[own])), 2)

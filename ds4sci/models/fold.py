@@ -15,11 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ds4sci.chemistry import residue_constants
-from ds4sci.geometry import Rigid, atom14_to_atom37, frames_to_atom14, pseudo_beta, table, torsion_to_frames
+from ds4sci.chemistry.residue_constants import ATOM37_INDEX
+from ds4sci.geometry import (
+    Rigid,
+    atom14_to_atom37,
+    distance_change,
+    frames_to_atom14,
+    pseudo_beta,
+    table,
+    torsion_to_frames,
+)
 from ds4sci.models.freezing import freeze_parameters
 from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, Kind, RecyclingEmbedder, Residues
 from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
-from ds4sci.nn.heads import ALIGNED_ERROR_BINS, DISTOGRAM_BINS, DistogramHead, PLDDTHead
+from ds4sci.nn.heads import ALIGNED_ERROR_BINS, DistogramHead, PLDDTHead
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.nn.low_rank import LowRankConfig, add_low_rank
 from ds4sci.nn.multimer_template import MultimerTemplateEmbedder
@@ -257,15 +266,28 @@ class FoldModel(nn.Module):
     def forward(self, batch: Batch) -> Output | StemOutput:
         """``batch.recycling`` recycling passes without gradient, then the pass whose output is returned.
 
+        Fewer, once no example of the batch changes by more than ``batch.recycling_tolerance``.
+
         In training, while ``batch.progress`` is below ``stem.stem_only_fraction``, only the stem runs.
         """
         if self.trains_stem_only(batch):
             return self.predict_by_stem(batch, self.embed_by_stem(batch))
         recycled: list[Tensor] | None = None
-        for _ in range(batch.recycling):
+        before: Tensor | None = None
+        passes = 0
+        while passes < batch.recycling:
             with torch.no_grad():
-                recycled = recycled_inputs(batch, self._pass(batch, recycled))
-        return self._pass(batch, recycled)
+                output = self._pass(batch, recycled)
+                recycled = recycled_inputs(batch, output)
+            passes += 1
+            if batch.recycling_tolerance:
+                ca = output.atom37[..., ATOM37_INDEX["CA"], :]
+                changes = None if before is None else distance_change(before, ca, batch.token_mask)
+                if changes is not None and bool((changes <= batch.recycling_tolerance).all()):
+                    break
+                before = ca
+            del output
+        return replace(self._pass(batch, recycled), recycling=passes)
 
     @property
     def _in_place(self) -> bool:
@@ -434,36 +456,3 @@ def recycled_inputs(batch: Batch, previous: Output) -> list[Tensor]:
     beta, _ = pseudo_beta(previous.atom37.detach(), atoms, batch.aatype)
     beta = beta.masked_fill((batch.aatype == residue_constants.encode("X").item()).unsqueeze(-1), 0.0)
     return [previous.msa0.detach(), previous.pair.detach(), beta]
-
-
-def prediction_bytes(
-    config: Config, n: int, s: int = 1, e: int = 0, t: int = 0, *, recycling: int = 0, refinement: int = 0
-) -> int:
-    """Estimated peak memory of a prediction beyond the weights: n residues, s MSA rows, e extra MSA rows, t templates.
-
-    ``4 · (P n² + M (s + t) n + E e n) + T + 40 MB`` bytes, where the numbers of floats per pair, MSA entry and extra
-    MSA entry are
-
-    - ``P = max(trunk, heads, recycling, templates)``. ``trunk = c_z + 1.25 c_multiplication + heads_msa + 20`` (updates
-      are added in place), ``heads = c_z + 2 · 64 + 40`` is the pair representation, the logits of the distogram and
-      their probabilities (90 more with refinement), or the logits of distogram and aligned errors, ``recycling = 2 c_z
-      + 20`` is the previous pair representation too. ``templates = c_z + (t + 2) c_t + 1.25 · c_multiplication + 20``
-      are those of all templates and the one that passes the stack.
-    - ``M = 1.5 c_m + heads_msa · d_msa + 49``, and ``E = 1.5 c_e + heads_msa · d_msa + 25`` with the sizes of the
-      extra-MSA stack.
-
-    T, for the parts that are updated at a time, is four sixteenths of the pair representation, at most 64 MB. The
-    factors are fitted to the peak resident set size on CPUs, fp32, batch size 1, with c_z from 8 to 128: at n = 640 the
-    estimate is 1.07 to 1.20 times the measured value, at n = 400 it is 0.99 to 1.40 times.
-    """
-    evoformer, extra, z = config.evoformer, config.extra_msa, config.c_z
-    multiplies = any("multiplication" in update for update in evoformer.pair_updates)
-    trunk = z + (1.25 * evoformer.c_multiplication if multiplies else 0) + evoformer.heads_msa + 20
-    heads = z + 2 * DISTOGRAM_BINS + (130 if refinement else 40)
-    template = config.template
-    templates = z + (t + 2) * template.c_t + 1.25 * template.c_multiplication + 20 if t else 0
-    pair = max(trunk, heads, 2 * z + 20 if recycling else 0, templates)
-    row = 1.5 * config.c_m + evoformer.heads_msa * evoformer.d_msa + 49
-    extra_row = 1.5 * extra.c_e + evoformer.heads_msa * extra.d_msa + 25 if extra.blocks else 0.0
-    parts = 4 * min(16 * 2**20, 4 * z * n * n / 16)
-    return int(4 * (pair * n * n + row * (s + t) * n + extra_row * e * n) + parts) + 40_000_000

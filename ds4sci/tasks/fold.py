@@ -37,6 +37,7 @@ from ds4sci.losses.complexes import align_record
 from ds4sci.losses.fold import LossConfig, sample_losses
 from ds4sci.metrics import chain_metrics, mean_metrics
 from ds4sci.models import fold, fold_stage, published_weights
+from ds4sci.models.prediction_memory import prediction_bytes
 from ds4sci.models.refine import refine
 from ds4sci.models.relax import relax
 from ds4sci.models.weight_fit import FittedWeights
@@ -86,6 +87,9 @@ class DataConfig(OrderConfig, SampleKeys):
     """Chains per batch in evaluations."""
     evaluation_recycling: int = Field(3, ge=0)
     """Recycling passes in evaluation and prediction."""
+    prediction_recycling_tolerance: float = Field(0.0, ge=0)
+    """Å. Predictions and evaluations of a finished run end recycling when the distances of Cα change by less from one
+    pass to the next (root mean square); 0 = all passes. 0.5 in AlphaFold-Multimer."""
     evaluation_refinement: int = Field(0, ge=0)
     """Steps of refinement by the predicted distogram (``ds4sci.models.refine``) in evaluation and prediction; 0 =
     none."""
@@ -332,7 +336,7 @@ class FoldTask(SampledTask):
         features, data = self.evaluation_features, self.config.data
         depth = len(record.msa.names) if record.msa is not None and features.msa_input == "msa" else 1
         s = min(depth, features.max_clusters)
-        return fold.prediction_bytes(
+        return prediction_bytes(
             self.config.model,
             len(record.sequence),
             s,
@@ -346,8 +350,11 @@ class FoldTask(SampledTask):
         self, features: Sequence[Features], device: torch.device, model: nn.Module | None = None
     ) -> list[Prediction]:
         """Predict chains as one padded batch, in evaluation mode, without gradients."""
-        model = self.model if model is None else model
-        batch = collate(list(features), recycling=self.config.data.evaluation_recycling).to(device)
+        data = self.config.data
+        batch = collate(list(features), recycling=data.evaluation_recycling)
+        if model is None and self.fold_model.group.size == 1:  # ranks that share weights must run equally many passes
+            batch = replace(batch, recycling_tolerance=data.prediction_recycling_tolerance)
+        model, batch = self.model if model is None else model, batch.to(device)
         training = model.training
         model.eval()
         try:
@@ -362,7 +369,7 @@ class FoldTask(SampledTask):
             # one chain at a time: the distogram is the largest output
             distogram = shards.gather_residues(output.distogram_logits[row : row + 1], 1)[0]
             made = self._prediction(one, output, row, distogram)
-            predictions.append(replace(made, **confidence[row]))
+            predictions.append(replace(made, recycling=output.recycling, **confidence[row]))
         return predictions
 
     def _pair_confidence(self, output: Output, batch: Batch, row: int, n: int) -> dict[str, Any]:

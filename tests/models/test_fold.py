@@ -149,6 +149,26 @@ def test_recycling_equals_iterated_passes(model: FoldModel, batch: Batch) -> Non
     torch.testing.assert_close(again.translations, once.translations)
 
 
+def test_recycling_ends_when_distances_no_longer_change(model: FoldModel, batch: Batch) -> None:
+    """The change that ends it is that of AlphaFold-Multimer's code, written out here."""
+    model.eval()
+    model.requires_grad_(False)
+    outputs = [model(replace(wide(batch), recycling=passes)) for passes in range(4)]
+
+    def change(first: int) -> float:
+        found = []
+        for row, n in enumerate(batch.token_mask.sum(1).tolist()):
+            d, e = (torch.cdist(x, x) for x in (outputs[i].atom37[row, :n, 1] for i in (first, first + 1)))
+            found.append(float((d - e).square().mean().sqrt()))
+        return max(found)
+
+    assert change(1) != change(0)
+    for tolerance, passes in ((change(0) * 1.001, 2), (0.0, 3), (min(change(0), change(1)) * 0.999, 3)):
+        found = model(replace(wide(batch), recycling=3, recycling_tolerance=tolerance))
+        assert found.recycling == passes
+        assert torch.equal(found.atom37, outputs[passes].atom37)
+
+
 @pytest.fixture
 def with_unknown(batch: Batch) -> Batch:
     """Some residues are X."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def collate(
     if not features:
         raise ValueError("a batch needs at least one example; got none")
     n = -(-max(len(one.aatype) for one in features) // multiple) * multiple
-    stacked: dict[str, torch.Tensor] = {}
+    stacked: dict[str, Any] = {}
     with_templates = {one.template_aatype is not None for one in features}
     if len(with_templates) > 1:
         raise ValueError(
