@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from ds4sci.geometry import torsion_mask, torsions_of_atoms
 from ds4sci.kernels.tiles import add_in_parts
 from ds4sci.nn.embedders import one_hot_product
-from ds4sci.nn.evoformer import BlockConfig, EvoformerStack, PairUpdate
+from ds4sci.nn.evoformer import PairUpdate
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.nn.template import (
     DISTANCE_BINS,
     RESIDUE_TYPES,
+    PairStack,
     TemplateAngleEmbedder,
     Templates,
     distance_bins,
@@ -116,13 +117,10 @@ class MultimerTemplateEmbedder(nn.Module):
         self.pair_embedder = MultimerTemplatePairEmbedder(c_t)
         self.layer_norm_query = LayerNorm(c_z)
         self.linear_query = Linear(c_z, c_t, init="relu")
-        block = BlockConfig(
-            c_z=c_t, heads_pair=heads_pair, d_pair=d_pair, c_multiplication=c_multiplication,
+        self.pair_stack = PairStack(
+            blocks, checkpoint_blocks, c_z=c_t, heads_pair=heads_pair, d_pair=d_pair, c_multiplication=c_multiplication,
             transition_factor=transition_factor, dropout_pair=dropout, pair_updates=PAIR_UPDATES,
-            # no MSA
-            c_m=0, heads_msa=0, d_msa=0, c_outer=0, convolution_width=0, dropout_msa=0.0, msa_updates=(),
         )  # fmt: skip
-        self.pair_stack = EvoformerStack(block, blocks, checkpoint_blocks)
         self.layer_norm = LayerNorm(c_t)
         self.linear_out = Linear(c_t, c_z, init="relu")
 
@@ -161,6 +159,4 @@ class MultimerTemplateEmbedder(nn.Module):
 
     def _stack(self, z: Tensor, pair_mask: Tensor, shards: AxialShards, *, in_place: bool) -> Tensor:
         """The pair stack on [b, n, n, c_t], and the layer norm after it."""
-        no_msa = z.new_zeros(z.shape[0], 0, z.shape[2], 0)
-        _, z = self.pair_stack(no_msa, z, pair_mask[:, :0], pair_mask, shards, in_place=in_place)
-        return self.layer_norm(z)
+        return self.layer_norm(self.pair_stack(z, pair_mask, shards, in_place=in_place))

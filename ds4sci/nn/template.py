@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -194,6 +194,25 @@ class TemplatePointwiseAttention(nn.Module):
         return update * mask.any(1)[:, None, None, None]
 
 
+class PairStack(EvoformerStack):
+    """Algorithm 16: blocks of pair updates without an MSA. ``sizes`` are the fields of ``BlockConfig`` for pairs."""
+
+    def __init__(self, blocks: int, checkpoint_blocks: bool, **sizes: Any) -> None:
+        no_msa: dict[str, Any] = {
+            "c_m": 0, "heads_msa": 0, "d_msa": 0, "c_outer": 0, "convolution_width": 0, "dropout_msa": 0.0,
+            "msa_updates": (),
+        }  # fmt: skip
+        super().__init__(BlockConfig(**sizes, **no_msa), blocks, checkpoint_blocks)
+
+    def forward(  # type: ignore[override]
+        self, z: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE, *, in_place: bool = False
+    ) -> Tensor:
+        """z [b, n, n, c_z], pair_mask bool [b, n, n] → the updated z."""
+        no_msa = z.new_zeros(z.shape[0], 0, z.shape[2], 0)
+        _, z = super().forward(no_msa, z, pair_mask[:, :0], pair_mask, shards, in_place=in_place)
+        return z
+
+
 class TemplateEmbedder(nn.Module):
     """Templates as rows of the MSA representation and as an update of the pair representation."""
 
@@ -205,13 +224,10 @@ class TemplateEmbedder(nn.Module):
         self.c_t = c_t
         self.angle_embedder = TemplateAngleEmbedder(c_m)
         self.pair_embedder = TemplatePairEmbedder(c_t, unit_vectors=unit_vectors)
-        block = BlockConfig(
-            c_z=c_t, heads_pair=heads_pair, d_pair=d_pair, c_multiplication=c_multiplication,
+        self.pair_stack = PairStack(
+            blocks, checkpoint_blocks, c_z=c_t, heads_pair=heads_pair, d_pair=d_pair, c_multiplication=c_multiplication,
             transition_factor=transition_factor, dropout_pair=dropout, pair_updates=PAIR_UPDATES,
-            # no MSA
-            c_m=0, heads_msa=0, d_msa=0, c_outer=0, convolution_width=0, dropout_msa=0.0, msa_updates=(),
         )  # fmt: skip
-        self.pair_stack = EvoformerStack(block, blocks, checkpoint_blocks)
         self.layer_norm = LayerNorm(c_t)
         self.attention = TemplatePointwiseAttention(c_t, c_z, d_attention)
 
@@ -245,6 +261,4 @@ class TemplateEmbedder(nn.Module):
     def _embed(self, templates: Templates, pair_mask: Tensor, shards: AxialShards, *, in_place: bool) -> Tensor:
         """Algorithm 2, lines 9–11: pair representation [b, n, n, c_t] of one template of each of b chains."""
         z = self.pair_embedder(templates.aatype, templates.positions, templates.atom_mask, shards)
-        no_msa = z.new_zeros(z.shape[0], 0, z.shape[2], 0)
-        _, z = self.pair_stack(no_msa, z, pair_mask[:, :0], pair_mask, shards, in_place=in_place)
-        return self.layer_norm(z)
+        return self.layer_norm(self.pair_stack(z, pair_mask, shards, in_place=in_place))
