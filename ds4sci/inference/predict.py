@@ -280,10 +280,12 @@ def _remove(files: list[Path]) -> None:
 def _line(row: dict[str, Any]) -> str:
     chains = f" in {len(row['chains'])} chains" if "chains" in row else ""
     start = f"{row['id']}: {row['length']} residues{chains}"
-    notes = "".join(f"\n  warning: {note}" for note in row["notes"])
+    warnings = [*row["notes"], *([row["no_pdb"]] if "no_pdb" in row else [])]
+    notes = "".join(f"\n  warning: {note}" for note in warnings)
     if row["status"] == FAILED:
         return f"{start}, failed: {row['error']}{notes}"
     ptm = f", pTM {row['ptm']:.2f}" if "ptm" in row else ""
+    ptm += f", ipTM {row['iptm']:.2f}" if "iptm" in row else ""
     return f"{start}, pLDDT {row['plddt']:.1f}{ptm}, from its {row['input']}{notes}"
 
 

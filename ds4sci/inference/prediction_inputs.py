@@ -10,16 +10,16 @@ from typing import Any
 
 from ds4sci.chemistry.chains import chain_name
 from ds4sci.data.alignments import alignment_files
-from ds4sci.data.alignments.pairing import RowCounts
+from ds4sci.data.alignments.pairing import HOMOMER, RowCounts
 from ds4sci.data.alignments.profile import sequence_profile
 from ds4sci.data.sequences import fasta_records
-from ds4sci.data.structures.complexes import ALIGNED_COPY, attach_alignments
+from ds4sci.data.structures.complexes import ALIGNED_COPY, attach_alignments, share_templates
 from ds4sci.data.structures.template_files import read_templates
 from ds4sci.data.structures.template_folder import TemplateFolder
 from ds4sci.data.structures.template_selection import HitReport
 from ds4sci.data.text_files import FileSection
 from ds4sci.data.text_files import stem as file_stem
-from ds4sci.types import Record, TemplateSet
+from ds4sci.types import Record
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.|=,+@()\[\]-]|^\.")
 """Characters that are unsafe in file names on some system: separators, spaces, leading dots, wildcards."""
@@ -100,6 +100,8 @@ def read_jobs(
         has_alignment = has_alignment or any(paths)
         if job.error is None:
             try:
+                if len(chains) > 1:
+                    _refuse_joint_alignment(indexed, msa_dir, name, chains)
                 job = _with_inputs(job, paths, template_dir, template_hits)
             except (ValueError, OSError) as error:
                 job = replace(job, error=str(error))
@@ -158,6 +160,21 @@ def _one_complex(fasta: Path, entries: Sequence[fasta_records.FastaEntry]) -> li
     ]
 
 
+def _refuse_joint_alignment(
+    indexed: Mapping[str, Sequence[Path | FileSection]], folder: Path | None, name: str, chains: Sequence[ChainInput]
+) -> None:
+    """Raise ValueError for an alignment of the whole complex ``name``, which would be ignored."""
+    key = alignment_files.chain_key(name)
+    if any(key == alignment_files.chain_key(file) for chain in chains for file in chain.files):
+        return
+    for path in indexed.get(key, ()):
+        if isinstance(path, Path) and path.parent == folder and path.is_file():
+            raise ValueError(
+                f"{path}: an alignment of the whole complex; expected one of each chain, such as "
+                f"{chains[0].files[0]}.a3m"
+            )
+
+
 def _alignments(
     indexed: Mapping[str, Sequence[Path | FileSection]], folder: Path | None, name: str, chain: ChainInput
 ) -> list[Path | FileSection]:
@@ -185,12 +202,20 @@ def _with_inputs(
     if template_dir is not None or template_hits is not None:
         found = [
             _with_templates(
-                record, template_dir, template_hits, (job.stem, job.record.id) if len(job.chains) == 1 else chain.files
+                record,
+                template_dir,
+                template_hits,
+                (job.stem, job.record.id) if len(job.chains) == 1 else chain.files,
+                job.record.id,
             )
             for record, chain in zip(records, job.chains, strict=True)
         ]
-        records = _shared_templates([record for record, _ in found])
-        hits = [hit for _, reports in found for hit in reports]
+        records = share_templates([record for record, _ in found])
+        hits = [
+            hit if len(job.chains) == 1 else replace(hit, file=f"{chain.name}/{hit.file}")
+            for chain, (_, reports) in zip(job.chains, found, strict=True)
+            for hit in reports
+        ]
     if len(records) == 1:
         record, files = alignment_files.attach_files(records[0], paths[0])
         alignments = [file.as_json() for file in files]
@@ -206,6 +231,8 @@ def _with_inputs(
         alignments = [row for one in reports for row in one.as_json()]
         files = [file for one in reports for file in one.files if file.skip_reason != ALIGNED_COPY]
     notes = [*job.notes, *filter(None, [alignment_files.summarize(files)])]
+    if any(HOMOMER in one.excluded for one in counts):
+        notes.append(f"hits in UniProt are not used: {HOMOMER}")
     kept_pairs = [one.kept for one in counts if one.kind == "pairing"]
     if kept_pairs and max(kept_pairs) == 1:
         notes.append(UNPAIRED)
@@ -219,24 +246,14 @@ def _with_inputs(
     )
 
 
-def _shared_templates(records: Sequence[Record]) -> list[Record]:
-    """Give copies of a chain the templates of the first copy that has some."""
-    given: dict[str, TemplateSet] = {}
-    for record in records:
-        if record.templates is not None:
-            given.setdefault(record.sequence, record.templates)
-    return [replace(one, templates=one.templates or given.get(one.sequence)) for one in records]
-
-
 def _with_templates(
-    record: Record, folder: Path | None, hits: TemplateFolder | None, names: Sequence[str]
+    record: Record, folder: Path | None, hits: TemplateFolder | None, names: Sequence[str], complex_name: str
 ) -> tuple[Record, list[HitReport]]:
     """A chain with the templates of the first file that exists, else of its hits."""
     for name in names:
         if folder is not None and (file := folder / f"{_UNSAFE.sub('_', name)}.npz").is_file():
             return replace(record, templates=read_templates(file, len(record.sequence))), []
-    for name in names:
-        if hits is not None and hits.files(name):
-            found, reports = hits.attach(replace(record, id=name))
-            return replace(found, id=record.id), reports
-    return record, []
+    if hits is None:
+        return record, []
+    files = next(filter(None, map(hits.files, names)), None) or hits.complex_files(complex_name, record.id)
+    return hits.attach(record, files)

@@ -248,7 +248,7 @@ class FoldTask(SampledTask):
     def export(self, folder: Path, *, adapter: bool, started_with: Mapping[str, Any]) -> None:
         """See ``ds4sci.tasks.Exportable``: ``openfold.pt``, the state dict of OpenFold's model."""
         if adapter:
-            raise ValueError("a structure model has no adapter weights; export it without --adapter")
+            raise ValueError("a structure model is exported whole, with merged adapters (model.lora); omit --adapter")
         published_weights.export_openfold(self.fold_model, folder / "openfold.pt")
 
     @property

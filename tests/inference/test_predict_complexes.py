@@ -143,6 +143,32 @@ def test_files_by_chain(tmp_path: Path) -> None:
     assert "bfd_hits.a3m: the query is not the sequence of B" in job.error
 
 
+def test_an_alignment_of_the_whole_complex_is_an_error(tmp_path: Path) -> None:
+    fasta = write(tmp_path / "in.fasta", f">x\n{FIRST}:{SECOND}\n>y\n{FIRST}\n")
+    write(tmp_path / "msa" / "x.a3m", a3m(FIRST + SECOND))
+    write(tmp_path / "msa" / "y.a3m", a3m(FIRST))
+    joint, alone = read_jobs(fasta, tmp_path / "msa")
+    assert joint.error is not None
+    assert "x.a3m: an alignment of the whole complex; expected one of each chain, such as x_A.a3m" in joint.error
+    assert alone.error is None
+    named_alike = write(tmp_path / "y.fasta", f">y\n{FIRST}\n>z\n{SECOND}\n")  # y.a3m is that of the record y
+    (job,) = read_jobs(named_alike, tmp_path / "msa", one_complex=True)
+    assert job.error is None
+    assert [row["chain"] for row in job.alignments] == ["A"]
+
+
+def test_hits_in_uniprot_of_copies_are_counted(tmp_path: Path) -> None:
+    fasta = write(tmp_path / "in.fasta", f">x\n{FIRST}:{FIRST}\n")
+    write(tmp_path / "msa" / "x_A" / "uniprot_hits.a3m", a3m(FIRST, ("sp|P00001|AB_HUMAN/1-9", "--" + FIRST[2:])))
+    (job,) = read_jobs(fasta, tmp_path / "msa")
+    unpaired, unused = job.pairing
+    assert (unpaired["kind"], unpaired["kept"]) == ("unpaired", 1)
+    assert (unused["kind"], unused["rows"], unused["kept"], unused["excluded"]) == (
+        "pairing", 2, 0, {pairing.HOMOMER: 2},
+    )  # fmt: skip
+    assert f"hits in UniProt are not used: {pairing.HOMOMER}" in job.notes
+
+
 def test_errors_of_the_input(run: Path, tmp_path: Path) -> None:
     fasta = write(tmp_path / "in.fasta", f">x\n{FIRST}:{SECOND}\n")
     with pytest.raises(ValueError, match=r"x is a complex of 2 chains, and the model of .* is one of single chains"):

@@ -29,6 +29,7 @@ MAX_SPECIES_ROWS = 600
 NO_SPECIES = "no UniProt species in the row's name"
 OTHER_SPECIES = "no other chain has this species"
 LARGE_SPECIES = f"species with more than {MAX_SPECIES_ROWS} rows in one chain"
+HOMOMER = "copies of one chain are not paired"
 NO_PARTNER = "another chain has fewer rows of this species"
 BEYOND_PAIRED = "beyond the maximum number of paired rows"
 IN_PAIRED = "equal to a row in the pairing"
@@ -127,7 +128,9 @@ def join_alignments(
     """
     limit = max(max_rows, 1)
     if len(entities) == 1:
-        return _repeat(entities[0].unpaired, len(chains), limit)
+        made, copied = _repeat(entities[0].unpaired, len(chains), limit)
+        unused = 0 if entities[0].pairing is None else len(entities[0].pairing.names)
+        return made, copied + [RowCounts(1, "pairing", unused, 0, Counter({HOMOMER: unused}))] * bool(unused)
     pairings = [one.unpaired if one.pairing is None else one.pairing for one in entities]
     every_pair = pair_rows([pairings[entity] for entity in chains])
     pairs = every_pair[: max(limit // 2, 1)]

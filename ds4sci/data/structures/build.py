@@ -22,7 +22,7 @@ import numpy as np
 from ds4sci.data.alignments import alignment_files
 from ds4sci.data.structures.build_cache import entry_key, file_stamps, is_current, load_entry, store_entry
 from ds4sci.data.structures.build_complex import make_complex
-from ds4sci.data.structures.build_report import JOINED, BuildReport, report_row
+from ds4sci.data.structures.build_report import JOINED, REJECTED_MEMBER, BuildReport, report_row
 from ds4sci.data.structures.chain_file import concatenate, drop_empty_arrays, pack_all_arrays, write_arrays
 from ds4sci.data.structures.chain_filters import BuildSettings, mask_low_confidence, rejection_reason
 from ds4sci.data.structures.chain_inputs import ChainInputs
@@ -110,7 +110,8 @@ def build(
         old.unlink()
     chains = {alignment_files.chain_key(row["chain"]) for row in rows if row["chain"]}
     unused = sorted(set(inputs.alignments_by_chain()) - chains)
-    return BuildReport(out, report, len(files), len(files) - len(todo), rows, unused)
+    unused_hits = sorted(inputs.template_names() - chains)
+    return BuildReport(out, report, len(files), len(files) - len(todo), rows, unused, unused_hits)
 
 
 def _find_structures(src_dir: Path) -> list[Path]:
@@ -266,7 +267,7 @@ def _reject_members(rows: list[dict[str, Any]]) -> None:
     copies = {row["chain"]: row for row in rows if row["kind"] == "same id"}
     for row in rows:
         if row["status"] == JOINED and (found := copies.get(row["reason"].removeprefix("chain of "))):
-            row.update(status="rejected", kind="same id", reason=found["reason"])
+            row.update(status="rejected", kind=REJECTED_MEMBER, reason=found["reason"])
 
 
 def _rename_chains(

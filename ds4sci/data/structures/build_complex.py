@@ -13,11 +13,11 @@ from typing import Any
 
 from ds4sci.data.alignments import alignment_files
 from ds4sci.data.structures.build_cache import file_stamps
-from ds4sci.data.structures.build_report import JOINED, report_row
+from ds4sci.data.structures.build_report import JOINED, REJECTED_MEMBER, report_row
 from ds4sci.data.structures.chain_file import pack_all_arrays
 from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
 from ds4sci.data.structures.chain_inputs import ChainInputs
-from ds4sci.data.structures.complexes import attach_alignments
+from ds4sci.data.structures.complexes import attach_alignments, share_templates
 from ds4sci.data.text_files import FileSection
 from ds4sci.types import Record
 
@@ -38,6 +38,7 @@ def make_complex(
     rows: list[dict[str, Any]] = []
     members: list[tuple[Record, dict[str, Any]]] = []
     stamps: dict[str, Any] = {}
+    failure: tuple[str, str] | None = None
     for chain in chains:
         resolved = int(chain.atom_mask[:, :3].all(1).sum())
         size: dict[str, Any] = {
@@ -54,21 +55,25 @@ def make_complex(
                 chain, hits = inputs.attach_templates(chain, released)
                 size |= hits
             except (ValueError, OSError) as error:
-                rejection = ("templates", str(error))
+                failure = ("templates", f"{chain.id}: {error}")
         if rejection is not None:
             rows.append(report_row(name, chain.id, "rejected", *rejection, **size))
         else:
             members.append((chain, size))
     if not members:
         return [], rows, stamps
-    own = [chain for chain, _ in members]
+    own = share_templates([chain for chain, _ in members])
     record_id = entry if len(own) > 1 else own[0].id
-    made, rejected, more = _join(record_id, own, inputs.alignments_by_chain(), settings)
+    made, rejected, more = (
+        _join(record_id, own, inputs.alignments_by_chain(), settings) if failure is None else (None, failure, {})
+    )
     total: dict[str, Any] = {key: sum(size[key] for _, size in members) for key in ("length", "resolved", "unknown")}
     atoms = {"atoms_kept": members[0][1]["atoms_kept"]} if len(own) == 1 else {}
     if len(own) > 1:
-        status, reason = ("rejected", rejected[1]) if rejected[1] else (JOINED, f"chain of {record_id}")
-        rows += [report_row(name, chain.id, status, rejected[0], reason, **size) for chain, size in members]
+        status, kind, reason = JOINED, None, f"chain of {record_id}"
+        if rejected[1]:
+            status, kind, reason = "rejected", REJECTED_MEMBER, rejected[1]
+        rows += [report_row(name, chain.id, status, kind, reason, **size) for chain, size in members]
         total["chains"] = len(own)
     rows.append(report_row(name, record_id, "accepted" if made else "rejected", *rejected, **total | atoms | more))
     return ([] if made is None else [made]), rows, stamps

@@ -10,6 +10,8 @@ from typing import Any
 from ds4sci.data.structures.parsers.atom_table import KEPT
 
 NOT_ACCEPTED = "chain not accepted"
+REJECTED_MEMBER = "chain of a rejected complex"
+"""Kind of rejection of the chains of a complex, which has a row of its own with the reason."""
 JOINED = "joined"
 """Status of a chain that is part of an accepted complex, which has a row of its own."""
 
@@ -30,6 +32,8 @@ class BuildReport:
     rows: list[dict[str, Any]] = field(repr=False)
     unused_alignments: list[str] = field(default_factory=list, repr=False)
     """Names in the alignment folder that match no chain."""
+    unused_templates: list[str] = field(default_factory=list, repr=False)
+    """Names in the folder of template hits that match no chain."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -85,10 +89,9 @@ class BuildReport:
             lines.append(
                 f"  {records:,} atom records: {kept:,} kept ({kept / records:.1%})" + (f"; {others}" * bool(others))
             )
-        if self.unused_alignments:
-            lines.append(
-                f"  {len(self.unused_alignments)} alignments match no chain, such as {self.unused_alignments[0]}"
-            )
+        for what, names in (("alignments", self.unused_alignments), ("template hits", self.unused_templates)):
+            if names:
+                lines.append(f"  {len(names)} {what} match no chain, such as {names[0]}")
         excluded = self.excluded_alignment_rows
         if excluded:
             lines.append(

@@ -38,6 +38,11 @@ class ChainInputs(NamedTuple):
         """Return the alignment files by ``chain_key``."""
         return _index(self.alignments, self.build)
 
+    def template_names(self) -> set[str]:
+        """Return ``chain_key`` of the chains that have files of template hits."""
+        templates = self._templates()
+        return set() if templates is None else templates.names
+
     def files(self, key: str) -> list[Path | FileSection]:
         """Return the files of the chain with this ``chain_key``."""
         templates = self._templates()

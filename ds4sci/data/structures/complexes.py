@@ -66,6 +66,15 @@ def join_chains(name: str, chains: Sequence[Record], *, msa: Msa | None = None) 
     )
 
 
+def share_templates(chains: Sequence[Record]) -> list[Record]:
+    """Give copies of a chain the templates of the first copy that has some."""
+    given: dict[str, TemplateSet] = {}
+    for one in chains:
+        if one.templates is not None:
+            given.setdefault(one.sequence, one.templates)
+    return [replace(one, templates=one.templates or given.get(one.sequence)) for one in chains]
+
+
 def split_chains(record: Record) -> list[Record]:
     """Return the chains of a complex with their coordinates, named ``ID_1``, ``ID_2`` …; a single chain as it is.
 

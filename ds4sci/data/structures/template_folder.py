@@ -13,7 +13,12 @@ from datetime import date
 from functools import cached_property
 from pathlib import Path
 
-from ds4sci.data.alignments.alignment_files import chain_key, index_folder, is_template_hits
+from ds4sci.data.alignments.alignment_files import (
+    chain_key,
+    complex_chain_files,
+    index_folder,
+    is_template_hits,
+)
 from ds4sci.data.structures.template_hits import HIT_SUFFIXES, read_hits
 from ds4sci.data.structures.template_library import TemplateLibrary
 from ds4sci.data.structures.template_selection import HitReport, select_templates
@@ -60,19 +65,36 @@ class TemplateFolder:
         entries = self._by_chain.get(chain_key(name), ())
         return [path for path in entries if is_template_hits(path) or self._is_named_by_chain(path)]
 
+    def complex_files(self, name: str, chain: str) -> list[Path]:
+        """Return the files of hits of a chain of the complex ``name`` in AlphaFold-Multimer's folders."""
+        if not self.hits.is_dir():
+            return []
+        return [path for path in complex_chain_files(self.hits, name, chain) if is_template_hits(path)]
+
+    @property
+    def names(self) -> set[str]:
+        """``chain_key`` of all chains that have files."""
+        return {name for name in self._by_chain if self.files(name)}
+
     def _is_named_by_chain(self, path: Path | FileSection) -> bool:
         return isinstance(path, Path) and path.parent == self.hits and path.is_file()
 
     def attach(
-        self, record: Record, *, released: date | None = None, training: bool = False
+        self,
+        record: Record,
+        files: Sequence[Path | FileSection] | None = None,
+        *,
+        released: date | None = None,
+        training: bool = False,
     ) -> tuple[Record, list[HitReport]]:
         """Return ``record`` with templates, and a report of each hit; unchanged if the chain has no files of hits.
 
+        files     of its hits; by default those named by the record
         ``training``: as AlphaFold trains, templates must not be later than the record, which was ``released``, or than
         ``latest``, and chains of its own entry are no templates. Raises ``ValueError`` for damaged files, and in
         training for a record without a date if there is no ``latest``.
         """
-        files = self.files(record.id)
+        files = self.files(record.id) if files is None else files
         if not files:
             return record, []
         dates = [one for one in (self.latest, released if training else None) if one is not None]

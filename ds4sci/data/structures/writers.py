@@ -154,12 +154,14 @@ def mmcif_text(prediction: Prediction, date: datetime.date | None = None) -> str
     metric = block.init_loop("_ma_qa_metric.", ["id", "name", "type", "mode"])
     metric.add_row(["1", "pLDDT", "pLDDT", "global"])
     metric.add_row(["2", "pLDDT", "pLDDT", "local"])
-    if prediction.ptm is not None:
-        metric.add_row(["3", "pTM", "pTM", "global"])
+    others = {"pTM": prediction.ptm, "ipTM": prediction.iptm}
+    scores = [(name, value) for name, value in others.items() if value is not None]
+    for index, (score, _) in enumerate(scores):
+        metric.add_row([str(index + 3), score, score, "global"])
     mean = block.init_loop("_ma_qa_metric_global.", ["ordinal_id", "model_id", "metric_id", "metric_value"])
     mean.add_row(["1", "1", "1", f"{float(np.mean(prediction.plddt)):.2f}"])
-    if prediction.ptm is not None:
-        mean.add_row(["2", "1", "3", f"{prediction.ptm:.4f}"])
+    for index, (_, score_value) in enumerate(scores):
+        mean.add_row([str(index + 2), "1", str(index + 3), f"{score_value:.4f}"])
     local = block.init_loop(
         "_ma_qa_metric_local.",
         ["ordinal_id", "model_id", "label_asym_id", "label_seq_id", "label_comp_id", "metric_id", "metric_value"],

@@ -109,13 +109,15 @@ def test_predicted_structures_have_no_loss_of_confidence(sets: Path) -> None:
     output = made.model(batch)
     only = {name: 0.0 for name, field in LossConfig.model_fields.items() if field.annotation is float}
     for name in ("plddt", "aligned_error", "experimentally_resolved"):
-        config = LossConfig.model_validate(only | {name: 1.0, "initial_clamp": 10.0})
+        config = LossConfig.model_validate(only | {name: 1.0, "initial_clamp": 10.0, "interface_clamp": 30.0})
         losses, _ = sample_losses(output, batch, config)
         whole, _ = sample_losses(output, replace(batch, is_predicted=None), config)
         assert torch.equal(losses[batch.is_predicted], torch.zeros_like(losses[batch.is_predicted])), name
         assert torch.equal(losses[~batch.is_predicted], whole[~batch.is_predicted]), name
         assert whole.min() > 0, name
-    config = LossConfig.model_validate(only | {"backbone_fape": 1.0, "distogram": 1.0, "initial_clamp": 10.0})
+    config = LossConfig.model_validate(
+        only | {"backbone_fape": 1.0, "distogram": 1.0, "initial_clamp": 10.0, "interface_clamp": 30.0}
+    )
     losses, _ = sample_losses(output, batch, config)
     assert torch.equal(losses, sample_losses(output, replace(batch, is_predicted=None), config)[0])
 

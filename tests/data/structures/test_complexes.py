@@ -81,11 +81,14 @@ def test_every_chain_is_reported(tmp_path: Path) -> None:
     rows = {(row["file"], row["chain"]): row for row in report.rows if row["status"] != "read"}
     assert rows["2q2k.cif.gz", "2Q2K"]["status"] == "accepted"
     assert rows["2q2k.cif.gz", "2Q2K_A"]["reason"] == "chain of 2Q2K"
-    assert rows["1kd8.cif.gz", "1KD8"]["kind"] == rows["1kd8.cif.gz", "1KD8_C"]["kind"] == "too many chains"
+    assert rows["1kd8.cif.gz", "1KD8"]["kind"] == "too many chains"
+    assert rows["1kd8.cif.gz", "1KD8_C"]["kind"] == "chain of a rejected complex"
+    assert rows["1kd8.cif.gz", "1KD8_C"]["reason"] == rows["1kd8.cif.gz", "1KD8"]["reason"]
     assert rows["copy.cif.gz", "2Q2K"]["reason"] == rows["copy.cif.gz", "2Q2K_B"]["reason"]
     assert rows["copy.cif.gz", "2Q2K_B"]["status"] == "rejected"
     assert report.counts == {
-        "accepted": 2, "joined": 2, "same id": 3, "too many chains": 7, "not a protein": 2,
+        "accepted": 2, "joined": 2, "same id": 1, "too many chains": 1, "chain of a rejected complex": 8,
+        "not a protein": 2,
     }  # fmt: skip
     kept = sum(int(one.atom_mask.sum()) for one in ChainSet.open(tmp_path / "set.npz"))
     assert report.atoms["kept"] == kept

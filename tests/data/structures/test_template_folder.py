@@ -16,8 +16,11 @@ from ds4sci.data.alignments import alignment_files
 from ds4sci.data.sequences.fasta_records import make_record
 from ds4sci.data.structures.build import build
 from ds4sci.data.structures.build_report import BuildReport
+from ds4sci.data.structures.chain_filters import BuildSettings
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.parsers import mmcif
 from ds4sci.data.structures.template_folder import TemplateFolder
+from ds4sci.inference.prediction_inputs import read_jobs
 from tests.support.template_hits import STRUCTURES, chains, hhr, random_hit
 
 ENTRIES = ("1ubq", "4zey", "7l39")
@@ -161,3 +164,47 @@ def test_files_outside_of_a_database_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.db").write_text(">q\n")
     with pytest.raises(ValueError, match=r"a\.db: 1ABC_A/hits\.a3m: 3 of 15 bytes from byte 0; the file is truncated"):
         alignment_files.attach_files(make_record("1ABC_A", "MK"), [section])
+
+
+def test_complexes_share_templates_and_are_whole_or_rejected(tmp_path: Path) -> None:
+    """A, C and F of 1KD8 are equal; A alone has hits, which the copies share."""
+    source, hits = tmp_path / "source", tmp_path / "hits"
+    for folder in (source, hits):
+        folder.mkdir()
+    shutil.copy(STRUCTURES / "1kd8.cif.gz", source)
+    (record,) = [one for one in mmcif.read(STRUCTURES / "1kd8.cif.gz") if one.id.endswith("_A")]
+    known, rng = chains(), np.random.default_rng(0)
+    hit = random_hit("1ubq_A", known["1ubq_A"], rng, start=3, first=2, columns=25, query=record.sequence)
+    (hits / "1kd8_A.hhr").write_text(hhr([hit], record.sequence))
+    (hits / "9zzz_A.hhr").write_text(hhr([hit], record.sequence))
+    templates, settings = TemplateFolder(hits, STRUCTURES), BuildSettings(complexes=True)
+    report = build(source, tmp_path / "set.npz", templates=templates, settings=settings, jobs=1)
+    assert report.unused_templates == ["9zzz_A"]
+    assert "1 template hits match no chain, such as 9zzz_A" in report.summary()
+    (made,) = ChainSet.open(report.out)
+    assert made.templates is not None
+    assert made.chain_ids is not None
+    given = made.templates.atom_mask[0].any(1)
+    counts = [int(given[made.chain_ids.asym_id == number].sum()) for number in range(1, 7)]
+    copies = [one.sequence == record.sequence for one in mmcif.read(STRUCTURES / "1kd8.cif.gz")]
+    assert sum(copies) == 3
+    assert [count > 0 for count in counts] == copies
+    (hits / "1kd8_A.hhr").write_text(hhr([hit], record.sequence)[:400])
+    with pytest.raises(ValueError, match=r"the most frequent reason: 1KD8_A: .*1kd8_A\.hhr"):
+        build(source, tmp_path / "damaged.npz", templates=templates, settings=settings, jobs=1)
+
+
+def test_prediction_finds_hits_of_chains_in_alphafolds_folders(tmp_path: Path) -> None:
+    known, rng = chains(), np.random.default_rng(0)
+    query = known["1ubq_A"]
+    hit = random_hit("1ubq_A", query, rng, start=3, first=2, columns=50, query=query)
+    (tmp_path / "in.fasta").write_text(f">x\nGAVLEKWHFRDE:{query}\n")
+    folder = tmp_path / "hits" / "x" / "msas" / "B"
+    folder.mkdir(parents=True)
+    (folder / "pdb_hits.hhr").write_text(hhr([hit], query))
+    templates = TemplateFolder(tmp_path / "hits", STRUCTURES)
+    (job,) = read_jobs(tmp_path / "in.fasta", None, None, templates)
+    assert job.error is None
+    assert [one.file for one in job.hits] == ["B/pdb_hits.hhr"]
+    assert job.record.templates is not None
+    assert job.record.templates.atom_mask[0].any(1).nonzero()[0].min() >= 12
