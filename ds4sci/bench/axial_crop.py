@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ds4sci.bench.fold_step import synthetic_batch
-from ds4sci.bench.lm_longest import find_longest, is_out_of_memory
+from ds4sci.bench.longest_rows import find_longest, is_out_of_memory
 from ds4sci.bench.measurement import Measurement
 from ds4sci.bench.memory import limit_memory, peak_bytes
 from ds4sci.config.run_file import RunConfig

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ds4sci.bench import lm_longest
+from ds4sci.bench import longest_rows
 from ds4sci.bench.lm_training import KINDS, ds4sci_steps, trainer_steps
 from ds4sci.bench.measurement import Measurement, spread, write
 from ds4sci.bench.memory import limit_memory
@@ -56,19 +56,16 @@ def command(
     dtype: Annotated[
         list[str] | None, typer.Option("--dtype", metavar="NAME", help="fp32 or bf16. Repeatable. Default: both.")
     ] = None,
-    longest: Annotated[
-        bool, typer.Option("--longest/--no-longest", help="Also search for the longest row that trains in 8 GB.")
-    ] = True,
     quick: Quick = False,
 ) -> None:
-    """Language-model training step, ds4sci and Hugging Face's Trainer: time, peak memory, longest row in 8 GB."""
+    """Language-model training step, ds4sci and Hugging Face's Trainer: time and peak memory."""
     for name in kind or ():
         if name not in KINDS:
             raise ValueError(f"--kind {name}: unknown kind; expected one of: {', '.join(KINDS)}")
     for name in dtype or ():
         if name not in DTYPES:
             raise ValueError(f"--dtype {name}: unknown dtype; expected one of: {', '.join(DTYPES)}")
-    measurement = run(n or (), out=json, kinds=kind or (), dtypes=dtype or (), quick=quick, longest=longest)
+    measurement = run(n or (), out=json, kinds=kind or (), dtypes=dtype or (), quick=quick)
     if quick or len(n or LENGTHS) < 2:
         show(measurement, json)
         return
@@ -79,9 +76,9 @@ def command(
 
 def run(
     lengths: Sequence[int] = (), *, out: Path, kinds: Sequence[str] = (), dtypes: Sequence[str] = (),
-    quick: bool = False, longest: bool = True,
+    quick: bool = False,
 ) -> Measurement:  # fmt: skip
-    """Measure every method at every length, then search for the longest row; write ``out`` after each length."""
+    """Measure every method at every length; write ``out`` after each length."""
     all_lengths = [256] if quick else list(lengths or LENGTHS)
     all_kinds = list(kinds or KINDS)
     rows: list[list[Any]] = []
@@ -91,8 +88,6 @@ def run(
             rows.sort(key=lambda row: (all_kinds.index(row[0]), DTYPES.index(row[2]), row[1]))
             measured = _measurement(kinds, lengths, dtypes, rows, out)
             write(out, asdict(measured) | ({"plot": out.with_suffix(".png").name} if len(all_lengths) > 1 else {}))
-    if longest and not quick:
-        write(out.with_name(f"{out.stem}_longest.json"), asdict(lm_longest.search(all_kinds, out)))
     return measured
 
 
@@ -162,6 +157,6 @@ def measure(method: str, kind: str, n: int, steps: int, dtype: str = "fp32") -> 
         try:
             return future.result()
         except (MemoryError, RuntimeError) as error:
-            if not lm_longest.is_out_of_memory(error):
+            if not longest_rows.is_out_of_memory(error):
                 raise
             return [], None

@@ -19,8 +19,8 @@ KINDS = ("causal_lm", "masked_lm")
 LAYERS, WIDTH, HEADS, HIDDEN = 4, 256, 8, 1024
 
 
-def hf_model(kind: str) -> Any:
-    """The model with random weights. Every call returns the same weights."""
+def hf_model(kind: str, key_heads: int = HEADS) -> Any:
+    """The model with random weights. Every call returns the same weights. ``key_heads``: of the causal model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -28,8 +28,9 @@ def hf_model(kind: str) -> Any:
     shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     if kind == "causal_lm":
         config = AutoConfig.for_model(
-            "llama", **shape, intermediate_size=HIDDEN, vocab_size=16, max_position_embeddings=2**20, use_cache=False
-        )
+            "llama", **shape, num_key_value_heads=key_heads, intermediate_size=HIDDEN, vocab_size=16,
+            max_position_embeddings=2**20, use_cache=False,
+        )  # fmt: skip
         return AutoModelForCausalLM.from_config(config)
     config = AutoConfig.for_model(
         "esm", **shape, intermediate_size=HIDDEN, vocab_size=33, pad_token_id=1, mask_token_id=32, token_dropout=True,
@@ -53,7 +54,9 @@ def example(kind: str, n: int) -> dict[str, Any]:
     return {"input_ids": given, "labels": torch.where(chosen, tokens, -100), "attention_mask": real.long()}
 
 
-def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int, *, bf16: bool = False) -> tuple[list[float], int]:
+def trainer_steps(
+    kind: str, n: int, checkpointed: bool, steps: int, *, bf16: bool = False, key_heads: int = HEADS
+) -> tuple[list[float], int]:
     """Seconds of the steps after the first, and peak memory of the process in bytes, with ``transformers.Trainer``."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -74,7 +77,10 @@ def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int, *, bf16: bo
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointed else None,
         )  # fmt: skip
         Trainer(
-            model=hf_model(kind), args=arguments, train_dataset=[example(kind, n)] * steps, callbacks=[Clock()]
+            model=hf_model(kind, key_heads),
+            args=arguments,
+            train_dataset=[example(kind, n)] * steps,
+            callbacks=[Clock()],
         ).train()
     return times[1:] or times, peak_bytes() or 0
 
@@ -82,6 +88,7 @@ def trainer_steps(kind: str, n: int, checkpointed: bool, steps: int, *, bf16: bo
 def ds4sci_steps(
     kind: str, n: int, steps: int, document: int | None = None, *, sequence: int = 1,
     activation_budget: float | None = None, chunk_tokens: int | None = None, bf16: bool = False,
+    key_heads: int = HEADS,
 ) -> tuple[list[float], int]:  # fmt: skip
     """The same figures with ds4sci's engine: DeepSpeed, ZeRO 0, on the ranks that the environment variables define."""
     import torch
@@ -103,7 +110,7 @@ def ds4sci_steps(
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(settings), encoding="utf-8")
         own = language.Config(config={"model_type": "llama"}, chunk_tokens=chunk_tokens)
-        model = language.LanguageModel(hf_model(kind), own, kind)  # type: ignore[arg-type]
+        model = language.LanguageModel(hf_model(kind, key_heads), own, kind)  # type: ignore[arg-type]
         model.group = context.sequence
         if activation_budget is not None:
             set_budget(model, activation_budget)

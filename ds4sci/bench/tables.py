@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = {
     "Structure models": ("quickstart", "cpu_hour", "step_", "axial", "esmfold", "long_proteins"),
     "Kernels": ("evoformer_block", "kernels_", "operations", "triton_"),
-    "Language models": ("lm", "packing"),
+    "Language models": ("lm", "longest_rows", "packing"),
     "Neural operators": ("operators", "zcs"),
     "Workloads": ("workloads",),
     "Scaling": ("scaling",),

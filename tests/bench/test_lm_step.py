@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from ds4sci.bench import lm_longest, lm_step, lm_training
+from ds4sci.bench import lm_step, lm_training, longest_rows
 from ds4sci.models import language
 
 
@@ -39,21 +39,21 @@ def test_documents_cover_the_row() -> None:
 @pytest.mark.parametrize("limit", [17_000, 300_000])
 def test_search_finds_the_longest_row_that_fits(limit, power) -> None:
     """For memory that grows linearly or quadratically, on top of a constant."""
-    base = 0.05 * lm_longest.MEMORY_LIMIT
+    base = 0.05 * longest_rows.MEMORY_LIMIT
     calls = []
 
     def peak(n: int) -> int:
         calls.append(n)
-        return int(base + (lm_longest.MEMORY_LIMIT - base) * (n / limit) ** power)
+        return int(base + (longest_rows.MEMORY_LIMIT - base) * (n / limit) ** power)
 
-    found = lm_longest.find_longest(peak)
+    found = longest_rows.find_longest(peak)
     assert limit * 0.93 <= found <= limit
     assert len(calls) <= 10
 
 
 def test_attention_stand_in_has_the_shapes_of_attention() -> None:
     q, k, v = (torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3))
-    lm_longest.attention_stand_in(q, k, v).sum().backward()
+    longest_rows.attention_stand_in(q, k, v).sum().backward()
     assert all(x.grad is not None and x.grad.shape == x.shape for x in (q, k, v))
 
 
@@ -67,9 +67,11 @@ def test_simplifications_of_the_search_do_not_change_memory() -> None:
 
     for kind in lm_training.KINDS:
         whole = fresh(lm_training.ds4sci_steps, kind, 24576, 2)[1]
-        assert fresh(lm_training.ds4sci_steps, kind, 24576, 2, lm_longest.DOCUMENT)[1] == pytest.approx(whole, rel=0.03)
+        assert fresh(lm_training.ds4sci_steps, kind, 24576, 2, longest_rows.DOCUMENT)[1] == pytest.approx(
+            whole, rel=0.03
+        )
     real = fresh(lm_training.trainer_steps, "causal_lm", 8192, False, 2)[1]
-    assert fresh(lm_longest.trainer_memory, "causal_lm", 8192, False) == pytest.approx(real, rel=0.03)
+    assert fresh(longest_rows.trainer_memory, "causal_lm", 8192, False) == pytest.approx(real, rel=0.03)
 
 
 @pytest.mark.nightly

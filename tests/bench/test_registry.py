@@ -33,7 +33,7 @@ def command(out: OutFolder = FOLDER) -> None:
 def test_commands_keep_their_names() -> None:
     names = (
         "axial cogsim commits data data_selection data_selection_runs esmfold gpu_check kernels lm long_proteins "
-        "operators packing parse quantized ready_loader roofline scaling sequences staging step zcs"
+        "longest_rows operators packing parse quantized ready_loader roofline scaling sequences staging step zcs"
     )
     assert list(find_benchmarks()) == names.split()
     assert all(benchmark.help for benchmark in find_benchmarks().values())

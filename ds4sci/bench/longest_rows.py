@@ -1,4 +1,4 @@
-"""Search for the longest row on which a language model trains within 8 GB per process."""
+"""Benchmark: the longest row on which a language model trains within 8 GB per process, by search."""
 
 from __future__ import annotations
 
@@ -7,65 +7,103 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ds4sci.bench.lm_training import KINDS, ds4sci_steps, trainer_steps
-from ds4sci.bench.measurement import Measurement
+import typer
+
+from ds4sci.bench.lm_training import HEADS, ds4sci_steps, trainer_steps
+from ds4sci.bench.measurement import Measurement, write
 from ds4sci.bench.memory import limit_memory
+from ds4sci.bench.registry import JsonFile, Quick, show
 from ds4sci.train.distributed import free_port, rank_variables
 
+COMMAND = "longest_rows"
 MEMORY_LIMIT = 8e9
 """Bytes that a process may hold."""
 DOCUMENT = 1024
 """Tokens per document in ds4sci's rows. A test compares the memory with that of one whole document."""
 CHUNK = 1024
 """Tokens of ``model.chunk_tokens``."""
-METHODS = ("Trainer", "Trainer, checkpointed", "ds4sci", f"ds4sci, chunks of {CHUNK:,} tokens", "ds4sci, 2 ranks")
+MODELS: dict[str, dict[str, Any]] = {
+    "causal": {"kind": "causal_lm"},
+    "causal, 4:1 grouped queries": {"kind": "causal_lm", "key_heads": HEADS // 4},
+    "causal, bf16": {"kind": "causal_lm", "bf16": True},
+    "masked": {"kind": "masked_lm"},
+}
+"""Name → arguments of ``ds4sci_steps`` and ``trainer_steps``."""
+METHODS: dict[str, dict[str, Any]] = {
+    "Trainer": {"checkpointed": False},
+    "Trainer, checkpointed": {"checkpointed": True},
+    "ds4sci": {},
+    "ds4sci, chunks": {"chunk_tokens": CHUNK},
+    "ds4sci, 2 ranks": {"sequence": 2},
+    "ds4sci, chunks, 2 ranks": {"chunk_tokens": CHUNK, "sequence": 2},
+}
+"""Name → further arguments."""
 COLUMNS = ["model", "method", "longest row in 8 GB (tokens)", "relative to Trainer"]
 
 
-def search(kinds: Sequence[str], out: Path) -> Measurement:
-    """Longest row whose training step stays within ``MEMORY_LIMIT``, for each method."""
-    rows = []
-    for kind in kinds:
+def command(
+    json: JsonFile,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help=f"{'; '.join(MODELS)}. Repeatable. Default: all."),
+    ] = None,
+    quick: Quick = False,
+) -> None:
+    """Longest row that a language model trains on in 8 GB per process: ds4sci and Hugging Face's Trainer."""
+    for name in model or ():
+        if name not in MODELS:
+            raise ValueError(f"--model {name}: unknown model; expected one of: {'; '.join(MODELS)}")
+    models = model or list(MODELS)
+    methods = ["Trainer", "ds4sci, chunks"] if quick else list(METHODS)
+    rows: list[list[Any]] = []
+    for name in models:
         found: dict[str, int] = {}
-        for method in METHODS:
-            print(f"ds4sci: the longest {kind} row with {method} …", file=sys.stderr, flush=True)
-            ranks = 2 if "2 ranks" in method else 1
-            found[method] = find_longest(_probe(kind, method), first=32768 * ranks)
-            rows.append([kind, method, found[method], found[method] / found["Trainer"]])
+        for method in methods:
+            print(f"ds4sci: the longest row, {name}, {method} …", file=sys.stderr, flush=True)
+            peak, ranks = _probe(name, method), METHODS[method].get("sequence", 1)
+            first, limit = (2048, 1.5e9) if quick else (32768 * ranks, MEMORY_LIMIT)
+            found[method] = find_longest(peak, first=first, limit=limit)
+            rows.append([name, method, found[method], found[method] / found["Trainer"]])
+            measurement = _measurement(model or (), rows, json.name)
+            write(json, asdict(measurement))
+    show(measurement, json)
+
+
+def _measurement(models: Sequence[str], rows: list[list[Any]], file: str) -> Measurement:
     return Measurement(
-        name="lm_longest",
+        name="longest_rows",
         title="Longest row that trains in 8 GB per process, 4 layers, width 256",
-        command="ds4sci bench lm"
-        + "".join(f" --kind {kind}" for kind in kinds if tuple(kinds) != KINDS)
-        + f" --json {out.name}",
+        command="ds4sci bench longest_rows" + "".join(f' --model "{name}"' for name in models) + f" --json {file}",
         columns=COLUMNS,
         rows=rows,
         notes=[
-            "exact to 2 %, found by running steps; this measures memory, not time",
+            "exact to 2 %, found by running steps; this measures memory, not time. bf16: Trainer's is autocast, "
+            "ds4sci's DeepSpeed's, with fp32 weights in the optimizer",
+            f"chunks: model.chunk_tokens = {CHUNK:,}; 2 ranks: parallel.sequence = 2, each with 8 GB",
             f"ds4sci's rows consist of documents of {DOCUMENT:,} tokens; one whole document needs the same memory (to "
-            "2 %, tests/bench/test_lm_step.py)",
+            "2 %, tests/bench/test_lm_step.py). Of a masked row, the last quarter is padding",
             "Trainer's causal attention is replaced by a stand-in that allocates and saves the same tensors without "
             "computing them",
         ],
     )
 
 
-def _probe(kind: str, method: str) -> Callable[[int], int]:
+def _probe(model: str, method: str) -> Callable[[int], int]:
     """Function from n to the peak bytes of a step. Out of memory counts as more than ``MEMORY_LIMIT``."""
+    arguments, more = MODELS[model], METHODS[method]
 
     def peak(n: int) -> int:
-        if method == "ds4sci, 2 ranks":
-            return _two_ranks(kind, n)
+        if more.get("sequence", 1) > 1:
+            return _two_ranks(n, arguments | more)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=limit_memory) as pool:
             try:
                 if method.startswith("ds4sci"):
-                    chunk = CHUNK if "chunks" in method else None
-                    return pool.submit(ds4sci_steps, kind, n, 1, DOCUMENT, chunk_tokens=chunk).result()[1]
-                return pool.submit(trainer_memory, kind, n, "checkpointed" in method).result()
+                    return pool.submit(_ds4sci_memory, n, arguments | more).result()
+                return pool.submit(trainer_memory, n=n, **arguments, **more).result()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -74,13 +112,17 @@ def _probe(kind: str, method: str) -> Callable[[int], int]:
     return peak
 
 
-def trainer_memory(kind: str, n: int, checkpointed: bool) -> int:
+def _ds4sci_memory(n: int, arguments: dict[str, Any]) -> int:
+    return ds4sci_steps(n=n, steps=1, document=DOCUMENT, **arguments)[1]
+
+
+def trainer_memory(kind: str, n: int, checkpointed: bool, **more: Any) -> int:
     """Peak bytes of a step with ``Trainer``. Causal attention is replaced by ``attention_stand_in``."""
     import torch
 
     if kind == "causal_lm":
         torch.nn.functional.scaled_dot_product_attention = attention_stand_in  # type: ignore[assignment]
-    return trainer_steps(kind, n, checkpointed, 1)[1]
+    return trainer_steps(kind, n, checkpointed, 1, **more)[1]
 
 
 def attention_stand_in(
@@ -107,15 +149,16 @@ def attention_stand_in(
     return StandIn.apply(q, k, v)
 
 
-def _two_ranks(kind: str, n: int) -> int:
+def _two_ranks(n: int, arguments: dict[str, Any]) -> int:
     port = free_port()
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        return max(peak for peak in pool.map(_step_of_rank, *zip(*((r, port, kind, n) for r in range(2)), strict=True)))
+        ranks = [pool.submit(_step_of_rank, rank, port, n, arguments) for rank in range(2)]
+        return max(rank.result() for rank in ranks)
 
 
-def _step_of_rank(rank: int, port: int, kind: str, n: int) -> int:
+def _step_of_rank(rank: int, port: int, n: int, arguments: dict[str, Any]) -> int:
     os.environ.update(rank_variables(rank, 2, port))
-    return ds4sci_steps(kind, n, 1, DOCUMENT, sequence=2)[1]
+    return _ds4sci_memory(n, arguments)
 
 
 def find_longest(
