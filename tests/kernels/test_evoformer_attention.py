@@ -321,7 +321,14 @@ def run_with(cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.parametrize("name", [isa.name for isa in native.ISAS if isa.needs <= native._processor_flags()])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(isa.name, marks=[] if isa.needs else [pytest.mark.nightly])  # portable code takes half a minute
+        for isa in native.ISAS
+        if isa.needs <= native._processor_flags()
+    ],
+)
 def test_every_instruction_set_of_this_machine(name: str, tmp_path: Path) -> None:
     try:
         native.compiler()

@@ -39,7 +39,7 @@ def tier(point: Point) -> list[pytest.MarkDecorator]:
     if point.dtype != torch.bfloat16:
         return [pytest.mark.nightly]
     sampled = point.longest is None and (point.purpose, point.d) in OTHER_GPUS
-    return [pytest.mark.slow if point.arch == "sm_90" or sampled else pytest.mark.nightly]
+    return [pytest.mark.slow if sampled else pytest.mark.nightly]
 
 
 @pytest.mark.parametrize("point", [pytest.param(x, id=str(x), marks=tier(x)) for x in points()])
@@ -49,8 +49,9 @@ def test_a_shipped_config(point: Point) -> None:
 
 
 def odd_length_tier(point: Point) -> pytest.MarkDecorator:
-    sampled = (point.arch, point.purpose, point.longest) == ("gfx942", "attend", None)
-    return pytest.mark.slow if point.arch == "sm_90" or sampled else pytest.mark.nightly
+    sampled = {("sm_90", "attend"), ("sm_90", "grad_keys"), ("gfx942", "attend")}
+    is_sampled = point.longest is None and (point.arch, point.purpose) in sampled
+    return pytest.mark.slow if is_sampled else pytest.mark.nightly
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,11 @@ pytestmark = pytest.mark.aot
 
 
 def tier(point: Point) -> list[pytest.MarkDecorator]:
-    """Every run: the most common width in bf16 for one NVIDIA and one AMD GPU. Slow: two kernels for the other GPUs, on
-    which these kernels take the same way through the compiler. Nightly: everything else."""
+    """Every run: the most common width in bf16 for one NVIDIA GPU. Slow: two kernels for the other GPUs, on which these
+    kernels take the same way through the compiler. Nightly: everything else."""
     if point.dtype != torch.bfloat16 or point.channels != COMMON_WIDTH:
         return [pytest.mark.nightly]
-    if point.arch in ("sm_90", "gfx942"):
+    if point.arch == "sm_90":
         return []
     sampled = point.kernel in ("norm_columns_backward", "glu_columns_backward")
     return [pytest.mark.slow if sampled else pytest.mark.nightly]
@@ -47,7 +47,7 @@ def test_a_shipped_launch(point: Point) -> None:
     "arch",
     [
         "sm_90",
-        pytest.param("gfx942", marks=pytest.mark.slow),
+        pytest.param("gfx942", marks=pytest.mark.nightly),
         pytest.param("sm_80", marks=pytest.mark.nightly),
         pytest.param("sm_100", marks=pytest.mark.nightly),
     ],
@@ -104,7 +104,7 @@ def test_edge_cases_compile(case: str, arch: str, call: Call, monkeypatch: pytes
             aot.compile_kernel(host.kernels()[x.kernel], x.arguments, x.constants, arch, warps=x.warps, stages=x.stages)
 
 
-@pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.nightly)])
 def test_rows_in_planes_compile(arch: str) -> None:
     x = torch.empty(384, 48, 128, dtype=torch.bfloat16).transpose(0, 1)
     y, moment, weight = x.reshape(-1, 128), torch.empty(384 * 48), torch.empty(128, dtype=torch.bfloat16)
@@ -133,7 +133,7 @@ def test_tensors_beyond_2_gib_on_amd(kernel: str) -> None:
 IN_PLACE = ("glu_columns_backward", "gate_backward", "relu", "relu_backward", "swiglu_backward")
 
 
-@pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", ["sm_90", pytest.param("gfx942", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_in_place_kernels_store_with_the_layout_of_their_loads(
     name: str, arch: str, monkeypatch: pytest.MonkeyPatch

@@ -149,9 +149,8 @@ def test_installed_copy_finds_its_configs(installed: Path) -> None:
     assert "train_micro_batch_size_per_gpu" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "complete", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("complete", [False, True])
 def test_a_wheel_can_contain_the_native_code(tmp_path: Path, complete: bool) -> None:
     """It contains code for every instruction set of this processor family; the target needs no compiler.
 

@@ -99,11 +99,11 @@ def test_every_layout_trains_as_fp64_torch(task, ranks, home) -> None:
 
 @pytest.mark.slow
 def test_settings_that_save_memory_train_as_fp64_torch(home) -> None:
-    """Recomputation, recycling, moving averages, offloading and adapters: every fourth one, on one layout each."""
+    """Recomputation, recycling, moving averages, offloading and adapters: every sixth one, on one layout each."""
     cases = [
         Case(layouts.VARIANTS[name][0], (stages := layouts.variant_stages(name))[-1 - number % len(stages)],
              *SPLITS[2][number % 3], name)
-        for number, name in enumerate(list(layouts.VARIANTS)[::4])
+        for number, name in enumerate(list(layouts.VARIANTS)[::6])
     ]  # fmt: skip
     check(sorted(cases, key=lambda case: case.stage), 2, home)
 
@@ -120,8 +120,9 @@ def test_every_setting_on_every_layout_trains_as_fp64_torch(name, ranks, home) -
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [3, 2, 1, 0])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(3, marks=pytest.mark.slow), *(pytest.param(x, marks=pytest.mark.nightly) for x in range(3))]
+)
 def test_complexes_train_as_fp64_torch(stage, home) -> None:
     """AlphaFold-Multimer with templates, two equal chains and another, on two ranks."""
     check([Case("fold", stage, *SPLITS[2][stage % 3], "fold multimer")], 2, home)
