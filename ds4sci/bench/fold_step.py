@@ -85,7 +85,7 @@ def measure(config_path: str, overrides: list[str], crops: list[int], *, repeats
     return Measurement(
         name=f"step_{Path(config_path).stem}",
         title=f"A training step of `{Path(config_path).stem}` by crop length",
-        command=f"ds4sci bench step {config_path} --crops {','.join(map(str, crops))}",
+        command=" ".join(["ds4sci bench step", config_path, *overrides, "--crops", ",".join(map(str, crops))]),
         columns=["crop", "seconds", "spread", "peak memory (MB)"],
         rows=rows,
         notes=[
@@ -116,7 +116,9 @@ def compare(config_path: str, overrides: list[str], against: list[str], crop: in
     return Measurement(
         name=f"step_{Path(config_path).stem}_{crop}_against",
         title=f"A training step of `{Path(config_path).stem}` at crop {crop}, baseline `{' '.join(against)}`",
-        command=f"ds4sci bench step {config_path} --crops {crop} --against {' '.join(against)}",
+        command=" ".join(
+            ["ds4sci bench step", config_path, *overrides, "--crops", str(crop), *(f"--against {x}" for x in against)]
+        ),
         columns=["kernels", "seconds", "spread", "peak memory (MB)", "speed-up"],
         rows=[
             [name, median, f"{spread(own):.0%}", None if peak is None else peak / 1e6, medians[-1] / median]
