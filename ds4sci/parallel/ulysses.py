@@ -134,9 +134,7 @@ class HeadExchange:
         _, ranges, index = self._parts
         heads = torch.cat(parts)
         if index is not None:
-            count = len(ranges[self.group.rank])
-            by_head = torch.tensor(index, device=heads.device)
-            heads = heads.new_zeros(len(heads), count, heads.shape[2]).index_add_(1, by_head, heads)
+            heads = _sum_copies(heads, index, len(ranges[self.group.rank]))
         return heads_to_sequence(heads[None], ranges, self.group, self.keys)[0]
 
 
@@ -203,12 +201,17 @@ def _head_gradients(ctx: Any, grad: Tensor, needs_grad: tuple[bool, ...]) -> lis
     out, grad = (sequence_to_heads(x, ctx.head_ranges, ctx.group) for x in (tokens, grad))
     grads = ctx.forward_backward.backward(grad, q, k, v, out, *others, needs_grad, ctx.donated)
     if ctx.index is not None:
-        count, index = len(ctx.key_ranges[ctx.group.rank]), torch.tensor(ctx.index, device=grad.device)
+        count = len(ctx.key_ranges[ctx.group.rank])
         for i in (1, 2):
             if needs_grad[i]:
-                one = grads[i]
-                grads[i] = one.new_zeros(*one.shape[:2], count, one.shape[3]).index_add_(2, index, one)
+                grads[i] = _sum_copies(grads[i], ctx.index, count)
     return grads
+
+
+def _sum_copies(grad: Tensor, index: list[int], count: int) -> Tensor:
+    """Gradients ``[…, h, d]`` of copies of ``count`` key heads → ``[…, count, d]``. ``index``: head of each copy."""
+    by_head = torch.tensor(index, device=grad.device)
+    return grad.new_zeros(*grad.shape[:-2], count, grad.shape[-1]).index_add_(grad.dim() - 2, by_head, grad)
 
 
 class _SequenceToHeads(torch.autograd.Function):

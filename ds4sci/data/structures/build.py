@@ -24,7 +24,7 @@ from ds4sci.data.structures.build_cache import entry_key, file_stamps, is_curren
 from ds4sci.data.structures.build_complex import make_complex
 from ds4sci.data.structures.build_report import JOINED, REJECTED_MEMBER, BuildReport, report_row
 from ds4sci.data.structures.chain_file import concatenate, drop_empty_arrays, pack_all_arrays, write_arrays
-from ds4sci.data.structures.chain_filters import BuildSettings, mask_low_confidence, rejection_reason
+from ds4sci.data.structures.chain_filters import BuildSettings, chain_size, mask_low_confidence, rejection_reason
 from ds4sci.data.structures.chain_inputs import ChainInputs
 from ds4sci.data.structures.chain_set import ChainSet, write_files
 from ds4sci.data.structures.dssp import assign_secondary_structure
@@ -174,14 +174,8 @@ def _process_file(path: Path, name: str, entry: Path, inputs: ChainInputs, setti
         return
     accepted: dict[str, Record] = {}
     for chain in known:
-        resolved = int(chain.atom_mask[:, :3].all(1).sum())
-        size: dict[str, Any] = {
-            "length": len(chain.sequence),
-            "resolved": resolved,
-            "unknown": chain.sequence.count("X"),
-            "atoms_kept": int(chain.atom_mask.sum()),
-        }
-        rejection = rejection_reason(chain, resolved, settings)
+        size = chain_size(chain)
+        rejection = rejection_reason(chain, size["resolved"], settings)
         if any(chain.id == other.id for other in accepted.values()):
             rejection = ("same id", "an earlier chain of this file has the same id")
         first = accepted.get(chain.sequence)

@@ -15,7 +15,7 @@ from ds4sci.data.alignments import alignment_files
 from ds4sci.data.structures.build_cache import file_stamps
 from ds4sci.data.structures.build_report import JOINED, REJECTED_MEMBER, report_row
 from ds4sci.data.structures.chain_file import pack_all_arrays
-from ds4sci.data.structures.chain_filters import BuildSettings, rejection_reason
+from ds4sci.data.structures.chain_filters import BuildSettings, chain_size, rejection_reason
 from ds4sci.data.structures.chain_inputs import ChainInputs
 from ds4sci.data.structures.complexes import attach_alignments, share_templates
 from ds4sci.data.text_files import FileSection
@@ -40,12 +40,8 @@ def make_complex(
     stamps: dict[str, Any] = {}
     failure: tuple[str, str] | None = None
     for chain in chains:
-        resolved = int(chain.atom_mask[:, :3].all(1).sum())
-        size: dict[str, Any] = {
-            "length": len(chain.sequence), "resolved": resolved, "unknown": chain.sequence.count("X"),
-            "atoms_kept": int(chain.atom_mask.sum()),
-        }  # fmt: skip
-        rejection = rejection_reason(chain, resolved, settings)
+        size = chain_size(chain)
+        rejection = rejection_reason(chain, size["resolved"], settings)
         if any(chain.id == other.id for other, _ in members):
             rejection = ("same id", "an earlier chain of this file has the same id")
         key = alignment_files.chain_key(chain.id)

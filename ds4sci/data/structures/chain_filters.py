@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,6 +58,16 @@ def mask_low_confidence(chain: Record, min_plddt: float) -> Record:
     confident = np.where(chain.atom_mask, chain.b_factors, 0.0).max(1) > min_plddt
     mask = chain.atom_mask & confident[:, None]
     return replace(chain, atom_mask=mask, atom_positions=np.where(mask[..., None], chain.atom_positions, 0.0))
+
+
+def chain_size(chain: Record) -> dict[str, Any]:
+    """Return what the report of a build says about any chain: residues, those with N, CA and C, unknown ones, atoms."""
+    return {
+        "length": len(chain.sequence),
+        "resolved": int(chain.atom_mask[:, :3].all(1).sum()),
+        "unknown": chain.sequence.count("X"),
+        "atoms_kept": int(chain.atom_mask.sum()),
+    }
 
 
 def rejection_reason(chain: Record, resolved: int, settings: BuildSettings) -> tuple[str, str] | None:
