@@ -100,6 +100,15 @@ def isa() -> Isa:
     return next(one for one in ISAS if one.needs <= available)
 
 
+def own_products() -> bool:
+    """Whether matrix products of ``kernels/simd/blocks.h`` are faster than the BLAS with the instruction set in use.
+
+    Two Zen 4 cores, transition of 65,536 rows of 128 channels, fp32: 205 GFLOP/s with AVX-512 or AVX2 where MKL's
+    products reach 195 and the whole operation on tiles 150; 70 with SSE2, the ``portable`` build of x86-64.
+    """
+    return isa().lanes >= 8
+
+
 def _processor_flags() -> frozenset[str]:
     info = Path("/proc/cpuinfo")
     if platform.machine() in ("x86_64", "AMD64") and info.is_file():

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "../simd/parallel_for.h"
-#include "access.h"
+#include "../simd/access.h"
 #include "params.h"
 
 namespace DS4SCI_ISA {

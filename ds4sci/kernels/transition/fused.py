@@ -1,4 +1,8 @@
-"""Transition in tiles of rows: saves only its input and never materializes the hidden activation."""
+"""Transition in tiles of rows: saves only its input and never materializes the hidden activation.
+
+With AVX2 or AVX-512, ``native`` is one call of C++ with matrix products of its own (``native.py``); else the products
+are torch's, on tiles.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ from ds4sci.kernels.tiles import (
     row_order,
     tile_slices,
 )
+from ds4sci.kernels.transition import native
 
 
 def forward(
@@ -35,6 +40,8 @@ def forward(
     eps: float,
     implementation: str,
 ) -> Tensor:
+    if native.serves(implementation):
+        return native.forward(x, norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2, activation, eps)
     p = BACKENDS[implementation]
     order = row_order(x)
     out = empty_in_order(x, order)
@@ -71,6 +78,9 @@ def backward(
     implementation: str,
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
+    if native.serves(implementation):
+        parameters = (norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2)
+        return native.backward(grad, x, *parameters, activation, eps, needs_grad)
     p = BACKENDS[implementation]
     order = row_order(x)
     out = empty_in_order(x, order)

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../simd/fp16.h"
-#include "../simd/vector.h"
+#include "fp16.h"
+#include "vector.h"
 
 namespace DS4SCI_ISA {
 

@@ -1,0 +1,355 @@
+// Matrix products of blocks of rows, for operations that apply several layers to each row.
+//
+// A block is a few panels of PANEL rows. A panel is stored channels first, [channels][PANEL], so that vector lanes run over
+// rows: the result of a product is the operand of the next one as it is, and a layer norm needs no sums across lanes.
+//     product()    C[o][r]  = Σ_k W[o][k] X[k][r]        W is packed, see Weight; the caller's function takes C from registers
+//     add_outer()  D[o][k] += Σ_r C[o][r] X[r][k]        gradient of a weight; X row by row, see RowSlices
+//
+// Operands consist of 32-bit lanes, see tile.h: with Bf16Lanes two channels (product) or two rows (add_outer) per lane. Results
+// of a product are therefore stored twice: as `lanes`, the operand of a product, and `plain`, that of add_outer. With
+// Fp32Lanes both are the same memory.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "access.h"
+#include "tile.h"
+
+namespace DS4SCI_ISA {
+
+constexpr int PANEL = 2 * W;     // rows of a panel: two vectors
+constexpr int STEP = MR / 3;     // channels of a panel are padded to a multiple, with 0
+
+static inline int64_t padded(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+static inline int64_t padded_channels(int64_t n) { return padded(n, STEP); }
+
+template <class L>
+static inline int64_t lane_count(int64_t k) { return (k + L::PER_LANE - 1) / L::PER_LANE; }
+
+// Memory of one thread or call, handed out in pieces that begin on cache lines. `Arena(nullptr)` counts only.
+class Arena {
+ public:
+  explicit Arena(char* memory) : memory_(memory) {}
+  float* floats(int64_t n) {
+    const int64_t begin = used_;
+    used_ += padded(4 * n, 64);
+    return memory_ ? reinterpret_cast<float*>(memory_ + begin) : nullptr;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  int64_t used_ = 0;
+};
+
+// Aligned memory, zeroed. Throws std::bad_alloc.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) : data_(static_cast<char*>(std::aligned_alloc(64, padded(std::max<int64_t>(bytes, 64), 64)))) {
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_, 0, bytes);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { std::free(data_); }
+  char* data() const { return data_; }
+
+ private:
+  char* data_;
+};
+
+// Memory, or null if there is none.
+static inline std::unique_ptr<Memory> make_memory(int64_t bytes) {
+  try {
+    return std::make_unique<Memory>(bytes);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+// A matrix [n][k] as an operand of product(): blocks of MR outputs, [lanes of k][MR].
+struct Weight {
+  const float* data;
+  int64_t outputs, lanes;
+  const float* block(int64_t first) const { return data + first / MR * lanes * MR; }
+};
+
+template <class L>
+static inline int64_t packed_size(int64_t n, int64_t k) { return padded(n, MR) * lane_count<L>(k); }
+
+static inline float to_float(float x) { return x; }
+static inline float to_float(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.x) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+static inline float to_float(Half x) { return half_to_float(x.x); }
+
+// Packs element (o, k) of the matrix at data[o·so + k·sk].
+template <class L, class T>
+static Weight pack_weight(const T* data, int64_t so, int64_t sk, int64_t n, int64_t k, float* to) {
+  const int64_t lanes = lane_count<L>(k);
+  for (int64_t o = 0; o < padded(n, MR); ++o) {
+    float* lane = to + o / MR * lanes * MR + o % MR;
+    for (int64_t t = 0; t < lanes; ++t) {
+      if constexpr (L::PER_LANE == 2) {
+        uint16_t pair[2] = {};
+        for (int j = 0; j < 2 && o < n && 2 * t + j < k; ++j) std::memcpy(pair + j, data + o * so + (2 * t + j) * sk, 2);
+        std::memcpy(lane + t * MR, pair, 4);
+      } else {
+        lane[t * MR] = o < n ? to_float(data[o * so + t * sk]) : 0.0f;
+      }
+    }
+  }
+  return {to, n, lanes};
+}
+
+// Calls e(acc, first output, panel) with acc[M][2] = Σ_k W[first + i][k] X[k][rows of the panel], for the outputs from `from` (a
+// multiple of MR) to `to`, padded to a multiple of STEP. `x`: the panels' lanes; `k`: their first channel in W.
+template <class L, class E>
+static inline void product(const Weight& w, int64_t from, int64_t to, int64_t k, int64_t lanes, const float* x, int64_t x_panel,
+                           int panels, E e) {
+  for (int64_t o = from; o < to; o += MR) {
+    const float* a = w.block(o) + k / L::PER_LANE * MR;
+    const int units = int(padded_channels(std::min<int64_t>(MR, to - o)) / STEP);
+    with_height<MR / STEP, STEP>(units, 0, [&](auto height, int) {
+      constexpr int M = height;
+      for (int p = 0; p < panels; ++p) {
+        Vec acc[M][2] = {};
+        accumulate<L, 1>(acc, int(lanes), a, MR, x + p * x_panel, PANEL);
+        e(acc, o, p);
+      }
+    });
+  }
+}
+
+// D[o][k] += Σ_r C[o][r] X[r][k]. c: `plain` of the panels, from the first of `n` outputs (n is padded to a multiple of STEP).
+// x: RowSlices of `k` channels. d: [n][padded(k, PANEL)].
+template <class L>
+static inline void add_outer(int64_t n, int64_t k, const float* c, int64_t c_panel, int panels, const float* x, float* d) {
+  constexpr int LANES = PANEL / L::PER_LANE;  // of the rows of a panel
+  const int64_t width = padded(k, PANEL), slice = int64_t(panels) * LANES * PANEL;
+  for (int64_t k0 = 0; k0 < width; k0 += PANEL, x += slice) {
+    for (int64_t o = 0; o < n; o += MR) {
+      const int units = int(padded_channels(std::min<int64_t>(MR, n - o)) / STEP);
+      with_height<MR / STEP, STEP>(units, 0, [&](auto height, int) {
+        constexpr int M = height;
+        Vec acc[M][2] = {};
+        for (int p = 0; p < panels; ++p)
+          accumulate<L, LANES>(acc, LANES, c + p * c_panel + o * LANES, 1, x + p * LANES * PANEL, PANEL);
+        float* cell = d + o * width + k0;
+        DS4SCI_UNROLL for (int i = 0; i < M; ++i)
+          DS4SCI_UNROLL for (int v = 0; v < 2; ++v) {
+            float* to = cell + i * width + v * W;
+            store(to, load(to) + acc[i][v]);
+          }
+      });
+    }
+  }
+}
+
+// Calls f(i, v, acc[i][v]) for the vectors of a result of product().
+template <int M, class F>
+__attribute__((always_inline)) static inline void for_each_result(Vec (&acc)[M][2], F f) {
+  DS4SCI_UNROLL for (int i = 0; i < M; ++i)
+    DS4SCI_UNROLL for (int v = 0; v < 2; ++v) f(i, v, acc[i][v]);
+}
+
+// Channels `o` to o + M of a panel, as results of product() and as operands of the next ones.
+template <int M>
+static inline void store_panel(Fp32Lanes, const Vec (&x)[M][2], int64_t o, float* lanes, float*) {
+  DS4SCI_UNROLL for (int i = 0; i < M; ++i)
+    DS4SCI_UNROLL for (int v = 0; v < 2; ++v) store(lanes + (o + i) * PANEL + v * W, x[i][v]);
+}
+
+#if defined(__AVX512BF16__)
+template <int M>
+static inline void store_panel(Bf16Lanes, const Vec (&x)[M][2], int64_t o, float* lanes, float* plain) {
+  DS4SCI_UNROLL for (int i = 0; i < M; i += 2) {
+    const Vec one = to_bf16x2(x[i][0], x[i][1]), other = to_bf16x2(x[i + 1][0], x[i + 1][1]);
+    store(lanes + (o + i) / 2 * PANEL, interleave<0>(one, other));
+    store(lanes + (o + i) / 2 * PANEL + W, interleave<16>(one, other));
+    if (plain) {
+      store(plain + (o + i) * W, one);
+      store(plain + (o + i + 1) * W, other);
+    }
+  }
+}
+#endif
+
+// An fp32 panel [channels][PANEL] as the operand of product(), and of add_outer() where `plain` is not null.
+template <class L>
+static inline void convert_panel(const float* from, int64_t channels, float* lanes, float* plain) {
+  for (int64_t o = 0; o < channels; o += 2) {
+    Vec x[2][2] = {};
+    for (int i = 0; i < 2 && o + i < channels; ++i)
+      for (int v = 0; v < 2; ++v) x[i][v] = load(from + (o + i) * PANEL + v * W);
+    store_panel(L{}, x, o, lanes, plain);
+  }
+}
+
+// Reads `rows` ≤ PANEL rows of `channels` as an fp32 panel. Rows and channels beyond the last are 0.
+template <class T>
+static inline void load_panel(const T* from, int64_t step, int rows, int64_t channels, float* to) {
+  alignas(64) float square[W * W];
+  for (int v = 0; v < PANEL; v += W)
+    for (int64_t k = 0; k < channels; k += W) {
+      const int width = int(std::min<int64_t>(W, channels - k));
+      for (int r = 0; r < W; ++r) {
+        const T* row = from + (v + r) * step + k;
+        store(square + r * W, v + r >= rows ? Vec{} : width == W ? read(row) : read(row, Partial{width}));
+      }
+      transpose(square, W, to + k * PANEL + v, PANEL, width);
+    }
+}
+
+// The inverse of load_panel: writes `rows` rows of `channels`.
+template <class T>
+static inline void store_rows(const float* from, T* to, int64_t step, int rows, int64_t channels) {
+  alignas(64) float square[W * W], turned[W * W];
+  for (int v = 0; v < rows; v += W)
+    for (int64_t k = 0; k < channels; k += W) {
+      const int width = int(std::min<int64_t>(W, channels - k));
+      for (int i = 0; i < W; ++i) store(square + i * W, i < width ? load(from + (k + i) * PANEL + v) : Vec{});
+      transpose(square, W, turned, W);
+      for (int r = 0; r < std::min(W, rows - v); ++r) {
+        T* row = to + (v + r) * step + k;
+        if (width == W)
+          write(row, load(turned + r * W));
+        else
+          write(row, load(turned + r * W), Partial{width});
+      }
+    }
+}
+
+// An fp32 panel as panel number `p` of `panels` in RowSlices, the operand of add_outer(): for each PANEL channels, the rows of
+// all panels, [panels · lanes of rows][PANEL].
+template <class L>
+static inline void slice_rows(const float* from, int64_t channels, int p, int panels, float* to) {
+  constexpr int LANES = PANEL / L::PER_LANE;
+  alignas(64) float square[W * W], turned[W * W];
+  for (int v = 0; v < PANEL; v += W)
+    for (int64_t k = 0; k < channels; k += W) {
+      for (int i = 0; i < W; ++i) store(square + i * W, k + i < channels ? load(from + (k + i) * PANEL + v) : Vec{});
+      transpose(square, W, turned, W);
+      float* row = to + (k / PANEL * panels + p) * LANES * PANEL + k % PANEL;
+      if constexpr (L::PER_LANE == 1) {
+        for (int r = 0; r < W; ++r) store(row + (v + r) * PANEL, load(turned + r * W));
+      } else {
+#if defined(__AVX512BF16__)
+        for (int r = 0; r < W; r += 2)
+          store(row + (v + r) / 2 * PANEL, interleave_halves(to_bf16x2(load(turned + r * W), load(turned + (r + 1) * W))));
+#endif
+      }
+    }
+}
+
+static inline int64_t slices_size(int64_t channels, int panels, int per_lane) {
+  return padded(channels, PANEL) / PANEL * panels * (PANEL / per_lane) * PANEL;
+}
+
+// Layer norm over the channels of an fp32 panel.
+struct PanelNorm {
+  Vec mean[2], rstd[2];
+
+  // Replaces x by (x - mean) · rstd. The sums are of CHUNK channels at a time, so that rounding does not grow with their number.
+  void normalize(float* x, int64_t channels, double eps) {
+    constexpr int64_t CHUNK = 32;
+    for (int v = 0; v < 2; ++v) {
+      Vec sum = {}, square = {};
+      for (int64_t begin = 0; begin < channels; begin += CHUNK) {
+        Vec part = {};
+        for (int64_t k = begin; k < std::min(channels, begin + CHUNK); ++k) part += load(x + k * PANEL + v * W);
+        sum += part;
+      }
+      mean[v] = sum / float(channels);
+      for (int64_t begin = 0; begin < channels; begin += CHUNK) {
+        Vec part = {};
+        for (int64_t k = begin; k < std::min(channels, begin + CHUNK); ++k) {
+          const Vec d = load(x + k * PANEL + v * W) - mean[v];
+          part += d * d;
+        }
+        square += part;
+      }
+      Vec root = square / float(channels) + float(eps);
+      for (int i = 0; i < W; ++i) root[i] = 1.0f / std::sqrt(root[i]);
+      rstd[v] = root + (square - square);  // NaN if the sum of squares overflows: 1 / inf would hide it
+      for (int64_t k = 0; k < channels; ++k) {
+        float* cell = x + k * PANEL + v * W;
+        store(cell, (load(cell) - mean[v]) * rstd[v]);
+      }
+    }
+  }
+
+  // Replaces `grad`, the gradient of weight · scaled + bias, by that of the layer norm's input. `scaled`: as normalize() leaves
+  // it. Adds the gradients of weight and bias to sums[0] and sums[1], fp64, if they are not null.
+  void backward(float* grad, const float* scaled, const float* weight, int64_t channels, double* const sums[2]) const {
+    Vec sum[2] = {}, inner[2] = {};
+    for (int64_t k = 0; k < channels; ++k) {
+      Vec of_weight = {}, of_bias = {};
+      for (int v = 0; v < 2; ++v) {
+        const Vec g = load(grad + k * PANEL + v * W), s = load(scaled + k * PANEL + v * W), a = g * weight[k];
+        sum[v] += a;
+        inner[v] += a * s;
+        of_weight += g * s;
+        of_bias += g;
+      }
+      if (sums[0]) sums[0][k] += double(reduce_add(of_weight));
+      if (sums[1]) sums[1][k] += double(reduce_add(of_bias));
+    }
+    for (int v = 0; v < 2; ++v) {
+      const Vec first = sum[v] / float(channels), second = inner[v] / float(channels);
+      for (int64_t k = 0; k < channels; ++k) {
+        float* cell = grad + k * PANEL + v * W;
+        store(cell, (load(cell) * weight[k] - first - load(scaled + k * PANEL + v * W) * second) * rstd[v]);
+      }
+    }
+  }
+};
+
+// to = scaled · weight + bias for a panel; `bias` may be null.
+static inline void scale_panel(const float* scaled, const float* weight, const float* bias, int64_t channels, float* to) {
+  for (int64_t k = 0; k < channels; ++k)
+    for (int v = 0; v < PANEL; v += W) {
+      const Vec y = load(scaled + k * PANEL + v) * weight[k];
+      store(to + k * PANEL + v, bias ? y + bias[k] : y);
+    }
+}
+
+// Adds Σ_r x[k][r] to the fp64 sums.
+static inline void add_row_sums(const float* x, int64_t channels, double* sums) {
+  for (int64_t k = 0; k < channels; ++k) sums[k] += double(reduce_add(load(x + k * PANEL) + load(x + k * PANEL + W)));
+}
+
+// The turns in which tasks add their parts to shared sums: in the order of their numbers, whatever thread runs them, so that
+// results do not depend on the number of threads.
+class Turns {
+ public:
+  template <class F>
+  void in_order(int64_t task, F f) {
+    while (turn_.load(std::memory_order_acquire) != task) std::this_thread::yield();
+    f();
+    turn_.store(task + 1, std::memory_order_release);
+  }
+
+ private:
+  std::atomic<int64_t> turn_{0};
+};
+
+// The lanes of products of bf16 matrices: bf16 where the instruction set multiplies it, else fp32.
+#if defined(__AVX512BF16__)
+using LanesOfBf16 = Bf16Lanes;
+#else
+using LanesOfBf16 = Fp32Lanes;
+#endif
+
+}  // namespace DS4SCI_ISA
