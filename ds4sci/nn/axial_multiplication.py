@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.triangle_multiplication import KERNEL, Direction, Weights, check_arguments, joint_parameters
-from ds4sci.kernels.triangle_multiplication.fused import Update, contract, contract_backward
+from ds4sci.kernels.triangle_multiplication.fused import NativeUpdate, TiledUpdate, make_update
 from ds4sci.parallel.axial import AxialShards, Ranges, even_ranges, exchange
 
 
@@ -45,14 +45,14 @@ class _AxialMultiplication(torch.autograd.Function):
         ctx: Any, z: Tensor, mask: Tensor | None, direction: Direction, eps: float, implementation: str,
         shards: AxialShards, *parameters: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        update = Update(parameters, eps, implementation)
+        update = make_update(parameters, eps, implementation)
         channels = even_ranges(update.hidden, shards.group.size)
         out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
         products = []
         for x, keep, o in zip(z, _rows(mask, len(z)), out, strict=True):
             a, b = _project(update, x, keep, channels, shards)
             product = a.new_empty(len(a), x.shape[1], x.shape[1])
-            contract(a, b, direction, product)
+            update.contract(a, b, direction, product)
             del a, b
             product = exchange(product, 0, 1, channels, shards.residues, shards.group)
             update.output(x, product.flatten(1), o)
@@ -67,7 +67,7 @@ class _AxialMultiplication(torch.autograd.Function):
         direction, eps, implementation, shards = ctx.options
         z, mask, *saved = ctx.saved_tensors
         parameters, products = saved[: -len(z)], saved[-len(z) :]
-        update = Update(parameters, eps, implementation, ctx.needs_input_grad[6:])
+        update = make_update(parameters, eps, implementation, ctx.needs_input_grad[6:])
         channels, group = even_ranges(update.hidden, shards.group.size), shards.group
         out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
         for x, g, keep, p, o in zip(z, grad, _rows(mask, len(z)), products, out, strict=True):
@@ -76,7 +76,7 @@ class _AxialMultiplication(torch.autograd.Function):
             grad_product = exchange(grad_rows, 1, 0, shards.residues, channels, group)
             del grad_rows
             a, b = ab = _project(update, x, keep, channels, shards)
-            contract_backward(grad_product, a, b, direction)
+            update.contract_backward(grad_product, a, b, direction)
             del grad_product
             grad_ab = exchange(ab, 1, 2, channels, shards.residues, group)
             del a, b, ab
@@ -89,7 +89,9 @@ def _rows(mask: Tensor | None, count: int) -> Any:
     return [None] * count if mask is None else mask.flatten(1)
 
 
-def _project(update: Update, x: Tensor, mask: Tensor | None, channels: Ranges, shards: AxialShards) -> Tensor:
+def _project(
+    update: TiledUpdate | NativeUpdate, x: Tensor, mask: Tensor | None, channels: Ranges, shards: AxialShards
+) -> Tensor:
     """a and b of this rank's channels for all rows, [2, own channels, n, n], from this rank's rows x [r, n, c]."""
     ab = x.new_empty(2, update.hidden, len(x), x.shape[1])
     update.project(x, mask, ab.view(2 * update.hidden, len(x) * x.shape[1]))

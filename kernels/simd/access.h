@@ -117,11 +117,21 @@ static inline float reduce_sum(int64_t n, F f) {
   return float(total);
 }
 
-// sigmoid(x) and 1 - sigmoid(x), both with a relative error of 2e-7: the exponential is of a non-positive number, and
+// 1 / x for 1 ≤ x ≤ 2. With AVX-512 by an estimate of 14 bits and one step of Newton's method: a division takes three times as long.
+static inline Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec estimate = Vec(_mm512_rcp14_ps(__m512(x)));
+  return estimate * (2.0f - x * estimate);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// sigmoid(x) and 1 - sigmoid(x), both with a relative error of 3e-7: the exponential is of a non-positive number, and
 // neither value is computed as a difference.
 struct Sigmoid { Vec value, complement; };
 static inline Sigmoid sigmoid(Vec x) {
-  const Vec small = exp2<5>(-max(x, -x) * 1.44269504f), near = 1.0f / (1.0f + small), far = small * near;
+  const Vec small = exp2<5>(-max(x, -x) * 1.44269504f), near = reciprocal(1.0f + small), far = small * near;
   return {x >= 0.0f ? near : far, x >= 0.0f ? far : near};
 }
 

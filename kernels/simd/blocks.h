@@ -94,23 +94,44 @@ static inline float to_float(BFloat16 x) {
 }
 static inline float to_float(Half x) { return half_to_float(x.x); }
 
-// Packs element (o, k) of the matrix at data[o·so + k·sk].
-template <class L, class T>
-static Weight pack_weight(const T* data, int64_t so, int64_t sk, int64_t n, int64_t k, float* to) {
+// Packs the matrix of n rows whose element (o, k) is row(o)[k·sk]; row(o) is null for a row of zeros.
+template <class L, class T, class Row>
+static Weight pack_rows(Row row, int64_t sk, int64_t n, int64_t k, float* to) {
   const int64_t lanes = lane_count<L>(k);
   for (int64_t o = 0; o < padded(n, MR); ++o) {
+    const T* from = o < n ? row(o) : nullptr;
     float* lane = to + o / MR * lanes * MR + o % MR;
     for (int64_t t = 0; t < lanes; ++t) {
       if constexpr (L::PER_LANE == 2) {
         uint16_t pair[2] = {};
-        for (int j = 0; j < 2 && o < n && 2 * t + j < k; ++j) std::memcpy(pair + j, data + o * so + (2 * t + j) * sk, 2);
+        for (int j = 0; j < 2 && from && 2 * t + j < k; ++j) std::memcpy(pair + j, from + (2 * t + j) * sk, 2);
         std::memcpy(lane + t * MR, pair, 4);
       } else {
-        lane[t * MR] = o < n ? to_float(data[o * so + t * sk]) : 0.0f;
+        lane[t * MR] = from ? to_float(from[t * sk]) : 0.0f;
       }
     }
   }
   return {to, n, lanes};
+}
+
+// Packs the matrix whose element (o, k) is data[o·so + k·sk].
+template <class L, class T>
+static Weight pack_weight(const T* data, int64_t so, int64_t sk, int64_t n, int64_t k, float* to) {
+  return pack_rows<L, T>([=](int64_t o) { return data + o * so; }, sk, n, k, to);
+}
+
+// acc[i][x] = Σ_t a[i·AI + t·at] b[t·bt + x], at most SUMMED steps at a time, so that rounding does not grow with their number.
+template <class L, int AI, int M>
+__attribute__((always_inline)) static inline void sum_products(Vec (&acc)[M][2], int64_t steps, const float* a, int64_t at,
+                                                               const float* b, int64_t bt) {
+  constexpr int64_t SUMMED = 256;
+  accumulate<L, AI>(acc, int(std::min(SUMMED, steps)), a, at, b, bt);
+  for (int64_t t = SUMMED; t < steps; t += SUMMED) {
+    Vec part[M][2] = {};
+    accumulate<L, AI>(part, int(std::min(SUMMED, steps - t)), a + t * at, at, b + t * bt, bt);
+    DS4SCI_UNROLL for (int i = 0; i < M; ++i)
+      DS4SCI_UNROLL for (int x = 0; x < 2; ++x) acc[i][x] += part[i][x];
+  }
 }
 
 // Calls e(acc, first output, panel) with acc[M][2] = Σ_k W[first + i][k] X[k][rows of the panel], for the outputs from `from` (a
@@ -125,7 +146,7 @@ static inline void product(const Weight& w, int64_t from, int64_t to, int64_t k,
       constexpr int M = height;
       for (int p = 0; p < panels; ++p) {
         Vec acc[M][2] = {};
-        accumulate<L, 1>(acc, int(lanes), a, MR, x + p * x_panel, PANEL);
+        sum_products<L, 1>(acc, lanes, a, MR, x + p * x_panel, PANEL);
         e(acc, o, p);
       }
     });
@@ -197,24 +218,23 @@ static inline void convert_panel(const float* from, int64_t channels, float* lan
   }
 }
 
-// Reads `rows` ≤ PANEL rows of `channels` as an fp32 panel. Rows and channels beyond the last are 0.
-template <class T>
-static inline void load_panel(const T* from, int64_t step, int rows, int64_t channels, float* to) {
+// Reads `rows` ≤ PANEL rows of `channels` as an fp32 panel. row(r): the first element of row r. Rows and channels beyond the last
+// are 0.
+template <class Row>
+static inline void gather_panel(Row row, int rows, int64_t channels, float* to) {
   alignas(64) float square[W * W];
   for (int v = 0; v < PANEL; v += W)
     for (int64_t k = 0; k < channels; k += W) {
       const int width = int(std::min<int64_t>(W, channels - k));
-      for (int r = 0; r < W; ++r) {
-        const T* row = from + (v + r) * step + k;
-        store(square + r * W, v + r >= rows ? Vec{} : width == W ? read(row) : read(row, Partial{width}));
-      }
+      for (int r = 0; r < W; ++r)
+        store(square + r * W, v + r >= rows ? Vec{} : width == W ? read(row(v + r) + k) : read(row(v + r) + k, Partial{width}));
       transpose(square, W, to + k * PANEL + v, PANEL, width);
     }
 }
 
-// The inverse of load_panel: writes `rows` rows of `channels`.
-template <class T>
-static inline void store_rows(const float* from, T* to, int64_t step, int rows, int64_t channels) {
+// The inverse of gather_panel: writes `rows` rows of `channels`.
+template <class Row>
+static inline void scatter_panel(const float* from, Row row, int rows, int64_t channels) {
   alignas(64) float square[W * W], turned[W * W];
   for (int v = 0; v < rows; v += W)
     for (int64_t k = 0; k < channels; k += W) {
@@ -222,12 +242,44 @@ static inline void store_rows(const float* from, T* to, int64_t step, int rows, 
       for (int i = 0; i < W; ++i) store(square + i * W, i < width ? load(from + (k + i) * PANEL + v) : Vec{});
       transpose(square, W, turned, W);
       for (int r = 0; r < std::min(W, rows - v); ++r) {
-        T* row = to + (v + r) * step + k;
         if (width == W)
-          write(row, load(turned + r * W));
+          write(row(v + r) + k, load(turned + r * W));
         else
-          write(row, load(turned + r * W), Partial{width});
+          write(row(v + r) + k, load(turned + r * W), Partial{width});
       }
+    }
+}
+
+// Both for rows at equal distances.
+template <class T>
+static inline void load_panel(const T* from, int64_t step, int rows, int64_t channels, float* to) {
+  gather_panel([=](int r) { return from + r * step; }, rows, channels, to);
+}
+
+template <class T>
+static inline void store_rows(const float* from, T* to, int64_t step, int rows, int64_t channels) {
+  scatter_panel(from, [=](int r) { return to + r * step; }, rows, channels);
+}
+
+// Reads and writes a panel of a tensor that is stored channels first, from[channel · step + row].
+template <class T>
+static inline void load_columns(const T* from, int64_t step, int rows, int64_t channels, float* to) {
+  for (int64_t k = 0; k < channels; ++k, from += step)
+    for (int v = 0; v < PANEL; v += W) {
+      const int left = rows - v;
+      store(to + k * PANEL + v, left >= W ? read(from + v) : left > 0 ? read(from + v, Partial{left}) : Vec{});
+    }
+}
+
+template <class T>
+static inline void store_columns(const float* from, T* to, int64_t step, int rows, int64_t channels) {
+  for (int64_t k = 0; k < channels; ++k, to += step)
+    for (int v = 0; v < rows; v += W) {
+      const Vec x = load(from + k * PANEL + v);
+      if (rows - v >= W)
+        write(to + v, x);
+      else
+        write(to + v, x, Partial{rows - v});
     }
 }
 
@@ -261,33 +313,51 @@ static inline int64_t slices_size(int64_t channels, int panels, int per_lane) {
 struct PanelNorm {
   Vec mean[2], rstd[2];
 
-  // Replaces x by (x - mean) · rstd. The sums are of CHUNK channels at a time, so that rounding does not grow with their number.
-  void normalize(float* x, int64_t channels, double eps) {
-    constexpr int64_t CHUNK = 32;
+  // Mean and reciprocal standard deviation of the rows of x. Four sums at once, each of a quarter of the channels: a single one
+  // would wait for its own last addition.
+  void measure(const float* x, int64_t channels, double eps) {
+    for (int v = 0; v < 2; ++v)
+      mean[v] = sum_channels(channels, [&](int64_t k) { return load(x + k * PANEL + v * W); }) / float(channels);
     for (int v = 0; v < 2; ++v) {
-      Vec sum = {}, square = {};
-      for (int64_t begin = 0; begin < channels; begin += CHUNK) {
-        Vec part = {};
-        for (int64_t k = begin; k < std::min(channels, begin + CHUNK); ++k) part += load(x + k * PANEL + v * W);
-        sum += part;
-      }
-      mean[v] = sum / float(channels);
-      for (int64_t begin = 0; begin < channels; begin += CHUNK) {
-        Vec part = {};
-        for (int64_t k = begin; k < std::min(channels, begin + CHUNK); ++k) {
-          const Vec d = load(x + k * PANEL + v * W) - mean[v];
-          part += d * d;
-        }
-        square += part;
-      }
+      const Vec square = sum_channels(channels, [&](int64_t k) {
+        const Vec d = load(x + k * PANEL + v * W) - mean[v];
+        return d * d;
+      });
       Vec root = square / float(channels) + float(eps);
       for (int i = 0; i < W; ++i) root[i] = 1.0f / std::sqrt(root[i]);
       rstd[v] = root + (square - square);  // NaN if the sum of squares overflows: 1 / inf would hide it
-      for (int64_t k = 0; k < channels; ++k) {
+    }
+  }
+
+  // scaled = (x - mean) · rstd, y = scaled · weight + bias; `scaled` may be null, `bias` too, and each may be x itself.
+  void apply(const float* x, const float* weight, const float* bias, int64_t channels, float* scaled, float* y) const {
+    for (int64_t k = 0; k < channels; ++k)
+      for (int v = 0; v < 2; ++v) {
+        const int64_t cell = k * PANEL + v * W;
+        const Vec s = (load(x + cell) - mean[v]) * rstd[v];
+        if (scaled) store(scaled + cell, s);
+        store(y + cell, bias ? s * weight[k] + bias[k] : s * weight[k]);
+      }
+  }
+
+  // Replaces x by (x - mean) · rstd.
+  void normalize(float* x, int64_t channels, double eps) {
+    measure(x, channels, eps);
+    for (int64_t k = 0; k < channels; ++k)
+      for (int v = 0; v < 2; ++v) {
         float* cell = x + k * PANEL + v * W;
         store(cell, (load(cell) - mean[v]) * rstd[v]);
       }
-    }
+  }
+
+  template <class F>
+  static Vec sum_channels(int64_t channels, F f) {
+    Vec total[4] = {};
+    int64_t k = 0;
+    for (; k + 4 <= channels; k += 4)
+      DS4SCI_UNROLL for (int i = 0; i < 4; ++i) total[i] += f(k + i);
+    for (; k < channels; ++k) total[0] += f(k);
+    return (total[0] + total[1]) + (total[2] + total[3]);
   }
 
   // Replaces `grad`, the gradient of weight · scaled + bias, by that of the layer norm's input. `scaled`: as normalize() leaves

@@ -11,7 +11,7 @@ from torch import Tensor
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import add_in_parts, part_slices
 from ds4sci.kernels.triangle_multiplication import KERNEL, check_arguments, joint_parameters
-from ds4sci.kernels.triangle_multiplication.fused import Update, contract
+from ds4sci.kernels.triangle_multiplication.fused import NativeUpdate, TiledUpdate, make_update
 from ds4sci.kernels.triangle_multiplication.reference import Direction, Weights
 
 CHANNEL_PARTS = 8
@@ -39,7 +39,7 @@ def triangle_multiplication_by_channels(
         out: Tensor = KERNEL(z, mask, weights, direction, eps=eps, implementation=name)
         return out
     update = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    whole = Update(joint_parameters(weights), eps, name)
+    whole = make_update(joint_parameters(weights), eps, name)
     for x, product, o in zip(z, products(z, mask, weights, direction, eps, name), update, strict=True):
         whole.output(x, product.flatten(1), o)
     return update
@@ -63,13 +63,13 @@ def add_triangle_multiplication(
     mask = check_arguments(z, mask, weights)
     name = KERNEL.select(z, mask, weights, direction, eps=eps, implementation=implementation).name
     backend = name if name in BACKENDS else "tiled"
-    whole = Update(joint_parameters(weights), eps, backend)
+    whole = make_update(joint_parameters(weights), eps, backend)
     for x, product in zip(z, products(z, mask, weights, direction, eps, backend), strict=True):
         add_in_parts(x, partial(_output_rows, whole, x, product))
     return z
 
 
-def _output_rows(whole: Update, x: Tensor, product: Tensor, rows: slice) -> Tensor:
+def _output_rows(whole: TiledUpdate | NativeUpdate, x: Tensor, product: Tensor, rows: slice) -> Tensor:
     """The update of some rows of an example x [n, n, c], from its product p [c', n, n]."""
     update = torch.empty_like(x[rows])
     whole.output(x[rows], product[:, rows].flatten(1), update)
@@ -88,22 +88,22 @@ def products(
     product = z.new_empty(hidden, n, n)
     count = len(list(part_slices(product))) // 2  # a and b are twice as large as the product
     size = -(-hidden // max(1, min(CHANNEL_PARTS, count)))
+    memory = z.new_empty(2 * size * n * n)  # one piece for all parts: the allocator would keep several
     for x, keep in zip(z, [None] * len(z) if mask is None else mask.flatten(1), strict=True):
         for first in range(0, hidden, size):
             part = _channels(parameters, slice(first, min(first + size, hidden)), hidden, eps, backend)
-            ab = z.new_empty(2, part.hidden, n, n)
+            ab = memory[: 2 * part.hidden * n * n].view(2, part.hidden, n, n)
             part.project(x, keep, ab.view(2 * part.hidden, n * n))
-            contract(ab[0], ab[1], direction, product[first : first + part.hidden])
-        del ab
+            part.contract(ab[0], ab[1], direction, product[first : first + part.hidden])
         yield product
 
 
 def _channels(
     parameters: tuple[Tensor | None, ...], channels: slice, hidden: int, eps: float, backend: str
-) -> Update:  # fmt: skip
+) -> TiledUpdate | NativeUpdate:  # fmt: skip
     """The update with the projections to ``channels`` of the hidden channels only."""
     norm, norm_bias, weight, bias, *rest = parameters
     assert weight is not None
     chosen = weight.unflatten(0, (4, hidden))[:, channels].flatten(0, 1)
     chosen_bias = None if bias is None else bias.unflatten(0, (4, hidden))[:, channels].flatten()
-    return Update((norm, norm_bias, chosen, chosen_bias, *rest), eps, backend)
+    return make_update((norm, norm_bias, chosen, chosen_bias, *rest), eps, backend)

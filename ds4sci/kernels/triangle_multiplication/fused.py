@@ -1,4 +1,4 @@
-"""Triangular multiplicative update as a batched matrix product, with everything else in tiles of rows.
+"""Triangular multiplicative update as a batched matrix product, with everything else in tiles or blocks of rows.
 
 The projections a and b are computed channels first, [2c', n·n], as the product of a weight and LN(z) transposed: the
 contraction over k is then one matrix product per channel, and nothing is transposed in memory. Saves z, the mask and
@@ -21,30 +21,11 @@ from ds4sci.kernels.tiles import (
     fill_missing_grads,
     tile_slices,
 )
+from ds4sci.kernels.triangle_multiplication import native
 
 
-def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
-    """Write ``Σ_k a_ik b_jk``, incoming ``Σ_k a_ki b_kj``, to ``out``; a, b and out are [c', n, n]."""
-    if direction == "outgoing":
-        torch.bmm(a, b.transpose(1, 2), out=out)
-    else:
-        torch.bmm(a.transpose(1, 2), b, out=out)
-
-
-def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> None:
-    """Replace a and b by their gradients, from the gradient of p, a few channels at a time."""
-    for part in tile_slices(len(a), 2 * a[0].nbytes, a.device):
-        g, left, right = grad[part], a[part], b[part]
-        if direction == "outgoing":
-            made = torch.bmm(g, right), torch.bmm(g.transpose(1, 2), left)
-        else:
-            made = torch.bmm(right, g.transpose(1, 2)), torch.bmm(left, g)
-        left.copy_(made[0])
-        right.copy_(made[1])
-
-
-class Update:
-    """The update apart from the contraction, of one example and any number of rows of z [r, n, c].
+class TiledUpdate:
+    """The parts of the update of one example, for any number of rows of z [r, n, c], in tiles of rows.
 
     ``forward`` and ``backward`` below contract in the same process; ``ds4sci.nn.axial_multiplication`` contracts by
     channels over several ranks. a and b are ``ab`` [2c', r·n], p is [c', r·n]. The backward functions add
@@ -130,6 +111,26 @@ class Update:
             inner = out[tile].view(-1, self.c)
             self.norm_in.backward(inner.addmm_(joint.t(), self.weight_in), z[tile], moments, out[tile])
 
+    @staticmethod
+    def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
+        """Write ``Σ_k a_ik b_jk``, incoming ``Σ_k a_ki b_kj``, to ``out``; a, b and out are [c', n, n]."""
+        if direction == "outgoing":
+            torch.bmm(a, b.transpose(1, 2), out=out)
+        else:
+            torch.bmm(a.transpose(1, 2), b, out=out)
+
+    @staticmethod
+    def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> None:
+        """Replace a and b by their gradients, from the gradient of p, a few channels at a time."""
+        for part in tile_slices(len(a), 2 * a[0].nbytes, a.device):
+            g, left, right = grad[part], a[part], b[part]
+            if direction == "outgoing":
+                made = torch.bmm(g, right), torch.bmm(g.transpose(1, 2), left)
+            else:
+                made = torch.bmm(right, g.transpose(1, 2)), torch.bmm(left, g)
+            left.copy_(made[0])
+            right.copy_(made[1])
+
     def grads(self) -> list[Tensor | None]:
         """The gradients of the parameters."""
         return [
@@ -137,6 +138,58 @@ class Update:
             *self.norm_out.grads(), self.grad_weight_out.result(), self.grad_bias_out.result(),
             self.grad_weight_gate.result(), self.grad_bias_gate.result(),
         ]  # fmt: skip
+
+
+class NativeUpdate:
+    """The same parts, each one call of C++ for all rows (``native.py``)."""
+
+    def __init__(
+        self, parameters: Sequence[Tensor | None], eps: float, needs_grad: Sequence[bool] = (False,) * 10
+    ) -> None:
+        self.parameters, self.eps = dict(zip(native.PARAMETERS, parameters, strict=True)), eps
+        weight = self.parameters["weight_in"]
+        assert weight is not None
+        self.hidden, self.c = weight.shape[0] // 4, weight.shape[1]
+        self.sums = {
+            name: torch.zeros(x.shape, dtype=torch.float64) if needed and x is not None else None
+            for (name, x), needed in zip(self.parameters.items(), needs_grad, strict=True)
+        }
+
+    def project(self, z: Tensor, mask: Tensor | None, ab: Tensor) -> None:
+        native.run("project", self.parameters, self.eps, z, {"ab": ab}, mask)
+
+    def output(self, z: Tensor, p: Tensor, out: Tensor) -> None:
+        native.run("output", self.parameters, self.eps, z, {"p": p, "out": out})
+
+    def output_backward(self, grad: Tensor, z: Tensor, p: Tensor, grad_p: Tensor, out: Tensor) -> None:
+        tensors = {"grad": grad, "p": p, "grad_p": grad_p, "out": out}
+        sums = {name: total for name, total in self.sums.items() if not name.endswith(("_in", "_in_bias"))}
+        native.run("output_backward", self.parameters, self.eps, z, tensors, sums=sums)
+
+    def project_backward(self, grad_ab: Tensor, z: Tensor, mask: Tensor | None, out: Tensor) -> None:
+        sums = {name: total for name, total in self.sums.items() if name.endswith(("_in", "_in_bias"))}
+        native.run("project_backward", self.parameters, self.eps, z, {"ab": grad_ab, "out": out}, mask, sums)
+
+    @staticmethod
+    def contract(a: Tensor, b: Tensor, direction: str, out: Tensor) -> None:
+        native.contract(a, b, direction, out)
+
+    @staticmethod
+    def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> None:
+        native.contract(a, b, direction, grad, backward=True)
+
+    def grads(self) -> list[Tensor | None]:
+        pairs = zip(self.sums.values(), self.parameters.values(), strict=True)
+        return [None if total is None or x is None else total.to(x.dtype) for total, x in pairs]
+
+
+def make_update(
+    parameters: Sequence[Tensor | None], eps: float, implementation: str, needs_grad: Sequence[bool] = (False,) * 10
+) -> TiledUpdate | NativeUpdate:
+    """The parts of the update by an implementation of ``pointwise.BACKENDS``; see ``TiledUpdate`` for the arguments."""
+    if native.serves(implementation):
+        return NativeUpdate(parameters, eps, needs_grad)
+    return TiledUpdate(parameters, eps, implementation, needs_grad)
 
 
 def forward(
@@ -161,14 +214,14 @@ def forward(
         norm_in_weight, norm_in_bias, weight_in, bias_in, norm_out_weight, norm_out_bias, weight_out, bias_out,
         weight_gate, bias_gate,
     )  # fmt: skip
-    update = Update(parameters, eps, implementation)
+    update = make_update(parameters, eps, implementation)
     b, n, hidden = len(z), z.shape[1], update.hidden
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     product = z.new_empty(b, hidden, n, n)
     ab = z.new_empty(2, hidden, n, n)
     for x, keep, p, o in zip(z, [None] * b if mask is None else mask.flatten(1), product, out, strict=True):
         update.project(x, keep, ab.view(2 * hidden, n * n))
-        contract(ab[0], ab[1], direction, p)
+        update.contract(ab[0], ab[1], direction, p)
         update.output(x, p.view(hidden, n * n), o)
     return out, product
 
@@ -197,7 +250,7 @@ def backward(
         norm_in_weight, norm_in_bias, weight_in, bias_in, norm_out_weight, norm_out_bias, weight_out, bias_out,
         weight_gate, bias_gate,
     )  # fmt: skip
-    update = Update(parameters, eps, implementation, needs_grad[1:11])
+    update = make_update(parameters, eps, implementation, needs_grad[1:11])
     b, n, hidden = len(z), z.shape[1], update.hidden
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     ab, grad_product = z.new_empty(2, hidden, n, n), z.new_empty(hidden, n, n)
@@ -207,7 +260,7 @@ def backward(
     ):  # fmt: skip
         update.output_backward(g, x, p.view(hidden, n * n), grad_columns, o)
         update.project(x, keep, columns)
-        contract_backward(grad_product, ab[0], ab[1], direction)
+        update.contract_backward(grad_product, ab[0], ab[1], direction)
         update.project_backward(columns, x, keep, o)
     return fill_missing_grads(z, [out, *update.grads(), None])
 

@@ -1,0 +1,114 @@
+// The contraction of a and b over the third residue, one product of [n, n] matrices for each channel, and its gradients.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "../simd/block_tasks.h"
+#include "params.h"
+
+namespace DS4SCI_ISA {
+
+using ds4sci::Contraction;
+
+// One [n, n] matrix as an operand: panels of PANEL outputs, [contracted index][PANEL].
+template <class L, class T>
+class Operand {
+ public:
+  Operand(int64_t n, Arena& arena) : n_(n), panel_(lane_count<L>(n) * PANEL) {
+    data_ = arena.floats(panel_ * ((n + PANEL - 1) / PANEL));
+    scratch_ = L::PER_LANE == 1 ? nullptr : arena.floats(n * PANEL);
+  }
+
+  // Output o, contracted index k is from[o][k] with `contiguous`, else from[k][o].
+  void pack(const T* from, bool contiguous) {
+    for (int64_t o = 0; o < n_; o += PANEL) {
+      float* to = data_ + o / PANEL * panel_;
+      float* values = scratch_ ? scratch_ : to;
+      const int count = int(std::min<int64_t>(PANEL, n_ - o));
+      if (contiguous)
+        load_panel(from + o * n_, n_, count, n_, values);
+      else
+        load_columns(from + o, n_, count, n_, values);
+      if (scratch_) convert_panel<L>(values, n_, to, nullptr);
+    }
+  }
+
+  const float* panel(int64_t o) const { return data_ + o / PANEL * panel_; }
+
+ private:
+  int64_t n_, panel_;
+  float *data_, *scratch_;
+};
+
+// to[i][j] = Σ_k left(i, k) right(j, k).
+template <class L, class T>
+static void multiply(int64_t n, const Operand<L, T>& left, const Operand<L, T>& right, T* to, Ahead& ahead) {
+  const int64_t tiles = (n + PANEL - 1) / PANEL;
+  const int lines = int(ahead.lines() / (tiles * tiles * (PANEL / MR))) + 1;
+  for (int64_t j = 0; j < n; j += PANEL)
+    for (int64_t i = 0; i < n; i += PANEL) {
+      const int rows = int(std::min<int64_t>(PANEL, n - i)), count = int(std::min<int64_t>(PANEL, n - j));
+      for_each_block<MR, 1>(rows, [&](auto height, int first) {
+        constexpr int M = height;
+        ahead.step(lines);
+        Vec acc[M][2] = {};
+        sum_products<L, 1>(acc, lane_count<L>(n), left.panel(i) + first, PANEL, right.panel(j), PANEL);
+        for (int r = 0; r < M; ++r)
+          for (int v = 0; v < 2; ++v) {
+            T* cell = to + (i + first + r) * n + j + v * W;
+            const int left_lanes = count - v * W;
+            if (left_lanes >= W)
+              write(cell, acc[r][v]);
+            else if (left_lanes > 0)
+              write(cell, acc[r][v], Partial{left_lanes});
+          }
+      });
+    }
+}
+
+template <class L, class T>
+static void contract(const Contraction& c) {
+  const int64_t size = c.n * c.n;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  auto run = [&] {
+    Arena counted(nullptr);
+    for (int i = 0; i < 3; ++i) Operand<L, T>(c.n, counted);
+    const std::unique_ptr<Memory> memory = make_memory(counted.used());
+    if (!memory) {
+      failed = true;
+      return;
+    }
+    Arena arena(memory->data());
+    Operand<L, T> left(c.n, arena), right(c.n, arena), kept(c.n, arena);
+    Ahead ahead;
+    for (int64_t k = next++, following; k < c.channels; k = following) {
+      following = next++;
+      ahead.clear();
+      for (void* x : {c.a, c.b, c.p})
+        if (following < c.channels && (c.backward || x != c.p))
+          ahead.add(static_cast<T*>(x) + following * size, c.n * sizeof(T), c.n, c.n * sizeof(T));
+      T *a = static_cast<T*>(c.a) + k * size, *b = static_cast<T*>(c.b) + k * size, *p = static_cast<T*>(c.p) + k * size;
+      if (!c.backward) {
+        left.pack(a, c.outgoing), right.pack(b, c.outgoing);
+        multiply(c.n, left, right, p, ahead);
+      } else if (c.outgoing) {  // da_ik = Σ_j g_ij b_jk, db_jk = Σ_i g_ij a_ik
+        left.pack(p, true), right.pack(b, false), kept.pack(a, false);
+        multiply(c.n, left, right, a, ahead);
+        left.pack(p, false);
+        multiply(c.n, left, kept, b, ahead);
+      } else {  // da_ki = Σ_j b_kj g_ij, db_kj = Σ_i a_ki g_ij
+        left.pack(b, true), right.pack(p, true), kept.pack(a, true);
+        multiply(c.n, left, right, a, ahead);
+        right.pack(p, false);
+        multiply(c.n, kept, right, b, ahead);
+      }
+    }
+  };
+  ds4sci::parallel_for(std::min(c.threads, c.channels), c.gomp_parallel, run);
+  if (failed) throw std::bad_alloc();
+}
+
+}  // namespace DS4SCI_ISA
