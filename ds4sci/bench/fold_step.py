@@ -135,13 +135,15 @@ def compare(config_path: str, overrides: list[str], against: list[str], crop: in
 
 def synthetic_batch(config: RunConfig, crop: int, *, recycling: int = 0) -> Any:
     """A batch of one ``synthetic_chain`` of ``crop`` residues."""
+    from ds4sci.data.loader import make_pass_rng
     from ds4sci.data.structures.batch import collate
     from ds4sci.data.structures.features import featurize
 
     features: Any = config.settings.data.features  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     record = synthetic_chain(crop, features.max_clusters + features.max_extra, rng)
-    return collate([featurize(record, features, rng)], recycling=recycling)
+    made = featurize(record, features, rng, earlier_passes=recycling, pass_rng=make_pass_rng(0))
+    return collate([made], recycling=recycling)
 
 
 def _alternate(

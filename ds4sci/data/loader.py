@@ -2,9 +2,11 @@
 
 Step k takes the examples k·B … k·B + B − 1 of an endless sequence, B = micro-batch size · accumulation steps · world
 size. The sequence is one shuffled epoch after another, with each chain once per epoch. Sample j of a step draws its
-crop, alignment and mask from its own generator, keyed by (seed, k, j); crop length and recycling are drawn once per
-step. The samples of a step are therefore bit-identical for any split of B over ranks, micro-batches and workers, and
-after a resume. ``data.order = "ready"`` gives up the fixed order, not the contents of a sample (``sample_order``).
+crop, alignment and mask from its own generator, keyed by (seed, k, j). With ``resample_msa``, each recycling pass
+before the last one draws alignment and mask from another, keyed by (seed, k, j, pass). Crop length and recycling are
+drawn once per step. The samples of a step are therefore bit-identical for any split of B over ranks, micro-batches and
+workers, and after a resume. ``data.order = "ready"`` gives up the fixed order, not the contents of a sample
+(``sample_order``).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count, pairwise
 from typing import TypeVar
 
@@ -22,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ds4sci.data.sample_order import STRICT, UNRECORDED, Delivery, OrderConfig, Share, ordered_batches
 from ds4sci.data.sample_pools import WorkerType
-from ds4sci.data.structures.features import FeatureConfig, featurize
+from ds4sci.data.structures.features import FeatureConfig, PassRng, featurize
 from ds4sci.types import Batch, Features, Record
 
 B = TypeVar("B")
@@ -30,7 +32,7 @@ B = TypeVar("B")
 Schedule = Callable[[int], tuple[int, float]]
 """Position → number of the training sample, and factor of its loss."""
 
-_EPOCH_STREAM, _STEP_STREAM, _SAMPLE_STREAM = range(3)
+_EPOCH_STREAM, _STEP_STREAM, _SAMPLE_STREAM, _PASS_STREAM = range(4)
 """First key of each kind of random stream, so that two kinds never share a stream."""
 
 
@@ -93,6 +95,11 @@ def make_rng(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
+def make_pass_rng(seed: int, *key: int) -> PassRng:
+    """Random generators of the recycling passes of an example: independent streams for each (seed, key, pass)."""
+    return partial(make_rng, seed, _PASS_STREAM, *key)
+
+
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     """The items of a shuffled epoch, in order."""
@@ -111,6 +118,7 @@ class TrainingExamples:
     step_size  examples per step: position p is sample j = p mod step_size of step k = p // step_size
     steps      length of the run
     schedule   by default shuffled epochs of all chains, with the factor 1
+    any_step   whether an example may be used in another step than its own, with another number of recycling passes
     """
 
     chains: Sequence[Record]
@@ -120,6 +128,7 @@ class TrainingExamples:
     plan: Plan
     feature_config: FeatureConfig
     schedule: Schedule | None = None
+    any_step: bool = False
 
     def draw(self, step: int) -> tuple[int, int]:
         """Draw (crop length, recycling passes) of a step."""
@@ -150,7 +159,12 @@ class TrainingExamples:
         step, j = divmod(position, self.step_size)
         rng = make_rng(self.seed, _SAMPLE_STREAM, step, j)
         number, factor = self._at(position)
-        features = featurize(self.chains[number], self.feature_config, rng, crop=self.draw(step)[0])
+        crop, recycling = self.draw(step)
+        features = featurize(
+            self.chains[number], self.feature_config, rng, crop=crop,
+            earlier_passes=self.plan.max_recycling if self.any_step else recycling,
+            pass_rng=make_pass_rng(self.seed, step, j),
+        )  # fmt: skip
         return replace(features, sample=number, factor=factor)
 
     def collate(self, samples: Sequence[Features], step: int) -> Batch:
@@ -207,8 +221,9 @@ def batches(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to {world_size - 1} (world_size - 1); got {rank}")
     share = Share(start_step, rank, world_size, micro_batch_size, accumulation_steps)
-    examples = TrainingExamples(chains, seed, share.step_size, steps, plan, feature_config, schedule)
-    if order.order != "strict" or delivery.keeps_ledger(order) or (workers and worker_type == "process"):
+    any_step = order.order != "strict" or delivery.keeps_ledger(order)
+    examples = TrainingExamples(chains, seed, share.step_size, steps, plan, feature_config, schedule, any_step)
+    if any_step or (workers and worker_type == "process"):
         return ordered_batches(
             examples, examples.collate, examples.name,
             config=order, share=share, delivery=delivery, workers=workers, kind=worker_type,

@@ -26,6 +26,7 @@ from ds4sci.geometry import (
     torsion_to_frames,
 )
 from ds4sci.models.freezing import freeze_parameters
+from ds4sci.models.msa_samples import batch_of_pass
 from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, Kind, RecyclingEmbedder, Residues
 from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
 from ds4sci.nn.heads import ALIGNED_ERROR_BINS, DistogramHead, PLDDTHead
@@ -266,7 +267,8 @@ class FoldModel(nn.Module):
     def forward(self, batch: Batch) -> Output | StemOutput:
         """``batch.recycling`` recycling passes without gradient, then the pass whose output is returned.
 
-        Fewer, once no example of the batch changes by more than ``batch.recycling_tolerance``.
+        Fewer, once no example of the batch changes by more than ``batch.recycling_tolerance``. Each recycling pass has
+        its own sample of the alignments, if the batch has them (``batch.earlier_msa``).
 
         In training, while ``batch.progress`` is below ``stem.stem_only_fraction``, only the stem runs.
         """
@@ -277,7 +279,7 @@ class FoldModel(nn.Module):
         passes = 0
         while passes < batch.recycling:
             with torch.no_grad():
-                output = self._pass(batch, recycled)
+                output = self._pass(batch_of_pass(batch, passes), recycled)
                 recycled = recycled_inputs(batch, output)
             passes += 1
             if batch.recycling_tolerance:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ds4sci.models.fold import FoldModel, pair_mask, recycled_inputs
+from ds4sci.models.msa_samples import batch_of_pass
 from ds4sci.parallel.pipeline import PipelineStage, StageParts, split_evenly
 from ds4sci.types import Batch, Output
 
@@ -68,6 +69,9 @@ class FoldStage(PipelineStage):
 
     def passes(self, batch: Batch) -> int:
         return 0 if self.model.trains_stem_only(batch) else batch.recycling
+
+    def batch_of_pass(self, batch: Batch, number: int) -> Batch:
+        return batch_of_pass(batch, number) if self.is_first else batch  # other stages do not read the features
 
     def forward(self, batch: Batch, states: Tensor | None, recycled: Tensor | None) -> Any:
         model = self.model

@@ -110,6 +110,10 @@ class PipelineStage(nn.Module, ABC):
         """Return the number of passes without gradient before the pass whose output is used."""
         return 0
 
+    def batch_of_pass(self, batch: Any, number: int) -> Any:
+        """Return ``batch`` with the inputs of the pass ``number``, from 0, of the passes without gradient."""
+        return batch
+
     def recycle(self, output: Any, batch: Any) -> Tensor:
         """Return what the next pass needs of ``output``, as one tensor. Called on the last stage."""
         raise NotImplementedError

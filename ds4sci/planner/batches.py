@@ -9,6 +9,7 @@ import numpy as np
 from ds4sci.data.language.batches import Document
 from ds4sci.data.language.batches import collate as collate_documents
 from ds4sci.data.language.targets import MaskingPolicy
+from ds4sci.data.loader import make_pass_rng
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.features import featurize
 from ds4sci.data.structures.synthetic import synthetic_chain
@@ -37,8 +38,10 @@ def _chains(task: FoldTask, size: int, rng: np.random.Generator) -> Any:
     features, plan = task.config.data.features, task.config.data.plan
     n = max(max(phase.crops) for phase in plan.phases)
     chain = synthetic_chain(n, features.max_clusters + features.max_extra, rng, side_chains=True)
-    samples = [featurize(chain, features, rng) for _ in range(size)]
-    return collate(samples, recycling=min(1, plan.max_recycling), step=0, progress=1.0, multiple=plan.pad_multiple)
+    recycling = min(1, plan.max_recycling)
+    pass_rng = make_pass_rng(task.seed)
+    samples = [featurize(chain, features, rng, earlier_passes=recycling, pass_rng=pass_rng) for _ in range(size)]
+    return collate(samples, recycling=recycling, step=0, progress=1.0, multiple=plan.pad_multiple)
 
 
 def _rows(task: LanguageTask, size: int, rng: np.random.Generator) -> Any:

@@ -17,7 +17,7 @@ from ds4sci.chemistry import residue_constants
 from ds4sci.chemistry.chains import separate_chains
 from ds4sci.config.task_module import ParallelUnit
 from ds4sci.data.alignments.profile import MsaInput
-from ds4sci.data.loader import Plan, batches, make_rng
+from ds4sci.data.loader import Plan, batches, make_pass_rng, make_rng
 from ds4sci.data.sample_order import OrderConfig, Share
 from ds4sci.data.sample_pools import WorkerType
 from ds4sci.data.sample_schedule import SampleKeys, SampleSchedule
@@ -30,7 +30,7 @@ from ds4sci.data.structures.chain_sampling import (
     chain_epochs,
 )
 from ds4sci.data.structures.chain_set import ChainSet
-from ds4sci.data.structures.features import FeatureConfig, featurize
+from ds4sci.data.structures.features import FeatureConfig, featurize, is_resampled
 from ds4sci.data.text_files import resolve_data_path
 from ds4sci.geometry import distogram_centres
 from ds4sci.losses.complexes import align_record
@@ -329,7 +329,10 @@ class FoldTask(SampledTask):
         """Return the features of ``record`` for inference: full length, no masking, deterministic."""
         if record.chain_ids is not None:
             self._check_complexes(record.id)
-        return featurize(record, self.evaluation_features, make_rng(self.seed, 0))
+        return featurize(
+            record, self.evaluation_features, make_rng(self.seed, 0),
+            earlier_passes=self.config.data.evaluation_recycling, pass_rng=make_pass_rng(self.seed), on_request=True,
+        )  # fmt: skip
 
     def prediction_bytes(self, record: Record) -> int:
         """Estimate the memory in bytes of predicting ``record`` as a batch of one."""
@@ -344,6 +347,7 @@ class FoldTask(SampledTask):
             features.max_templates,
             recycling=data.evaluation_recycling,
             refinement=data.evaluation_refinement,
+            resampled=is_resampled(record, features),
         )
 
     def predict(

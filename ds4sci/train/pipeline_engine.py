@@ -105,7 +105,7 @@ class PipelineEngine(Engine):
                 if seed is not None:
                     seed(i, 1 + number)
                 batch = batches[i].to(self.context.device)
-                out = self.forward_pass(batch, recycled[i])
+                out = self.forward_pass(self.stage.batch_of_pass(batch, number), recycled[i])
                 if self.group.is_last:
                     found.append(self.stage.recycle(out, batch))
             # after all forward passes, so that no stage waits for the first one in between

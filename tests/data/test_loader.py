@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def chains() -> ChainSet:
 def stream(chains: Any, **changes: Any) -> Iterator[Batch]:
     arguments: dict[str, Any] = {
         "seed": 7, "start_step": 0, "steps": STEPS, "rank": 0, "world_size": 1, "micro_batch_size": 4,
-        "accumulation_steps": 1, "plan": PLAN, "feature_config": FeatureConfig(), "workers": 0,
+        "accumulation_steps": 1, "plan": PLAN, "feature_config": FeatureConfig(resample_msa=True), "workers": 0,
     }  # fmt: skip
     return batches(chains, **(arguments | changes))
 
@@ -51,11 +51,13 @@ def samples(batch: Batch) -> list[tuple[str, dict[str, np.ndarray]]]:
         keep = batch.token_mask[row]
         arrays = {}
         for field in fields(Features):
-            if field.name != "id" and getattr(batch, field.name) is not None:
+            if field.name not in ("id", "earlier_msa") and getattr(batch, field.name) is not None:
                 value = getattr(batch, field.name)[row]
                 arrays[field.name] = (
                     value if value.ndim == 0 else value[:, keep] if "msa" in field.name else value[keep]
                 ).numpy()
+        for number, sample in enumerate((batch.earlier_msa or [()] * len(batch.ids))[row] or ()):
+            arrays |= {f"{key} of pass {number}": value for key, value in vars(sample).items()}
         out.append((name, arrays))
     return out
 
@@ -63,6 +65,7 @@ def samples(batch: Batch) -> list[tuple[str, dict[str, np.ndarray]]]:
 def assert_same(one: list[tuple[str, dict[str, np.ndarray]]], other: list[tuple[str, dict[str, np.ndarray]]]) -> None:
     assert [name for name, _ in one] == [name for name, _ in other]
     for (_, a), (_, b) in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
         for key, array in a.items():
             np.testing.assert_array_equal(array, b[key], err_msg=key)
 
@@ -108,7 +111,9 @@ def test_batches_do_not_depend_on_workers(chains: ChainSet, workers: int) -> Non
         assert (one.step, one.recycling, one.progress) == (other.step, other.recycling, other.progress)
         for field in fields(Batch):
             a, b = getattr(one, field.name), getattr(other, field.name)
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+            if field.name != "earlier_msa":
+                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+        assert_same(samples(one), samples(other))
     prefetched.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ds4sci-loader")]
 
@@ -138,6 +143,24 @@ def test_plan_draws_follow_the_weights() -> None:
     assert set(recycling) == {0, 1, 2, 3}
     assert all(abs(count / 3000 - 0.25) < 4.5 * np.sqrt(0.1875 / 3000) for count in recycling.values())
     assert {PLAN.draw(3, step, 0.5)[0] for step in range(50)} == {32}
+
+
+def test_each_pass_has_its_own_sample(chains: ChainSet) -> None:
+    """As many as the step has recycling passes, different in every pass, example and step; the last pass has the
+    features without resampling."""
+    seen: set[bytes] = set()
+    count = 0
+    plain = stream(chains, feature_config=FeatureConfig())
+    for batch, without in zip(islice(stream(chains), STEPS), plain, strict=False):
+        assert torch.equal(batch.msa_feat, without.msa_feat)
+        assert without.earlier_msa is None
+        assert (batch.earlier_msa is None) == (batch.recycling == 0)
+        for earlier in batch.earlier_msa or ():
+            assert earlier is not None
+            assert len(earlier) == batch.recycling
+            seen |= {sample.letters.tobytes() for sample in earlier}
+            count += len(earlier)
+    assert len(seen) == count > 10
 
 
 def test_phases_follow_progress_and_padding_follows_the_multiple(chains: ChainSet) -> None:
@@ -208,9 +231,18 @@ def test_ready_order_changes_no_example(chains: ChainSet, tmp_path: Path, worker
     )  # fmt: skip
     batches = list(islice(ready, STEPS))
     ready.close()  # type: ignore[attr-defined]
-    found = [sample for batch in batches for sample in samples(batch)]
-    expected = [sample for batch in islice(stream(chains), STEPS) for sample in samples(batch)]
+    most = PLAN.max_recycling
+    for batch in batches:  # the number of passes of an example's step is not known when it is made
+        assert batch.earlier_msa is not None
+        assert [len(earlier or ()) for earlier in batch.earlier_msa] == [most] * 4
+    found = [sample for batch in batches for sample in samples(replace(batch, earlier_msa=None))]
+    strict = list(islice(stream(chains), STEPS))
+    expected = [sample for batch in strict for sample in samples(replace(batch, earlier_msa=None))]
     positions = [position for entry in ledger.steps() for position in entry.positions]
     assert sorted(positions) == list(range(4 * STEPS))
     assert_same(found, [expected[position] for position in positions])
+    earlier = [one for batch in strict for one in batch.earlier_msa or [()] * 4]
+    for position, one in zip(positions, (one for batch in batches for one in batch.earlier_msa or ()), strict=True):
+        for a, b in zip(one or (), earlier[position] or (), strict=False):
+            np.testing.assert_equal(vars(a), vars(b))
     assert [batch.recycling for batch in batches] == [batch.recycling for batch in islice(stream(chains), STEPS)]

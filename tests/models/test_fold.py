@@ -41,6 +41,7 @@ def test_settings_of_the_published_configurations() -> None:
         assert settings.data.features.max_clusters == clusters
         assert settings.data.features.max_extra == extra
         assert settings.data.plan.max_recycling == 3
+        assert settings.data.features.resample_msa
         assert settings.model.structure.initial_frames == "identity"
         assert settings.model.stem.blocks == 0
     for name, extra in (("model_3", 5120), ("model_5", 1024)):  # fine-tuning from the published parameters
@@ -49,6 +50,7 @@ def test_settings_of_the_published_configurations() -> None:
         assert tuned.settings.model == initial.model
         assert tuned.settings.loss == finetune.loss
         assert tuned.settings.data.features.max_extra == extra
+        assert tuned.settings.data.features.resample_msa
         assert tuned.settings.loss.aligned_error == 0
         ptm = RunConfig.load(
             f"configs/fold/{name}.toml",
@@ -60,6 +62,9 @@ def test_settings_of_the_published_configurations() -> None:
     assert tuned.settings.loss == finetune.loss
     features = tuned.settings.data.features
     assert (features.max_clusters, features.max_extra, features.max_templates) == (508, 5120, 4)
+    assert features.resample_msa
+    small = RunConfig.load("configs/fold/tiny_cpu.toml").settings.data.features
+    assert not small.resample_msa
     options = ("secondary", "smooth_lddt", "relative_distance", "local_fape", "initial_frames_fape", "chirality",
                "chain_bonds", "ca_clashes")  # fmt: skip
     for name in options:

@@ -139,6 +139,7 @@ def test_the_preset_is_the_published_model() -> None:
     assert run.settings.model.model_copy(update={"checkpoint_blocks": False}) == PUBLISHED_MULTIMER
     features = run.settings.data.features
     assert (features.max_clusters, features.max_extra, features.max_templates) == (508, 2048, 4)
+    assert features.resample_msa
 
 
 def test_parameters_of_all_presets() -> None:

@@ -150,11 +150,14 @@ def test_a_chain_of_stages_is_the_model(name, stages, tmp_path) -> None:
             batch = replace(batch, extra_msa_feat=extra.double(), extra_msa_mask=extra[..., 0] > -1)
         loss, _ = whole.loss(whole.model(batch), batch)
         recycled = None
-        for last in [False] * chain[0].passes(batch) + [True]:
+        passes = chain[0].passes(batch)
+        for at in range(passes + 1):
+            last = at == passes
             with torch.set_grad_enabled(last):
                 states = None
                 for number, stage in enumerate(chain):
-                    states = stage(batch, states, recycled if number == 0 else None)
+                    given = batch if last else stage.batch_of_pass(batch, at)
+                    states = stage(given, states, recycled if number == 0 else None)
                 recycled = None if last else chain[-1].recycle(states, batch)
         found, _ = tasks[-1].loss(states, batch)
         assert float(found) == pytest.approx(float(loss), rel=1e-9)

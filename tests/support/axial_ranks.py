@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ds4sci.data.loader import make_rng
+from ds4sci.data.loader import make_pass_rng, make_rng
 from ds4sci.data.structures.batch import collate
 from ds4sci.data.structures.features import FeatureConfig, featurize
 from ds4sci.data.structures.parsers import mmcif
@@ -310,11 +310,15 @@ def fold_batch(crops: list[int], s: int, recycling: int, templates: int = 0) -> 
     if templates:
         record = with_templates(record, templates - 1)
     features = FeatureConfig(
-        msa_input="msa", max_clusters=s, max_extra=3, max_templates=templates, subsample_templates=False
-    )
-    made = collate(
-        [featurize(record, features, make_rng(0, 2, i), crop=n) for i, n in enumerate(crops)], recycling=recycling
-    )
+        msa_input="msa", max_clusters=s, max_extra=3, max_templates=templates, subsample_templates=False,
+        resample_msa=True,
+    )  # fmt: skip
+    examples = [
+        featurize(record, features, make_rng(0, 2, i), crop=n, earlier_passes=recycling, pass_rng=make_pass_rng(0, i))
+        for i, n in enumerate(crops)
+    ]
+    made = collate(examples, recycling=recycling)
+    assert (made.earlier_msa is None) == (recycling == 0)
     assert made.msa_mask.shape[1] == s
     if templates:
         assert made.template_positions is not None

@@ -23,7 +23,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("causal_lm unpacked", {"model": {"config": LLAMA | {"tie_word_embeddings": True}}} | RECOMPUTED),
     "esm": ("masked_lm", {"model": {"config": ESM}} | RECOMPUTED),
     "labels": ("token_classification", {"model": {"config": ESM}}),
-    "fold": ("fold", {"model": TWO_BLOCKS | {"checkpoint_blocks": True}, "data": {"evaluation_recycling": 1}}),
+    "fold": (
+        "fold",
+        {
+            "model": TWO_BLOCKS | {"checkpoint_blocks": True},
+            "data": {"evaluation_recycling": 1, "features": layouts.RESAMPLED},
+        },
+    ),
     "fold, all stacks": (
         "fold",
         {

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.synthetic import synthetic_chain
 from tests.support import rank_processes
 from tests.support.fold_run import CHAINS, CONFIG, SMALL
+from tests.support.run_files import digest
 
 
 def arrange(folder: Path, stage: int, *, lr: float = 1e-3) -> list[str]:
@@ -55,6 +59,40 @@ def test_zero_3_trains_as_zero_1(tmp_path: Path) -> None:
     first, third = (losses(tmp_path / f"runs/zero{stage}") for stage in (1, 3))
     assert len(first) == 3
     assert third == pytest.approx(first, rel=1e-5)
+
+
+def test_a_run_with_resampled_alignments_resumes_exactly(tmp_path: Path) -> None:
+    """A run that is resumed from the middle has the bits of the whole one."""
+    features = "{msa_input='msa', max_clusters=3, max_extra=5, masked_msa_probability=0.15, resample_msa=%s}"
+    arguments = [
+        *arrange(tmp_path, 1),
+        "model.extra_msa={blocks=1, c_e=8}",
+        "data.plan.max_recycling=2",
+        "data.evaluation_recycling=1",
+        "train.steps=4",
+        "train.save_every=2",
+    ]
+    records = [synthetic_chain(26 + 3 * seed, 15, np.random.default_rng(seed)) for seed in range(6)]
+    ChainSet.write(tmp_path / "train.npz", records[:5])
+    ChainSet.write(tmp_path / "valid.npz", records[5:])
+
+    def train(name: str, *more: str, resample: str = "true") -> Path:
+        given = [*arguments, f"data.features={features % resample}", f"train.name={name}", *more]
+        rank_processes.run(2, given, tmp_path)
+        return tmp_path / "runs" / name
+
+    whole = train("whole", "data.workers=1")
+    fixed = train("fixed", resample="false")
+    assert [a != b for a, b in zip(losses(whole), losses(fixed), strict=True)].count(True) > 1
+    resumed = tmp_path / "runs" / "resumed"
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step_000004")
+    (resumed / "checkpoints" / "latest").write_text("step_000002\n")
+    (resumed / "checkpoints" / "best").unlink()
+    rank_processes.run(2, ["--resume", str(resumed)], tmp_path)
+    weights = [run / "checkpoints" / "step_000004" / "model.safetensors" for run in (whole, resumed)]
+    assert len({digest(file) for file in weights}) == 1
+    assert losses(resumed)[-2:] == losses(whole)[-2:]
 
 
 def test_zero_3_is_refused_with_a_stem_only_phase(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def collate(
     The padding value is X in ``aatype``, a gap in ``template_aatype``, -1 in ``secondary`` and 0 or False in all other
     fields; ``token_mask``, ``msa_mask`` and ``extra_msa_mask`` are False there. In a batch with a complex, a single
     chain is a complex of one chain; a batch of single chains has no chain numbers. Raises ``ValueError`` for an empty
-    list and for examples with and without templates.
+    list, for examples with and without templates, and for samples of the alignment for fewer than ``recycling`` passes.
     """
     if not features:
         raise ValueError("a batch needs at least one example; got none")
@@ -40,6 +40,7 @@ def collate(
     has_complex = any(one.asym_id is not None for one in features)
     left_out = {
         "id",
+        "earlier_msa",
         *(() if with_templates == {True} else _TEMPLATES),
         *(() if has_complex else _CHAIN_IDS),
         *(() if any(one.is_predicted for one in features) else ("is_predicted",)),
@@ -59,8 +60,16 @@ def collate(
     token_mask = np.zeros((len(features), n), bool)
     for row, one in enumerate(features):
         token_mask[row, : len(one.aatype)] = True
+    earlier = tuple(one.earlier_msa for one in features)
+    for one in features:
+        if one.earlier_msa is not None and len(one.earlier_msa) < recycling:
+            raise ValueError(
+                f"{one.id}: its alignment was sampled for {len(one.earlier_msa)} recycling passes before the last one, "
+                f"and the batch has {recycling}; make the features with earlier_passes={recycling}"
+            )
     return Batch(
         ids=tuple(one.id for one in features),
+        earlier_msa=None if all(one is None for one in earlier) else earlier,
         token_mask=torch.from_numpy(token_mask),
         recycling=recycling,
         step=step,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, overload
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,7 +15,13 @@ from ds4sci.chemistry.residue_codes import GAP, MASK, UNKNOWN, encode, secondary
 from ds4sci.data.alignments.profile import MsaInput, msa_profile
 from ds4sci.data.structures.crops import Window, crop_chain, crop_complex
 from ds4sci.data.structures.template_features import template_features
-from ds4sci.types import Features, Msa, Record
+from ds4sci.types import Features, Msa, MsaSample, Record
+
+PassRng = Callable[[int], np.random.Generator]
+"""Number of a recycling pass, from 0 → the random generator of its sample."""
+
+MsaDraw = tuple[MsaSample, np.ndarray, np.ndarray]
+"""A sample, its residue codes before BERT masking (uint8 [s, n]), and masked-MSA targets (bool [s, n])."""
 
 
 class FeatureConfig(BaseModel):
@@ -37,6 +45,9 @@ class FeatureConfig(BaseModel):
     """Fraction of the masked residues replaced by an amino acid sampled from the column's profile."""
     masked_msa_same: float = Field(default=0.1, ge=0.0, le=1.0)
     """Fraction of the masked residues left unchanged. All others (0.7 by default) become the mask token."""
+    resample_msa: bool = False
+    """Draw new clusters, masked residues and extra sequences for each recycling pass, in training, evaluation and
+    prediction, as the published models do; otherwise all passes see the sample of the last one."""
     max_templates: int = Field(default=0, ge=0)
     """Number of templates of each example (AF2: 4), for models with ``model.template.blocks``. Chains with fewer get
     absent templates, which have no effect."""
@@ -59,7 +70,14 @@ class FeatureConfig(BaseModel):
 
 
 def featurize(
-    record: Record, settings: FeatureConfig, rng: np.random.Generator, *, crop: int | None = None
+    record: Record,
+    settings: FeatureConfig,
+    rng: np.random.Generator,
+    *,
+    crop: int | None = None,
+    earlier_passes: int = 0,
+    pass_rng: PassRng | None = None,
+    on_request: bool = False,
 ) -> Features:
     """Return one example of ``record`` with n = min(length, crop) residues (``ds4sci.data.structures.crops``).
 
@@ -68,6 +86,11 @@ def featurize(
     Where a row of a complex's alignment has only gaps in a chain, they are no targets of the masked-MSA head: that the
     row has no partner there cannot be predicted. The alignment is sampled, masked and clustered at full length and then
     cropped, as in AF2.
+
+    ``rng`` draws the crop, the templates and the sample of the alignment for the last pass. With
+    ``settings.resample_msa`` and ``pass_rng``, ``earlier_msa`` has the samples of the ``earlier_passes`` recycling
+    passes before it. ``on_request`` draws each when its pass begins: a prediction of many passes then holds one at a
+    time, and draws none for passes that do not take place.
 
     Memory: 4 · (49 s + 25 e + 120 t) · n bytes with t templates. Time with ``"msa"``: one matrix product of rows ×
     clusters × (21 · length).
@@ -85,16 +108,24 @@ def featurize(
         )
     aatype = np.minimum(encode(record.sequence), UNKNOWN)
     ids = record.chain_ids
+    draw: Callable[[np.random.Generator], MsaDraw]
     if settings.msa_input == "msa":
-        msa = _require_msa(record)
-        rows = _clustered(msa, settings, rng, window, None if ids is None else ids.asym_id)
+        draw = partial(_clustered, _require_msa(record), None if ids is None else ids.asym_id, settings, window)
     else:
-        rows = _one_row(aatype, _profile(record, aatype, settings), settings, rng, window)
+        draw = partial(_one_row, aatype, _profile(record, aatype, settings), settings, window)
+    sample, true, hidden = draw(rng)
+    earlier: Sequence[MsaSample] | None = None
+    if pass_rng is not None and earlier_passes and is_resampled(record, settings):
+        earlier = _SamplesOnRequest(draw, pass_rng, earlier_passes)
+        earlier = earlier if on_request else tuple(earlier)
     return Features(
         id=record.id,
         aatype=aatype[window].astype(np.int64),
         residue_index=record.residue_index[window].astype(np.int64),
-        **rows,
+        **_msa_features(sample),
+        true_msa=true.astype(np.int64),
+        masked_msa=hidden,
+        earlier_msa=earlier,
         atom_positions=record.atom_positions[window],
         atom_mask=record.atom_mask[window],
         secondary=secondary_classes(record.dssp or "?" * length)[window],
@@ -103,6 +134,39 @@ def featurize(
         **template_features(record, window, settings.max_templates, rng, subsample=settings.subsample_templates),
         **({} if ids is None else {key.name: getattr(ids, key.name)[window] for key in fields(ids)}),
     )
+
+
+def is_resampled(record: Record, settings: FeatureConfig) -> bool:
+    """Return whether the recycling passes of ``record`` see different samples.
+
+    Without masking, samples of an alignment that fits in the clusters differ only in the order of the rows, which
+    changes no result beyond rounding: all passes then have the same sample.
+    """
+    depth = 1 if record.msa is None or settings.msa_input != "msa" else len(record.msa.sequences)
+    return settings.resample_msa and (depth > settings.max_clusters or settings.masked_msa_probability > 0)
+
+
+@dataclass(frozen=True)
+class _SamplesOnRequest(Sequence[MsaSample]):
+    """Samples of the first ``passes`` recycling passes, each drawn when it is requested."""
+
+    draw: Callable[[np.random.Generator], MsaDraw]
+    pass_rng: PassRng
+    passes: int
+
+    def __len__(self) -> int:
+        return self.passes
+
+    @overload
+    def __getitem__(self, number: int) -> MsaSample: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[MsaSample]: ...
+    def __getitem__(self, number: int | slice) -> MsaSample | Sequence[MsaSample]:
+        chosen = range(self.passes)[number]
+        return self._sample(chosen) if isinstance(chosen, int) else [self._sample(one) for one in chosen]
+
+    def _sample(self, number: int) -> MsaSample:
+        return self.draw(self.pass_rng(number))[0]
 
 
 def _require_msa(record: Record) -> Msa:
@@ -131,29 +195,27 @@ def _profile(record: Record, aatype: np.ndarray, settings: FeatureConfig) -> np.
 
 
 def _one_row(
-    aatype: np.ndarray, profile: np.ndarray, settings: FeatureConfig, rng: np.random.Generator, window: Window
-) -> dict[str, Any]:
-    """Return the features of ``"profile"`` and ``"sequence"``: s = 1, e = 0, no deletions."""
+    aatype: np.ndarray, profile: np.ndarray, settings: FeatureConfig, window: Window, rng: np.random.Generator
+) -> MsaDraw:
+    """Return a sample of ``"profile"`` and ``"sequence"``: s = 1, e = 0, no deletions."""
     true = aatype[None]
     shown, hidden = _mask_letters(true, np.concatenate([profile[:, :20], np.zeros((len(aatype), 2))], 1), settings, rng)
-    n = len(aatype[window])
-    zeros = np.zeros((1, n, 1), np.float32)
-    return {
-        "msa_feat": np.concatenate(
-            [_one_hot(shown[:, window], 23), zeros, zeros, profile[None, window], zeros], axis=2
-        ),
-        "msa_mask": np.ones((1, n), bool),
-        "extra_msa_feat": np.zeros((0, n, 25), np.float32),
-        "extra_msa_mask": np.zeros((0, n), bool),
-        "true_msa": true[:, window].astype(np.int64),
-        "masked_msa": hidden[:, window],
-    }
+    zeros = np.zeros((1, len(aatype[window])), np.float32)
+    sample = MsaSample(
+        letters=shown[:, window],
+        deletion_values=zeros,
+        profile=profile[None, window],
+        deletion_means=zeros,
+        extra_letters=np.zeros((0, zeros.shape[1]), np.uint8),
+        extra_deletion_values=zeros[:0],
+    )
+    return sample, true[:, window], hidden[:, window]
 
 
 def _clustered(
-    msa: Msa, settings: FeatureConfig, rng: np.random.Generator, window: Window, asym_id: np.ndarray | None
-) -> dict[str, Any]:
-    """Return the features of ``"msa"`` (supplement 1.2.7): cluster centres, masking, assignment, cluster statistics."""
+    msa: Msa, asym_id: np.ndarray | None, settings: FeatureConfig, window: Window, rng: np.random.Generator
+) -> MsaDraw:
+    """Return a sample of ``"msa"`` (supplement 1.2.7): cluster centres, masking, assignment, cluster statistics."""
     depth = len(msa.sequences)
     order = np.concatenate([[0], 1 + rng.permutation(depth - 1)])
     centres, others = order[: settings.max_clusters], order[settings.max_clusters :]
@@ -176,23 +238,33 @@ def _clustered(
     deletion_mean = deletions + deleted.reshape(letters.shape).astype(np.float32)
 
     extra = slice(0, settings.max_extra)  # ``others`` is in random order
+    sample = MsaSample(
+        letters=letters.copy(),  # views would keep residues and rows that are not in the sample
+        deletion_values=_squash(deletions),
+        profile=profile / members[..., None],
+        deletion_means=_squash(deletion_mean / members),
+        extra_letters=other_letters[extra].copy(),
+        extra_deletion_values=_squash(other_deletions[extra]),
+    )
+    return sample, true[:, window], hidden[:, window]
+
+
+def _msa_features(sample: MsaSample) -> dict[str, Any]:
+    """Return the features that ``sample`` stands for, and their masks."""
+    deletions, extra = sample.deletion_values, sample.extra_deletion_values
     return {
         "msa_feat": np.concatenate(
             [
-                _one_hot(letters, 23),
+                _one_hot(sample.letters, 23),
                 _deletion_features(deletions),
-                profile / members[..., None],
-                _squash(deletion_mean / members)[..., None],
+                sample.profile,
+                sample.deletion_means[..., None],
             ],
             axis=2,
         ),
-        "msa_mask": np.ones(letters.shape, bool),
-        "extra_msa_feat": np.concatenate(
-            [_one_hot(other_letters[extra], 23), _deletion_features(other_deletions[extra])], axis=2
-        ),
-        "extra_msa_mask": np.ones(other_letters[extra].shape, bool),
-        "true_msa": true[:, window].astype(np.int64),
-        "masked_msa": hidden[:, window],
+        "msa_mask": np.ones(deletions.shape, bool),
+        "extra_msa_feat": np.concatenate([_one_hot(sample.extra_letters, 23), _deletion_features(extra)], axis=2),
+        "extra_msa_mask": np.ones(extra.shape, bool),
     }
 
 
@@ -255,6 +327,6 @@ def _squash(deletions: np.ndarray) -> np.ndarray:
     return (np.float32(2.0 / np.pi) * np.arctan(deletions / np.float32(3.0))).astype(np.float32)
 
 
-def _deletion_features(deletions: np.ndarray) -> np.ndarray:
-    """Return float32 [s, n, 2]: has_deletion, deletion_value."""
-    return np.stack([(deletions > 0).astype(np.float32), _squash(deletions)], axis=2)
+def _deletion_features(values: np.ndarray) -> np.ndarray:
+    """Return float32 [s, n, 2]: has_deletion, deletion_value; the value of no deletion is 0."""
+    return np.stack([(values > 0).astype(np.float32), values], axis=2)

@@ -20,7 +20,7 @@ from ds4sci.types import RESIDUES, Features, Msa, Record
 
 DATA = Path(__file__).parents[2] / "fixtures"
 TEMPLATE_FIELDS = ("template_aatype", "template_positions", "template_atom_mask", "template_mask")
-ABSENT_FIELDS = (*TEMPLATE_FIELDS, "asym_id", "entity_id", "sym_id")
+ABSENT_FIELDS = (*TEMPLATE_FIELDS, "asym_id", "entity_id", "sym_id", "earlier_msa")
 BUNDLED = Path(__file__).parents[3] / "examples" / "fold" / "data" / "chains_valid.npz"
 
 
