@@ -54,6 +54,8 @@ from ds4sci.types import RESIDUES, Batch, ChainIds, Features, Output, Prediction
 RESIDUE_CODES = RESIDUES + "X"
 """One-letter code of each residue type; X is unknown."""
 
+CA = residue_constants.ATOM37_INDEX["CA"]
+
 CONTACT_CUTOFF = 8.0
 """Å. Two residues are in contact if their Cβ atoms are closer than this."""
 
@@ -296,7 +298,7 @@ class FoldTask(SampledTask):
             predictions = self.predict([self.featurize(record) for record in group], device, model)
             if index < len(groups):
                 pairs = zip(predictions, group, strict=True)
-                rows += [chain_metrics(p, align_record(record, p.atom37[:, 1])) for p, record in pairs]
+                rows += [chain_metrics(p, align_record(record, p.atom37[:, CA])) for p, record in pairs]
         return rows
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
