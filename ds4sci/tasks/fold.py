@@ -142,6 +142,32 @@ def parallel_units(config: Config) -> list[ParallelUnit]:
     ]
 
 
+def check_data(config: Config) -> None:
+    """Raise ValueError for a chain set that does not exist, or has complexes that the model does not take."""
+    data = config.data
+    sets = {"data.train": data.train, "data.valid": data.valid}
+    if data.distillation is not None:
+        sets["data.distillation.chains"] = data.distillation.chains
+    for key, path in sets.items():
+        try:
+            has_complexes = ChainSet.stores_complexes(resolve_data_path(path))
+        except OSError as error:
+            raise ValueError(f"{key}: {error}") from error
+        if has_complexes and not _takes_complexes(config):
+            raise _refused_complexes(f"{key} = {str(path)!r}")
+
+
+def _takes_complexes(config: Config) -> bool:
+    return config.model.kind == "multimer"
+
+
+def _refused_complexes(source: str) -> ValueError:
+    return ValueError(
+        f"{source}: a complex of several chains, which this model would join to one chain; use a model of complexes, or"
+        " a chain set built without --complexes"
+    )
+
+
 class FoldTask(SampledTask):
     """Structure prediction. See ``ds4sci.tasks.Task`` and ``ds4sci.tasks.StructurePredictor`` for the methods."""
 
@@ -312,15 +338,12 @@ class FoldTask(SampledTask):
     @property
     def takes_complexes(self) -> bool:
         """Whether the model distinguishes the chains of a complex: ``model.kind = "multimer"``."""
-        return self.config.model.kind == "multimer"
+        return _takes_complexes(self.config)
 
     def _check_complexes(self, source: str) -> None:
         """Raise ValueError, naming ``source``, unless the model takes complexes."""
         if not self.takes_complexes:
-            raise ValueError(
-                f"{source}: a complex of several chains, which this model would join to one chain; use a model of"
-                " complexes, or a chain set built without --complexes"
-            )
+            raise _refused_complexes(source)
 
     @property
     def max_templates(self) -> int:
