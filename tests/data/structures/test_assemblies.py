@@ -268,6 +268,7 @@ def test_without_records_the_asymmetric_unit_is_used(tmp_path: Path) -> None:
         ("1", ["1 1 A,B"], ["1 -1 0 0 0 0 1 0 0 0 0 1 0"], f"assembly 1: operator 1 of {CATEGORIES} is no rotation"),
         ("1", ["1 1 A,B"], ["1 2 0 0 0 0 1 0 0 0 0 1 0"], f"assembly 1: operator 1 of {CATEGORIES} is no rotation"),
         ("1", ["1 1 A,B"], ["1 1 0 0 0 0 1 0 0 0 0 1 ?"], f"assembly 1: operator 1 of {CATEGORIES}: could"),
+        ("1", ["1 1 A,B"], ["1 1 0 0 1e39 0 1 0 0 0 0 1 0"], f"assembly 1: operator 1 of {CATEGORIES} does"),
         ("1", ["1 1 A,B"], ["1 1 0 0 inf 0 1 0 0 0 0 1 0"], f"assembly 1: operator 1 of {CATEGORIES} does"),
     ],
 )  # fmt: skip
@@ -350,7 +351,7 @@ def test_pdb_files_have_assemblies_in_remark_350(tmp_path: Path) -> None:
             "REMARK 350   BIOMT1   2",
             "",
             "2",
-            "assembly 2: operator 2:2 of REMARK 350 does not have twelve finite numbers",
+            "assembly 2: operator 2:2 of REMARK 350 does not have twelve numbers",
         ),
         ("REMARK 350 APPLY", "", "2", "assembly 2: REMARK 350 list no chains"),
         ("REMARK 350   BIOMT", "", "first", "assembly 1 has no operators in REMARK 350"),

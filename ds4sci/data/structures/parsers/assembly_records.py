@@ -23,6 +23,8 @@ _MATRIX = tuple(f"matrix[{row}][{column}]" for row in (1, 2, 3) for column in (1
 _VECTOR = tuple(f"vector[{row}]" for row in (1, 2, 3))
 _GENERATOR = "_pdbx_struct_assembly_gen"
 _OPERATOR = "_pdbx_struct_oper_list"
+_LARGEST = 1e6
+"""Å. Largest shift of an operator; also excludes numbers that are not finite."""
 _ROTATION_TOLERANCE = 0.01
 """Largest element of RᵀR − 1: files have 3 to 10 decimals."""
 
@@ -61,7 +63,7 @@ class AssemblyRecords:
 
         An operator expression is a list of ids and ranges (``1,3-5``), or a product of such lists in parentheses: of
         ``(1-60)(61,62)`` the right operator is applied first. Raises ``ValueError`` with the assembly: no generator,
-        invalid expression, unknown operator, a number that is missing or not finite, a matrix that is no rotation, or
+        invalid expression, unknown operator, a number that is missing or above 10⁶, a matrix that is no rotation, or
         more than ``MAX_OPERATORS`` operators.
         """
         rows = [(expression, chains) for own, expression, chains in self.generators if own == name]
@@ -116,8 +118,8 @@ class AssemblyRecords:
             numbers = np.array([float(text) for text in self.operators[operator]])
         except ValueError as error:
             raise ValueError(f"operator {operator} of {self.source}: {error}; expected twelve numbers") from error
-        if len(numbers) != 12 or not np.isfinite(numbers).all():
-            raise ValueError(f"operator {operator} of {self.source} does not have twelve finite numbers")
+        if len(numbers) != 12 or not (np.abs(numbers) <= _LARGEST).all():
+            raise ValueError(f"operator {operator} of {self.source} does not have twelve numbers up to {_LARGEST:.0e}")
         matrix = np.concatenate([numbers[:9].reshape(3, 3), numbers[9:, None]], axis=1)
         rotation = matrix[:, :3]
         error_of = np.abs(rotation.T @ rotation - np.eye(3)).max()
