@@ -240,6 +240,15 @@ class Batch:
         """Return the batch on ``device``. This and ``earlier_msa`` are the only host-to-device transfers."""
         return _to_device(self, device)
 
+    @property
+    def chain_numbers(self) -> Tensor:
+        """``asym_id``, or for single chains 1; padding is 0. int64 [b, n]."""
+        return self.token_mask.long() if self.asym_id is None else self.asym_id
+
+    def same_chain(self) -> Tensor:
+        """Pairs of residues in the same chain, bool [b, n, n]; padding is like a chain."""
+        return self.chain_numbers.unsqueeze(-1) == self.chain_numbers.unsqueeze(-2)
+
 
 def _to_device(batch: Any, device: torch.device | str, keep_on_cpu: tuple[str, ...] = ()) -> Any:
     """Return ``batch`` with its tensors on ``device``, except the fields in ``keep_on_cpu``."""

@@ -24,16 +24,20 @@ def number_chains(sequences: Sequence[str]) -> ChainIds:
     """
     if not sequences or not all(sequences):
         raise ValueError("a complex needs at least one chain, and no chain may be empty")
-    entity_of: dict[str, int] = {}
     copies: dict[str, int] = {}
     numbers = []
-    for asym, sequence in enumerate(sequences, start=1):
-        entity = entity_of.setdefault(sequence, len(entity_of) + 1)
+    for asym, (sequence, entity) in enumerate(zip(sequences, entity_numbers(sequences), strict=True), start=1):
         copies[sequence] = copies.get(sequence, 0) + 1
         numbers.append((asym, entity, copies[sequence]))
     lengths = [len(sequence) for sequence in sequences]
     asym_id, entity_id, sym_id = (np.repeat(np.array(one, np.int64), lengths) for one in zip(*numbers, strict=True))
     return ChainIds(asym_id, entity_id, sym_id)
+
+
+def entity_numbers(sequences: Sequence[str]) -> list[int]:
+    """Return the number of the entity of each chain: from 1, in the order of their first chains."""
+    entity_of: dict[str, int] = {}
+    return [entity_of.setdefault(sequence, len(entity_of) + 1) for sequence in sequences]
 
 
 def chain_slices(asym_id: np.ndarray) -> list[slice]:

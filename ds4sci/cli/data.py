@@ -47,6 +47,15 @@ def data_build(
     complexes: Annotated[
         bool, typer.Option("--complexes", help="One record per file with all its chains, for models of complexes.")
     ] = False,
+    assembly: Annotated[
+        str,
+        typer.Option(
+            "--assembly",
+            metavar="ID|first|asymmetric_unit",
+            help="With --complexes: the biological assembly. Default: asymmetric_unit, the chains of the file.",
+            show_default=False,
+        ),
+    ] = "asymmetric_unit",
     chains_per_file: Annotated[
         int | None,
         typer.Option(
@@ -65,7 +74,9 @@ def data_build(
 
     from ds4sci.data.structures.build import BuildSettings, build
 
-    given: dict[str, Any] = {"complexes": complexes} | dict(key_and_value(text) for text in settings or [])
+    given: dict[str, Any] = {"complexes": complexes, "assembly": assembly} | dict(
+        key_and_value(text) for text in settings or []
+    )
     for key in given:
         if key not in BuildSettings.model_fields:
             raise ValueError(f"unknown setting {key!r}; expected one of: {', '.join(BuildSettings.model_fields)}")

@@ -19,6 +19,10 @@ def _no_units(config: Any) -> list[ParallelUnit]:
     return []
 
 
+def _no_check(config: Any) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class ParallelUnit:
     """What ranks that share an example divide among themselves and cannot divide further, such as attention heads.
@@ -49,6 +53,8 @@ class TaskModule:
     build            ``build(config, *, seed, steps)`` → ``ds4sci.tasks.Task``
     asset_overrides  run folder → overrides that load the run from its assets; none by default
     parallel_units   settings → what ``[parallel]`` divides among ranks, for ``ds4sci doctor``; none by default
+    check_data       settings → ValueError for files that are absent or that the model does not take, found in
+                     milliseconds, before processes start; checks nothing by default
     miniature        (settings, folder) → sections of a tiny run file, for ``ds4sci selftest``; None: no such function
     """
 
@@ -58,6 +64,7 @@ class TaskModule:
     build: Callable[..., Any]
     asset_overrides: Callable[[Path], list[str]] = _no_overrides
     parallel_units: Callable[[Any], list[ParallelUnit]] = _no_units
+    check_data: Callable[[Any], None] = _no_check
     miniature: Callable[[Any, Path], dict[str, Any]] | None = None
 
 
@@ -82,7 +89,7 @@ def import_task(name: str) -> TaskModule:
         if not hasattr(module, attribute):
             raise ValueError(f"task.name = {name!r}: the module {module_name} has no {attribute}; see ds4sci.tasks")
     summary = (module.__doc__ or "").strip().split("\n")[0]
-    names = ("asset_overrides", "parallel_units", "miniature")
+    names = ("asset_overrides", "parallel_units", "check_data", "miniature")
     optional = {name: getattr(module, name) for name in names if hasattr(module, name)}
     return TaskModule(module_name, summary, module.Config, module.build, **optional)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from ds4sci.chemistry.chains import chain_slices
+from ds4sci.chemistry.chains import chain_slices, entity_numbers
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.structures import writers
 from ds4sci.data.structures.template_folder import TemplateFolder
@@ -208,14 +208,12 @@ def _row(job: Job) -> dict[str, Any]:
         "memory_gb": None,
     }
     if len(job.chains) > 1:
-        entity_of: dict[str, int] = {}
+        read = [chain for chain in job.chains if chain.sequence]  # an empty one fails the record; its error names it
+        entities = entity_numbers([chain.sequence for chain in read])
         row["chains"] = [
-            {
-                "name": chain.name, "record": chain.record, "length": len(chain.sequence),
-                "entity": entity_of.setdefault(chain.sequence, len(entity_of) + 1),
-            }
-            for chain in job.chains
-        ]  # fmt: skip
+            {"name": chain.name, "record": chain.record, "length": len(chain.sequence), "entity": entity}
+            for chain, entity in zip(read, entities, strict=True)
+        ]
         row["pairing"] = list(job.pairing)
     return row
 

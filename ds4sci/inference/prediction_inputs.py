@@ -24,6 +24,9 @@ from ds4sci.types import Record
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.|=,+@()\[\]-]|^\.")
 """Characters that are unsafe in file names on some system: separators, spaces, leading dots, wildcards."""
 
+_CHAIN_NAME = 2
+"""Longest name of a chain in the name of a file: ``ID_LONG`` may be another record."""
+
 UNPAIRED = (
     "no rows of different chains are paired: their alignments have no species in common; rows are paired by names such"
     " as tr|A0A146SKV9|A0A146SKV9_HUMAN, of hits in UniProt (uniprot_hits.sto)"
@@ -89,6 +92,10 @@ def read_jobs(
     named = _one_complex(fasta, entries) if one_complex else [_chains(entry) for entry in entries]
     groups = [list(entries)] if one_complex else [[entry] for entry in entries]
     names = [file_stem(fasta)] if one_complex else [entry.name for entry in entries]
+    hit_names = set() if template_hits is None else template_hits.names
+    templates = [] if template_dir is None else [file_stem(path) for path in template_dir.glob("*_*.npz")]
+    found = {*indexed, *hit_names, *map(alignment_files.chain_key, templates)}
+    named_files = {alignment_files.chain_key(file) for chains in named for chain in chains for file in chain.files}
     jobs: list[Job] = []
     has_alignment = False
     for name, chains, group, stem in zip(names, named, groups, file_stems(names), strict=True):
@@ -103,6 +110,8 @@ def read_jobs(
                 if len(chains) > 1:
                     _refuse_joint_alignment(indexed, msa_dir, name, chains)
                 job = _with_inputs(job, paths, template_dir, template_hits)
+                if others := _other_chains(job, found - named_files, msa_dir):
+                    job = replace(job, notes=(*job.notes, others))
             except (ValueError, OSError) as error:
                 job = replace(job, error=str(error))
         jobs.append(job)
@@ -173,6 +182,25 @@ def _refuse_joint_alignment(
                 f"{path}: an alignment of the whole complex; expected one of each chain, such as "
                 f"{chains[0].files[0]}.a3m"
             )
+
+
+def _other_chains(job: Job, names: set[str], msa_dir: Path | None) -> str:
+    """Return a note about files of chains that a complex does not have, such as ``ID_C`` of chains A and B, or "".
+
+    names  ``chain_key`` of the files that no chain is named by
+    """
+    if len(job.chains) == 1:
+        return ""
+    own = [chain.name for chain in job.chains]
+    suffixes = [name.rpartition("_")[2] for name in names if name.rpartition("_")[0] == job.record.id.lower()]
+    unused = {f"{job.record.id}_{one}" for one in suffixes if len(one) <= _CHAIN_NAME}
+    for folder in [] if msa_dir is None else [msa_dir / job.record.id, msa_dir / job.record.id / "msas"]:
+        if any((folder / chain).is_dir() for chain in own):  # as AlphaFold-Multimer writes them
+            others = [path for path in folder.iterdir() if path.is_dir() and path.name not in {*own, "msas"}]
+            unused |= {str(path.relative_to(msa_dir or folder)) for path in others if len(path.name) <= _CHAIN_NAME}
+    if not unused:
+        return ""
+    return f"not used: the files of {', '.join(sorted(unused))}; the chains of the complex are {', '.join(own)}"
 
 
 def _alignments(

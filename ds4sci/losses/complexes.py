@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.losses.heads import masked_mean
 from ds4sci.parallel.axial import WHOLE, AxialShards
 from ds4sci.types import Batch, Record
@@ -22,7 +23,7 @@ CHAIN_OFFSET = 100_000
 MIN_COVERED = 0.5
 """Fraction of the resolved residues of a chain that an equal chain must have resolved to take its place."""
 
-_CA = 1  # index in ds4sci.chemistry.residue_constants.ATOM37
+_CA = ATOM37_INDEX["CA"]
 
 
 def chain_positions(batch: Batch) -> Tensor:
@@ -37,7 +38,7 @@ def same_chain(batch: Batch, shards: AxialShards = WHOLE) -> Tensor | None:
     """Pairs of residues in the same chain, bool [b, n_r, n]; None for single chains, where all pairs are."""
     if batch.asym_id is None:
         return None
-    return shards.own_residues(batch.asym_id, 1).unsqueeze(-1) == batch.asym_id.unsqueeze(-2)
+    return shards.own_residues(batch.same_chain(), 1)
 
 
 def chain_centers(predicted: Tensor, true: Tensor, mask: Tensor, asym_id: Tensor, margin: float = 4.0) -> Tensor:

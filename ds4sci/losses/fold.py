@@ -231,8 +231,7 @@ def _frame_terms(output: Output, batch: Batch, truth: Truth, c: LossConfig, shar
         )
         terms["interface_fape"] = loss.mean(0)
     if c.chain_centers:
-        asym_id = batch.token_mask.long() if batch.asym_id is None else batch.asym_id
-        terms["chain_centers"] = chain_centers(ca[-1], truth.ca, ca_mask, asym_id)
+        terms["chain_centers"] = chain_centers(ca[-1], truth.ca, ca_mask, batch.chain_numbers)
     if c.local_fape:
         near = _near(batch, shards)
         loss = mean_error(error, mask, ca_mask, clamp=None, pair_mask=near, group=shards.group)

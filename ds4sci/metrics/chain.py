@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.chemistry.chains import separate_chains
+from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.metrics.geometry import bond_fraction, clash_fraction, right_handed_fraction
 from ds4sci.metrics.local import contact_precision, lddt_ca, pseudo_beta
 from ds4sci.metrics.superposition import rmsd, superposition_metrics
@@ -34,7 +35,7 @@ METRICS = {
 PERCENT_METRICS = ("right_handed", "bond_ok", "clash", "contact_precision", "contact_precision_long")
 """Keys of ``METRICS`` that are printed in per cent."""
 
-_CA = 1  # index in ds4sci.chemistry.residue_constants.ATOM37
+_CA = ATOM37_INDEX["CA"]
 
 
 def chain_metrics(prediction: Prediction, record: Record) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from ds4sci.geometry import (
     table,
     torsion_to_frames,
 )
-from ds4sci.models.freezing import freeze_parameters
 from ds4sci.models.msa_samples import batch_of_pass
 from ds4sci.nn.embedders import ExtraMSAEmbedder, InputEmbedder, Kind, RecyclingEmbedder, Residues
 from ds4sci.nn.evoformer import BlockConfig, ConvolutionStem, EvoformerStack, MSAUpdate, PairUpdate
@@ -33,6 +32,7 @@ from ds4sci.nn.heads import ALIGNED_ERROR_BINS, DistogramHead, PLDDTHead
 from ds4sci.nn.linear import LayerNorm, Linear
 from ds4sci.nn.low_rank import LowRankConfig, add_low_rank
 from ds4sci.nn.multimer_template import MultimerTemplateEmbedder
+from ds4sci.nn.name_patterns import freeze_parameters
 from ds4sci.nn.structure_module import StructureModule
 from ds4sci.nn.template import TemplateEmbedder, Templates
 from ds4sci.parallel.axial import AxialShards
@@ -378,8 +378,7 @@ class FoldModel(nn.Module):
         z = dz if in_place else z + dz
         templates = self.templates(batch)
         if templates is not None:
-            asym_id = residues(batch).asym_id
-            same_chain = (asym_id.unsqueeze(-1) == asym_id.unsqueeze(-2),) if self.config.kind == "multimer" else ()
+            same_chain = (batch.same_chain(),) if self.config.kind == "multimer" else ()
             z = self.template_embedder(z, templates, pair_mask(batch), *same_chain, shards=shards, in_place=in_place)
         if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
             extra_shards = AxialShards.divide(self.group, *batch.extra_msa_mask.shape[1:])
@@ -445,8 +444,8 @@ def pair_mask(batch: Batch) -> Tensor:
 def residues(batch: Batch) -> Residues:
     """Places of the residues of ``batch``; a batch without numbers of chains has one chain."""
     ones = batch.token_mask.long()
-    numbers = (ones if x is None else x for x in (batch.asym_id, batch.entity_id, batch.sym_id))
-    return Residues(batch.residue_index, *numbers)
+    entity_id, sym_id = (ones if x is None else x for x in (batch.entity_id, batch.sym_id))
+    return Residues(batch.residue_index, batch.chain_numbers, entity_id, sym_id)
 
 
 def recycled_inputs(batch: Batch, previous: Output) -> list[Tensor]:

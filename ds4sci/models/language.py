@@ -18,7 +18,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ds4sci.models.freezing import freeze_parameters
 from ds4sci.models.huggingface import attention, loading, parts
 from ds4sci.models.huggingface.call_convention import PACKED, CallConvention, ModelFactory
 from ds4sci.models.huggingface.loading import Kind
@@ -26,6 +25,7 @@ from ds4sci.models.huggingface.parts import unwrap_peft
 from ds4sci.models.huggingface.verification import verify
 from ds4sci.nn import activation_memory
 from ds4sci.nn.activation_budget import CHECKPOINT_MIN_TOKENS, LayerStack
+from ds4sci.nn.name_patterns import freeze_parameters
 from ds4sci.nn.quantized_weights import Format, quantize_weights
 from ds4sci.nn.token_loss import token_losses
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ds4sci.models.freezing import freeze_parameters
+from ds4sci.nn.name_patterns import freeze_parameters
 from ds4sci.types import ArrayBatch
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-Shapes = Mapping[str, tuple[int, ...]]
+from ds4sci.nn.name_patterns import SHOWN, matching, shortened
 
-SHOWN = 5
-"""Names that a message lists before it counts the others."""
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ def fit_weights(
     Raises ValueError that lists, with counts, the tensors that the file lacks, those that the model lacks, and those
     with another shape; and for a pattern that matches nothing.
     """
-    keeps = matching(new, model, "train.weights_new", "tensor of the model")
-    skips = matching(skip, file, "train.weights_skip", f"tensor of {source}")
+    keeps = set(matching(new, model, "train.weights_new", "tensor of the model"))
+    skips = set(matching(skip, file, "train.weights_skip", f"tensor of {source}"))
     unused = {name: "train.weights_new: the model keeps its initial values" for name in file if name in keeps}
     unused |= {
         name: "train.weights_skip" + ("" if name in model else f": {reason(name)}") for name in file if name in skips
@@ -122,22 +120,5 @@ def _group(name: str) -> str:
     return ".".join(parts[: 2 if parts[0] == "heads" else 1])
 
 
-def matching(patterns: Sequence[str], names: Iterable[str], key: str, what: str) -> set[str]:
-    """Return the ``names`` that match one of ``patterns``. Raises ValueError for a pattern that matches none."""
-    found: set[str] = set()
-    for pattern in patterns:
-        matches = fnmatch.filter(names, pattern)
-        if not matches:
-            raise ValueError(f"{key}: {pattern!r} matches no {what}; names are {shortened(sorted(names))}")
-        found |= set(matches)
-    return found
-
-
 def _count(names: Sequence[str]) -> str:
     return f"{len(names):,} tensor{'s' * (len(names) != 1)}"
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Return the first ``SHOWN`` names, and the number of the others."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f", … and {more:,} more" if more > 0 else "")

@@ -9,9 +9,7 @@ W', computed in fp32 where it is read and rounded once. ``state_dict`` keeps W u
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ds4sci.nn.linear import Linear, wide
+from ds4sci.nn.name_patterns import matching
 
 ADAPTERS = ("lora_a", "lora_b")
 """Names of an adapter's parameters in its layer."""
@@ -90,23 +89,12 @@ def add_low_rank(model: nn.Module, config: LowRankConfig) -> None:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     names = [name for name, _ in model.named_parameters()]
-    targets = _matching(layers, config.target_modules, "target_modules", "linear layer")
-    trained = _matching(names, config.train, "train", "parameter")
+    targets = matching(config.target_modules, layers, "model.lora.target_modules", "linear layer")
+    trained = matching(config.train, names, "model.lora.train", "parameter")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     for name in targets:
         LowRankLinear.adapt(layers[name], config.rank, config.alpha)
-
-
-def _matching(names: Sequence[str] | dict[str, nn.Linear], patterns: Sequence[str], key: str, kind: str) -> list[str]:
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            some = ", ".join(list(names)[:4])
-            raise ValueError(f"model.lora.{key}: {pattern!r} matches no {kind}; there are {some}, …")
-        found.update(dict.fromkeys(matched))
-    return list(found)
 
 
 def is_adapter(name: str) -> bool:

@@ -11,6 +11,7 @@ A task module exposes
   loaded from the files that ``Task.save_assets`` wrote into it;
 - optionally ``parallel_units(config) -> list[ParallelUnit]``: what ``[parallel]`` divides among ranks, such as
   attention heads, for ``ds4sci doctor``;
+- optionally ``check_data(config)``: errors of data files that are found in milliseconds, before processes start;
 - optionally ``miniature(config, folder) -> dict``: the sections of a run file with tiny sizes and with tiny data in
   ``folder``, for ``ds4sci selftest`` (``ds4sci.tasks.miniatures``).
 

@@ -54,6 +54,8 @@ from ds4sci.types import RESIDUES, Batch, ChainIds, Features, Output, Prediction
 RESIDUE_CODES = RESIDUES + "X"
 """One-letter code of each residue type; X is unknown."""
 
+CA = residue_constants.ATOM37_INDEX["CA"]
+
 CONTACT_CUTOFF = 8.0
 """Å. Two residues are in contact if their Cβ atoms are closer than this."""
 
@@ -138,6 +140,32 @@ def parallel_units(config: Config) -> list[ParallelUnit]:
         ParallelUnit("channels of the triangle multiplication", evoformer.c_multiplication),
         ParallelUnit("Evoformer blocks", evoformer.blocks, axis="pipeline"),
     ]
+
+
+def check_data(config: Config) -> None:
+    """Raise ValueError for a chain set that does not exist, or has complexes that the model does not take."""
+    data = config.data
+    sets = {"data.train": data.train, "data.valid": data.valid}
+    if data.distillation is not None:
+        sets["data.distillation.chains"] = data.distillation.chains
+    for key, path in sets.items():
+        try:
+            has_complexes = ChainSet.stores_complexes(resolve_data_path(path))
+        except OSError as error:
+            raise ValueError(f"{key}: {error}") from error
+        if has_complexes and not _takes_complexes(config):
+            raise _refused_complexes(f"{key} = {str(path)!r}")
+
+
+def _takes_complexes(config: Config) -> bool:
+    return config.model.kind == "multimer"
+
+
+def _refused_complexes(source: str) -> ValueError:
+    return ValueError(
+        f"{source}: a complex of several chains, which this model would join to one chain; use a model of complexes, or"
+        " a chain set built without --complexes"
+    )
 
 
 class FoldTask(SampledTask):
@@ -296,7 +324,7 @@ class FoldTask(SampledTask):
             predictions = self.predict([self.featurize(record) for record in group], device, model)
             if index < len(groups):
                 pairs = zip(predictions, group, strict=True)
-                rows += [chain_metrics(p, align_record(record, p.atom37[:, 1])) for p, record in pairs]
+                rows += [chain_metrics(p, align_record(record, p.atom37[:, CA])) for p, record in pairs]
         return rows
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -310,15 +338,12 @@ class FoldTask(SampledTask):
     @property
     def takes_complexes(self) -> bool:
         """Whether the model distinguishes the chains of a complex: ``model.kind = "multimer"``."""
-        return self.config.model.kind == "multimer"
+        return _takes_complexes(self.config)
 
     def _check_complexes(self, source: str) -> None:
         """Raise ValueError, naming ``source``, unless the model takes complexes."""
         if not self.takes_complexes:
-            raise ValueError(
-                f"{source}: a complex of several chains, which this model would join to one chain; use a model of"
-                " complexes, or a chain set built without --complexes"
-            )
+            raise _refused_complexes(source)
 
     @property
     def max_templates(self) -> int:

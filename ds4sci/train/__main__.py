@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds4sci.config.run_file import RunConfig
+from ds4sci.config.task_module import import_task
 
 USER_ERROR, NONFINITE = 2, 3
 """Exit codes after which a run is not restarted."""
@@ -36,7 +37,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def load(options: argparse.Namespace) -> RunConfig:
-    """Load the configuration from the run file or from the run folder to resume."""
+    """Load the configuration from the run file or from the run folder to resume, and check its data files.
+
+    Errors found here come before DeepSpeed is imported and the ranks connect.
+    """
     file = options.config
     if options.resume is not None:
         from ds4sci.train.launch import config_of_run
@@ -45,7 +49,9 @@ def load(options: argparse.Namespace) -> RunConfig:
             file = config_of_run(options.resume)
         except ValueError as error:
             raise ValueError(f"--resume {error}") from None
-    return RunConfig.load(file, options.overrides, deepspeed=options.deepspeed_config)
+    config = RunConfig.load(file, options.overrides, deepspeed=options.deepspeed_config)
+    import_task(config.task.name).check_data(config.settings)
+    return config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,8 @@ import torch
 from ds4sci.config.run_file import TrainConfig
 from ds4sci.files.atomic_files import fingerprint, replace_text
 from ds4sci.models.published_weights.weight_file import RECORD, read_notice
-from ds4sci.models.weight_fit import WeightFit, shortened
+from ds4sci.models.weight_fit import WeightFit
+from ds4sci.nn.name_patterns import shortened
 from ds4sci.tasks import PublishedWeights, Task
 from ds4sci.train import checkpoint
 

@@ -20,6 +20,7 @@ from types import FrameType
 import psutil
 
 from ds4sci.config.run_file import RunConfig
+from ds4sci.config.task_module import import_task
 from ds4sci.machine.processor import usable_cores
 from ds4sci.train.distributed import free_port
 
@@ -55,13 +56,14 @@ def train(
     restarts  how often ranks that fail are started again without a new checkpoint in between
 
     The exit code is 0 if the run finished or stopped in order after saving. The configuration is validated before any
-    process starts: an error in it, or other settings than those of an existing run of that name, is a ValueError.
+    process starts: an error in it, other settings than those of an existing run of that name, or data files that
+    ``check_data`` of the task refuses, is a ValueError.
     """
     from ds4sci.train import run_folder  # imports torch
 
     arguments = []
     if resume is not None:
-        RunConfig.load(config_of_run(resume), list(overrides), deepspeed=deepspeed_config)
+        loaded = RunConfig.load(config_of_run(resume), list(overrides), deepspeed=deepspeed_config)
         arguments += ["--resume", str(resume)]
     else:
         assert config is not None, "config or resume"
@@ -71,6 +73,7 @@ def train(
             run_folder.refuse_other_settings(loaded, run_folder.folder_of(loaded))
         elif restarts:
             overrides = [*overrides, f"train.name={run_folder.new_name(loaded)}"]  # every start uses the same folder
+    import_task(loaded.task.name).check_data(loaded.settings)
     if deepspeed_config is not None:
         arguments += ["--deepspeed_config", str(deepspeed_config)]
     ranks, arguments = ranks or default_rank_count(), [*arguments, *overrides]

@@ -13,6 +13,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
+from ds4sci.data.structures.assemblies import assembly_chains
 from ds4sci.data.structures.parsers import mmcif, pdb
 
 DATA = Path(__file__).parents[1] / "fixtures"
@@ -48,7 +49,7 @@ def _cut(text: bytes) -> bytes:
     is_cif = b"_atom_site." in text
     needed = re.compile(
         rb"data_|_atom_site\.|loop_|_entity|_struct_asym|_entry\.id"
-        rb"|SEQRES|MODRES|REMARK   2|HEADER|TER|MODEL|ENDMDL|END"
+        rb"|SEQRES|MODRES|REMARK   2|REMARK 350|HEADER|TER|MODEL|ENDMDL|END"
     )
     if not is_cif:
         return b"\n".join(l for at, l in enumerate(lines) if at in kept or (at not in atoms and needed.match(l)))
@@ -62,6 +63,9 @@ def _cut(text: bytes) -> bytes:
             "_entity_poly_seq.",
             "_struct_asym.",
             "_entry.",
+            "_pdbx_struct_assembly.",
+            "_pdbx_struct_assembly_gen.",
+            "_pdbx_struct_oper_list.",
         ):
             block.find_mmcif_category(category).erase()
     site = block.find_mmcif_category("_atom_site.")
@@ -200,6 +204,13 @@ def check(data: bytes) -> None:
         assert np.isfinite(record.b_factors).all()
         assert (np.diff(record.residue_index) > 0).all()
         assert not record.atom_positions[~record.atom_mask].any()
+    for choice in ("first", "2"):
+        made = assembly_chains(parsed, choice)  # damaged records are a failure with a reason, not an exception
+        assert (made.failure is None) or (made.failure[1] and not made.chains)
+        ids = [record.id for record in made.chains] + [record.id for record, _, _ in made.left_out]
+        assert len(set(ids)) == len(ids)
+        assert made.failure is not None or set(names) <= set(ids)
+        assert all(np.isfinite(record.atom_positions).all() for record in made.chains)
 
 
 def _lines(data: bytes) -> int:

@@ -15,6 +15,7 @@ from ds4sci.data.alignments import pairing
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.data.structures.template_files import align_templates, write_templates
+from ds4sci.data.structures.template_folder import TemplateFolder
 from ds4sci.inference import predict
 from ds4sci.inference.prediction_inputs import UNPAIRED, read_jobs
 from ds4sci.tasks.fold import FoldTask
@@ -201,3 +202,38 @@ def test_chains_of_a_record(tmp_path: Path) -> None:
     both = fasta_records.read_entries(path)
     assert [(one.sequence, one.chains) for one in both] == [("MKTXGAV", ("MKTX", "GAV")), ("MK", ("MK",))]
     assert both[0].notes == ("1 of 7 letters (B, Z, J, U, O) read as X",)
+
+
+def test_files_of_chains_that_a_complex_does_not_have(run: Path, tmp_path: Path, takes_complexes: None) -> None:
+    fasta = write(tmp_path / "in.fasta", f">extra\n{FIRST}:{SECOND}\n>folders\n{FIRST}:{SECOND}\n>good\n{FIRST}:GA\n")
+    msa = tmp_path / "msa"
+    for name, sequence in (("extra_A", FIRST), ("extra_B", SECOND), ("extra_C", FIRST), ("extra_light", FIRST)):
+        write(msa / f"{name}.a3m", a3m(sequence))
+    for chain, sequence in (("A", FIRST), ("B", SECOND), ("D", FIRST)):
+        write(msa / "folders" / "msas" / chain / "uniref90_hits.a3m", a3m(sequence))
+    write(tmp_path / "templates" / "extra_E.npz", "never read")
+    write(tmp_path / "hits" / "extra_F.hhr", "never read")
+    (tmp_path / "structures").mkdir()
+    (tmp_path / "structures" / "1abc.cif").touch()
+    hits = TemplateFolder(tmp_path / "hits", tmp_path / "structures")
+    template = Record("T", SECOND, np.ones((12, 37, 3), np.float32), np.ones((12, 37), bool), np.arange(12))
+    write_templates(tmp_path / "templates" / "extra_B.npz", align_templates(12, [(template, np.arange(12))]))
+    extra, folders, good = read_jobs(fasta, msa, tmp_path / "templates", hits)
+    found = [[note for note in job.notes if note.startswith("not used")] for job in (extra, folders, good)]
+    assert found == [
+        ["not used: the files of extra_C, extra_E, extra_F; the chains of the complex are A, B"],
+        ["not used: the files of folders/msas/D; the chains of the complex are A, B"],
+        [],
+    ]
+    run_command("--run", run, "--fasta", fasta, "--msa", msa, "--out", tmp_path / "out")
+    row = json.loads((tmp_path / "out" / "summary.json").read_text())["records"][0]
+    assert "not used: the files of extra_C; the chains of the complex are A, B" in row["notes"]
+
+
+def test_an_empty_chain_is_named_and_not_listed(run: Path, tmp_path: Path, takes_complexes: None) -> None:
+    fasta = write(tmp_path / "in.fasta", f">x\n{FIRST}::{FIRST}\n>y\n{SECOND}\n")
+    summary = predict.predict_run(run, fasta, tmp_path / "out", show=False)
+    row = summary["records"][0]
+    assert row["status"] == "failed"
+    assert "chain 2 of 'x' is empty" in row["error"]
+    assert [(one["name"], one["length"], one["entity"]) for one in row["chains"]] == [("A", 16, 1), ("C", 16, 1)]

@@ -151,3 +151,16 @@ def test_chains_are_not_bonded() -> None:
     assert torch.equal(steps == 1, same & (batch.residue_index.diff(dim=1) == 1))
     monomer = replace(batch, asym_id=None)
     assert chain_positions(monomer) is batch.residue_index
+
+
+def test_pairs_in_the_same_chain() -> None:
+    """The owner of the pairs, ``Batch.same_chain``, with and without numbers of chains."""
+    batch = complex_batch()
+    assert batch.asym_id is not None
+    pairs = batch.same_chain()
+    for row, one in enumerate(batch.asym_id.tolist()):
+        assert pairs[row].tolist() == [[first == second for second in one] for first in one]
+    single = replace(batch, asym_id=None)
+    assert torch.equal(single.chain_numbers > 0, batch.token_mask)
+    real = batch.token_mask.unsqueeze(-1) & batch.token_mask.unsqueeze(-2)
+    assert single.same_chain()[real].all()

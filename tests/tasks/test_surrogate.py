@@ -63,7 +63,7 @@ def test_frozen_layers_are_not_trained(folder: Path) -> None:
     one = task(folder, freeze=["trunk.*"])
     trained = {name for name, p in one.model.named_parameters() if p.requires_grad}
     assert trained == {"scalars.weight", "scalars.bias", "field.weight", "field.bias"}
-    with pytest.raises(ValueError, match=r"model.freeze: 'decoder.\*' matches no parameter; parameters are trunk.0"):
+    with pytest.raises(ValueError, match=r"model.freeze: 'decoder.\*' matches no parameter; names are "):
         task(folder, freeze=["decoder.*"])
     with pytest.raises(ValueError, match="leaves nothing to train"):
         task(folder, freeze=["*"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,14 @@ import psutil
 import pytest
 
 from ds4sci.config.run_file import RunConfig
+from ds4sci.data.sequences.fasta_records import make_record
+from ds4sci.data.structures.chain_set import ChainSet
+from ds4sci.data.structures.complexes import join_chains
+from ds4sci.train import __main__ as program
 from ds4sci.train import checkpoint, launch, watchdog
 from ds4sci.train.distributed import free_port
 from tests.support import rank_processes
+from tests.support.fold_run import CONFIG, make_fold_run
 
 
 def environment() -> dict[str, str]:
@@ -212,3 +218,49 @@ def test_the_command_is_an_argument_list_and_cores_are_divided(monkeypatch) -> N
     assert launch.rank_environment(3)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert launch.rank_environment(3)["OMP_NUM_THREADS"] == "5"
+
+
+def refused_data(folder: Path) -> dict[str, list[str]]:
+    """Message → overrides of ``tiny_cpu.toml`` whose data files a model of single chains cannot use."""
+    complexes, damaged = folder / "complexes.npz", folder / "damaged.npz"
+    parts = [make_record("a", "AGW"), make_record("b", "CK")]
+    ChainSet.write(complexes, [join_chains("ab", parts)])
+    damaged.write_bytes(b"no zip file")
+    return {
+        f"data.train: {folder / 'absent.npz'}: chain set not found": [f"data.train={folder / 'absent.npz'}"],
+        f"data.valid: {folder / 'absent.npz'}: chain set not found": [f"data.valid={folder / 'absent.npz'}"],
+        f"data.valid = '{complexes}': a complex of several chains": [f"data.valid={complexes}"],
+        f"data.train = '{complexes}': a complex of several chains": [f"data.train={complexes}"],
+        f"{damaged}: not a chain set": [f"data.valid={damaged}"],
+        f"data.distillation.chains: {folder / 'empty'}: no .npz file": [f"data.distillation.chains={folder / 'empty'}"],
+    }
+
+
+def test_data_is_checked_before_a_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "run_launcher", lambda *arguments, **options: pytest.fail("a launcher was started"))
+    (tmp_path / "empty").mkdir()
+    for message, overrides in refused_data(tmp_path).items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            launch.train(CONFIG, overrides)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            program.load(program.parse(["--config", str(CONFIG), *overrides]))
+    assert not (tmp_path / "runs").exists()
+    multimer = [f"data.valid={tmp_path / 'complexes.npz'}", 'model.kind="multimer"']
+    program.load(program.parse(["--config", str(CONFIG), *multimer]))
+    run = make_fold_run(tmp_path)
+    (tmp_path / "valid.npz").unlink()
+    with pytest.raises(ValueError, match=r"data.valid: .*valid.npz: chain set not found"):
+        launch.train(None, resume=run)
+
+
+def test_the_program_reports_data_before_deepspeed(tmp_path: Path) -> None:
+    command = [sys.executable, str(rank_processes.ROOT / "launch/train.py"), "--config", str(CONFIG)]
+    done = subprocess.run(
+        [*command, f"data.valid={tmp_path / 'absent.npz'}"], cwd=tmp_path, env=environment(), text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: data.valid: {tmp_path / 'absent.npz'}: chain set not found")
+    assert done.stderr.count("\n") == 1

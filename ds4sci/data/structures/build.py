@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ds4sci.data.alignments import alignment_files
+from ds4sci.data.structures.assemblies import ASYMMETRIC_UNIT, assembly_chains
 from ds4sci.data.structures.build_cache import entry_key, file_stamps, is_current, load_entry, store_entry
 from ds4sci.data.structures.build_complex import make_complex
 from ds4sci.data.structures.build_report import JOINED, REJECTED_MEMBER, BuildReport, report_row
@@ -65,9 +66,9 @@ def build(
     entry id. Alignments are looked up by the original id.
 
     With ``settings.complexes`` all accepted chains of a file are one record, named by the entry id
-    (``ds4sci.data.structures.build_complex``).
+    (``ds4sci.data.structures.build_complex``); ``settings.assembly`` selects a biological assembly.
 
-    Assemblies (.pdb1), .pdbx and .bcif are not supported. The report lists them, and broken links.
+    Files of assemblies (.pdb1), .pdbx and .bcif are not supported. The report lists them, and broken links.
 
     A file that cannot be used does not stop the build: OUT.report.jsonl has a line with the reason. ``out`` and the
     report are written atomically. Raises ``ValueError`` if the folder has no structures or no chain is accepted,
@@ -143,11 +144,12 @@ def _process_file(path: Path, name: str, entry: Path, inputs: ChainInputs, setti
     stamps: dict[str, Any] = {}
     try:
         parsed = READERS[suffix(path)](path)
-        chains = parsed.records
+        made = assembly_chains(parsed, settings.assembly)
+        chains = made.chains
         together = sum(len(chain.sequence) for chain in chains) <= MAX_PAIRED_RESIDUES
         dssp_of = (
             assign_secondary_structure(chains)
-            if together
+            if chains and together
             else [assign_secondary_structure([chain])[0] for chain in chains]
         )
     except (ValueError, OSError) as error:
@@ -157,7 +159,8 @@ def _process_file(path: Path, name: str, entry: Path, inputs: ChainInputs, setti
         reason = f"{type(error).__name__}: {error}"
         store_entry(entry, [], [report_row(name, None, "rejected", "parser error", reason)], {})
         return
-    rows = [report_row(name, None, "read", None, None, entry=parsed.entry, atoms=parsed.atoms)]
+    assembly = {} if settings.assembly == ASYMMETRIC_UNIT or made.failure else made.as_json()
+    rows = [report_row(name, None, "read", None, made.note, entry=parsed.entry, atoms=parsed.atoms, **assembly)]
     rows += [
         report_row(name, f"{parsed.entry}_{one.chain}", "rejected", one.kind, one.reason) for one in parsed.excluded
     ]
@@ -169,8 +172,8 @@ def _process_file(path: Path, name: str, entry: Path, inputs: ChainInputs, setti
         except ValueError as error:
             rows.append(report_row(name, chain.id, "rejected", "no pLDDT", str(error)))
     if settings.complexes:
-        made, more, stamps = make_complex(name, parsed.entry, known, inputs, settings, parsed.released)
-        store_entry(entry, made, rows + more, stamps)
+        joined, more, stamps = make_complex(name, parsed, made, known, inputs, settings)
+        store_entry(entry, joined, rows + more, stamps)
         return
     accepted: dict[str, Record] = {}
     for chain in known:
@@ -278,6 +281,8 @@ def _rename_chains(
         for row in rows:
             if row["chain"] and row["kind"] != "same id":
                 row["chain"] = prefix + row["chain"].removeprefix(old)
+            if "copy_of" in row:
+                row["copy_of"] = prefix + row["copy_of"].removeprefix(old)
             for status, word in (("duplicate", "as"), (JOINED, "of")):
                 if row["status"] == status:
                     row["reason"] = row["reason"].replace(f"{word} {old}", f"{word} {prefix}", 1)

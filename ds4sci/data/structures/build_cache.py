@@ -16,7 +16,7 @@ from ds4sci.data.structures.template_folder import TemplateFolder
 from ds4sci.data.text_files import FileSection
 from ds4sci.types import Record
 
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 """Part of the key. Increase it when the content stored for the same file changes."""
 
 

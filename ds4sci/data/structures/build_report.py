@@ -23,6 +23,8 @@ class BuildReport:
     A row with status ``read`` describes a file that was parsed; its ``atoms`` counts the file's atom records by status
     (``ds4sci.data.structures.parsers.atom_table.ATOM_STATUSES``). Every other row describes a chain, or a file that
     could not be read. ``atoms_kept`` counts the atoms of a chain; they are in the set only if the chain is accepted.
+    In a build of biological assemblies, ``assembly`` in the row of a file is the id of the one that was made, and the
+    row of a copy has the chain that it was made of (``copy_of``) and the number of its atoms (``copied_atoms``).
     """
 
     out: Path
@@ -53,6 +55,11 @@ class BuildReport:
             if row["status"] not in ("accepted", JOINED) and row.get("atoms_kept"):
                 total.update({KEPT: -row["atoms_kept"], NOT_ACCEPTED: row["atoms_kept"]})
         return dict(total.most_common())
+
+    @property
+    def copied_atoms(self) -> int:
+        """Number of atoms in the set that are copies made by the operators of assemblies."""
+        return sum(row.get("copied_atoms", 0) for row in self.rows if row["status"] == JOINED)
 
     @property
     def excluded_alignment_rows(self) -> dict[str, int]:
@@ -89,6 +96,7 @@ class BuildReport:
             lines.append(
                 f"  {records:,} atom records: {kept:,} kept ({kept / records:.1%})" + (f"; {others}" * bool(others))
             )
+        lines += self._assembly_lines()
         for what, names in (("alignments", self.unused_alignments), ("template hits", self.unused_templates)):
             if names:
                 lines.append(f"  {len(names)} {what} match no chain, such as {names[0]}")
@@ -98,6 +106,20 @@ class BuildReport:
                 "  excluded from alignments: " + ", ".join(f"{count} {reason}" for reason, count in excluded.items())
             )
         return "\n".join([*lines, f"  report of all files and chains: {self.report}"])
+
+    def _assembly_lines(self) -> list[str]:
+        files = [row for row in self.rows if row["status"] == "read" and "assembly" in row]
+        if not files:
+            return []
+        without = [row for row in files if row["reason"]]
+        copies = sum(row["status"] == JOINED and "copy_of" in row for row in self.rows)
+        lines = [
+            f"  biological assemblies of {len(files) - len(without)} files; their operators added {copies} copies of"
+            f" chains with {self.copied_atoms:,} atoms"
+        ]
+        if without:
+            lines.append(f"  {len(without)} files such as {without[0]['file']} have {without[0]['reason']}")
+        return lines
 
 
 def report_row(

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ds4sci.data.alignments.pairing import MAX_ROWS
+from ds4sci.data.structures.assemblies import ASYMMETRIC_UNIT
 from ds4sci.types import Record
 
 
@@ -35,12 +36,21 @@ class BuildSettings(BaseModel):
     """Include chains with the same sequence as an earlier chain of the entry."""
     complexes: bool = False
     """Make one record of all accepted chains of a file, copies included, instead of one of each distinct chain."""
+    assembly: str = ASYMMETRIC_UNIT
+    """Chains of a complex: those of the file (``asymmetric_unit``, as OpenFold reads mmCIF files), or of the biological
+    assembly with this id, or of the ``first`` one in the file."""
     max_chains: int = Field(default=20, ge=1)
     """Maximum number of chains of a complex; a file with more accepted chains is rejected."""
     max_complex_rows: int = Field(default=MAX_ROWS, ge=1)
     """Maximum number of alignment rows of each chain of a complex, of which at most half are paired."""
     max_msa_rows: int = Field(default=16384, ge=1)
     """Maximum number of alignment rows; the first rows are kept."""
+
+    @model_validator(mode="after")
+    def _check_assembly(self) -> BuildSettings:
+        if self.assembly != ASYMMETRIC_UNIT and not self.complexes:
+            raise ValueError(f"assembly {self.assembly!r} is for complexes; add --complexes (complexes=true)")
+        return self
 
 
 def mask_low_confidence(chain: Record, min_plddt: float) -> Record:

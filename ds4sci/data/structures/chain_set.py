@@ -42,6 +42,7 @@ are read when the set is opened, those of alignments and templates on first use.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,7 @@ class ChainSet(Sequence[Record]):
         ``FileNotFoundError`` if there is no file.
         """
         path = Path(path)
-        names = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-        if not names:
-            raise FileNotFoundError(f"{path}: no .npz file in this folder; expected the files of a chain set")
+        names = cls._list(path)
         found = cls.__new__(cls)
         found._set_files([ChainArrays.open(name) for name in names], str(path), path.absolute())
         owner: dict[str, Path] = {}
@@ -97,6 +96,28 @@ class ChainSet(Sequence[Record]):
                     raise ValueError(f"{path}: {owner[chain].name} and {name.name} both have a chain {chain!r}")
                 owner[chain] = name
         return found
+
+    @staticmethod
+    def _list(path: Path) -> list[Path]:
+        names = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not names:
+            raise FileNotFoundError(f"{path}: no .npz file in this folder; expected the files of a chain set")
+        return names
+
+    @classmethod
+    def stores_complexes(cls, path: Path) -> bool:
+        """Whether the set ``path`` has complexes, by the names of its arrays, without reading them.
+
+        Raises as ``open`` does for files that are absent or no ``.npz``.
+        """
+        for file in cls._list(path):
+            try:
+                with zipfile.ZipFile(file) as arrays:
+                    if "asym_id.npy" in arrays.namelist():
+                        return True
+            except (OSError, zipfile.BadZipFile):
+                ChainArrays.open(file)  # its errors name the file and the remedy
+        return False
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> ChainSet:

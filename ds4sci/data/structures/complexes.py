@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ds4sci.chemistry.chains import chain_slices, number_chains
+from ds4sci.chemistry.chains import chain_slices, entity_numbers, number_chains
 from ds4sci.chemistry.residue_codes import UNKNOWN, encode
 from ds4sci.data.alignments import alignment_files
 from ds4sci.data.alignments.pairing import MAX_ROWS, ChainAlignments, RowCounts, join_alignments
@@ -118,13 +118,12 @@ def attach_alignments(
     to itself only. Without any alignment the record has none. ``max_file_rows`` limits the rows of an entity before
     they are joined. Raises ValueError with the file and the line, row or residue.
     """
-    entity_of: dict[str, int] = {}
-    numbers = [entity_of.setdefault(one.sequence, len(entity_of)) for one in chains]
+    numbers = [number - 1 for number in entity_numbers([one.sequence for one in chains])]
     reports: list[EntityFiles] = []
     aligned: list[ChainAlignments] = []
     with_profile: dict[int, Record] = {}
     found = False
-    for entity in range(len(entity_of)):
+    for entity in sorted(set(numbers)):
         members = [at for at, number in enumerate(numbers) if number == entity]
         owner = next((at for at in members if files_of(at)), members[0])
         record, pairing, files = alignment_files.attach_complex_files(

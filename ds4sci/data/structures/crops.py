@@ -11,12 +11,13 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ds4sci.chemistry.chains import chain_slices
+from ds4sci.chemistry.residue_constants import ATOM37_INDEX
 from ds4sci.types import ChainIds, Record
 
 Window = slice | np.ndarray
 """Residues of a crop: a slice of a chain, or increasing residue numbers of a complex."""
 
-_CA = 1  # column in atom37, which begins with N, CA, C
+_CA = ATOM37_INDEX["CA"]
 _TIE = 1e-3
 """Å per residue, added to distances so that equal ones have an order (Algorithm 2)."""
 

@@ -13,7 +13,8 @@ from ds4sci.models.published_weights.model_weights import REASONS, describe_unkn
 from ds4sci.models.published_weights.sizes import HEADS, Contents, differing_sizes, read_contents
 from ds4sci.models.published_weights.translation import Names, parameters
 from ds4sci.models.published_weights.weight_file import SUFFIXES, WeightFile, read_weights, write_weights
-from ds4sci.models.weight_fit import fit_weights, matching
+from ds4sci.models.weight_fit import fit_weights
+from ds4sci.nn.name_patterns import matching
 
 
 def check_parameters(file: WeightFile) -> Contents:
@@ -85,7 +86,7 @@ def convert(path: Path, out: Path, names: Names | None = None, *, skip: Sequence
     """
     default: dict[str, Names] = {"npz": "alphafold", "torch": "openfold", "safetensors": "ds4sci"}
     file = read_weights(path)
-    left_out = matching(skip, file.tensors, "--skip", f"tensor of {path}")
+    left_out = set(matching(skip, file.tensors, "--skip", f"tensor of {path}"))
     kept = {name: tensor for name, tensor in file.tensors.items() if name not in left_out}
     file = replace(file, tensors=kept, unknown=tuple(name for name in file.unknown if name in kept))
     check_parameters(file)

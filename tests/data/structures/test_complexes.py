@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds4sci.chemistry.chains import chain_slices, number_chains
+from ds4sci.chemistry.chains import chain_slices, entity_numbers, number_chains
 from ds4sci.chemistry.residue_codes import GAP, UNKNOWN, encode
 from ds4sci.cli.main import main
 from ds4sci.data.alignments import pairing
@@ -338,6 +338,14 @@ def test_training_batches_resume(complexes: dict[str, Record]) -> None:
         assert one.asym_id is not None
         assert one.asym_id.tolist() == other.asym_id.tolist()  # type: ignore[union-attr]
         assert one.residue_index.tolist() == other.residue_index.tolist()
+
+
+def test_numbers_of_entities() -> None:
+    """In the order of their first chains; ``number_chains`` has the same."""
+    sequences = ["GG", "AAA", "GG", "CC", "AAA"]
+    assert entity_numbers(sequences) == [1, 2, 1, 3, 2]
+    assert number_chains(sequences).entity_id.tolist() == [1, 1, 2, 2, 2, 1, 1, 3, 3, 2, 2, 2]
+    assert entity_numbers([]) == []
 
 
 def test_wrong_chain_numbers_of_a_set() -> None:

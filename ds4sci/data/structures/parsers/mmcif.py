@@ -14,6 +14,7 @@ import gemmi
 import numpy as np
 
 from ds4sci.chemistry.residue_constants import RESTYPE_1TO3
+from ds4sci.data.structures.parsers import assembly_records
 from ds4sci.data.structures.parsers.atom_table import AtomTable, Residue, merge_residue_parts
 from ds4sci.data.structures.parsers.decimals import parse_decimals
 from ds4sci.data.structures.parsers.records import ParsedStructure, make_records, select_records
@@ -82,7 +83,7 @@ def parse(path: str | Path, *, label: bool = False) -> ParsedStructure:
             sequences[entity] = _residue_names(code) or _residue_names(parents)
     compounds = {row.str(0): row.str(1).lower() for row in block.find("_chem_comp.", ["id", "type"])}
     made = make_records(table, header, sequences=sequences, canonical=canonical, compounds=compounds, label=label)
-    return replace(made, released=_release_date(block))
+    return replace(made, released=_release_date(block), assemblies=assembly_records.read_mmcif(block))
 
 
 def _header(block: gemmi.cif.Block) -> gemmi.cif.Block:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import compress
 from operator import not_
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import overload
 import gemmi
 import numpy as np
 
+from ds4sci.data.structures.parsers import assembly_records
 from ds4sci.data.structures.parsers.atom_names import SIMULATION_PARENT, kind
 from ds4sci.data.structures.parsers.atom_table import AtomTable, Residue, merge_residue_parts
 from ds4sci.data.structures.parsers.decimals import parse_fixed_columns
@@ -56,7 +58,8 @@ def parse(path: str | Path) -> ParsedStructure:
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: damaged header of a PDB file ({error})") from error
     sequences = {entity.name: list(entity.full_sequence) for entity in header.entities if entity.full_sequence}
-    return make_records(table, header, sequences=sequences)
+    made = make_records(table, header, sequences=sequences)
+    return replace(made, assemblies=assembly_records.read_pdb(lines))
 
 
 def _atoms(path: str | Path, lines: Sequence[str]) -> AtomTable:

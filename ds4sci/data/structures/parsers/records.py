@@ -31,6 +31,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
+from ds4sci.data.structures.parsers.assembly_records import AssemblyRecords
 from ds4sci.data.structures.parsers.atom_table import ATOM_STATUSES, AtomTable, Residue
 from ds4sci.data.structures.parsers.conformers import select_conformer, select_residue, to_atom37
 from ds4sci.data.structures.parsers.polymers import (
@@ -54,12 +55,13 @@ from ds4sci.types import Record
 class ParsedStructure:
     """Result of parsing a structure file.
 
-    entry     prefix of the chain ids
-    records   protein chains of the first model, in file order
-    ids       author and label chain id of each record
-    excluded  chains without a record
-    atoms     number of atom records by status (``ATOM_STATUSES``); the sum is the number of records in the file
-    released  date of the first release, or None if the file has none
+    entry       prefix of the chain ids
+    records     protein chains of the first model, in file order
+    ids         author and label chain id of each record
+    excluded    chains without a record
+    atoms       number of atom records by status (``ATOM_STATUSES``); the sum is the number of records in the file
+    released    date of the first release, or None if the file has none
+    assemblies  records of biological assemblies; empty if the file has none
     """
 
     path: str | Path
@@ -69,6 +71,7 @@ class ParsedStructure:
     excluded: list[ExcludedChain]
     atoms: dict[str, int]
     released: date | None = None
+    assemblies: AssemblyRecords = AssemblyRecords()
 
 
 def select_records(parsed: ParsedStructure, chain: str | None, *, label: bool = False) -> Record | list[Record]:
