@@ -1,17 +1,9 @@
 // Backward pass of the transition: recomputes the hidden channels, a part at a time, in the same blocks of rows.
 #pragma once
 
-#include <atomic>
-
 #include "layers.h"
 
 namespace DS4SCI_ISA {
-
-// Rows of a task, which sums gradients of the parameters in fp32: a multiple of a block, and the same for any number of threads.
-static inline int64_t rows_of_task(const Params& c) {
-  constexpr int64_t BLOCK = PANELS * PANEL, TASKS = 32, MOST = 16 * BLOCK;
-  return std::min(MOST, padded((c.rows + TASKS - 1) / TASKS, BLOCK));
-}
 
 // Buffers of a thread: the operands of a block, and a task's sums of the gradients of the parameters.
 template <class L>
@@ -44,18 +36,24 @@ struct Workspace {
 
 template <class L, class T>
 struct Backward {
-  const Params& c;
   const Layers<L, T>& layers;
-  Workspace<L>& w;
+  const Params& c = layers.c;
+  Workspace<L> w;
+  Ahead ahead;
   const int64_t channels = padded_channels(c.channels), step = hidden_step(c);
   const int64_t panel_lanes = lane_count<L>(channels) * PANEL, hidden_panel = step * PANEL / L::PER_LANE;
   double *const norm_sums = w.vectors, *const of_bias_2 = norm_sums + 2 * padded(c.channels, MR),
                *const of_bias_1 = of_bias_2 + padded(c.channels, MR);
 
+  Backward(const Layers<L, T>& of_call, Arena& arena) : layers(of_call), w(of_call.c, arena) {}
+
   void block(int64_t row, int64_t rows) {
-    const int panels = int((rows + PANEL - 1) / PANEL);
+    const int panels = panels_of(rows);
     PanelNorm norms[PANELS];
-    for (int p = 0; p < panels; ++p) load(row + p * PANEL, int(std::min<int64_t>(PANEL, rows - p * PANEL)), p, panels, norms[p]);
+    ahead.clear();
+    add_block<T>(c, ahead, c.x, c.x_stride, row + BLOCK);
+    add_block<T>(c, ahead, c.grad, c.grad_stride, row + BLOCK);
+    for (int p = 0; p < panels; ++p) load(row + p * PANEL, rows_of_panel(rows, p), p, panels, norms[p]);
     for (int64_t from = 0; from < c.hidden; from += step) part(from, std::min(from + step, c.hidden), panels);
     for (int p = 0; p < panels; ++p) {
       float* dy = w.dy + p * channels * PANEL;
@@ -64,7 +62,7 @@ struct Backward {
         norms[p].backward(dy, w.scaled + p * channels * PANEL, c.norm_weight, c.channels, sums);
       }
       store_rows(dy, static_cast<T*>(c.out) + (row + p * PANEL) * c.out_stride, c.out_stride,
-                 int(std::min<int64_t>(PANEL, rows - p * PANEL)), c.channels);
+                 rows_of_panel(rows, p), c.channels);
     }
   }
 
@@ -84,6 +82,7 @@ struct Backward {
     const int64_t lanes = lane_count<L>(c.channels), width = padded(c.channels, PANEL);
     for (int i = 0; i <= c.swiglu; ++i)
       product<L>(layers.first[i], from, to, 0, lanes, w.y, panel_lanes, panels, [&](auto& acc, int64_t o, int p) {
+        ahead.step(8);
         const int64_t cell = (p * step + o - from) * PANEL;
         for_each_result(acc, [&](int k, int x, Vec& a) {
           a += layers.bias_1[i][o + k];
@@ -155,52 +154,17 @@ struct Backward {
 
   // Adds a task's sums to the caller's and clears them.
   void flush() {
-    const int64_t width = padded(c.channels, PANEL), narrow = padded(c.channels, MR);
-    auto matrix = [&](float* from, double* to) {
-      for (int64_t o = 0; to && o < c.hidden; ++o)
-        for (int64_t k = 0; k < c.channels; ++k) to[o * c.channels + k] += double(from[o * width + k]);
-      std::fill_n(from, w.first_size, 0.0f);
-    };
-    for (int i = 0; i <= c.swiglu; ++i) matrix(w.grad_first[i], c.grad_weight_1 ? c.grad_weight_1 + i * c.hidden * c.channels : nullptr);
-    matrix(w.grad_second, c.grad_weight_2);
-    auto vector = [&](const double* from, int64_t n, double* to) {
-      for (int64_t k = 0; to && k < n; ++k) to[k] += from[k];
-    };
-    vector(norm_sums, c.channels, c.grad_norm_weight);
-    vector(norm_sums + narrow, c.channels, c.grad_norm_bias);
-    vector(of_bias_2, c.channels, c.grad_bias_2);
-    for (int i = 0; i <= c.swiglu; ++i)
-      vector(of_bias_1 + i * padded(c.hidden, MR), c.hidden, c.grad_bias_1 ? c.grad_bias_1 + i * c.hidden : nullptr);
-    std::fill_n(w.vectors, w.vector_size, 0.0);
+    auto same = [](int64_t o) { return o; };
+    for (int i = 0; i <= c.swiglu; ++i) {
+      const int64_t rows = i * c.hidden;
+      flush_matrix(w.grad_first[i], c.hidden, c.channels, c.grad_weight_1 ? c.grad_weight_1 + rows * c.channels : nullptr, same);
+      flush_vector(of_bias_1 + i * padded(c.hidden, MR), c.hidden, c.grad_bias_1 ? c.grad_bias_1 + rows : nullptr);
+    }
+    flush_matrix(w.grad_second, c.hidden, c.channels, c.grad_weight_2, same);
+    flush_vector(norm_sums, c.channels, c.grad_norm_weight);
+    flush_vector(norm_sums + padded(c.channels, MR), c.channels, c.grad_norm_bias);
+    flush_vector(of_bias_2, c.channels, c.grad_bias_2);
   }
 };
-
-template <class L, class T>
-static void backward(const Params& c) {
-  const Memory packed(Layers<L, T>::bytes(c, true));
-  const Layers<L, T> layers(c, Arena(packed.data()), true);
-  const int64_t task_rows = rows_of_task(c), tasks = (c.rows + task_rows - 1) / task_rows;
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> failed{false};
-  Turns turns;
-  auto run = [&] {
-    Arena sizes(nullptr);
-    const Workspace<L> counted(c, sizes);
-    const std::unique_ptr<Memory> memory = make_memory(sizes.used());
-    if (!memory) failed = true;
-    Arena arena(memory ? memory->data() : nullptr);
-    Workspace<L> workspace(c, arena);
-    Backward<L, T> pass{c, layers, workspace};
-    for (int64_t task; (task = next++) < tasks;) {
-      const int64_t begin = task * task_rows, end = std::min(begin + task_rows, c.rows);
-      for (int64_t row = begin; row < end && !failed; row += PANELS * PANEL) pass.block(row, std::min<int64_t>(PANELS * PANEL, end - row));
-      turns.in_order(task, [&] {
-        if (!failed) pass.flush();
-      });
-    }
-  };
-  ds4sci::parallel_for(std::min(c.threads, tasks), c.gomp_parallel, run);
-  if (failed) throw std::bad_alloc();
-}
 
 }  // namespace DS4SCI_ISA

@@ -11,7 +11,11 @@ namespace DS4SCI_ISA {
 
 template <class L, class T>
 static void run(const Params& c, bool backward) {
-  backward ? DS4SCI_ISA::backward<L, T>(c) : forward<L, T>(c);
+  const Layers<L, T> layers(c, backward);
+  if (backward)
+    run_blocks<Backward<L, T>>(layers, c.rows, c.threads, c.gomp_parallel, true);
+  else
+    run_blocks<Forward<L, T>>(layers, c.rows, c.threads, c.gomp_parallel, false);
 }
 
 }  // namespace DS4SCI_ISA
