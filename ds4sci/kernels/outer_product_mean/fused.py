@@ -48,10 +48,12 @@ class OuterFirst:
         made = self.right.new_empty(left.shape[1], len(self.right), self.c)
         for k in range(len(made)):
             torch.mm(self.right[:, :ROWS], left[:ROWS, k], out=made[k])
+            total = made[k]
             for rows in (slice(begin, begin + ROWS) for begin in range(ROWS, len(left), ROWS)):
-                made[k] += (
-                    self.right[:, rows] @ left[rows, k]
-                )  # a separate sum: accumulating in place would add row by row
+                # a separate sum: in place it would be added row by row; in fp32: in 16 bits each addition would round
+                total = total.to(accumulation_dtype(total.dtype)).add_(self.right[:, rows] @ left[rows, k])
+            if total.dtype != made.dtype:
+                made[k] = total
         return made.view(-1, self.c**2)
 
     def forward(self, tile: slice) -> Tensor:
