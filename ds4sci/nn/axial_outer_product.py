@@ -35,22 +35,24 @@ def axial_outer_product_mean(
     dim, ranges = (2, shards.residues) if by_columns else (1, shards.msa)
     a = a if by_columns else shards.msa_to_columns(a)
     own_mask = shards.own_residues(mask, 2)
-    if KERNEL.select(a, b, own_mask, weight, bias, mask_b=mask, eps=EPS).name == "reference":
+    implementation = KERNEL.select(a, b, own_mask, weight, bias, mask_b=mask, eps=EPS).name
+    if implementation == "reference":
         whole = shards.gather_residues(b, 2) if by_columns else shards.gather_msa(b, 1)
         return outer_product_mean(a, whole, own_mask, weight, bias, mask_b=mask, eps=EPS)
-    out: Tensor = _AxialOuterProduct.apply(a, b, weight, bias, own_mask, mask, dim, ranges, shards)
+    out: Tensor = _AxialOuterProduct.apply(a, b, weight, bias, own_mask, mask, implementation, dim, ranges, shards)
     return out
 
 
 class _AxialOuterProduct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, mask_b: Tensor, dim: int,
-        ranges: Ranges, shards: AxialShards,
+        ctx: Any, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, mask_b: Tensor,
+        implementation: str, dim: int, ranges: Ranges, shards: AxialShards,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(a, b, weight, bias, mask, mask_b)
         ctx.of = dim, ranges, shards.group
-        out: Tensor = CUSTOM_OP(a, all_gather(b, *ctx.of), weight, bias, mask, mask_b, EPS, "tiled")
+        ctx.implementation = implementation
+        out: Tensor = CUSTOM_OP(a, all_gather(b, *ctx.of), weight, bias, mask, mask_b, EPS, implementation)
         return out
 
     @staticmethod
@@ -59,7 +61,7 @@ class _AxialOuterProduct(torch.autograd.Function):
         a, b, *others = ctx.saved_tensors
         needs_grad = [True, True, *ctx.needs_input_grad[2:4], False, False]
         made = torch.ops.ds4sci.outer_product_mean_backward(
-            grad, a, all_gather(b, *ctx.of), *others, EPS, "tiled", needs_grad
+            grad, a, all_gather(b, *ctx.of), *others, EPS, ctx.implementation, needs_grad
         )
         grad_weight, grad_bias = (g if needed else None for g, needed in zip(made[2:4], needs_grad[2:4], strict=True))
-        return made[0], reduce_scatter(made[1], *ctx.of), grad_weight, grad_bias, None, None, None, None, None
+        return made[0], reduce_scatter(made[1], *ctx.of), grad_weight, grad_bias, *(None,) * 6

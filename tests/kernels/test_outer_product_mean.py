@@ -9,13 +9,17 @@ import torch
 
 from ds4sci import kernels
 from ds4sci.kernels import KERNELS, outer_product_mean
+from ds4sci.kernels.spec import Case
 from tests.support.kernel_contract import BroadcastMaskContract
-from tests.support.kernel_runs import normal, peak_in_outputs
+from tests.support.kernel_runs import CPU, cpu_names, normal, peak_in_outputs, run
+
+KERNEL = KERNELS["outer_product_mean"]
+OUTER_FIRST = ("AF2 width, more rows", "many rows", "odd channels", "fewer residues in a than in b")
 
 
 class TestContract(BroadcastMaskContract):
     kernel = kernels.KERNELS["outer_product_mean"]
-    small_case = "few rows"
+    small_case = "fewer residues in a than in b"
 
     @staticmethod
     def empty_inputs() -> list[dict[str, Any]]:
@@ -53,8 +57,27 @@ def test_equals_its_definition_for_few_and_many_rows(rows: int) -> None:
     torch.testing.assert_close(rows_of_z, want[:, 1:3])
 
 
-def test_the_outer_product_is_never_materialized() -> None:
+@pytest.mark.parametrize("name", [name for name in cpu_names(KERNEL) if name == "native"])
+@pytest.mark.parametrize(
+    "case", [case for case in KERNEL.cases if case.name in OUTER_FIRST], ids=lambda case: case.name
+)
+def test_results_do_not_depend_on_the_number_of_threads(name: str, case: Case) -> None:
+    inputs = case.make(torch.Generator().manual_seed(0), torch.float32, CPU)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(run(KERNEL, KERNEL.get_implementation(name).run, inputs))
+    finally:
+        torch.set_num_threads(before)
+    for key, x in results[0].items():
+        assert torch.equal(x, results[1][key]), key
+        assert torch.equal(x, results[2][key]), key
+
+
+@pytest.mark.parametrize("rows", [8, 9])
+def test_the_outer_product_is_never_materialized(rows: int) -> None:
     """[n, n, c·c] would take 16 outputs."""
-    a = torch.randn(1, 8, 384, 16, requires_grad=True)
-    mask, weight = torch.ones(1, 8, 384, dtype=torch.bool), torch.randn(16, 256)
+    a = torch.randn(1, rows, 384, 16, requires_grad=True)
+    mask, weight = torch.ones(1, rows, 384, dtype=torch.bool), torch.randn(16, 256)
     assert peak_in_outputs(lambda: KERNELS["outer_product_mean"](a, a, mask, weight, None)) < 4.0

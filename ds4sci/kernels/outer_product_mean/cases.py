@@ -41,7 +41,9 @@ def _case(
 
 CASES = (
     _case("AF2 width", 1, 12, 17, 32, 128),
-    _case("many rows", 1, 191, 9, 8, 16),
+    _case("AF2 width, more rows", 1, 40, 37, 32, 128),
+    _case("many rows", 1, 601, 9, 8, 16),
+    _case("odd channels", 1, 63, 35, 17, 7, bias=False),
     _case("few rows", 2, 3, 33, 16, 20),
     _case("ESMFold2: token first, at least one", 1, 10, 17, 8, 24, eps=None, transposed=True, mask="float"),
     _case("one row, one residue, no bias", 1, 1, 1, 5, 7, bias=False, mask="all"),

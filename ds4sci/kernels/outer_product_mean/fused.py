@@ -3,6 +3,8 @@
 For one i, the products with all j are one matrix product, ``bᵀ a_i``: [n·c, s] by [s, c] gives [n, c·c] with the
 channel of b before that of a. Without a copy these are the rows of the second matrix product, whose weight is
 transposed to match. With few rows the weight is applied to a_i first.
+
+With AVX2 or AVX-512, outer products first are one call of C++ (``native.py``) on a CPU.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ds4sci.kernels.custom_op import define_custom_op
 from ds4sci.kernels.dtypes import accumulation_dtype
+from ds4sci.kernels.outer_product_mean import native
 from ds4sci.kernels.outer_product_mean.reference import count
 from ds4sci.kernels.tiles import CascadeSum, GradAccumulator, fill_missing_grads, tile_slices
 
@@ -45,10 +48,12 @@ class OuterFirst:
         made = self.right.new_empty(left.shape[1], len(self.right), self.c)
         for k in range(len(made)):
             torch.mm(self.right[:, :ROWS], left[:ROWS, k], out=made[k])
+            total = made[k]
             for rows in (slice(begin, begin + ROWS) for begin in range(ROWS, len(left), ROWS)):
-                made[k] += (
-                    self.right[:, rows] @ left[rows, k]
-                )  # a separate sum: accumulating in place would add row by row
+                # a separate sum: in place it would be added row by row; in fp32: in 16 bits each addition would round
+                total = total.to(accumulation_dtype(total.dtype)).add_(self.right[:, rows] @ left[rows, k])
+            if total.dtype != made.dtype:
+                made[k] = total
         return made.view(-1, self.c**2)
 
     def forward(self, tile: slice) -> Tensor:
@@ -138,6 +143,8 @@ def forward(
     batch, _, n_a, _ = a.shape
     method = _method(a)
     mask_b = mask if mask_b is None else mask_b
+    if implementation == "native" and method is OuterFirst:
+        return native.forward(a, b, weight, bias, mask, mask_b, eps)
     divisor = count(mask, mask_b, accumulation_dtype(a.dtype), eps)
     out = a.new_empty(batch, n_a, b.shape[2], weight.shape[0])
     for x, y, d, o in zip(_masked(a, mask), _masked(b, mask_b), divisor, out, strict=True):
@@ -164,6 +171,8 @@ def backward(
 ) -> list[Tensor]:
     method = _method(a)
     mask_b = mask if mask_b is None else mask_b
+    if implementation == "native" and method is OuterFirst:
+        return native.backward(grad, a, b, weight, bias, mask, mask_b, eps, needs_grad)
     divisor = count(mask, mask_b, accumulation_dtype(a.dtype), eps)
     grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
     total, grad_bias = CascadeSum() if needs_grad[2] else None, GradAccumulator(bias, needs_grad[3])
