@@ -94,19 +94,19 @@ static inline float to_float(BFloat16 x) {
 }
 static inline float to_float(Half x) { return half_to_float(x.x); }
 
-// Packs element (o, k) of the matrix at data[o·so + k·sk].
-template <class L, class T>
+// Packs element (o, k) of the matrix at data[o·so + k·sk]. BLOCK is MR for product(), PANEL for product_rows().
+template <class L, int BLOCK = MR, class T>
 static Weight pack_weight(const T* data, int64_t so, int64_t sk, int64_t n, int64_t k, float* to) {
   const int64_t lanes = lane_count<L>(k);
-  for (int64_t o = 0; o < padded(n, MR); ++o) {
-    float* lane = to + o / MR * lanes * MR + o % MR;
+  for (int64_t o = 0; o < padded(n, BLOCK); ++o) {
+    float* lane = to + o / BLOCK * lanes * BLOCK + o % BLOCK;
     for (int64_t t = 0; t < lanes; ++t) {
       if constexpr (L::PER_LANE == 2) {
         uint16_t pair[2] = {};
         for (int j = 0; j < 2 && o < n && 2 * t + j < k; ++j) std::memcpy(pair + j, data + o * so + (2 * t + j) * sk, 2);
-        std::memcpy(lane + t * MR, pair, 4);
+        std::memcpy(lane + t * BLOCK, pair, 4);
       } else {
-        lane[t * MR] = o < n ? to_float(data[o * so + t * sk]) : 0.0f;
+        lane[t * BLOCK] = o < n ? to_float(data[o * so + t * sk]) : 0.0f;
       }
     }
   }
@@ -130,6 +130,20 @@ static inline void product(const Weight& w, int64_t from, int64_t to, int64_t k,
       }
     });
   }
+}
+
+// The same with row-major results: calls e(acc, panel, first row) with acc[M][2] = Σ_k X[k][first + i] W[o][k], for PANEL outputs
+// in two vectors. `w`: the block of these outputs, packed with BLOCK = PANEL. Before, calls prefetch(panel, first row, M).
+template <class L, class P, class E>
+static inline void product_rows(const float* w, int64_t lanes, const float* x, int64_t x_panel, int panels, P prefetch, E e) {
+  for (int p = 0; p < panels; ++p)
+    for_each_block<MR, STEP>(PANEL, [&](auto height, int row) {
+      constexpr int M = height;
+      prefetch(p, row, M);
+      Vec acc[M][2] = {};
+      accumulate<L, 1>(acc, int(lanes), x + p * x_panel + row, PANEL, w, PANEL);
+      e(acc, p, row);
+    });
 }
 
 // D[o][k] += Σ_r C[o][r] X[r][k]. c: `plain` of the panels, from the first of `n` outputs (n is padded to a multiple of STEP).
