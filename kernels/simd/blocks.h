@@ -94,20 +94,21 @@ static inline float to_float(BFloat16 x) {
 }
 static inline float to_float(Half x) { return half_to_float(x.x); }
 
-// Packs the matrix of n rows whose element (o, k) is row(o)[k·sk]; row(o) is null for a row of zeros.
-template <class L, class T, class Row>
+// Packs the matrix of n rows whose element (o, k) is row(o)[k·sk]; row(o) is null for a row of zeros. WIDTH is MR for product(),
+// PANEL for product_rows().
+template <class L, class T, int WIDTH = MR, class Row>
 static Weight pack_rows(Row row, int64_t sk, int64_t n, int64_t k, float* to) {
   const int64_t lanes = lane_count<L>(k);
-  for (int64_t o = 0; o < padded(n, MR); ++o) {
+  for (int64_t o = 0; o < padded(n, WIDTH); ++o) {
     const T* from = o < n ? row(o) : nullptr;
-    float* lane = to + o / MR * lanes * MR + o % MR;
+    float* lane = to + o / WIDTH * lanes * WIDTH + o % WIDTH;
     for (int64_t t = 0; t < lanes; ++t) {
       if constexpr (L::PER_LANE == 2) {
         uint16_t pair[2] = {};
         for (int j = 0; j < 2 && from && 2 * t + j < k; ++j) std::memcpy(pair + j, from + (2 * t + j) * sk, 2);
-        std::memcpy(lane + t * MR, pair, 4);
+        std::memcpy(lane + t * WIDTH, pair, 4);
       } else {
-        lane[t * MR] = from ? to_float(from[t * sk]) : 0.0f;
+        lane[t * WIDTH] = from ? to_float(from[t * sk]) : 0.0f;
       }
     }
   }
@@ -115,9 +116,9 @@ static Weight pack_rows(Row row, int64_t sk, int64_t n, int64_t k, float* to) {
 }
 
 // Packs the matrix whose element (o, k) is data[o·so + k·sk].
-template <class L, class T>
+template <class L, int WIDTH = MR, class T>
 static Weight pack_weight(const T* data, int64_t so, int64_t sk, int64_t n, int64_t k, float* to) {
-  return pack_rows<L, T>([=](int64_t o) { return data + o * so; }, sk, n, k, to);
+  return pack_rows<L, T, WIDTH>([=](int64_t o) { return data + o * so; }, sk, n, k, to);
 }
 
 // acc[i][x] = Σ_t a[i·AI + t·at] b[t·bt + x], at most SUMMED steps at a time, so that rounding does not grow with their number.
@@ -151,6 +152,20 @@ static inline void product(const Weight& w, int64_t from, int64_t to, int64_t k,
       }
     });
   }
+}
+
+// The same with row-major results: calls e(acc, panel, first row) with acc[M][2] = Σ_k X[k][first + i] W[o][k], for PANEL outputs
+// in two vectors. `w`: the block of these outputs, packed with BLOCK = PANEL. Before, calls prefetch(panel, first row, M).
+template <class L, class P, class E>
+static inline void product_rows(const float* w, int64_t lanes, const float* x, int64_t x_panel, int panels, P prefetch, E e) {
+  for (int p = 0; p < panels; ++p)
+    for_each_block<MR, STEP>(PANEL, [&](auto height, int row) {
+      constexpr int M = height;
+      prefetch(p, row, M);
+      Vec acc[M][2] = {};
+      accumulate<L, 1>(acc, int(lanes), x + p * x_panel + row, PANEL, w, PANEL);
+      e(acc, p, row);
+    });
 }
 
 // D[o][k] += Σ_r C[o][r] X[r][k]. c: `plain` of the panels, from the first of `n` outputs (n is padded to a multiple of STEP).

@@ -15,7 +15,13 @@ static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p)
 static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 static inline Vec set1(float x) { return x - Vec{}; }  // not x + Vec{}: that would turn -0 into 0
 typedef unsigned short HVec __attribute__((vector_size(2 * DS4SCI_LANES), aligned(2), may_alias));
-static inline Vec from_bf16(HVec x) { return reinterpret_cast<Vec>(__builtin_convertvector(x, IVec) << 16); }
+static inline Vec from_bf16(HVec x) {
+#if defined(__AVX512F__)  // compilers convert half a vector at a time
+  return Vec(_mm512_slli_epi32(_mm512_cvtepu16_epi32(__m256i(x)), 16));
+#else
+  return reinterpret_cast<Vec>(__builtin_convertvector(x, IVec) << 16);
+#endif
+}
 
 static inline HVec to_bf16(Vec x) {
 #if defined(__AVX512BF16__)

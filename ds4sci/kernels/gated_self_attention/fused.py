@@ -1,5 +1,8 @@
 """Gated self-attention a few rows at a time; backward recomputes q, k, v and the gate.
 
+The projections are ``norm_linear``: with AVX2 or AVX-512, ``native`` runs each of them as one call of C++ for all rows
+of a tile; else the products are torch's.
+
 Saves x, the gated output before its projection [b, s, n, h·d], and lse [b, s, h, n].
 """
 
@@ -16,18 +19,8 @@ from ds4sci.kernels.dtypes import accumulation_dtype
 from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
-from ds4sci.kernels.pointwise import BACKENDS
-from ds4sci.kernels.tiles import (
-    CascadeSum,
-    GradAccumulator,
-    MatmulGradAccumulator,
-    OptionalLayerNorm,
-    empty_in_order,
-    fill_missing_grads,
-    linear,
-    row_order,
-    tile_slices,
-)
+from ds4sci.kernels.norm_linear import norm_linear
+from ds4sci.kernels.tiles import CascadeSum, empty_in_order, fill_missing_grads, row_order, tile_slices
 
 TILES = 4
 """Size of q, k, v and gate of one attention call, in tiles: the rows of a call share the preparation of the bias."""
@@ -52,10 +45,16 @@ def _tiles(x: Tensor, width: int) -> list[slice]:
     return list(tile_slices(x.shape[1], x.shape[2] * width * x.itemsize // TILES, x.device))
 
 
-def _heads(joint: Tensor, shape: tuple[int, int], heads: int, parts: int) -> list[Tensor]:
-    """[rows, parts·h·d] → views [1, s, n, h, d] of q, k, v and the gate."""
-    split = joint.view(1, *shape, parts, heads, joint.shape[-1] // (parts * heads))
-    return [split[:, :, :, i] for i in range(parts)]
+def _tile_buffer(x: Tensor, joint_width: int, width: int) -> Tensor:
+    """[s, n, width] for the tiles in turn: memory that is used again needs no new pages."""
+    most = max((tile.stop - tile.start for tile in _tiles(x, joint_width)), default=0)
+    return x.new_empty(most, x.shape[2], width)
+
+
+def _heads(joint: Tensor, heads: int, inner: int) -> list[Tensor]:
+    """[s, n, parts·h·d] → views [1, s, n, h, d], such as q, k, v and the gate."""
+    split = joint.unflatten(-1, (-1, heads, inner // heads))[None]
+    return [split[:, :, :, i] for i in range(split.shape[3])]
 
 
 def forward(
@@ -73,17 +72,17 @@ def forward(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, if there is one, the gate."""
-    norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps)
-    b, _, n, _ = x.shape
-    inner = weight_out.shape[1]
-    parts = weight_in.shape[0] // inner
+    first = norm_linear(implementation, norm_weight, norm_bias, weight_in, bias_in, eps)
+    last = norm_linear(implementation, None, None, weight_out, bias_out, eps)
+    b, inner = len(x), weight_out.shape[1]
     out, gated, lse, lse_low = _empty_results(x, inner, mask, pair_bias, heads, implementation)
+    buffer = _tile_buffer(x, weight_in.shape[0], weight_in.shape[0])
     for i in range(b):
         bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
         for tile in _tiles(x, weight_in.shape[0]):
-            joint = linear(norm.forward(x[i, tile])[0], weight_in, bias_in)
-            rows = tile.stop - tile.start
-            q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
+            joint = buffer[: tile.stop - tile.start]
+            first.forward(x[i, tile], joint)
+            q, k, v, *gate = _heads(joint, heads, inner)
             keep = None if mask is None else mask[i : i + 1, tile]
             o = gated[i : i + 1, tile].unflatten(-1, (heads, inner // heads))
             arguments = (q, k, v, keep, bias, gate[0] if gate else None, (inner // heads) ** -0.5)
@@ -95,7 +94,7 @@ def forward(
             lse[i, tile] = row_lse[0]
             if lse_low.numel():
                 lse_low[i, tile] = row_lse_low[0]
-            linear(o.view(-1, inner).to(x.dtype), weight_out, bias_out, out[i, tile])
+            last.forward(gated[i, tile], out[i, tile])
     return out, gated, lse, lse_low
 
 
@@ -118,45 +117,30 @@ def backward(
     implementation: str,
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
-    pointwise = BACKENDS[implementation]
-    norm = OptionalLayerNorm(pointwise, norm_weight, norm_bias, eps, needs_grad[1:3])
-    b, _, n, c = x.shape
-    inner = weight_out.shape[1]
-    parts = weight_in.shape[0] // inner
-    grad_weight_in, grad_bias_in = (
-        MatmulGradAccumulator(weight_in, needs_grad[3]),
-        GradAccumulator(bias_in, needs_grad[4]),
-    )
-    grad_weight_out, grad_bias_out = (
-        MatmulGradAccumulator(weight_out, needs_grad[5]),
-        GradAccumulator(bias_out, needs_grad[6]),
-    )
+    first = norm_linear(implementation, norm_weight, norm_bias, weight_in, bias_in, eps, needs_grad[1:5])
+    last = norm_linear(implementation, None, None, weight_out, bias_out, eps, [False, False, *needs_grad[5:7]])
+    b, inner = len(x), weight_out.shape[1]
     out = empty_in_order(x, row_order(x))
     grad_mask = torch.empty_like(mask) if mask is not None and needs_grad[7] else None
     grads: list[Any]
     bias_sums = [CascadeSum() for _ in range(len(pair_bias))] if pair_bias is not None and needs_grad[8] else []
-    attention_needs_grad = [True, True, True, grad_mask is not None, bool(bias_sums), parts == 4]
+    attention_needs_grad = [True, True, True, grad_mask is not None, bool(bias_sums), weight_in.shape[0] == 4 * inner]
+    buffers = [_tile_buffer(x, weight_in.shape[0], width) for width in (weight_in.shape[0], weight_in.shape[0], inner)]
     for i in range(b):
         shared = pair_bias is not None and len(pair_bias) == 1
         bias = None if pair_bias is None else pair_bias if shared else pair_bias[i : i + 1]
         for tile in _tiles(x, weight_in.shape[0]):
-            rows = tile.stop - tile.start
-            y, moments = norm.forward(x[i, tile])
-            grad_rows, o = grad[i, tile].reshape(-1, c), gated[i, tile]
-            joint = linear(y, weight_in, bias_in)
-            q, k, v, *gate = _heads(joint, (rows, n), heads, parts)
-            grad_weight_out.add(grad_rows.t(), o.view(-1, inner).to(x.dtype))
-            if grad_bias_out.total is not None:
-                pointwise.column_sums(grad_rows, grad_bias_out.total)
+            joint, grad_joint, grad_gated = (buffer[: tile.stop - tile.start] for buffer in buffers)
+            first.forward(x[i, tile], joint)
+            last.backward(grad[i, tile], gated[i, tile], grad_gated)
+            (q, k, v, *gate), grad_heads = _heads(joint, heads, inner), _heads(grad_joint, heads, inner)
             arguments = (
-                (grad_rows @ weight_out).view(1, rows, n, heads, inner // heads), None, q, k, v,
+                _heads(grad_gated, heads, inner)[0], None, q, k, v,
                 None if mask is None else mask[i : i + 1, tile], bias, gate[0] if gate else None,
-                o.view(1, rows, n, heads, inner // heads), lse[i : i + 1, tile],
+                gated[i : i + 1, tile].unflatten(-1, (heads, inner // heads)), lse[i : i + 1, tile],
                 lse_low[i : i + 1, tile] if lse_low.numel() else lse_low,
                 (inner // heads) ** -0.5, attention_needs_grad,
             )  # fmt: skip
-            grad_joint = torch.empty_like(joint)
-            grad_heads = _heads(grad_joint, (rows, n), heads, parts)
             if implementation == "native":
                 grads = list(native.backward(*arguments, into=(*grad_heads[:3], None, None, *grad_heads[3:])))
             else:
@@ -167,17 +151,13 @@ def backward(
                 grad_mask[i, tile] = grads[3][0]
             if bias_sums:
                 bias_sums[0 if shared else i].add(grads[4])
-            grad_weight_in.add(grad_joint.t(), y)
-            if grad_bias_in.total is not None:
-                pointwise.column_sums(grad_joint, grad_bias_in.total)
-            norm.backward(grad_joint @ weight_in, x[i, tile], moments, out[i, tile])
-    parameter_grads = (grad_weight_in.result(), grad_bias_in.result(), grad_weight_out.result(), grad_bias_out.result())
+            first.backward(grad_joint, x[i, tile], out[i, tile])
     grad_pair = None
     if pair_bias is not None and bias_sums:
         totals = [total.result() for total in bias_sums]
         per_example = [torch.zeros_like(pair_bias[:1]) if total is None else total for total in totals]
         grad_pair = (torch.cat(per_example) if len(per_example) > 1 else per_example[0]).to(pair_bias.dtype)
-    results = [*norm.grads(), *parameter_grads, grad_mask, grad_pair]
+    results = [*first.grads(), *last.grads()[2:], grad_mask, grad_pair]
     return fill_missing_grads(x, [out, *results])
 
 

@@ -1,4 +1,7 @@
-"""Pair bias in tiles of pairs: saves only z and never materializes its layer norm."""
+"""Pair bias in tiles of pairs: saves only z and never materializes its layer norm.
+
+With AVX2 or AVX-512, ``native`` is one call of C++ (``norm_linear``); else the products are torch's, on tiles.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ds4sci.kernels.custom_op import define_custom_op
+from ds4sci.kernels.norm_linear import NativeNormLinear, serves
 from ds4sci.kernels.pointwise import BACKENDS
 from ds4sci.kernels.tiles import MatmulGradAccumulator, OptionalLayerNorm, fill_missing_grads, tile_slices
 
@@ -15,9 +19,14 @@ from ds4sci.kernels.tiles import MatmulGradAccumulator, OptionalLayerNorm, fill_
 def forward(
     z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, eps: float, implementation: str
 ) -> Tensor:
-    norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps)
     b, q, k, c = z.shape
     out = z.new_empty(b, len(weight), q, k)
+    if serves(implementation):
+        layer = NativeNormLinear(norm_weight, norm_bias, weight, None, eps, channels_first=True)
+        for x, o in zip(z, out, strict=True):
+            layer.forward(x, o.view(len(weight), -1))
+        return out
+    norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps)
     for x, o in zip(z, out, strict=True):
         for tile in tile_slices(q, k * c * z.itemsize, z.device):
             torch.mm(
@@ -36,9 +45,15 @@ def backward(
     implementation: str,
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
+    out = torch.empty_like(z)
+    if serves(implementation):
+        needed = [*needs_grad[1:4], False]
+        layer = NativeNormLinear(norm_weight, norm_bias, weight, None, eps, needed, channels_first=True)
+        for x, g, o in zip(z, grad, out, strict=True):
+            layer.backward(g.reshape(len(weight), -1).contiguous(), x, o)
+        return fill_missing_grads(z, [out, *layer.grads()[:3]])
     norm = OptionalLayerNorm(BACKENDS[implementation], norm_weight, norm_bias, eps, needs_grad[1:3])
     grad_weight = MatmulGradAccumulator(weight, needs_grad[3])
-    out = torch.empty_like(z)
     q, k, c = z.shape[1:]
     for x, g, o in zip(z, grad, out, strict=True):
         for tile in tile_slices(q, k * c * z.itemsize, z.device):
