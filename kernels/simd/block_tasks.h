@@ -12,8 +12,11 @@
 
 namespace DS4SCI_ISA {
 
-constexpr int PANELS = 4;  // panels of a block
-constexpr int64_t BLOCK = PANELS * PANEL;
+// Panels and rows of a block, of the same bytes for each kind of lanes.
+template <class L>
+constexpr int PANELS = 4 * L::PER_LANE;
+template <class L>
+constexpr int64_t BLOCK = PANELS<L> * PANEL;
 
 // Memory that the next block reads. A few lines at a time are fetched into the second-level cache between products: waiting for
 // them took a fifth of the time of operations with few products per row.
@@ -59,24 +62,24 @@ class Ahead {
 //
 // Consecutive blocks are a task. With `sums`, a pass sums gradients of parameters over a task in fp32; its flush() adds them to
 // the caller's fp64 sums and clears them, in the order of the tasks. Tasks depend on the number of rows only.
-template <class Pass, class Call>
+template <template <class, class> class Pass, class L, class T, class Call>
 static void run_blocks(const Call& call, int64_t rows, int64_t threads, void* gomp_parallel, bool sums) {
-  constexpr int64_t TASKS = 32, MOST = 16 * BLOCK;
-  const int64_t task_rows = std::min(MOST, padded((rows + TASKS - 1) / TASKS, BLOCK));
+  constexpr int64_t TASKS = 32, BLOCK_ROWS = BLOCK<L>, MOST = FP32_ADDITIONS * PANEL;
+  const int64_t task_rows = std::min(MOST, padded((rows + TASKS - 1) / TASKS, BLOCK_ROWS));
   const int64_t tasks = (rows + task_rows - 1) / task_rows;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   Turns turns;
   auto run = [&] {
     Arena counted(nullptr);
-    const Pass sizes(call, counted);
+    const Pass<L, T> sizes(call, counted);
     const std::unique_ptr<Memory> memory = make_memory(counted.used());
     if (!memory) failed = true;
     Arena arena(memory ? memory->data() : nullptr);
-    Pass pass(call, arena);
+    Pass<L, T> pass(call, arena);
     for (int64_t task; (task = next++) < tasks;) {
       const int64_t end = std::min((task + 1) * task_rows, rows);
-      for (int64_t row = task * task_rows; row < end && !failed; row += BLOCK) pass.block(row, std::min(BLOCK, end - row));
+      for (int64_t row = task * task_rows; row < end && !failed; row += BLOCK_ROWS) pass.block(row, std::min(BLOCK_ROWS, end - row));
       if (sums)
         turns.in_order(task, [&] {
           if (!failed) pass.flush();
@@ -89,6 +92,18 @@ static void run_blocks(const Call& call, int64_t rows, int64_t threads, void* go
 
 static inline int panels_of(int64_t rows) { return int((rows + PANEL - 1) / PANEL); }
 static inline int rows_of_panel(int64_t rows, int p) { return int(std::min<int64_t>(PANEL, rows - int64_t(p) * PANEL)); }
+
+// Adds a vector to sums of output o, of which there are W, one per lane: the lanes are added when the task is flushed. At most
+// FP32_ADDITIONS panels are added in fp32.
+static inline void add_lanes(float* sums, int64_t o, Vec x) { store(sums + o * W, load(sums + o * W) + x); }
+
+// Adds the sums of n outputs to the caller's and clears them. The caller's place of output o is to[row(o)], none if that is negative.
+template <class Row>
+static inline void flush_lanes(float* from, int64_t n, double* to, Row row) {
+  for (int64_t o = 0; to && o < n; ++o)
+    if (row(o) >= 0) to[row(o)] += double(reduce_add(load(from + o * W)));
+  std::fill_n(from, n * W, 0.0f);
+}
 
 // Adds sums of n values to the caller's, unless these are null, and clears them.
 static inline void flush_vector(double* from, int64_t n, double* to) {

@@ -12,16 +12,17 @@ struct Workspace {
   float *hidden, *hidden_plain, *grads, *grads_plain;  // of a part of the hidden channels: lanes and plain, see blocks.h
   float *u, *v;                                        // SwiGLU: the first layer's results in fp32
   float *grad_first[2], *grad_second;
-  double *vectors;                                     // gradients of norm weight and bias, bias_1 (u, v), bias_2
-  int64_t first_size, vector_size;
+  float *of_bias_1;                                    // lanes of the gradients of bias_1 (u, v)
+  double *vectors;                                     // gradients of norm weight and bias, bias_2
+  int64_t first_size;
 
   Workspace(const Params& c, Arena& a) {
     const int64_t channels = padded_channels(c.channels), step = hidden_step(c), lanes = lane_count<L>(channels) * PANEL;
-    const int64_t part = PANELS * step * PANEL, slices = slices_size(c.channels, PANELS, L::PER_LANE);
-    scaled = a.floats(PANELS * channels * PANEL);
-    y = a.floats(PANELS * lanes), g = a.floats(PANELS * lanes);
+    const int64_t part = PANELS<L> * step * PANEL, slices = slices_size(c.channels, PANELS<L>, L::PER_LANE);
+    scaled = a.floats(PANELS<L> * channels * PANEL);
+    y = a.floats(PANELS<L> * lanes), g = a.floats(PANELS<L> * lanes);
     y_rows = a.floats(slices), g_rows = a.floats(slices);
-    panel = a.floats(channels * PANEL), dy = a.floats(PANELS * channels * PANEL);
+    panel = a.floats(channels * PANEL), dy = a.floats(PANELS<L> * channels * PANEL);
     hidden = a.floats(part / L::PER_LANE), grads = a.floats((1 + c.swiglu) * part / L::PER_LANE);
     hidden_plain = L::PER_LANE == 1 ? hidden : a.floats(part / 2);
     grads_plain = L::PER_LANE == 1 ? grads : a.floats((1 + c.swiglu) * part / 2);
@@ -29,8 +30,8 @@ struct Workspace {
     first_size = padded(c.hidden, MR) * padded(c.channels, PANEL);
     for (auto& sum : grad_first) sum = a.floats(first_size);
     grad_second = a.floats(first_size);
-    vector_size = 3 * padded(c.channels, MR) + 2 * padded(c.hidden, MR);
-    vectors = reinterpret_cast<double*>(a.floats(2 * vector_size));
+    of_bias_1 = a.floats(2 * padded(c.hidden, MR) * W);
+    vectors = reinterpret_cast<double*>(a.floats(6 * padded(c.channels, MR)));
   }
 };
 
@@ -42,17 +43,16 @@ struct Backward {
   Ahead ahead;
   const int64_t channels = padded_channels(c.channels), step = hidden_step(c);
   const int64_t panel_lanes = lane_count<L>(channels) * PANEL, hidden_panel = step * PANEL / L::PER_LANE;
-  double *const norm_sums = w.vectors, *const of_bias_2 = norm_sums + 2 * padded(c.channels, MR),
-               *const of_bias_1 = of_bias_2 + padded(c.channels, MR);
+  double *const norm_sums = w.vectors, *const of_bias_2 = norm_sums + 2 * padded(c.channels, MR);
 
   Backward(const Layers<L, T>& of_call, Arena& arena) : layers(of_call), w(of_call.c, arena) {}
 
   void block(int64_t row, int64_t rows) {
     const int panels = panels_of(rows);
-    PanelNorm norms[PANELS];
+    PanelNorm norms[PANELS<L>];
     ahead.clear();
-    add_block<T>(c, ahead, c.x, c.x_stride, row + BLOCK);
-    add_block<T>(c, ahead, c.grad, c.grad_stride, row + BLOCK);
+    add_block<L, T>(c, ahead, c.x, c.x_stride, row + BLOCK<L>);
+    add_block<L, T>(c, ahead, c.grad, c.grad_stride, row + BLOCK<L>);
     for (int p = 0; p < panels; ++p) load(row + p * PANEL, rows_of_panel(rows, p), p, panels, norms[p]);
     for (int64_t from = 0; from < c.hidden; from += step) part(from, std::min(from + step, c.hidden), panels);
     for (int p = 0; p < panels; ++p) {
@@ -103,7 +103,7 @@ struct Backward {
       hidden_gradients(acc, o, o - from, p);
     });
     for (int i = 0; i <= c.swiglu; ++i) {
-      const float *of_i = w.grads + i * PANELS * hidden_panel, *plain = w.grads_plain + i * PANELS * hidden_panel;
+      const float *of_i = w.grads + i * PANELS<L> * hidden_panel, *plain = w.grads_plain + i * PANELS<L> * hidden_panel;
       if (c.grad_weight_1) add_outer<L>(to - from, c.channels, plain, hidden_panel, panels, w.y_rows, w.grad_first[i] + from * width);
       product<L>(layers.first_transposed[i], 0, c.channels, from, lane_count<L>(to - from), of_i, hidden_panel, panels,
                  [&](auto& acc, int64_t o, int p) {
@@ -135,11 +135,11 @@ struct Backward {
     float *lanes = w.grads + p * hidden_panel, *plain = w.grads_plain + p * hidden_panel;
     store_panel(L{}, acc, local, lanes, plain);
     if (c.grad_bias_1)
-      for (int k = 0; k < M; ++k) of_bias_1[o + k] += double(reduce_add(acc[k][0] + acc[k][1]));
+      DS4SCI_UNROLL for (int k = 0; k < M; ++k) add_lanes(w.of_bias_1, o + k, acc[k][0] + acc[k][1]);
     if (!c.swiglu) return;
-    store_panel(L{}, of_v, local, lanes + PANELS * hidden_panel, plain + PANELS * hidden_panel);
+    store_panel(L{}, of_v, local, lanes + PANELS<L> * hidden_panel, plain + PANELS<L> * hidden_panel);
     if (c.grad_bias_1)
-      for (int k = 0; k < M; ++k) of_bias_1[padded(c.hidden, MR) + o + k] += double(reduce_add(of_v[k][0] + of_v[k][1]));
+      DS4SCI_UNROLL for (int k = 0; k < M; ++k) add_lanes(w.of_bias_1, padded(c.hidden, MR) + o + k, of_v[k][0] + of_v[k][1]);
   }
 
   // Lanes where the activation of a hidden channel is positive.
@@ -158,7 +158,7 @@ struct Backward {
     for (int i = 0; i <= c.swiglu; ++i) {
       const int64_t rows = i * c.hidden;
       flush_matrix(w.grad_first[i], c.hidden, c.channels, c.grad_weight_1 ? c.grad_weight_1 + rows * c.channels : nullptr, same);
-      flush_vector(of_bias_1 + i * padded(c.hidden, MR), c.hidden, c.grad_bias_1 ? c.grad_bias_1 + rows : nullptr);
+      flush_lanes(w.of_bias_1 + i * padded(c.hidden, MR) * W, c.hidden, c.grad_bias_1 ? c.grad_bias_1 + rows : nullptr, same);
     }
     flush_matrix(w.grad_second, c.hidden, c.channels, c.grad_weight_2, same);
     flush_vector(norm_sums, c.channels, c.grad_norm_weight);

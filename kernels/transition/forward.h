@@ -15,14 +15,14 @@ struct Forward {
   Ahead ahead;
 
   Forward(const Layers<L, T>& of_call, Arena& arena) : layers(of_call) {
-    y = arena.floats(PANELS * y_panel), h = arena.floats(PANELS * h_panel), out = arena.floats(PANELS * out_panel);
-    panel = arena.floats(out_panel), gate = arena.floats(c.swiglu ? PANELS * step * PANEL : 0);
+    y = arena.floats(PANELS<L> * y_panel), h = arena.floats(PANELS<L> * h_panel), out = arena.floats(PANELS<L> * out_panel);
+    panel = arena.floats(out_panel), gate = arena.floats(c.swiglu ? PANELS<L> * step * PANEL : 0);
   }
 
   void block(int64_t row, int64_t rows) {
     const int panels = panels_of(rows);
     ahead.clear();
-    add_block<T>(c, ahead, c.x, c.x_stride, row + BLOCK);
+    add_block<L, T>(c, ahead, c.x, c.x_stride, row + BLOCK<L>);
     for (int p = 0; p < panels; ++p) {
       PanelNorm norm;
       load_normalized<L, T>(c, row + p * PANEL, rows_of_panel(rows, p), norm, nullptr, panel);

@@ -13,9 +13,9 @@ template <class L, class T>
 static void run(const Params& c, bool backward) {
   const Layers<L, T> layers(c, backward);
   if (backward)
-    run_blocks<Backward<L, T>>(layers, c.rows, c.threads, c.gomp_parallel, true);
+    run_blocks<Backward, L, T>(layers, c.rows, c.threads, c.gomp_parallel, true);
   else
-    run_blocks<Forward<L, T>>(layers, c.rows, c.threads, c.gomp_parallel, false);
+    run_blocks<Forward, L, T>(layers, c.rows, c.threads, c.gomp_parallel, false);
 }
 
 }  // namespace DS4SCI_ISA

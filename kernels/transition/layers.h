@@ -55,9 +55,9 @@ struct Layers {
 };
 
 // The next block of rows, for Ahead.
-template <class T>
+template <class L, class T>
 static inline void add_block(const Params& c, Ahead& ahead, const void* x, int64_t stride, int64_t row) {
-  if (row < c.rows) ahead.add(static_cast<const T*>(x) + row * stride, stride * sizeof(T), BLOCK, c.channels * sizeof(T));
+  if (row < c.rows) ahead.add(static_cast<const T*>(x) + row * stride, stride * sizeof(T), BLOCK<L>, c.channels * sizeof(T));
 }
 
 // A panel of y, the first layer's input; `scaled`: the normalized rows before weight and bias, or null.

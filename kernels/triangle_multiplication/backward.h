@@ -40,30 +40,31 @@ struct OutputBackward {
   float *panel, *y, *y_rows, *mixed, *mixed_rows, *scaled, *g, *value;
   float *grads, *grads_plain, *gate_grads, *gate_grads_plain;  // of value and of the gate's logits
   float *grad_value, *grad_gate;                               // a task's sums of the gradients of the weights
-  double *of_bias, *of_gate_bias, *of_norm;
+  float *of_bias, *of_gate_bias;  // lanes
+  double* of_norm;
   Ahead ahead;
 
   OutputBackward(const Call& of_call, Arena& a) : call(of_call) {
     panel = a.floats(std::max(channels, hidden) * PANEL);
-    y = a.floats(PANELS * y_panel), mixed = a.floats(PANELS * mixed_panel);
-    y_rows = a.floats(slices_size(c.channels, PANELS, L::PER_LANE)), mixed_rows = a.floats(slices_size(c.hidden, PANELS, L::PER_LANE));
-    scaled = a.floats(PANELS * hidden * PANEL);
-    g = a.floats(PANELS * channels * PANEL), value = a.floats(PANELS * channels * PANEL);
-    grads = a.floats(PANELS * y_panel), gate_grads = a.floats(PANELS * y_panel);
-    grads_plain = L::PER_LANE == 1 ? grads : a.floats(PANELS * y_panel);
-    gate_grads_plain = L::PER_LANE == 1 ? gate_grads : a.floats(PANELS * y_panel);
+    y = a.floats(PANELS<L> * y_panel), mixed = a.floats(PANELS<L> * mixed_panel);
+    y_rows = a.floats(slices_size(c.channels, PANELS<L>, L::PER_LANE)), mixed_rows = a.floats(slices_size(c.hidden, PANELS<L>, L::PER_LANE));
+    scaled = a.floats(PANELS<L> * hidden * PANEL);
+    g = a.floats(PANELS<L> * channels * PANEL), value = a.floats(PANELS<L> * channels * PANEL);
+    grads = a.floats(PANELS<L> * y_panel), gate_grads = a.floats(PANELS<L> * y_panel);
+    grads_plain = L::PER_LANE == 1 ? grads : a.floats(PANELS<L> * y_panel);
+    gate_grads_plain = L::PER_LANE == 1 ? gate_grads : a.floats(PANELS<L> * y_panel);
     grad_value = a.floats(channels * padded(c.hidden, PANEL)), grad_gate = a.floats(channels * padded(c.channels, PANEL));
-    of_bias = reinterpret_cast<double*>(a.floats(2 * width)), of_gate_bias = reinterpret_cast<double*>(a.floats(2 * width));
+    of_bias = a.floats(width * W), of_gate_bias = a.floats(width * W);
     of_norm = reinterpret_cast<double*>(a.floats(4 * c.hidden));
   }
 
   void block(int64_t row, int64_t rows) {
     const int panels = panels_of(rows);
-    PanelNorm norms[PANELS];
+    PanelNorm norms[PANELS<L>];
     ahead.clear();
-    add_rows<T>(c, ahead, c.z, row + BLOCK);
-    add_columns<T>(c, ahead, c.p, c.hidden, row + BLOCK);
-    add_rows<T>(c, ahead, c.grad, row + BLOCK);
+    add_rows<L, T>(c, ahead, c.z, row + BLOCK<L>);
+    add_columns<L, T>(c, ahead, c.p, c.hidden, row + BLOCK<L>);
+    add_rows<L, T>(c, ahead, c.grad, row + BLOCK<L>);
     for (int p = 0; p < panels; ++p) load_operands(row + p * PANEL, rows_of_panel(rows, p), p, panels, norms[p]);
     product<L>(call.value, 0, c.channels, 0, lane_count<L>(c.hidden), mixed, mixed_panel, panels, [&](auto& acc, int64_t o, int p) {
       ahead.step(32);
@@ -114,9 +115,9 @@ struct OutputBackward {
     });
     store_panel(L{}, of_value, o, grads + p * y_panel, grads_plain + p * y_panel);
     store_panel(L{}, acc, o, gate_grads + p * y_panel, gate_grads_plain + p * y_panel);
-    for (int k = 0; k < M; ++k) {
-      if (c.grad_bias_out) of_bias[o + k] += double(reduce_add(of_value[k][0] + of_value[k][1]));
-      if (c.grad_bias_gate) of_gate_bias[o + k] += double(reduce_add(acc[k][0] + acc[k][1]));
+    DS4SCI_UNROLL for (int k = 0; k < M; ++k) {
+      if (c.grad_bias_out) add_lanes(of_bias, o + k, of_value[k][0] + of_value[k][1]);
+      if (c.grad_bias_gate) add_lanes(of_gate_bias, o + k, acc[k][0] + acc[k][1]);
     }
   }
 
@@ -124,8 +125,8 @@ struct OutputBackward {
     auto same = [](int64_t o) { return o; };
     flush_matrix(grad_value, c.channels, c.hidden, c.grad_weight_out, same);
     flush_matrix(grad_gate, c.channels, c.channels, c.grad_weight_gate, same);
-    flush_vector(of_bias, c.channels, c.grad_bias_out);
-    flush_vector(of_gate_bias, c.channels, c.grad_bias_gate);
+    flush_lanes(of_bias, c.channels, c.grad_bias_out, same);
+    flush_lanes(of_gate_bias, c.channels, c.grad_bias_gate, same);
     flush_vector(of_norm, c.hidden, c.grad_norm_out);
     flush_vector(of_norm + c.hidden, c.hidden, c.grad_norm_out_bias);
   }
@@ -167,28 +168,28 @@ struct ProjectBackward {
   const Params& c = call.c;
   const int64_t channels = padded_channels(c.channels), outputs = glu_outputs(c);
   const int64_t y_panel = lane_count<L>(channels) * PANEL, grads_panel = MOST * PANEL / L::PER_LANE;
-  float *scaled, *y, *y_rows, *panel, *dy, *grads, *grads_plain, *grad_weight;
-  double *of_bias, *of_norm;
-  Vec mask[PANELS][2];
+  float *scaled, *y, *y_rows, *panel, *dy, *grads, *grads_plain, *grad_weight, *of_bias;
+  double* of_norm;
+  Vec mask[PANELS<L>][2];
   Ahead ahead;
 
   ProjectBackward(const Call& of_call, Arena& a) : call(of_call) {
-    scaled = a.floats(PANELS * channels * PANEL), y = a.floats(PANELS * y_panel);
-    y_rows = a.floats(slices_size(c.channels, PANELS, L::PER_LANE));
-    panel = a.floats(channels * PANEL), dy = a.floats(PANELS * channels * PANEL);
-    grads = a.floats(PANELS * grads_panel);
-    grads_plain = L::PER_LANE == 1 ? grads : a.floats(PANELS * grads_panel);
+    scaled = a.floats(PANELS<L> * channels * PANEL), y = a.floats(PANELS<L> * y_panel);
+    y_rows = a.floats(slices_size(c.channels, PANELS<L>, L::PER_LANE));
+    panel = a.floats(channels * PANEL), dy = a.floats(PANELS<L> * channels * PANEL);
+    grads = a.floats(PANELS<L> * grads_panel);
+    grads_plain = L::PER_LANE == 1 ? grads : a.floats(PANELS<L> * grads_panel);
     grad_weight = a.floats(outputs * padded(c.channels, PANEL));
-    of_bias = reinterpret_cast<double*>(a.floats(2 * outputs)), of_norm = reinterpret_cast<double*>(a.floats(4 * c.channels));
+    of_bias = a.floats(outputs * W), of_norm = reinterpret_cast<double*>(a.floats(4 * c.channels));
   }
 
   void block(int64_t row, int64_t rows) {
     const int panels = panels_of(rows);
-    PanelNorm norms[PANELS];
+    PanelNorm norms[PANELS<L>];
     ahead.clear();
-    add_rows<T>(c, ahead, c.z, row + BLOCK);
-    add_rows<T>(c, ahead, c.out, row + BLOCK);
-    add_columns<T>(c, ahead, c.ab, 2 * c.hidden, row + BLOCK);
+    add_rows<L, T>(c, ahead, c.z, row + BLOCK<L>);
+    add_rows<L, T>(c, ahead, c.out, row + BLOCK<L>);
+    add_columns<L, T>(c, ahead, c.ab, 2 * c.hidden, row + BLOCK<L>);
     for (int p = 0; p < panels; ++p) {
       load_normalized<T>(c, row + p * PANEL, rows_of_panel(rows, p), norms[p], scaled + p * channels * PANEL, panel);
       convert_panel<L>(panel, c.channels, y + p * y_panel, nullptr);
@@ -224,24 +225,23 @@ struct ProjectBackward {
   void glu_gradients(Vec (&acc)[MR][2], int64_t o, int64_t local, int64_t row, int64_t rows, int p) {
     const int64_t channel = o / 2;
     const T* g = columns_at<const T>(c.ab, row + p * PANEL) + channel * c.ab.stride;
-    for (int k = 0; k < HALF; ++k, g += c.ab.stride)
-      for (int v = 0; v < 2; ++v) {
-        const Vec grad = channel + k < 2 * c.hidden ? read_lanes(g + v * W, int(rows - p * PANEL) - v * W) * mask[p][v] : Vec{};
+    const int count = int(std::min<int64_t>(HALF, 2 * c.hidden - channel)), lanes = int(rows - p * PANEL);
+    DS4SCI_UNROLL for (int k = 0; k < HALF; ++k)
+      DS4SCI_UNROLL for (int v = 0; v < 2; ++v) {
+        const Vec grad = k < count ? read_lanes(g + k * c.ab.stride + v * W, lanes - v * W) * mask[p][v] : Vec{};
         const Sigmoid gate = sigmoid(acc[HALF + k][v] + call.bias[o + HALF + k]);
         const Vec of_value = grad * gate.value;
         acc[HALF + k][v] = of_value * (acc[k][v] + call.bias[o + k]) * gate.complement;
         acc[k][v] = of_value;
       }
     store_panel(L{}, acc, local, grads + p * grads_panel, grads_plain + p * grads_panel);
-    for (int k = 0; c.grad_bias_in && k < MR; ++k) of_bias[o + k] += double(reduce_add(acc[k][0] + acc[k][1]));
+    if (!c.grad_bias_in) return;
+    DS4SCI_UNROLL for (int k = 0; k < MR; ++k) add_lanes(of_bias, o + k, acc[k][0] + acc[k][1]);
   }
 
   void flush() {
     flush_matrix(grad_weight, outputs, c.channels, c.grad_weight_in, [&](int64_t o) { return glu_row(c, o); });
-    for (int64_t o = 0; o < outputs; ++o) {
-      if (c.grad_bias_in && glu_row(c, o) >= 0) c.grad_bias_in[glu_row(c, o)] += of_bias[o];
-      of_bias[o] = 0;
-    }
+    flush_lanes(of_bias, outputs, c.grad_bias_in, [&](int64_t o) { return glu_row(c, o); });
     flush_vector(of_norm, c.channels, c.grad_norm_in);
     flush_vector(of_norm + c.channels, c.channels, c.grad_norm_in_bias);
   }

@@ -33,13 +33,13 @@ struct Project {
 
   Project(const Call& of_call, Arena& arena) : call(of_call) {
     panel = arena.floats(padded_channels(c.channels) * PANEL);
-    y = arena.floats(PANELS * y_panel);
+    y = arena.floats(PANELS<L> * y_panel);
   }
 
   void block(int64_t row, int64_t rows) {
-    Vec mask[PANELS][2];
+    Vec mask[PANELS<L>][2];
     ahead.clear();
-    add_rows<T>(c, ahead, c.z, row + BLOCK);
+    add_rows<L, T>(c, ahead, c.z, row + BLOCK<L>);
     for (int p = 0; p < panels_of(rows); ++p) {
       PanelNorm norm;
       load_normalized<T>(c, row + p * PANEL, rows_of_panel(rows, p), norm, nullptr, panel);
@@ -51,11 +51,15 @@ struct Project {
         ahead.step(8);
         const int64_t channel = o / 2;
         T* to = columns_at<T>(c.ab, row + p * PANEL) + channel * c.ab.stride;
-        for (int k = 0; k < HALF && channel + k < 2 * c.hidden; ++k, to += c.ab.stride)
-          for (int v = 0; v < 2; ++v) {
+        DS4SCI_UNROLL for (int k = 0; k < HALF; ++k)
+          DS4SCI_UNROLL for (int v = 0; v < 2; ++v) {
             const Vec gate = sigmoid(acc[HALF + k][v] + call.bias[o + HALF + k]).value;
-            write_lanes(to + v * W, (acc[k][v] + call.bias[o + k]) * gate * mask[p][v], int(rows - p * PANEL) - v * W);
+            acc[k][v] = (acc[k][v] + call.bias[o + k]) * gate * mask[p][v];
           }
+        const int count = int(std::min<int64_t>(HALF, 2 * c.hidden - channel)), lanes = int(rows - p * PANEL);
+        DS4SCI_UNROLL for (int k = 0; k < HALF; ++k)
+          if (k < count)
+            DS4SCI_UNROLL for (int v = 0; v < 2; ++v) write_lanes(to + k * c.ab.stride + v * W, acc[k][v], lanes - v * W);
       }
     });
   }
@@ -94,14 +98,14 @@ struct Output {
 
   Output(const Call& of_call, Arena& arena) : call(of_call) {
     panel = arena.floats(std::max(channels, hidden) * PANEL);
-    y = arena.floats(PANELS * y_panel), mixed = arena.floats(PANELS * mixed_panel);
-    value = arena.floats(PANELS * channels * PANEL);
+    y = arena.floats(PANELS<L> * y_panel), mixed = arena.floats(PANELS<L> * mixed_panel);
+    value = arena.floats(PANELS<L> * channels * PANEL);
   }
 
   void block(int64_t row, int64_t rows) {
     ahead.clear();
-    add_rows<T>(c, ahead, c.z, row + BLOCK);
-    add_columns<T>(c, ahead, c.p, c.hidden, row + BLOCK);
+    add_rows<L, T>(c, ahead, c.z, row + BLOCK<L>);
+    add_columns<L, T>(c, ahead, c.p, c.hidden, row + BLOCK<L>);
     for (int p = 0; p < panels_of(rows); ++p) {
       PanelNorm norm;
       load_normalized<T>(c, row + p * PANEL, rows_of_panel(rows, p), norm, nullptr, panel);

@@ -10,20 +10,20 @@
 
 namespace DS4SCI_ISA {
 
-template <class Pass>
+template <template <class, class> class Pass, class L, class T>
 static void run_pass(const Params& c, bool sums) {
-  const typename Pass::Call call(c);
-  run_blocks<Pass>(call, c.outer * c.inner, c.threads, c.gomp_parallel, sums);
+  const typename Pass<L, T>::Call call(c);
+  run_blocks<Pass, L, T>(call, c.outer * c.inner, c.threads, c.gomp_parallel, sums);
 }
 
 // The order is that of FUNCTIONS in ds4sci/kernels/triangle_multiplication/native.py.
 template <class L, class T>
 static void dispatch(int function, const Params& c) {
   switch (function) {
-    case 0: return run_pass<Project<L, T>>(c, false);
-    case 1: return run_pass<Output<L, T>>(c, false);
-    case 2: return run_pass<OutputBackward<L, T>>(c, true);
-    case 3: return run_pass<ProjectBackward<L, T>>(c, true);
+    case 0: return run_pass<Project, L, T>(c, false);
+    case 1: return run_pass<Output, L, T>(c, false);
+    case 2: return run_pass<OutputBackward, L, T>(c, true);
+    case 3: return run_pass<ProjectBackward, L, T>(c, true);
   }
 }
 

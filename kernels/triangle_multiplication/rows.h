@@ -28,14 +28,14 @@ static inline void store_rows_of(const Params& c, const float* from, const ds4sc
 }
 
 // The next block of z and of channels-first tensors, for Ahead.
-template <class T>
+template <class L, class T>
 static inline void add_rows(const Params& c, Ahead& ahead, const ds4sci::Rows& x, int64_t row) {
-  if (row < c.outer * c.inner) ahead.add(row_of<T>(x, c.inner, row), x.stride[1] * sizeof(T), BLOCK, c.channels * sizeof(T));
+  if (row < c.outer * c.inner) ahead.add(row_of<T>(x, c.inner, row), x.stride[1] * sizeof(T), BLOCK<L>, c.channels * sizeof(T));
 }
 
-template <class T>
+template <class L, class T>
 static inline void add_columns(const Params& c, Ahead& ahead, const ds4sci::Columns& x, int64_t channels, int64_t row) {
-  if (row < c.outer * c.inner) ahead.add(static_cast<T*>(x.data) + row, x.stride * sizeof(T), channels, BLOCK * sizeof(T));
+  if (row < c.outer * c.inner) ahead.add(static_cast<T*>(x.data) + row, x.stride * sizeof(T), channels, BLOCK<L> * sizeof(T));
 }
 
 template <class T>
