@@ -79,7 +79,8 @@ static void run_blocks(const Call& call, int64_t rows, int64_t threads, void* go
     Pass<L, T> pass(call, arena);
     for (int64_t task; (task = next++) < tasks;) {
       const int64_t end = std::min((task + 1) * task_rows, rows);
-      for (int64_t row = task * task_rows; row < end && !failed; row += BLOCK_ROWS) pass.block(row, std::min(BLOCK_ROWS, end - row));
+      for (int64_t row = task * task_rows; row < end && !failed; row += BLOCK_ROWS)
+        pass.block(row, std::min(BLOCK_ROWS, end - row));
       if (sums)
         turns.in_order(task, [&] {
           if (!failed) pass.flush();
@@ -97,7 +98,7 @@ static inline int rows_of_panel(int64_t rows, int p) { return int(std::min<int64
 // FP32_ADDITIONS panels are added in fp32.
 static inline void add_lanes(float* sums, int64_t o, Vec x) { store(sums + o * W, load(sums + o * W) + x); }
 
-// Adds the sums of n outputs to the caller's and clears them. The caller's place of output o is to[row(o)], none if that is negative.
+// Adds the sums of n outputs to the caller's and clears them. The caller's place of output o is to[row(o)], none if row(o) < 0.
 template <class Row>
 static inline void flush_lanes(float* from, int64_t n, double* to, Row row) {
   for (int64_t o = 0; to && o < n; ++o)

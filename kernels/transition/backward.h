@@ -104,7 +104,8 @@ struct Backward {
     });
     for (int i = 0; i <= c.swiglu; ++i) {
       const float *of_i = w.grads + i * PANELS<L> * hidden_panel, *plain = w.grads_plain + i * PANELS<L> * hidden_panel;
-      if (c.grad_weight_1) add_outer<L>(to - from, c.channels, plain, hidden_panel, panels, w.y_rows, w.grad_first[i] + from * width);
+      if (c.grad_weight_1)
+        add_outer<L>(to - from, c.channels, plain, hidden_panel, panels, w.y_rows, w.grad_first[i] + from * width);
       product<L>(layers.first_transposed[i], 0, c.channels, from, lane_count<L>(to - from), of_i, hidden_panel, panels,
                  [&](auto& acc, int64_t o, int p) {
                    float* cell = w.dy + (p * channels + o) * PANEL;

@@ -52,7 +52,8 @@ struct Forward {
         });
         if (i == c.swiglu) store_panel(L{}, acc, o - from, h + p * h_panel, nullptr);
       });
-    product<L>(layers.second, 0, c.channels, from, lane_count<L>(to - from), h, h_panel, panels, [&](auto& acc, int64_t o, int p) {
+    product<L>(layers.second, 0, c.channels, from, lane_count<L>(to - from), h, h_panel, panels,
+               [&](auto& acc, int64_t o, int p) {
       float* cell = out + p * out_panel + o * PANEL;
       for_each_result(acc, [&](int k, int v, Vec& x) {
         float* const sum = cell + k * PANEL + v * W;

@@ -47,7 +47,8 @@ struct OutputBackward {
   OutputBackward(const Call& of_call, Arena& a) : call(of_call) {
     panel = a.floats(std::max(channels, hidden) * PANEL);
     y = a.floats(PANELS<L> * y_panel), mixed = a.floats(PANELS<L> * mixed_panel);
-    y_rows = a.floats(slices_size(c.channels, PANELS<L>, L::PER_LANE)), mixed_rows = a.floats(slices_size(c.hidden, PANELS<L>, L::PER_LANE));
+    y_rows = a.floats(slices_size(c.channels, PANELS<L>, L::PER_LANE));
+    mixed_rows = a.floats(slices_size(c.hidden, PANELS<L>, L::PER_LANE));
     scaled = a.floats(PANELS<L> * hidden * PANEL);
     g = a.floats(PANELS<L> * channels * PANEL), value = a.floats(PANELS<L> * channels * PANEL);
     grads = a.floats(PANELS<L> * y_panel), gate_grads = a.floats(PANELS<L> * y_panel);
@@ -66,7 +67,8 @@ struct OutputBackward {
     add_columns<L, T>(c, ahead, c.p, c.hidden, row + BLOCK<L>);
     add_rows<L, T>(c, ahead, c.grad, row + BLOCK<L>);
     for (int p = 0; p < panels; ++p) load_operands(row + p * PANEL, rows_of_panel(rows, p), p, panels, norms[p]);
-    product<L>(call.value, 0, c.channels, 0, lane_count<L>(c.hidden), mixed, mixed_panel, panels, [&](auto& acc, int64_t o, int p) {
+    product<L>(call.value, 0, c.channels, 0, lane_count<L>(c.hidden), mixed, mixed_panel, panels,
+               [&](auto& acc, int64_t o, int p) {
       ahead.step(32);
       for_each_result(acc, [&](int k, int, Vec& x) { x += call.bias[o + k]; });
       store_panel(Fp32Lanes{}, acc, o, value + p * channels * PANEL, nullptr);
@@ -78,13 +80,15 @@ struct OutputBackward {
     if (c.grad_weight_out) add_outer<L>(c.channels, c.hidden, grads_plain, y_panel, panels, mixed_rows, grad_value);
     if (c.grad_weight_gate) add_outer<L>(c.channels, c.channels, gate_grads_plain, y_panel, panels, y_rows, grad_gate);
     // `value` is not needed any more
-    product<L>(call.gate_transposed, 0, c.channels, 0, lane_count<L>(c.channels), gate_grads, y_panel, panels, [&](auto& acc, int64_t o, int p) {
+    product<L>(call.gate_transposed, 0, c.channels, 0, lane_count<L>(c.channels), gate_grads, y_panel, panels,
+               [&](auto& acc, int64_t o, int p) {
       ahead.step(32);
       store_panel(Fp32Lanes{}, acc, o, value + p * channels * PANEL, nullptr);
     });
     for (int p = 0; p < panels; ++p) {
       store_rows_of<T>(c, value + p * channels * PANEL, c.out, row + p * PANEL, rows_of_panel(rows, p));
-      product<L>(call.value_transposed, 0, c.hidden, 0, lane_count<L>(c.channels), grads + p * y_panel, 0, 1, [&](auto& acc, int64_t o, int) {
+      product<L>(call.value_transposed, 0, c.hidden, 0, lane_count<L>(c.channels), grads + p * y_panel, 0, 1,
+                 [&](auto& acc, int64_t o, int) {
         store_panel(Fp32Lanes{}, acc, o, panel, nullptr);
       });
       double* const sums[2] = {of_norm, of_norm + c.hidden};
@@ -145,7 +149,8 @@ struct ProjectBackward {
     float* bias;
 
     static int64_t bytes(const Params& c) {
-      return 4 * (packed_size<L>(glu_outputs(c), c.channels) + packed_size<L>(c.channels, glu_outputs(c)) + glu_outputs(c)) + 64 * 3;
+      const int64_t n = glu_outputs(c);
+      return 4 * (packed_size<L>(n, c.channels) + packed_size<L>(c.channels, n) + n) + 64 * 3;
     }
 
     explicit Call(const Params& params) : c(params), memory(bytes(params)) {
@@ -211,8 +216,10 @@ struct ProjectBackward {
       if constexpr (sizeof acc == sizeof(Vec[MR][2])) glu_gradients(acc, o, o - from, row, rows, p);
     });
     if (c.grad_weight_in)
-      add_outer<L>(to - from, c.channels, grads_plain, grads_panel, panels, y_rows, grad_weight + from * padded(c.channels, PANEL));
-    product<L>(call.transposed, 0, c.channels, from, lane_count<L>(to - from), grads, grads_panel, panels, [&](auto& acc, int64_t o, int p) {
+      add_outer<L>(to - from, c.channels, grads_plain, grads_panel, panels, y_rows,
+                   grad_weight + from * padded(c.channels, PANEL));
+    product<L>(call.transposed, 0, c.channels, from, lane_count<L>(to - from), grads, grads_panel, panels,
+               [&](auto& acc, int64_t o, int p) {
       float* cell = dy + (p * channels + o) * PANEL;
       for_each_result(acc, [&](int k, int v, Vec& x) {
         float* const sum = cell + k * PANEL + v * W;

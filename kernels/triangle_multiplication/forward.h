@@ -46,7 +46,8 @@ struct Project {
       convert_panel<L>(panel, c.channels, y + p * y_panel, nullptr);
       load_mask(c, row + p * PANEL, rows_of_panel(rows, p), mask[p]);
     }
-    product<L>(call.weight, 0, glu_outputs(c), 0, lane_count<L>(c.channels), y, y_panel, panels_of(rows), [&](auto& acc, int64_t o, int p) {
+    product<L>(call.weight, 0, glu_outputs(c), 0, lane_count<L>(c.channels), y, y_panel, panels_of(rows),
+               [&](auto& acc, int64_t o, int p) {
       if constexpr (sizeof acc == sizeof(Vec[MR][2])) {  // all blocks have MR outputs
         ahead.step(8);
         const int64_t channel = o / 2;
@@ -76,9 +77,11 @@ struct Output {
     Weight value, gate;
     float *bias, *gate_bias;
 
-    explicit Call(const Params& params)
-        : c(params),
-          memory(4 * (packed_size<L>(c.channels, c.hidden) + packed_size<L>(c.channels, c.channels) + 2 * padded(c.channels, MR)) + 256) {
+    static int64_t bytes(const Params& c) {
+      return 4 * (packed_size<L>(c.channels, c.hidden) + packed_size<L>(c.channels, c.channels) + 2 * padded(c.channels, MR)) + 256;
+    }
+
+    explicit Call(const Params& params) : c(params), memory(bytes(params)) {
       Arena arena(memory.data());
       const T *w = static_cast<const T*>(c.weight_out), *g = static_cast<const T*>(c.weight_gate);
       value = pack_weight<L>(w, c.hidden, 1, c.channels, c.hidden, arena.floats(packed_size<L>(c.channels, c.hidden)));
@@ -113,12 +116,14 @@ struct Output {
       load_normalized_p<T>(c, row + p * PANEL, rows_of_panel(rows, p), norm, nullptr, panel);
       convert_panel<L>(panel, c.hidden, mixed + p * mixed_panel, nullptr);
     }
-    product<L>(call.value, 0, c.channels, 0, lane_count<L>(c.hidden), mixed, mixed_panel, panels_of(rows), [&](auto& acc, int64_t o, int p) {
+    product<L>(call.value, 0, c.channels, 0, lane_count<L>(c.hidden), mixed, mixed_panel, panels_of(rows),
+               [&](auto& acc, int64_t o, int p) {
       ahead.step(32);
       for_each_result(acc, [&](int k, int, Vec& x) { x += call.bias[o + k]; });
       store_panel(Fp32Lanes{}, acc, o, value + p * channels * PANEL, nullptr);
     });
-    product<L>(call.gate, 0, c.channels, 0, lane_count<L>(c.channels), y, y_panel, panels_of(rows), [&](auto& acc, int64_t o, int p) {
+    product<L>(call.gate, 0, c.channels, 0, lane_count<L>(c.channels), y, y_panel, panels_of(rows),
+               [&](auto& acc, int64_t o, int p) {
       ahead.step(32);
       float* cell = value + (p * channels + o) * PANEL;
       for_each_result(acc, [&](int k, int v, Vec& x) {

@@ -47,7 +47,9 @@ static int with_dtype(int64_t dtype, F f) {
 // Applies function number `function`. Both return 0, or 1 if memory ran out.
 extern "C" int DS4SCI_SYMBOL(ds4sci_triangle_multiplication)(const ds4sci::Params* params, int function) {
   using namespace DS4SCI_ISA;
-  return with_dtype(params->dtype, [&](auto lanes, auto element) { dispatch<decltype(lanes), decltype(element)>(function, *params); });
+  return with_dtype(params->dtype, [&](auto lanes, auto element) {
+    dispatch<decltype(lanes), decltype(element)>(function, *params);
+  });
 }
 
 extern "C" int DS4SCI_SYMBOL(ds4sci_triangle_contraction)(const ds4sci::Contraction* params) {

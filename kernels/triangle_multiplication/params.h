@@ -35,7 +35,7 @@ struct Params {
       *grad_bias_out, *grad_weight_gate, *grad_bias_gate;
 };
 
-// The contraction of `channels` pairs of [n, n] matrices that are contiguous. `backward`: a and b are replaced by their gradients.
+// The contraction of `channels` pairs of contiguous [n, n] matrices. `backward`: a and b are replaced by their gradients.
 struct Contraction {
   int64_t dtype, threads, channels, n;
   int64_t outgoing;  // Σ_k a_ik b_jk, else Σ_k a_ki b_kj
