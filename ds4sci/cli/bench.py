@@ -12,7 +12,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from ds4sci.bench.registry import Benchmark, find_benchmarks
 from ds4sci.cli import mlperf, workloads
-from ds4sci.machine.allocator import keep_freed_memory
 
 WORKLOADS = "Workloads: whole trainings to a target"
 COMPONENTS = "Kernels and components: time and memory"
@@ -26,11 +25,7 @@ class BenchmarkCommand(TyperCommand):
         self.benchmark = benchmark
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Import the benchmark and parse the arguments with its own parameters.
-
-        The allocator is set as in a training process, for all methods alike.
-        """
-        keep_freed_memory()
+        """Import the benchmark and parse the arguments with its own parameters."""
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command(self.benchmark.name)(self.benchmark.load())
         return typer.main.get_command(app).make_context(info_name, args, parent=parent, **extra)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ds4sci.config.run_file import RunConfig
 from ds4sci.config.task_module import import_task
-from ds4sci.machine.allocator import keep_freed_memory
 
 USER_ERROR, NONFINITE = 2, 3
 """Exit codes after which a run is not restarted."""
@@ -62,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     neither of which another start would mend; 1 for other errors. A watchdog exits with 75.
     """
     options = parse(arguments)
-    keep_freed_memory()
     is_main = os.environ.get("RANK", "0") == "0"
     try:
         config = load(options)
