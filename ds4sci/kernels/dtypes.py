@@ -21,6 +21,17 @@ def why_not_dtype(dtype: torch.dtype, supported: tuple[torch.dtype, ...] = KERNE
     return f"it takes {', '.join(names)} and {last}, not {dtype_name(dtype)}"
 
 
+def why_not_mixed_dtypes(x: torch.Tensor, *weights: torch.Tensor | None) -> str | None:
+    """One sentence that refuses weights of another dtype than x, or None.
+
+    C++ and Triton read all as one dtype; the reference runs such a call under autocast.
+    """
+    for weight in weights:
+        if weight is not None and weight.dtype != x.dtype:
+            return f"its weights are {dtype_name(weight.dtype)} and its input {dtype_name(x.dtype)}; it takes one dtype"
+    return None
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums over tensors of ``dtype``: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.dtypes import why_not_mixed_dtypes
 from ds4sci.kernels.evoformer_attention import KERNEL as ATTENTION
 from ds4sci.kernels.gated_self_attention import fused
 from ds4sci.kernels.gated_self_attention.cases import CASES, SIZE_SWEEPS
@@ -18,10 +19,14 @@ from ds4sci.kernels.tiles import concat_linears
 __all__ = ["KERNEL", "Weights", "gated_self_attention"]
 
 
-def _attention(
+def _why_not(
     name: str, x: Tensor, mask: Tensor | None, pair_bias: Tensor | None, weights: Weights, heads: int, **_: float
 ) -> str | None:
-    """Why evoformer attention cannot run as ``name``, or None."""
+    """Why the weights are refused or evoformer attention cannot run as ``name``, or None."""
+    w = weights
+    layers = (w.q, w.k, w.v, w.o, *(() if w.g is None else (w.g,)))
+    if reason := why_not_mixed_dtypes(x, *(layer[0] for layer in layers)):
+        return reason
     q = x.new_empty(1).expand(1, *x.shape[1:3], heads, weights.q[0].shape[0] // heads)
     return ATTENTION.get_implementation(name).why_not(q, q, q, mask, pair_bias)
 
@@ -39,7 +44,7 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("gated_self_attention", reference, implementations(_fused, reference, _attention), CASES, SIZE_SWEEPS)
+KERNEL = Kernel("gated_self_attention", reference, implementations(_fused, reference, _why_not), CASES, SIZE_SWEEPS)
 
 
 def gated_self_attention(

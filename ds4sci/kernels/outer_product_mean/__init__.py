@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.dtypes import why_not_mixed_dtypes
 from ds4sci.kernels.input_checks import check_linear, check_shape, expand_mask
 from ds4sci.kernels.outer_product_mean import fused, native
 from ds4sci.kernels.outer_product_mean.cases import CASES, SIZE_SWEEPS
@@ -25,12 +26,16 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
+def _why_not_tiled(a: Tensor, b: Tensor, mask: Tensor, weight: Tensor, *args: object, **kwargs: object) -> str | None:
+    return why_not_mixed_dtypes(a, b, weight)
+
+
 KERNEL = Kernel(
     "outer_product_mean",
     reference,
     (
         Implementation("native", _fused("native"), native.why_not),
-        Implementation("tiled", _fused("tiled"), runs_anywhere),
+        Implementation("tiled", _fused("tiled"), _why_not_tiled),
         Implementation("reference", reference, runs_anywhere),
     ),
     CASES,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ds4sci.kernels import native
 from ds4sci.kernels.arrays import DTYPE_CODES, contiguous_channels
-from ds4sci.kernels.dtypes import why_not_dtype
+from ds4sci.kernels.dtypes import why_not_dtype, why_not_mixed_dtypes
 from ds4sci.kernels.outer_product_mean.reference import count
 from ds4sci.kernels.spec import assume_constant_result
 from ds4sci.kernels.tiles import fill_missing_grads
@@ -37,10 +37,10 @@ class Params(ctypes.Structure):
     ]
 
 
-def why_not(a: Tensor, *_: Any, **__: Any) -> str | None:
+def why_not(a: Tensor, b: Tensor, mask: Tensor, weight: Tensor, *_: Any, **__: Any) -> str | None:
     if a.device.type != "cpu":
         return f"it runs on the CPU, not on {a.device.type}"
-    return why_not_dtype(a.dtype) or _unavailable()
+    return why_not_dtype(a.dtype) or why_not_mixed_dtypes(a, b, weight) or _unavailable()
 
 
 @assume_constant_result

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.dtypes import why_not_mixed_dtypes
 from ds4sci.kernels.input_checks import check_norm, check_shape
 from ds4sci.kernels.pair_bias import fused
 from ds4sci.kernels.pair_bias.cases import CASES, SIZE_SWEEPS
@@ -24,7 +25,13 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("pair_bias", reference, implementations(_fused, reference), CASES, SIZE_SWEEPS)
+def _why_not(
+    _: str, z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, **kwargs: object
+) -> str | None:
+    return why_not_mixed_dtypes(z, weight)
+
+
+KERNEL = Kernel("pair_bias", reference, implementations(_fused, reference, _why_not), CASES, SIZE_SWEEPS)
 
 
 def pair_bias(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.dtypes import why_not_mixed_dtypes
 from ds4sci.kernels.input_checks import check_linear, check_norm
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
@@ -35,7 +36,14 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("transition", reference, implementations(_fused, reference), CASES, SIZE_SWEEPS)
+def _why_not(
+    _: str, x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_1: Tensor, bias_1: Tensor | None,
+    weight_2: Tensor, *args: object, **kwargs: object,
+) -> str | None:  # fmt: skip
+    return why_not_mixed_dtypes(x, weight_1, weight_2)
+
+
+KERNEL = Kernel("transition", reference, implementations(_fused, reference, _why_not), CASES, SIZE_SWEEPS)
 
 
 def transition(

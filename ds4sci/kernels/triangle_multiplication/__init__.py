@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ds4sci.kernels.dtypes import why_not_mixed_dtypes
 from ds4sci.kernels.input_checks import check_linear, check_norm, expand_mask
 from ds4sci.kernels.pointwise import implementations
 from ds4sci.kernels.spec import Kernel
@@ -31,7 +32,12 @@ def _fused(name: str) -> Callable[..., Tensor]:
     return run
 
 
-KERNEL = Kernel("triangle_multiplication", reference, implementations(_fused, reference), CASES, SIZE_SWEEPS)
+def _why_not(_: str, z: Tensor, mask: Tensor | None, weights: Weights, *args: object, **kwargs: object) -> str | None:
+    w = weights
+    return why_not_mixed_dtypes(z, *(layer[0] for layer in (w.a_p, w.b_p, w.a_g, w.b_g, w.z, w.g)))
+
+
+KERNEL = Kernel("triangle_multiplication", reference, implementations(_fused, reference, _why_not), CASES, SIZE_SWEEPS)
 
 
 def triangle_multiplication(
