@@ -21,6 +21,7 @@ from ds4sci.config.run_file import RunConfig
 from ds4sci.data.structures.synthetic import synthetic_chain
 
 COMMAND = "step"
+REPEATS = 3
 
 
 def command(
@@ -37,6 +38,9 @@ def command(
             help="Also measure the step with this setting, or with `reference` for every kernel. Needs a single crop.",
         ),
     ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Timed steps per crop length, after one that is not timed.")
+    ] = REPEATS,
     out: OutFolder = FOLDER,
 ) -> None:
     """Structure-model training step: seconds and peak memory by crop length."""
@@ -44,7 +48,9 @@ def command(
     if against and len(lengths) > 1:
         raise ValueError(f"--against needs one crop, but --crops has {len(lengths)}; use for example --crops 128")
     measurement = (
-        compare(config, overrides or [], against, lengths[0]) if against else measure(config, overrides or [], lengths)
+        compare(config, overrides or [], against, lengths[0])
+        if against
+        else measure(config, overrides or [], lengths, repeats=repeats)
     )
     show(measurement, measurement.save(out))
 
@@ -75,7 +81,7 @@ def training_step(config: RunConfig) -> Callable[[Any], float]:
     return step
 
 
-def measure(config_path: str, overrides: list[str], crops: list[int], *, repeats: int = 3) -> Measurement:
+def measure(config_path: str, overrides: list[str], crops: list[int], *, repeats: int = REPEATS) -> Measurement:
     """Seconds and peak memory of a training step at each crop length, each in a new process."""
     rows = []
     for crop in crops:
@@ -85,7 +91,10 @@ def measure(config_path: str, overrides: list[str], crops: list[int], *, repeats
     return Measurement(
         name=f"step_{Path(config_path).stem}",
         title=f"A training step of `{Path(config_path).stem}` by crop length",
-        command=" ".join(["ds4sci bench step", config_path, *overrides, "--crops", ",".join(map(str, crops))]),
+        command=" ".join(
+            ["ds4sci bench step", config_path, *overrides, "--crops", ",".join(map(str, crops))]
+            + ([] if repeats == REPEATS else ["--repeats", str(repeats)])
+        ),
         columns=["crop", "seconds", "spread", "peak memory (MB)"],
         rows=rows,
         notes=[

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "model": TWO_BLOCKS | {"checkpoint_blocks": True},
             "data": {"evaluation_recycling": 1, "features": layouts.RESAMPLED},
+            "loss": layouts.WITHOUT_OVERLAPS,
         },
     ),
     "fold, all stacks": (

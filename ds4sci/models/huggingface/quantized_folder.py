@@ -26,20 +26,28 @@ def quantize_folder(source: Path, out: Path, format: Format) -> Sizes:
     """Write the model of the Hugging Face folder ``source`` into ``out`` with weights in ``format``.
 
     ``config.json`` names the format, so that ``AutoModel….from_pretrained(out)`` loads it, on CPU and GPU; it needs
-    accelerate, and torchao (``int8``) or bitsandbytes (``nf4``). Layers: ``quantizable_layers``.
+    accelerate, and torchao (``int8``) or bitsandbytes (``nf4``). Layers: ``quantizable_layers``, in nf4 those whose
+    number of inputs is a multiple of 64, since bitsandbytes 0.50 fails with others on CPUs with AVX-512.
 
     Raises ValueError if ``source`` holds no transformers model, if it has no layer to compress, and without
     these packages.
     """
     model_class = _model_class(source)
     plain = model_class.from_pretrained(source, dtype=torch.float32)
-    chosen = quantizable_layers(plain)
+    chosen = [
+        name for name, layer in quantizable_layers(plain).items() if format != "nf4" or not layer.in_features % 64
+    ]
+    if not chosen:
+        raise ValueError(
+            f"{source}: no layer of {type(plain).__name__} has a multiple of 64 inputs, so none can be exported in "
+            "nf4; use int8"
+        )
     kept = [
         rf"^{re.escape(name)}(\.weight)?$"
         for name, layer in plain.named_modules()
         if isinstance(layer, torch.nn.Linear) and name not in chosen
     ]
-    del plain
+    del plain, layers
     model = model_class.from_pretrained(
         source, quantization_config=_settings(format, kept), device_map="cpu", dtype=torch.float32
     )
