@@ -47,7 +47,7 @@ def quantize_folder(source: Path, out: Path, format: Format) -> Sizes:
         for name, layer in plain.named_modules()
         if isinstance(layer, torch.nn.Linear) and name not in chosen
     ]
-    del plain, layers
+    del plain
     model = model_class.from_pretrained(
         source, quantization_config=_settings(format, kept), device_map="cpu", dtype=torch.float32
     )
