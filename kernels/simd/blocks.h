@@ -21,6 +21,7 @@
 #include <thread>
 
 #include "access.h"
+#include "array.h"
 #include "tile.h"
 
 namespace DS4SCI_ISA {
@@ -436,5 +437,20 @@ using LanesOfBf16 = Bf16Lanes;
 #else
 using LanesOfBf16 = Fp32Lanes;
 #endif
+
+// Calls f(lanes of products, element type) for a dtype. Returns 0, or 1 if memory ran out.
+template <class F>
+static int with_dtype(int64_t dtype, F f) {
+  try {
+    switch (dtype) {
+      case ds4sci::FLOAT32: f(Fp32Lanes{}, float{}); break;
+      case ds4sci::BFLOAT16: f(LanesOfBf16{}, BFloat16{}); break;
+      default: f(Fp32Lanes{}, Half{});
+    }
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  return 0;
+}
 
 }  // namespace DS4SCI_ISA

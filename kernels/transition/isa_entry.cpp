@@ -1,6 +1,4 @@
 // The transition for one instruction set (see simd/isa.h).
-#include <new>
-
 #include "../simd/abi.h"
 #include "../simd/isa.h"
 #include "backward.h"
@@ -23,16 +21,9 @@ static void run(const Params& c, bool backward) {
 // Forward or backward pass. Returns 0, or 1 if memory ran out.
 extern "C" int DS4SCI_SYMBOL(ds4sci_transition)(const ds4sci::Params* params, int backward) {
   using namespace DS4SCI_ISA;
-  try {
-    switch (params->dtype) {
-      case ds4sci::FLOAT32: run<Fp32Lanes, float>(*params, backward); break;
-      case ds4sci::BFLOAT16: run<LanesOfBf16, BFloat16>(*params, backward); break;
-      default: run<Fp32Lanes, Half>(*params, backward);
-    }
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-  return 0;
+  return with_dtype(params->dtype, [&](auto lanes, auto element) {
+    run<decltype(lanes), decltype(element)>(*params, backward);
+  });
 }
 
 static const ds4sci::AbiField ABI_FIELDS[] = {

@@ -1,6 +1,4 @@
 // The triangular multiplicative update for one instruction set (see simd/isa.h).
-#include <new>
-
 #include "../simd/abi.h"
 #include "../simd/isa.h"
 #include "backward.h"
@@ -25,21 +23,6 @@ static void dispatch(int function, const Params& c) {
     case 2: return run_pass<OutputBackward, L, T>(c, true);
     case 3: return run_pass<ProjectBackward, L, T>(c, true);
   }
-}
-
-// Calls f(lanes of products, element type) for a dtype. Returns 0, or 1 if memory ran out.
-template <class F>
-static int with_dtype(int64_t dtype, F f) {
-  try {
-    switch (dtype) {
-      case ds4sci::FLOAT32: f(Fp32Lanes{}, float{}); break;
-      case ds4sci::BFLOAT16: f(LanesOfBf16{}, BFloat16{}); break;
-      default: f(Fp32Lanes{}, Half{});
-    }
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-  return 0;
 }
 
 }  // namespace DS4SCI_ISA
