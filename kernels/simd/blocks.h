@@ -330,8 +330,8 @@ struct PanelNorm {
   Vec mean[2], rstd[2];
 
   // Mean and reciprocal standard deviation of the rows of x. Four sums at once, each of a quarter of the channels: a single one
-  // would wait for its own last addition.
-  void measure(const float* x, int64_t channels, double eps) {
+  // would wait for its own last addition. Rows from `rows` on become 0: with eps = 0 they would be 0 · inf.
+  void measure(const float* x, int64_t channels, double eps, int rows = PANEL) {
     for (int v = 0; v < 2; ++v)
       mean[v] = sum_channels(channels, [&](int64_t k) { return load(x + k * PANEL + v * W); }) / float(channels);
     for (int v = 0; v < 2; ++v) {
@@ -340,7 +340,7 @@ struct PanelNorm {
         return d * d;
       });
       Vec root = square / float(channels) + float(eps);
-      for (int i = 0; i < W; ++i) root[i] = 1.0f / std::sqrt(root[i]);
+      for (int i = 0; i < W; ++i) root[i] = v * W + i < rows ? 1.0f / std::sqrt(root[i]) : 0.0f;
       rstd[v] = root + (square - square);  // NaN if the sum of squares overflows: 1 / inf would hide it
     }
   }

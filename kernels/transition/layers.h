@@ -65,7 +65,7 @@ template <class L, class T>
 static inline void load_normalized(const Params& c, int64_t row, int rows, PanelNorm& norm, float* scaled, float* y) {
   load_panel(static_cast<const T*>(c.x) + row * c.x_stride, c.x_stride, rows, c.channels, y);
   if (!c.norm_weight) return;
-  norm.measure(y, c.channels, c.eps);
+  norm.measure(y, c.channels, c.eps, rows);
   norm.apply(y, c.norm_weight, c.norm_bias, c.channels, scaled, y);
 }
 

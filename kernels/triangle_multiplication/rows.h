@@ -64,7 +64,7 @@ static inline void fill_glu_bias(const Params& c, float* to) {
 template <class T>
 static inline void load_normalized(const Params& c, int64_t row, int rows, PanelNorm& norm, float* scaled, float* y) {
   load_rows<T>(c, c.z, row, rows, y);
-  norm.measure(y, c.channels, c.eps);
+  norm.measure(y, c.channels, c.eps, rows);
   norm.apply(y, c.norm_in, c.norm_in_bias, c.channels, scaled, y);
 }
 
@@ -72,7 +72,7 @@ static inline void load_normalized(const Params& c, int64_t row, int rows, Panel
 template <class T>
 static inline void load_normalized_p(const Params& c, int64_t row, int rows, PanelNorm& norm, float* scaled, float* y) {
   load_columns(columns_at<const T>(c.p, row), c.p.stride, rows, c.hidden, y);
-  norm.measure(y, c.hidden, c.eps);
+  norm.measure(y, c.hidden, c.eps, rows);
   norm.apply(y, c.norm_out, c.norm_out_bias, c.hidden, scaled, y);
 }
 
