@@ -1,7 +1,7 @@
 """Benchmark of one Evoformer block at AlphaFold 2's widths, baseline: plain torch.
 
 Plain torch is the same block with the ``reference`` of every kernel; it is measured as is, compiled, and with
-activation checkpointing. One process, A B A B, medians. Further figures: the shares of the time from torch's profiler,
+activation checkpointing. One process, A B A B, medians. Further figures: the share of the processor's multiply-adds,
 memory and time for growing n, and the longest n in 8 GB.
 """
 
@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from ds4sci.bench.machine_limits import DTYPES, cpu_rates, dtype_name, machine_notes
 from ds4sci.bench.measurement import Measurement, spread, synchronize, time_alternately, write
 from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import KERNELS
-from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.spec import set_default_implementations
 from ds4sci.models.fold import EvoformerConfig
 from ds4sci.nn.evoformer import BlockConfig, EvoformerBlock
@@ -37,7 +37,6 @@ LIMIT_MB = 8e3
 LENGTH_STEP = 32
 """The search for the longest n tries multiples of this."""
 PLAIN = dict.fromkeys(KERNELS, "reference")
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::mkldnn_linear", "mkl::_mkl")
 
 
 class BlockStep:
@@ -91,22 +90,12 @@ METHODS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def time_shares(step: BlockStep, implementations: dict[str, str]) -> dict[str, Any]:
-    """Shares of the CPU time of a step: matrix products, fused attention, everything else; and the longest events."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        step("", implementations)
-    events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
-    total = sum(e.self_cpu_time_total for e in events) / 1e6
-    products = sum(e.self_cpu_time_total for e in events if e.key.startswith(PRODUCTS)) / 1e6
-    attention = sum(e.self_cpu_time_total for e in events if e.key == native.PROFILER_LABEL) / 1e6
-    return {
-        "matrix products": products / total,
-        "fused attention": attention / total,
-        "outside": 1 - (products + attention) / total,
-        "longest": [[e.key, e.self_cpu_time_total / 1e6, e.count] for e in events[:15]],
-    }
+def product_flops(config: BlockConfig, n: int, rows: int) -> int:
+    """Operations of the matrix products of plain torch, forward and backward, where nothing is computed twice."""
+    step = BlockStep(config, n, torch.float32, torch.device("meta"), rows)
+    with FlopCounterMode(display=False) as counter:
+        step("", PLAIN)
+    return int(counter.get_total_flops())
 
 
 def compare(step: BlockStep, methods: list[str], rounds: int) -> list[dict[str, Any]]:
@@ -188,25 +177,24 @@ def run(
     device_name: str, *, quick: bool, out: Path, compiled: bool = True, lengths: Sequence[int] = LENGTHS,
     grows: bool = True,
 ) -> Measurement:  # fmt: skip
-    """Measure the block, its time shares and, if ``grows``, its growth with n; write table and figures to ``out``."""
+    """Measure the block and, if ``grows``, its growth with n; write table and figures to ``out``."""
     device = torch.device(device_name)
     # no dropout: a compiled block draws different masks, which could not be compared
     sizes = EvoformerConfig(dropout_msa=0.0, dropout_pair=0.0).model_dump(exclude={"blocks"})
     config = BlockConfig(c_m=256, c_z=128, **sizes)
     rates = cpu_rates(device)
     measured: list[dict[str, Any]] = []
-    shares: list[dict[str, Any]] = []
     for n in (16,) if quick else lengths:
+        rows = 4 if quick else ROWS
+        flops = product_flops(config, n, rows)
         for dtype in DTYPES:
             kind = dtype_name(dtype)
             print(f"ds4sci: one block, n = {n}, {kind} …", file=sys.stderr, flush=True)
-            step = BlockStep(config, n, dtype, device, rows=4 if quick else ROWS)
+            step = BlockStep(config, n, dtype, device, rows)
             torch.compiler.reset()
             methods = [name for name in METHODS if (compiled and not quick) or name != "plain, compiled"]
             for row in compare(step, methods, rounds=1 if quick else 5 if n < 256 else 3):
-                measured.append({"n": n, "dtype": kind} | row)
-            for name in ("plain", "ds4sci") if device.type == "cpu" else ():
-                shares.append({"n": n, "dtype": kind, "method": name} | time_shares(step, METHODS[name][1]))
+                measured.append({"n": n, "dtype": kind, "flops": flops} | row)
     grown = [] if quick or not grows else growth(config, device, LIMIT_MB)
     measurement = Measurement(
         name=out.stem,
@@ -214,18 +202,20 @@ def run(
         command=f"ds4sci bench kernels --op evoformer_block --device {device_name} --json {out.name}",
         columns=[
             "n", "dtype", "method", "seconds", "spread", "peak memory (MB)", "speed-up of ds4sci",
-            "memory reduction by ds4sci", "time outside products and attention",
+            "memory reduction by ds4sci", "share of the multiply-adds",
         ],
-        rows=[_line(row, measured, shares) for row in measured],
+        rows=[_line(row, measured, rates) for row in measured],
         notes=[
             "plain: plain torch, the reference of every kernel; gradients of both representations and all parameters; "
             "memory minus the inputs",
+            "share of the multiply-adds: the operations of plain torch's matrix products, without what a method "
+            f"computes again ({', '.join(_flops_notes(measured))}), by the processor's rate",
             *_longest_notes(grown),
             *machine_notes(rates),
         ],
     )  # fmt: skip
     everything = asdict(measurement) | {
-        "measured": measured, "shares": shares, "growth": grown, "rates": rates, "quick": quick,
+        "measured": measured, "growth": grown, "rates": rates, "quick": quick,
     }  # fmt: skip
     if grown:
         everything["plot"] = f"{out.stem}.png"
@@ -233,15 +223,20 @@ def run(
     return measurement
 
 
-def _line(row: dict[str, Any], measured: list[dict[str, Any]], shares: list[dict[str, Any]]) -> list[Any]:
+def _flops_notes(measured: list[dict[str, Any]]) -> list[str]:
+    return [f"n {n}: {flops / 1e9:.0f} GFLOP" for n, flops in {row["n"]: row["flops"] for row in measured}.items()]
+
+
+def _line(row: dict[str, Any], measured: list[dict[str, Any]], rates: dict[str, float]) -> list[Any]:
     same = {r["method"]: r for r in measured if (r["n"], r["dtype"]) == (row["n"], row["dtype"])}
     ours = same["ds4sci"]
-    share = [p["outside"] for p in shares if all(p[key] == row[key] for key in ("n", "dtype", "method"))]
+    rate = rates.get(f"multiply-adds {row['dtype']}")
     reduction = None if row["memory_mb"] is None else row["memory_mb"] / ours["memory_mb"]
     return [
         row["n"], row["dtype"], row["method"], row["seconds"], f"{row['spread']:.0%}", row["memory_mb"],
         "" if row is ours else f"{row['seconds'] / ours['seconds']:.2f} ×",
-        "" if row is ours or reduction is None else f"{reduction:.2f} ×", f"{share[0]:.0%}" if share else "–",
+        "" if row is ours or reduction is None else f"{reduction:.2f} ×",
+        f"{row['flops'] / (row['seconds'] * rate):.0%}" if rate else "–",
     ]  # fmt: skip
 
 
