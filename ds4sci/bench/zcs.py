@@ -148,7 +148,7 @@ def saved_bytes(step: Any) -> int:
     while waiting:
         node = waiting.pop()
         for name in dir(node):
-            if not name.startswith("_saved_"):
+            if not name.startswith("_saved_") and name != "saved_tensors":  # of a torch.autograd.Function
                 continue
             value = getattr(node, name)
             for tensor in value if isinstance(value, tuple | list) else (value,):

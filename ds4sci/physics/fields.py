@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -168,11 +168,6 @@ def increment_order(order: Order, axis: int) -> Order:
     return tuple(times + (i == axis) for i, times in enumerate(order))
 
 
-def order_to_letters(order: Order, names: str) -> str:
-    """(2, 1) as ``"xxt"``."""
-    return "".join(name * times for name, times in zip(names, order, strict=True))
-
-
 def gradient(output: Tensor, leaf: Tensor) -> Tensor:
     """∂(Σ output)/∂leaf with a graph; zeros if ``output`` does not depend on ``leaf``."""
     if not output.requires_grad:
@@ -187,13 +182,3 @@ def bind_functions(network: Callable[..., Any], functions: Any) -> Callable[[Ten
     if bind is not None:
         return bind(functions)
     return lambda points: network(functions, points)
-
-
-def minimal_words(orders: Sequence[Order], names: str) -> list[str]:
-    """The smallest set of words whose prefixes include all of ``orders``."""
-    words = sorted((order_to_letters(order, names) for order in orders if any(order)), key=len, reverse=True)
-    chosen: list[str] = []
-    for word in words:
-        if not any(longer.startswith(word) for longer in chosen):
-            chosen.append(word)
-    return chosen

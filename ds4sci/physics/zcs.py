@@ -11,8 +11,8 @@ the gradient of the previous one, and the field is the gradient of the last scal
 
     ∂ⁿu/∂xⁿ[i, j] = ∂/∂a[i, j] ∂ⁿω/∂zⁿ
 
-Linear terms are summed as scalars and take one such gradient. Forward mode needs no root weight: nested Jacobian-vector
-products along z give the fields directly.
+Linear terms are summed as scalars and take one such gradient. Forward mode needs no root weight: the Taylor series of
+the points in z goes through the network (``ds4sci.physics.taylor``) and ends as that of u.
 
 The method is correct only if the network treats each point independently. With attention or batch normalization over
 points, ∂/∂z is the derivative of a rigid shift of all points; ``differentiate`` detects this and raises ValueError.
@@ -37,11 +37,13 @@ from ds4sci.physics.fields import (
     gradient,
     increment_order,
     is_one,
-    minimal_words,
     sum_terms,
 )
 from ds4sci.physics.locality_check import require_pointwise, warn_piecewise_linear
+from ds4sci.physics.normalization import ElementaryNorms
 from ds4sci.physics.replicated_points import data_vect, func_loop
+from ds4sci.physics.taylor import factorial, indices_of
+from ds4sci.physics.taylor_tensor import NoRule, TaylorTensor
 
 METHODS = ("zcs", "zcs_reverse", "zcs_forward", "func_loop", "data_vect")
 """``zcs`` selects one of the next two; the last two are baselines (``replicated_points``)."""
@@ -108,10 +110,11 @@ class ReverseShift(Fields):
 
 
 class ForwardShift(Fields):
-    """Zero coordinate shift in forward mode: nested Jacobian-vector products, without root weight or graph of points.
+    """Zero coordinate shift in forward mode: the network is called with the Taylor series of the shifted points.
 
-    A chain of products also gives all lower orders, for all components at once. ``orders`` lists the derivatives that
-    will be needed, so that few chains cover them; other derivatives are computed on access.
+    One call gives all derivatives below ``orders``, for all components, without root weight or graph of points; other
+    derivatives are computed on access. Raises ``NoRule`` if the network calls a function that has no rule for series
+    (``ds4sci.physics.taylor_tensor``).
     """
 
     uses_autograd = False
@@ -122,47 +125,32 @@ class ForwardShift(Fields):
         super().__init__(points, names)
         self._call = call
         self._fields: dict[Order, Tensor] = {}
-        for word in minimal_words([self.order(letters) for letters in orders], names):
-            self._evaluate(word)
         zero = (0,) * len(names)
-        self.value = self._fields[zero] if self._fields else call(points)
+        self._evaluate([zero, *map(self.order, orders)])
+        self.value = self._fields[zero]
 
-    def _evaluate(self, word: str) -> None:
-        """Compute the fields of every prefix of ``word``."""
-
-        def function(shift: Tensor) -> tuple[Tensor, ...]:
-            return (self._call(self.points + shift),)
-
-        fields: Callable[[Tensor], tuple[Tensor, ...]] = function
-        origin = self.points.new_zeros(self.points.shape[1])
-        for letter in word:
-            direction = torch.zeros_like(origin)
-            direction[self.names.index(letter)] = 1.0
-            fields = _append_derivative(fields, direction)
-        for stop, field in enumerate(fields(origin)):
-            self._fields.setdefault(self.order(word[:stop]), field)
+    def _evaluate(self, orders: Iterable[Order]) -> None:
+        """Compute the fields of ``orders`` and of all below."""
+        indices = indices_of(orders)
+        out = self._call(TaylorTensor.of_points(self.points, indices))
+        if isinstance(out, TaylorTensor):
+            fields = [
+                field if (factor := factorial(order)) == 1 else factor * field
+                for order, field in zip(indices.orders, out.coefficients.unbind(0), strict=True)
+            ]
+        else:  # it does not depend on the points
+            fields = [out, *(torch.zeros_like(out) for _ in indices.orders[1:])]
+        for order, field in zip(indices.orders, fields, strict=True):
+            self._fields.setdefault(order, field)
 
     def _field(self, order: Order, component: int | None) -> Tensor:
         if order not in self._fields:
-            (word,) = minimal_words([order], self.names) or ("",)
-            self._evaluate(word)
+            self._evaluate([order])
         whole = self._fields[order]
         return whole if component is None else whole[..., component]
 
     def _linear_combination(self, terms: list[WeightedDerivative]) -> Tensor:
         return sum_terms(terms, self._field)
-
-
-def _append_derivative(
-    function: Callable[[Tensor], tuple[Tensor, ...]], direction: Tensor
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function that returns the fields of ``function`` and the derivative of the last one."""
-
-    def values(shift: Tensor) -> tuple[Tensor, ...]:
-        fields, slopes = torch.func.jvp(function, (shift,), (direction,))  # type: ignore[misc]
-        return (*fields, slopes[-1])
-
-    return values
 
 
 def differentiate(
@@ -178,7 +166,9 @@ def differentiate(
     """u = network(functions, points) and its derivatives with respect to the points' coordinates.
 
     network    (functions [m, …], points [n, d]) → [m, n] or [m, n, c]. For ``data_vect`` it must also accept points
-               [m, n, d], separate for each function. With ``bind(functions) → (points → u)`` it encodes functions once
+               [m, n, d], separate for each function. With ``bind(functions) → (points → u)`` it encodes functions
+               once. Layer and instance normalization are computed by elementary operations, because torch's own have
+               wrong third derivatives (``ds4sci.physics.normalization``)
     functions  representation of the m functions, such as their values at sensors [m, q]
     points     [n, d], the same for all functions
     names      one letter per coordinate: ``"xt"``
@@ -205,7 +195,8 @@ def differentiate(
         )
     orders = tuple(orders)
     piecewise_linear = require_pointwise(network, functions, points) if check else None
-    fields = _fields(network, functions, points, names, orders, method)
+    with ElementaryNorms():
+        fields = _fields(network, functions, points, names, orders, method)
     if piecewise_linear is not None:
         fields.on_second_order = functools.partial(warn_piecewise_linear, piecewise_linear)
     return fields
@@ -224,20 +215,18 @@ def _fields(
     if mode == "zcs_forward":
         try:
             return ForwardShift(call, points, names, orders)
-        except (
-            RuntimeError
-        ):  # an operation without a Jacobian-vector product; reverse mode raises any other error again
+        except (NoRule, RuntimeError) as error:  # reverse mode raises any other error again
             if method != "zcs":
-                raise
+                raise ValueError(f'method = "zcs_forward": {error}; use "zcs_reverse", or "zcs" to select') from error
     return ReverseShift(call, points, names)
 
 
 def choose_mode(orders: Iterable[str]) -> str:
-    """The mode that ``zcs`` selects: forward mode for first orders without a graph, where it halves memory in the same
-    time, otherwise reverse mode.
+    """The mode that ``zcs`` selects: forward mode where no graph is recorded, and for orders above 2.
 
-    k nested products cost 2ᵏ evaluations, k gradients of a scalar cost fewer: in training reverse mode is 1.3 times as
-    fast at first order, 2 to 3 times at second order, and more at higher orders (``ds4sci bench zcs``, docs/log.md).
+    Both modes cost the same products at second order. Each further order doubles those of reverse mode, where forward
+    mode adds a coefficient (``ds4sci bench zcs``, docs/log.md). Without ``orders`` forward mode would need one call
+    per derivative.
     """
-    first_only = {len(letters) for letters in orders} - {0} == {1}
-    return "zcs_forward" if first_only and not torch.is_grad_enabled() else "zcs_reverse"
+    highest = max(map(len, orders), default=0)
+    return "zcs_forward" if highest > 2 or (highest and not torch.is_grad_enabled()) else "zcs_reverse"
