@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ds4sci.chemistry import residue_constants
 from ds4sci.chemistry.residue_constants import ATOM37_INDEX
@@ -380,15 +381,26 @@ class FoldModel(nn.Module):
         if templates is not None:
             same_chain = (batch.same_chain(),) if self.config.kind == "multimer" else ()
             z = self.template_embedder(z, templates, pair_mask(batch), *same_chain, shards=shards, in_place=in_place)
-        if self.config.extra_msa.blocks and batch.extra_msa_feat.shape[1]:
-            extra_shards = AxialShards.divide(self.group, *batch.extra_msa_mask.shape[1:])
-            extra = self.extra_msa_embedder(extra_shards.own_msa(batch.extra_msa_feat, 1))
-            mask = pair_mask(batch)
-            _, z = self.extra_msa_stack(extra, z, batch.extra_msa_mask, mask, extra_shards, in_place=in_place)
+        if self.config.extra_msa.blocks:
+            features, mask = self._extra_msa(batch)
+            extra_shards = AxialShards.divide(self.group, *mask.shape[1:])
+            extra = self.extra_msa_embedder(extra_shards.own_msa(features, 1))
+            _, z = self.extra_msa_stack(extra, z, mask, pair_mask(batch), extra_shards, in_place=in_place)
         if templates is not None:
             own = self._own_templates(templates, batch)
             m = torch.cat([m, self.template_embedder.msa_rows(own).to(m.dtype)], dim=1)
         return m, z
+
+    def _extra_msa(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features of the extra MSA and their mask. Without extra sequences, these are a masked row for each rank.
+
+        AlphaFold pads the extra MSA: its stack updates the pairs of a chain with few sequences, too. The result does
+        not depend on the number of masked rows.
+        """
+        if batch.extra_msa_feat.shape[1]:
+            return batch.extra_msa_feat, batch.extra_msa_mask
+        padding = 0, 0, 0, 0, 0, self.group.size
+        return F.pad(batch.extra_msa_feat, padding), F.pad(batch.extra_msa_mask, padding[2:])
 
     def _own_templates(self, templates: Templates, batch: Batch) -> Templates:
         """The templates whose rows of the MSA representation this rank has."""
