@@ -180,9 +180,10 @@ class FoldTask(SampledTask):
             torch.manual_seed(seed)
             self.fold_model = fold.FoldModel(config.model)
             self.model: nn.Module = self.fold_model
-        # inference does not mask the alignment and takes the best templates
-        inference = {"masked_msa_probability": 0.0, "subsample_templates": False}
-        self.evaluation_features = config.data.features.model_copy(update=inference)
+        features = config.data.features
+        masked = features.prediction_masked_msa_probability
+        inference = {"masked_msa_probability": masked, "subsample_templates": False}  # the best templates
+        self.evaluation_features = features.model_copy(update=inference)
 
     def set_parallel_groups(self, group: SequenceGroup) -> None:
         """Shard the rows of every example over the ranks of ``group`` (axial parallelism)."""
@@ -260,7 +261,7 @@ class FoldTask(SampledTask):
         return self.train_chains.ids
 
     def sample_batches(self, split: Split = "train") -> Iterator[tuple[int, Batch]]:
-        """See ``ds4sci.tasks.SampleScoring``: chains at full length, without masking."""
+        """See ``ds4sci.tasks.SampleScoring``: chains at full length, with the features of evaluations."""
         data = self.config.data
         chains = self.train_chains if split == "train" else ChainSet.open(resolve_data_path(data.valid))
         for number, record in enumerate(chains):
@@ -351,7 +352,7 @@ class FoldTask(SampledTask):
         return self.config.data.features.max_templates
 
     def featurize(self, record: Record) -> Features:
-        """Return the features of ``record`` for inference: full length, no masking, deterministic."""
+        """Return the features of ``record`` for inference: full length, the best templates, drawn by the seed."""
         if record.chain_ids is not None:
             self._check_complexes(record.id)
         return featurize(

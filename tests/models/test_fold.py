@@ -51,6 +51,8 @@ def test_settings_of_the_published_configurations() -> None:
         assert tuned.settings.loss == finetune.loss
         assert tuned.settings.data.features.max_extra == extra
         assert tuned.settings.data.features.resample_msa
+        assert tuned.settings.data.features.prediction_masked_msa_probability == 0.15
+        assert tuned.settings.data.features.cluster_weights == "rows"
         assert tuned.settings.loss.aligned_error == 0
         ptm = RunConfig.load(
             f"configs/fold/{name}.toml",

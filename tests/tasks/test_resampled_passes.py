@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ds4sci.chemistry.residue_codes import MASK
 from ds4sci.cli.main import main
 from ds4sci.data.loader import make_pass_rng
 from ds4sci.data.structures import features as features_module
@@ -103,10 +105,10 @@ def test_the_order_of_rows_changes_nothing(kind: str, model: FoldModel, monkeypa
         torch.testing.assert_close(getattr(other, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
 
 
-def make_task(kind: str, **data: Any) -> FoldTask:
+def make_task(kind: str, seed: int = 5, **data: Any) -> FoldTask:
     model = KINDS[kind].model_dump()
     made = {"train": "-", "valid": "-", "features": SETTINGS.model_dump(), "evaluation_recycling": PASSES} | data
-    task = FoldTask(Config.model_validate({"model": model, "data": made}), seed=5, steps=1)
+    task = FoldTask(Config.model_validate({"model": model, "data": made}), seed=seed, steps=1)
     disturbed(task.fold_model)
     return task
 
@@ -131,6 +133,24 @@ def test_predictions_repeat_and_depend_on_the_samples(kind: str) -> None:
         for on in (True, False)
     ]
     np.testing.assert_array_equal(*(prediction.atom37 for prediction in one_pass))
+
+
+def test_predictions_mask_the_alignment_by_the_seed(kind: str) -> None:
+    """AlphaFold masks 15 % of the clustered alignment in prediction too, other residues in each pass."""
+    record = chain(kind)
+    settings = SETTINGS.model_dump() | {"prediction_masked_msa_probability": 0.5, "masked_msa_probability": 0.0}
+    task = make_task(kind, features=settings)
+    made, again = task.featurize(record), make_task(kind, features=settings).featurize(record)
+    np.testing.assert_array_equal(made.msa_feat, again.msa_feat)
+    assert made.earlier_msa is not None
+    shown = [made.msa_feat[..., :23].argmax(-1), *(made.earlier_msa[number].letters for number in range(PASSES))]
+    masked = [letters == MASK for letters in shown]
+    assert all(0.2 < one.mean() < 0.5 for one in masked), "70 % of the half are shown as masked"
+    assert all((one != other).any() for one, other in pairwise(masked))
+    assert (masked[0] != (make_task(kind, 6, features=settings).featurize(record).msa_feat[..., 22] > 0)).any()
+    plain = make_task(kind, features=settings | {"prediction_masked_msa_probability": 0.0}).featurize(record)
+    assert not plain.msa_feat[..., 22].any()
+    assert np.abs(predict(task, record).atom37 - predict(make_task(kind), record).atom37).max() > 1e-3
 
 
 @pytest.fixture

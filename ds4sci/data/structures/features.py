@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +19,9 @@ from ds4sci.types import Features, Msa, MsaSample, Record
 
 PassRng = Callable[[int], np.random.Generator]
 """Number of a recycling pass, from 0 → the random generator of its sample."""
+
+ClusterWeights = Literal["rows", "residues"]
+"""Weights of extra rows in the statistics of their clusters (``FeatureConfig.cluster_weights``)."""
 
 MsaDraw = tuple[MsaSample, np.ndarray, np.ndarray]
 """A sample, its residue codes before BERT masking (uint8 [s, n]), and masked-MSA targets (bool [s, n])."""
@@ -37,8 +40,14 @@ class FeatureConfig(BaseModel):
     """Maximum number of rows of ``msa_feat`` (AF2: N_clust). The first row is always the query."""
     max_extra: int = Field(default=1024, ge=0)
     """Maximum number of rows of ``extra_msa_feat`` (AF2: N_extra_seq)."""
+    cluster_weights: ClusterWeights = "rows"
+    """Weights of extra rows in the profile and mean deletions of their clusters. ``rows`` (AlphaFold 2): 1, in the
+    first of the most similar clusters. ``residues`` (AlphaFold-Multimer): the number of residues, divided among all of
+    the most similar clusters. The centre of a cluster has the weight 1."""
     masked_msa_probability: float = Field(default=0.15, ge=0.0, le=1.0)
     """Fraction of the ``msa_feat`` residues that the masked-MSA head must predict."""
+    prediction_masked_msa_probability: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The same in evaluation and prediction, where the seed of the run draws the residues (published models: 0.15)."""
     masked_msa_uniform: float = Field(default=0.1, ge=0.0, le=1.0)
     """Fraction of the masked residues replaced by a uniformly sampled amino acid."""
     masked_msa_profile: float = Field(default=0.1, ge=0.0, le=1.0)
@@ -223,18 +232,19 @@ def _clustered(
     shown, hidden = _mask_letters(true, _column_frequencies(msa.sequences), settings, rng)
     if asym_id is not None:
         hidden = hidden & _has_partner(true, asym_id)
-    nearest = nearest_centre(shown, msa.sequences[others])
+    cluster, row, weight = assign_rows(shown, msa.sequences[others], settings.cluster_weights)
 
     letters = shown[:, window]
     deletions = msa.deletions[:, window][centres].astype(np.float32)
     other_letters = msa.sequences[:, window][others]
     other_deletions = msa.deletions[:, window][others].astype(np.float32)
-    members = 1 + np.bincount(nearest, minlength=len(centres))[:, None].astype(np.float32)
+    members = 1 + np.bincount(cluster, weight, len(centres))[:, None].astype(np.float32)
     # count (centre, column, letter) with one bincount, which is much faster than np.add.at
-    cells = nearest[:, None] * letters.shape[1] + np.arange(letters.shape[1])
-    counts = np.bincount((cells * 23 + other_letters).ravel(), minlength=letters.size * 23)
+    n = letters.shape[1]
+    cells, weights = cluster[:, None] * n + np.arange(n), np.repeat(weight, n)
+    counts = np.bincount((cells * 23 + other_letters[row]).ravel(), weights, letters.size * 23)
     profile = _one_hot(letters, 23) + counts.reshape(*letters.shape, 23).astype(np.float32)
-    deleted = np.bincount(cells.ravel(), weights=other_deletions.ravel(), minlength=letters.size)
+    deleted = np.bincount(cells.ravel(), weights * other_deletions[row].ravel(), letters.size)
     deletion_mean = deletions + deleted.reshape(letters.shape).astype(np.float32)
 
     extra = slice(0, settings.max_extra)  # ``others`` is in random order
@@ -276,18 +286,30 @@ def _has_partner(rows: np.ndarray, asym_id: np.ndarray) -> np.ndarray:
     return has
 
 
-def nearest_centre(centres: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return, for each row of ``others`` [rows, n], the index of the centre [s, n] with most identical residues.
+def assign_rows(
+    centres: np.ndarray, others: np.ndarray, weights: ClusterWeights
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return clusters and rows that belong together, int64 [k] each, and weights of the rows there, float64 [k].
 
-    The result is int64 [rows]. Gaps and mask tokens never match (weight 0 in AF2). Ties go to the first centre.
+    A row of ``others`` [rows, n] belongs to the centres [s, n] with most identical residues: to the first of these with
+    the weight 1 (``rows``), or to all t of them with the weight n / t (``residues``). Gaps and mask tokens never match
+    (weight 0 in AF2). AlphaFold-Multimer's code multiplies its soft assignment, which divides a row equally among t
+    centres, by the number of residues that two rows share, so that the rows outweigh the centre.
     Memory: 4 · 21 · n · (s + 256) bytes: one-hot matrix products with 256 rows of ``others`` at a time.
     """
     hot = _one_hot(centres, 23)[..., :GAP].reshape(len(centres), -1)
-    chunks = [
-        (_one_hot(others[at : at + 256], 23)[..., :GAP].reshape(len(others[at : at + 256]), -1) @ hot.T).argmax(1)
-        for at in range(0, len(others), 256)
-    ]
-    return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+    parts = [np.zeros((2, 0), np.int64)]
+    for begin in range(0, len(others), 256):
+        rows = _one_hot(others[begin : begin + 256], 23)[..., :GAP]
+        identical = rows.reshape(len(rows), -1) @ hot.T
+        if weights == "rows":
+            row, cluster = np.arange(len(rows)), identical.argmax(1)
+        else:
+            row, cluster = np.nonzero(identical == identical.max(1, keepdims=True))
+        parts.append(np.stack([cluster, begin + row]))
+    cluster, row = np.concatenate(parts, axis=1)
+    whole = 1.0 if weights == "rows" else float(centres.shape[1])
+    return cluster, row, whole / np.bincount(row, minlength=len(others))[row]
 
 
 def _mask_letters(

@@ -14,7 +14,7 @@ from ds4sci.data.alignments import msa
 from ds4sci.data.alignments.profile import msa_profile, sequence_profile, with_msa_input
 from ds4sci.data.sequences import fasta_records
 from ds4sci.data.structures.chain_set import ChainSet
-from ds4sci.data.structures.features import FeatureConfig, featurize, nearest_centre
+from ds4sci.data.structures.features import FeatureConfig, assign_rows, featurize
 from ds4sci.data.structures.parsers import mmcif
 from ds4sci.types import RESIDUES, Features, Msa, Record
 
@@ -102,13 +102,48 @@ def plain_nearest(centres: np.ndarray, others: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 700])
-def test_nearest_centre(depth: int) -> None:
+def test_rows_join_the_most_similar_clusters(depth: int) -> None:
     letters = rng(1).integers(0, 4, (depth, 30)).astype(np.uint8)
     letters[letters == 3] = GAP
     centres = letters[:40].copy()
     centres[:, ::3] = MASK
-    assert nearest_centre(centres, letters).tolist() == plain_nearest(centres, letters)
-    assert nearest_centre(centres, letters[:0]).shape == (0,)
+    cluster, row, weight = assign_rows(centres, letters, "rows")
+    assert cluster.tolist() == plain_nearest(centres, letters)
+    assert row.tolist() == list(range(depth))
+    assert set(weight.tolist()) == {1.0}
+    of_residues = np.zeros((len(centres), depth))
+    cluster, row, weight = assign_rows(centres, letters, "residues")
+    of_residues[cluster, row] = weight
+    np.testing.assert_allclose(of_residues, multimer_weights(centres, letters), rtol=1e-12)
+    assert all(x.shape == (0,) for kind in ("rows", "residues") for x in assign_rows(centres, letters[:0], kind))
+
+
+def multimer_weights(centres: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """AlphaFold-Multimer's soft assignment [s, rows] times the residues that two rows share (all of them)."""
+    identical = np.einsum("snc,rnc->sr", np.eye(23)[centres][..., :GAP], np.eye(23)[others][..., :GAP])
+    soft = np.exp(1e3 * (identical - identical.max(0)))
+    return centres.shape[1] * soft / soft.sum(0)
+
+
+def test_clusters_follow_alphafold_multimer() -> None:
+    """``nearest_neighbor_clusters`` of ``modules_multimer.py``, with equally similar clusters; equal to OpenFold's."""
+    chain = deep(6, 60)
+    assert chain.msa is not None
+    settings = FeatureConfig(
+        msa_input="msa", max_clusters=8, max_extra=1000, masked_msa_probability=0.3, cluster_weights="residues"
+    )
+    got = featurize(chain, settings, rng(5))
+    shown = got.msa_feat[..., :23].argmax(-1)
+    rows = {row.tobytes(): at for at, row in enumerate(chain.msa.sequences.astype(np.int64))}
+    centres = [rows[row.tobytes()] for row in got.true_msa]
+    others = [rows[row.tobytes()] for row in got.extra_msa_feat[..., :23].argmax(-1)]
+    weights = multimer_weights(shown, chain.msa.sequences[others])
+    assert ((weights > 0).sum(0) > 1).any(), "some rows are equally similar to several centres"
+    members = 1 + weights.sum(1)[:, None]
+    profile = np.eye(23)[shown] + np.einsum("sr,rnc->snc", weights, np.eye(23)[chain.msa.sequences[others]])
+    np.testing.assert_allclose(got.msa_feat[..., 25:48], profile / members[..., None], atol=1e-6)
+    mean = (chain.msa.deletions[centres] + weights @ chain.msa.deletions[others]) / members
+    np.testing.assert_allclose(got.msa_feat[..., 48], 2 / np.pi * np.arctan(mean / 3), atol=1e-6)
 
 
 def test_clusters_follow_alphafold() -> None:
