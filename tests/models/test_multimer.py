@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ds4sci.config.run_file import RunConfig
 from ds4sci.models.fold import Config, FoldModel
 from ds4sci.models.published_weights import export_openfold, read_for, read_weights
-from ds4sci.models.published_weights.inspection import convert, describe
+from ds4sci.models.published_weights.inspection import check_parameters, convert, describe
 from ds4sci.models.published_weights.multimer_key_map import MULTIMER_ENTRIES
 from ds4sci.models.published_weights.sizes import PUBLISHED_MULTIMER, read_contents
 from ds4sci.models.published_weights.translation import from_alphafold, parameters, to_alphafold, to_openfold
@@ -100,6 +100,22 @@ def test_updates_in_place_equal_those_of_training(model: FoldModel, batch: Batch
     torch.testing.assert_close(trained.atom37, evaluated.atom37, rtol=1e-9, atol=1e-9)
 
 
+def test_pairs_are_updated_without_extra_sequences(model: FoldModel, batch: Batch) -> None:
+    """AlphaFold pads the extra MSA with masked rows, so that its stack always runs."""
+    masked = replace(batch, extra_msa_mask=torch.zeros_like(batch.extra_msa_mask))
+    absent = replace(batch, extra_msa_feat=batch.extra_msa_feat[:, :0], extra_msa_mask=batch.extra_msa_mask[:, :0])
+    model = model.double()
+    with torch.no_grad():
+        expected, found, given = model(masked), model(absent), model(batch)
+    torch.testing.assert_close(found.pair, expected.pair, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.atom37, expected.atom37, rtol=1e-12, atol=1e-12)
+    assert (given.pair - found.pair).abs().max() > 0.1
+    model(absent).pair.square().sum().backward()
+    update = model.get_parameter("extra_msa_stack.blocks.0.pair.transition.linear_2.weight")
+    assert update.grad is not None
+    assert update.grad.abs().max() > 0
+
+
 def test_a_single_chain_needs_no_numbers_of_chains(model: FoldModel, batch: Batch) -> None:
     ones = torch.ones_like(batch.aatype)
     with torch.no_grad():
@@ -140,6 +156,8 @@ def test_the_preset_is_the_published_model() -> None:
     features = run.settings.data.features
     assert (features.max_clusters, features.max_extra, features.max_templates) == (508, 2048, 4)
     assert features.resample_msa
+    assert features.cluster_weights == "residues"
+    assert features.prediction_masked_msa_probability == 0.15
 
 
 def test_parameters_of_all_presets() -> None:
@@ -192,6 +210,42 @@ def test_conversions_are_bit_exact(npz: Path, arrays: dict[str, np.ndarray], tmp
     last = f"{INCOMING}/projection//bias"
     assert np.array_equal(arrays[last][1], torch.cat([here[f"{update}b_p.bias"], here[f"{update}a_p.bias"]]).numpy())
     assert "Evans et al. 2021" in read_weights(tmp_path / "last.npz").notice
+
+
+def test_earlier_versions_are_the_same_model(
+    arrays: dict[str, np.ndarray], npz: Path, small: Config, tmp_path: Path
+) -> None:
+    """``model_1_multimer`` and ``_v2``: separate projections with the names of AlphaFold 2 (``fuse_projection_weights``
+    is False), in the main stacks and in that of templates."""
+    renamed = {"left_norm_input": "layer_norm_input", "center_norm": "center_layer_norm"}
+    earlier: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        module, _, parameter = name.partition("//")
+        parent, _, last = module.rpartition("/")
+        if "triangle_multiplication" in parent and last in ("projection", "gate"):
+            for side, half in zip(("left", "right"), np.split(array, 2, -1), strict=True):
+                earlier[f"{parent}/{side}_{last}//{parameter}"] = half
+        else:
+            is_norm = "triangle_multiplication" in parent and last in renamed
+            earlier[f"{parent}/{renamed[last]}//{parameter}" if is_norm else name] = array
+    assert len(earlier) == len(arrays) + 6 * 4
+    file = tmp_path / "params_model_1_multimer_v2.npz"
+    np.savez(file, **earlier)
+    found, expected = read_weights(file), read_weights(npz)
+    assert not found.unknown
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+    assert found.notice == expected.notice
+    assert read_for(FoldModel(small), file).fit.loaded
+    convert(file, tmp_path / "as_v3.npz")
+    with np.load(tmp_path / "as_v3.npz", allow_pickle=False) as again:
+        assert all(np.array_equal(again[name], array) for name, array in arrays.items())
+    published = read_contents(from_alphafold(tree(synthetic.MULTIMER))[0])
+    assert replace(published, is_earlier_multimer=True).presets[:6] == (
+        *(f"model_{number}_multimer_v2" for number in range(1, 6)), "model_1_multimer",
+    )  # fmt: skip
+    assert check_parameters(found).is_earlier_multimer
+    assert not check_parameters(expected).is_earlier_multimer
 
 
 def test_a_damaged_file_is_refused(npz: Path, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ds4sci.models.fold import Config
 from ds4sci.models.published_weights.key_map import TEMPLATES
 from ds4sci.models.published_weights.model_weights import REASONS, describe_unknown
 from ds4sci.models.published_weights.sizes import HEADS, Contents, differing_sizes, read_contents
-from ds4sci.models.published_weights.translation import Names, parameters
+from ds4sci.models.published_weights.translation import Names, has_joined_projections, is_multimer, parameters
 from ds4sci.models.published_weights.weight_file import SUFFIXES, WeightFile, read_weights, write_weights
 from ds4sci.models.weight_fit import fit_weights
 from ds4sci.nn.name_patterns import matching
@@ -36,7 +36,9 @@ def check_parameters(file: WeightFile) -> Contents:
         is_optional=lambda name: name.startswith(tuple(REASONS)),
         remedies=False,
     )
-    return contents
+    names = file.origin.values()
+    earlier = is_multimer(file.tensors) and file.names != "ds4sci" and not has_joined_projections(names)
+    return replace(contents, is_earlier_multimer=earlier)
 
 
 def describe(path: Path) -> list[str]:

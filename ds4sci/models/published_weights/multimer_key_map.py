@@ -2,10 +2,14 @@
 
 The left and right projections of a triangle multiplication are joined in AlphaFold (``projection``, ``gate``) and in
 OpenFold (``linear_ab_p``, ``linear_ab_g``), so the map has joined tensors. ``JOINED`` names their halves here.
+
+Earlier versions (``model_N_multimer`` and ``_multimer_v2``) are the same function with separate projections, which have
+the names of AlphaFold 2. They are read, and written as ``multimer_v3``.
 """
 
 from __future__ import annotations
 
+from ds4sci.models.published_weights import key_map
 from ds4sci.models.published_weights.key_map import (
     EMBEDDERS,
     HEADS,
@@ -72,6 +76,8 @@ PAIR_FEATURES = (
 )
 """Linear layers of the pair features of a template: here, in OpenFold, kind; AlphaFold numbers them in this order."""
 
+TEMPLATE_ITERATION = f"{SINGLE_TEMPLATE}template_embedding_iteration/"
+
 TEMPLATE_EMBEDDER = (
     *(
         Row(f"pair_embedder.{here}", f"template_pair_embedder.{openfold}",
@@ -82,8 +88,7 @@ TEMPLATE_EMBEDDER = (
         f"{SINGLE_TEMPLATE}template_pair_embedding_{len(PAIR_FEATURES)}", "linear"),
     Row("layer_norm_query", "template_pair_embedder.query_embedding_layer_norm",
         f"{SINGLE_TEMPLATE}query_embedding_norm", "layer_norm"),
-    *under("pair_stack.blocks.{}.pair.", "template_pair_stack.blocks.{}.",
-           f"{SINGLE_TEMPLATE}template_embedding_iteration/", PAIR_UPDATES),
+    *under("pair_stack.blocks.{}.pair.", "template_pair_stack.blocks.{}.", TEMPLATE_ITERATION, PAIR_UPDATES),
     Row("layer_norm", "template_pair_stack.layer_norm", f"{SINGLE_TEMPLATE}output_layer_norm", "layer_norm"),
     Row("linear_out", "linear_t", "template_embedding/output_linear", "linear"),
     Row("angle_embedder.linear_1", "template_single_embedder.template_single_embedder", "template_single_embedding",
@@ -104,3 +109,13 @@ MULTIMER_MODULES = (
 
 MULTIMER_ENTRIES = tuple(entries(MULTIMER_MODULES))
 """Every tensor of AlphaFold-Multimer, with templates; halves of triangle multiplications are joined."""
+
+EARLIER_ENTRIES = tuple(
+    entries(
+        under(
+            f"{TEMPLATES}pair_stack.blocks.{{}}.pair.", f"{TEMPLATES}template_pair_stack.blocks.{{}}.",
+            f"evoformer/{TEMPLATE_ITERATION}", key_map.PAIR_UPDATES,
+        )
+    )
+)  # fmt: skip
+"""Tensors of the template stack of earlier versions. Those of the other stacks have the names of AlphaFold 2."""

@@ -28,16 +28,19 @@ PUBLISHED_MULTIMER = Config(kind="multimer", template=TemplateConfig(blocks=2), 
 class Contents:
     """Parts of a published model that a file holds.
 
-    config  sizes of the structure model; what shapes do not show (iterations, dropout) has its default
+    config               sizes of the structure model; what shapes do not show (iterations, dropout) has its default
+    is_earlier_multimer  whether the file has the names of AlphaFold-Multimer v1 and v2
     """
 
     config: Config
+    is_earlier_multimer: bool = False
 
     @property
     def presets(self) -> tuple[str, ...]:
         """Published models with these shapes; empty for other sizes."""
         if self.config == PUBLISHED_MULTIMER:
-            return tuple(f"model_{number}_multimer_v3" for number in (1, 2, 3, 4, 5))
+            versions = ("_v2", "") if self.is_earlier_multimer else ("_v3",)
+            return tuple(f"model_{number}_multimer{version}" for version in versions for number in (1, 2, 3, 4, 5))
         without_tm = self.config.model_copy(update={"heads": tuple(head for head in self.config.heads if head != "tm")})
         if without_tm == PUBLISHED_WITH_TEMPLATES:
             numbers: tuple[int, ...] = (1, 2)

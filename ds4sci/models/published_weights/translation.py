@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from einops import EinopsError, rearrange
 from torch import Tensor
 
 from ds4sci.models.published_weights.key_map import ENTRIES, Entry
-from ds4sci.models.published_weights.multimer_key_map import JOINED, MULTIMER_ENTRIES
+from ds4sci.models.published_weights.multimer_key_map import EARLIER_ENTRIES, JOINED, MULTIMER_ENTRIES
 
 Names = Literal["ds4sci", "openfold", "alphafold"]
 """Program whose names and axes the tensors of a file have."""
@@ -38,11 +38,17 @@ EARLIER_OPENFOLD_NAMES = (
 """Names in OpenFold's published files, which are of version 1, and prefixes of its training checkpoints."""
 
 FROM_OPENFOLD, FROM_ALPHAFOLD = (
-    {getattr(entry, key): entry for entry in (*ENTRIES, *MULTIMER_ENTRIES)} for key in ("openfold", "alphafold")
+    {getattr(entry, key): entry for entry in (*ENTRIES, *MULTIMER_ENTRIES, *EARLIER_ENTRIES)}
+    for key in ("openfold", "alphafold")
 )
-"""Both kinds of models: no name has two meanings."""
+"""All models: no name has two meanings."""
 
 FROM_HERE, FROM_MULTIMER = ({entry.here: entry for entry in entries} for entries in (ENTRIES, MULTIMER_ENTRIES))
+
+
+def has_joined_projections(names: Iterable[str]) -> bool:
+    """Whether ``names``, AlphaFold's or OpenFold's, have joined projections: not in AlphaFold 2 and Multimer v1, v2."""
+    return any("triangle_multiplication_outgoing/projection//" in name or ".linear_ab_p." in name for name in names)
 
 
 def is_multimer(tensors: Mapping[str, Tensor]) -> bool:
