@@ -23,6 +23,10 @@ def _no_check(config: Any) -> None:
     return None
 
 
+def _never(config: Any) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class ParallelUnit:
     """What ranks that share an example divide among themselves and cannot divide further, such as attention heads.
@@ -55,6 +59,8 @@ class TaskModule:
     parallel_units   settings → what ``[parallel]`` divides among ranks, for ``ds4sci doctor``; none by default
     check_data       settings → ValueError for files that are absent or that the model does not take, found in
                      milliseconds, before processes start; checks nothing by default
+    takes_complexes  settings → whether the model predicts complexes of several chains; never by default
+    takes_templates  settings → whether the model predicts with templates; never by default
     miniature        (settings, folder) → sections of a tiny run file, for ``ds4sci selftest``; None: no such function
     """
 
@@ -65,6 +71,8 @@ class TaskModule:
     asset_overrides: Callable[[Path], list[str]] = _no_overrides
     parallel_units: Callable[[Any], list[ParallelUnit]] = _no_units
     check_data: Callable[[Any], None] = _no_check
+    takes_complexes: Callable[[Any], bool] = _never
+    takes_templates: Callable[[Any], bool] = _never
     miniature: Callable[[Any, Path], dict[str, Any]] | None = None
 
 
@@ -89,7 +97,7 @@ def import_task(name: str) -> TaskModule:
         if not hasattr(module, attribute):
             raise ValueError(f"task.name = {name!r}: the module {module_name} has no {attribute}; see ds4sci.tasks")
     summary = (module.__doc__ or "").strip().split("\n")[0]
-    names = ("asset_overrides", "parallel_units", "check_data", "miniature")
+    names = ("asset_overrides", "parallel_units", "check_data", "takes_complexes", "takes_templates", "miniature")
     optional = {name: getattr(module, name) for name in names if hasattr(module, name)}
     return TaskModule(module_name, summary, module.Config, module.build, **optional)
 

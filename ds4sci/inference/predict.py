@@ -15,12 +15,14 @@ import torch
 from rich.console import Console
 
 from ds4sci.chemistry.chains import chain_slices, entity_numbers
+from ds4sci.config.run_file import RunConfig
+from ds4sci.config.task_module import import_task
 from ds4sci.data.alignments.profile import with_msa_input
 from ds4sci.data.structures import writers
 from ds4sci.data.structures.template_folder import TemplateFolder
 from ds4sci.files.atomic_files import replace_text
-from ds4sci.inference.prediction_inputs import Job, read_jobs
-from ds4sci.inference.trained_run import TrainedRun
+from ds4sci.inference.prediction_inputs import Job, chain_counts, read_jobs
+from ds4sci.inference.trained_run import TrainedRun, read_config
 from ds4sci.machine import memory, provenance
 from ds4sci.machine.memory_errors import describe_error, release_memory
 from ds4sci.nn.heads import ranking_confidence
@@ -89,13 +91,14 @@ def predict_run(
 
     Raises ValueError before the first prediction, naming file and record: a task that predicts no structures, a file
     that is not FASTA, no readable entry, a duplicate name, no alignment or no templates for any record, a model that
-    takes no templates, or no complexes.
+    takes no templates, or no complexes. The last two are found before alignments, templates and weights are read.
     """
     run, fasta, out_dir = Path(run), Path(fasta), Path(out_dir)
     if fasta.is_dir():
         raise ValueError(f"{fasta}: is a folder; expected a FASTA file")
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir}: is a file; expected a folder for the structures, or a new name")
+    _check_model(run, read_config(run, which, overrides), fasta, one_complex, template_dir or template_hits)
     if template_hits is not None:
         template_hits.check()
     jobs = read_jobs(
@@ -109,19 +112,6 @@ def predict_run(
     task = loaded.task
     if not isinstance(task, StructurePredictor):
         raise loaded.lacks("predict structures", "`featurize`, `predict`, `prediction_bytes` and `msa_input`")
-    if (template_dir or template_hits) is not None and not getattr(task, "max_templates", 0):
-        raise ValueError(
-            f"{run}: the model takes no templates; it needs model.template.blocks and data.features.max_templates "
-            "(ds4sci predict without --templates)"
-        )
-    if not getattr(task, "takes_complexes", False):
-        for job in jobs:
-            if len(job.chains) > 1:
-                raise ValueError(
-                    f"{fasta}: {job.record.id} is a complex of {len(job.chains)} chains, and the model of {run} is one"
-                    " of single chains, which would join them to one; predict each chain as a record of its own, or use"
-                    " a model of complexes"
-                )
     rows = [_row(job) for job in jobs]
     console = Console(highlight=False, soft_wrap=True)
     if show:
@@ -190,6 +180,24 @@ def failures(summary: dict[str, Any]) -> list[str]:
     """Return one line for each record that failed: its ID, its length and the error."""
     failed = [row for row in summary["records"] if row["status"] == FAILED]
     return [f"{row['id']} ({row['length']} residues): {row['error']}" for row in failed]
+
+
+def _check_model(run: Path, config: RunConfig, fasta: Path, one_complex: bool, templates: Any) -> None:
+    """Raise ValueError for templates or complexes that the model does not take, before other files are read."""
+    module = import_task(config.task.name)
+    if templates is not None and not module.takes_templates(config.settings):
+        raise ValueError(
+            f"{run}: the model takes no templates; it needs model.template.blocks and data.features.max_templates "
+            "(ds4sci predict without --templates)"
+        )
+    if module.takes_complexes(config.settings):
+        return
+    for name, count in chain_counts(fasta, one_complex=one_complex).items():
+        if count > 1:
+            raise ValueError(
+                f"{fasta}: {name} is a complex of {count} chains, and the model of {run} is one of single chains, which"
+                " would join them to one; predict each chain as a record of its own, or use a model of complexes"
+            )
 
 
 def _row(job: Job) -> dict[str, Any]:

@@ -130,6 +130,12 @@ def read_jobs(
     return jobs
 
 
+def chain_counts(fasta: Path, *, one_complex: bool = False) -> dict[str, int]:
+    """Return the number of chains of each record of a FASTA file, or of the complex of all of them."""
+    counts = {entry.name: len(entry.chains) for entry in fasta_records.read_entries(fasta)}
+    return {file_stem(fasta): sum(counts.values())} if one_complex else counts
+
+
 def file_stems(names: Sequence[str]) -> list[str]:
     """Return a file name for each record: safe on every system, and unique regardless of case."""
     safe = [_UNSAFE.sub("_", name)[:200] for name in names]

@@ -55,18 +55,14 @@ class TrainedRun:
         """
         run = Path(run)
         messages: tuple[str, ...] = ()
-        if run.suffix == ".toml" and run.is_file():
-            config = RunConfig.load(run, list(overrides))
-            if config.train.weights is None:
-                raise ValueError(
-                    f"{run}: a run file has no trained weights; add train.weights=FILE, or give the folder of a run"
-                )
+        if _is_run_file(run):
+            config = read_config(run, which, overrides)
             task, which, step = build_task(config), RUN_FILE, 0
             loaded = load_initial_weights(task, config.train)
             messages = () if loaded is None else tuple(loaded.messages())
             task.model.eval()
         elif which == UNTRAINED:
-            config = RunConfig.load(checkpoint.select_checkpoint(run, "latest") / "config.json", list(overrides))
+            config = read_config(run, which, overrides)
             task = build_task(config)
             load_initial_weights(task, config.train)
             task.model.eval()
@@ -99,6 +95,27 @@ class TrainedRun:
             f"{self.folder}: its task {self.config.task.name!r} cannot {capability}; the task needs {methods} (see "
             "ds4sci.tasks.capabilities)"
         )
+
+
+def read_config(run: Path | str, which: str = "best", overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration that ``TrainedRun.load`` has for these arguments, without reading weights.
+
+    Raises ValueError if there is no such run or checkpoint, and for a run file without ``train.weights``.
+    """
+    run = Path(run)
+    if not _is_run_file(run):
+        selected = checkpoint.select_checkpoint(run, "latest" if which == UNTRAINED else which)
+        return RunConfig.load(selected / "config.json", list(overrides))
+    config = RunConfig.load(run, list(overrides))
+    if config.train.weights is None:
+        raise ValueError(
+            f"{run}: a run file has no trained weights; add train.weights=FILE, or give the folder of a run"
+        )
+    return config
+
+
+def _is_run_file(run: Path) -> bool:
+    return run.suffix == ".toml" and run.is_file()
 
 
 def evaluation_files(run: Path) -> dict[str, Path]:

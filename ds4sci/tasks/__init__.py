@@ -12,6 +12,8 @@ A task module exposes
 - optionally ``parallel_units(config) -> list[ParallelUnit]``: what ``[parallel]`` divides among ranks, such as
   attention heads, for ``ds4sci doctor``;
 - optionally ``check_data(config)``: errors of data files that are found in milliseconds, before processes start;
+- optionally ``takes_complexes(config) -> bool`` and ``takes_templates(config) -> bool``: what a model that predicts
+  structures reads, for ``ds4sci predict``;
 - optionally ``miniature(config, folder) -> dict``: the sections of a run file with tiny sizes and with tiny data in
   ``folder``, for ``ds4sci selftest`` (``ds4sci.tasks.miniatures``).
 

@@ -99,8 +99,8 @@ class SampleScoring(Protocol):
 class StructurePredictor(Protocol):
     """A task that predicts structures from sequences: ``ds4sci predict``.
 
-    A task whose model takes complexes (``Record.chain_ids``) has the attribute ``takes_complexes``, True; others refuse
-    them.
+    A task whose model takes complexes (``Record.chain_ids``) or templates says so by functions of its module,
+    ``takes_complexes`` and ``takes_templates`` (``ds4sci.config.task_module``).
     """
 
     model: nn.Module
@@ -110,7 +110,7 @@ class StructurePredictor(Protocol):
         """Input that the model takes: ``sequence``, ``profile`` or ``msa``."""
 
     def featurize(self, record: Record) -> Any:
-        """Return the features of ``record`` for inference: full length, no masking, deterministic."""
+        """Return the features of ``record`` for inference: full length, deterministic."""
 
     def predict(self, features: Sequence[Any], device: torch.device) -> list[Prediction]:
         """Predict chains as one batch, in evaluation mode, without gradients."""

@@ -153,12 +153,18 @@ def check_data(config: Config) -> None:
             has_complexes = ChainSet.stores_complexes(resolve_data_path(path))
         except OSError as error:
             raise ValueError(f"{key}: {error}") from error
-        if has_complexes and not _takes_complexes(config):
+        if has_complexes and not takes_complexes(config):
             raise _refused_complexes(f"{key} = {str(path)!r}")
 
 
-def _takes_complexes(config: Config) -> bool:
+def takes_complexes(config: Config) -> bool:
+    """Return whether the model distinguishes the chains of a complex: ``model.kind = "multimer"``."""
     return config.model.kind == "multimer"
+
+
+def takes_templates(config: Config) -> bool:
+    """Return whether examples have templates, which are then those of a model that reads them."""
+    return config.data.features.max_templates > 0
 
 
 def _refused_complexes(source: str) -> ValueError:
@@ -336,20 +342,10 @@ class FoldTask(SampledTask):
         """Input of the model: ``sequence``, ``profile`` or ``msa``."""
         return self.config.data.features.msa_input
 
-    @property
-    def takes_complexes(self) -> bool:
-        """Whether the model distinguishes the chains of a complex: ``model.kind = "multimer"``."""
-        return _takes_complexes(self.config)
-
     def _check_complexes(self, source: str) -> None:
         """Raise ValueError, naming ``source``, unless the model takes complexes."""
-        if not self.takes_complexes:
+        if not takes_complexes(self.config):
             raise _refused_complexes(source)
-
-    @property
-    def max_templates(self) -> int:
-        """Number of templates of each chain; 0 = the model takes none."""
-        return self.config.data.features.max_templates
 
     def featurize(self, record: Record) -> Features:
         """Return the features of ``record`` for inference: full length, the best templates, drawn by the seed."""

@@ -215,7 +215,7 @@ def test_templates_are_read_from_a_folder(run: Path, tmp_path: Path) -> None:
     folder.mkdir()
     predicted = lambda **given: predict.predict_run(run, fasta, tmp_path / "out", show=False, **given)  # noqa: E731
     with pytest.raises(ValueError, match="no templates for any record"):
-        predicted(template_dir=folder)
+        read_jobs(fasta, None, folder)
     name, sequence = next(iter(SEQUENCES.items()))
     record = make_record(name, sequence)
     mask = np.ones_like(record.atom_mask)

@@ -18,7 +18,7 @@ from ds4sci.data.structures.template_files import align_templates, write_templat
 from ds4sci.data.structures.template_folder import TemplateFolder
 from ds4sci.inference import predict
 from ds4sci.inference.prediction_inputs import UNPAIRED, read_jobs
-from ds4sci.tasks.fold import FoldTask
+from ds4sci.tasks import fold
 from ds4sci.types import Record
 from tests.support.fold_run import make_fold_run
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def takes_complexes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The small model as one of complexes: its numbers are meaningless here, its files are not."""
-    monkeypatch.setattr(FoldTask, "takes_complexes", True)
+    monkeypatch.setattr(fold, "takes_complexes", lambda config: True)
     return
 
 
@@ -175,6 +175,16 @@ def test_errors_of_the_input(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x is a complex of 2 chains, and the model of .* is one of single chains"):
         predict.predict_run(run, fasta, tmp_path / "out", show=False)
     (tmp_path / "msa").mkdir()
+    weights = [f"train.weights={tmp_path / 'absent.npz'}", "data.train=-", "data.valid=-"]  # is not read
+    with pytest.raises(ValueError, match=r"in is a complex of 2 chains, and the model of .*tiny_cpu\.toml"):
+        predict.predict_run(
+            "configs/fold/tiny_cpu.toml", fasta, tmp_path / "out", one_complex=True, overrides=weights, show=False
+        )
+    with pytest.raises(ValueError, match=r"tiny_cpu\.toml: the model takes no templates"):
+        predict.predict_run(
+            "configs/fold/tiny_cpu.toml", fasta, tmp_path / "out", tmp_path / "no such folder",
+            template_dir=tmp_path / "none", overrides=weights, show=False,
+        )  # fmt: skip
     with pytest.raises(ValueError, match=r"no alignment for any record of .*, such as x_A\.a3m"):
         read_jobs(fasta, tmp_path / "msa")
     with pytest.raises(ValueError, match=r"'x' has 2 chains, separated by ':'; expected one chain"):

@@ -28,8 +28,8 @@ from ds4sci.data.structures.template_features import ABSENT
 from ds4sci.inference.evaluate import evaluate_run
 from ds4sci.inference.trained_run import TrainedRun
 from ds4sci.metrics import chain_metrics
+from ds4sci.tasks import fold
 from ds4sci.tasks.evaluations.structures import torsions
-from ds4sci.tasks.fold import FoldTask
 from ds4sci.types import Msa, Prediction, Record, TemplateSet
 from tests.support.fold_run import make_fold_run
 
@@ -431,7 +431,7 @@ def test_a_model_of_single_chains_refuses_complexes(tmp_path: Path, complexes: d
 
 
 def test_evaluation_of_complexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FoldTask, "takes_complexes", True)
+    monkeypatch.setattr(fold, "takes_complexes", lambda config: True)
     run = make_fold_run(tmp_path)
     both = toy((9, 7))
     records = [both, replace(split_chains(both)[0], id="one")]
