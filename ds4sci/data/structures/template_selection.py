@@ -3,7 +3,7 @@
 Filters, in order (AlphaFold 2 supplement 1.2.3 and its code): obsolete entries, few aligned columns, near-duplicates of
 the query, short hits, release date, hits whose residues are not found in the structure, too few atoms, equal templates.
 The residues of a hit are looked up in the sequences of its mmCIF file; a hit that is not there as written is dropped
-(AlphaFold aligns it again with Kalign).
+with this reason (AlphaFold aligns it again with Kalign).
 """
 
 from __future__ import annotations
