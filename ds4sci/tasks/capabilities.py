@@ -99,8 +99,8 @@ class SampleScoring(Protocol):
 class StructurePredictor(Protocol):
     """A task that predicts structures from sequences: ``ds4sci predict``.
 
-    A task whose model takes complexes (``Record.chain_ids``) or templates says so by functions of its module,
-    ``takes_complexes`` and ``takes_templates`` (``ds4sci.config.task_module``).
+    The functions ``takes_complexes`` and ``takes_templates`` of the task's module return whether the model takes
+    complexes (``Record.chain_ids``) and templates (``ds4sci.config.task_module``).
     """
 
     model: nn.Module
