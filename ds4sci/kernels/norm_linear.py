@@ -67,15 +67,12 @@ class NativeNormLinear:
         needs_grad: Sequence[bool] = (False,) * 4, channels_first: bool = False,
     ) -> None:  # fmt: skip
         self.channels_first = channels_first
-        self._parameters = (norm_weight, norm_bias, weight, bias)
-        self._sums = [
-            torch.zeros(p.shape, dtype=torch.float64) if needed and p is not None else None
-            for p, needed in zip(self._parameters, needs_grad, strict=True)
-        ]
+        parameters = (norm_weight, norm_bias, weight, bias)
+        self._sums = [GradAccumulator(p, needed) for p, needed in zip(parameters, needs_grad, strict=True)]
         self._kept = {"weight": weight.contiguous()}
         vectors = zip(_VECTORS, (norm_weight, norm_bias, bias), strict=True)
         self._kept |= {name: v.float().contiguous() for name, v in vectors if v is not None}
-        self._kept |= {name: s for name, s in zip(_SUMS, self._sums, strict=True) if s is not None}
+        self._kept |= {name: s.total for name, s in zip(_SUMS, self._sums, strict=True) if s.total is not None}
         self._eps = eps
         self._prepared: dict[bool, _Prepared] = {}
 
@@ -89,8 +86,7 @@ class NativeNormLinear:
 
     def grads(self) -> list[Tensor | None]:
         """Gradients of norm weight, norm bias, weight and bias."""
-        pairs = zip(self._sums, self._parameters, strict=True)
-        return [None if s is None or p is None else s.to(p.dtype) for s, p in pairs]
+        return [s.result() for s in self._sums]
 
     def _run(self, backward: bool, x: Tensor, y: Tensor, grad_x: Tensor | None) -> None:
         if not x.numel():

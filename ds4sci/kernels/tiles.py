@@ -138,19 +138,22 @@ class CascadeSum:
 
 
 class GradAccumulator:
-    """Sum over tiles of the gradient of a vector parameter, in fp64.
+    """Sum over tiles of the gradient of a parameter, in fp64: of a vector, or of any parameter of C++ code.
 
-    ``total`` is None where there is no parameter or it needs no gradient.
+    ``total`` is None where there is no parameter or it needs no gradient. With ``transposed`` it is the transpose.
     """
 
-    def __init__(self, parameter: Tensor | None, needs_grad: bool) -> None:
-        self.parameter = parameter
+    def __init__(self, parameter: Tensor | None, needs_grad: bool, *, transposed: bool = False) -> None:
+        self.parameter, self.transposed = parameter, transposed
         self.total: Tensor | None = None
         if parameter is not None and needs_grad:
-            self.total = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
+            shape = parameter.shape[::-1] if transposed else parameter.shape
+            self.total = torch.zeros(shape, dtype=torch.float64, device=parameter.device)
 
     def result(self) -> Tensor | None:
-        return None if self.total is None or self.parameter is None else self.total.to(self.parameter.dtype)
+        if self.total is None or self.parameter is None:
+            return None
+        return (self.total.t() if self.transposed else self.total).to(self.parameter.dtype)
 
 
 class MatmulGradAccumulator:

@@ -5,21 +5,11 @@
 #include "forward.h"
 #include "params.h"
 
-namespace DS4SCI_ISA {
-
-// Calls f with the lanes of the products.
-template <class F>
-static auto with_lanes(const Params& c, F f) {
-  return c.dtype == ds4sci::BFLOAT16 ? f(LanesOfBf16{}) : f(Fp32Lanes{});
-}
-
-}  // namespace DS4SCI_ISA
-
 // Sets sizes[0] and sizes[1] to the bytes of `packed` and `workspace`. Needs the sizes, and what is not null.
 extern "C" void DS4SCI_SYMBOL(ds4sci_norm_linear_bytes)(const ds4sci::Params* params, int backward, int64_t* sizes) {
   using namespace DS4SCI_ISA;
   const Params& c = *params;
-  with_lanes(c, [&](auto lanes) {
+  with_dtype(c.dtype, [&](auto lanes, auto) {
     using L = decltype(lanes);
     Arena parameters(nullptr), common(nullptr), thread(nullptr);
     const Packed<L> packed(c, backward, parameters);
@@ -35,7 +25,7 @@ extern "C" void DS4SCI_SYMBOL(ds4sci_norm_linear_bytes)(const ds4sci::Params* pa
 // Packs the parameters, for any number of calls of the same pass.
 extern "C" void DS4SCI_SYMBOL(ds4sci_norm_linear_pack)(const ds4sci::Params* params, int backward) {
   using namespace DS4SCI_ISA;
-  with_lanes(*params, [&](auto lanes) {
+  with_dtype(params->dtype, [&](auto lanes, auto) {
     Arena parameters(static_cast<char*>(params->packed));
     Packed<decltype(lanes)>(*params, backward, parameters).fill(*params);
   });
@@ -44,7 +34,7 @@ extern "C" void DS4SCI_SYMBOL(ds4sci_norm_linear_pack)(const ds4sci::Params* par
 // Forward or backward pass.
 extern "C" void DS4SCI_SYMBOL(ds4sci_norm_linear)(const ds4sci::Params* params, int backward) {
   using namespace DS4SCI_ISA;
-  with_lanes(*params, [&](auto lanes) {
+  with_dtype(params->dtype, [&](auto lanes, auto) {
     using L = decltype(lanes);
     backward ? DS4SCI_ISA::backward<L>(*params) : forward<L>(*params);
   });

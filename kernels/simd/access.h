@@ -66,6 +66,19 @@ static inline void write(T* p, Vec v, Partial tag) {
   std::memcpy(p, padded, tag.n * sizeof(T));
 }
 
+// A vector of which the first `left` lanes exist in memory, all of them if `left` is larger. Others are read as 0.
+template <class T>
+static inline Vec read_lanes(const T* p, int64_t left) {
+  return left >= W ? read(p) : left > 0 ? read(p, Partial{int(left)}) : Vec{};
+}
+template <class T>
+static inline void write_lanes(T* p, Vec v, int64_t left) {
+  if (left >= W)
+    write(p, v);
+  else if (left > 0)
+    write(p, v, Partial{int(left)});
+}
+
 // Calls f(index of the first element, lanes tag) for each vector of a row of n elements.
 template <class F>
 static inline void for_each_vector(int64_t n, F f) {

@@ -37,12 +37,16 @@ class Ahead {
   }
 
   void step(int lines) {
-    for (; lines > 0 && at_ < count_; --lines) {
+    while (lines > 0 && at_ < count_) {
       const Range& range = ranges_[at_];
+      const char* row = range.base + row_ * range.stride;
+      const int64_t end = std::min(range.lines, line_ + lines);
+      lines -= int(end - line_);
 #if defined(__x86_64__)  // not the builtin: GCC removes calls of functions that only prefetch
-      asm volatile("prefetcht1 %0" ::"m"(range.base[row_ * range.stride + line_ * LINE]));
+      for (int64_t i = line_; i < end; ++i) asm volatile("prefetcht1 %0" ::"m"(row[i * LINE]));
 #endif
-      if (++line_ < range.lines) continue;
+      line_ = end;
+      if (line_ < range.lines) return;
       line_ = 0;
       if (++row_ < range.rows) continue;
       row_ = 0, ++at_;

@@ -19,6 +19,7 @@
 #include <memory>
 #include <new>
 #include <thread>
+#include <type_traits>
 
 #include "access.h"
 #include "array.h"
@@ -234,34 +235,56 @@ static inline void convert_panel(const float* from, int64_t channels, float* lan
   }
 }
 
-// Reads `rows` ≤ PANEL rows of `channels` as an fp32 panel. row(r): the first element of row r. Rows and channels beyond the last
-// are 0.
+// Where the rows of a panel begin, in elements: row r of a tensor at r / inner · stride[0] + r % inner · stride[1]. Beyond `rows`
+// the last one is repeated.
+struct RowOffsets {
+  int64_t at[PANEL];
+
+  RowOffsets(int64_t inner, const int64_t (&stride)[2], int64_t first, int rows) {
+    int64_t i = first / inner, j = first % inner;
+    for (int r = 0; r < PANEL; ++r) {
+      at[r] = i * stride[0] + j * stride[1];
+      if (r + 1 < rows && ++j == inner) j = 0, ++i;
+    }
+  }
+};
+
+// Reads `rows` ≤ PANEL rows of `channels` as an fp32 panel. row(r): the first element of row r. Rows beyond the last are 0.
 template <class Row>
 static inline void gather_panel(Row row, int rows, int64_t channels, float* to) {
-  alignas(64) float square[W * W];
   for (int v = 0; v < PANEL; v += W)
     for (int64_t k = 0; k < channels; k += W) {
       const int width = int(std::min<int64_t>(W, channels - k));
-      for (int r = 0; r < W; ++r)
-        store(square + r * W, v + r >= rows ? Vec{} : width == W ? read(row(v + r) + k) : read(row(v + r) + k, Partial{width}));
-      transpose(square, W, to + k * PANEL + v, PANEL, width);
+      Vec x[W];
+      if (v + W <= rows && width == W) {
+        DS4SCI_UNROLL for (int r = 0; r < W; ++r) x[r] = read(row(v + r) + k);
+      } else {
+        for (int r = 0; r < W; ++r) x[r] = v + r < rows ? read_lanes(row(v + r) + k, width) : Vec{};
+      }
+      transpose_step<1>(x);
+      DS4SCI_UNROLL for (int i = 0; i < W; ++i)
+        if (i < width) store(to + (k + i) * PANEL + v, x[i]);
     }
+}
+
+// A square of an fp32 panel, rows v to v + W of channels k to k + W, transposed: x[r] holds channels. Channels beyond the last
+// are 0.
+static inline void transpose_rows(const float* panel, int v, int64_t k, int64_t channels, Vec (&x)[W]) {
+  DS4SCI_UNROLL for (int i = 0; i < W; ++i) x[i] = k + i < channels ? load(panel + (k + i) * PANEL + v) : Vec{};
+  transpose_step<1>(x);
 }
 
 // The inverse of gather_panel: writes `rows` rows of `channels`.
 template <class Row>
 static inline void scatter_panel(const float* from, Row row, int rows, int64_t channels) {
-  alignas(64) float square[W * W], turned[W * W];
   for (int v = 0; v < rows; v += W)
     for (int64_t k = 0; k < channels; k += W) {
-      const int width = int(std::min<int64_t>(W, channels - k));
-      for (int i = 0; i < W; ++i) store(square + i * W, i < width ? load(from + (k + i) * PANEL + v) : Vec{});
-      transpose(square, W, turned, W);
-      for (int r = 0; r < std::min(W, rows - v); ++r) {
-        if (width == W)
-          write(row(v + r) + k, load(turned + r * W));
-        else
-          write(row(v + r) + k, load(turned + r * W), Partial{width});
+      Vec x[W];
+      transpose_rows(from, v, k, channels, x);
+      if (v + W <= rows && k + W <= channels) {
+        DS4SCI_UNROLL for (int r = 0; r < W; ++r) write(row(v + r) + k, x[r]);
+      } else {
+        for (int r = 0; r < std::min(W, rows - v); ++r) write_lanes(row(v + r) + k, x[r], channels - k);
       }
     }
 }
@@ -281,22 +304,13 @@ static inline void store_rows(const float* from, T* to, int64_t step, int rows, 
 template <class T>
 static inline void load_columns(const T* from, int64_t step, int rows, int64_t channels, float* to) {
   for (int64_t k = 0; k < channels; ++k, from += step)
-    for (int v = 0; v < PANEL; v += W) {
-      const int left = rows - v;
-      store(to + k * PANEL + v, left >= W ? read(from + v) : left > 0 ? read(from + v, Partial{left}) : Vec{});
-    }
+    for (int v = 0; v < PANEL; v += W) store(to + k * PANEL + v, read_lanes(from + v, rows - v));
 }
 
 template <class T>
 static inline void store_columns(const float* from, T* to, int64_t step, int rows, int64_t channels) {
   for (int64_t k = 0; k < channels; ++k, to += step)
-    for (int v = 0; v < rows; v += W) {
-      const Vec x = load(from + k * PANEL + v);
-      if (rows - v >= W)
-        write(to + v, x);
-      else
-        write(to + v, x, Partial{rows - v});
-    }
+    for (int v = 0; v < rows; v += W) write_lanes(to + v, load(from + k * PANEL + v), rows - v);
 }
 
 // An fp32 panel as panel number `p` of `panels` in RowSlices, the operand of add_outer(): for each PANEL channels, the rows of
@@ -304,18 +318,17 @@ static inline void store_columns(const float* from, T* to, int64_t step, int row
 template <class L>
 static inline void slice_rows(const float* from, int64_t channels, int p, int panels, float* to) {
   constexpr int LANES = PANEL / L::PER_LANE;
-  alignas(64) float square[W * W], turned[W * W];
   for (int v = 0; v < PANEL; v += W)
     for (int64_t k = 0; k < channels; k += W) {
-      for (int i = 0; i < W; ++i) store(square + i * W, k + i < channels ? load(from + (k + i) * PANEL + v) : Vec{});
-      transpose(square, W, turned, W);
+      Vec x[W];
+      transpose_rows(from, v, k, channels, x);
       float* row = to + (k / PANEL * panels + p) * LANES * PANEL + k % PANEL;
       if constexpr (L::PER_LANE == 1) {
-        for (int r = 0; r < W; ++r) store(row + (v + r) * PANEL, load(turned + r * W));
+        DS4SCI_UNROLL for (int r = 0; r < W; ++r) store(row + (v + r) * PANEL, x[r]);
       } else {
 #if defined(__AVX512BF16__)
-        for (int r = 0; r < W; r += 2)
-          store(row + (v + r) / 2 * PANEL, interleave_halves(to_bf16x2(load(turned + r * W), load(turned + (r + 1) * W))));
+        DS4SCI_UNROLL for (int r = 0; r < W; r += 2)
+          store(row + (v + r) / 2 * PANEL, interleave_halves(to_bf16x2(x[r], x[r + 1])));
 #endif
       }
     }
@@ -345,24 +358,14 @@ struct PanelNorm {
     }
   }
 
-  // scaled = (x - mean) · rstd, y = scaled · weight + bias; `scaled` may be null, `bias` too, and each may be x itself.
+  // scaled = (x - mean) · rstd, y = scaled · weight + bias. Either may be null or x itself; `bias` may be null.
   void apply(const float* x, const float* weight, const float* bias, int64_t channels, float* scaled, float* y) const {
     for (int64_t k = 0; k < channels; ++k)
       for (int v = 0; v < 2; ++v) {
         const int64_t cell = k * PANEL + v * W;
         const Vec s = (load(x + cell) - mean[v]) * rstd[v];
         if (scaled) store(scaled + cell, s);
-        store(y + cell, bias ? s * weight[k] + bias[k] : s * weight[k]);
-      }
-  }
-
-  // Replaces x by (x - mean) · rstd.
-  void normalize(float* x, int64_t channels, double eps) {
-    measure(x, channels, eps);
-    for (int64_t k = 0; k < channels; ++k)
-      for (int v = 0; v < 2; ++v) {
-        float* cell = x + k * PANEL + v * W;
-        store(cell, (load(cell) - mean[v]) * rstd[v]);
+        if (y) store(y + cell, bias ? s * weight[k] + bias[k] : s * weight[k]);
       }
   }
 
@@ -376,7 +379,7 @@ struct PanelNorm {
     return (total[0] + total[1]) + (total[2] + total[3]);
   }
 
-  // Replaces `grad`, the gradient of weight · scaled + bias, by that of the layer norm's input. `scaled`: as normalize() leaves
+  // Replaces `grad`, the gradient of weight · scaled + bias, by that of the layer norm's input. `scaled`: as apply() stores
   // it. Adds the gradients of weight and bias to sums[0] and sums[1], fp64, if they are not null.
   void backward(float* grad, const float* scaled, const float* weight, int64_t channels, double* const sums[2]) const {
     Vec sum[2] = {}, inner[2] = {};
@@ -401,15 +404,6 @@ struct PanelNorm {
     }
   }
 };
-
-// to = scaled · weight + bias for a panel; `bias` may be null.
-static inline void scale_panel(const float* scaled, const float* weight, const float* bias, int64_t channels, float* to) {
-  for (int64_t k = 0; k < channels; ++k)
-    for (int v = 0; v < PANEL; v += W) {
-      const Vec y = load(scaled + k * PANEL + v) * weight[k];
-      store(to + k * PANEL + v, bias ? y + bias[k] : y);
-    }
-}
 
 // Adds Σ_r x[k][r] to the fp64 sums.
 static inline void add_row_sums(const float* x, int64_t channels, double* sums) {
@@ -438,15 +432,24 @@ using LanesOfBf16 = Bf16Lanes;
 using LanesOfBf16 = Fp32Lanes;
 #endif
 
+// Calls f(element type) for a dtype.
+template <class F>
+static inline void with_element(int64_t dtype, F f) {
+  switch (dtype) {
+    case ds4sci::FLOAT32: return f(float{});
+    case ds4sci::BFLOAT16: return f(BFloat16{});
+    default: return f(Half{});
+  }
+}
+
 // Calls f(lanes of products, element type) for a dtype. Returns 0, or 1 if memory ran out.
 template <class F>
 static int with_dtype(int64_t dtype, F f) {
   try {
-    switch (dtype) {
-      case ds4sci::FLOAT32: f(Fp32Lanes{}, float{}); break;
-      case ds4sci::BFLOAT16: f(LanesOfBf16{}, BFloat16{}); break;
-      default: f(Fp32Lanes{}, Half{});
-    }
+    with_element(dtype, [&](auto element) {
+      using T = decltype(element);
+      f(std::conditional_t<std::is_same_v<T, BFloat16>, LanesOfBf16, Fp32Lanes>{}, element);
+    });
   } catch (const std::bad_alloc&) {
     return 1;
   }

@@ -56,14 +56,7 @@ static void multiply(int64_t n, const Operand<L, T>& left, const Operand<L, T>& 
         Vec acc[M][2] = {};
         sum_products<L, 1>(acc, lane_count<L>(n), left.panel(i) + first, PANEL, right.panel(j), PANEL);
         for (int r = 0; r < M; ++r)
-          for (int v = 0; v < 2; ++v) {
-            T* cell = to + (i + first + r) * n + j + v * W;
-            const int left_lanes = count - v * W;
-            if (left_lanes >= W)
-              write(cell, acc[r][v]);
-            else if (left_lanes > 0)
-              write(cell, acc[r][v], Partial{left_lanes});
-          }
+          for (int v = 0; v < 2; ++v) write_lanes(to + (i + first + r) * n + j + v * W, acc[r][v], count - v * W);
       });
     }
 }

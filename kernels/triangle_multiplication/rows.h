@@ -11,26 +11,25 @@ namespace DS4SCI_ISA {
 
 using ds4sci::Params;
 
-// Row r of z, counted over both dimensions.
-template <class T>
-static inline T* row_of(const ds4sci::Rows& x, int64_t inner, int64_t r) {
-  return static_cast<T*>(x.data) + r / inner * x.stride[0] + r % inner * x.stride[1];
-}
-
+// Rows of z, counted over both dimensions.
 template <class T>
 static inline void load_rows(const Params& c, const ds4sci::Rows& x, int64_t row, int rows, float* to) {
-  gather_panel([&](int r) { return static_cast<const T*>(row_of<T>(x, c.inner, row + r)); }, rows, c.channels, to);
+  const RowOffsets offsets(c.inner, x.stride, row, rows);
+  gather_panel([&](int r) { return static_cast<const T*>(x.data) + offsets.at[r]; }, rows, c.channels, to);
 }
 
 template <class T>
 static inline void store_rows_of(const Params& c, const float* from, const ds4sci::Rows& x, int64_t row, int rows) {
-  scatter_panel(from, [&](int r) { return row_of<T>(x, c.inner, row + r); }, rows, c.channels);
+  const RowOffsets offsets(c.inner, x.stride, row, rows);
+  scatter_panel(from, [&](int r) { return static_cast<T*>(x.data) + offsets.at[r]; }, rows, c.channels);
 }
 
 // The next block of z and of channels-first tensors, for Ahead.
 template <class L, class T>
 static inline void add_rows(const Params& c, Ahead& ahead, const ds4sci::Rows& x, int64_t row) {
-  if (row < c.outer * c.inner) ahead.add(row_of<T>(x, c.inner, row), x.stride[1] * sizeof(T), BLOCK<L>, c.channels * sizeof(T));
+  if (row >= c.outer * c.inner) return;
+  const T* first = static_cast<const T*>(x.data) + row / c.inner * x.stride[0] + row % c.inner * x.stride[1];
+  ahead.add(first, x.stride[1] * sizeof(T), BLOCK<L>, c.channels * sizeof(T));
 }
 
 template <class L, class T>
@@ -81,20 +80,6 @@ static inline void load_mask(const Params& c, int64_t row, int rows, Vec (&mask)
   float x[PANEL] = {};
   for (int r = 0; r < rows; ++r) x[r] = c.mask ? c.mask[row + r] : 1.0f;
   for (int v = 0; v < 2; ++v) mask[v] = load(x + v * W);
-}
-
-// Writes one vector of a row of channels-first memory, of which `left` lanes exist.
-template <class T>
-static inline void write_lanes(T* to, Vec x, int left) {
-  if (left >= W)
-    write(to, x);
-  else if (left > 0)
-    write(to, x, Partial{left});
-}
-
-template <class T>
-static inline Vec read_lanes(const T* from, int left) {
-  return left >= W ? read(from) : left > 0 ? read(from, Partial{left}) : Vec{};
 }
 
 }  // namespace DS4SCI_ISA

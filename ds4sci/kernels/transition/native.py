@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ds4sci.kernels import native
 from ds4sci.kernels.arrays import DTYPE_CODES
-from ds4sci.kernels.tiles import as_rows, empty_in_order, fill_missing_grads, row_order
+from ds4sci.kernels.tiles import GradAccumulator, as_rows, empty_in_order, fill_missing_grads, row_order
 
 NAME = "transition"
 _SIZES = ("dtype", "threads", "rows", "channels", "hidden", "swiglu")
@@ -78,13 +78,8 @@ def backward(
 ) -> list[Tensor]:  # fmt: skip
     parameters = (norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2)
     sums = [
-        torch.zeros(p.shape, dtype=torch.float64) if needed and p is not None else None
+        GradAccumulator(p, needed, transposed=p is weight_2)  # the C++ sums the transpose of this one
         for p, needed in zip(parameters, needs_grad[1:], strict=True)
     ]
-    if sums[4] is not None:
-        sums[4] = sums[4].view(weight_2.shape[::-1])  # the C++ sums the transpose
-    out = _run(x, grad, *parameters, activation, eps, sums)
-    if sums[4] is not None:
-        sums[4] = sums[4].t()
-    made = [None if s is None or p is None else s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)]
-    return fill_missing_grads(x, [out, *made])
+    out = _run(x, grad, *parameters, activation, eps, [s.total for s in sums])
+    return fill_missing_grads(x, [out, *(s.result() for s in sums)])

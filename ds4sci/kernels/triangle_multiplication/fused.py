@@ -151,7 +151,7 @@ class NativeUpdate:
         assert weight is not None
         self.hidden, self.c = weight.shape[0] // 4, weight.shape[1]
         self.sums = {
-            name: torch.zeros(x.shape, dtype=torch.float64) if needed and x is not None else None
+            name: GradAccumulator(x, needed)
             for (name, x), needed in zip(self.parameters.items(), needs_grad, strict=True)
         }
 
@@ -163,11 +163,11 @@ class NativeUpdate:
 
     def output_backward(self, grad: Tensor, z: Tensor, p: Tensor, grad_p: Tensor, out: Tensor) -> None:
         tensors = {"grad": grad, "p": p, "grad_p": grad_p, "out": out}
-        sums = {name: total for name, total in self.sums.items() if not name.endswith(("_in", "_in_bias"))}
+        sums = {name: s.total for name, s in self.sums.items() if not name.endswith(("_in", "_in_bias"))}
         native.run("output_backward", self.parameters, self.eps, z, tensors, sums=sums)
 
     def project_backward(self, grad_ab: Tensor, z: Tensor, mask: Tensor | None, out: Tensor) -> None:
-        sums = {name: total for name, total in self.sums.items() if name.endswith(("_in", "_in_bias"))}
+        sums = {name: s.total for name, s in self.sums.items() if name.endswith(("_in", "_in_bias"))}
         native.run("project_backward", self.parameters, self.eps, z, {"ab": grad_ab, "out": out}, mask, sums)
 
     @staticmethod
@@ -179,8 +179,7 @@ class NativeUpdate:
         native.contract(a, b, direction, grad, backward=True)
 
     def grads(self) -> list[Tensor | None]:
-        pairs = zip(self.sums.values(), self.parameters.values(), strict=True)
-        return [None if total is None or x is None else total.to(x.dtype) for total, x in pairs]
+        return [s.result() for s in self.sums.values()]
 
 
 def make_update(
