@@ -178,10 +178,15 @@ def triangle_multiplication(z: Tensor, *weights: Any, **_: Any) -> int:
 
 @_counts(torch.ops.ds4sci.triangle_multiplication_backward)
 def triangle_multiplication_backward(grad: Tensor, z: Tensor, *weights: Any, **_: Any) -> int:
-    """Backward of ``triangle_multiplication``, which computes the projections again, those of z twice."""
+    """Backward of ``triangle_multiplication``: computes projections again, and a and b once more if not saved."""
     project, product, out, gate = _triangle(z, weights)
     needs_grad: Sequence[bool] = weights[-1]
-    return project * (3 + needs_grad[3]) + out * (2 + needs_grad[7]) + gate * (2 + needs_grad[9]) + 2 * product
+    return (
+        project * (3 - weights[-2] + needs_grad[3])
+        + out * (2 + needs_grad[7])
+        + gate * (2 + needs_grad[9])
+        + 2 * product
+    )
 
 
 def _triangle(z: Tensor, weights: Sequence[Any]) -> tuple[int, int, int, int]:
@@ -199,10 +204,10 @@ def gated_self_attention(x: Tensor, *weights: Any, **_: Any) -> int:
 
 @_counts(torch.ops.ds4sci.gated_self_attention_backward)
 def gated_self_attention_backward(grad: Tensor, x: Tensor, *weights: Any, **_: Any) -> int:
-    """Backward of ``gated_self_attention``, which computes the projections again."""
+    """Backward of ``gated_self_attention``, which computes projections again that are not saved."""
     project, attention, out = _self_attention(x, weights)
     needs_grad: Sequence[bool] = weights[-1]
-    return project * (2 + needs_grad[3]) + BACKWARD_PRODUCTS * attention + out * (1 + needs_grad[5])
+    return project * (2 - weights[-2] + needs_grad[3]) + BACKWARD_PRODUCTS * attention + out * (1 + needs_grad[5])
 
 
 def _self_attention(x: Tensor, weights: Sequence[Any]) -> tuple[int, int, int]:

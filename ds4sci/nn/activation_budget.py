@@ -12,6 +12,9 @@
 Outputs of attention are small and costly: the second forward pass of attention takes n times as long as that of a
 linear layer with as many outputs. So a budget first keeps operators in as many layers as it can, then all of as many
 layers as it can, from the last layer on: the backward pass releases these before it computes earlier layers again.
+Bytes that are left where all layers keep all go to projections that fused operations would compute again
+(``kernels.saved_projections``): q, k, v and gate of attention, a and b of triangle multiplication, in the order in
+which the operations run.
 
 The sizes are counted, not estimated. In the first step on inputs of a new shape, layers keep their input only, and one
 is counted: the last of those with the most trained weights, usually the last, which the backward pass computes first.
@@ -111,14 +114,19 @@ class LayerStack:
     limit   bytes; infinite: nothing is computed again; None: no budget is set
     log     called with a sentence whenever a decision is made
     group   ranks that share each example: they decide alike, because layers that are computed again communicate again
+    spare   bytes for projections in the layers that ``plan`` was called for, together
     """
 
-    def __init__(self, name: str, layers: int) -> None:
-        """``name``: what the layers are called in messages, in the plural."""
-        self.name, self.layers = name, layers
+    def __init__(self, name: str, layers: int, *, has_projections: bool = False) -> None:
+        """``name``: what the layers are called in messages, in the plural.
+
+        ``has_projections``: whether they are called within an allowance of ``spare`` bytes (``saved_projections``).
+        """
+        self.name, self.layers, self.has_projections = name, layers, has_projections
         self.limit: float | None = None
         self.log: Callable[[str], None] | None = None
         self.group: SequenceGroup = SINGLE_RANK
+        self.spare = 0.0
         self._sizes: dict[Any, LayerBytes] = {}
         self._reported = False
 
@@ -147,6 +155,7 @@ class LayerStack:
                 f"Activations: {count} {self.name} keep their input for backward and are computed again; with "
                 "train.activation_budget (GB) they keep the outputs of attention too, and whatever else fits"
             )
+        self.spare = math.inf if self.limit == math.inf and self.has_projections else 0.0
         if not self.counts:
             return [None if self.limit else keep_input] * count
         if not count:
@@ -169,6 +178,7 @@ class LayerStack:
             found = [keep_operators if size.operators > size.input else keep_input] * count
             found[at] = functools.partial(self._count, shape, count, True)
             return found
+        self.spare = self._spare_bytes(count, size)
         return [runs[keep] for keep in keeps]
 
     def _count(self, shape: Any, layers: int, whole: bool, function: Callable[..., Any], *args: Any) -> Any:
@@ -187,6 +197,12 @@ class LayerStack:
             self.log(self.describe(shape, layers))
         return out
 
+    def _spare_bytes(self, layers: int, size: LayerBytes) -> float:
+        """Bytes that the budget leaves where all ``layers`` keep all."""
+        if not self.has_projections or size.is_bound:
+            return 0.0
+        return max(0.0, (self.limit or 0) - layers * size.all)
+
     def describe(self, shape: Any, layers: int) -> str:
         """Return the decision for ``shape``, which has been counted, as a sentence."""
         size = self._sizes[shape]
@@ -202,7 +218,9 @@ class LayerStack:
             )
             if counts[keep]
         ]  # fmt: skip
-        return f"Activations: of {layers} {self.name}, {', '.join(parts)} for backward ({total / GB:.2f} GB)"
+        spare = self._spare_bytes(layers, size)
+        more = f", and up to {spare / GB:.2f} GB of projections" if spare else ""
+        return f"Activations: of {layers} {self.name}, {', '.join(parts)} for backward ({total / GB:.2f} GB{more})"
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

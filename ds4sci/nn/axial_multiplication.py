@@ -76,7 +76,7 @@ class _AxialMultiplication(torch.autograd.Function):
             grad_product = exchange(grad_rows, 1, 0, shards.residues, channels, group)
             del grad_rows
             a, b = ab = _project(update, x, keep, channels, shards)
-            update.contract_backward(grad_product, a, b, direction)
+            update.contract_backward(grad_product, a, b, direction, (a, b))
             del grad_product
             grad_ab = exchange(ab, 1, 2, channels, shards.residues, group)
             del a, b, ab

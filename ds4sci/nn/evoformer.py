@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ds4sci.kernels import saved_projections
 from ds4sci.nn.activation_budget import LayerStack
 from ds4sci.nn.attention import (
     MSAColumnAttention,
@@ -160,7 +161,7 @@ class EvoformerStack(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(EvoformerBlock(config) for _ in range(blocks))
         self.checkpoint_blocks = checkpoint_blocks
-        self.activations = LayerStack("blocks", blocks)
+        self.activations = LayerStack("blocks", blocks, has_projections=True)
 
     def forward(
         self, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor, shards: AxialShards = WHOLE, *,
@@ -168,12 +169,15 @@ class EvoformerStack(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As a block."""
         runs: list[Any] = [None] * len(self.blocks)
+        projections = 0.0
         if torch.is_grad_enabled() and (self.checkpoint_blocks or self.activations.limit is not None):
             self.activations.group = shards.group
             runs = self.activations.plan((m.shape, z.shape), list(self.blocks), m.nbytes + z.nbytes)
-        for block, run in zip(self.blocks, runs, strict=True):
-            given = (m, z, msa_mask, pair_mask, shards)
-            m, z = block(*given, in_place=in_place) if run is None else run(block, *given)
+            projections = self.activations.spare
+        with saved_projections.allowance(projections):
+            for block, run in zip(self.blocks, runs, strict=True):
+                given = (m, z, msa_mask, pair_mask, shards)
+                m, z = block(*given, in_place=in_place) if run is None else run(block, *given)
         return m, z
 
 

@@ -63,7 +63,8 @@ static void multiply(int64_t n, const Operand<L, T>& left, const Operand<L, T>& 
 
 template <class L, class T>
 static void contract(const Contraction& c) {
-  const int64_t size = c.n * c.n;
+  const bool backward = c.grad_a.data;
+  auto matrix = [](const ds4sci::Columns& x, int64_t channel) { return static_cast<T*>(x.data) + channel * x.stride; };
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   auto run = [&] {
@@ -80,23 +81,23 @@ static void contract(const Contraction& c) {
     for (int64_t k = next++, following; k < c.channels; k = following) {
       following = next++;
       ahead.clear();
-      for (void* x : {c.a, c.b, c.p})
-        if (following < c.channels && (c.backward || x != c.p))
-          ahead.add(static_cast<T*>(x) + following * size, c.n * sizeof(T), c.n, c.n * sizeof(T));
-      T *a = static_cast<T*>(c.a) + k * size, *b = static_cast<T*>(c.b) + k * size, *p = static_cast<T*>(c.p) + k * size;
-      if (!c.backward) {
+      for (const ds4sci::Columns* x : {&c.a, &c.b, backward ? &c.p : nullptr})
+        if (x && following < c.channels) ahead.add(matrix(*x, following), c.n * sizeof(T), c.n, c.n * sizeof(T));
+      const T *a = matrix(c.a, k), *b = matrix(c.b, k);
+      T *p = matrix(c.p, k), *grad_a = matrix(c.grad_a, k), *grad_b = matrix(c.grad_b, k);
+      if (!backward) {
         left.pack(a, c.outgoing), right.pack(b, c.outgoing);
         multiply(c.n, left, right, p, ahead);
       } else if (c.outgoing) {  // da_ik = Σ_j g_ij b_jk, db_jk = Σ_i g_ij a_ik
         left.pack(p, true), right.pack(b, false), kept.pack(a, false);
-        multiply(c.n, left, right, a, ahead);
+        multiply(c.n, left, right, grad_a, ahead);
         left.pack(p, false);
-        multiply(c.n, left, kept, b, ahead);
+        multiply(c.n, left, kept, grad_b, ahead);
       } else {  // da_ki = Σ_j b_kj g_ij, db_kj = Σ_i a_ki g_ij
         left.pack(b, true), right.pack(p, true), kept.pack(a, true);
-        multiply(c.n, left, right, a, ahead);
+        multiply(c.n, left, right, grad_a, ahead);
         right.pack(p, false);
-        multiply(c.n, kept, right, b, ahead);
+        multiply(c.n, kept, right, grad_b, ahead);
       }
     }
   };

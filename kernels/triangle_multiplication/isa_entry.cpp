@@ -57,8 +57,8 @@ static const ds4sci::AbiField ABI_FIELDS[] = {
     DS4SCI_ABI_FIELD(Params, grad_bias_out), DS4SCI_ABI_FIELD(Params, grad_weight_gate), DS4SCI_ABI_FIELD(Params, grad_bias_gate),
     DS4SCI_ABI_STRUCT(Contraction), DS4SCI_ABI_FIELD(Contraction, dtype), DS4SCI_ABI_FIELD(Contraction, threads),
     DS4SCI_ABI_FIELD(Contraction, channels), DS4SCI_ABI_FIELD(Contraction, n), DS4SCI_ABI_FIELD(Contraction, outgoing),
-    DS4SCI_ABI_FIELD(Contraction, backward), DS4SCI_ABI_FIELD(Contraction, gomp_parallel), DS4SCI_ABI_FIELD(Contraction, a),
-    DS4SCI_ABI_FIELD(Contraction, b), DS4SCI_ABI_FIELD(Contraction, p),
+    DS4SCI_ABI_FIELD(Contraction, gomp_parallel), DS4SCI_ABI_FIELD(Contraction, a), DS4SCI_ABI_FIELD(Contraction, b),
+    DS4SCI_ABI_FIELD(Contraction, p), DS4SCI_ABI_FIELD(Contraction, grad_a), DS4SCI_ABI_FIELD(Contraction, grad_b),
     {nullptr, 0, 0},
 };
 DS4SCI_EXPORT_ABI(ABI_FIELDS)

@@ -35,13 +35,13 @@ struct Params {
       *grad_bias_out, *grad_weight_gate, *grad_bias_gate;
 };
 
-// The contraction of `channels` pairs of contiguous [n, n] matrices. `backward`: a and b are replaced by their gradients.
+// The contraction of `channels` pairs of contiguous [n, n] matrices.
 struct Contraction {
   int64_t dtype, threads, channels, n;
   int64_t outgoing;  // Σ_k a_ik b_jk, else Σ_k a_ki b_kj
-  int64_t backward;
   void* gomp_parallel;
-  void *a, *b, *p;  // p: the result, or its gradient
+  Columns a, b, p;         // p: the result, or its gradient
+  Columns grad_a, grad_b;  // null in the forward pass; may be a and b
 };
 
 }  // namespace ds4sci

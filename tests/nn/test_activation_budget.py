@@ -143,7 +143,33 @@ def test_same_bits_and_fewer_operations_for_every_budget(name: str) -> None:
         for key, once in attention.items():
             assert calls[key] == once * (8 - operators) // 4, (key, operators, whole)
         assert memory - least == pytest.approx(kept - 4 * size.input, rel=0.05, abs=30_000), (operators, whole)
+    set_budget(model, 2 * most / GB)  # more than enough: projections inside operations are kept as well
+    found, _, memory = step(model, given)
+    same(found, wanted)
     assert memory == pytest.approx(most, rel=0.05)  # the last norm is tiled
+
+
+def test_spare_bytes_go_to_projections() -> None:
+    """As many as fit, in the order of the operations; the log names the bytes."""
+    model, given = evoformer()
+    messages: list[str] = []
+    log_decisions(model, messages.append)
+    (stack,) = stacks(model)
+    set_budget(model, 1.0)
+    for _ in range(2):
+        step(model, given)
+    (size,) = stack._sizes.values()
+    assert messages == [f"{stack.describe(next(iter(stack._sizes)), 4)}"]
+    assert "4 keep all for backward" in messages[0]
+    assert f"and up to {1 - 4 * size.all / GB:.2f} GB of projections" in messages[0]
+    memory = []
+    row_attention = 6 * 40 * 4 * 16 * 4
+    for spare in (0, 0.9 * row_attention, 2.5 * row_attention):
+        set_budget(model, (4 * size.all + spare) / GB)
+        memory.append(step(model, given)[2])
+    assert memory[1] == memory[0]
+    assert memory[2] - memory[0] == 2 * row_attention, "row and column attention of the first block"
+    assert stack.spare == pytest.approx(2.5 * row_attention)
 
 
 def is_costly(name: str) -> bool:

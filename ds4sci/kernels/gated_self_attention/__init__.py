@@ -13,6 +13,7 @@ from ds4sci.kernels.gated_self_attention.cases import CASES, SIZE_SWEEPS
 from ds4sci.kernels.gated_self_attention.reference import Weights, reference
 from ds4sci.kernels.input_checks import check_added_mask, check_linear, check_norm, check_pair_bias, expand_mask
 from ds4sci.kernels.pointwise import implementations
+from ds4sci.kernels.saved_projections import take
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.tiles import concat_linears
 
@@ -38,7 +39,8 @@ def _fused(name: str) -> Callable[..., Tensor]:
         w = weights
         joint = concat_linears(w.q, w.k, w.v, *(() if w.g is None else (w.g,)))
         norm = (None, None) if w.norm is None else w.norm
-        out: Tensor = fused.CUSTOM_OP(x, *norm, *joint, *w.o, mask, pair_bias, heads, eps, name)[0]
+        saves = take(x[..., 0].numel() * len(joint[0]) * x.itemsize)
+        out: Tensor = fused.CUSTOM_OP(x, *norm, *joint, *w.o, mask, pair_bias, heads, eps, name, saves)[0]
         return out
 
     return run
@@ -66,7 +68,8 @@ def gated_self_attention(
     ``[b, s, n, c]``.
 
     implementation  ``triton``, ``native``, ``tiled``  a few rows at a time; saves x, the gated output before its
-                                                   projection, and lse ``b·s·h·n``; recomputes q, k, v and g
+                                                   projection, and lse ``b·s·h·n``; recomputes q, k, v and g, outside of
+                                                   ``saved_projections.allowance``
                     ``reference``                  readable torch; saves ``b·s·h·n²`` scores
 
     Raises ValueError for a mask, bias or parameters whose shapes do not match x and each other.

@@ -1,9 +1,10 @@
-"""Gated self-attention a few rows at a time; backward recomputes q, k, v and the gate.
+"""Gated self-attention a few rows at a time; backward recomputes q, k, v and the gate, unless they are saved.
 
 The projections are ``norm_linear``: with AVX2 or AVX-512, ``native`` runs each of them as one call of C++ for all rows
 of a tile; else the products are torch's.
 
-Saves x, the gated output before its projection [b, s, n, h·d], and lse [b, s, h, n].
+Saves x, the gated output before its projection [b, s, n, h·d], and lse [b, s, h, n]; with ``saves_projections`` q, k, v
+and the gate as well [b, s, n, 4h·d], which backward then does not compute again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ds4sci.kernels.evoformer_attention import native
 from ds4sci.kernels.evoformer_attention.op import FUSED
 from ds4sci.kernels.evoformer_attention.reference import empty_lse_low
 from ds4sci.kernels.norm_linear import norm_linear
+from ds4sci.kernels.saved_projections import use_huge_pages
 from ds4sci.kernels.tiles import CascadeSum, empty_in_order, fill_missing_grads, row_order, tile_slices
 
 TILES = 4
@@ -27,9 +29,10 @@ TILES = 4
 
 
 def _empty_results(
-    x: Tensor, inner: int, mask: Tensor | None, pair_bias: Tensor | None, heads: int, implementation: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Empty tensors: the output, the gated output before its projection, lse and lse_low.
+    x: Tensor, weight_in: Tensor, inner: int, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
+    implementation: str, saves_projections: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Empty tensors: the output, the gated output before its projection, lse, lse_low, and the saved projections.
 
     The gated output is fp32 where the implementation can write it, because backward computes ``Σ_d dO · o`` from it.
     In 16 bits its rounding error would be the same for all keys of a query: the gradients of their scores would no
@@ -38,7 +41,9 @@ def _empty_results(
     b, s, n = x.shape[:3]
     gated = x.new_empty(b, s, n, inner, dtype=accumulation_dtype(x.dtype) if implementation == "native" else x.dtype)
     lse = x.new_empty(b, s, heads, n, dtype=accumulation_dtype(x.dtype))
-    return empty_in_order(x, row_order(x)), gated, lse, empty_lse_low(lse, x.dtype, mask, pair_bias)
+    projections = x.new_empty(b, s, n, len(weight_in)) if saves_projections else x.new_empty(0)
+    lse_low = empty_lse_low(lse, x.dtype, mask, pair_bias)
+    return empty_in_order(x, row_order(x)), gated, lse, lse_low, projections
 
 
 def _tiles(x: Tensor, width: int) -> list[slice]:
@@ -70,17 +75,20 @@ def forward(
     heads: int,
     eps: float,
     implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    saves_projections: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``weight_in`` [3h·d or 4h·d, c]: rows of q, k, v and, if there is one, the gate."""
     first = norm_linear(implementation, norm_weight, norm_bias, weight_in, bias_in, eps)
     last = norm_linear(implementation, None, None, weight_out, bias_out, eps)
     b, inner = len(x), weight_out.shape[1]
-    out, gated, lse, lse_low = _empty_results(x, inner, mask, pair_bias, heads, implementation)
-    buffer = _tile_buffer(x, weight_in.shape[0], weight_in.shape[0])
+    out, gated, lse, lse_low, projections = _empty_results(
+        x, weight_in, inner, mask, pair_bias, heads, implementation, saves_projections
+    )
+    buffer = use_huge_pages(projections) if saves_projections else _tile_buffer(x, len(weight_in), len(weight_in))
     for i in range(b):
         bias = None if pair_bias is None else pair_bias[i : i + 1] if len(pair_bias) > 1 else pair_bias
         for tile in _tiles(x, weight_in.shape[0]):
-            joint = buffer[: tile.stop - tile.start]
+            joint = projections[i, tile] if saves_projections else buffer[: tile.stop - tile.start]
             first.forward(x[i, tile], joint)
             q, k, v, *gate = _heads(joint, heads, inner)
             keep = None if mask is None else mask[i : i + 1, tile]
@@ -95,7 +103,7 @@ def forward(
             if lse_low.numel():
                 lse_low[i, tile] = row_lse_low[0]
             last.forward(gated[i, tile], out[i, tile])
-    return out, gated, lse, lse_low
+    return out, gated, lse, lse_low, projections
 
 
 def backward(
@@ -112,9 +120,11 @@ def backward(
     gated: Tensor,
     lse: Tensor,
     lse_low: Tensor,
+    projections: Tensor,
     heads: int,
     eps: float,
     implementation: str,
+    saves_projections: bool,
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     first = norm_linear(implementation, norm_weight, norm_bias, weight_in, bias_in, eps, needs_grad[1:5])
@@ -125,13 +135,18 @@ def backward(
     grads: list[Any]
     bias_sums = [CascadeSum() for _ in range(len(pair_bias))] if pair_bias is not None and needs_grad[8] else []
     attention_needs_grad = [True, True, True, grad_mask is not None, bool(bias_sums), weight_in.shape[0] == 4 * inner]
-    buffers = [_tile_buffer(x, weight_in.shape[0], width) for width in (weight_in.shape[0], weight_in.shape[0], inner)]
+    buffers = [_tile_buffer(x, len(weight_in), width) for width in (len(weight_in), inner)]
+    again = None if saves_projections else _tile_buffer(x, len(weight_in), len(weight_in))
     for i in range(b):
         shared = pair_bias is not None and len(pair_bias) == 1
         bias = None if pair_bias is None else pair_bias if shared else pair_bias[i : i + 1]
         for tile in _tiles(x, weight_in.shape[0]):
-            joint, grad_joint, grad_gated = (buffer[: tile.stop - tile.start] for buffer in buffers)
-            first.forward(x[i, tile], joint)
+            grad_joint, grad_gated = (buffer[: tile.stop - tile.start] for buffer in buffers)
+            if again is None:
+                joint = projections[i, tile]
+            else:
+                joint = again[: tile.stop - tile.start]
+                first.forward(x[i, tile], joint)
             last.backward(grad[i, tile], gated[i, tile], grad_gated)
             (q, k, v, *gate), grad_heads = _heads(joint, heads, inner), _heads(grad_joint, heads, inner)
             arguments = (
@@ -163,8 +178,9 @@ def backward(
 
 def fake_impl(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight_in: Tensor, bias_in: Tensor |
 None, weight_out: Tensor, bias_out: Tensor | None, mask: Tensor | None, pair_bias: Tensor | None, heads: int,
-          eps: float, implementation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _empty_results(x, weight_out.shape[1], mask, pair_bias, heads, implementation)
+          eps: float, implementation: str, saves_projections: bool) -> tuple[Tensor, ...]:  # fmt: skip
+    inner = weight_out.shape[1]
+    return _empty_results(x, weight_in, inner, mask, pair_bias, heads, implementation, saves_projections)
 
 
 CUSTOM_OP = define_custom_op("gated_self_attention", forward, backward, fake_impl)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ds4sci.kernels.dtypes import why_not_mixed_dtypes
 from ds4sci.kernels.input_checks import check_linear, check_norm, expand_mask
 from ds4sci.kernels.pointwise import implementations
+from ds4sci.kernels.saved_projections import take
 from ds4sci.kernels.spec import Kernel
 from ds4sci.kernels.tiles import concat_linears
 from ds4sci.kernels.triangle_multiplication import fused
@@ -26,7 +27,8 @@ def joint_parameters(w: Weights) -> tuple[Tensor | None, ...]:
 def _fused(name: str) -> Callable[..., Tensor]:
     def run(z: Tensor, mask: Tensor | None, weights: Weights, direction: Direction, *, eps: float = 1e-5) -> Tensor:
         keep = None if mask is None else mask.detach()
-        out: Tensor = fused.CUSTOM_OP(z, *joint_parameters(weights), keep, direction, eps, name)[0]
+        saves = take(fused.channels_bytes(z, 2 * len(z) * len(weights.a_p[0])))
+        out: Tensor = fused.CUSTOM_OP(z, *joint_parameters(weights), keep, direction, eps, name, saves)[0]
         return out
 
     return run
@@ -56,7 +58,8 @@ def triangle_multiplication(
     parameters.
 
     implementation  ``triton``, ``native``, ``tiled``  the contraction as matrix products, everything else in tiles;
-                                                   saves z and the result of the contraction ``b·n²·c'``
+                                                   saves z and the result of the contraction ``b·n²·c'``; within
+                                                   ``saved_projections.allowance`` also a and b
                     ``reference``                  readable torch; saves about ``b·n²·(8 c' + 3 c)``
 
     Raises ValueError for a mask or parameters whose shapes do not match z and each other.

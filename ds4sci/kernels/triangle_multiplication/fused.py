@@ -2,7 +2,7 @@
 
 The projections a and b are computed channels first, [2c', n·n], as the product of a weight and LN(z) transposed: the
 contraction over k is then one matrix product per channel, and nothing is transposed in memory. Saves z, the mask and
-the result p [c', n, n] of the contraction; backward recomputes a and b.
+the result p [c', n, n] of the contraction; backward recomputes a and b, unless ``saves_projections``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,21 @@ from ds4sci.kernels.tiles import (
     tile_slices,
 )
 from ds4sci.kernels.triangle_multiplication import native
+
+
+def empty_channels(z: Tensor, outer: int, channels: int) -> Tensor:
+    """Empty [outer, channels, n, n] for z [b, n, n, c], with a cache line between channels.
+
+    Without it, the same rows of all channels compete for few sets of the cache where n is a multiple of 32: their
+    distance is then one of pages.
+    """
+    n, step = z.shape[1], (channels_bytes(z, 1) + 64) // z.itemsize
+    return torch.empty_strided((outer, channels, n, n), (channels * step, step, n, 1), dtype=z.dtype, device=z.device)
+
+
+def channels_bytes(z: Tensor, channels: int) -> int:
+    """Bytes of ``empty_channels(z, 1, channels)``."""
+    return channels * (z.shape[1] ** 2 * z.itemsize + 64) - 64
 
 
 class TiledUpdate:
@@ -120,16 +135,16 @@ class TiledUpdate:
             torch.bmm(a.transpose(1, 2), b, out=out)
 
     @staticmethod
-    def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> None:
-        """Replace a and b by their gradients, from the gradient of p, a few channels at a time."""
+    def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str, grads: tuple[Tensor, Tensor]) -> None:
+        """Write the gradients of a and b to ``grads``, which may be a and b, a few channels at a time; grad: of p."""
         for part in tile_slices(len(a), 2 * a[0].nbytes, a.device):
             g, left, right = grad[part], a[part], b[part]
             if direction == "outgoing":
                 made = torch.bmm(g, right), torch.bmm(g.transpose(1, 2), left)
             else:
                 made = torch.bmm(right, g.transpose(1, 2)), torch.bmm(left, g)
-            left.copy_(made[0])
-            right.copy_(made[1])
+            grads[0][part] = made[0]
+            grads[1][part] = made[1]
 
     def grads(self) -> list[Tensor | None]:
         """The gradients of the parameters."""
@@ -175,8 +190,8 @@ class NativeUpdate:
         native.contract(a, b, direction, out)
 
     @staticmethod
-    def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str) -> None:
-        native.contract(a, b, direction, grad, backward=True)
+    def contract_backward(grad: Tensor, a: Tensor, b: Tensor, direction: str, grads: tuple[Tensor, Tensor]) -> None:
+        native.contract(a, b, direction, grad, grads)
 
     def grads(self) -> list[Tensor | None]:
         return [s.result() for s in self.sums.values()]
@@ -207,7 +222,8 @@ def forward(
     direction: str,
     eps: float,
     implementation: str,
-) -> tuple[Tensor, Tensor]:
+    saves_projections: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The update, and p [b, c', n, n]. ``weight_in`` [4c', c]: rows of a, b, the gate of a, the gate of b."""
     parameters = (
         norm_in_weight, norm_in_bias, weight_in, bias_in, norm_out_weight, norm_out_bias, weight_out, bias_out,
@@ -216,13 +232,15 @@ def forward(
     update = make_update(parameters, eps, implementation)
     b, n, hidden = len(z), z.shape[1], update.hidden
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    product = z.new_empty(b, hidden, n, n)
-    ab = z.new_empty(2, hidden, n, n)
-    for x, keep, p, o in zip(z, [None] * b if mask is None else mask.flatten(1), product, out, strict=True):
+    product = empty_channels(z, b, hidden)
+    projections = empty_channels(z, 2 * b if saves_projections else 2, hidden)
+    pairs = projections.unflatten(0, (-1, 2)).expand(b, -1, -1, -1, -1)
+    rows = [None] * b if mask is None else mask.flatten(1)
+    for x, keep, p, o, ab in zip(z, rows, product, out, pairs, strict=True):
         update.project(x, keep, ab.view(2 * hidden, n * n))
         update.contract(ab[0], ab[1], direction, p)
         update.output(x, p.view(hidden, n * n), o)
-    return out, product
+    return out, product, projections if saves_projections else z.new_empty(0)
 
 
 def backward(
@@ -240,9 +258,11 @@ def backward(
     bias_gate: Tensor | None,
     mask: Tensor | None,
     product: Tensor,
+    projections: Tensor,
     direction: str,
     eps: float,
     implementation: str,
+    saves_projections: bool,
     needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     parameters = (
@@ -252,23 +272,25 @@ def backward(
     update = make_update(parameters, eps, implementation, needs_grad[1:11])
     b, n, hidden = len(z), z.shape[1], update.hidden
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    ab, grad_product = z.new_empty(2, hidden, n, n), z.new_empty(hidden, n, n)
-    columns, grad_columns = ab.view(2 * hidden, n * n), grad_product.view(hidden, n * n)
-    for x, g, keep, p, o in zip(
-        z, grad, [None] * b if mask is None else mask.flatten(1), product, out, strict=True
-    ):  # fmt: skip
+    grads, grad_product = empty_channels(z, 2, hidden), empty_channels(z, 1, hidden)[0]
+    columns, grad_columns = grads.view(2 * hidden, n * n), grad_product.view(hidden, n * n)
+    pairs = projections.unflatten(0, (b, 2)) if saves_projections else [grads] * b
+    rows = [None] * b if mask is None else mask.flatten(1)
+    for x, g, keep, p, o, ab in zip(z, grad, rows, product, out, pairs, strict=True):
         update.output_backward(g, x, p.view(hidden, n * n), grad_columns, o)
-        update.project(x, keep, columns)
-        update.contract_backward(grad_product, ab[0], ab[1], direction)
+        if not saves_projections:
+            update.project(x, keep, columns)
+        update.contract_backward(grad_product, ab[0], ab[1], direction, (grads[0], grads[1]))
         update.project_backward(columns, x, keep, o)
     return fill_missing_grads(z, [out, *update.grads(), None])
 
 
-def fake_impl(
-    z: Tensor, norm_in_weight: Tensor, norm_in_bias: Tensor | None, weight_in: Tensor, *_: object
-) -> tuple[Tensor, Tensor]:
-    b, n = z.shape[:2]
-    return torch.empty(z.shape, dtype=z.dtype, device=z.device), z.new_empty(b, weight_in.shape[0] // 4, n, n)
+def fake_impl(z: Tensor, norm_in: Tensor, norm_in_bias: Tensor | None, weight_in: Tensor, *rest: object) -> tuple[
+    Tensor, ...
+]:  # fmt: skip
+    b, hidden = len(z), weight_in.shape[0] // 4
+    projections = empty_channels(z, 2 * b, hidden) if rest[-1] else z.new_empty(0)
+    return torch.empty(z.shape, dtype=z.dtype, device=z.device), empty_channels(z, b, hidden), projections
 
 
 CUSTOM_OP = define_custom_op("triangle_multiplication", forward, backward, fake_impl)

@@ -56,8 +56,9 @@ class Contraction(ctypes.Structure):
     """``ds4sci::Contraction`` of params.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("dtype", "threads", "channels", "n", "outgoing", "backward")),
-        *((name, ctypes.c_void_p) for name in ("gomp_parallel", "a", "b", "p")),
+        *((name, ctypes.c_int64) for name in ("dtype", "threads", "channels", "n", "outgoing")),
+        ("gomp_parallel", ctypes.c_void_p),
+        *((name, Columns) for name in ("a", "b", "p", "grad_a", "grad_b")),
     ]
 
 
@@ -118,15 +119,19 @@ def run(
     _call("ds4sci_triangle_multiplication", ctypes.byref(params), ctypes.c_int(FUNCTIONS.index(function)))
 
 
-def contract(a: Tensor, b: Tensor, direction: str, p: Tensor, *, backward: bool = False) -> None:
-    """Write the contraction of a and b to p, all [c', n, n] and contiguous.
+def contract(a: Tensor, b: Tensor, direction: str, p: Tensor, grads: tuple[Tensor, Tensor] | None = None) -> None:
+    """Write the contraction of a and b to p, all [c', n, n] with contiguous matrices.
 
-    ``backward``: p is the gradient of the result; a and b are replaced by their gradients.
+    ``grads``: p is the gradient of the result; write those of a and b to ``grads``, which may be a and b.
     """
     if not a.numel():
         return
-    assert all(x.is_contiguous() for x in (a, b, p))
+    tensors = {"a": a, "b": b, "p": p}
+    if grads is not None:
+        tensors |= {"grad_a": grads[0], "grad_b": grads[1]}
     params = Contraction(DTYPE_CODES[a.dtype], torch.get_num_threads(), len(a), a.shape[1], direction == "outgoing")
-    params.backward, params.gomp_parallel = backward, native.gomp_parallel()
-    params.a, params.b, params.p = (x.data_ptr() for x in (a, b, p))
+    params.gomp_parallel = native.gomp_parallel()
+    for name, tensor in tensors.items():
+        assert tensor[0].is_contiguous(), name
+        setattr(params, name, Columns(tensor.data_ptr(), tensor.stride(0)))
     _call("ds4sci_triangle_contraction", ctypes.byref(params))
