@@ -7,6 +7,7 @@ exist. ``tests/bench/test_longest_rows.py`` compares the peak with and without s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
-_SHAPES = {
+_SHAPES: dict[Any, Callable[..., tuple[int, ...]]] = {
     _aten.mm.default: lambda a, b: (a.shape[0], b.shape[1]),
     _aten.bmm.default: lambda a, b: (*a.shape[:2], b.shape[2]),
     _aten.addmm.default: lambda bias, a, b, **_: (a.shape[0], b.shape[1]),
