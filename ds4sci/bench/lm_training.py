@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +90,10 @@ def trainer_steps(
 def ds4sci_steps(
     kind: str, n: int, steps: int, document: int | None = None, *, sequence: int = 1,
     activation_budget: float | None = None, chunk_tokens: int | None = None, bf16: bool = False,
-    key_heads: int = HEADS,
+    key_heads: int = HEADS, step_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[list[float], int]:  # fmt: skip
-    """The same figures with ds4sci's engine: DeepSpeed, ZeRO 0, on the ranks that the environment variables define."""
+    """The same figures with ds4sci's engine: DeepSpeed, ZeRO 0, on the ranks that the environment variables define.
+    Each step runs in a ``step_context``."""
     import torch
 
     from ds4sci.losses.language import weighted_mean
@@ -120,9 +123,10 @@ def ds4sci_steps(
     times = []
     for _ in range(steps):
         start = time.perf_counter()
-        loss = weighted_mean(engine.deepspeed(batch), batch)
-        engine.backward(loss, 1 / context.sequence.data_size)
-        engine.step()
+        with step_context():
+            loss = weighted_mean(engine.deepspeed(batch), batch)
+            engine.backward(loss, 1 / context.sequence.data_size)
+            engine.step()
         times.append(time.perf_counter() - start)
     assert torch.isfinite(loss)
     peak = max(context.gather(peak_bytes() or 0))

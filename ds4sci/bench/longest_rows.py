@@ -22,8 +22,8 @@ from ds4sci.train.distributed import free_port, rank_variables
 COMMAND = "longest_rows"
 MEMORY_LIMIT = 8e9
 """Bytes that a process may hold."""
-DOCUMENT = 1024
-"""Tokens per document in ds4sci's rows. A test compares the memory with that of one whole document."""
+DOCUMENT = 128
+"""Tokens per document in ds4sci's rows."""
 CHUNK = 1024
 """Tokens of ``model.chunk_tokens``."""
 MODELS: dict[str, dict[str, Any]] = {
@@ -51,6 +51,12 @@ def command(
         list[str] | None,
         typer.Option("--model", metavar="NAME", help=f"{'; '.join(MODELS)}. Repeatable. Default: all."),
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", metavar="NAME", help=f"{'; '.join(METHODS)}. Repeatable. Default: all. Trainer always runs."
+        ),
+    ] = None,
     quick: Quick = False,
 ) -> None:
     """Longest row that a language model trains on in 8 GB per process: ds4sci and Hugging Face's Trainer."""
@@ -58,36 +64,42 @@ def command(
         if name not in MODELS:
             raise ValueError(f"--model {name}: unknown model; expected one of: {'; '.join(MODELS)}")
     models = model or list(MODELS)
-    methods = ["Trainer", "ds4sci, chunks"] if quick else list(METHODS)
+    for name in method or ():
+        if name not in METHODS:
+            raise ValueError(f"--method {name}: unknown method; expected one of: {'; '.join(METHODS)}")
+    chosen = method or (["ds4sci, chunks"] if quick else METHODS)
+    methods = [name for name in METHODS if name == "Trainer" or name in chosen]
     rows: list[list[Any]] = []
     for name in models:
         found: dict[str, int] = {}
-        for method in methods:
-            print(f"ds4sci: the longest row, {name}, {method} …", file=sys.stderr, flush=True)
-            peak, ranks = _probe(name, method), METHODS[method].get("sequence", 1)
+        for way in methods:
+            print(f"ds4sci: the longest row, {name}, {way} …", file=sys.stderr, flush=True)
+            peak, ranks = _probe(name, way), METHODS[way].get("sequence", 1)
             first, limit = (2048, 1.5e9) if quick else (32768 * ranks, MEMORY_LIMIT)
-            found[method] = find_longest(peak, first=first, limit=limit)
-            rows.append([name, method, found[method], found[method] / found["Trainer"]])
-            measurement = _measurement(model or (), rows, json.name)
+            found[way] = find_longest(peak, first=first, limit=limit)
+            rows.append([name, way, found[way], found[way] / found["Trainer"]])
+            measurement = _measurement({"model": model or (), "method": method or ()}, rows, json.name)
             write(json, asdict(measurement))
     show(measurement, json)
 
 
-def _measurement(models: Sequence[str], rows: list[list[Any]], file: str) -> Measurement:
+def _measurement(options: dict[str, Sequence[str]], rows: list[list[Any]], file: str) -> Measurement:
     return Measurement(
         name="longest_rows",
         title="Longest row that trains in 8 GB per process, 4 layers, width 256",
-        command="ds4sci bench longest_rows" + "".join(f' --model "{name}"' for name in models) + f" --json {file}",
+        command="ds4sci bench longest_rows"
+        + "".join(f' --{key} "{name}"' for key, names in options.items() for name in names)
+        + f" --json {file}",
         columns=COLUMNS,
         rows=rows,
         notes=[
             "exact to 2 %, found by running steps; this measures memory, not time. bf16: Trainer's is autocast, "
             "ds4sci's DeepSpeed's, with fp32 weights in the optimizer",
             f"chunks: model.chunk_tokens = {CHUNK:,}; 2 ranks: parallel.sequence = 2, each with 8 GB",
-            f"ds4sci's rows consist of documents of {DOCUMENT:,} tokens; one whole document needs the same memory (to "
-            "2 %, tests/bench/test_lm_step.py). Of a masked row, the last quarter is padding",
-            "Trainer's causal attention is replaced by a stand-in that allocates and saves the same tensors without "
-            "computing them",
+            f"ds4sci's rows consist of documents of {DOCUMENT:,} tokens. Of one whole document, attention packs keys: "
+            "0.64 KB more per token and thread. Of a masked row, the last quarter is padding",
+            "in all methods, matrix products return zeros without arithmetic, and so does Trainer's causal attention: "
+            "the tensors are the same (peaks agree to 3 %, tests/bench/test_longest_rows.py)",
         ],
     )
 
@@ -102,7 +114,7 @@ def _probe(model: str, method: str) -> Callable[[int], int]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=limit_memory) as pool:
             try:
                 if method.startswith("ds4sci"):
-                    return pool.submit(_ds4sci_memory, n, arguments | more).result()
+                    return pool.submit(ds4sci_memory, n, arguments | more).result()
                 return pool.submit(trainer_memory, n=n, **arguments, **more).result()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -112,41 +124,23 @@ def _probe(model: str, method: str) -> Callable[[int], int]:
     return peak
 
 
-def _ds4sci_memory(n: int, arguments: dict[str, Any]) -> int:
-    return ds4sci_steps(n=n, steps=1, document=DOCUMENT, **arguments)[1]
+def ds4sci_memory(n: int, arguments: dict[str, Any]) -> int:
+    """Peak bytes of a step with ds4sci, without the arithmetic of matrix products."""
+    from ds4sci.bench.stand_ins import ProductStandIn
+
+    return ds4sci_steps(n=n, steps=1, document=DOCUMENT, step_context=ProductStandIn, **arguments)[1]
 
 
 def trainer_memory(kind: str, n: int, checkpointed: bool, **more: Any) -> int:
-    """Peak bytes of a step with ``Trainer``. Causal attention is replaced by ``attention_stand_in``."""
+    """Peak bytes of a step with ``Trainer``, without the arithmetic of matrix products and causal attention."""
     import torch
+
+    from ds4sci.bench.stand_ins import ProductStandIn, attention_stand_in
 
     if kind == "causal_lm":
         torch.nn.functional.scaled_dot_product_attention = attention_stand_in  # type: ignore[assignment]
-    return trainer_steps(kind, n, checkpointed, 1, **more)[1]
-
-
-def attention_stand_in(
-    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, **_: Any
-) -> Any:
-    """Allocate and save the tensors of torch's fused attention without its arithmetic, which takes hours at the lengths
-    of the search."""
-    import torch
-
-    class StandIn(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, q: Any, k: Any, v: Any) -> Any:
-            out = torch.empty_like(q).copy_(v)
-            lse = torch.zeros(q.shape[:-1])
-            ctx.save_for_backward(q, k, v, out, lse)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, grad: Any) -> Any:
-            q, k, v, _, _ = ctx.saved_tensors
-            return torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(v).copy_(grad)
-
-    assert attn_mask is None
-    return StandIn.apply(q, k, v)
+    with ProductStandIn():
+        return trainer_steps(kind, n, checkpointed, 1, **more)[1]
 
 
 def _two_ranks(n: int, arguments: dict[str, Any]) -> int:
@@ -158,7 +152,7 @@ def _two_ranks(n: int, arguments: dict[str, Any]) -> int:
 
 def _step_of_rank(rank: int, port: int, n: int, arguments: dict[str, Any]) -> int:
     os.environ.update(rank_variables(rank, 2, port))
-    return _ds4sci_memory(n, arguments)
+    return ds4sci_memory(n, arguments)
 
 
 def find_longest(
@@ -166,12 +160,14 @@ def find_longest(
 ) -> int:
     """Largest multiple of ``step`` whose peak is within ``limit`` bytes, to 2 %.
 
-    Three lengths decide whether memory grows linearly or quadratically. The length at which that curve meets the limit
-    is measured, and then refined by linear interpolation between the lengths on both sides of the limit.
+    Three short lengths decide whether memory grows linearly or quadratically. The length at which that curve meets the
+    limit is measured, and then refined by linear interpolation between the lengths on both sides of the limit.
     """
     known: dict[int, int] = {}
 
     def measured(n: int) -> int:
+        if n in known:
+            return known[n]
         print(f"ds4sci:   {n:,} {unit} …", end="", file=sys.stderr, flush=True)
         known[n] = peak(n)
         print(f" {known[n] / 1e9:.2f} GB", file=sys.stderr, flush=True)
@@ -179,8 +175,11 @@ def find_longest(
 
     while measured(first) > 0.5 * limit and first > step:
         first //= 2
-    a, b, c = first, first * 3 // 2, first * 2
-    first_slope, second_slope = ((measured(y) - known[x]) / (y - x) for x, y in ((a, b), (b, c)))
+    # four times the length takes at most four times the memory of twice the length
+    fits = 4 * measured(2 * first) <= limit
+    measured(4 * first if fits else first * 3 // 2)
+    a, b, c = sorted(known)[:3]
+    first_slope, second_slope = ((known[y] - known[x]) / (y - x) for x, y in ((a, b), (b, c)))
     quadratic = (second_slope - first_slope) / (c - a) if second_slope > 1.15 * first_slope else 0.0
     slope = first_slope - quadratic * (a + b) if quadratic else (known[c] - known[a]) / (c - a)
     available = 0.99 * limit - known[a] + slope * a + quadratic * a * a  # = slope·n + quadratic·n²

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from ds4sci.models.huggingface import attention, loading, parts
 from ds4sci.models.huggingface.call_convention import PACKED, CallConvention, ModelFactory
@@ -207,7 +208,8 @@ class LanguageModel(nn.Module):
             )
         if chunks and self.training:
             assert chunk_tokens is not None
-            attention.set_chunks(model.layers, chunk_tokens, offload=self.config.offload)
+            again = functools.partial(self._first_input, batch, (torch.get_rng_state(), *get_device_states(tokens)))
+            attention.set_chunks(model.layers, chunk_tokens, offload=self.config.offload, first_input=again)
         else:
             plan = None
             if self._recomputes:
@@ -218,13 +220,27 @@ class LanguageModel(nn.Module):
             # a token of a causal model depends on no later token, hence on no padding
             mask = {} if self.kind == "causal_lm" else {"attention_mask": parts.attention_mask(batch)}
             return model.backbone(input_ids=tokens, **mask, **model.backbone_arguments)[0]
-        positions = shard(batch.position_ids) + self.convention.first_position
+        return self._call_backbone(batch)[0]
+
+    def _call_backbone(self, batch: LanguageBatch) -> Any:
+        """Call the backbone on this rank's shard of packed rows."""
+        model, shard = self._parts[0], self.group.shard
+        positions = shard(batch.position_ids)
+        if self.convention.first_position:
+            positions = positions + self.convention.first_position
         if batch.rope_factor != 1.0:
             positions = positions / batch.rope_factor
         layout = attention.Layout(batch.doc_spans, self.group)
         with attention.use_layout(layout), self._token_dropout.scaled(batch, shard):
-            out = model.backbone(input_ids=tokens, position_ids=positions, **model.backbone_arguments)
-        return out[0]
+            return model.backbone(input_ids=shard(batch.input_ids), position_ids=positions, **model.backbone_arguments)
+
+    def _first_input(self, batch: LanguageBatch, rng_states: tuple[Tensor, list[int], list[Tensor]]) -> Tensor:
+        """The input of the first layer, computed again with the random numbers of the forward pass."""
+        on_cpu, devices, on_devices = rng_states
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(on_cpu)
+            set_device_states(devices, on_devices)
+            return attention.input_of_layer(self.layers[0], functools.partial(self._call_backbone, batch))
 
     def check_lengths(self, batch: LanguageBatch) -> None:
         """Raises ValueError for a document longer than the model's positions or windows allow, and for rows of several

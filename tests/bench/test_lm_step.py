@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
-import torch
 
-from ds4sci.bench import lm_step, lm_training, longest_rows
+from ds4sci.bench import lm_step, lm_training
 from ds4sci.models import language
 
 
@@ -33,45 +30,6 @@ def test_documents_cover_the_row() -> None:
     assert (batch.labels[0, [39, 79, 99]] == -100).all()
     masked = lm_training.ds4sci_batch("masked_lm", 100, None)
     assert masked.doc_spans.tolist() == [[0, 75]]
-
-
-@pytest.mark.parametrize("power", [1, 2])
-@pytest.mark.parametrize("limit", [17_000, 300_000])
-def test_search_finds_the_longest_row_that_fits(limit, power) -> None:
-    """For memory that grows linearly or quadratically, on top of a constant."""
-    base = 0.05 * longest_rows.MEMORY_LIMIT
-    calls = []
-
-    def peak(n: int) -> int:
-        calls.append(n)
-        return int(base + (longest_rows.MEMORY_LIMIT - base) * (n / limit) ** power)
-
-    found = longest_rows.find_longest(peak)
-    assert limit * 0.93 <= found <= limit
-    assert len(calls) <= 10
-
-
-def test_attention_stand_in_has_the_shapes_of_attention() -> None:
-    q, k, v = (torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3))
-    longest_rows.attention_stand_in(q, k, v).sum().backward()
-    assert all(x.grad is not None and x.grad.shape == x.shape for x in (q, k, v))
-
-
-@pytest.mark.nightly
-def test_simplifications_of_the_search_do_not_change_memory() -> None:
-    """One document and several documents; Trainer with torch's attention and with the stand-in."""
-
-    def fresh(function, *arguments):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(function, *arguments).result()
-
-    for kind in lm_training.KINDS:
-        whole = fresh(lm_training.ds4sci_steps, kind, 24576, 2)[1]
-        assert fresh(lm_training.ds4sci_steps, kind, 24576, 2, longest_rows.DOCUMENT)[1] == pytest.approx(
-            whole, rel=0.03
-        )
-    real = fresh(lm_training.trainer_steps, "causal_lm", 8192, False, 2)[1]
-    assert fresh(longest_rows.trainer_memory, "causal_lm", 8192, False) == pytest.approx(real, rel=0.03)
 
 
 @pytest.mark.nightly

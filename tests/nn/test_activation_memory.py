@@ -90,3 +90,31 @@ def test_freed_tensors_return_to_the_system() -> None:
         [sys.executable, "-c", FREED_TENSORS], capture_output=True, text=True, timeout=120, check=True
     )
     assert float(done.stdout) < 6
+
+
+PAGE_FAULTS = """
+import resource
+import torch
+from ds4sci.nn import activation_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+        torch.ones(6 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with activation_memory.reuse_freed_tensors():
+    pass  # without effect
+activation_memory.return_freed_tensors()
+returned = faults()
+with activation_memory.reuse_freed_tensors():
+    reused = faults()
+print(returned, reused)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is set for glibc only")
+def test_chunks_reuse_the_memory_of_freed_tensors() -> None:
+    done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, timeout=120, check=True)
+    returned, reused = map(int, done.stdout.split())
+    assert reused < returned / 4

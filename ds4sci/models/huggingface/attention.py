@@ -85,11 +85,13 @@ def checkpoint_layer(
 
 def chunk_layer(
     layer: Any, function: functools.partial[Any], *args: Any, chunk_tokens: int, overwrites: bool = False,
-    offload: bool = False,
+    offload: bool = False, recompute_x: Iterator[Callable[[], Tensor]],
 ) -> Any:  # fmt: skip
     """Call a Hugging Face layer on ``chunk_tokens`` tokens at a time (``chunked_layer``).
 
-    offload  keep the layer's inputs in host memory until the backward pass
+    offload      keep the layer's inputs in host memory until the backward pass
+    recompute_x  for each call of the layer, a function that returns its input again; kept are the inputs of calls
+                 beyond the last function
     """
     layout = _current
     assert layout is not None
@@ -106,22 +108,54 @@ def chunk_layer(
             use_chunk=use_chunk,
             overwrites=overwrites,
             group=layout.group,
+            recompute_x=next(recompute_x, None),
         )
 
 
-def set_chunks(layers: Sequence[Any], chunk_tokens: int, *, offload: bool = False) -> None:
+def set_chunks(
+    layers: Sequence[Any], chunk_tokens: int, *, offload: bool = False,
+    first_input: Callable[[], Tensor] | None = None,
+) -> None:  # fmt: skip
     """Have each of ``layers``, of transformers' ``GradientCheckpointingLayer``, called by ``chunk_layer``.
 
-    Memory is largest in the backward pass of the last layer, whose gradient is written over its input, unless hooks
-    might have kept that.
+    first_input  function that computes the input of the first layer again in the backward pass, instead of keeping it
     """
-    hooks = [hook for layer in layers[-2:] for hook in (*layer._forward_hooks, *layer._forward_pre_hooks)]
+    has_hooks = any(
+        getattr(layer, kind)
+        for layer in layers
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    )
+    first = iter([] if first_input is None else [first_input])  # ALBERT calls one layer many times
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = functools.partial(
-            chunk_layer, layer, chunk_tokens=chunk_tokens, offload=offload,
-            overwrites=layer is layers[-1] and len(layers) > 1 and not hooks,
+            chunk_layer, layer, chunk_tokens=chunk_tokens, offload=offload, overwrites=not has_hooks,
+            recompute_x=first if layer is layers[0] else iter(()),
         )  # fmt: skip
+
+
+class _LayerReached(Exception):
+    """A layer is called with the input ``x``."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+@torch.no_grad()
+def input_of_layer(layer: Any, call_backbone: Callable[[], Any]) -> Tensor:
+    """Return the input of the first call of ``layer`` in ``call_backbone``, which ends there."""
+
+    def stop(module: Any, args: tuple[Any, ...]) -> None:
+        raise _LayerReached(args[0])
+
+    handle = layer.register_forward_pre_hook(stop)
+    try:
+        call_backbone()
+    except _LayerReached as reached:
+        return reached.x
+    finally:
+        handle.remove()
+    raise AssertionError("unreachable: the backbone called the layer in the forward pass")
 
 
 def set_checkpointing(layers: Sequence[Any], runs: Sequence[RunLayer | None] | None, *, offload: bool = False) -> None:

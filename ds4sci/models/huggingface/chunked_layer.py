@@ -1,8 +1,9 @@
 """Layers of Hugging Face models on a part of the tokens at a time: ``model.chunk_tokens``.
 
 Of a whole row exist only the layer's input and output, the keys and values of its attention, and in the backward pass
-their gradients. Everything else, such as queries, MLPs and norms, exists for one chunk. The code of the layer is not
-edited: it is called on the chunk's tokens, and ds4sci's attention joins the chunk's queries to the stored keys.
+their gradients; the gradient of the input is written over that of the output. Everything else, such as queries, MLPs
+and norms, exists for one chunk. The code of the layer is not edited: it is called on the chunk's tokens, and ds4sci's
+attention joins the chunk's queries to the stored keys.
 
     forward   causal: chunk after chunk; the keys of a chunk are stored before its queries attend.
               bidirectional: first all chunks up to their keys, then all chunks.
@@ -32,6 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from ds4sci.kernels.varlen_attention.chunks import Queries
 from ds4sci.nn.activation_budget import keep_all
+from ds4sci.nn.activation_memory import reuse_freed_tensors
 from ds4sci.parallel.groups import SINGLE_RANK, SequenceGroup
 from ds4sci.parallel.ulysses import HeadExchange
 
@@ -154,20 +156,22 @@ class _Attention(torch.autograd.Function):
 def run_chunked(
     function: functools.partial[Any], x: Tensor, *args: Any, chunk_tokens: int, layer: nn.Module,
     use_chunk: Callable[[Chunk], contextlib.AbstractContextManager[None]], overwrites: bool = False,
-    group: SequenceGroup = SINGLE_RANK,
+    group: SequenceGroup = SINGLE_RANK, recompute_x: Callable[[], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """Call a layer on ``chunk_tokens`` tokens of one row of x ``[b, n, c]`` at a time, forward and backward.
 
     function   the layer, with its keyword arguments, as ``GradientCheckpointingLayer`` passes it
     layer      the module whose parameters get gradients
     use_chunk  context in which ds4sci's attention uses a chunk
-    overwrites  whether backward of a causal layer may write the gradient of x over x. A second backward through the
-                same graph then raises RuntimeError
+    overwrites  whether backward may write the gradient of x over that of the output, if no other tensor shares its
+                memory. False where a Python hook might keep the gradient
     group      ranks that the rows are sharded across; x is this rank's part. Collective
+    recompute_x  function that returns x again, called once in backward; x is then not kept
 
     Raises ValueError for arguments that cannot be divided by tokens.
     """
-    runner = _Runner(function, args, chunk_tokens, layer, use_chunk, (x.shape[0], x.shape[1]), overwrites, group)
+    shape = x.shape[0], x.shape[1]
+    runner = _Runner(function, args, chunk_tokens, layer, use_chunk, shape, overwrites, group, recompute_x)
     parameters = [p for p in layer.parameters() if p.requires_grad]
     out: Tensor = _Layer.apply(runner, parameters, x, *parameters)
     return out
@@ -177,15 +181,29 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, runner: _Runner, parameters: list[Tensor], x: Tensor, *inputs: Tensor) -> Tensor:
         ctx.runner, ctx.parameters = runner, parameters
-        ctx.save_for_backward(x)
-        return runner.forward(x)
+        ctx.save_for_backward(*([] if runner.recompute_x else [x]))
+        with reuse_freed_tensors():
+            return runner.forward(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (x,) = ctx.saved_tensors
-        grad_x, grads = ctx.runner.backward(x, grad, ctx.parameters)
+        runner = ctx.runner
+        with reuse_freed_tensors():
+            x = ctx.saved_tensors[0] if runner.recompute_x is None else runner.input_again()
+            grad_x, grads = runner.backward(x, grad, ctx.parameters)
         return None, None, grad_x if ctx.needs_input_grad[2] else None, *grads
+
+
+def _has_one_owner(x: Tensor) -> bool:
+    """Whether ``x``, of one Python variable, owns all its memory alone. False if torch cannot tell."""
+    if x._base is not None or not x.is_contiguous() or x.untyped_storage().nbytes() != x.nbytes:
+        return False
+    counts = getattr(x, "_use_count", None), getattr(torch._C, "_storage_Use_Count", None)
+    if None in counts:
+        return False
+    storage = x.untyped_storage()  # one more owner of the memory
+    return x._use_count() == 1 and torch._C._storage_Use_Count(storage._cdata) <= 2  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -200,7 +218,7 @@ class _Runner:
     shape: tuple[int, int]
     overwrites: bool
     group: SequenceGroup
-    is_spent: bool = False
+    recompute_x: Callable[[], Tensor] | None
 
     def __post_init__(self) -> None:
         rows, n = self.shape
@@ -232,10 +250,14 @@ class _Runner:
         assert out is not None
         return out
 
+    def input_again(self) -> Tensor:
+        assert self.recompute_x is not None
+        assert self.autocast is not None
+        with torch.autocast(**self.autocast):
+            return self.recompute_x()
+
     def backward(self, x: Tensor, grad: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the gradients of x and of the parameters."""
-        if self.is_spent:
-            raise RuntimeError("model.chunk_tokens: a second backward pass through the same graph is not possible")
         chunk = Chunk(self.group, *self.shape)
         with torch.no_grad():
             for i in range(len(self.parts)):
@@ -246,10 +268,9 @@ class _Runner:
             torch.zeros(y.shape, dtype=torch.promote_types(y.dtype, torch.float32), device=y.device)
             for y in (chunk.keys, chunk.values)
         )
-        # Without such keys, the input of a chunk is not needed after its backward. If another operation has saved x,
-        # autograd raises an error there, as x has been modified.
-        self.is_spent = self.overwrites and not chunk.all_keys_first
-        grad_x = x.detach() if self.is_spent else torch.empty_like(x)
+        # the gradient of a chunk's output is not needed after its backward
+        fits = grad.shape == x.shape and grad.dtype == x.dtype
+        grad_x = grad.detach() if self.overwrites and fits and _has_one_owner(grad) else torch.empty_like(x)
         sums: list[Tensor | None] = [None] * len(parameters)
 
         def add(i: int, outputs: list[Tensor], grads: list[Tensor], own: Tensor, first: bool) -> None:

@@ -14,7 +14,10 @@ from torch import nn
 
 from ds4sci.kernels.varlen_attention.chunks import Queries
 from ds4sci.models import language
+from ds4sci.models.huggingface.attention import Layout, chunk_layer, packed_attention, use_layout
 from ds4sci.models.huggingface.chunked_layer import run_chunked
+from ds4sci.parallel.groups import SINGLE_RANK
+from ds4sci.planner.trace import Recorder
 from tests.support import language_oracle as oracle
 
 KINDS = {"causal_lm": oracle.LLAMA, "masked_lm": oracle.ESM}
@@ -92,6 +95,11 @@ OPT = {
     "word_embed_proj_dim": 32, "attention_dropout": 0.0, "dropout": 0.3,
 }  # fmt: skip
 """Its layers call ``nn.functional.dropout``."""
+BERT = {
+    "model_type": "bert", "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 5, "intermediate_size": 64,
+    "hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+"""Its embeddings have dropout."""
 DROPOUT = {
     "masked_lm": (oracle.ESM | {"hidden_dropout_prob": 0.3}, "model.esm.encoder.layer.0.attention.self.value.weight"),
     "causal_lm": (OPT, "model.model.decoder.layers.0.self_attn.v_proj.weight"),
@@ -123,18 +131,62 @@ def test_dropout_is_the_same_in_every_pass(kind: str) -> None:
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_hidden_states_that_hooks_keep_are_not_overwritten(offload: bool) -> None:
-    """Without hooks, a second backward pass is refused rather than wrong."""
-    model = oracle.model("causal_lm", oracle.LLAMA, torch.float64, chunk_tokens=16, offload=offload).train()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_backward_pass_gives_the_same_gradients(kind: str, offload: bool) -> None:
+    """Of the first layer's input too, which is computed again with the same random numbers."""
+    config = BERT if kind == "masked_lm" else OPT
+    model = oracle.model(kind, config, torch.float64, chunk_tokens=16, offload=offload).train()
+    loss = model(oracle.batch(kind, ROWS["two rows"], 64)).losses.mean()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    first = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+    torch.rand(3)
+    with torch.no_grad():
+        model(oracle.batch(kind, [[9]], 16, seed=1))  # a short row sets the layers back
+    for one, again in zip(first, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+        assert one is again is None or torch.equal(one, again)
+
+
+def test_gradients_that_others_hold_are_not_overwritten() -> None:
+    model = oracle.model("causal_lm", oracle.LLAMA, torch.float64, chunk_tokens=16).train()
     batch = oracle.batch("causal_lm", ROWS["packed"], 64)
-    loss = model(batch).losses.mean()
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match=r"second backward pass|modified by an inplace operation"):
-        loss.backward()
     seen: list[torch.Tensor] = []
-    model.layers[0].register_forward_hook(lambda module, given, out: seen.extend((out.detach(), out.detach().clone())))
+    model.layers[0].register_full_backward_hook(lambda module, given, out: seen.extend((out[0], out[0].clone())))
     model(batch).losses.mean().backward()
     assert torch.equal(seen[0], seen[1])
+    x = torch.randn(1, 64, 4, requires_grad=True)
+    attention = functools.partial(lambda x: packed_attention(nn.Identity(), *[x[:, None]] * 3)[0][:, :, 0])
+    for shares in (True, False):
+        with use_layout(Layout(batch.doc_spans, SINGLE_RANK)):
+            layer = functools.partial(chunk_layer, nn.Identity(), attention, chunk_tokens=16, recompute_x=iter(()))
+            out = layer(x, overwrites=True)
+        grad = torch.randn(out.shape)
+        before = grad.clone()
+        ((out + out.detach()) if shares else out).backward(grad)
+        assert torch.equal(grad, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_a_token(kind: str) -> None:
+    """Of a whole row exist at most: all inputs of layers but the first, one gradient of hidden states, keys and values
+    with their gradients (or what the last norm needs: its input, output, and their gradients, one twice), and cosines
+    and sines."""
+    layers, spare = 4, 48
+    config = KINDS[kind] | {"num_hidden_layers": layers}
+    hidden = 4 * config["hidden_size"]
+    keys = 4 * 8 * config.get("num_key_value_heads", config["num_attention_heads"])
+    last_norm = 5 * hidden if kind == "causal_lm" else 0
+
+    def peak(n: int) -> int:
+        model = oracle.model(kind, config, chunk_tokens=16, tile_size=16).train()
+        batch = oracle.batch(kind, [[n]], n)
+        recorder = Recorder()
+        recorder.ignore(list(model.parameters()))
+        with recorder:
+            model(batch).losses.sum().backward()
+        return recorder.peak
+
+    per_token = (peak(768) - peak(512)) / 256
+    assert per_token <= (layers - 1) * hidden + max(hidden + 4 * keys, last_norm) + 2 * 4 * 8 + spare
 
 
 def test_short_rows_and_evaluation_run_as_before() -> None:
