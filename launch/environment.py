@@ -126,11 +126,16 @@ def check_venv_module() -> None:
         )
 
 
-def note_missing_compiler() -> None:
-    """Report which optional features need the missing C++ compiler."""
+def build_kernels() -> None:
+    """Build the native kernels, which otherwise the first training step does; report a missing C++ compiler."""
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         log("no C++ compiler: native kernels and DeepSpeed's shared-memory collectives are disabled.")
         log("To enable them: sudo apt-get install -y g++")
+        return
+    program = "from ds4sci.kernels import native; native.build_all()"
+    done = subprocess.run([str(VENV / "bin" / "python"), "-c", program], check=False)
+    if done.returncode:
+        log("the native kernels were not built (see above); plain torch takes their place where it can")
 
 
 @contextlib.contextmanager
@@ -174,7 +179,7 @@ def main() -> None:
         partial.write_text(json.dumps(stamp, indent=1), encoding="utf-8")
         partial.replace(STAMP)
         log(f"ready after {time.monotonic() - started:.0f} s")
-        note_missing_compiler()
+        build_kernels()
 
 
 if __name__ == "__main__":

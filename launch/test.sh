@@ -5,4 +5,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ds4sci_root"
+# Builds the kernels before tests with time limits need them. What cannot be built, the tests name.
+python -c "from ds4sci.kernels import native; native.build_all()" || true
 exec python -m pytest -m "not gpu and not nightly" -n 3 --no-loadscope-reorder --durations=15 "$@"

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,36 +179,51 @@ def build(name: str, target: Isa, *, rebuild: bool = False) -> Path:
     return library
 
 
+def operations() -> list[str]:
+    """Operations with C++ code."""
+    folders = sources(SHARED).parent.iterdir()
+    return sorted(folder.name for folder in folders if (folder / ENTRY).is_file())
+
+
+def build_all() -> None:
+    """Build every operation for this machine, as many at a time as there are cores. Raises BuildError.
+
+    Otherwise the first step of a training builds one operation after the other.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in pool.map(lambda name: build(name, isa()), operations()):
+            pass
+
+
 def prebuild(into: Path) -> list[Path]:
     """Build every operation for every instruction set of this processor family, for a wheel. Raises BuildError."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     into.mkdir(parents=True, exist_ok=True)
     libraries = []
-    for folder in sorted(sources(SHARED).parent.iterdir()):
-        if (folder / ENTRY).is_file():
-            for target in ISAS:
-                if x86 or not target.needs:
-                    libraries.append(into / _library(folder.name, target))
-                    _compile(folder.name, target, compiler(), [], libraries[-1])
+    for name in operations():
+        for target in ISAS:
+            if x86 or not target.needs:
+                libraries.append(into / _library(name, target))
+                _compile(name, target, compiler(), [], libraries[-1])
     return libraries
 
 
 def _compile(name: str, target: Isa, cxx: str, extra: list[str], library: Path) -> None:
     command = [cxx, *flags(target), *extra, str(sources(name) / ENTRY)]
-    print(f"ds4sci: building {name} for {target.name}, once …", end="", file=sys.stderr, flush=True)
+    print(f"ds4sci: building {name} for {target.name}, once …", file=sys.stderr, flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         partial = Path(scratch) / library.name
         done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True, check=False)
         if done.returncode:
-            print(" failed", file=sys.stderr)
             raise BuildError(
                 f"{name}: compilation for {target.name} failed with exit code {done.returncode}; set CXX to another "
                 f"compiler{', correct DS4SCI_CXXFLAGS' if extra else ''} or set DS4SCI_ISA=portable.\n"
                 f"{shlex.join(command)}\n{done.stderr[-2000:]}"
             )
         partial.replace(library)
-    print(f" {time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(f"ds4sci: built {name} in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
 @functools.cache

@@ -77,6 +77,20 @@ def test_the_versions_of_the_interface_are_equal() -> None:
     assert f"ABI_VERSION = {native.ABI_VERSION};" in header
 
 
+def test_all_operations_are_built_at_once(compiler: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "operations", lambda: ["machine", "taylor_series"])
+    native.build_all()
+    built = {file.name.partition("-")[0] for file in cache.rglob("*.so")}
+    assert built == {"machine", "taylor_series"}
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("built twice"))
+    native.build_all()
+
+
+def test_operations_are_the_folders_with_an_entry() -> None:
+    assert {"evoformer_attention", "transition", "varlen_attention"} < set(native.operations())
+    assert native.SHARED not in native.operations()
+
+
 def test_a_library_of_an_older_version_is_built_again(
     compiler: str, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
