@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from ds4sci.bench.machine_limits import DTYPES, cpu_rates, dtype_name, machine_notes
+from ds4sci.bench.machine_limits import DTYPES, cpu_rates, dtype_name, is_bf16_emulated, machine_notes
 from ds4sci.bench.measurement import Measurement, spread, synchronize, time_alternately, write
 from ds4sci.bench.memory import peak_memory_mb
 from ds4sci.kernels import KERNELS
@@ -183,11 +183,12 @@ def run(
     sizes = EvoformerConfig(dropout_msa=0.0, dropout_pair=0.0).model_dump(exclude={"blocks"})
     config = BlockConfig(c_m=256, c_z=128, **sizes)
     rates = cpu_rates(device)
+    emulated = is_bf16_emulated(rates) and not quick
     measured: list[dict[str, Any]] = []
     for n in (16,) if quick else lengths:
         rows = 4 if quick else ROWS
         flops = product_flops(config, n, rows)
-        for dtype in DTYPES:
+        for dtype in DTYPES[:1] if emulated else DTYPES:
             kind = dtype_name(dtype)
             print(f"ds4sci: one block, n = {n}, {kind} …", file=sys.stderr, flush=True)
             step = BlockStep(config, n, dtype, device, rows)
@@ -210,6 +211,7 @@ def run(
             "memory minus the inputs",
             "share of the multiply-adds: the operations of plain torch's matrix products, without what a method "
             f"computes again ({', '.join(_flops_notes(measured))}), by the processor's rate",
+            *(["torch emulates bf16 products on this CPU: bf16 not measured"] if emulated else []),
             *_longest_notes(grown),
             *machine_notes(rates),
         ],

@@ -11,13 +11,12 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from ds4sci.bench.evoformer_attention import GROWTH_LENGTHS, OURS
-from ds4sci.bench.evoformer_block import LIMIT_MB, METHODS
+from ds4sci.bench.evoformer_block import LIMIT_MB
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 LENGTHS_SHOWN = (64, 128, 256, 512, 1024)
-LABELS = {"outside": "everything else"}
 
 
 def _short(dtype: str) -> str:
@@ -30,7 +29,7 @@ def plot(path: Path) -> Path:
     named = {"lm": language_model, "zcs": derivatives, "cogsim": cogsim}
     draw = data_selection if "quality" in saved else named.get(saved.get("name"))
     draw = roofline if "ceilings" in saved else draw
-    figure = draw(saved) if draw else block(saved) if "shares" in saved else attention(saved)
+    figure = draw(saved) if draw else block(saved) if "growth" in saved else attention(saved)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
@@ -202,7 +201,7 @@ def derivatives(saved: dict[str, Any]) -> Figure:
 
 
 def block(saved: dict[str, Any]) -> Figure:
-    """One Evoformer block: relative time of each method, shares of the time, memory and time against n."""
+    """One Evoformer block: relative time of each method, share of the multiply-adds, memory and time against n."""
     figure, ((bars, parts), (memory, seconds)) = plt.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
     cases = list(dict.fromkeys((r["n"], r["dtype"]) for r in saved["measured"]))
     names = [f"n {n}, {_short(dtype)}" for n, dtype in cases]
@@ -216,23 +215,14 @@ def block(saved: dict[str, Any]) -> Figure:
         )
     bars.set_xlabel("time relative to ds4sci, forward + backward")
     bars.legend(fontsize=8)
-    kinds = ("matrix products", "fused attention", "outside")
-    places = {
-        (n, dtype, method): i + 0.2 * (method == "ds4sci") for i, (n, dtype) in enumerate(cases) for method in METHODS
-    }
-    left = [0.0] * len(saved["shares"])
-    for kind in kinds:
-        widths = [100 * r[kind] for r in saved["shares"]]
-        parts.barh(
-            [places[r["n"], r["dtype"], r["method"]] * 1.0 for r in saved["shares"]],
-            widths,
-            0.18,
-            left,
-            label=LABELS.get(kind, kind),
-        )
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    parts.set_xlabel("% of the time (upper bar: plain, lower bar: ds4sci)")
-    parts.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    for i, method in enumerate(methods):
+        shares = {
+            (r["n"], r["dtype"]): 100 * r["flops"] / (r["seconds"] * saved["rates"][f"multiply-adds {r['dtype']}"])
+            for r in saved["measured"]
+            if r["method"] == method
+        }
+        parts.barh([k + 0.2 * (i - 1.5) for k in range(len(cases))], [shares[c] for c in cases], 0.19, label=method)
+    parts.set_xlabel("% of the processor's multiply-adds")
     for axis in (bars, parts):
         axis.set_yticks(range(len(cases)), names)
         axis.invert_yaxis()
