@@ -15,7 +15,7 @@ from torch import Tensor
 from ds4sci.kernels import native
 
 NAME = "taylor_series"
-_COUNTS = ("elements", "coefficients", "derivatives", "products", "groups", "terms", "pairs")
+_COUNTS = ("elements", "coefficients", "products", "groups", "terms", "pairs")
 _ARRAYS = ("product", "group", "term", "pair")
 
 
@@ -120,7 +120,7 @@ def _run(u: Tensor, derivatives: Sequence[Tensor], sums: Sums, grad: Tensor | No
     pointers = (ctypes.c_void_p * len(kept))(*(x.data_ptr() for x in kept))
     arrays = [getattr(sums, name) for name in _ARRAYS]
     params = Params(
-        max(1, torch.get_num_threads()), u.dtype == torch.float64, u[0].numel(), sums.coefficients, len(kept),
+        max(1, torch.get_num_threads()), u.dtype == torch.float64, u[0].numel(), sums.coefficients,
         *map(len, arrays), native.gomp_parallel(),
         *map(ctypes.addressof, arrays), u.data_ptr(), ctypes.addressof(pointers),
         None if grad is None else grad.data_ptr(), out.data_ptr(),

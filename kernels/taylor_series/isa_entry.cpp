@@ -24,7 +24,7 @@ static const ds4sci::AbiField ABI_FIELDS[] = {
     DS4SCI_ABI_STRUCT(Term), DS4SCI_ABI_FIELD(Term, monomial), DS4SCI_ABI_FIELD(Term, factor),
     DS4SCI_ABI_STRUCT(Pair), DS4SCI_ABI_FIELD(Pair, sum), DS4SCI_ABI_FIELD(Pair, first), DS4SCI_ABI_FIELD(Pair, second),
     DS4SCI_ABI_STRUCT(Params), DS4SCI_ABI_FIELD(Params, threads), DS4SCI_ABI_FIELD(Params, is_double),
-    DS4SCI_ABI_FIELD(Params, elements), DS4SCI_ABI_FIELD(Params, coefficients), DS4SCI_ABI_FIELD(Params, derivatives),
+    DS4SCI_ABI_FIELD(Params, elements), DS4SCI_ABI_FIELD(Params, coefficients),
     DS4SCI_ABI_FIELD(Params, products), DS4SCI_ABI_FIELD(Params, groups), DS4SCI_ABI_FIELD(Params, terms),
     DS4SCI_ABI_FIELD(Params, pairs), DS4SCI_ABI_FIELD(Params, gomp_parallel), DS4SCI_ABI_FIELD(Params, product),
     DS4SCI_ABI_FIELD(Params, group), DS4SCI_ABI_FIELD(Params, term), DS4SCI_ABI_FIELD(Params, pair),

@@ -14,7 +14,7 @@ struct Pair { int64_t sum, first, second; };              // α + β = γ as pos
 
 struct Params {
   int64_t threads, is_double;
-  int64_t elements, coefficients, derivatives, products, groups, terms, pairs;
+  int64_t elements, coefficients, products, groups, terms, pairs;
   void* gomp_parallel;  // GOMP_parallel of the OpenMP runtime that torch uses, or null
   const Product* product;
   const Group* group;
